@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -127,6 +127,11 @@ class Arrays(Mapping[str, Array]):
         self._arrays, self._roles, self._schema, self._digest = arrays, roles, None, None
         return self
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # bfloat16 knows no buffers, and what is pickled apart from the rest has to be one.
+        plain = {n: a.view(np.uint16) if a.dtype.name == "bfloat16" else a for n, a in self._arrays.items()}
+        return _unpickled, (plain, dict(self._roles), [n for n in plain if plain[n] is not self._arrays[n]])
+
     def __getitem__(self, name: str) -> Array:
         return self._arrays[name]
 
@@ -158,9 +163,6 @@ class Arrays(Mapping[str, Array]):
         )
 
     __hash__ = None  # type: ignore[assignment]
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Arrays, (self._arrays, self._roles)
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{name}: {spec}" for name, spec in list(self.schema.items())[:6])
@@ -253,6 +255,10 @@ def _read_only(name: object, value: Any) -> Array:
     view = array.view()
     view.flags.writeable = False
     return view
+
+
+def _unpickled(arrays: dict[str, Array], roles: Mapping[str, Role], brain_floats: Sequence[str]) -> Arrays:
+    return Arrays.trusted({n: a.view(_dtype_of("BF16")) if n in brain_floats else a for n, a in arrays.items()}, roles)
 
 
 def _roles_of(arrays: Mapping[str, Any]) -> Mapping[str, Role]:

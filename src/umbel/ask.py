@@ -21,6 +21,10 @@ PerClient: TypeAlias = Value | Callable[[ClientId], Value]
 """A value, or a function of the client that is called when its task is sent."""
 
 
+SENT = ("model", "config", "inbox", "correction", "expects")
+"""The fields of an ask that its clients get, each a value or a function of the client."""
+
+
 @dataclass(frozen=True)
 class Correction:
     """What a training loop has to add to its local loss: ``proximal / 2 * |w - model|**2 + <linear, w>``.

@@ -6,7 +6,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from .app import App
@@ -22,7 +22,6 @@ from .coordinator import (
     Opened,
     Stopped,
     Ticked,
-    Wake,
 )
 from .errors import (
     ClientId,
@@ -51,7 +50,8 @@ from .events import (
 from .folds import Answer, total
 from .history import History
 from .journal import Journal, RunLog
-from .node.executor import OpenAsk
+from .node.account import Account
+from .node.executor import ClosedAsk
 from .node.seeding import generators_kept, seed_generators
 from .node.state import ClientStates
 from .randomness import Key
@@ -63,6 +63,8 @@ from .window import Window
 
 Reply = Answer | NothingToFold
 KEPT_CHECKPOINTS = 3
+REDRAWS = 30
+"""How often a cohort is drawn again for those in it who are not online."""
 
 
 @dataclass(slots=True)
@@ -121,7 +123,11 @@ class Conductor:
         self._clock = clock
         self._key = Key.from_seed(started.seed)
         self._coordinator = Coordinator()
-        self._session = federation.connect(app.client, started.settings["config"], self._key.derive("task"), states)
+        self._session = federation.connect(
+            app.client, started.settings["config"], self._key.derive("task"), states, clock
+        )
+        # Where time is virtual, deadlines and the log go by it.
+        self._now: Callable[[], float] = self._session.now or clock
         self._going: dict[int, Going] = {}
         self._lanes: set[str] = set()
         self._first_ask = 0
@@ -129,6 +135,7 @@ class Conductor:
         self._last_round = started.rounds
         self._finished: RunFinished | None = None
         self._best: tuple[int, Arrays] | None = None
+        self._account = Account()
         self._progress: Progress
         self._seconds = 0.0
 
@@ -156,11 +163,13 @@ class Conductor:
         if isinstance(checkpoint["state"], State):
             self._progress = Progress(checkpoint["state"], checkpoint["ask"], dict(checkpoint["transforms"]))
             self._restore_late(checkpoint["late"])
+            if checkpoint["clock"] is not None:
+                self._session.advance_to(checkpoint["clock"])
         else:
             self._progress = Progress(self.app.strategy.start(checkpoint["state"]["model"]))
         self._states.keep(self._progress.next_ask, self._recorded)
         if self._finished is None:
-            changed = changes(dict(self.started.software), software())
+            changed = changes(dict(self.started.software), software(self._federation.plan()))
             self._tell(RunResumed(run=self.started.run, round=self.round, rounds=self._last_round, changed=changed))
 
     def drive(self) -> RunFinished:
@@ -233,7 +242,7 @@ class Conductor:
 
     def interrupt(self) -> None:
         """Stop what is going on and say so in the log."""
-        self._coordinator.handle(Stopped(), self._clock())
+        self._coordinator.handle(Stopped(), self._now())
         self._tell(RunInterrupted(run=self.started.run, round=self.round), durable=True)
 
     def release(self) -> None:
@@ -272,6 +281,7 @@ class Conductor:
             )
         seconds = self._clock() - began
         self._seconds += seconds
+        account, self._account = self._account, Account()
         metrics: dict[str, float] = {}
         for answer in train:
             metrics.update(answer.metrics)
@@ -286,6 +296,8 @@ class Conductor:
                 test=tested,
                 seconds=round(seconds, 6),
                 failed=failed,
+                account=asdict(account),
+                clock=self._now() if self._session.now is not None else None,
             )
         )
 
@@ -348,6 +360,7 @@ class Conductor:
             "ask": progress.next_ask,
             "transforms": progress.transforms,
             "late": self._saved_late(),
+            "clock": self._now() if self._session.now is not None else None,
         }
         reference = self._journal.save(f"checkpoints/round-{event.round:04d}.safetensors", tree, durable=True)
         event = replace(event, checkpoint=reference)
@@ -389,18 +402,34 @@ class Conductor:
         while any(item.lane == lane for item in self._going.values()):
             lane = f"{lane}#{index}"
             ask = replace(ask, lane=lane)
-        drawn = ask.sampler.draw(self._federation.clients, self._key.derive("cohort", r, number))
-        cohort = tuple(drawn) if not hasattr(drawn, "tolist") else tuple(drawn.tolist())
-        if len(set(cohort)) < len(cohort):
-            raise SamplingError("the cohort has a client twice", hint="A sampler draws every client at most once.")
+        cohort = self._cohort(ask, self._key.derive("cohort", r, number))
         if lane not in progress.transforms:
             model = for_client(ask.model, cohort[0] if cohort else None)
             progress.transforms[lane] = ask.transform.init(model.schema if model is not None else None)
         state = progress.transforms[lane]
         digest = ask.digest(cohort) if self._journal.folder is not None else ""
         self._going[id] = item = Going(id, number, ask, lane, cohort, digest, self._clock(), state)
-        self._session.open(id, ask, r, number, ask.transform.send(state))
+        self._session.open(id, ask, r, number, ask.transform.send(state), cohort)
         return item
+
+    def _cohort(self, ask: Ask, key: Key) -> tuple[ClientId, ...]:
+        cohort = self._drawn(ask, key)
+        if all(map(self._session.online, cohort)):
+            return cohort
+        # Whoever is not online cannot be asked; others are drawn in their place, as far as the sampler finds any.
+        wanted, found = len(cohort), dict.fromkeys(filter(self._session.online, cohort))
+        for again in range(REDRAWS):
+            if len(found) >= wanted:
+                break
+            found.update(dict.fromkeys(filter(self._session.online, self._drawn(ask, key.derive("again", again)))))
+        return tuple(found)[:wanted]
+
+    def _drawn(self, ask: Ask, key: Key) -> tuple[ClientId, ...]:
+        drawn = ask.sampler.draw(self._federation.clients, key)
+        cohort = tuple(drawn) if not hasattr(drawn, "tolist") else tuple(drawn.tolist())
+        if len(set(cohort)) < len(cohort):
+            raise SamplingError("the cohort has a client twice", hint="A sampler draws every client at most once.")
+        return cohort
 
     def _open(self, item: Going, r: int) -> list[Command]:
         self._tell(AskOpened(ask=item.id, round=r, kind=item.ask.kind, clients=len(item.cohort)))
@@ -408,7 +437,7 @@ class Conductor:
         left = () if item.lane in self._lanes else self._progress.late.get(item.lane, ())
         self._lanes.add(item.lane)
         late = [(entry.task, entry.age) for entry in left]
-        return self._coordinator.handle(Opened(item.id, item.lane, item.cohort, item.ask.window, late), self._clock())
+        return self._coordinator.handle(Opened(item.id, item.lane, item.cohort, item.ask.window, late), self._now())
 
     def _replay(self, item: Going, record: AskClosed) -> None:
         if record.digest != item.digest:
@@ -419,7 +448,10 @@ class Conductor:
             )
         self._session.close(item.id)
         del self._going[item.id]
-        self._progress.late[item.lane] = [LateTask(Task(*entry[:4]), entry[4]) for entry in record.late]
+        self._progress.late[item.lane] = self._late(record.late)
+        if record.clock is not None:
+            self._session.advance_to(record.clock)
+        self._account.add(Account(**record.account))  # type: ignore[arg-type]
         if record.answer is None:
             item.reply = NothingToFold(record.reason or "too few updates", round=record.round)
             return
@@ -431,7 +463,7 @@ class Conductor:
             for command in commands:
                 if isinstance(command, Close):
                     self._close(command, r)
-                elif not isinstance(command, Wake):
+                else:
                     self._session.do(command)
             if not self._going:
                 return
@@ -439,7 +471,7 @@ class Conductor:
             if self._observers and isinstance(event, Failed | Finished):
                 reason = event.reason if isinstance(event, Failed) else None
                 self._tell(TaskEnded(ask=int(event.task.split(".", 1)[0]), task=event.task, reason=reason))
-            commands = self._coordinator.handle(event, self._clock())
+            commands = self._coordinator.handle(event, self._now())
 
     def _close(self, command: Close, r: int) -> None:
         item = self._going.pop(command.ask)
@@ -453,6 +485,7 @@ class Conductor:
             self._progress.transforms[item.lane] = state
             self._states.advance(item.id, closed.states, since=self._first_ask)
         item.reply = reply
+        self._account.add(closed.account)
         self._tell(
             AskClosed(
                 ask=item.id,
@@ -468,12 +501,14 @@ class Conductor:
                 answer=answer,
                 reason=reply.message if isinstance(reply, NothingToFold) else None,
                 seconds=round(self._clock() - item.began, 6),
-                late=[[t.id, t.ask, t.client, t.attempt, age] for t, age in command.late],
+                late=[self._row(task, age) for task, age in command.late],
+                account=asdict(closed.account),
+                clock=self._now() if self._session.now is not None else None,
             ),
             durable=durable,
         )
 
-    def _finish(self, item: Going, r: int, command: Close, closed: OpenAsk) -> tuple[Reply, Any]:
+    def _finish(self, item: Going, r: int, command: Close, closed: ClosedAsk) -> tuple[Reply, Any]:
         partial, failed = closed.partial, {**command.failed, **closed.refused}
         if len(partial.receipts) < item.ask.window.quorum:
             return NothingToFold(
@@ -491,14 +526,22 @@ class Conductor:
         saved: dict[str, Any] = {}
         for lane, tasks in self._progress.late.items():
             if tasks:
-                rows = [[e.task.id, e.task.ask, e.task.client, e.task.attempt, e.age] for e in tasks]
+                rows = [self._row(entry.task, entry.age) for entry in tasks]
                 saved[lane] = {"tasks": rows, "asks": self._session.save_asks([e.task for e in tasks])}
         return saved
 
     def _restore_late(self, saved: Mapping[str, Any]) -> None:
         for lane, part in saved.items():
-            self._progress.late[lane] = [LateTask(Task(*row[:4]), row[4]) for row in part["tasks"]]
+            self._progress.late[lane] = self._late(part["tasks"])
             self._session.restore_asks(part["asks"])
+
+    def _row(self, task: Task, age: int) -> list[Any]:
+        return [task.id, task.ask, task.client, task.attempt, self._session.sent_at(task.id), age]
+
+    def _late(self, rows: Sequence[Sequence[Any]]) -> list[LateTask]:
+        for row in rows:
+            self._session.was_sent_at(row[0], row[4])
+        return [LateTask(Task(*row[:4]), row[5]) for row in rows]
 
     # What is best, and when to stop
 

@@ -275,11 +275,15 @@ class Coordinator:
         if self._states.get(event.task) is not TaskState.SENT:
             return
         lane = self._lanes[self._lane_of[event.task]]
-        task, _ = lane.out.pop(event.task)
+        task, number = lane.out.pop(event.task)
         lane.flying.discard(task.client)
-        if event.retry and task.attempt < self._attempts and lane.open is not None and task.ask == lane.open.id:
+        if event.retry and task.attempt < self._attempts:
             self._move(task.id, Step.RETRY)
-            lane.open.queue.appendleft(Task(task.id, task.ask, task.client, task.attempt + 1))
+            again = Task(task.id, task.ask, task.client, task.attempt + 1)
+            if lane.open is not None and task.ask == lane.open.id:
+                lane.open.queue.appendleft(again)
+            else:
+                self._send(lane, again, number, commands)  # a late task goes on, whether or not an ask is open
             return
         self._move(task.id, Step.FAIL)
         if lane.open is not None:

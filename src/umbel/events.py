@@ -26,7 +26,7 @@ class RunEvent:
 @dataclass(frozen=True, kw_only=True)
 class RunStarted(RunEvent):
     """A run begins. `app` says how to find the app again; `software` names versions and the processor; `settings` are
-    those laid over the app's.
+    those laid over the app's; `federation` says who does the tasks.
     """
 
     name: ClassVar[str] = "run_started"
@@ -39,6 +39,7 @@ class RunStarted(RunEvent):
     app: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     software: Mapping[str, str] = field(default_factory=dict)
+    federation: Mapping[str, Any] = field(default_factory=dict)
     model_sha256: str = ""
     model_file: str | None = None
 
@@ -91,7 +92,8 @@ class TaskEnded(RunEvent):
 class AskClosed(RunEvent):
     """An ask is over. `digest` covers all that was asked, `answer` names the file with the answer as the strategy got
     it, `failed` says why clients are missing; with fewer updates than the quorum there is no answer but a `reason`.
-    `late` lists the tasks that go on, as ``[id, ask, client, attempt, age]``.
+    `late` lists the tasks that go on, as ``[id, ask, client, attempt, sent, age]``. `account` says where the time went;
+    `clock` is the virtual time, where time is virtual.
     """
 
     name: ClassVar[str] = "ask_closed"
@@ -109,12 +111,14 @@ class AskClosed(RunEvent):
     reason: str | None = None
     seconds: float = 0.0
     late: list[list[Any]] = field(default_factory=list)
+    account: Mapping[str, float] = field(default_factory=dict, compare=False)
+    clock: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class RoundCommitted(RunEvent):
     """A round is over and its checkpoint is on disk: the point to which a run goes back. `failed` says why the round
-    brought nothing.
+    brought nothing, `account` where its time went; `clock` is the virtual time, where time is virtual.
     """
 
     name: ClassVar[str] = "round_committed"
@@ -127,6 +131,8 @@ class RoundCommitted(RunEvent):
     test: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     failed: str | None = None
+    account: Mapping[str, float] = field(default_factory=dict, compare=False)
+    clock: float | None = None
     checkpoint: Mapping[str, str] | None = None
 
 

@@ -54,6 +54,9 @@ class Fold(ABC):
     def finish(self, acc: Any) -> Any:
         """The answer. Raises `NothingToFold` where there is none."""
 
+    def settle(self, acc: Any) -> None:  # noqa: B027
+        """Have nothing wait in the accumulator any more, before it is sent elsewhere."""
+
     def spec(self) -> Any:
         """A plain description, for the digest of an ask."""
         settings: dict[str, Any] = asdict(self) if is_dataclass(self) else {}
@@ -153,6 +156,9 @@ class Elementwise(Fold):
                 acc.arrays[name] = self._new(other.shapes[name], other.dtypes[name])
             acc.arrays[name].merge(theirs)  # type: ignore[arg-type]
         return acc
+
+    def settle(self, acc: Sums) -> None:
+        self._flush(acc)
 
     def finish(self, acc: Sums) -> Arrays:
         """The answer's arrays. Raises `NothingToFold`."""
@@ -358,6 +364,19 @@ class Partial:
         if other._aux is not None:
             self._aux = mean().merge(self._aux if self._aux is not None else Sums(), other._aux)
         self.receipts.update(other.receipts)
+
+    def contents(self) -> tuple[Any, ...]:
+        """All that is inside, to be sent to another process; `merge_contents` takes it in there."""
+        self.fold.settle(self._acc)
+        if self._aux is not None:
+            mean().settle(self._aux)
+        return self._acc, self._aux, self.receipts
+
+    def merge_contents(self, contents: tuple[Any, ...]) -> None:
+        """Fold what `contents` gave of a partial of the same fold."""
+        other = Partial(self.fold)
+        other._acc, other._aux, other.receipts = contents
+        self.merge(other)
 
     def finish(self, failed: Mapping[ClientId, str] | None = None, asked: int = 0) -> Answer:
         """The answer. Raises `NothingToFold` where the fold has none."""

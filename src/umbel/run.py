@@ -117,7 +117,8 @@ def run(
             strategy=type(app.strategy).__name__,
             app=dict(source or {}),
             settings={**dict(settings or {}), "config": plain},
-            software=software(),
+            software=software(federation.plan()),
+            federation=federation.describe(),
             model_sha256=saved["sha256"] if saved else "",
             model_file=saved["file"] if saved else None,
         )

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 
 import numpy as np
 
 _PACKAGES = ("umbel", "numpy", "torch", "jax", "tensorflow", "sklearn", "xgboost")
 
 
-def software() -> dict[str, str]:
-    """Name and version of what computes here; packages are listed where they are loaded."""
+def software(plan: Mapping[str, str]) -> dict[str, str]:
+    """Name and version of what computes here, packages where they are loaded; `plan` says how tasks are done."""
     import platform
     from importlib.metadata import PackageNotFoundError, version
 
@@ -27,8 +28,7 @@ def software() -> dict[str, str]:
     found["threads"] = os.environ.get("OMP_NUM_THREADS", "")
     if "torch" in sys.modules:
         found["threads"] = str(sys.modules["torch"].get_num_threads())
-    found["plan"] = "in-process"
-    return found
+    return {**found, **plan}
 
 
 def changes(before: dict[str, str], now: dict[str, str]) -> dict[str, list[str]]:

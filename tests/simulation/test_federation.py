@@ -100,7 +100,6 @@ def test_results_are_folded_when_they_are_admitted_and_only_those(session):
     session.do(Admit("0.4", 0))
     partial = session.close(0).partial
     assert partial.receipts.keys() == {"0.4"}
-    assert not session.executor._results
     assert partial.finish().value["w"].tolist() == [4.0, 4.0]
 
 

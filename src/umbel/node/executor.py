@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -43,9 +43,8 @@ from ..update import (
     check_values,
 )
 from ..window import Window
-from .late import load_ask, save_ask
+from .account import Account
 from .seeding import seed_generators
-from .state import ClientStates
 
 AT_ONCE = 16
 AT_ONCE_BYTES = 1 << 20
@@ -75,6 +74,16 @@ class OpenAsk:
             self._shared = parts
             return parts
         return tuple(for_client(part, client) for part in parts)
+
+
+@dataclass(slots=True)
+class ClosedAsk:
+    """What an ask came to: its partial, the clients' next states, refused updates, and the account."""
+
+    partial: Partial
+    states: dict[ClientId, bytes] = field(default_factory=dict)
+    refused: dict[ClientId, str] = field(default_factory=dict)
+    account: Account = field(default_factory=Account)
 
 
 @dataclass(slots=True)
@@ -114,6 +123,7 @@ class DataCache:
         self._kept: OrderedDict[ClientId, Any] = OrderedDict()
         self.hits = 0
         self.misses = 0
+        self.seconds = 0.0
 
     def get(self, client: ClientId) -> Any:
         """The data of a client, loaded now or before."""
@@ -125,8 +135,10 @@ class DataCache:
             return self._kept[client]
         self.misses += 1
         # Seeded by the client alone: data must not depend on which task happened to load it.
+        began = time.perf_counter()
         seed_generators(self._key.derive("data", client))
         data = self._load(self._source_of(client))
+        self.seconds += time.perf_counter() - began
         if self._size:
             self._kept[client] = data
             if len(self._kept) > self._size:
@@ -134,10 +146,19 @@ class DataCache:
         return data
 
 
+class StatesOf(Protocol):
+    """Where an executor finds what clients keep."""
+
+    def get(self, client: ClientId) -> dict[str, Any]:
+        """The state of a client; empty for one that has none."""
+
+
 class Executor:
     """Hosts clients in this process.
 
-    `config` holds the app's settings, `key` the run's key for tasks. Results wait until they are admitted or cancelled.
+    `config` holds the app's settings, `key` the run's key for tasks, `states` what clients keep, `on_step` what
+    `ctx.step()` does. Results wait until they are admitted or cancelled. `seconds` has what each of the tasks took that
+    were done last.
     """
 
     def __init__(
@@ -147,15 +168,19 @@ class Executor:
         *,
         config: Mapping[str, Any],
         key: Key,
-        states: ClientStates,
+        states: StatesOf,
         device: str = "cpu",
         data_cache: int = 1000,
+        on_step: Callable[[], None] | None = None,
     ) -> None:
         self._client = client
         self._config = config
         self._key = key
         self._states = states
         self._device = device
+        self._on_step = on_step
+        self._account = Account()
+        self.seconds: list[float] = []
         self.data = DataCache(client, source_of, data_cache, key)
         self._asks: dict[int, OpenAsk] = {}
         self._origin: dict[int, OpenAsk] = {}
@@ -175,10 +200,6 @@ class Executor:
             )
         self._asks[id] = self._origin[id] = OpenAsk(ask, round, number, params, Partial(ask.fold))
 
-    def lane_of(self, task: Task) -> str:
-        """The lane that a task belongs to."""
-        return str(self._origin[task.ask].ask.lane)
-
     def run(self, task: Task) -> Finished | Failed:
         """Do a task and keep its checked result.
 
@@ -189,8 +210,26 @@ class Executor:
     def run_all(self, tasks: Iterable[Task]) -> list[Finished | Failed]:
         """Do tasks one after the other, then check what they returned; see `run`."""
         # Handlers and checks that took turns would push each other's code out of the processor's caches.
-        done = [(task, self._attempt(task, self._work, self._origin[task.ask])) for task in tasks]
-        return [self._kept(task, work) for task, work in done]
+        clock, self.seconds = time.perf_counter, []
+        loading, last = self.data.seconds, clock()
+        done = []
+        for task in tasks:
+            done.append((task, self._attempt(task, self._work, self._origin[task.ask])))
+            before, last = last, clock()
+            self.seconds.append(last - before)
+        loading = self.data.seconds - loading
+        self._account.data += loading
+        self._account.training += sum(self.seconds) - loading
+        outcomes = [self._kept(task, work) for task, work in done]
+        self._account.folding += clock() - last
+        return outcomes
+
+    def take_account(self) -> Account:
+        """Where time went since this was last asked."""
+        account, self._account = self._account, Account()
+        account.data_hits, account.data_loads = self.data.hits, self.data.misses
+        self.data.hits = self.data.misses = 0
+        return account
 
     def at_once(self, id: int) -> int:
         """How many tasks of an ask may be done before the first is reported: several where updates are small and the
@@ -226,7 +265,11 @@ class Executor:
 
     def admit(self, command: Admit) -> None:
         """Fold a result that waits."""
-        result = self._results.pop(command.task)
+        began = time.perf_counter()
+        self._fold(command, self._results.pop(command.task))
+        self._account.folding += time.perf_counter() - began
+
+    def _fold(self, command: Admit, result: Result) -> None:
         opened = self._asks[command.ask]
         receipt = result.receipt
         if command.staleness:
@@ -250,26 +293,9 @@ class Executor:
         return self._asks.pop(id)
 
     def forget(self, asks: set[int]) -> None:
-        """Forget closed asks, except for these, whose tasks may still come."""
-        for id in [id for id in self._origin if id not in asks and id not in self._asks]:
-            del self._origin[id]
-
-    def save_asks(self, tasks: Sequence[Task]) -> list[Any]:
-        """What is needed to do these tasks after a restart, as a plain tree."""
-        clients: dict[int, list[ClientId]] = {}
-        for task in tasks:
-            clients.setdefault(task.ask, []).append(task.client)
-        saved = []
-        for id, who in clients.items():
-            opened = self._origin[id]
-            saved.append([id, opened.round, opened.number, opened.params, save_ask(opened.ask, who)])
-        return saved
-
-    def restore_asks(self, saved: list[Any]) -> None:
-        """Know again what `save_asks` saved."""
-        for id, round, number, params, tree in saved:
-            ask = load_ask(tree)
-            self._origin[id] = OpenAsk(ask, round, number, params, Partial(ask.fold))
+        """Forget all asks but these, whose tasks may still come."""
+        self._origin = {id: opened for id, opened in self._origin.items() if id in asks}
+        self._asks = {id: opened for id, opened in self._asks.items() if id in asks}
 
     def _work(self, task: Task, opened: OpenAsk) -> Work:
         ask, client = opened.ask, task.client
@@ -286,6 +312,7 @@ class Executor:
             state=kept.get("user", {}) if kept else {},
             correction=None if correction is None else LocalCorrection(correction, model),
             device=self._device,
+            on_step=self._on_step,
         )
         began = time.perf_counter()
         returned = self._call(ask.kind, model, ctx)

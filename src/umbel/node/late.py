@@ -8,19 +8,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from .. import encoding
-from ..ask import Ask, Correction, for_client
+from ..ask import SENT, Ask, Correction, for_client
 from ..errors import ClientId
 from ..folds import mean
 from ..transforms import transform_from_spec
 from ..update import Free, Like
 
-_SENT = ("model", "config", "inbox", "correction", "expects")
-
 
 def save_ask(ask: Ask, clients: Sequence[ClientId]) -> dict[str, Any]:
     """A tree that holds what these clients need to answer the ask; values that all clients share are kept once."""
-    shared = {name: getattr(ask, name) for name in _SENT if not callable(getattr(ask, name))}
-    each = [[c, {name: for_client(getattr(ask, name), c) for name in _SENT if name not in shared}] for c in clients]
+    shared = {name: getattr(ask, name) for name in SENT if not callable(getattr(ask, name))}
+    each = [[c, {name: for_client(getattr(ask, name), c) for name in SENT if name not in shared}] for c in clients]
     return {"kind": ask.kind, "lane": ask.lane, "transforms": ask.transform.spec(), "shared": shared, "each": each}
 
 
@@ -28,7 +26,7 @@ def load_ask(tree: dict[str, Any]) -> Ask:
     """The ask again, for just the clients it was saved for."""
     each: dict[ClientId, dict[str, Any]] = dict(tree["each"])
     sent = dict(tree["shared"])
-    for name in _SENT:
+    for name in SENT:
         if name not in sent:
             sent[name] = _lookup(each, name)
     clients = tuple(each)

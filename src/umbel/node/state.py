@@ -24,7 +24,9 @@ class ClientStates:
 
         self._path = path
         with self._explained("opened"):
-            self._db = sqlite3.connect(path if path is not None else ":memory:", isolation_level=None)
+            # A database without a name is in memory as far as its cache goes, and beyond that in a file that is
+            # gone with the process.
+            self._db = sqlite3.connect(path if path is not None else "", isolation_level=None)
         try:
             with self._explained("read"):
                 self._db.execute("PRAGMA journal_mode=WAL")
@@ -39,13 +41,18 @@ class ClientStates:
 
     def get(self, client: ClientId) -> dict[str, Any]:
         """The newest state of a client; empty for one that has none."""
+        data = self.encoded(client)
+        return {} if data is None else dict(encoding.decode(data))
+
+    def encoded(self, client: ClientId) -> bytes | None:
+        """The newest state of a client as bytes; None for one that has none."""
         if self._empty:
-            return {}
+            return None
         with self._explained("read"):
             row = self._db.execute(
                 "SELECT data FROM state WHERE client = ? ORDER BY ask DESC LIMIT 1", (json.dumps(client),)
             ).fetchone()
-        return dict(encoding.decode(row[0])) if row else {}
+        return row[0] if row else None
 
     def advance(self, ask: int, states: Mapping[ClientId, bytes], *, since: int) -> None:
         """Write the states that the admitted results of an ask carry, all or none. Raises `StorageError`.

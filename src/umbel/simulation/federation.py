@@ -1,51 +1,83 @@
-"""A simulated federation: its clients are indices, or a list of sources, and run in this process."""
+"""A simulated federation: its clients are indices, or a list of sources, and run in worker processes or in this one."""
 
 from __future__ import annotations
 
+import os
 import time
-from collections import OrderedDict, deque
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
-from ..ask import Ask, Task
 from ..client import Client
-from ..coordinator import Admit, Cancel, Event, Send
 from ..errors import ClientId, SettingError
-from ..node.executor import Executor, OpenAsk
 from ..node.state import ClientStates
 from ..randomness import Key
 
-MOMENT = 0.02
-"""For how many seconds, about, tasks are done before the first of them is reported."""
+if TYPE_CHECKING:
+    from .devices import Fleet
+    from .session import Session
+
+WORKERS = "UMBEL_WORKERS"
+"""The environment variable that says how many workers `"auto"` means."""
+PRESETS = ("phones", "boards", "workstations")
 
 
 class Simulation:
-    """Clients that run in this process, one after the other.
+    """Clients that exist only on this machine.
 
     - `clients`: how many, or their sources: a list of them, or a mapping of names to sources. Of a number, client i has
       the source ``{"index": i, "count": clients}``.
-    - `data_cache`: the data of how many clients is kept in memory.
-    - `device`: what handlers find in `ctx.device`.
+    - `workers`: how many processes train; 0 for this process, where a debugger's breakpoints work; `"auto"` for one a
+      core, or what the environment variable UMBEL_WORKERS says. The result is the same, bit for bit.
+    - `devices`: a `Fleet`, or the name of one of its presets (`"phones"`, `"boards"`, `"workstations"`): time is then
+      virtual, and passes as it would on these devices.
+    - `data_cache`: the data of how many clients is kept in memory, by all workers together.
+    - `device`: what handlers find in `ctx.device`; `"auto"`: GPUs in turn where PyTorch is loaded and sees some, else
+      the CPU.
+    - `memory`: how many bytes a worker may allocate beyond what it starts with (Linux; elsewhere as far as the system
+      helps).
+    - `stall`: after so many seconds without progress (a `ctx.step()`, or, where a handler never calls it, time of the
+      processor) a worker is ended, and its client tried again.
+    - `attempts`: how many workers a client may end before it has failed.
+    - `start`: how workers start: `"forkserver"`, the default where there is fork, or `"spawn"`.
     """
 
     def __init__(
-        self, clients: int | Sequence[Any] | Mapping[str, Any], *, data_cache: int = 1000, device: str = "cpu"
+        self,
+        clients: int | Sequence[Any] | Mapping[str, Any],
+        *,
+        workers: int | Literal["auto"] = "auto",
+        devices: Fleet | str | None = None,
+        data_cache: int = 1000,
+        device: str = "auto",
+        memory: int | None = None,
+        stall: float | None = None,
+        attempts: int = 3,
+        start: Literal["forkserver", "spawn"] | None = None,
     ) -> None:
-        if isinstance(clients, bool) or (isinstance(clients, int) and clients < 1):
-            raise SettingError(f"a simulation has at least one client, not {clients!r}")
-        if not isinstance(clients, int | Sequence | Mapping) or isinstance(clients, str | bytes):
-            raise SettingError(
-                f"a simulation's clients are a number, a list of sources or a mapping, not {clients!r:.60}"
-            )
-        if not isinstance(clients, int) and not len(clients):
-            raise SettingError("a simulation has at least one client; this list of sources is empty")
-        if isinstance(data_cache, bool) or not isinstance(data_cache, int) or data_cache < 0:
-            raise SettingError(f"a simulation's data_cache is a number of clients, not {data_cache!r}")
-        if isinstance(clients, Mapping) and not all(isinstance(name, str) for name in clients):
-            raise SettingError("the names of a simulation's clients are text", hint="Or pass a list of sources.")
+        _check_clients(clients)
+        for name, value, least in (("data_cache", data_cache, 0), ("attempts", attempts, 1)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                what = "number of clients" if name == "data_cache" else "whole number of at least 1"
+                raise SettingError(f"a simulation's {name} is a {what}, not {value!r}")
+        if workers != "auto" and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 0):
+            raise SettingError(f"a simulation's workers are a number of processes or 'auto', not {workers!r}")
+        if memory is not None and (isinstance(memory, bool) or not isinstance(memory, int) or memory < 1):
+            raise SettingError(f"a simulation's memory is a number of bytes, not {memory!r}", hint="Such as 2 * 10**9.")
+        if stall is not None and (isinstance(stall, bool) or not isinstance(stall, int | float) or not stall > 0):
+            raise SettingError(f"a simulation's stall is a positive number of seconds, not {stall!r}")
+        if start not in (None, "forkserver", "spawn"):
+            raise SettingError(f"a simulation's workers start by 'forkserver' or 'spawn', not {start!r}")
         self._sources = clients
-        self._data_cache = data_cache
-        self._device = device
+        self._workers = workers
+        self._settings: dict[str, Any] = {
+            "data_cache": data_cache,
+            "device": device,
+            "memory": memory,
+            "stall": stall,
+            "attempts": attempts,
+            "start": start,
+        }
+        self.devices = _fleet(devices)
         self.clients: Sequence[ClientId]
         if isinstance(clients, Mapping):
             self.clients = tuple(clients)
@@ -55,87 +87,91 @@ class Simulation:
     def __repr__(self) -> str:
         return f"Simulation(clients={len(self.clients)})"
 
+    @property
+    def workers(self) -> int:
+        """How many worker processes a run gets; 0: it has none."""
+        if self._workers != "auto":
+            return self._workers
+        said = os.environ.get(WORKERS, "auto")
+        if said != "auto":
+            if not said.isdecimal():
+                raise SettingError(f"the environment variable {WORKERS} is a number or 'auto', not {said!r}")
+            return int(said)
+        return min(cores(), len(self.clients))
+
+    def plan(self) -> dict[str, str]:
+        """What results depend on besides the software: how tasks are done."""
+        return {"plan": "one task at a time in a process", "threads": "1"}
+
+    def describe(self) -> dict[str, Any]:
+        """The settings as a plain tree, for the log."""
+        return {"workers": self.workers, "devices": None if self.devices is None else self.devices.spec}
+
+    def with_workers(self, workers: int) -> Simulation:
+        """The same clients with another number of workers."""
+        twin = Simulation.__new__(Simulation)
+        twin.__dict__.update(self.__dict__)
+        twin._workers = workers
+        return twin
+
     def source(self, client: ClientId) -> Any:
         """What a client's data handler is given."""
         if isinstance(self._sources, int):
             return {"index": client, "count": self._sources}
         return self._sources[client]  # type: ignore[index]
 
-    def connect(self, client: Client, config: Mapping[str, Any], key: Key, states: ClientStates) -> InProcess:
-        """Make the clients ready for one run."""
-        executor = Executor(
-            client, self.source, config=config, key=key, states=states, device=self._device, data_cache=self._data_cache
+    def connect(
+        self,
+        client: Client,
+        config: Mapping[str, Any],
+        key: Key,
+        states: ClientStates,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> Session:
+        """Make the clients ready for one run. With workers, their start goes on while this returns."""
+        from .crew import connect
+
+        return connect(
+            self,
+            client,
+            config=config,
+            key=key,
+            states=states,
+            clock=clock,
+            workers=self.workers,
+            sources=self._sources,
+            **self._settings,
         )
-        return InProcess(executor)
 
 
-class InProcess:
-    """The clients of one run: takes a coordinator's commands and gives events back, one task at a time.
+def cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
-    Asks that are open at once are done one after the other, each in the order in which its tasks were sent, and late
-    tasks wait for the next ask of their lane. So what a client finds in its state is the same after a restart.
-    """
 
-    def __init__(self, executor: Executor) -> None:
-        self.executor = executor
-        self._queues: dict[str, OrderedDict[str, Task]] = {}
-        self._open: dict[int, str] = {}
-        self._events: deque[Event] = deque()
+def _check_clients(clients: Any) -> None:
+    if isinstance(clients, bool) or (isinstance(clients, int) and clients < 1):
+        raise SettingError(f"a simulation has at least one client, not {clients!r}")
+    if not isinstance(clients, int | Sequence | Mapping) or isinstance(clients, str | bytes):
+        raise SettingError(f"a simulation's clients are a number, a list of sources or a mapping, not {clients!r:.60}")
+    if not isinstance(clients, int) and not len(clients):
+        raise SettingError("a simulation has at least one client; this list of sources is empty")
+    if isinstance(clients, Mapping) and not all(isinstance(name, str) for name in clients):
+        raise SettingError("the names of a simulation's clients are text", hint="Or pass a list of sources.")
 
-    def open(self, id: int, ask: Ask, round: int, number: int, params: Any) -> None:
-        """Make an ask known before its tasks come."""
-        self.executor.open(id, ask, round, number, params)
-        self._open[id] = str(ask.lane)
 
-    def do(self, command: Send | Admit | Cancel) -> None:
-        """Carry out a command."""
-        if isinstance(command, Send):
-            self._queues.setdefault(self.executor.lane_of(command.task), OrderedDict())[command.task.id] = command.task
-        elif isinstance(command, Admit):
-            self.executor.admit(command)
-        else:
-            self.executor.cancel(command.task)
-            for queue in self._queues.values():
-                queue.pop(command.task, None)
+def _fleet(devices: Any) -> Fleet | None:
+    if devices is None:
+        return None
+    from .devices import Fleet
 
-    def next_event(self) -> Event | None:
-        """What came of the next task, doing it where that is still to do; None when there is none."""
-        if not self._events:
-            self._events.extend(self.executor.run_all(self._next_tasks()))
-        return self._events.popleft() if self._events else None
-
-    def _next_tasks(self) -> Iterator[Task]:
-        """The next task, and those of the same ask that may be done before it is reported, for a moment at most."""
-        queue = next((waiting for lane in self._open.values() if (waiting := self._queues.get(lane))), None)
-        if queue is None:
-            return
-        first = task = next(iter(queue.values()))
-        until = time.perf_counter() + MOMENT
-        for _ in range(self.executor.at_once(first.ask)):
-            del queue[task.id]
-            yield task
-            task = next(iter(queue.values()), first)
-            if task.ask != first.ask or task is first or time.perf_counter() > until:
-                return
-
-    def close(self, id: int) -> OpenAsk:
-        """Hand over the partial of an ask."""
-        del self._open[id]
-        return self.executor.close(id)
-
-    def forget(self, asks: set[int]) -> None:
-        """Forget closed asks, except for these."""
-        self.executor.forget(asks)
-
-    def save_asks(self, tasks: Sequence[Task]) -> list[Any]:
-        """What is needed to do these tasks after a restart, as a plain tree."""
-        return self.executor.save_asks(tasks)
-
-    def restore_asks(self, saved: list[Any]) -> None:
-        """Know again what `save_asks` saved."""
-        self.executor.restore_asks(saved)
-
-    def disconnect(self) -> None:
-        """Let go of everything."""
-        self._queues.clear()
-        self._events.clear()
+    if isinstance(devices, Fleet):
+        return devices
+    if devices in PRESETS:
+        return Fleet.preset(devices)
+    raise SettingError(
+        f"a simulation's devices are a Fleet, or the name of a preset, not {devices!r:.60}",
+        hint=f"Presets are {', '.join(PRESETS)}.",
+    )

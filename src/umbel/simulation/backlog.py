@@ -1,0 +1,233 @@
+"""What is still to do in a simulation, and in which portions it is handed to worker processes."""
+
+from __future__ import annotations
+
+import heapq
+import zlib
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..ask import SENT, Ask, Task
+from ..coordinator import Admit, Failed
+from ..errors import ClientId
+from ..window import Window
+from .channel import Parcel
+from .devices import Trip
+
+PORTION = 0.02
+"""Seconds of work that a worker is handed at most where tasks are short; several such portions make a round."""
+LEAST = 0.002
+MOST_AT_ONCE = 256
+NOTED_FROM = 0.005
+NOTED = 10_000
+
+
+@dataclass(slots=True, eq=False)
+class SentAsk:
+    """An ask as a simulation knows it; `plain` when each result can be folded as soon as it is there."""
+
+    id: int
+    ask: Ask
+    round: int
+    number: int
+    params: Any
+    cohort: tuple[ClientId, ...] = ()
+    plain: bool | None = None
+    parcel: Parcel | None = None
+    done: deque[Ticket] = field(default_factory=deque)
+    admitted: list[Ticket] = field(default_factory=list)
+    refused: dict[ClientId, str] = field(default_factory=dict)
+    closes_at: float | None = None
+    _clients: frozenset[ClientId] | None = None
+    _routed: tuple[str, ...] | None = None
+
+    @property
+    def lane(self) -> str:
+        """The lane that the ask belongs to."""
+        return str(self.ask.lane)
+
+    @property
+    def takes_all(self) -> bool:
+        """Whether all that its window says is a quorum, so that the order of results cannot matter."""
+        window = self.ask.window
+        return window == Window(quorum=window.quorum)
+
+    @property
+    def routed(self) -> tuple[str, ...]:
+        """The fields that each client gets its own of."""
+        if self._routed is None:
+            self._routed = tuple(name for name in SENT if callable(getattr(self.ask, name)))
+        return self._routed
+
+    @property
+    def clients(self) -> frozenset[ClientId]:
+        """Its cohort as a set."""
+        if self._clients is None:
+            self._clients = frozenset(self.cohort)
+        return self._clients
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """A task on its way through a simulation.
+
+    `admit` says into which ask its result is folded, once that is known; `told` that the coordinator knows its end;
+    `state` is the client's state that it was handed; `trip` what becomes of it on the client's device.
+    """
+
+    task: Task
+    sent: SentAsk
+    admit: Admit | None = None
+    done: bool = False
+    told: bool = False
+    wanted: bool = True
+    failed: Failed | None = None
+    host: Any = None
+    state: bytes | None = None
+    losses: int = 0
+    at: float = 0.0
+    trip: Trip | None = None
+
+
+class Durations:
+    """How long tasks take: by client where they take long, and on average."""
+
+    def __init__(self) -> None:
+        self._of: OrderedDict[tuple[str, ClientId], float] = OrderedDict()
+        self._mean: dict[str, float] = {}
+
+    def note(self, kind: str, client: ClientId, seconds: float) -> None:
+        """A task of this kind took so long."""
+        mean = self._mean.get(kind)
+        self._mean[kind] = seconds if mean is None else mean + 0.05 * (seconds - mean)
+        if seconds < NOTED_FROM:
+            return
+        self._of[kind, client] = seconds
+        self._of.move_to_end((kind, client))
+        if len(self._of) > NOTED:
+            self._of.popitem(last=False)
+
+    def guess(self, kind: str, client: ClientId) -> float | None:
+        """How long a task will take; None where nothing is known."""
+        mean = self._mean.get(kind)
+        return self._of.get((kind, client), mean) if self._of else mean
+
+
+class Backlog:
+    """Tickets that no worker has, to be handed out.
+
+    Those of plain asks may be done in any order: the longest go first, and each client has a worker that is preferred,
+    since it may still have the client's data. All others are handed out by the time or the turn they have.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self._workers = max(1, workers)
+        self._lost: deque[Ticket] = deque()
+        self._turns: list[tuple[float, int, Ticket]] = []
+        self._count = 0
+        self._fresh: list[Ticket] = []
+        self._homes: list[deque[tuple[float, Ticket]]] = [deque() for _ in range(self._workers)]
+        self._left = [0.0] * self._workers
+        self.durations = Durations()
+
+    def __bool__(self) -> bool:
+        return bool(self._lost or self._turns or self._fresh or any(self._homes))
+
+    def add(self, ticket: Ticket) -> None:
+        """A new ticket."""
+        if ticket.sent.plain:
+            self._fresh.append(ticket)
+            return
+        self._count += 1
+        heapq.heappush(self._turns, (ticket.trip.ends if ticket.trip else 0.0, self._count, ticket))
+
+    def again(self, ticket: Ticket) -> None:
+        """A ticket whose worker is gone: it goes first."""
+        self._lost.append(ticket)
+
+    def portion(self, worker: int, *, last: float = float("inf")) -> tuple[list[Ticket], float]:
+        """What a worker is handed next, and about how long it takes; nothing that is due after `last`."""
+        for found in (self._again(), self._by_turn(last)):
+            if found:
+                return found, sum(self._guess(ticket) or 0.0 for ticket in found)
+        self._sort()
+        goal = max(LEAST, min(PORTION, sum(self._left) / (2 * self._workers)))
+        chosen: list[Ticket] = []
+        seconds = known = 0.0
+        while len(chosen) < MOST_AT_ONCE:
+            home = worker
+            if not self._homes[home]:
+                if chosen or not any(self._homes):
+                    break
+                home = max(range(self._workers), key=lambda other: (self._left[other], len(self._homes[other])))
+            guess, ticket = self._homes[home][0]
+            if chosen and seconds + guess > goal:
+                break
+            self._homes[home].popleft()
+            self._left[home] -= guess
+            if ticket.wanted:
+                worker = home
+                chosen.append(ticket)
+                seconds += guess
+                known += self._guess(ticket) or 0.0
+        return chosen, known
+
+    def _again(self) -> list[Ticket]:
+        while self._lost:
+            ticket = self._lost.popleft()
+            if ticket.wanted:
+                return [ticket]  # one by one: one of them may have ended its worker
+        return []
+
+    def _by_turn(self, last: float) -> list[Ticket]:
+        chosen: list[Ticket] = []
+        seconds = 0.0
+        while self._turns and self._turns[0][0] <= last and len(chosen) < MOST_AT_ONCE:
+            ticket = self._turns[0][2]
+            guess = self._guess(ticket)
+            if chosen and (guess is None or seconds + guess > LEAST):
+                break
+            heapq.heappop(self._turns)
+            if ticket.wanted:
+                chosen.append(ticket)
+                seconds += guess or 0.0
+        return chosen
+
+    def _sort(self) -> None:
+        if not self._fresh:
+            return
+        rows = [(self._guess(ticket), ticket) for ticket in self._fresh if ticket.wanted]
+        self._fresh.clear()
+        unknown = PORTION  # nothing is known yet: hand them out one by one
+        known = [(unknown if guess is None else guess, ticket) for guess, ticket in rows]
+        for home in range(self._workers):
+            known += self._homes[home]
+            self._homes[home].clear()
+        if len({guess for guess, _ in known}) > 1:
+            known.sort(key=lambda row: -row[0])
+        self._left = [0.0] * self._workers
+        for guess, ticket in known:
+            home = home_of(ticket.task.client, self._workers)
+            self._homes[home].append((guess, ticket))
+            self._left[home] += guess
+
+    def _guess(self, ticket: Ticket) -> float | None:
+        return self.durations.guess(ticket.sent.ask.kind, ticket.task.client)
+
+    def reconsider(self) -> None:
+        """Guess again how long everything takes, now that more is known."""
+        self._fresh += self._waiting()
+        for home in self._homes:
+            home.clear()
+
+    def _waiting(self) -> Iterator[Ticket]:
+        for home in self._homes:
+            for _, ticket in home:
+                yield ticket
+
+
+def home_of(client: ClientId, workers: int) -> int:
+    """The worker that a client's tasks go to unless another one is idle."""
+    return (client if isinstance(client, int) else zlib.crc32(client.encode())) % workers

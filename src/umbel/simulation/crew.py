@@ -1,0 +1,117 @@
+"""The hands of a simulated run: its worker processes, or this process."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..client import Client
+from ..errors import AppError, CallerError, SettingError, UmbelError
+from ..node.executor import Executor
+from ..node.state import ClientStates
+from ..randomness import Key
+from . import worker
+from .channel import Parcel
+from .hosts import Local, Remote
+from .processes import ONE_THREAD, Start, default_start, prepare, start
+from .session import Session
+from .status import Status
+from .threads import OneThread
+
+
+def connect(
+    federation: Any,
+    client: Client,
+    *,
+    config: Mapping[str, Any],
+    key: Key,
+    states: ClientStates,
+    clock: Callable[[], float],
+    workers: int,
+    sources: Any,
+    data_cache: int,
+    device: str,
+    memory: int | None,
+    stall: float | None,
+    attempts: int,
+    start: Start | None,
+) -> Session:
+    """Make the clients of a `Simulation` ready for one run. With workers, their start goes on while this returns."""
+    if worker.active:
+        hint = 'The client\'s module starts a run when it is imported: put that under `if __name__ == "__main__":`.'
+        raise CallerError("a worker process would start a run of its own", hint=hint)
+    settings: dict[str, Any] = dict(fleet=federation.devices, key=key, clock=clock, attempts=attempts, stall=stall)
+    if not workers:
+        executor = Executor(
+            client,
+            federation.source,
+            config=config,
+            key=key,
+            states=states,
+            device=worker.device_of(device, 0),
+            data_cache=data_cache,
+        )
+        return Session(states, local=Local(executor, OneThread()), **settings)
+    how = start or default_start()
+    prepare(how)
+    beginning = worker.Beginning(
+        client=_pickled(client),
+        sources=sources,
+        config=dict(config),
+        key=key,
+        device=device,
+        data_cache=-(-data_cache // workers),
+        memory=memory,
+        path=list(sys.path),
+        folder=os.getcwd(),
+        environment={name: value for name, value in os.environ.items() if name not in ONE_THREAD},
+    )
+    return Session(states, crew=Crew(workers, how, _parcel(beginning)), **settings)
+
+
+class Crew:
+    """The worker processes of one run: started together, and one by one again should they die."""
+
+    def __init__(self, size: int, how: Start, beginning: Parcel) -> None:
+        self.size = size
+        self._how = how
+        self._beginning = beginning
+        self._status = Status(size, named=how == "spawn")
+
+    def hire(self, index: int) -> Remote:
+        """Start a worker."""
+        process = start(index, self._status.descriptor, self._status.file, self._how)
+        return Remote(index, process, self._status.row(index), self._beginning)
+
+    def dismiss(self) -> None:
+        """Let go of what they shared."""
+        self._beginning.close()
+        self._status.close()
+
+
+def _parcel(beginning: worker.Beginning) -> Parcel:
+    try:
+        return Parcel(beginning)
+    except (UmbelError, MemoryError):
+        raise
+    except Exception as error:
+        raise SettingError(
+            f"the clients' sources cannot be sent to worker processes: {type(error).__name__}: {error}",
+            hint="Use sources that can be pickled, such as indices or paths, or workers=0.",
+        ) from error
+
+
+def _pickled(client: Client) -> bytes:
+    import cloudpickle
+
+    try:
+        data: bytes = cloudpickle.dumps(client)
+    except Exception as error:
+        raise AppError(
+            f"the client cannot be sent to worker processes: {type(error).__name__}: {error}",
+            hint="Open files, connections and locks where they are used, or keep the client in a module of its own. "
+            "Simulation(..., workers=0), or UMBEL_WORKERS=0, trains in this process.",
+        ) from error
+    return data

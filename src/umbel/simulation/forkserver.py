@@ -1,0 +1,118 @@
+"""The process that makes workers: it has loaded what they need, and forks one whenever it is asked to.
+
+So a worker starts in milliseconds and shares its modules' memory with the others. Nothing of a user's program has run
+here, and no thread, so that forking is safe. It ends, and kills the workers it has made, as soon as the process that
+started it is gone, however that came about.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import signal
+import socket
+import sys
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+
+def main(descriptor: int) -> None:
+    """Serve requests, one line of JSON each, on this socket until it closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; only the main process decides
+    with socket.socket(fileno=descriptor) as control:
+        Forkserver(control).serve()
+
+
+class Forkserver:
+    """Answers `preload`, `fork`, and `wait`, which tells how a worker ended."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._alive: set[int] = set()
+        self._ended: dict[int, int] = {}
+
+    def serve(self) -> None:
+        """Answer until the other end is gone, then end all workers."""
+        try:
+            while request := self._next():
+                order, descriptors = request
+                kind = order["do"]
+                if kind == "preload":
+                    for name in order["modules"]:
+                        with suppress(Exception):
+                            importlib.import_module(name)
+                elif kind == "fork":
+                    self._fork(order, descriptors)
+                elif kind == "wait":
+                    self._answer({"status": self._wait(order["pid"])})
+        except OSError:
+            pass
+        finally:
+            for pid in self._alive:
+                with suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+
+    def _next(self) -> tuple[dict[str, Any], list[int]] | None:
+        data, descriptors, _, _ = socket.recv_fds(self._control, 1, 4)
+        if not data:
+            return None
+        while not data.endswith(b"\n"):
+            more = self._control.recv(1)
+            if not more:
+                return None
+            data += more
+        return json.loads(data), descriptors
+
+    def _answer(self, value: object) -> None:
+        self._control.sendall(json.dumps(value).encode() + b"\n")
+
+    def _fork(self, order: dict[str, Any], descriptors: list[int]) -> None:
+        gc.collect()
+        gc.freeze()  # else the first collection in every worker would copy all pages
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pid = os.fork()
+        if pid == 0:
+            self._become_worker(order, descriptors)
+        self._alive.add(pid)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        self._answer({"pid": pid})
+
+    def _become_worker(self, order: dict[str, Any], descriptors: list[int]) -> None:
+        code = 1
+        try:
+            die_with_parent()
+            self._control.close()
+            from .worker import serve
+
+            connection, status = descriptors
+            serve(socket.socket(fileno=connection), status, int(str(order["index"])))
+            code = 0
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        finally:
+            with suppress(Exception):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(code)
+
+    def _wait(self, pid: object) -> int:
+        assert isinstance(pid, int)
+        self._alive.discard(pid)
+        _, status = os.waitpid(pid, 0)
+        return os.waitstatus_to_exitcode(status)
+
+
+def die_with_parent() -> None:
+    """Have this process killed with its parent, where the system can do that."""
+    if not sys.platform.startswith("linux"):
+        return
+    import ctypes
+
+    prctl: Callable[..., int] = ctypes.CDLL(None).prctl
+    prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG

@@ -1,0 +1,253 @@
+"""Starting worker processes, and telling how they ended."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, Literal
+
+from ..errors import InternalError, UmbelError
+from .channel import SHARES, Channel
+
+PRELOADED = ("torch", "scipy", "sklearn", "pandas")
+"""Packages that are slow to import, start no threads by it, and are loaded before workers are forked where the main
+process has loaded them.
+"""
+ONE_THREAD = dict.fromkeys(
+    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"
+)
+_FORKSERVER = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from umbel.simulation.forkserver import main; "
+_SPAWNED = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from umbel.simulation.worker import main; "
+
+Start = Literal["forkserver", "spawn"]
+
+
+def default_start() -> Start:
+    """How workers are started on this system."""
+    return "forkserver" if SHARES and hasattr(os, "fork") else "spawn"
+
+
+class Process:
+    """A worker process: the channel to it, and how it ends."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+
+    @property
+    def pid(self) -> int:
+        """The process's id. Raises EOFError where it never came to be."""
+        raise NotImplementedError
+
+    def kill(self) -> None:
+        """End it at once."""
+        with suppress(OSError, EOFError):
+            os.kill(self.pid, signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
+
+    def ended(self) -> str:
+        """Wait for its end, which is near, and say how it came, in words."""
+        raise NotImplementedError
+
+
+class Forked(Process):
+    """A worker that the forkserver makes; its pid is known as soon as the forkserver answers."""
+
+    def __init__(self, server: _Server, index: int, status: int) -> None:
+        channel, theirs = Channel.pair()
+        super().__init__(channel)
+        self._server = server
+        self._pid: int | None = None
+        with theirs:
+            server.order({"do": "fork", "index": index}, [theirs.fileno(), status], self)
+
+    @property
+    def pid(self) -> int:
+        if self._pid is None:
+            self._server.read_until(self)
+        assert self._pid is not None
+        return self._pid
+
+    def answered(self, answer: dict[str, Any]) -> None:
+        """Take the forkserver's answer."""
+        self._pid = answer["pid"]
+
+    def ended(self) -> str:
+        try:
+            return described(self._server.wait(self.pid))
+        except (OSError, EOFError):
+            return "was killed together with the process that had started it"
+
+
+class Spawned(Process):
+    """A worker with an interpreter of its own, connected over the loopback interface; for systems without fork."""
+
+    def __init__(self, index: int, status_file: str) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            token = secrets.token_hex(16)
+            told = {"port": listener.getsockname()[1], "token": token, "status": status_file, "index": index}
+            code = f"{_SPAWNED}main()"
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", code, json.dumps(sys.path)], stdin=subprocess.PIPE, env=_environment()
+            )
+            assert self._process.stdin is not None
+            self._process.stdin.write(json.dumps(told).encode() + b"\n")
+            self._process.stdin.flush()  # and left open: its end tells the worker that this process is gone
+            super().__init__(Channel(self._accepted(listener, token)))
+
+    def _accepted(self, listener: socket.socket, token: str) -> socket.socket:
+        listener.settimeout(0.2)
+        while True:
+            try:
+                connected, _ = listener.accept()
+            except TimeoutError:
+                if self._process.poll() is not None:
+                    raise InternalError(f"a worker process {described(self._process.returncode)}") from None
+                continue
+            connected.settimeout(10)
+            with suppress(OSError):
+                if secrets.compare_digest(connected.recv(len(token), socket.MSG_WAITALL), token.encode()):
+                    connected.settimeout(None)
+                    return connected
+            connected.close()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def ended(self) -> str:
+        code = self._process.wait()
+        assert self._process.stdin is not None
+        with suppress(OSError):
+            self._process.stdin.close()
+        return described(code)
+
+
+def described(code: int) -> str:
+    """An exit status in words."""
+    if code >= 0:
+        return f"ended with exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    more = {"SIGKILL": ", perhaps because memory ran out", "SIGSEGV": ", a segmentation fault"}.get(name, "")
+    return f"was killed by {name}{more}"
+
+
+def start(index: int, status: int, status_file: str, how: Start) -> Process:
+    """Start a worker. Its status words are in the descriptor, or in the file where descriptors cannot be passed on."""
+    if how == "spawn":
+        return Spawned(index, status_file)
+    return Forked(_server(), index, status)
+
+
+def prepare(how: Start, modules: Sequence[str] | None = None) -> None:
+    """Begin to load what workers will need: by default what this process has loaded of `PRELOADED`."""
+    if how == "forkserver":
+        _server().preload([name for name in PRELOADED if name in sys.modules] if modules is None else list(modules))
+
+
+class _Server:
+    """The forkserver as the main process sees it."""
+
+    def __init__(self) -> None:
+        self.owner = os.getpid()
+        self._lock = threading.RLock()  # runs in several threads share this process
+        self._preloaded: set[str] = set()
+        self._waiting: list[Forked] = []
+        self._socket, theirs = socket.socketpair()
+        self._lines = self._socket.makefile("rb")
+        with theirs:
+            code = f"{_FORKSERVER}main({theirs.fileno()})"
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", code, json.dumps(sys.path)],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env=_environment(),
+            )
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs, and belongs to this process."""
+        return self.owner == os.getpid() and self._process.poll() is None
+
+    def preload(self, modules: list[str]) -> None:
+        """Have it import these."""
+        if new := [name for name in modules if name not in self._preloaded]:
+            self._preloaded.update(new)
+            self.order({"do": "preload", "modules": new}, [], None)
+
+    def order(self, what: dict[str, Any], descriptors: list[int], answered: Forked | None) -> None:
+        """Send a request without waiting for what comes of it."""
+        data = json.dumps(what).encode() + b"\n"
+        with self._lock:
+            try:
+                if descriptors:
+                    socket.send_fds(self._socket, [data], descriptors)
+                else:
+                    self._socket.sendall(data)
+            except OSError as error:
+                raise EOFError("the process that makes workers is gone") from error
+            if answered is not None:
+                self._waiting.append(answered)
+
+    def read_until(self, process: Forked) -> None:
+        """Read answers until this process's is there. Raises EOFError."""
+        with self._lock:
+            while process in self._waiting:
+                self._waiting.pop(0).answered(self._answer())
+
+    def wait(self, pid: int) -> int:
+        """The exit code of a worker that ends. Raises EOFError."""
+        with self._lock:
+            while self._waiting:
+                self.read_until(self._waiting[0])
+            self.order({"do": "wait", "pid": pid}, [], None)
+            return int(self._answer()["status"])
+
+    def _answer(self) -> dict[str, Any]:
+        line = self._lines.readline()
+        if not line.endswith(b"\n"):
+            raise EOFError("the process that makes workers is gone")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        """End it; its workers end with it."""
+        self._lines.close()
+        self._socket.close()
+        if self.owner == os.getpid():
+            self._process.wait()
+
+
+_known: list[_Server] = []
+_lock = threading.Lock()
+
+
+def _server() -> _Server:
+    """The forkserver of this process, started when it is first needed, and again should it have died."""
+    with _lock:
+        if _known and not _known[0].alive:
+            with suppress(OSError, UmbelError):
+                _known.pop().close()
+        if not _known:
+            _known.append(_Server())
+        return _known[0]
+
+
+@atexit.register
+def _close() -> None:
+    while _known:
+        _known.pop().close()
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, **ONE_THREAD}

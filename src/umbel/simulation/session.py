@@ -1,0 +1,571 @@
+"""One run's clients in a simulation: takes a coordinator's commands and gives events back.
+
+Tasks are done by worker processes in any order, or in this process; what the coordinator is told, and when, does not
+depend on it. So a run comes to the same bits with any number of workers, after any of them died, and after a restart.
+
+- Results are told of in turn (see `turns`), like the instructions of a processor that executes out of order and retires
+  in order. Only the results of plain asks, whose windows take everything, are folded as soon as they are there.
+- A client that is in two asks at once does the second task when the first ask has closed, with the state that this left
+  behind. Where a state has changed between a task and its turn, the task is done again.
+- What a worker held when it died is done again, and folded as it was before. Only the client that it was working for
+  then is suspected, and fails once it has ended as many workers as it has attempts.
+"""
+
+from __future__ import annotations
+
+import selectors
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from typing import Any, Protocol
+
+from ..arrays import Arrays
+from ..ask import Ask, Task, for_client
+from ..coordinator import Admit, Cancel, Event, Failed, Finished, Send, Ticked, Wake
+from ..errors import ClientCrashed, ClientId
+from ..folds import Partial
+from ..node.account import Account
+from ..node.executor import ClosedAsk
+from ..node.late import load_ask, save_ask
+from ..node.state import ClientStates
+from ..randomness import Key
+from ..update import Like
+from .backlog import Backlog, SentAsk, Ticket
+from .devices import Fleet
+from .hosts import Contents, Local, Remote
+from .turns import Queues, Timeline
+from .worker import Report
+
+MOMENT = 0.02
+"""For how many seconds, about, tasks are done in this process before the first of them is told of."""
+AHEAD = 0.05
+"""A worker that has less than so many seconds of work before it is handed more."""
+PATIENCE = 2.0
+"""For how many seconds a worker may go on with what nobody wants while others wait."""
+
+
+class Crew(Protocol):
+    """Worker processes, as a session starts them."""
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+
+    def hire(self, index: int) -> Remote:
+        """Start one, or start it again."""
+
+    def dismiss(self) -> None:
+        """Let go of what they share, once they are ended."""
+
+
+class Session:
+    """One run's clients. `local` does the tasks, or a crew of worker processes.
+
+    `key` is the run's key for tasks; `clock` that of its deadlines; `fleet` the device model, if any; `attempts` and
+    `stall` as in `Simulation`.
+    """
+
+    def __init__(
+        self,
+        states: ClientStates,
+        *,
+        local: Local | None = None,
+        crew: Crew | None = None,
+        fleet: Fleet | None = None,
+        key: Key,
+        clock: Callable[[], float] = time.monotonic,
+        attempts: int = 3,
+        stall: float | None = None,
+    ) -> None:
+        self._states = states
+        self._local = local
+        self._crew = crew
+        self._fleet = fleet
+        self._key = key
+        self._clock = clock
+        self._attempts = attempts
+        self._stall = stall
+        self._asks: dict[int, SentAsk] = {}
+        self._open: dict[int, SentAsk] = {}
+        self._tickets: dict[str, Ticket] = {}
+        self._sent_at: dict[str, float] = {}
+        self._blocked: list[Ticket] = []
+        self._backlog = Backlog(crew.size if crew is not None else 0)
+        self._reports = 0
+        self._queues = Queues()
+        self._timeline = Timeline()
+        self._wakes: list[float] = []
+        self._time = 0.0
+        self._account = Account()
+        self._contents: deque[tuple[Remote, Contents]] = deque()
+        self._sizes: dict[int, tuple[int, int]] = {}
+        self._selector = selectors.DefaultSelector()
+        self._workers: list[Remote] = []
+        for index in range(crew.size if crew is not None else 0):
+            self._start(index)
+
+    @property
+    def now(self) -> Callable[[], float] | None:
+        """The virtual clock, where there is a device model."""
+        return None if self._fleet is None else lambda: self._time
+
+    def advance_to(self, at: float) -> None:
+        """Set the virtual clock."""
+        self._time = max(self._time, at)
+
+    def online(self, client: ClientId) -> bool:
+        """Whether a client can be asked now."""
+        return self._fleet is None or self._fleet.device(client).online(self._time)
+
+    # What the coordinator commands
+
+    def open(self, id: int, ask: Ask, round: int, number: int, params: Any, cohort: Sequence[ClientId] = ()) -> None:
+        """Make an ask known before its tasks come."""
+        self._asks[id] = self._open[id] = sent = SentAsk(id, ask, round, number, params, tuple(cohort))
+        if ask.window.deadline is not None:
+            sent.closes_at = self._time + ask.window.deadline
+
+    def do(self, command: Send | Admit | Cancel | Wake) -> None:
+        """Carry out a command."""
+        if isinstance(command, Send):
+            self._send(command.task)
+        elif isinstance(command, Admit):
+            self._admit(command)
+        elif isinstance(command, Cancel):
+            self._cancel(command.task)
+        elif self._fleet is not None:
+            self._timeline.wake(command.at)
+        else:
+            self._wakes.append(command.at)
+
+    def _send(self, task: Task) -> None:
+        sent = self._asks[task.ask]
+        ticket = self._tickets[task.id] = Ticket(task, sent)
+        if sent.plain is None:
+            # In virtual time the asks of one client overlap, and a state may change before a result has its turn.
+            sent.plain = sent.takes_all and (self._fleet is None or len(self._open) == 1)
+        if sent.plain:
+            ticket.admit = Admit(task.id, sent.id)
+        if self._fleet is None:
+            self._queues.add(ticket)
+        else:
+            self._plan(ticket, self._fleet)
+            self._timeline.add(ticket)
+            trip = ticket.trip
+            if trip is not None and (trip.failed or self._too_late(ticket)):
+                return  # nothing will come of it: it is not done at all
+        if self._local is not None:
+            return  # it is done when its turn has come
+        if len(self._open) > 1 and self._is_blocked(ticket):
+            self._blocked.append(ticket)
+        else:
+            self._backlog.add(ticket)
+
+    def _plan(self, ticket: Ticket, fleet: Fleet) -> None:
+        task, sent = ticket.task, ticket.sent
+        at = self._sent_at.get(task.id, self._time)
+        self._sent_at[task.id] = ticket.at = at
+        down, up = self._transfers(sent, task.client)
+        config = for_client(sent.ask.config, task.client)
+        key = self._key.derive(sent.ask.kind, sent.round, sent.number, task.client)
+        ticket.trip = fleet.trip(
+            task.client, at=at, kind=sent.ask.kind, config=config, bytes_down=down, bytes_up=up, key=key
+        )
+
+    def _transfers(self, sent: SentAsk, client: ClientId) -> tuple[int, int]:
+        """How many bytes go to a client and come back from it."""
+        ask = sent.ask
+        fixed = not any(map(callable, (ask.model, ask.inbox, ask.expects)))
+        if fixed and sent.id in self._sizes:
+            return self._sizes[sent.id]
+        model, inbox = for_client(ask.model, client), for_client(ask.inbox, client)
+        expects = for_client(ask.expects, client)
+        down = (model.nbytes if model is not None else 0) + (Arrays(inbox).nbytes if inbox else 0)
+        up = 0
+        if ask.kind != "evaluate":
+            up = expects.schema(model).nbytes if isinstance(expects, Like) else expects.max_bytes or 0
+        if fixed:
+            self._sizes[sent.id] = down, up
+        return down, up
+
+    def _too_late(self, ticket: Ticket) -> bool:
+        sent, trip = ticket.sent, ticket.trip
+        assert trip is not None
+        return sent.closes_at is not None and sent.ask.window.late == "drop" and trip.ends > sent.closes_at
+
+    def _is_blocked(self, ticket: Ticket) -> bool:
+        """Whether the client has to be done with another ask first."""
+        if self._fleet is not None:
+            return False
+        client, own = ticket.task.client, ticket.sent.id
+        return any(id < own and client in other.clients for id, other in self._open.items())
+
+    def _admit(self, command: Admit) -> None:
+        ticket = self._tickets[command.task]
+        into = self._asks[command.ask]
+        into.admitted.append(ticket)
+        if ticket.admit is not None:
+            return  # a plain ask's: it is folded
+        ticket.admit = command
+        if ticket.done and ticket.failed is None:
+            (self._local or ticket.host).admit(command, into)
+
+    def _cancel(self, id: str) -> None:
+        ticket = self._tickets.pop(id, None)
+        if ticket is None:
+            return
+        ticket.wanted = False
+        self._forget_turn(ticket)
+        if ticket.done and ticket.failed is None:
+            (self._local or ticket.host).cancel(id)
+        elif ticket.host is not None:
+            ticket.host.cancel_batch_of(ticket)
+
+    def _forget_turn(self, ticket: Ticket) -> None:
+        if self._fleet is None:
+            self._queues.remove(ticket)
+            return
+        self._sent_at.pop(ticket.task.id, None)
+        self._charge(ticket)
+
+    def _charge(self, ticket: Ticket) -> None:
+        """Note what a task cost its device until now."""
+        trip = ticket.trip
+        if trip is None:
+            return
+        whole = trip.ends - trip.begins
+        share = 1.0 if self._time >= trip.ends else max(0.0, self._time - trip.begins) / whole if whole else 1.0
+        account = self._account
+        account.device_seconds += trip.compute * share
+        account.joules += trip.joules * share
+        account.bytes_down += int(trip.bytes_down * min(1.0, share * whole / trip.download if trip.download else 1.0))
+        account.bytes_up += trip.bytes_up if share == 1.0 else 0
+
+    # What the coordinator is told
+
+    def next_event(self) -> Event | None:
+        """What came of the next task, once that is known; None when there is no task left."""
+        while True:
+            event = self._timed() if self._fleet is not None else self._queued()
+            if event is not None:
+                return event
+            if self._local is not None:
+                if not self._do_here():
+                    return None
+            elif not self._work_on():
+                return None
+
+    def _queued(self) -> Event | None:
+        ticket = self._queues.head(self._open.values())
+        if ticket is not None and not ticket.done and (ticket.sent.plain or ticket.sent.closes_at is not None):
+            ready = ticket.sent.done
+            while ready and (ready[0].told or not ready[0].wanted or not ready[0].done):
+                ready.popleft()
+            ticket = ready.popleft() if ready else None
+        if ticket is not None and ticket.done:
+            return self._told(ticket)
+        if self._local is None and self._wakes and min(self._wakes) <= self._clock():
+            self._wakes.remove(min(self._wakes))
+            return Ticked()
+        return None
+
+    def _timed(self) -> Event | None:
+        found = self._timeline.head()
+        if found is None:
+            return None
+        at, ticket = found
+        if ticket is None:
+            self._timeline.pop()
+            self.advance_to(at)
+            return Ticked()
+        trip = ticket.trip
+        if trip is not None and trip.failed:
+            self._timeline.pop()
+            self.advance_to(at)
+            ticket.done, ticket.failed = True, Failed(ticket.task.id, trip.failed)
+        if not ticket.done:
+            return None
+        event = self._told(ticket)
+        if event is not None:
+            self.advance_to(at)
+        return event
+
+    def _told(self, ticket: Ticket) -> Event | None:
+        """The event of a ticket whose turn it is; None where it has to be done again."""
+        if not ticket.sent.plain and self._local is None and self._is_stale(ticket):
+            return None
+        if self._fleet is not None:
+            self.advance_to(ticket.trip.ends if ticket.trip else 0.0)
+        ticket.told = True
+        if ticket.failed is not None and ticket.failed.retry and self._fleet is not None:
+            del self._tickets[ticket.task.id]  # that a worker died costs the client's device nothing
+            return ticket.failed
+        self._forget_turn(ticket)
+        if ticket.failed is not None:
+            del self._tickets[ticket.task.id]
+            return ticket.failed
+        return Finished(ticket.task.id)
+
+    def _is_stale(self, ticket: Ticket) -> bool:
+        if ticket.host is None or self._states.encoded(ticket.task.client) == ticket.state:
+            return False
+        if ticket.failed is None:
+            ticket.host.cancel(ticket.task.id)
+        ticket.done, ticket.failed = False, None
+        self._backlog.again(ticket)
+        return True
+
+    def _do_here(self) -> bool:
+        assert self._local is not None
+        if self._fleet is not None:
+            found = self._timeline.head()
+            ticket = found[1] if found is not None else None
+            batch = [ticket] if ticket is not None else []
+        else:
+            ticket = self._queues.head(self._open.values())
+            most = self._local.at_once(ticket.sent) if ticket is not None and ticket.sent.plain else 1
+            batch = [] if ticket is None else self._queues.following(ticket, most)
+        if not batch:
+            return False
+        until = time.perf_counter() + MOMENT
+        self._local.do(batch, until)
+        return True
+
+    # Worker processes
+
+    def _start(self, index: int) -> None:
+        assert self._crew is not None
+        worker = self._crew.hire(index)
+        self._selector.register(worker.process.channel, selectors.EVENT_READ, worker)
+        if index < len(self._workers):
+            self._workers[index] = worker
+        else:
+            self._workers.append(worker)
+
+    def _work_on(self) -> bool:
+        """Hand out what there is, and take in what comes next; False if nothing is on its way."""
+        self._hand_out()
+        if not any(worker.out for worker in self._workers) and not self._wakes:
+            return False
+        self._listen()
+        return True
+
+    def _hand_out(self) -> None:
+        for ahead in (0.0, AHEAD):
+            for worker in self._workers:
+                while self._backlog and (not worker.out or (ahead and self._takes_more(worker, ahead))):
+                    tickets, guess = self._backlog.portion(worker.index)
+                    if not tickets:
+                        break
+                    worker.do(tickets, guess, self._states.encoded)
+
+    def _takes_more(self, worker: Remote, ahead: float) -> bool:
+        return len(worker.out) < 2 and 0.0 < worker.seconds_out < ahead
+
+    def _listen(self, closing: bool = False) -> None:
+        """Wait for messages, a deadline, or the next look at whether all workers make progress."""
+        limits = [0.25] if self._stall is not None or any(not t.wanted for t in self._running()) else []
+        if self._wakes and not closing:
+            limits.append(max(0.0, min(self._wakes) - self._clock()))
+        for selected, _ in self._selector.select(min(limits, default=None)):
+            worker: Remote = selected.data
+            if not worker.alive:
+                continue
+            try:
+                self._heard(worker, worker.process.channel.receive())
+            except EOFError:
+                self._lost(worker)
+        if limits:
+            self._watch()
+
+    def _running(self) -> Iterable[Ticket]:
+        return (ticket for worker in self._workers if (ticket := worker.running()) is not None)
+
+    def _heard(self, worker: Remote, message: tuple[Any, ...]) -> None:
+        kind, *rest = message
+        if kind == "report":
+            self._reported(worker, *rest)
+        elif kind == "partial":
+            self._contents.append((worker, rest[1]))
+        elif kind == "printed":
+            print(rest[1], end="", file=getattr(sys, rest[0]))
+        else:
+            raise rest[0]
+
+    def _reported(self, worker: Remote, report: Report, account: Account) -> None:
+        self._account.add(account)
+        tickets = worker.reported(report)
+        for ticket, seconds in zip(tickets, report.seconds, strict=False):
+            self._backlog.durations.note(ticket.sent.ask.kind, ticket.task.client, seconds)
+        self._reports += 1
+        if self._reports & (self._reports - 1) == 0:
+            self._backlog.reconsider()
+        for ticket in tickets:
+            self._came_in(ticket)
+
+    def _came_in(self, ticket: Ticket) -> None:
+        if not ticket.wanted:
+            return
+        if not ticket.done:
+            self._backlog.again(ticket)
+        elif not ticket.told:
+            if ticket.sent.plain or ticket.sent.closes_at is not None:
+                ticket.sent.done.append(ticket)
+        elif ticket.failed is not None and ticket.admit is not None:
+            # Done again after its first result was lost with a worker, and now it failed.
+            self._asks[ticket.admit.ask].refused[ticket.task.client] = ticket.failed.reason
+
+    def _watch(self) -> None:
+        now = time.monotonic()
+        for worker in list(self._workers):
+            if self._stall is not None and worker.stalled(now, self._stall):
+                worker.process.kill()
+                self._lost(worker, f"showed no progress for {self._stall:g} seconds and was ended")
+            elif worker.unwanted_since(now) > PATIENCE and self._backlog:
+                worker.process.kill()
+                self._lost(worker)
+
+    def _lost(self, worker: Remote, how: str | None = None) -> None:
+        """A worker is gone: what it had is done again, and another one takes its place."""
+        if not worker.alive:
+            return
+        self._selector.unregister(worker.process.channel)
+        worker.process.channel.close()
+        worker.alive = False
+        suspect, told = worker.running(), how or worker.process.ended()
+        for ticket in list(self._tickets.values()):
+            if ticket.host is not worker or (ticket.admit is not None and ticket.admit.ask not in self._open):
+                continue
+            ticket.host = None
+            if ticket is suspect and ticket.wanted:
+                self._suspect(ticket, told)
+            elif not ticket.done or ticket.failed is None:
+                ticket.done = False
+                self._backlog.again(ticket)
+        self._start(worker.index)
+
+    def _suspect(self, ticket: Ticket, how: str) -> None:
+        error = ClientCrashed(f"its process {how}")
+        if ticket.told:
+            ticket.losses += 1
+            if ticket.losses < self._attempts:
+                self._backlog.again(ticket)
+                return
+        ticket.done, ticket.failed = True, Failed(ticket.task.id, error.message, retry=error.retry)
+        self._came_in(ticket)
+
+    # The end of an ask
+
+    def close(self, id: int) -> ClosedAsk:
+        """Hand over what an ask came to."""
+        sent = self._asks[id]
+        closed = ClosedAsk(Partial(sent.ask.fold))
+        if self._local is not None:
+            self._take(closed, self._local.close(sent))
+        else:
+            self._collect(sent, closed)
+        closed.refused.update(sent.refused)
+        closed.account, self._account = self._account, Account()
+        del self._open[id]
+        for ticket in sent.admitted:
+            self._tickets.pop(ticket.task.id, None)
+        sent.admitted.clear()
+        waiting, self._blocked = self._blocked, []
+        for ticket in waiting:
+            if not ticket.wanted:
+                continue
+            if self._is_blocked(ticket):
+                self._blocked.append(ticket)
+            else:
+                self._backlog.add(ticket)
+        return closed
+
+    def _collect(self, sent: SentAsk, closed: ClosedAsk) -> None:
+        """Get the parts of an ask from all workers, once all that was admitted is folded."""
+        asked: set[Remote] = set()
+        while True:
+            missing = any(not ticket.done for ticket in sent.admitted)
+            if not missing:
+                for worker in self._workers:
+                    if sent.id in worker.holds:
+                        worker.ask_to_close(sent)
+                        asked.add(worker)
+                if not asked:
+                    return
+            self._hand_out()
+            self._listen(closing=True)
+            asked = {worker for worker in asked if worker.alive}
+            while self._contents:
+                worker, contents = self._contents.popleft()
+                self._take(closed, contents)
+                asked.discard(worker)
+                for ticket in sent.admitted:
+                    if ticket.host is worker:
+                        ticket.host = None  # it is safe here
+
+    def _take(self, closed: ClosedAsk, contents: Contents) -> None:
+        began = time.perf_counter()
+        partial, states, refused, account = contents
+        closed.partial.merge_contents(partial)
+        closed.states.update(states)
+        closed.refused.update(refused)
+        self._account.add(account)
+        self._account.folding += time.perf_counter() - began
+
+    def forget(self, asks: set[int]) -> None:
+        """Forget closed asks, except for these, whose tasks may still come."""
+        keep = asks | self._open.keys()
+        for id in [id for id in self._asks if id not in keep]:
+            if (parcel := self._asks.pop(id).parcel) is not None:
+                parcel.close()
+            self._sizes.pop(id, None)
+        if self._local is not None:
+            self._local.forget(keep)
+        for worker in self._workers:
+            worker.forget(keep)
+
+    # Tasks that outlive the process
+
+    def sent_at(self, task: str) -> float:
+        """When a task was sent, in virtual seconds."""
+        return self._sent_at.get(task, 0.0)
+
+    def was_sent_at(self, task: str, at: float) -> None:
+        """Know again when a task was sent."""
+        self._sent_at[task] = at
+
+    def save_asks(self, tasks: Sequence[Task]) -> list[Any]:
+        """What is needed to do these tasks after a restart, as a plain tree."""
+        clients: dict[int, list[ClientId]] = {}
+        for task in tasks:
+            clients.setdefault(task.ask, []).append(task.client)
+        saved = []
+        for id, who in clients.items():
+            sent = self._asks[id]
+            saved.append([id, sent.round, sent.number, sent.params, save_ask(sent.ask, who)])
+        return saved
+
+    def restore_asks(self, saved: list[Any]) -> None:
+        """Know again what `save_asks` saved."""
+        for id, round, number, params, tree in saved:
+            self._asks[id] = SentAsk(id, load_ask(tree), round, number, params, plain=False)
+
+    def disconnect(self) -> None:
+        """Let go of everything, and end the workers."""
+        for worker in self._workers:
+            if worker.alive:
+                with suppress(KeyError, ValueError):
+                    self._selector.unregister(worker.process.channel)
+                worker.end()
+        self._workers.clear()
+        self._selector.close()
+        if self._crew is not None:
+            self._crew.dismiss()
+        for sent in self._asks.values():
+            if sent.parcel is not None:
+                sent.parcel.close()
+        self._tickets.clear()
+        self._queues.clear()
+        self._timeline.clear()

@@ -1,0 +1,88 @@
+"""In which order a simulation tells of what its tasks came to, so that the order is the same however they were done."""
+
+from __future__ import annotations
+
+import heapq
+from collections import OrderedDict
+from collections.abc import Iterable
+
+from .backlog import SentAsk, Ticket
+
+
+class Queues:
+    """Without a device model: asks that are open at once come one after the other, each in the order in which its tasks
+    were sent, and late tasks wait for the next ask of their lane.
+    """
+
+    def __init__(self) -> None:
+        self._queues: dict[str, OrderedDict[str, Ticket]] = {}
+
+    def add(self, ticket: Ticket) -> None:
+        """A task was sent; one that is tried again goes first."""
+        queue = self._queues.setdefault(ticket.sent.lane, OrderedDict())
+        queue[ticket.task.id] = ticket
+        if ticket.task.attempt > 1:
+            queue.move_to_end(ticket.task.id, last=False)
+
+    def remove(self, ticket: Ticket) -> None:
+        """A task was told of, or is not wanted any more."""
+        self._queues[ticket.sent.lane].pop(ticket.task.id, None)
+
+    def head(self, open: Iterable[SentAsk]) -> Ticket | None:
+        """Whose turn it is."""
+        for sent in open:
+            if queue := self._queues.get(sent.lane):
+                return next(iter(queue.values()))
+        return None
+
+    def following(self, ticket: Ticket, count: int) -> list[Ticket]:
+        """The ticket whose turn it is and those of the same ask right after it, so many at most."""
+        found: list[Ticket] = []
+        for other in self._queues[ticket.sent.lane].values():
+            if other.sent is not ticket.sent or len(found) == count:
+                break
+            found.append(other)
+        return found
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._queues.clear()
+
+
+class Timeline:
+    """With a device model: by the virtual time at which answers arrive, and deadlines between them."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, int, Ticket | None]] = []
+        self._count = 0
+
+    def add(self, ticket: Ticket) -> None:
+        """A task was sent."""
+        assert ticket.trip is not None
+        self._push(ticket.trip.ends, ticket)
+
+    def wake(self, at: float) -> None:
+        """Something is due at this time."""
+        self._push(at, None)
+
+    def _push(self, at: float, ticket: Ticket | None) -> None:
+        self._count += 1
+        # What arrives at the moment of a deadline is in time.
+        heapq.heappush(self._heap, (at, ticket is None, self._count, ticket))
+
+    def head(self) -> tuple[float, Ticket | None] | None:
+        """The next time at which something happens, and what arrives then: None for a deadline."""
+        while self._heap:
+            at, _, _, ticket = self._heap[0]
+            if ticket is None or (ticket.wanted and not ticket.told):
+                return at, ticket
+            heapq.heappop(self._heap)
+        return None
+
+    def pop(self) -> None:
+        """It has happened."""
+        heapq.heappop(self._heap)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._heap.clear()

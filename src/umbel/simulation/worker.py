@@ -1,0 +1,324 @@
+"""A worker process: hosts clients, does the tasks that it is handed, folds what is admitted, gives partials back."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import signal
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from .. import encoding
+from ..ask import Ask, Task
+from ..coordinator import Admit, Failed
+from ..errors import AppError, ClientError, ClientId, UmbelError
+from ..node.executor import Executor
+from ..randomness import Key
+from .channel import Channel, Parcel
+from .status import BATCH, CANCELLED, PLACE, STEPS, row_of
+
+active = False
+"""Whether this process is a worker."""
+
+
+@dataclass(slots=True)
+class Beginning:
+    """What a worker has to know before its first task."""
+
+    client: bytes
+    sources: Any
+    config: dict[str, Any]
+    key: Key
+    device: str
+    data_cache: int
+    memory: int | None
+    path: list[str]
+    folder: str
+    environment: dict[str, str]
+
+
+@dataclass(slots=True)
+class Item:
+    """A task to do: with the client's state, what the ask sends to it alone, and into which ask to fold it at once."""
+
+    task: Task
+    state: bytes | None = None
+    sent: dict[str, Any] | None = None
+    admit: Admit | None = None
+
+
+@dataclass(slots=True)
+class Report:
+    """What came of a batch: the tasks that failed, those that were not begun, and the seconds that each took."""
+
+    batch: int
+    failed: dict[str, Failed] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+
+class NotWanted(ClientError):
+    """Nobody waits for this task any more."""
+
+
+class Shipped:
+    """The states that came with the tasks, as an executor looks them up."""
+
+    def __init__(self) -> None:
+        self.now: dict[ClientId, bytes] = {}
+
+    def get(self, client: ClientId) -> dict[str, Any]:
+        """The state of a client; empty for one that has none."""
+        data = self.now.get(client)
+        return {} if data is None else dict(encoding.decode(data))
+
+
+class Routed(dict[ClientId, Any]):
+    """What an ask sends to each client, looked up as if it were the function that the strategy wrote."""
+
+    def __call__(self, client: ClientId) -> Any:
+        return self[client]
+
+
+def main() -> None:
+    """Be a worker that was started with an interpreter of its own: what to connect to is on the standard input."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    told = json.loads(sys.stdin.readline())
+    connected = socket.create_connection(("127.0.0.1", told["port"]))
+    connected.sendall(told["token"].encode())
+    threading.Thread(target=_end_with_input, daemon=True).start()
+    serve(connected, os.open(told["status"], os.O_RDWR), told["index"])
+
+
+def _end_with_input() -> None:
+    with suppress(Exception):
+        sys.stdin.read()
+    os._exit(1)
+
+
+def serve(connected: socket.socket, status: int, index: int) -> None:
+    """Do what comes over the socket until it closes."""
+    global active
+    active = True
+    channel = Channel(connected)
+    try:
+        beginning = channel.receive()
+        sys.stdout, sys.stderr = Told(channel, "stdout"), Told(channel, "stderr")
+        try:
+            worker = Worker(channel, beginning, row_of(status, index), index)
+        except UmbelError as error:
+            channel.send(("fault", error))
+            return
+        worker.serve()
+    except EOFError:
+        pass
+    finally:
+        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+
+
+class Told(io.TextIOBase):
+    """Prints in the main process what is printed here, line by line."""
+
+    def __init__(self, channel: Channel, name: str) -> None:
+        self._channel, self._name, self._line = channel, name, ""
+        self._lock = threading.Lock()
+
+    def writable(self) -> bool:
+        """It can be written to."""
+        return True
+
+    def write(self, text: str) -> int:
+        """Pass on the lines that are whole."""
+        with self._lock:
+            self._line += text
+            if "\n" in self._line:
+                whole, _, self._line = self._line.rpartition("\n")
+                self._tell(f"{whole}\n")
+        return len(text)
+
+    def flush(self) -> None:
+        """Pass on what is there of a line."""
+        with self._lock:
+            if self._line:
+                rest, self._line = self._line, ""
+                self._tell(rest)
+
+    def _tell(self, text: str) -> None:
+        with suppress(EOFError):
+            self._channel.send(("printed", self._name, text))
+
+
+class Worker:
+    """The tasks of one run as one process does them."""
+
+    def __init__(self, channel: Channel, beginning: Beginning, row: memoryview, index: int) -> None:
+        self._channel = channel
+        self._row = row
+        self._sources = beginning.sources
+        self._states = Shipped()
+        self._routes: dict[int, dict[str, Routed]] = {}
+        self._at = ""
+        self._broken_off: set[str] = set()
+        os.environ.update(beginning.environment)
+        sys.path[:] = beginning.path
+        with suppress(OSError):
+            os.chdir(beginning.folder)
+        client = _unpickled(beginning.client)
+        _limit_memory(beginning.memory)
+        self.executor = Executor(
+            client,
+            self._source,
+            config=beginning.config,
+            key=beginning.key,
+            states=self._states,
+            device=device_of(beginning.device, index),
+            data_cache=beginning.data_cache,
+            on_step=self._step,
+        )
+
+    def serve(self) -> None:
+        """Answer until the main process is gone."""
+        while True:
+            kind, *rest = self._channel.receive()
+            try:
+                getattr(self, f"_{kind}")(*rest)
+            except UmbelError as error:
+                self._channel.send(("fault", _placed(error)))
+
+    def _source(self, client: ClientId) -> Any:
+        if isinstance(self._sources, int):
+            return {"index": client, "count": self._sources}
+        return self._sources[client]
+
+    def _open(self, id: int, ask: Ask, routed: Sequence[str], round: int, number: int, params: Any) -> None:
+        self._routes[id] = {name: Routed() for name in routed}
+        own: dict[str, Any] = dict(self._routes[id])
+        self.executor.open(id, replace(ask, **own), round, number, params)
+
+    def _do(self, batch: int, items: list[Item]) -> None:
+        self._row[PLACE] = 0
+        self._row[BATCH] = batch
+        self._broken_off.clear()
+        report = Report(batch)
+        left = iter(items)
+        while chunk := self._chunk(left, report):
+            outcomes = self.executor.run_all(self._marked(chunk, report))
+            for item, outcome in zip(chunk, outcomes, strict=False):
+                if item.task.id in self._broken_off:
+                    report.skipped.append(item.task.id)
+                elif isinstance(outcome, Failed):
+                    report.failed[item.task.id] = outcome
+                elif item.admit is not None:
+                    self.executor.admit(item.admit)
+            report.seconds += self.executor.seconds
+            report.skipped += [item.task.id for item in chunk[len(outcomes) :]]
+        self._row[PLACE] = 0
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self._states.now.clear()
+        for routes in self._routes.values():
+            for route in routes.values():
+                route.clear()
+        self._channel.send(("report", report, self.executor.take_account()))
+
+    def _chunk(self, left: Iterator[Item], report: Report) -> list[Item]:
+        """The next tasks that may be done before their results are checked and folded."""
+        chunk: list[Item] = []
+        for item in left:
+            chunk.append(item)
+            if len(chunk) >= self.executor.at_once(item.task.ask):
+                break
+        return chunk
+
+    def _marked(self, chunk: list[Item], report: Report) -> Iterator[Task]:
+        for item in chunk:
+            if self._row[CANCELLED] >= self._row[BATCH]:
+                return
+            self._row[STEPS] = 0
+            self._row[PLACE] += 1
+            client = item.task.client
+            if item.state is not None:
+                self._states.now[client] = item.state
+            for name, value in (item.sent or {}).items():
+                self._routes[item.task.ask][name][client] = value
+            self._at = item.task.id
+            yield item.task
+
+    def _step(self) -> None:
+        self._row[STEPS] += 1
+        if self._row[CANCELLED] >= self._row[BATCH]:
+            self._broken_off.add(self._at)
+            raise NotWanted("nobody waits for this task any more")
+
+    def _admit(self, commands: list[Admit]) -> None:
+        for command in commands:
+            self.executor.admit(command)
+
+    def _cancel(self, tasks: list[str]) -> None:
+        for task in tasks:
+            self.executor.cancel(task)
+
+    def _close(self, id: int) -> None:
+        opened = self.executor.close(id)
+        told = (opened.partial.contents(), opened.states, opened.refused, self.executor.take_account())
+        parcel = Parcel(("partial", id, told))
+        self._channel.send_parcel(parcel)
+        parcel.close()
+
+    def _forget(self, asks: set[int]) -> None:
+        """Forget all asks but these."""
+        self.executor.forget(asks)
+        self._routes = {id: routes for id, routes in self._routes.items() if id in asks}
+
+
+def _placed(error: UmbelError) -> UmbelError:
+    """The error with a note of where in the user's code it arose, since its traceback cannot be sent."""
+    package = str(Path(__file__).parents[1])
+    raised: BaseException = error.__cause__ or error
+    own = [f for f in traceback.extract_tb(raised.__traceback__) if not f.filename.startswith((package, "<"))]
+    if own:
+        error.add_note(f"{Path(own[-1].filename).name}:{own[-1].lineno}: {own[-1].line or ''}".rstrip(": "))
+    return error
+
+
+def _unpickled(data: bytes) -> Any:
+    try:
+        return pickle.loads(data)
+    except UmbelError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise AppError(
+            f"a worker process cannot load the client: {type(error).__name__}: {error}",
+            hint="Workers import the client's module anew; whatever it needs must be importable. Or use workers=0.",
+        ) from error
+
+
+def _limit_memory(limit: int | None) -> None:
+    if limit is None:
+        return
+    try:
+        import resource
+    except ImportError:
+        return
+    kind = resource.RLIMIT_DATA if sys.platform.startswith("linux") else resource.RLIMIT_AS
+    with suppress(OSError, ValueError):
+        resource.setrlimit(kind, (limit, resource.getrlimit(kind)[1]))
+
+
+def device_of(device: str, index: int) -> str:
+    """Where a worker computes: with `"auto"` workers take turns with the GPUs that PyTorch sees, if it is loaded."""
+    if device != "auto":
+        return device
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return f"cuda:{index % torch.cuda.device_count()}"
+    return "cpu"
