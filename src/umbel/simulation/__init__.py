@@ -1,7 +1,20 @@
-"""Federations of clients that exist only in this program."""
+"""Federations of clients that exist only on this machine: worker processes, device models, virtual time."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from .federation import Simulation
 
-__all__ = ["Simulation"]
+if TYPE_CHECKING:
+    from .devices import Device, Fleet, Kind, Spread
+
+__all__ = ["Device", "Fleet", "Kind", "Simulation", "Spread"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import devices  # when it is needed: most simulations have no device model
+
+    return getattr(devices, name)

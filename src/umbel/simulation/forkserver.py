@@ -28,12 +28,12 @@ def main(descriptor: int) -> None:
 
 
 class Forkserver:
-    """Answers `preload`, `fork`, and `wait`, which tells how a worker ended."""
+    """Answers `preload`, `fork`, `wait`, which tells how a worker ended, and `dismiss`: nobody will ask that."""
 
     def __init__(self, control: socket.socket) -> None:
         self._control = control
         self._alive: set[int] = set()
-        self._ended: dict[int, int] = {}
+        self._dismissed: set[int] = set()
 
     def serve(self) -> None:
         """Answer until the other end is gone, then end all workers."""
@@ -49,6 +49,9 @@ class Forkserver:
                     self._fork(order, descriptors)
                 elif kind == "wait":
                     self._answer({"status": self._wait(order["pid"])})
+                elif kind == "dismiss":
+                    self._dismissed.add(order["pid"])
+                self._bury()
         except OSError:
             pass
         finally:
@@ -100,6 +103,13 @@ class Forkserver:
                 sys.stdout.flush()
                 sys.stderr.flush()
             os._exit(code)
+
+    def _bury(self) -> None:
+        """Take the dismissed from the system's table, those of them that have ended."""
+        for pid in list(self._dismissed):
+            if os.waitpid(pid, os.WNOHANG)[0]:
+                self._dismissed.discard(pid)
+                self._alive.discard(pid)
 
     def _wait(self, pid: object) -> int:
         assert isinstance(pid, int)

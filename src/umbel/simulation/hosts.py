@@ -209,6 +209,7 @@ class Remote:
         if self.out:
             self.process.kill()
         self.process.channel.close()
+        self.process.dismiss()
         self.alive = False
 
     def _send(self, message: tuple[Any, ...]) -> None:

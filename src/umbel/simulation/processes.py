@@ -56,6 +56,10 @@ class Process:
         """Wait for its end, which is near, and say how it came, in words."""
         raise NotImplementedError
 
+    def dismiss(self) -> None:
+        """Nobody will ask how it ended."""
+        raise NotImplementedError
+
 
 class Forked(Process):
     """A worker that the forkserver makes; its pid is known as soon as the forkserver answers."""
@@ -84,6 +88,10 @@ class Forked(Process):
             return described(self._server.wait(self.pid))
         except (OSError, EOFError):
             return "was killed together with the process that had started it"
+
+    def dismiss(self) -> None:
+        with suppress(OSError, EOFError):
+            self._server.order({"do": "dismiss", "pid": self.pid}, [], None)
 
 
 class Spawned(Process):
@@ -124,10 +132,17 @@ class Spawned(Process):
 
     def ended(self) -> str:
         code = self._process.wait()
+        self._hang_up()
+        return described(code)
+
+    def dismiss(self) -> None:
+        self._hang_up()
+        self._process.wait()
+
+    def _hang_up(self) -> None:
         assert self._process.stdin is not None
         with suppress(OSError):
             self._process.stdin.close()
-        return described(code)
 
 
 def described(code: int) -> str:

@@ -421,10 +421,8 @@ class Session:
         now = time.monotonic()
         for worker in list(self._workers):
             if self._stall is not None and worker.stalled(now, self._stall):
-                worker.process.kill()
                 self._lost(worker, f"showed no progress for {self._stall:g} seconds and was ended")
             elif worker.unwanted_since(now) > PATIENCE and self._backlog:
-                worker.process.kill()
                 self._lost(worker)
 
     def _lost(self, worker: Remote, how: str | None = None) -> None:
@@ -434,7 +432,10 @@ class Session:
         self._selector.unregister(worker.process.channel)
         worker.process.channel.close()
         worker.alive = False
-        suspect, told = worker.running(), how or worker.process.ended()
+        suspect = worker.running()
+        worker.process.kill()  # in case that it only closed its end
+        ended = worker.process.ended()
+        told = how or ended
         for ticket in list(self._tickets.values()):
             if ticket.host is not worker or (ticket.admit is not None and ticket.admit.ask not in self._open):
                 continue
