@@ -13,6 +13,7 @@ from .app import App
 from .arrays import Arrays
 from .ask import Ask, Task, for_client
 from .coordinator import (
+    AllFinished,
     Close,
     Command,
     Coordinator,
@@ -468,10 +469,15 @@ class Conductor:
             if not self._going:
                 return
             event: Event = self._session.next_event() or Ticked()
-            if self._observers and isinstance(event, Failed | Finished):
-                reason = event.reason if isinstance(event, Failed) else None
-                self._tell(TaskEnded(ask=int(event.task.split(".", 1)[0]), task=event.task, reason=reason))
+            if self._observers:
+                self._tell_ended(event)
             commands = self._coordinator.handle(event, self._now())
+
+    def _tell_ended(self, event: Event) -> None:
+        if isinstance(event, Failed | Finished | AllFinished):
+            reason = event.reason if isinstance(event, Failed) else None
+            for task in event.tasks if isinstance(event, AllFinished) else [event.task]:
+                self._tell(TaskEnded(ask=int(task.split(".", 1)[0]), task=task, reason=reason))
 
     def _close(self, command: Close, r: int) -> None:
         item = self._going.pop(command.ask)

@@ -77,6 +77,13 @@ class Finished:
 
 
 @dataclass(frozen=True, slots=True)
+class AllFinished:
+    """Event: all of these have a checked result, in this order."""
+
+    tasks: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """Event: a task has no result; `retry` when another attempt may have one."""
 
@@ -95,7 +102,7 @@ class Stopped:
     """Event: the run ends, or is interrupted; nothing that is still out is wanted."""
 
 
-Event = Opened | Finished | Failed | Ticked | Stopped
+Event = Opened | Finished | AllFinished | Failed | Ticked | Stopped
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +201,8 @@ class Coordinator:
             self._open(event, now, commands)
         elif isinstance(event, Finished):
             self._finish(event.task, commands)
+        elif isinstance(event, AllFinished):
+            self._finish_all(event.tasks, now, commands)
         elif isinstance(event, Failed):
             self._fail(event, commands)
         elif isinstance(event, Stopped):
@@ -270,6 +279,13 @@ class Coordinator:
         else:
             self._move(task, Step.HOLD)
             lane.held.append(task)
+
+    def _finish_all(self, tasks: Sequence[str], now: float, commands: list[Command]) -> None:
+        for task in tasks:
+            lane = self._lanes.get(self._lane_of.get(task, ""))
+            self._finish(task, commands)
+            if lane is not None and lane.open is not None and not lane.open.window.unbounded:
+                self._advance(lane, lane.open, now, commands)  # it may be full, or have room for another task
 
     def _fail(self, event: Failed, commands: list[Command]) -> None:
         if self._states.get(event.task) is not TaskState.SENT:

@@ -370,12 +370,13 @@ class Partial:
         self.fold.settle(self._acc)
         if self._aux is not None:
             mean().settle(self._aux)
-        return self._acc, self._aux, self.receipts
+        return self._acc, self._aux, _columns(self.receipts.values())
 
     def merge_contents(self, contents: tuple[Any, ...]) -> None:
         """Fold what `contents` gave of a partial of the same fold."""
         other = Partial(self.fold)
-        other._acc, other._aux, other.receipts = contents
+        other._acc, other._aux, columns = contents
+        other.receipts = {receipt.task: receipt for receipt in map(Receipt, *columns)} if columns else {}
         self.merge(other)
 
     def finish(self, failed: Mapping[ClientId, str] | None = None, asked: int = 0) -> Answer:

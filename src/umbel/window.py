@@ -51,6 +51,11 @@ class Window:
                 f"a window's staleness_exponent is a number that is not negative, not {self.staleness_exponent!r}"
             )
 
+    @property
+    def unbounded(self) -> bool:
+        """Whether all tasks fly at once and as many answers are taken in."""
+        return self.in_flight is None and self.close_after is None
+
     def discount(self, staleness: int) -> float:
         """The factor by which an update counts that was sent `staleness` asks ago."""
         return float((1 + staleness) ** -self.staleness_exponent) if staleness else 1.0

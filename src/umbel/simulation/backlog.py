@@ -19,6 +19,7 @@ from .devices import Trip
 PORTION = 0.02
 """Seconds of work that a worker is handed at most where tasks are short; several such portions make a round."""
 LEAST = 0.002
+UNKNOWN = 10 * PORTION
 MOST_AT_ONCE = 256
 NOTED_FROM = 0.005
 NOTED = 10_000
@@ -73,13 +74,14 @@ class SentAsk:
 class Ticket:
     """A task on its way through a simulation.
 
-    `admit` says into which ask its result is folded, once that is known; `told` that the coordinator knows its end;
-    `state` is the client's state that it was handed; `trip` what becomes of it on the client's device.
+    `admit` says how its result is folded, once that is known, and `into` which ask; `told` that the coordinator knows
+    its end; `state` is the client's state that it was handed; `trip` what becomes of it on the client's device.
     """
 
     task: Task
     sent: SentAsk
     admit: Admit | None = None
+    into: SentAsk | None = None
     done: bool = False
     told: bool = False
     wanted: bool = True
@@ -149,19 +151,18 @@ class Backlog:
 
     def portion(self, worker: int, *, last: float = float("inf")) -> tuple[list[Ticket], float]:
         """What a worker is handed next, and about how long it takes; nothing that is due after `last`."""
-        for found in (self._again(), self._by_turn(last)):
-            if found:
-                return found, sum(self._guess(ticket) or 0.0 for ticket in found)
+        if found := self._again() or self._by_turn(last):
+            return found, sum(self._guess(ticket) or 0.0 for ticket in found)
         self._sort()
         goal = max(LEAST, min(PORTION, sum(self._left) / (2 * self._workers)))
         chosen: list[Ticket] = []
-        seconds = known = 0.0
+        seconds = unknown = 0.0
         while len(chosen) < MOST_AT_ONCE:
             home = worker
             if not self._homes[home]:
                 if chosen or not any(self._homes):
                     break
-                home = max(range(self._workers), key=lambda other: (self._left[other], len(self._homes[other])))
+                home = max((n for n, waiting in enumerate(self._homes) if waiting), key=lambda n: self._left[n])
             guess, ticket = self._homes[home][0]
             if chosen and seconds + guess > goal:
                 break
@@ -171,8 +172,8 @@ class Backlog:
                 worker = home
                 chosen.append(ticket)
                 seconds += guess
-                known += self._guess(ticket) or 0.0
-        return chosen, known
+                unknown += guess if guess == UNKNOWN else 0.0
+        return chosen, seconds - unknown
 
     def _again(self) -> list[Ticket]:
         while self._lost:
@@ -198,20 +199,19 @@ class Backlog:
     def _sort(self) -> None:
         if not self._fresh:
             return
-        rows = [(self._guess(ticket), ticket) for ticket in self._fresh if ticket.wanted]
+        # While nothing is known they are handed out one by one.
+        known = [(UNKNOWN if (guess := self._guess(t)) is None else guess, t) for t in self._fresh if t.wanted]
         self._fresh.clear()
-        unknown = PORTION  # nothing is known yet: hand them out one by one
-        known = [(unknown if guess is None else guess, ticket) for guess, ticket in rows]
-        for home in range(self._workers):
-            known += self._homes[home]
-            self._homes[home].clear()
+        for home in self._homes:
+            known += home
+            home.clear()
         if len({guess for guess, _ in known}) > 1:
             known.sort(key=lambda row: -row[0])
         self._left = [0.0] * self._workers
-        for guess, ticket in known:
-            home = home_of(ticket.task.client, self._workers)
-            self._homes[home].append((guess, ticket))
-            self._left[home] += guess
+        for row in known:
+            home_index = home_of(row[1].task.client, self._workers)
+            self._homes[home_index].append(row)
+            self._left[home_index] += row[0]
 
     def _guess(self, ticket: Ticket) -> float | None:
         return self.durations.guess(ticket.sent.ask.kind, ticket.task.client)

@@ -12,6 +12,7 @@ import os
 import pickle
 import socket
 import struct
+import threading
 from collections.abc import Sequence
 from io import BytesIO
 from typing import Any
@@ -35,12 +36,12 @@ class Parcel:
     __slots__ = ("_fd", "frame")
 
     def __init__(self, value: Any, *, shares: bool = SHARES) -> None:
+        self._fd = -1
         head, buffers = _pickled(value)
         parts = [memoryview(head), *(buffer.raw() for buffer in buffers)]
         sizes = [part.nbytes for part in parts]
         table = struct.pack(f"<{len(parts)}Q", *sizes)
         padded = [_padded(size) for size in sizes]
-        self._fd = -1
         if shares and sum(padded) > SMALL:
             self._fd = _segment(parts, padded)
             self.frame = [_HEAD.pack(len(parts), 1, len(table), sum(padded)), table]
@@ -52,6 +53,15 @@ class Parcel:
     def descriptors(self) -> list[int]:
         """The segment's descriptor, in a list."""
         return [] if self._fd < 0 else [self._fd]
+
+    @property
+    def whole(self) -> list[bytes]:
+        """The frame with all that is in the segment, for those who cannot be handed a descriptor."""
+        if self._fd < 0:
+            return self.frame
+        parts, _, inline, size = _HEAD.unpack(self.frame[0])
+        with mmap.mmap(self._fd, size, access=mmap.ACCESS_READ) as segment:
+            return [_HEAD.pack(parts, 0, inline + size, 0), *self.frame[1:], segment[:]]
 
     def close(self) -> None:
         """Let go of the segment; those who received it keep it."""
@@ -69,6 +79,7 @@ class Channel:
     def __init__(self, connected: socket.socket) -> None:
         self._socket = connected
         self._shares = SHARES and connected.family == socket.AF_UNIX
+        self._sending = threading.Lock()  # a client's threads print while its results are sent
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             connected.setsockopt(socket.SOL_SOCKET, option, 1 << 20)
 
@@ -92,42 +103,48 @@ class Channel:
 
     def send_parcel(self, parcel: Parcel) -> None:
         """Send a message that was made ready before."""
-        data = b"".join(parcel.frame)
+        descriptors = parcel.descriptors if self._shares else []
+        data = b"".join(parcel.frame if self._shares else parcel.whole)
         try:
-            sent = socket.send_fds(self._socket, [data], parcel.descriptors) if parcel.descriptors else 0
-            self._socket.sendall(memoryview(data)[sent:])
+            with self._sending:
+                sent = socket.send_fds(self._socket, [data], descriptors) if descriptors else 0
+                self._socket.sendall(memoryview(data)[sent:])
         except OSError as error:
             raise EOFError("the other process is gone") from error
 
     def receive(self) -> Any:
         """Wait for the next message."""
+        descriptors: list[int] = []
         try:
-            head, descriptors = self._head()
+            head = self._head(descriptors)
             parts, segmented, inline, size = _HEAD.unpack(head)
             body = self._exactly(inline)
+            sizes = struct.unpack_from(f"<{parts}Q", body)
+            if not segmented:
+                data = memoryview(body)[8 * parts :]
+            elif descriptors:
+                data = memoryview(mmap.mmap(descriptors[0], size, access=mmap.ACCESS_READ))
+            else:
+                raise EOFError("a message came without its segment")
         except OSError as error:
             raise EOFError("the other process is gone") from error
-        sizes = struct.unpack_from(f"<{parts}Q", body)
-        if not segmented:
-            return _loaded(memoryview(body).toreadonly()[8 * parts :], sizes)
-        if not descriptors:
-            raise EOFError("a message came without its segment")
-        try:
-            return _loaded(memoryview(mmap.mmap(descriptors[0], size, access=mmap.ACCESS_READ)), sizes)
         finally:
-            os.close(descriptors[0])
+            for descriptor in descriptors:
+                os.close(descriptor)
+        return _loaded(data, sizes)
 
     def close(self) -> None:
         """Close this end."""
         self._socket.close()
 
-    def _head(self) -> tuple[bytes, list[int]]:
+    def _head(self, descriptors: list[int]) -> bytes:
         if not self._shares:
-            return self._exactly(_HEAD.size), []
-        data, descriptors, _, _ = socket.recv_fds(self._socket, _HEAD.size, 1)
+            return self._exactly(_HEAD.size)
+        data, received, _, _ = socket.recv_fds(self._socket, _HEAD.size, 1)
+        descriptors += received
         if not data:
             raise EOFError("the other process is gone")
-        return data + self._exactly(_HEAD.size - len(data)), descriptors
+        return data + self._exactly(_HEAD.size - len(data))
 
     def _exactly(self, size: int) -> bytes:
         pieces = []
@@ -150,8 +167,12 @@ def memory_file(size: int) -> int:
 
             with tempfile.TemporaryFile() as file:
                 fd = os.dup(file.fileno())
+    except OSError as error:
+        raise StorageError(f"there is no shared memory: {error.strerror}") from error
+    try:
         os.ftruncate(fd, size)
     except OSError as error:
+        os.close(fd)
         raise StorageError(f"there is no shared memory for {size:,} bytes: {error.strerror}") from error
     return fd
 

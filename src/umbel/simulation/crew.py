@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from ..client import Client
@@ -64,9 +65,6 @@ def connect(
         device=device,
         data_cache=-(-data_cache // workers),
         memory=memory,
-        path=list(sys.path),
-        folder=os.getcwd(),
-        environment={name: value for name, value in os.environ.items() if name not in ONE_THREAD},
     )
     return Session(states, crew=Crew(workers, how, _parcel(beginning)), **settings)
 
@@ -78,11 +76,18 @@ class Crew:
         self.size = size
         self._how = how
         self._beginning = beginning
-        self._status = Status(size, named=how == "spawn")
+        self._place = worker.Place(
+            path=list(sys.path),
+            folder=os.getcwd(),
+            environment={name: value for name, value in os.environ.items() if name not in ONE_THREAD},
+        )
+        self._status = Status(size, named=how == "spawn" and os.name == "nt")
 
     def hire(self, index: int) -> Remote:
         """Start a worker."""
         process = start(index, self._status.descriptor, self._status.file, self._how)
+        with suppress(EOFError):  # that it is gone is seen where its messages are read
+            process.channel.send(self._place)
         return Remote(index, process, self._status.row(index), self._beginning)
 
     def dismiss(self) -> None:

@@ -18,7 +18,7 @@ from .backlog import SentAsk, Ticket
 from .channel import Parcel
 from .processes import Process
 from .status import BATCH, CANCELLED, PLACE, STEPS
-from .worker import Item, Report
+from .worker import Portion, Report
 
 Contents = tuple[tuple[Any, ...], dict[ClientId, bytes], dict[ClientId, str], Account]
 """What a host gives back of an ask: the contents of its partial, clients' new states, refused updates, its account."""
@@ -99,14 +99,28 @@ class Remote:
 
     def do(self, tickets: list[Ticket], guess: float, encoded: Callable[[ClientId], bytes | None]) -> None:
         """Hand over a batch."""
-        items = []
+        portions: list[Portion] = []
+        sent, folded = None, False
         for ticket in tickets:
-            self._open(ticket.sent)
-            client, sent = ticket.task.client, ticket.sent.ask
+            plain = bool(ticket.sent.plain)
+            if ticket.sent is not sent or plain is not folded:
+                sent, folded = ticket.sent, plain
+                self._open(sent)
+                portions.append((sent.id, [], folded, {}, {}, []))
+                if folded:
+                    self.holds.add(sent.id)
+            _, clients, _, states, own, admits = portions[-1]
+            client = ticket.task.client
             ticket.host, ticket.state = self, encoded(client)
-            own = {name: for_client(getattr(sent, name), client) for name in ticket.sent.routed}
-            items.append(Item(ticket.task, ticket.state, own or None, ticket.admit))
-            if ticket.admit is not None:
+            clients.append(client)
+            if ticket.state is not None:
+                states[client] = ticket.state
+            if sent.routed:
+                own[client] = {name: for_client(getattr(sent.ask, name), client) for name in sent.routed}
+            if ticket.admit is not None and not folded:
+                assert ticket.into is not None
+                self._open(ticket.into)
+                admits.append(ticket.admit)
                 self.holds.add(ticket.admit.ask)
         self.flush()
         self._batch += 1
@@ -115,7 +129,7 @@ class Remote:
         self.out[self._batch] = tickets
         self._guesses[self._batch] = guess
         self.seconds_out += guess
-        self._send(("do", self._batch, items))
+        self._send(("do", self._batch, portions))
 
     def reported(self, report: Report) -> list[Ticket]:
         """Take in what came of a batch: its tickets, those among them that are not done being to do again."""

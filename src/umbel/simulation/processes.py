@@ -69,8 +69,12 @@ class Forked(Process):
         super().__init__(channel)
         self._server = server
         self._pid: int | None = None
-        with theirs:
-            server.order({"do": "fork", "index": index}, [theirs.fileno(), status], self)
+        try:
+            with theirs:
+                server.order({"do": "fork", "index": index}, [theirs.fileno(), status], self)
+        except EOFError:
+            channel.close()
+            raise
 
     @property
     def pid(self) -> int:
@@ -97,18 +101,26 @@ class Forked(Process):
 class Spawned(Process):
     """A worker with an interpreter of its own, connected over the loopback interface; for systems without fork."""
 
-    def __init__(self, index: int, status_file: str) -> None:
+    def __init__(self, index: int, status: int, status_file: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             token = secrets.token_hex(16)
-            told = {"port": listener.getsockname()[1], "token": token, "status": status_file, "index": index}
-            code = f"{_SPAWNED}main()"
+            told = {"port": listener.getsockname()[1], "token": token, "status": status_file or status, "index": index}
             self._process = subprocess.Popen(
-                [sys.executable, "-c", code, json.dumps(sys.path)], stdin=subprocess.PIPE, env=_environment()
+                [sys.executable, "-c", f"{_SPAWNED}main()", _path()],
+                pass_fds=() if status_file else (status,),
+                stdin=subprocess.PIPE,
+                env=_environment(),
             )
             assert self._process.stdin is not None
-            self._process.stdin.write(json.dumps(told).encode() + b"\n")
-            self._process.stdin.flush()  # and left open: its end tells the worker that this process is gone
-            super().__init__(Channel(self._accepted(listener, token)))
+            with suppress(OSError):  # that it has ended is noticed below
+                self._process.stdin.write(json.dumps(told).encode() + b"\n")
+                self._process.stdin.flush()  # and left open: its end tells the worker that this process is gone
+            try:
+                super().__init__(Channel(self._accepted(listener, token)))
+            except BaseException:
+                self._process.kill()
+                self.dismiss()
+                raise
 
     def _accepted(self, listener: socket.socket, token: str) -> socket.socket:
         listener.settimeout(0.2)
@@ -160,8 +172,10 @@ def described(code: int) -> str:
 def start(index: int, status: int, status_file: str, how: Start) -> Process:
     """Start a worker. Its status words are in the descriptor, or in the file where descriptors cannot be passed on."""
     if how == "spawn":
-        return Spawned(index, status_file)
-    return Forked(_server(), index, status)
+        return Spawned(index, status, status_file)
+    with suppress(EOFError):
+        return Forked(_server(), index, status)
+    return Forked(_server(), index, status)  # by another one: the first had just died
 
 
 def prepare(how: Start, modules: Sequence[str] | None = None) -> None:
@@ -178,12 +192,13 @@ class _Server:
         self._lock = threading.RLock()  # runs in several threads share this process
         self._preloaded: set[str] = set()
         self._waiting: list[Forked] = []
+        self._broken = False
         self._socket, theirs = socket.socketpair()
         self._lines = self._socket.makefile("rb")
         with theirs:
             code = f"{_FORKSERVER}main({theirs.fileno()})"
             self._process = subprocess.Popen(
-                [sys.executable, "-c", code, json.dumps(sys.path)],
+                [sys.executable, "-c", code, _path()],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 env=_environment(),
@@ -192,7 +207,7 @@ class _Server:
     @property
     def alive(self) -> bool:
         """Whether it runs, and belongs to this process."""
-        return self.owner == os.getpid() and self._process.poll() is None
+        return not self._broken and self.owner == os.getpid() and self._process.poll() is None
 
     def preload(self, modules: list[str]) -> None:
         """Have it import these."""
@@ -210,6 +225,7 @@ class _Server:
                 else:
                     self._socket.sendall(data)
             except OSError as error:
+                self._broken = True
                 raise EOFError("the process that makes workers is gone") from error
             if answered is not None:
                 self._waiting.append(answered)
@@ -229,7 +245,10 @@ class _Server:
             return int(self._answer()["status"])
 
     def _answer(self) -> dict[str, Any]:
-        line = self._lines.readline()
+        try:
+            line = self._lines.readline()
+        except (OSError, ValueError):  # a reset, or closed here meanwhile
+            line = b""
         if not line.endswith(b"\n"):
             raise EOFError("the process that makes workers is gone")
         answer: dict[str, Any] = json.loads(line)
@@ -262,6 +281,11 @@ def _server() -> _Server:
 def _close() -> None:
     while _known:
         _known.pop().close()
+
+
+def _path() -> str:
+    """Where modules are found, as workers are told; what is no text is passed over, as by import itself."""
+    return json.dumps([place for place in sys.path if isinstance(place, str)])
 
 
 def _environment() -> dict[str, str]:

@@ -23,8 +23,8 @@ from typing import Any, Protocol
 
 from ..arrays import Arrays
 from ..ask import Ask, Task, for_client
-from ..coordinator import Admit, Cancel, Event, Failed, Finished, Send, Ticked, Wake
-from ..errors import ClientCrashed, ClientId
+from ..coordinator import Admit, AllFinished, Cancel, Event, Failed, Finished, Send, Ticked, Wake
+from ..errors import AppError, ClientCrashed, ClientId
 from ..folds import Partial
 from ..node.account import Account
 from ..node.executor import ClosedAsk
@@ -44,6 +44,8 @@ AHEAD = 0.05
 """A worker that has less than so many seconds of work before it is handed more."""
 PATIENCE = 2.0
 """For how many seconds a worker may go on with what nobody wants while others wait."""
+IN_VAIN = 10
+"""So many workers may end, one after the other, before any of them has done anything."""
 
 
 class Crew(Protocol):
@@ -94,6 +96,7 @@ class Session:
         self._blocked: list[Ticket] = []
         self._backlog = Backlog(crew.size if crew is not None else 0)
         self._reports = 0
+        self._in_vain = 0
         self._queues = Queues()
         self._timeline = Timeline()
         self._wakes: list[float] = []
@@ -146,8 +149,6 @@ class Session:
         if sent.plain is None:
             # In virtual time the asks of one client overlap, and a state may change before a result has its turn.
             sent.plain = sent.takes_all and (self._fleet is None or len(self._open) == 1)
-        if sent.plain:
-            ticket.admit = Admit(task.id, sent.id)
         if self._fleet is None:
             self._queues.add(ticket)
         else:
@@ -206,9 +207,9 @@ class Session:
         ticket = self._tickets[command.task]
         into = self._asks[command.ask]
         into.admitted.append(ticket)
-        if ticket.admit is not None:
-            return  # a plain ask's: it is folded
-        ticket.admit = command
+        ticket.admit, ticket.into = command, into
+        if ticket.sent.plain and self._local is None:
+            return  # it is folded already
         if ticket.done and ticket.failed is None:
             (self._local or ticket.host).admit(command, into)
 
@@ -259,10 +260,12 @@ class Session:
 
     def _queued(self) -> Event | None:
         ticket = self._queues.head(self._open.values())
-        if ticket is not None and not ticket.done and (ticket.sent.plain or ticket.sent.closes_at is not None):
+        if ticket is not None and self._local is None and (ticket.sent.plain or ticket.sent.closes_at is not None):
             ready = ticket.sent.done
             while ready and (ready[0].told or not ready[0].wanted or not ready[0].done):
                 ready.popleft()
+            if ready and ticket.sent.plain:
+                return self._told_together(ready)
             ticket = ready.popleft() if ready else None
         if ticket is not None and ticket.done:
             return self._told(ticket)
@@ -307,6 +310,21 @@ class Session:
             del self._tickets[ticket.task.id]
             return ticket.failed
         return Finished(ticket.task.id)
+
+    def _told_together(self, ready: deque[Ticket]) -> Event:
+        """The event of all these tickets of a plain ask that have a result, up to the first that has none."""
+        finished: list[str] = []
+        while ready and (ticket := ready[0]).failed is None:
+            ready.popleft()
+            if ticket.wanted and ticket.done and not ticket.told:
+                self._queues.remove(ticket)
+                ticket.told = True
+                finished.append(ticket.task.id)
+        if finished:
+            return AllFinished(finished)
+        event = self._told(ready.popleft())
+        assert event is not None
+        return event
 
     def _is_stale(self, ticket: Ticket) -> bool:
         if ticket.host is None or self._states.encoded(ticket.task.client) == ticket.state:
@@ -400,6 +418,7 @@ class Session:
         for ticket, seconds in zip(tickets, report.seconds, strict=False):
             self._backlog.durations.note(ticket.sent.ask.kind, ticket.task.client, seconds)
         self._reports += 1
+        self._in_vain = 0
         if self._reports & (self._reports - 1) == 0:
             self._backlog.reconsider()
         for ticket in tickets:
@@ -436,6 +455,13 @@ class Session:
         worker.process.kill()  # in case that it only closed its end
         ended = worker.process.ended()
         told = how or ended
+        self._in_vain += suspect is None
+        if self._in_vain == IN_VAIN:
+            raise AppError(
+                f"worker processes end before they can do anything; the last {told}",
+                hint="Does the client's module end the process when it is imported? Is the memory limit too low? "
+                "Try workers=0.",
+            )
         for ticket in list(self._tickets.values()):
             if ticket.host is not worker or (ticket.admit is not None and ticket.admit.ask not in self._open):
                 continue

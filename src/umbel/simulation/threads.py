@@ -26,7 +26,7 @@ class OneThread:
             try:
                 yield
             finally:
-                if torch is not None and before > 1:
+                if torch is not None and torch.get_num_threads() != before:
                     torch.set_num_threads(before)
 
     def _libraries(self) -> Any:

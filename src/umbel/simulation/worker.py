@@ -31,6 +31,22 @@ active = False
 
 
 @dataclass(slots=True)
+class Place:
+    """Where a worker works. It has to know that before it can load anything else."""
+
+    path: list[str]
+    folder: str
+    environment: dict[str, str]
+
+    def move_in(self) -> None:
+        """Make it this process's."""
+        os.environ.update(self.environment)
+        sys.path[:] = self.path
+        with suppress(OSError):
+            os.chdir(self.folder)
+
+
+@dataclass(slots=True)
 class Beginning:
     """What a worker has to know before its first task."""
 
@@ -41,19 +57,12 @@ class Beginning:
     device: str
     data_cache: int
     memory: int | None
-    path: list[str]
-    folder: str
-    environment: dict[str, str]
 
 
-@dataclass(slots=True)
-class Item:
-    """A task to do: with the client's state, what the ask sends to it alone, and into which ask to fold it at once."""
-
-    task: Task
-    state: bytes | None = None
-    sent: dict[str, Any] | None = None
-    admit: Admit | None = None
+Portion = tuple[int, list[ClientId], bool, dict[ClientId, bytes], dict[ClientId, dict[str, Any]], list[Admit]]
+"""Tasks of one ask, as plain as can be, for there are many: the ask, the clients, whether to fold their results at once,
+their states, what the ask sends to each alone, and those results that are to be folded elsewhere or at a discount.
+"""
 
 
 @dataclass(slots=True)
@@ -96,12 +105,14 @@ def main() -> None:
     connected = socket.create_connection(("127.0.0.1", told["port"]))
     connected.sendall(told["token"].encode())
     threading.Thread(target=_end_with_input, daemon=True).start()
-    serve(connected, os.open(told["status"], os.O_RDWR), told["index"])
+    status = told["status"]
+    serve(connected, status if isinstance(status, int) else os.open(status, os.O_RDWR), told["index"])
 
 
 def _end_with_input() -> None:
-    with suppress(Exception):
-        sys.stdin.read()
+    with suppress(OSError):
+        while os.read(0, 1):  # not sys.stdin.read(), whose lock an interpreter that ends would wait for
+            pass
     os._exit(1)
 
 
@@ -111,10 +122,10 @@ def serve(connected: socket.socket, status: int, index: int) -> None:
     active = True
     channel = Channel(connected)
     try:
-        beginning = channel.receive()
+        channel.receive().move_in()
         sys.stdout, sys.stderr = Told(channel, "stdout"), Told(channel, "stderr")
         try:
-            worker = Worker(channel, beginning, row_of(status, index), index)
+            worker = Worker(channel, _received(channel), row_of(status, index), index)
         except UmbelError as error:
             channel.send(("fault", error))
             return
@@ -168,10 +179,6 @@ class Worker:
         self._routes: dict[int, dict[str, Routed]] = {}
         self._at = ""
         self._broken_off: set[str] = set()
-        os.environ.update(beginning.environment)
-        sys.path[:] = beginning.path
-        with suppress(OSError):
-            os.chdir(beginning.folder)
         client = _unpickled(beginning.client)
         _limit_memory(beginning.memory)
         self.executor = Executor(
@@ -188,8 +195,8 @@ class Worker:
     def serve(self) -> None:
         """Answer until the main process is gone."""
         while True:
-            kind, *rest = self._channel.receive()
             try:
+                kind, *rest = _received(self._channel)
                 getattr(self, f"_{kind}")(*rest)
             except UmbelError as error:
                 self._channel.send(("fault", _placed(error)))
@@ -204,54 +211,54 @@ class Worker:
         own: dict[str, Any] = dict(self._routes[id])
         self.executor.open(id, replace(ask, **own), round, number, params)
 
-    def _do(self, batch: int, items: list[Item]) -> None:
+    def _do(self, batch: int, portions: list[Portion]) -> None:
         self._row[PLACE] = 0
         self._row[BATCH] = batch
         self._broken_off.clear()
         report = Report(batch)
-        left = iter(items)
-        while chunk := self._chunk(left, report):
-            outcomes = self.executor.run_all(self._marked(chunk, report))
-            for item, outcome in zip(chunk, outcomes, strict=False):
-                if item.task.id in self._broken_off:
-                    report.skipped.append(item.task.id)
-                elif isinstance(outcome, Failed):
-                    report.failed[item.task.id] = outcome
-                elif item.admit is not None:
-                    self.executor.admit(item.admit)
-            report.seconds += self.executor.seconds
-            report.skipped += [item.task.id for item in chunk[len(outcomes) :]]
+        for ask, clients, folded, states, sent, admits in portions:
+            self._states.now = states
+            for client, own in sent.items():
+                for name, value in own.items():
+                    self._routes[ask][name][client] = value
+            at_once = self.executor.at_once(ask)
+            special = {admit.task: admit for admit in admits}
+            for start in range(0, len(clients), at_once):
+                tasks = [Task(f"{ask}.{client}", ask, client) for client in clients[start : start + at_once]]
+                self._chunk(tasks, report, folded, special)
         self._row[PLACE] = 0
         sys.stdout.flush()
         sys.stderr.flush()
-        self._states.now.clear()
         for routes in self._routes.values():
             for route in routes.values():
                 route.clear()
         self._channel.send(("report", report, self.executor.take_account()))
 
-    def _chunk(self, left: Iterator[Item], report: Report) -> list[Item]:
-        """The next tasks that may be done before their results are checked and folded."""
-        chunk: list[Item] = []
-        for item in left:
-            chunk.append(item)
-            if len(chunk) >= self.executor.at_once(item.task.ask):
-                break
-        return chunk
+    def _chunk(self, tasks: list[Task], report: Report, folded: bool, special: dict[str, Admit]) -> None:
+        """Do tasks, then check and fold their results."""
+        outcomes = self.executor.run_all(self._marked(tasks))
+        for task, outcome in zip(tasks, outcomes, strict=False):
+            if task.id in self._broken_off:
+                self.executor.cancel(task.id)
+                report.skipped.append(task.id)
+            elif isinstance(outcome, Failed):
+                report.failed[task.id] = outcome
+            elif folded:
+                self.executor.admit(special.get(task.id) or Admit(task.id, task.ask))
+            elif task.id in special:
+                self.executor.admit(special[task.id])
+        report.seconds += self.executor.seconds
+        report.skipped += [task.id for task in tasks[len(outcomes) :]]
 
-    def _marked(self, chunk: list[Item], report: Report) -> Iterator[Task]:
-        for item in chunk:
-            if self._row[CANCELLED] >= self._row[BATCH]:
+    def _marked(self, tasks: list[Task]) -> Iterator[Task]:
+        row = self._row
+        for task in tasks:
+            if row[CANCELLED] >= row[BATCH]:
                 return
-            self._row[STEPS] = 0
-            self._row[PLACE] += 1
-            client = item.task.client
-            if item.state is not None:
-                self._states.now[client] = item.state
-            for name, value in (item.sent or {}).items():
-                self._routes[item.task.ask][name][client] = value
-            self._at = item.task.id
-            yield item.task
+            row[STEPS] = 0
+            row[PLACE] += 1
+            self._at = task.id
+            yield task
 
     def _step(self) -> None:
         self._row[STEPS] += 1
@@ -278,6 +285,19 @@ class Worker:
         """Forget all asks but these."""
         self.executor.forget(asks)
         self._routes = {id: routes for id, routes in self._routes.items() if id in asks}
+
+
+def _received(channel: Channel) -> Any:
+    """The next message. Raises `AppError` for one that cannot be loaded."""
+    try:
+        return channel.receive()
+    except (EOFError, UmbelError):
+        raise
+    except Exception as error:
+        raise AppError(
+            f"a worker process cannot load what it was sent: {type(error).__name__}: {error}",
+            hint="Sources, configs, folds and transforms must be importable from a module. Or use workers=0.",
+        ) from error
 
 
 def _placed(error: UmbelError) -> UmbelError:
@@ -309,8 +329,11 @@ def _limit_memory(limit: int | None) -> None:
         import resource
     except ImportError:
         return
-    kind = resource.RLIMIT_DATA if sys.platform.startswith("linux") else resource.RLIMIT_AS
+    kind = resource.RLIMIT_AS
     with suppress(OSError, ValueError):
+        if sys.platform.startswith("linux"):
+            kind = resource.RLIMIT_DATA
+            limit += int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
         resource.setrlimit(kind, (limit, resource.getrlimit(kind)[1]))
 
 
