@@ -7,10 +7,10 @@ import sys
 import time
 from collections.abc import Sequence
 
-from . import folding, millions, overhead, startup
+from . import folding, millions, overhead, simulation, startup
 from .measure import ROOT, machine, table
 
-MODULES = {"overhead": overhead, "folding": folding, "millions": millions, "startup": startup}
+MODULES = {"overhead": overhead, "folding": folding, "millions": millions, "startup": startup, "simulation": simulation}
 RESULTS = ROOT / "benchmarks" / "results.md"
 
 

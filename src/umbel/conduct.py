@@ -503,7 +503,7 @@ class Conductor:
                 count=len(closed.partial.receipts),
                 metrics=reply.metrics if isinstance(reply, Answer) else {},
                 weight=reply.weight if isinstance(reply, Answer) else 0.0,
-                failed=[[client, reason] for client, reason in {**command.failed, **closed.refused}.items()],
+                failed=[[client, reason] for client, reason in _failed(item, command, closed).items()],
                 answer=answer,
                 reason=reply.message if isinstance(reply, NothingToFold) else None,
                 seconds=round(self._clock() - item.began, 6),
@@ -515,7 +515,7 @@ class Conductor:
         )
 
     def _finish(self, item: Going, r: int, command: Close, closed: ClosedAsk) -> tuple[Reply, Any]:
-        partial, failed = closed.partial, {**command.failed, **closed.refused}
+        partial, failed = closed.partial, _failed(item, command, closed)
         if len(partial.receipts) < item.ask.window.quorum:
             return NothingToFold(
                 _shortage(len(partial.receipts), failed, command, item.ask.window)
@@ -586,6 +586,15 @@ class Conductor:
         self._journal.append(event, at=time.time(), durable=durable)
         for observer in self._observers:
             observer(event)
+
+
+def _failed(item: Going, command: Close, closed: ClosedAsk) -> dict[ClientId, str]:
+    """Why clients failed, in the order of the cohort: that in which they were told of may differ from run to run."""
+    failed = {**command.failed, **closed.refused}
+    if len(failed) < 2:
+        return failed
+    places = {client: place for place, client in enumerate(item.cohort)}
+    return dict(sorted(failed.items(), key=lambda row: places.get(row[0], len(places))))
 
 
 def _shortage(got: int, failed: Mapping[ClientId, str], command: Close, window: Window) -> str:

@@ -92,12 +92,12 @@ def run(
     Raises `RunStopped` when too many rounds in a row brought nothing, `RunInterrupted` on Ctrl-C, `StorageError` on a
     full disk: the run can be resumed after each. `CallerError`s say what to mend.
     """
-    federation = _federation(app, on)
+    federation = federation_of(app, on)
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise SettingError(f"the seed is a whole number, not {seed!r}")
     if rounds is not None and (isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1):
         raise SettingError(f"rounds is a whole number of at least 1, not {rounds!r}")
-    plain = _plain({**app.config, **(config or {})})
+    plain = plain_config({**app.config, **(config or {})})
     with generators_kept():
         seed_generators(Key.from_seed(seed).derive("model"))
         model = app.initial_model() if init is None else _initial(app, init)
@@ -145,7 +145,7 @@ def resume(
     log = read_log(place)
     if log.started.format != FORMAT:
         raise CorruptFile(f"{place} has format {log.started.format}; this release reads {FORMAT}")
-    federation = _federation(app, on)
+    federation = federation_of(app, on)
     if len(federation.clients) != log.started.clients:
         raise SettingError(
             f"the run has {log.started.clients} clients, the federation has {len(federation.clients)}",
@@ -245,7 +245,7 @@ def _initial(app: App, init: Arrays | str | Path) -> Arrays:
     return Arrays({n: model[n] for n in wanted}, wanted.roles)
 
 
-def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings as the log gives them back, so that a resumed run sees the same."""
     try:
         plain: dict[str, Any] = json.loads(json.dumps(config))
@@ -265,7 +265,8 @@ def _listed(value: Any) -> Any:
     return [_listed(v) for v in value] if isinstance(value, list | tuple) else value
 
 
-def _federation(app: App, on: Any) -> Any:
+def federation_of(app: App, on: Any) -> Any:
+    """Where an app runs: `on`, or else its own federation. Raises `SettingError` where there is neither."""
     federation = on if on is not None else app.federation
     if federation is None:
         raise SettingError(

@@ -38,10 +38,10 @@ class LoadedApp:
         text = self.path.parent.name if plain and self.path.parent.name else self.path.stem
         return re.sub(r"[^A-Za-z0-9_]+", "-", text).strip("-")[:LONGEST_TITLE] or "run"
 
-    def source(self, clients: int | None) -> dict[str, Any]:
+    def source(self) -> dict[str, Any]:
         """What the log keeps, so that the run can be resumed."""
         named = {"name": self.name} if self.name else {}
-        return {"path": str(self.path), "sha256": self.sha256, "clients": clients, **named}
+        return {"path": str(self.path), "sha256": self.sha256, **named}
 
 
 def load(reference: str) -> LoadedApp:
@@ -55,6 +55,14 @@ def load(reference: str) -> LoadedApp:
         raise AppError(f"{reference} cannot be read: {error.strerror}") from error
     module = _import(path)
     return LoadedApp(_find(module, path, name), path, hashlib.sha256(data).hexdigest(), name)
+
+
+def file_of(reference: str) -> Path | None:
+    """The file that `reference` names, if there is one."""
+    try:
+        return _file(reference)[0]
+    except AppError:
+        return None
 
 
 def blame(error: BaseException, folder: Path) -> str | None:
@@ -102,11 +110,18 @@ def _import(path: Path) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    if name != path.stem:
+        # Under a name that nobody could import: worker processes get its functions by value.
+        import cloudpickle
+
+        cloudpickle.register_pickle_by_value(module)
     sys.path.insert(0, str(path.parent))
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
     except BaseException as error:
+        if name != path.stem:
+            cloudpickle.unregister_pickle_by_value(module)
         del sys.modules[name]
         if isinstance(error, KeyboardInterrupt):
             raise

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from ..events import AskClosed, RoundCommitted
 from ..history import History
+from .account import account
 from .chart import chart
 from .records import Record
 from .terminal import COLOURS, duration, in_order, number, plural
@@ -52,6 +53,7 @@ def _facts(record: Record) -> Table:
         "config": ", ".join(f"{name}={_short(value)}" for name, value in started.settings.get("config", {}).items()),
         "software": ", ".join(_software(started.software)),
         "folder": str(record.folder),
+        **account(record),
     }
     if finished is not None and record.state != "unfinished":
         best = "" if finished.best_round is None else f", of round {finished.best_round}, the best"

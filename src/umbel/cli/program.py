@@ -54,6 +54,12 @@ class Framework(StrEnum):
 
 Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, a unique part of one, 'last', or its folder.")]
 Folder = Annotated[Path, typer.Option("--folder", metavar="DIR", help="Where runs are kept.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers", metavar="N", min=0, help="Processes that train, one a core by default; 0 for none but this one."
+    ),
+]
 Rounds = Annotated[
     int | None, typer.Option("--rounds", metavar="N", min=1, help="How many rounds; the app's by default.")
 ]
@@ -120,15 +126,37 @@ def run(
     init: Annotated[
         Path | None, typer.Option("--init", metavar="FILE", help="Begin with this model: an export or a checkpoint.")
     ] = None,
+    workers: Workers = None,
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            "--devices",
+            metavar="FLEET",
+            help="Simulate devices in virtual time: phones, boards, workstations, or a CSV file.",
+        ),
+    ] = None,
+    work: Annotated[
+        float | None,
+        typer.Option("--work", metavar="S", help="Seconds that a task takes on a device of speed 1; 1 by default."),
+    ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Train one client only, and say what the whole run would take.")
+    ] = False,
     json: Json = False,
     folder: Folder = RUNS,
     debug: Debug = False,
 ) -> None:
     """Train an app's model in a simulated federation."""
     with reported(debug):
+        from .federations import Wanted
+        from .run_commands import plan as plan_run
         from .run_commands import run
 
-        run(app, clients=clients, rounds=rounds, seed=seed, assignments=set or [], init=init, json=json, folder=folder)
+        wanted = Wanted(clients, workers, devices, work)
+        if plan:
+            plan_run(app, wanted=wanted, rounds=rounds, seed=seed, assignments=set or [], json=json)
+            return
+        run(app, wanted=wanted, rounds=rounds, seed=seed, assignments=set or [], init=init, json=json, folder=folder)
 
 
 @program.command()
@@ -141,6 +169,7 @@ def resume(
     app: Annotated[
         str | None, typer.Option("--app", metavar="FILE", help="The app's file, where it is not where it was.")
     ] = None,
+    workers: Workers = None,
     json: Json = False,
     folder: Folder = RUNS,
     debug: Debug = False,
@@ -149,7 +178,7 @@ def resume(
     with reported(debug):
         from .run_commands import resume
 
-        resume(run, rounds=rounds, app=app, json=json, folder=folder)
+        resume(run, rounds=rounds, app=app, workers=workers, json=json, folder=folder)
 
 
 @program.command()

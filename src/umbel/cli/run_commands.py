@@ -6,6 +6,7 @@ import json as jsons
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,15 @@ from rich.text import Text
 
 from ..errors import AppError, RunInterrupted, SettingError, UmbelError
 from ..events import Observer
+from ..preflight import preflight
 from ..run import RUNS, Result
 from ..run import resume as resume_run
 from ..run import run as run_app
-from ..simulation import Simulation
 from . import settings
-from .application import LoadedApp, blame, load, note_place
+from .application import LoadedApp, blame, file_of, load, note_place
 from .faults import stop_signals, warn
+from .federations import Wanted, start_early
+from .forecast import forecast
 from .progress import progress
 from .records import Record, find, is_over
 from .terminal import COLOURS, duration, in_order, number, plain, plural, sparkline, stderr, stdout
@@ -31,7 +34,7 @@ from .terminal import COLOURS, duration, in_order, number, plain, plural, sparkl
 def run(
     reference: str,
     *,
-    clients: int | None,
+    wanted: Wanted,
     rounds: int | None,
     seed: int,
     assignments: Sequence[str],
@@ -41,15 +44,9 @@ def run(
 ) -> None:
     """Load an app, run it and print what came out."""
     with stop_signals():
-        loaded = load(reference)
-        changed = settings.apply(loaded.app, assignments)
-        if rounds is not None and changed.rounds not in (None, rounds):
-            raise SettingError(
-                f"--rounds {rounds} and --set rounds={changed.rounds} disagree", hint="Keep one of them."
-            )
+        loaded, changed, federation = _prepared(reference, wanted, rounds, assignments)
         if init is not None and not init.is_file():
             raise SettingError(f"there is no file {init} to begin with")
-        federation = _federation(loaded, clients)
 
         def begin(observer: Observer) -> Result:
             return run_app(
@@ -61,7 +58,7 @@ def run(
                 init=init,
                 folder=folder,
                 name=loaded.title,
-                source=loaded.source(clients),
+                source={**loaded.source(), **wanted.source()},
                 settings={"set": list(assignments), "init": None if init is None else str(init.resolve())},
                 observers=(observer,),
             )
@@ -70,13 +67,44 @@ def run(
     _print(result, folder, json)
 
 
-def resume(reference: str, *, rounds: int | None, app: str | None, json: bool, folder: Path) -> None:
+def plan(
+    reference: str, *, wanted: Wanted, rounds: int | None, seed: int, assignments: Sequence[str], json: bool
+) -> None:
+    """Train one client of an app and print what a run would take."""
+    with stop_signals():
+        loaded, changed, federation = _prepared(reference, wanted, rounds, assignments)
+        with _explained(loaded, Path(RUNS)), stderr().status("training one client"):
+            found = preflight(
+                changed.app, on=federation, rounds=rounds or changed.rounds, seed=seed, config=changed.config
+            )
+    if json:
+        print(jsons.dumps(asdict(found)), flush=True)
+    else:
+        stdout().print(Padding(forecast(found, loaded.title), (1, 1), expand=False))
+
+
+def _prepared(
+    reference: str, wanted: Wanted, rounds: int | None, assignments: Sequence[str]
+) -> tuple[LoadedApp, settings.Changed, Any]:
+    """The app, what was set over it, and its federation."""
+    if wanted.workers != 0 and (path := file_of(reference)) is not None:
+        start_early(path)
+    loaded = load(reference)
+    changed = settings.apply(loaded.app, assignments)
+    if rounds is not None and changed.rounds not in (None, rounds):
+        raise SettingError(f"--rounds {rounds} and --set rounds={changed.rounds} disagree", hint="Keep one of them.")
+    return loaded, changed, wanted.federation(loaded)
+
+
+def resume(
+    reference: str, *, rounds: int | None, app: str | None, workers: int | None, json: bool, folder: Path
+) -> None:
     """Find a run and its app, go on with it and print what came out."""
     with stop_signals():
         record = find(reference, folder)
         loaded = _app_of(record, app)
         changed = settings.apply(loaded.app, record.log.started.settings.get("set", ()))
-        federation = _federation(loaded, record.log.started.app.get("clients"))
+        federation = Wanted.again(record.log.started.app, workers).federation(loaded)
 
         def go_on(observer: Observer) -> Result:
             return resume_run(changed.app, record.folder, on=federation, rounds=rounds, observers=(observer,))
@@ -104,17 +132,6 @@ def _app_of(record: Record, app: str | None) -> LoadedApp:
     if source.get("sha256") not in (None, loaded.sha256):
         warn(f"{loaded.path.name} has changed since the run began; what follows may not fit what came before")
     return loaded
-
-
-def _federation(loaded: LoadedApp, clients: int | None) -> Any:
-    if clients is not None:
-        return Simulation(clients=clients)
-    if loaded.app.federation is None:
-        raise SettingError(
-            f"neither the command line nor {loaded.path.name} says how many clients there are",
-            hint="Add --clients 100, or give the app a federation=umbel.Simulation(...).",
-        )
-    return loaded.app.federation
 
 
 def _watched(work: Callable[[Observer], Result], loaded: LoadedApp, folder: Path) -> Result:

@@ -4,7 +4,8 @@ function evaluated.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from .. import encoding
@@ -13,6 +14,24 @@ from ..errors import ClientId
 from ..folds import mean
 from ..transforms import transform_from_spec
 from ..update import Free, Like
+
+
+class Remembered:
+    """A function of the client that is called once for each: later, the strategy may have moved on."""
+
+    def __init__(self, function: Callable[[ClientId], Any]) -> None:
+        self._function = function
+        self._values: dict[ClientId, Any] = {}
+
+    def __call__(self, client: ClientId) -> Any:
+        if client not in self._values:
+            self._values[client] = self._function(client)
+        return self._values[client]
+
+
+def lasting(ask: Ask) -> Ask:
+    """The ask with functions that keep to what they said first."""
+    return replace(ask, **{name: Remembered(getattr(ask, name)) for name in SENT if callable(getattr(ask, name))})
 
 
 def save_ask(ask: Ask, clients: Sequence[ClientId]) -> dict[str, Any]:

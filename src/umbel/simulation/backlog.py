@@ -16,10 +16,10 @@ from ..window import Window
 from .channel import Parcel
 from .devices import Trip
 
-PORTION = 0.02
+PORTION = 0.25
 """Seconds of work that a worker is handed at most where tasks are short; several such portions make a round."""
-LEAST = 0.002
-UNKNOWN = 10 * PORTION
+LEAST = 0.005
+UNKNOWN = 2 * PORTION
 MOST_AT_ONCE = 256
 NOTED_FROM = 0.005
 NOTED = 10_000
@@ -75,7 +75,8 @@ class Ticket:
     """A task on its way through a simulation.
 
     `admit` says how its result is folded, once that is known, and `into` which ask; `told` that the coordinator knows
-    its end; `state` is the client's state that it was handed; `trip` what becomes of it on the client's device.
+    its end; `folding` that whoever has it folds it without being told again; `state` is the client's state that it was
+    handed; `trip` what becomes of it on the client's device; `losses` counts the workers that it has ended.
     """
 
     task: Task
@@ -85,6 +86,7 @@ class Ticket:
     done: bool = False
     told: bool = False
     wanted: bool = True
+    folding: bool = False
     failed: Failed | None = None
     host: Any = None
     state: bytes | None = None

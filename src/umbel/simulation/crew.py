@@ -16,7 +16,7 @@ from ..randomness import Key
 from . import worker
 from .channel import Parcel
 from .hosts import Local, Remote
-from .processes import ONE_THREAD, Start, default_start, prepare, start
+from .processes import ONE_THREAD, PRELOADED, Start, default_start, prepare, start
 from .session import Session
 from .status import Status
 from .threads import OneThread
@@ -56,7 +56,7 @@ def connect(
         )
         return Session(states, local=Local(executor, OneThread()), **settings)
     how = start or default_start()
-    prepare(how)
+    prepare(how, _modules(client))
     beginning = worker.Beginning(
         client=_pickled(client),
         sources=sources,
@@ -94,6 +94,23 @@ class Crew:
         """Let go of what they shared."""
         self._beginning.close()
         self._status.close()
+
+
+def _modules(client: Client) -> list[str]:
+    """What workers will need of what is slow to import and loaded here."""
+    found = [name for name in PRELOADED if name in sys.modules]
+    if "torch" in found and ("torch._dynamo" in sys.modules or any(map(_steps, client.handlers.values()))):
+        found.append("torch._dynamo")  # a second half of PyTorch, which the first optimizer loads
+    return found
+
+
+def _steps(handler: Any) -> bool:
+    """Whether a handler's file speaks of optimizers."""
+    try:
+        with open(handler.__code__.co_filename, "rb") as file:
+            return b"optim" in file.read()
+    except (AttributeError, OSError):
+        return False
 
 
 def _parcel(beginning: worker.Beginning) -> Parcel:

@@ -107,11 +107,18 @@ class Simulation:
         """The settings as a plain tree, for the log."""
         return {"workers": self.workers, "devices": None if self.devices is None else self.devices.spec}
 
-    def with_workers(self, workers: int) -> Simulation:
+    def with_workers(self, workers: int | Literal["auto"]) -> Simulation:
         """The same clients with another number of workers."""
         twin = Simulation.__new__(Simulation)
         twin.__dict__.update(self.__dict__)
         twin._workers = workers
+        return twin
+
+    def with_devices(self, devices: Fleet | str | None) -> Simulation:
+        """The same clients on other devices."""
+        twin = self.with_workers(0)
+        twin._workers = self._workers
+        twin.devices = _fleet(devices)
         return twin
 
     def source(self, client: ClientId) -> Any:

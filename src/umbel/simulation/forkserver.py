@@ -49,7 +49,7 @@ class Forkserver:
                     self._fork(order, descriptors)
                 elif kind == "wait":
                     self._answer({"status": self._wait(order["pid"])})
-                elif kind == "dismiss":
+                elif kind == "dismiss" and order["pid"] in self._alive:
                     self._dismissed.add(order["pid"])
                 self._bury()
         except OSError:
@@ -76,20 +76,21 @@ class Forkserver:
     def _fork(self, order: dict[str, Any], descriptors: list[int]) -> None:
         gc.collect()
         gc.freeze()  # else the first collection in every worker would copy all pages
+        parent = os.getpid()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             pid = os.fork()
         if pid == 0:
-            self._become_worker(order, descriptors)
+            self._become_worker(order, descriptors, parent)
         self._alive.add(pid)
         for descriptor in descriptors:
             os.close(descriptor)
         self._answer({"pid": pid})
 
-    def _become_worker(self, order: dict[str, Any], descriptors: list[int]) -> None:
+    def _become_worker(self, order: dict[str, Any], descriptors: list[int], parent: int) -> None:
         code = 1
         try:
-            die_with_parent()
+            die_with(parent)
             self._control.close()
             from .worker import serve
 
@@ -118,7 +119,7 @@ class Forkserver:
         return os.waitstatus_to_exitcode(status)
 
 
-def die_with_parent() -> None:
+def die_with(parent: int) -> None:
     """Have this process killed with its parent, where the system can do that."""
     if not sys.platform.startswith("linux"):
         return
@@ -126,3 +127,5 @@ def die_with_parent() -> None:
 
     prctl: Callable[..., int] = ctypes.CDLL(None).prctl
     prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)  # it was gone before

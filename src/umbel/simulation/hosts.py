@@ -111,7 +111,9 @@ class Remote:
                     self.holds.add(sent.id)
             _, clients, _, states, own, admits = portions[-1]
             client = ticket.task.client
-            ticket.host, ticket.state = self, encoded(client)
+            ticket.host, ticket.folding = self, folded or ticket.admit is not None
+            if not ticket.told:  # else it has to come out as it did before, whatever came to the client since
+                ticket.state = encoded(client)
             clients.append(client)
             if ticket.state is not None:
                 states[client] = ticket.state
@@ -217,6 +219,14 @@ class Remote:
         if not tickets or any(ticket.wanted for ticket in tickets):
             return 0.0
         return now - self._since
+
+    def peak_memory(self) -> int:
+        """Bytes of memory that it has held at most; 0 where the system does not say."""
+        with suppress(OSError, EOFError), open(f"/proc/{self.process.pid}/status") as file:
+            for line in file:
+                if line.startswith("VmHWM"):
+                    return int(line.split()[1]) * 1024
+        return 0
 
     def end(self) -> None:
         """End it: at once if it is at work."""

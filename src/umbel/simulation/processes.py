@@ -178,10 +178,10 @@ def start(index: int, status: int, status_file: str, how: Start) -> Process:
     return Forked(_server(), index, status)  # by another one: the first had just died
 
 
-def prepare(how: Start, modules: Sequence[str] | None = None) -> None:
-    """Begin to load what workers will need: by default what this process has loaded of `PRELOADED`."""
+def prepare(how: Start, modules: Sequence[str]) -> None:
+    """Begin to load these, which workers will need."""
     if how == "forkserver":
-        _server().preload([name for name in PRELOADED if name in sys.modules] if modules is None else list(modules))
+        _server().preload(list(modules))
 
 
 class _Server:
@@ -234,7 +234,8 @@ class _Server:
         """Read answers until this process's is there. Raises EOFError."""
         with self._lock:
             while process in self._waiting:
-                self._waiting.pop(0).answered(self._answer())
+                answer = self._answer()  # first: an interrupt must not leave an answer for somebody else
+                self._waiting.pop(0).answered(answer)
 
     def wait(self, pid: int) -> int:
         """The exit code of a worker that ends. Raises EOFError."""

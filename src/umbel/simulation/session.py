@@ -28,7 +28,7 @@ from ..errors import AppError, ClientCrashed, ClientId
 from ..folds import Partial
 from ..node.account import Account
 from ..node.executor import ClosedAsk
-from ..node.late import load_ask, save_ask
+from ..node.late import lasting, load_ask, save_ask
 from ..node.state import ClientStates
 from ..randomness import Key
 from ..update import Like
@@ -126,7 +126,10 @@ class Session:
 
     def open(self, id: int, ask: Ask, round: int, number: int, params: Any, cohort: Sequence[ClientId] = ()) -> None:
         """Make an ask known before its tasks come."""
+        if ask.window.late == "keep":
+            ask = lasting(ask)
         self._asks[id] = self._open[id] = sent = SentAsk(id, ask, round, number, params, tuple(cohort))
+        self._timeline.resume()
         if ask.window.deadline is not None:
             sent.closes_at = self._time + ask.window.deadline
 
@@ -146,9 +149,14 @@ class Session:
     def _send(self, task: Task) -> None:
         sent = self._asks[task.ask]
         ticket = self._tickets[task.id] = Ticket(task, sent)
+        if sent.ask.window.late == "keep":
+            for name in sent.routed:
+                for_client(getattr(sent.ask, name), task.client)
         if sent.plain is None:
             # In virtual time the asks of one client overlap, and a state may change before a result has its turn.
-            sent.plain = sent.takes_all and (self._fleet is None or len(self._open) == 1)
+            # So it does without a device model where late tasks end in an ask that is open too.
+            alone = len(self._open) == 1
+            sent.plain = sent.takes_all and (alone or (self._fleet is None and not self._queues.late(self._open)))
         if self._fleet is None:
             self._queues.add(ticket)
         else:
@@ -210,8 +218,16 @@ class Session:
         ticket.admit, ticket.into = command, into
         if ticket.sent.plain and self._local is None:
             return  # it is folded already
-        if ticket.done and ticket.failed is None:
-            (self._local or ticket.host).admit(command, into)
+        if ticket.done:
+            self._fold(ticket)
+
+    def _fold(self, ticket: Ticket) -> None:
+        assert ticket.admit is not None
+        assert ticket.into is not None
+        if ticket.failed is not None:  # done again after its first result was lost with a worker
+            ticket.into.refused[ticket.task.client] = ticket.failed.reason
+        else:
+            (self._local or ticket.host).admit(ticket.admit, ticket.into)
 
     def _cancel(self, id: str) -> None:
         ticket = self._tickets.pop(id, None)
@@ -219,6 +235,8 @@ class Session:
             return
         ticket.wanted = False
         self._forget_turn(ticket)
+        if self._fleet is not None:
+            self._timeline.forget()
         if ticket.done and ticket.failed is None:
             (self._local or ticket.host).cancel(id)
         elif ticket.host is not None:
@@ -260,13 +278,15 @@ class Session:
 
     def _queued(self) -> Event | None:
         ticket = self._queues.head(self._open.values())
-        if ticket is not None and self._local is None and (ticket.sent.plain or ticket.sent.closes_at is not None):
+        if ticket is not None and self._local is None and ticket.sent.plain:
             ready = ticket.sent.done
             while ready and (ready[0].told or not ready[0].wanted or not ready[0].done):
                 ready.popleft()
-            if ready and ticket.sent.plain:
+            if ready:
                 return self._told_together(ready)
-            ticket = ready.popleft() if ready else None
+            ticket = None
+        elif ticket is not None and not ticket.done and self._has_deadline(ticket.sent.lane):
+            ticket = self._queues.first_done(ticket.sent.lane)
         if ticket is not None and ticket.done:
             return self._told(ticket)
         if self._local is None and self._wakes and min(self._wakes) <= self._clock():
@@ -274,8 +294,11 @@ class Session:
             return Ticked()
         return None
 
+    def _has_deadline(self, lane: str) -> bool:
+        return any(sent.closes_at is not None for sent in self._open.values() if sent.lane == lane)
+
     def _timed(self) -> Event | None:
-        found = self._timeline.head()
+        found = self._timeline.head(self._open.values())
         if found is None:
             return None
         at, ticket = found
@@ -302,9 +325,6 @@ class Session:
         if self._fleet is not None:
             self.advance_to(ticket.trip.ends if ticket.trip else 0.0)
         ticket.told = True
-        if ticket.failed is not None and ticket.failed.retry and self._fleet is not None:
-            del self._tickets[ticket.task.id]  # that a worker died costs the client's device nothing
-            return ticket.failed
         self._forget_turn(ticket)
         if ticket.failed is not None:
             del self._tickets[ticket.task.id]
@@ -338,7 +358,7 @@ class Session:
     def _do_here(self) -> bool:
         assert self._local is not None
         if self._fleet is not None:
-            found = self._timeline.head()
+            found = self._timeline.head(self._open.values())
             ticket = found[1] if found is not None else None
             batch = [ticket] if ticket is not None else []
         else:
@@ -396,7 +416,7 @@ class Session:
             except EOFError:
                 self._lost(worker)
         if limits:
-            self._watch()
+            self._watch(closing)
 
     def _running(self) -> Iterable[Ticket]:
         return (ticket for worker in self._workers if (ticket := worker.running()) is not None)
@@ -430,18 +450,20 @@ class Session:
         if not ticket.done:
             self._backlog.again(ticket)
         elif not ticket.told:
-            if ticket.sent.plain or ticket.sent.closes_at is not None:
+            if ticket.sent.plain:
                 ticket.sent.done.append(ticket)
-        elif ticket.failed is not None and ticket.admit is not None:
+        elif ticket.admit is not None and not ticket.folding:
+            self._fold(ticket)
+        elif ticket.failed is not None and ticket.into is not None:
             # Done again after its first result was lost with a worker, and now it failed.
-            self._asks[ticket.admit.ask].refused[ticket.task.client] = ticket.failed.reason
+            ticket.into.refused[ticket.task.client] = ticket.failed.reason
 
-    def _watch(self) -> None:
+    def _watch(self, closing: bool) -> None:
         now = time.monotonic()
         for worker in list(self._workers):
             if self._stall is not None and worker.stalled(now, self._stall):
                 self._lost(worker, f"showed no progress for {self._stall:g} seconds and was ended")
-            elif worker.unwanted_since(now) > PATIENCE and self._backlog:
+            elif worker.unwanted_since(now) > PATIENCE and (self._backlog or closing):
                 self._lost(worker)
 
     def _lost(self, worker: Remote, how: str | None = None) -> None:
@@ -474,13 +496,10 @@ class Session:
         self._start(worker.index)
 
     def _suspect(self, ticket: Ticket, how: str) -> None:
-        error = ClientCrashed(f"its process {how}")
-        if ticket.told:
-            ticket.losses += 1
-            if ticket.losses < self._attempts:
-                self._backlog.again(ticket)
-                return
-        ticket.done, ticket.failed = True, Failed(ticket.task.id, error.message, retry=error.retry)
+        ticket.losses += 1
+        ticket.done = ticket.losses >= self._attempts
+        if ticket.done:  # it is not for the coordinator to try again: in turn, nothing has happened yet
+            ticket.failed = Failed(ticket.task.id, ClientCrashed(f"its process {how}").message)
         self._came_in(ticket)
 
     # The end of an ask
@@ -578,6 +597,10 @@ class Session:
         """Know again what `save_asks` saved."""
         for id, round, number, params, tree in saved:
             self._asks[id] = SentAsk(id, load_ask(tree), round, number, params, plain=False)
+
+    def peak_memory(self) -> list[int]:
+        """Bytes of memory that each worker has held at most, as far as the system says."""
+        return [worker.peak_memory() for worker in self._workers]
 
     def disconnect(self) -> None:
         """Let go of everything, and end the workers."""

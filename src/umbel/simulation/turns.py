@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from .backlog import SentAsk, Ticket
 
@@ -44,17 +44,30 @@ class Queues:
             found.append(other)
         return found
 
+    def first_done(self, lane: str) -> Ticket | None:
+        """The first in a lane that has a result."""
+        return next((ticket for ticket in self._queues[lane].values() if ticket.done), None)
+
+    def late(self, open: Mapping[int, SentAsk]) -> bool:
+        """Whether tasks of other asks than these end in one of them."""
+        lanes = {sent.lane for sent in open.values()}
+        return any(ticket.sent.id not in open for lane in lanes for ticket in self._queues.get(lane, {}).values())
+
     def clear(self) -> None:
         """Forget everything."""
         self._queues.clear()
 
 
 class Timeline:
-    """With a device model: by the virtual time at which answers arrive, and deadlines between them."""
+    """With a device model: by the virtual time at which answers arrive, and deadlines between them. What arrives while
+    no ask of its lane is open waits for the next one, as it would after a restart.
+    """
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, int, Ticket | None]] = []
+        self._waiting: list[tuple[float, int, int, Ticket | None]] = []
         self._count = 0
+        self._forgotten = 0
 
     def add(self, ticket: Ticket) -> None:
         """A task was sent."""
@@ -70,19 +83,39 @@ class Timeline:
         # What arrives at the moment of a deadline is in time.
         heapq.heappush(self._heap, (at, ticket is None, self._count, ticket))
 
-    def head(self) -> tuple[float, Ticket | None] | None:
+    def head(self, open: Iterable[SentAsk]) -> tuple[float, Ticket | None] | None:
         """The next time at which something happens, and what arrives then: None for a deadline."""
+        lanes = {sent.lane for sent in open}
         while self._heap:
             at, _, _, ticket = self._heap[0]
-            if ticket is None or (ticket.wanted and not ticket.told):
-                return at, ticket
+            if ticket is None:
+                return at, None
+            if ticket.wanted and not ticket.told:
+                if ticket.sent.lane in lanes:
+                    return at, ticket
+                self._waiting.append(self._heap[0])
             heapq.heappop(self._heap)
         return None
+
+    def resume(self) -> None:
+        """An ask opens: what waited for one may have its turn."""
+        for row in self._waiting:
+            heapq.heappush(self._heap, row)
+        self._waiting.clear()
 
     def pop(self) -> None:
         """It has happened."""
         heapq.heappop(self._heap)
 
+    def forget(self) -> None:
+        """A task is not wanted any more. What it would have held is let go of well before its time."""
+        self._forgotten += 1
+        if 2 * self._forgotten > len(self._heap):
+            self._heap = [row for row in self._heap if row[3] is None or (row[3].wanted and not row[3].told)]
+            heapq.heapify(self._heap)
+            self._forgotten = 0
+
     def clear(self) -> None:
         """Forget everything."""
         self._heap.clear()
+        self._waiting.clear()

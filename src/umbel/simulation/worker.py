@@ -60,8 +60,8 @@ class Beginning:
 
 
 Portion = tuple[int, list[ClientId], bool, dict[ClientId, bytes], dict[ClientId, dict[str, Any]], list[Admit]]
-"""Tasks of one ask, as plain as can be, for there are many: the ask, the clients, whether to fold their results at once,
-their states, what the ask sends to each alone, and those results that are to be folded elsewhere or at a discount.
+"""Tasks of one ask, as plain as can be, for there are many: the ask, the clients, whether to fold their results at
+once, their states, what the ask sends to each alone, and those results that are to be folded elsewhere or discounted.
 """
 
 
@@ -91,11 +91,14 @@ class Shipped:
         return {} if data is None else dict(encoding.decode(data))
 
 
-class Routed(dict[ClientId, Any]):
+class Routed:
     """What an ask sends to each client, looked up as if it were the function that the strategy wrote."""
 
+    def __init__(self) -> None:
+        self.now: dict[ClientId, Any] = {}
+
     def __call__(self, client: ClientId) -> Any:
-        return self[client]
+        return self.now[client]
 
 
 def main() -> None:
@@ -193,13 +196,14 @@ class Worker:
         )
 
     def serve(self) -> None:
-        """Answer until the main process is gone."""
+        """Answer until the main process is gone, or an error ends the run."""
         while True:
             try:
                 kind, *rest = _received(self._channel)
                 getattr(self, f"_{kind}")(*rest)
             except UmbelError as error:
                 self._channel.send(("fault", _placed(error)))
+                return  # the run is over
 
     def _source(self, client: ClientId) -> Any:
         if isinstance(self._sources, int):
@@ -220,7 +224,7 @@ class Worker:
             self._states.now = states
             for client, own in sent.items():
                 for name, value in own.items():
-                    self._routes[ask][name][client] = value
+                    self._routes[ask][name].now[client] = value
             at_once = self.executor.at_once(ask)
             special = {admit.task: admit for admit in admits}
             for start in range(0, len(clients), at_once):
@@ -231,7 +235,7 @@ class Worker:
         sys.stderr.flush()
         for routes in self._routes.values():
             for route in routes.values():
-                route.clear()
+                route.now.clear()
         self._channel.send(("report", report, self.executor.take_account()))
 
     def _chunk(self, tasks: list[Task], report: Report, folded: bool, special: dict[str, Admit]) -> None:
@@ -280,6 +284,8 @@ class Worker:
         parcel = Parcel(("partial", id, told))
         self._channel.send_parcel(parcel)
         parcel.close()
+        # Should another worker die now, what it held of this ask may be done here.
+        self.executor.open(id, opened.ask, opened.round, opened.number, opened.params)
 
     def _forget(self, asks: set[int]) -> None:
         """Forget all asks but these."""

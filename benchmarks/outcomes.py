@@ -1,0 +1,209 @@
+"""What the runs of a setting came to, in virtual time, as tables and pictures: for `benchmarks.heterogeneity`."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import astuple, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Point:
+    """How things stood after a round: virtual seconds, joules of all devices, updates folded, accuracy on the test."""
+
+    seconds: float
+    joules: float
+    updates: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The runs of one setting, one for each seed."""
+
+    label: str
+    runs: Sequence[Sequence[Point]]
+
+    def mean(self, value: Callable[[Sequence[Point]], float]) -> float:
+        """The mean over the runs."""
+        return statistics.fmean(value(run) for run in self.runs)
+
+    @property
+    def accuracies(self) -> list[float]:
+        """For each run the mean of the last three."""
+        return [statistics.fmean(p.accuracy for p in run[-3:]) for run in self.runs]
+
+    @property
+    def accuracy(self) -> float:
+        """At the end, of all runs."""
+        return statistics.fmean(self.accuracies)
+
+    @property
+    def minutes(self) -> float:
+        """Of a whole run."""
+        return self.mean(lambda run: run[-1].seconds) / 60
+
+    @property
+    def kilojoules(self) -> float:
+        """Of a whole run."""
+        return self.mean(lambda run: run[-1].joules) / 1000
+
+    def reached(self, target: float) -> Point | None:
+        """What it took until a test first showed the target, as a mean; None where a run never came to it."""
+        found = [next((p for p in run if p.accuracy >= target), None) for run in self.runs]
+        there = [p for p in found if p is not None]
+        if len(there) < len(found):
+            return None
+        return Point(*(statistics.fmean(values) for values in zip(*map(astuple, there), strict=True)))
+
+    def curve(self, x: str) -> tuple[list[float], list[float]]:
+        """The values of a `Point`'s field and accuracies, both as means over the runs, test by test."""
+        steps = list(zip(*self.runs, strict=True))
+        along = [statistics.fmean(getattr(p, x) for p in step) for step in steps]
+        return along, [statistics.fmean(p.accuracy for p in step) for step in steps]
+
+
+def points(history: Sequence[Any]) -> Iterator[Point]:
+    """The tested rounds of a run, with what was spent until then."""
+    joules, updates = 0.0, 0
+    for r in history:
+        joules += r.account.get("joules", 0.0)
+        updates += r.clients
+        if r.test:
+            yield Point(r.clock, joules, updates, r.test["accuracy"])
+
+
+def duration(minutes: float) -> str:
+    """Minutes, or hours where there are many."""
+    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
+
+
+def energy(kilojoules: float) -> str:
+    """Kilojoules, or megajoules where there are many."""
+    return f"{kilojoules:.0f} kJ" if kilojoules < 1000 else f"{kilojoules / 1000:.1f} MJ"
+
+
+def common_target(outcomes: Sequence[Outcome]) -> float:
+    """A whole number of percent that every run came to."""
+    return math.floor(100 * min(max(p.accuracy for p in run) for o in outcomes for run in o.runs)) / 100
+
+
+def table(outcomes: Sequence[Outcome], target: float) -> str:
+    """What the settings came to, and what it took to a target, in Markdown."""
+    to = f"to {target:.0%}"
+    rows = [["", "accuracy", "range", "time", "energy", f"{to}: time", "energy", "updates"]]
+    rows.append(["---"] + ["---:"] * 7)
+    for o in outcomes:
+        least, most = min(o.accuracies), max(o.accuracies)
+        row = [o.label, f"{o.accuracy:.1%}", f"{least:.1%} to {most:.1%}", duration(o.minutes), energy(o.kilojoules)]
+        at = o.reached(target)
+        row += ["-"] * 3 if at is None else [duration(at.seconds / 60), energy(at.joules / 1000), f"{at.updates:,.0f}"]
+        rows.append(row)
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")
+
+
+def canvas(title: str, panels: int = 1) -> tuple[Any, list[Any]]:
+    """A picture of 800 pixels across with empty panels."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('drawing needs matplotlib: pip install "umbel[plot]"') from error
+    figure = Figure(figsize=(8, 4), layout="constrained", dpi=100)
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=11)
+    axes = [figure.add_subplot(1, panels, number + 1) for number in range(panels)]
+    for panel in axes:
+        panel.grid(alpha=0.3)
+        panel.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def lines(axes: Any, outcomes: Sequence[Outcome], x: str, unit: float, name: str) -> None:
+    """Accuracy along a quantity, one line a setting."""
+    for o, colour in zip(outcomes, COLOURS, strict=False):
+        along, accuracy = o.curve(x)
+        label = f"{o.label}: {duration(o.minutes)}, {energy(o.kilojoules)}"
+        axes.plot([v / unit for v in along], [100 * a for a in accuracy], color=colour, label=label)
+    axes.set_xlabel(name)
+    axes.set_ylabel("accuracy on the test set (%)")
+
+
+def gain(first: Outcome, last: Outcome) -> str:
+    """By how much a setting is more accurate than another."""
+    return f"{100 * (last.accuracy - first.accuracy):+.1f} points of accuracy"
+
+
+def draw_epochs(outcomes: Sequence[Outcome], target: float) -> Any:
+    """Accuracy over rounds and over time."""
+    first, last = outcomes[0], outcomes[-1]
+    figure, (left, right) = canvas(
+        f"10 local epochs instead of 1: {gain(first, last)} after as many rounds,\n"
+        f"at {last.minutes / first.minutes:.1f} times the time and {last.kilojoules / first.kilojoules:.1f} times the "
+        "energy",
+        2,
+    )
+    lines(left, outcomes, "updates", 10, "rounds (about)")
+    lines(right, outcomes, "seconds", 60, "virtual minutes")
+    right.set_ylabel("")
+    right.legend(frameon=False, loc="lower right")
+    return figure
+
+
+def draw_clients(outcomes: Sequence[Outcome], target: float) -> Any:
+    """Accuracy over time, and the energy of each number of clients."""
+    first, last = outcomes[0], outcomes[-1]
+    figure, (left, right) = canvas(
+        f"10 clients instead of 4: {gain(first, last)}, {last.minutes / first.minutes:.2f} times the time,\n"
+        f"{last.kilojoules / first.kilojoules:.1f} times the energy",
+        2,
+    )
+    lines(left, outcomes, "seconds", 60, "virtual minutes")
+    left.legend(frameon=False, loc="lower right")
+    bars = right.bar([o.label for o in outcomes], [o.kilojoules for o in outcomes], color=COLOURS[: len(outcomes)])
+    right.bar_label(bars, [energy(o.kilojoules) for o in outcomes])
+    right.set_ylabel("energy of all phones (kJ)")
+    right.set_xlabel("clients")
+    return figure
+
+
+def draw_cut_off(outcomes: Sequence[Outcome], target: float) -> Any:
+    """Accuracy against time, one point a setting."""
+    by_label = {o.label: o for o in outcomes}
+    cpu, cut = by_label["CPU"], by_label["CPU, τ = 1.99 min"]
+    figure, (axes,) = canvas(
+        f"A cut-off of 1.99 minutes takes {1 - cut.minutes / cpu.minutes:.0%} off the CPUs' time: {gain(cpu, cut)}"
+    )
+    for prefix, colour, marker in (("GPU", COLOURS[2], "s"), ("CPU", COLOURS[0], "o"), ("both", COLOURS[1], "D")):
+        group = [o for o in outcomes if o.label.startswith(prefix)]
+        axes.plot(
+            [o.minutes for o in group], [100 * o.accuracy for o in group],
+            color=colour, marker=marker, linestyle="-" if prefix == "CPU" else "none",
+        )  # fmt: skip
+        for o in group:
+            axes.errorbar(o.minutes, 100 * o.accuracy, [[100 * (o.accuracy - min(o.accuracies))],
+                          [100 * (max(o.accuracies) - o.accuracy)]], color=colour, alpha=0.4)  # fmt: skip
+            below = o.label in ("GPU", "both")
+            axes.annotate(o.label, (o.minutes, 100 * o.accuracy), (6, -14 if below else 7), textcoords="offset points",
+                          fontsize=9, color=colour)  # fmt: skip
+    axes.set_xlabel("virtual minutes of the whole run")
+    axes.set_ylabel("accuracy on the test set (%)")
+    axes.margins(x=0.16, y=0.14)
+    return figure
+
+
+def draw_asynchronous(outcomes: Sequence[Outcome], target: float) -> Any:
+    """Accuracy over the hours of a night."""
+    times = {o.label: at.seconds / 3600 for o in outcomes if (at := o.reached(target)) is not None}
+    plain, buffered = outcomes[0].label, outcomes[-1].label
+    title = f"FedBuff comes to {target:.0%} in {times[buffered]:.1f} virtual hours, FedAvg in {times[plain]:.1f}"
+    figure, (axes,) = canvas(title)
+    lines(axes, outcomes, "seconds", 3600, "virtual hours since midnight")
+    axes.axhline(100 * target, color="black", linewidth=0.8, linestyle=":")
+    axes.legend(frameon=False, loc="lower right")
+    return figure
