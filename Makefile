@@ -1,7 +1,7 @@
 # The README's first two commands come first. All that they install goes into the folder .venv.
 .SILENT:
 .DELETE_ON_ERROR:
-.PHONY: demo test check bench data clean help
+.PHONY: demo test check bench bench-peers data clean help
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -9,6 +9,9 @@ DEMO := examples/quickstart-pytorch
 RUNS := umbel-runs
 # pytest's own options, such as: make test PYTEST="-n 0 -x tests/test_sums.py"
 PYTEST ?= -n 2
+# What Umbel is measured beside, and options of that, such as: make bench-peers BENCH_PEERS="--quick cnn"
+PEERS := flwr pfl
+BENCH_PEERS ?=
 
 demo: $(VENV)/demo-ready ## train a small CNN on 100 clients' images, and draw what came out
 	mkdir -p $(RUNS)
@@ -33,15 +36,19 @@ check: $(VENV)/dev-ready ## lint, format, types, and the rules of the layout
 bench: $(VENV)/dev-ready ## measure, and print what was measured beside what was aimed at
 	$(BIN)/python -m benchmarks
 
+bench-peers: $(VENV)/dev-ready ## measure Umbel beside a plain loop, flwr and pfl, each in an environment of its own
+	$(foreach peer,$(PEERS),$(MAKE) --no-print-directory VENV=.venv-$(peer) PEER=$(peer) .venv-$(peer)/peer-ready || true;)
+	$(BIN)/python -m benchmarks.peers $(BENCH_PEERS)
+
 data: $(VENV)/demo-ready ## unpack the data of examples and tests into the folder UMBEL_DATA, by default ~/.cache/umbel
 	$(BIN)/python -c 'from umbel.data import mnist5k; print("MNIST 5k:", *(part.shape for part in mnist5k()))'
 
-clean: ## remove the environment, caches and pictures; runs and unpacked data stay
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis $(RUNS)/demo-*.png
+clean: ## remove the environments, caches and pictures; runs and unpacked data stay
+	rm -rf $(VENV) $(PEERS:%=.venv-%) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis $(RUNS)/demo-*.png
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
 help: ## list the targets
-	awk -F':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' Makefile
+	awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
 
 # The environment: made by uv where it is installed, else by pip, which is slower. Both take PyTorch from the folder
 # PIP_FIND_LINKS where a machine keeps a CPU build there; PyPI's own for Linux is the large one for CUDA.
@@ -78,4 +85,10 @@ $(VENV)/dev-ready: pyproject.toml constraints.txt | $(BIN)/python
 	echo "Installing Umbel and what its tests need into $(VENV); once, about a minute"
 	$(if $(UV),,$(INSTALL) 'pip>=25.1')
 	$(INSTALL) -e '.[examples]' --group dev
+	touch $@
+
+# Where a peer cannot be installed, its rows say so.
+$(VENV)/peer-ready: benchmarks/peers/requirements-$(PEER).txt constraints.txt | $(BIN)/python
+	echo "Installing $(PEER) into $(VENV), to be measured; once, about a minute"
+	$(INSTALL) -r benchmarks/peers/requirements-$(PEER).txt
 	touch $@

@@ -64,6 +64,29 @@ def test_bytes_bring_everything_back():
     assert pickle.loads(pickle.dumps(arrays)) == arrays
 
 
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_pickles_keep_roles_and_bits(protocol):
+    arrays = Arrays(EVERY, {"float32": "personal", "bfloat16": "buffer"})
+    buffers = []
+    data = pickle.dumps(arrays, protocol, buffer_callback=buffers.append if protocol >= 5 else None)
+    back = pickle.loads(data, buffers=buffers)
+    assert back == arrays
+    assert back.roles == arrays.roles
+    assert back["bfloat16"].dtype == ml_dtypes.bfloat16
+    assert back.digest == arrays.digest
+    assert not any(array.flags.writeable for array in back.values())
+    assert bool(buffers) == (protocol >= 5)
+
+
+def test_large_pickles_take_no_copy():
+    arrays = Arrays({"w": np.ones(1000, ml_dtypes.bfloat16), "v": np.ones((10, 100), order="F")})
+    buffers = []
+    data = pickle.dumps(arrays, 5, buffer_callback=buffers.append)
+    assert len(data) < 600
+    back = pickle.loads(data, buffers=buffers)
+    assert all(np.shares_memory(back[name], arrays[name]) for name in arrays)
+
+
 @given(order=st.permutations(sorted(EVERY)))
 @settings(deadline=None, derandomize=True, max_examples=20)
 def test_the_order_of_names_changes_neither_bytes_nor_digest(order):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
 
+from . import encoding
 from .arrays import Arrays
 from .errors import ClientId, StrategyError
 from .folds import Fold, weighted_mean
@@ -132,3 +133,6 @@ class Task:
     ask: int
     client: ClientId
     attempt: int = 1
+
+
+encoding.register(Correction, "correction", lambda c: [c.proximal, c.linear], lambda p: Correction(*p))

@@ -329,3 +329,5 @@ encoding.register(
     lambda r: [r.task, r.client, r.weight, dict(r.metrics), r.seconds, r.staleness],
     lambda p: Receipt(*p),
 )
+encoding.register(Like, "like", lambda e: [e.model, e.names, e.delta, e.aux], lambda p: Like(*p))
+encoding.register(Free, "free", lambda e: [e.max_bytes, e.aux], lambda p: Free(*p))

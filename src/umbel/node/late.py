@@ -8,12 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from .. import encoding
-from ..ask import SENT, Ask, Correction, for_client
+from ..ask import SENT, Ask, for_client
 from ..errors import ClientId
 from ..folds import mean
 from ..transforms import transform_from_spec
-from ..update import Free, Like
 
 
 class Remembered:
@@ -56,8 +54,3 @@ def load_ask(tree: dict[str, Any]) -> Ask:
 
 def _lookup(each: dict[ClientId, dict[str, Any]], name: str) -> Any:
     return lambda client: each[client][name]
-
-
-encoding.register(Correction, "correction", lambda c: [c.proximal, c.linear], lambda p: Correction(*p))
-encoding.register(Like, "like", lambda e: [e.model, e.names, e.delta, e.aux], lambda p: Like(*p))
-encoding.register(Free, "free", lambda e: [e.max_bytes, e.aux], lambda p: Free(*p))

@@ -1,0 +1,89 @@
+"""Umbel: `umbel.Simulation` with two worker processes."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import umbel
+
+from .meter import Laps, say
+from .workloads import Workload, chosen, cohort, data, initial, leave
+
+client = umbel.Client()
+
+
+@cache
+def workload() -> Workload:
+    """The workload, in this process or in a worker."""
+    return chosen()
+
+
+@cache
+def net() -> Any:
+    """The module that a process trains with; torch is loaded in the workers alone."""
+    from . import nets
+
+    return nets.net(workload())
+
+
+@client.data
+def load(source: Any) -> Any:
+    """A client's data, as tensors."""
+    if workload().model == "noop":
+        return None
+    import torch
+
+    x, y = data(workload())[source["index"]]
+    return torch.from_numpy(x), torch.from_numpy(y)
+
+
+@client.train
+def train(model: umbel.Arrays, examples: Any, ctx: umbel.Context) -> umbel.Update:
+    """One epoch, or nothing at all."""
+    if workload().model == "noop":
+        return umbel.Update(model)
+    from umbel import torch as adapter
+
+    from . import nets
+
+    nets.fit(adapter.load_(net(), model), examples, workload())
+    return umbel.Update(adapter.arrays(net()), weight=len(examples[1]))
+
+
+class Given(umbel.FedAvg):
+    """FedAvg that asks the cohorts of the workload."""
+
+    def ask(self, state: umbel.State, r: int) -> umbel.Ask:
+        return replace(super().ask(state, r), clients=cohort(workload(), r))
+
+
+def main() -> None:
+    """Do all rounds, print what they took, and leave the model in the folder of this run."""
+    folder, task = Path(os.environ["PEERS_FOLDER"]), workload()
+    rounds = task.rounds_of("umbel") + 1
+    laps = Laps(rounds)
+    settings: dict[str, Any] = {"workers": 2} if "workers" in inspect.signature(umbel.Simulation).parameters else {}
+    where = "two worker processes" if settings else "ONE process: this Umbel has no workers yet"
+    app = umbel.App(
+        client,
+        model=lambda: umbel.Arrays(initial(task)),
+        strategy=Given(cohort=task.cohort),
+        rounds=rounds,
+        evaluate_every=0,
+    )
+
+    def watch(event: Any) -> None:
+        if event.name == "round_committed":
+            laps.lap()
+
+    result = umbel.run(
+        app, on=umbel.Simulation(task.pool, **settings), folder=folder / "runs", observers=[watch], seed=1
+    )
+    includes = f"{where}; every update checked, exact sums, the event log and a checkpoint every round on disk"
+    say(laps.report("umbel", "torch", "numpy", includes=includes))
+    leave(result.model)

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import gzip
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+from benchmarks import heterogeneity, outcomes
+from benchmarks.outcomes import Outcome, Point, common_target, points, table
+
+import umbel
+from umbel.arrays import Arrays
+from umbel.simulation import Fleet
+from umbel.strategy import State
+
+ROOT = Path(__file__).resolve().parent.parent
+SIZE = heterogeneity.Size(
+    each=20, epochs=3, clients=3, cutoff=3, seeds=(1,), phones=10, in_flight=10, updates=30
+)  # ten phones of 60 images are all of the made data
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> str:
+    """Ten classes of images that are noise around a pattern of their own, in the files' format."""
+    place = tmp_path_factory.mktemp("made")
+    rng = np.random.default_rng(0)
+    patterns = rng.integers(0, 256, size=(10, 784))
+    for part, count in (("train", 600), ("t10k", 100)):
+        labels = np.arange(count) % 10
+        pixels = np.clip(patterns[labels] + rng.normal(scale=60, size=(count, 784)), 0, 255)
+        for name, header, values in (("images-idx3", 16, pixels), ("labels-idx1", 8, labels)):
+            with gzip.open(place / f"{part}-{name}-ubyte.gz", "wb") as file:
+                file.write(bytes(header) + values.astype(np.uint8).tobytes())
+    return str(place)
+
+
+@pytest.fixture(scope="module")
+def lab(folder) -> heterogeneity.Lab:
+    return heterogeneity.Lab(folder, SIZE, workers=0)
+
+
+def test_images_are_read_as_far_as_they_are_wanted(folder) -> None:
+    pixels, labels = heterogeneity.read(folder, "train", 30)
+    assert pixels.shape == (30, 784)
+    assert pixels.dtype == np.float32
+    assert 0 <= pixels.min() < pixels.max() <= 1
+    assert labels.tolist() == [*range(10)] * 3
+    assert len(heterogeneity.read(folder, "t10k")[1]) == 100
+
+
+def test_without_the_data_it_says_how_to_get_it(tmp_path) -> None:
+    with pytest.raises(umbel.errors.DataError) as caught:
+        heterogeneity.read(str(tmp_path), "train")
+    assert "apt-get install dataset-fashion-mnist" in str(caught.value)
+    with pytest.raises(SystemExit, match="--data"):
+        heterogeneity.main(["--quick", "--data", str(tmp_path)])
+
+
+def test_clients_hold_as_many_images_each(folder) -> None:
+    clients = heterogeneity.sources(folder, 4, parts=10, each=20)
+    held = [heterogeneity.data(source) for source in clients]
+    assert [len(labels) for _, labels in held] == [20] * 4
+
+
+def test_a_task_costs_its_batches() -> None:
+    assert heterogeneity.by_batches(3, "train", {"batches": 10}) == 10 * heterogeneity.BATCH_SECONDS
+    assert heterogeneity.plan(heterogeneity.FULL, 10)["batches"] * heterogeneity.BATCH_SECONDS == 120
+
+
+def test_a_cut_off_leaves_the_batches_that_a_processor_has_time_for() -> None:
+    fleet = Fleet([heterogeneity.GPU, heterogeneity.CPU], work=1.0)
+    strategy = heterogeneity.CutOff(cohort=10, config={"batches": 100}, fleet=fleet, seconds={"TX2 CPU": 60.0})
+    ask = strategy.ask(State(Arrays({"w": np.zeros(1)})), 1)
+    kinds = [fleet.device(client).kind for client in range(10)]
+    assert set(kinds) == {"TX2 GPU", "TX2 CPU"}
+    for client, kind in enumerate(kinds):
+        fits = int(60 / 1.27 / heterogeneity.BATCH_SECONDS) if kind == "TX2 CPU" else 100
+        assert ask.config(client)["batches"] == fits
+    none = heterogeneity.CutOff(cohort=10, config={"batches": 100}, fleet=fleet, seconds={"TX2 CPU": 0.001})
+    assert min(none.config_for(client)["batches"] for client in range(10)) == 1
+
+
+def test_more_epochs_take_more_time_and_energy_in_proportion(lab) -> None:
+    one, five, ten = heterogeneity.local_epochs(lab)
+    assert five.minutes == pytest.approx(5 * one.minutes, rel=0.02)
+    assert ten.kilojoules > five.kilojoules > one.kilojoules > 0
+    assert ten.accuracy >= one.accuracy
+
+
+def test_every_part_runs_and_is_drawn(lab, tmp_path) -> None:
+    pytest.importorskip("matplotlib")
+    for name, (run, draw) in heterogeneity.PARTS.items():
+        settings = run(lab)
+        target = min(common_target(settings), min(o.runs[0][-1].accuracy for o in settings))
+        assert len({o.label for o in settings}) == len(settings) >= 3
+        assert all(point.seconds > 0 and point.joules > 0 for o in settings for point in o.runs[0])
+        picture = tmp_path / f"{name}.png"
+        draw(settings, target).savefig(picture)
+        assert picture.read_bytes()[1:4] == b"PNG"
+
+
+def test_the_command_prints_tables_and_draws_where_it_is_told(folder, tmp_path, monkeypatch, capsys) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(heterogeneity, "QUICK", SIZE)
+    heterogeneity.main(["clients", "--quick", "--data", folder, "--workers", "0", "--out", str(tmp_path / "new")])
+    printed = capsys.readouterr().out
+    assert "| C = 10 |" in printed
+    written = (tmp_path / "new" / "heterogeneity-clients.md").read_text(encoding="utf-8")
+    assert written in printed
+    assert (tmp_path / "new" / "heterogeneity-clients.png").exists()
+
+
+def test_workers_find_the_functions_of_the_command(folder) -> None:
+    code = (
+        "from dataclasses import replace\nfrom benchmarks import heterogeneity as h\n"
+        "lab = h.Lab({!r}, h.Size(each=20, epochs=1, seeds=(1,)), workers={})\n"
+        "print([o.runs for o in h.local_epochs(lab)])"
+    )
+    said = [
+        subprocess.run(
+            [sys.executable, "-W", "error", "-c", code.format(folder, workers)],
+            cwd=ROOT, env={"PYTHONPATH": "src"}, capture_output=True, text=True, check=True,
+        ).stdout
+        for workers in (0, 2)
+    ]  # fmt: skip
+    assert said[0] == said[1]
+
+
+def made(label: str, *runs: list[float]) -> Outcome:
+    """Settings with these accuracies, minute by minute and kilojoule by kilojoule."""
+    return Outcome(label, [[Point(60.0 * i, 1000.0 * i, i, a) for i, a in enumerate(run, 1)] for run in runs])
+
+
+def test_what_a_setting_came_to() -> None:
+    first = made("first", [0.1, 0.5, 0.5, 0.5], [0.3, 0.4, 0.6, 0.8])
+    assert first.accuracies == pytest.approx([0.5, 0.6])
+    assert first.accuracy == pytest.approx(0.55)
+    assert (first.minutes, first.kilojoules) == (4.0, 4.0)
+    assert first.reached(0.5) == Point(150.0, 2500.0, 2.5, pytest.approx(0.55))
+    assert first.reached(0.7) is None
+    along, accuracy = first.curve("seconds")
+    assert along == [60.0, 120.0, 180.0, 240.0]
+    assert accuracy == pytest.approx([0.2, 0.45, 0.55, 0.65])
+
+
+def test_a_target_is_what_every_run_came_to() -> None:
+    assert common_target([made("a", [0.1, 0.559]), made("b", [0.9], [0.7])]) == 0.55
+
+
+def test_a_table_says_what_was_never_reached() -> None:
+    lines = table([made("slow", [0.2] * 200), made("fast", [0.8, 0.9, 0.9])], 0.85).splitlines()
+    assert len({line.count("|") for line in lines}) == 1
+    assert lines[2] == "| slow | 20.0% | 20.0% to 20.0% | 3.3 h | 200 kJ | - | - | - |"
+    assert lines[3].endswith("| 2 min | 2 kJ | 2 |")
+
+
+def test_untested_rounds_cost_but_are_no_points() -> None:
+    from umbel.events import RoundCommitted
+
+    history = [
+        RoundCommitted(round=1, asks=1, clients=3, account={"joules": 5.0}, clock=10.0),
+        RoundCommitted(round=2, asks=1, clients=4, account={"joules": 6.0}, clock=20.0, test={"accuracy": 0.5}),
+    ]
+    assert list(points(history)) == [Point(20.0, 11.0, 7, 0.5)]
+
+
+def test_times_and_energies_are_in_units_that_read_well() -> None:
+    assert [outcomes.duration(m) for m in (59.6, 150)] == ["60 min", "2.5 h"]
+    assert [outcomes.energy(e) for e in (0.6, 2500)] == ["1 kJ", "2.5 MJ"]
