@@ -270,7 +270,7 @@ def cut_off(lab: Lab) -> list[Outcome]:
 
 
 def asynchronous(lab: Lab) -> list[Outcome]:
-    """A night of phones: FedAvg, over-selection, a deadline, and FedBuff, for as many updates each."""
+    """A night of a thousand phones: FedAvg, over-selection, a deadline, and FedBuff, for about as many updates each."""
     size = lab.size
     parts = sources(lab.folder, size.phones, parts=size.phones, each=60, alpha=0.5)
     fleet = Fleet.preset("phones", work=PHONE_SECONDS)

@@ -120,6 +120,7 @@ def canvas(title: str, panels: int = 1) -> tuple[Any, list[Any]]:
     axes = [figure.add_subplot(1, panels, number + 1) for number in range(panels)]
     for panel in axes:
         panel.grid(alpha=0.3)
+        panel.set_axisbelow(True)
         panel.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
@@ -139,70 +140,96 @@ def gain(first: Outcome, last: Outcome) -> str:
     return f"{100 * (last.accuracy - first.accuracy):+.1f} points of accuracy"
 
 
+def times(first: float, last: float, what: str) -> str:
+    """How many times as much of something."""
+    ratio = last / first
+    return f"the same {what}" if abs(ratio - 1) < 0.02 else f"{ratio:.2g} times the {what}"
+
+
 def draw_epochs(outcomes: Sequence[Outcome], target: float) -> Any:
-    """Accuracy over rounds and over time."""
+    """Accuracy over updates and over time."""
     first, last = outcomes[0], outcomes[-1]
-    figure, (left, right) = canvas(
-        f"10 local epochs instead of 1: {gain(first, last)} after as many rounds,\n"
-        f"at {last.minutes / first.minutes:.1f} times the time and {last.kilojoules / first.kilojoules:.1f} times the "
-        "energy",
-        2,
+    title = (
+        f"10 local epochs instead of 1, as many rounds: {gain(first, last)},\n"
+        f"{times(first.minutes, last.minutes, 'time')}, {times(first.kilojoules, last.kilojoules, 'energy')}"
     )
-    lines(left, outcomes, "updates", 10, "rounds (about)")
-    lines(right, outcomes, "seconds", 60, "virtual minutes")
+    figure, (left, right) = canvas(title, 2)
+    lines(left, outcomes, "updates", 1, "updates folded (10 a round)")
+    lines(right, outcomes, "seconds", 60, "virtual minutes (logarithmic)")
+    right.set_xscale("log")
+    right.xaxis.set_major_formatter("{x:g}")
     right.set_ylabel("")
-    right.legend(frameon=False, loc="lower right")
+    left.legend(frameon=False, loc="lower right")
     return figure
 
 
 def draw_clients(outcomes: Sequence[Outcome], target: float) -> Any:
     """Accuracy over time, and the energy of each number of clients."""
     first, last = outcomes[0], outcomes[-1]
-    figure, (left, right) = canvas(
-        f"10 clients instead of 4: {gain(first, last)}, {last.minutes / first.minutes:.2f} times the time,\n"
-        f"{last.kilojoules / first.kilojoules:.1f} times the energy",
-        2,
+    title = (
+        f"10 clients instead of 4, each with data of its own: {gain(first, last)},\n"
+        f"{times(first.minutes, last.minutes, 'time')}, {times(first.kilojoules, last.kilojoules, 'energy')}"
     )
+    figure, (left, right) = canvas(title, 2)
     lines(left, outcomes, "seconds", 60, "virtual minutes")
     left.legend(frameon=False, loc="lower right")
-    bars = right.bar([o.label for o in outcomes], [o.kilojoules for o in outcomes], color=COLOURS[: len(outcomes)])
-    right.bar_label(bars, [energy(o.kilojoules) for o in outcomes])
+    bars = right.bar([o.label for o in outcomes], [o.kilojoules for o in outcomes], 0.6, color=COLOURS[: len(outcomes)])
+    right.bar_label(bars, [energy(o.kilojoules) for o in outcomes], padding=2)
+    right.margins(y=0.1)
     right.set_ylabel("energy of all phones (kJ)")
-    right.set_xlabel("clients")
     return figure
 
 
 def draw_cut_off(outcomes: Sequence[Outcome], target: float) -> Any:
-    """Accuracy against time, one point a setting."""
-    by_label = {o.label: o for o in outcomes}
-    cpu, cut = by_label["CPU"], by_label["CPU, τ = 1.99 min"]
-    figure, (axes,) = canvas(
-        f"A cut-off of 1.99 minutes takes {1 - cut.minutes / cpu.minutes:.0%} off the CPUs' time: {gain(cpu, cut)}"
-    )
-    for prefix, colour, marker in (("GPU", COLOURS[2], "s"), ("CPU", COLOURS[0], "o"), ("both", COLOURS[1], "D")):
-        group = [o for o in outcomes if o.label.startswith(prefix)]
-        axes.plot(
-            [o.minutes for o in group], [100 * o.accuracy for o in group],
-            color=colour, marker=marker, linestyle="-" if prefix == "CPU" else "none",
-        )  # fmt: skip
-        for o in group:
-            axes.errorbar(o.minutes, 100 * o.accuracy, [[100 * (o.accuracy - min(o.accuracies))],
-                          [100 * (max(o.accuracies) - o.accuracy)]], color=colour, alpha=0.4)  # fmt: skip
-            below = o.label in ("GPU", "both")
-            axes.annotate(o.label, (o.minutes, 100 * o.accuracy), (6, -14 if below else 7), textcoords="offset points",
-                          fontsize=9, color=colour)  # fmt: skip
-    axes.set_xlabel("virtual minutes of the whole run")
-    axes.set_ylabel("accuracy on the test set (%)")
-    axes.margins(x=0.16, y=0.14)
+    """Accuracy against time, one point a setting: on one kind of processor, and on both."""
+    named = {o.label: o for o in outcomes}
+    cpu, cut = named["CPU"], named["CPU, τ = 1.99 min"]
+    saved = 1 - cut.minutes / cpu.minutes
+    figure, (left, right) = canvas(f"A cut-off of 1.99 minutes: {saved:.0%} less time on CPUs, {gain(cpu, cut)}", 2)
+    right.sharex(left)
+    right.sharey(left)
+    alone = [o for o in outcomes if o.label.startswith("CPU")]
+    left.plot([o.minutes for o in alone], [100 * o.accuracy for o in alone], color=COLOURS[0])
+    for o in outcomes:
+        axes, colour = (right, COLOURS[1]) if o.label.startswith("both") else (left, COLOURS[0])
+        dot(axes, o, COLOURS[2] if o.label == "GPU" else colour, *_PLACES.get(o.label, (o.label, 5, 5)))
+    left.set_title("ten GPUs, or ten CPUs with a cut-off of τ minutes", fontsize=10)
+    right.set_title("CPUs and GPUs together", fontsize=10)
+    left.set_ylabel("accuracy on the test set (%)")
+    for axes in (left, right):
+        axes.set_xlabel("virtual minutes of the whole run")
+        axes.margins(x=0.2, y=0.12)
     return figure
+
+
+_PLACES = {
+    "GPU": ("GPU", -28, 6),
+    "CPU": ("no τ", 0, -16),
+    "CPU, τ = 2.23 min": ("2.23", -4, -16),
+    "CPU, τ = 1.99 min": ("1.99", -22, -16),
+    "CPU, τ = 1 min": ("τ = 1", 2, -15),
+    "CPU, τ = 0.25 min": ("τ = 0.25", 8, -4),
+    "both": ("wait for all", -26, -16),
+    "both, CPU τ = 1.99 min": ("τ = 1.99 for CPUs", -112, -4),
+    "both, deadline 2.1 min": ("deadline of 2.1", -98, -4),
+}
+"""What stands beside a setting's point, and how many pixels from it."""
+
+
+def dot(axes: Any, o: Outcome, colour: str, text: str, right: float, up: float) -> None:
+    """A setting as a point, with the range of its runs, and its name."""
+    least, most = min(o.accuracies), max(o.accuracies)
+    axes.plot([o.minutes] * 2, [100 * least, 100 * most], color=colour, alpha=0.4, linewidth=3)
+    axes.plot(o.minutes, 100 * o.accuracy, color=colour, marker="o")
+    place = {"xytext": (right, up), "textcoords": "offset points"}
+    axes.annotate(text, (o.minutes, 100 * o.accuracy), fontsize=9, color=colour, **place)
 
 
 def draw_asynchronous(outcomes: Sequence[Outcome], target: float) -> Any:
     """Accuracy over the hours of a night."""
-    times = {o.label: at.seconds / 3600 for o in outcomes if (at := o.reached(target)) is not None}
-    plain, buffered = outcomes[0].label, outcomes[-1].label
-    title = f"FedBuff comes to {target:.0%} in {times[buffered]:.1f} virtual hours, FedAvg in {times[plain]:.1f}"
-    figure, (axes,) = canvas(title)
+    hours = {o.label: at.seconds / 3600 for o in outcomes if (at := o.reached(target)) is not None}
+    first, last = (hours.get(o.label, math.nan) for o in (outcomes[0], outcomes[-1]))
+    figure, (axes,) = canvas(f"FedBuff comes to {target:.0%} in {last:.1f} virtual hours, FedAvg in {first:.1f}")
     lines(axes, outcomes, "seconds", 3600, "virtual hours since midnight")
     axes.axhline(100 * target, color="black", linewidth=0.8, linestyle=":")
     axes.legend(frameon=False, loc="lower right")

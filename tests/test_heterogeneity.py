@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import gzip
-import subprocess
-import sys
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,10 +16,7 @@ from umbel.arrays import Arrays
 from umbel.simulation import Fleet
 from umbel.strategy import State
 
-ROOT = Path(__file__).resolve().parent.parent
-SIZE = heterogeneity.Size(
-    each=20, epochs=3, clients=3, cutoff=3, seeds=(1,), phones=10, in_flight=10, updates=30
-)  # ten phones of 60 images are all of the made data
+SIZE = heterogeneity.Size(each=20, epochs=3, clients=2, cutoff=2, seeds=(1,), phones=20, in_flight=10, updates=30)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +25,7 @@ def folder(tmp_path_factory) -> str:
     place = tmp_path_factory.mktemp("made")
     rng = np.random.default_rng(0)
     patterns = rng.integers(0, 256, size=(10, 784))
-    for part, count in (("train", 600), ("t10k", 100)):
+    for part, count in (("train", 1200), ("t10k", 100)):
         labels = np.arange(count) % 10
         pixels = np.clip(patterns[labels] + rng.normal(scale=60, size=(count, 784)), 0, 255)
         for name, header, values in (("images-idx3", 16, pixels), ("labels-idx1", 8, labels)):
@@ -87,7 +82,7 @@ def test_a_cut_off_leaves_the_batches_that_a_processor_has_time_for() -> None:
 
 def test_more_epochs_take_more_time_and_energy_in_proportion(lab) -> None:
     one, five, ten = heterogeneity.local_epochs(lab)
-    assert five.minutes == pytest.approx(5 * one.minutes, rel=0.02)
+    assert five.minutes == pytest.approx(5 * one.minutes, rel=0.05)
     assert ten.kilojoules > five.kilojoules > one.kilojoules > 0
     assert ten.accuracy >= one.accuracy
 
@@ -115,19 +110,12 @@ def test_the_command_prints_tables_and_draws_where_it_is_told(folder, tmp_path, 
     assert (tmp_path / "new" / "heterogeneity-clients.png").exists()
 
 
-def test_workers_find_the_functions_of_the_command(folder) -> None:
-    code = (
-        "from dataclasses import replace\nfrom benchmarks import heterogeneity as h\n"
-        "lab = h.Lab({!r}, h.Size(each=20, epochs=1, seeds=(1,)), workers={})\n"
-        "print([o.runs for o in h.local_epochs(lab)])"
-    )
-    said = [
-        subprocess.run(
-            [sys.executable, "-W", "error", "-c", code.format(folder, workers)],
-            cwd=ROOT, env={"PYTHONPATH": "src"}, capture_output=True, text=True, check=True,
-        ).stdout
-        for workers in (0, 2)
-    ]  # fmt: skip
+def test_workers_change_nothing(lab) -> None:
+    fleet = Fleet([heterogeneity.GPU, heterogeneity.CPU], work=heterogeneity.by_batches)
+    config = heterogeneity.plan(SIZE, 2)
+    strategy = heterogeneity.CutOff(cohort=4, config=config, fleet=fleet, seconds={"TX2 CPU": 2.0})
+    federation = {"clients": heterogeneity.sources(lab.folder, 4, parts=10, each=20), "devices": fleet}
+    said = [replace(lab, workers=workers).run("both", strategy, federation, 2) for workers in (0, 2)]
     assert said[0] == said[1]
 
 

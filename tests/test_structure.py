@@ -26,7 +26,7 @@ PURE = (
 )  # fmt: skip
 """The core, in its reading order: no clock, no global generator, no input or output."""
 
-DRIVERS = ("journal", "software", "node", "conduct", "simulation", "run", "umbel")
+DRIVERS = ("journal", "software", "node", "conduct", "simulation", "run", "preflight", "umbel")
 """What runs the core, in its reading order; `umbel` is the package's own ``__init__``."""
 
 EDGES = ("data", "testing", "torch", "cli")

@@ -31,7 +31,7 @@ def test_an_app_is_found_with_where_it_came_from() -> None:
     loaded = load("app.py")
     assert isinstance(loaded.app, umbel.App)
     digest = hashlib.sha256(Path("app.py").read_bytes()).hexdigest()
-    assert loaded.source(4) == {"path": str(Path("app.py").resolve()), "sha256": digest, "clients": 4}
+    assert loaded.source() == {"path": str(Path("app.py").resolve()), "sha256": digest}
 
 
 def test_modules_beside_the_app_can_be_imported() -> None:
@@ -43,7 +43,7 @@ def test_modules_beside_the_app_can_be_imported() -> None:
 def test_one_of_several_apps_is_named_or_preferred() -> None:
     write("two.py", TWO)
     assert load("two.py:second").app is not load("two.py:first").app
-    assert load("two.py:second").source(None)["name"] == "second"
+    assert load("two.py:second").source()["name"] == "second"
     error = failure("two.py")
     assert error.message == "two.py has several apps: first, second"
     assert "two.py:first" in (error.hint or "")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from umbel import Arrays, Ask, Window
 from umbel.ask import Task
-from umbel.simulation.backlog import MOST_AT_ONCE, NOTED, Backlog, Durations, SentAsk, Ticket, home_of
+from umbel.simulation.backlog import LEAST, MOST_AT_ONCE, NOTED, Backlog, Durations, SentAsk, Ticket, home_of
 from umbel.simulation.devices import Trip
 
 MODEL = Arrays({"w": np.zeros(1)})
@@ -226,7 +226,7 @@ def test_what_has_a_turn_is_handed_out_by_it_several_at_once_where_short():
     for client in range(6):
         backlog.add(ticket(client, ORDERED))
     assert clients(backlog.portion(1)[0]) == [0]  # nothing is known
-    backlog.durations.note("train", 0, 0.0009)
+    backlog.durations.note("train", 0, 0.4 * LEAST)
     assert clients(backlog.portion(1)[0]) == [1, 2]
     backlog.durations.note("train", 4, 1.0)
     assert [clients(portion) for portion in drained(backlog, 2)] == [[3], [4], [5]]

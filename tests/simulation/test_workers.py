@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tests.test_resume import MAKE, learned
 
 import umbel
-from tests.test_resume import MAKE, learned
 from umbel import (
     App,
     Arrays,
@@ -250,7 +250,12 @@ def test_clients_with_names():
 
 def test_large_sources_are_shared_and_models_of_all_sizes_travel():
     sources = [np.full(40_000 + i, i, np.int64) for i in range(7)]
-    model = {"w": np.zeros(50_001, np.float32), "b": np.ones((), np.float64), "none": np.zeros((0, 3)), "n": np.int64(3)}
+    model = {
+        "w": np.zeros(50_001, np.float32),
+        "b": np.ones((), np.float64),
+        "none": np.zeros((0, 3)),
+        "n": np.int64(3),
+    }
     the_same(lambda: app_of(FedAvg(cohort=5), model=model, rounds=2), clients=sources)
     the_same(lambda: app_of(FedAvg(cohort=5, window=ASYNC, fold=mean()), model=model, rounds=4), clients=sources)
 

@@ -110,18 +110,11 @@ def _import(path: Path) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    if name != path.stem:
-        # Under a name that nobody could import: worker processes get its functions by value.
-        import cloudpickle
-
-        cloudpickle.register_pickle_by_value(module)
     sys.path.insert(0, str(path.parent))
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
     except BaseException as error:
-        if name != path.stem:
-            cloudpickle.unregister_pickle_by_value(module)
         del sys.modules[name]
         if isinstance(error, KeyboardInterrupt):
             raise
@@ -129,6 +122,11 @@ def _import(path: Path) -> ModuleType:
             note_place(error, path.parent)
             raise
         raise _import_error(error, path) from error
+    if name != path.stem:
+        # Under a name that nobody could import: worker processes get its functions by value.
+        import cloudpickle
+
+        cloudpickle.register_pickle_by_value(module)
     return module
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as jsons
+import os
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from ..preflight import preflight
 from ..run import RUNS, Result
 from ..run import resume as resume_run
 from ..run import run as run_app
+from ..simulation.federation import WORKERS
 from . import settings
 from .application import LoadedApp, blame, file_of, load, note_place
 from .faults import stop_signals, warn
@@ -87,7 +89,7 @@ def _prepared(
     reference: str, wanted: Wanted, rounds: int | None, assignments: Sequence[str]
 ) -> tuple[LoadedApp, settings.Changed, Any]:
     """The app, what was set over it, and its federation."""
-    if wanted.workers != 0 and (path := file_of(reference)) is not None:
+    if wanted.workers != 0 and os.environ.get(WORKERS) != "0" and (path := file_of(reference)) is not None:
         start_early(path)
     loaded = load(reference)
     changed = settings.apply(loaded.app, assignments)

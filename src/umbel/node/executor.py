@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -44,7 +44,7 @@ from ..update import (
 )
 from ..window import Window
 from .account import Account
-from .seeding import seed_generators
+from .seeding import seed_all, seed_generators, seed_of
 
 AT_ONCE = 16
 AT_ONCE_BYTES = 1 << 20
@@ -84,6 +84,19 @@ class ClosedAsk:
     states: dict[ClientId, bytes] = field(default_factory=dict)
     refused: dict[ClientId, str] = field(default_factory=dict)
     account: Account = field(default_factory=Account)
+
+
+@dataclass(slots=True)
+class Ready:
+    """A task whose handler can be called: what its client was sent and keeps; then also what the handler returned."""
+
+    opened: OpenAsk
+    sent: tuple[Any, ...]
+    kept: dict[str, Any]
+    ctx: Context
+    seed: int
+    returned: Any = None
+    seconds: float = 0.0
 
 
 @dataclass(slots=True)
@@ -207,20 +220,32 @@ class Executor:
         """
         return self.run_all([task])[0]
 
-    def run_all(self, tasks: Iterable[Task]) -> list[Finished | Failed]:
-        """Do tasks one after the other, then check what they returned; see `run`."""
-        # Handlers and checks that took turns would push each other's code out of the processor's caches.
+    def run_all(self, tasks: Sequence[Task], begins: Callable[[Task], bool] | None = None) -> list[Finished | Failed]:
+        """Do tasks one after the other, then check what they returned; see `run`.
+
+        `begins` is told each task before its handler is called; where it says no, that task and all after it are left
+        undone, and have no outcome.
+        """
+        # Whatever comes between two handlers finds the processor's caches full of the handler's code and data. So it is
+        # as little as can be: all is prepared before, and taken and checked after.
         clock, self.seconds = time.perf_counter, []
+        began = clock()
+        ready = [self._attempt(task, self._prepare, self._origin[task.ask]) for task in tasks]
         loading, last = self.data.seconds, clock()
-        done = []
-        for task in tasks:
-            done.append((task, self._attempt(task, self._work, self._origin[task.ask])))
+        self._account.folding += last - began
+        done: list[Any] = []
+        for task, each in zip(tasks, ready, strict=True):
+            if begins is not None and not begins(task):
+                break
+            done.append(each if isinstance(each, Failed) else self._attempt(task, self._handle, each))
             before, last = last, clock()
             self.seconds.append(last - before)
+            if isinstance(each, Ready) and (len(tasks) == 1 or not _keep(each, done)):
+                done[-1] = done[-1] if isinstance(done[-1], Failed) else self._attempt(task, self._take, each)
         loading = self.data.seconds - loading
         self._account.data += loading
         self._account.training += sum(self.seconds) - loading
-        outcomes = [self._kept(task, work) for task, work in done]
+        outcomes = [self._kept(task, each, work) for task, each, work in zip(tasks, ready, done, strict=False)]
         self._account.folding += clock() - last
         return outcomes
 
@@ -247,8 +272,10 @@ class Executor:
             opened.at_once = max(1, min(AT_ONCE, AT_ONCE_BYTES // max(1, model.nbytes)))
         return opened.at_once
 
-    def _kept(self, task: Task, work: Work | Failed) -> Finished | Failed:
-        result = work if isinstance(work, Failed) else self._attempt(task, self._check, work)
+    def _kept(self, task: Task, ready: Ready | Failed, done: Any) -> Finished | Failed:
+        if done is ready and isinstance(ready, Ready):
+            done = self._attempt(task, self._take, ready)
+        result = done if isinstance(done, Failed) else self._attempt(task, self._check, done)
         if isinstance(result, Failed):
             return result
         self._results[task.id] = result
@@ -297,9 +324,10 @@ class Executor:
         self._origin = {id: opened for id, opened in self._origin.items() if id in asks}
         self._asks = {id: opened for id, opened in self._asks.items() if id in asks}
 
-    def _work(self, task: Task, opened: OpenAsk) -> Work:
+    def _prepare(self, task: Task, opened: OpenAsk) -> Ready:
         ask, client = opened.ask, task.client
-        model, config, inbox, correction, expects = opened.sent_to(client)
+        sent = opened.sent_to(client)
+        model, config, inbox, correction, _ = sent
         kept = self._states.get(client)
         key = self._key.derive(ask.kind, opened.round, opened.number, client)
         ctx = Context(
@@ -314,35 +342,35 @@ class Executor:
             device=self._device,
             on_step=self._on_step,
         )
+        return Ready(opened, sent, kept, ctx, seed_of(key))
+
+    def _handle(self, task: Task, ready: Ready) -> Ready:
+        ctx = ready.ctx
         began = time.perf_counter()
-        returned = self._call(ask.kind, model, ctx)
-        seconds = time.perf_counter() - began
+        ready.returned = self._call(ctx.kind, ready.sent[0], ctx, ready.seed)
+        ready.seconds = time.perf_counter() - began
         if ctx.correction is not None and not ctx.correction.taken:
             raise UnusedCorrection(
                 "the strategy needs a correction in the local loss, but the training loop never took it",
                 hint="Add umbel.torch.correction_loss(net, ctx) to the loss, or ctx.correction.gradient(weights) "
                 "to the gradient.",
             )
+        return ready
+
+    def _take(self, task: Task, ready: Ready) -> Work:
         try:
-            return self._taken(returned, opened, model, expects, kept, ctx, seconds)
+            return self._taken(ready)
         except UmbelError:
             raise
         except Exception as error:
-            told = f"what its {ask.kind} handler left cannot be used: {type(error).__name__}: {_told(error)}"
+            kind = ready.ctx.kind
+            told = f"what its {kind} handler left cannot be used: {type(error).__name__}: {_told(error)}"
             raise UpdateRejected(told) from error
 
-    def _taken(
-        self,
-        returned: Any,
-        opened: OpenAsk,
-        model: Arrays | None,
-        expects: Expectation,
-        kept: Mapping[str, Any],
-        ctx: Context,
-        seconds: float,
-    ) -> Work:
-        ask = opened.ask
-        update = _as_update(returned, ask.kind)
+    def _taken(self, ready: Ready) -> Work:
+        ask, kept, ctx, seconds = ready.opened.ask, ready.kept, ready.ctx, ready.seconds
+        model, expects = ready.sent[0], ready.sent[4]
+        update = _as_update(ready.returned, ask.kind)
         metrics = check_metrics(update.metrics, "the update's metrics")
         local = kept.get("local", {}) if kept else {}
         transformed = ask.transform.name != "identity"
@@ -350,7 +378,8 @@ class Executor:
             if ask.kind != "evaluate":
                 update = as_delta(update, expects, model)
             if transformed:
-                update, local = self._transform(ask, update, opened.params, local, ctx.key, expects.schema(model))
+                params, schema = ready.opened.params, expects.schema(model)
+                update, local = self._transform(ask, update, params, local, ctx.key, schema)
         trusted = isinstance(expects, Like) and not transformed
         user = dict(ctx.state) if ctx.state else {}
         if not kept and not user and not local:
@@ -382,12 +411,12 @@ class Executor:
             after[lane] = left
         return ask.transform.decode(update, params, schema), after
 
-    def _call(self, kind: str, model: Arrays | None, ctx: Context) -> Any:
+    def _call(self, kind: str, model: Arrays | None, ctx: Context, seed: int) -> Any:
         step = "loading its data"
         try:
             data = self.data.get(ctx.client)
             step = f"its {kind} handler"
-            seed_generators(ctx.key)
+            seed_all(seed)
             return self._client.handlers[kind](model, data, ctx)
         except (CallerError, ClientError):
             raise
@@ -395,6 +424,24 @@ class Executor:
             frame = traceback.extract_tb(error.__traceback__)[-1]
             place = f"{frame.filename.rsplit('/', 1)[-1]}:{frame.lineno}"
             raise HandlerFailed(f"{step} raised {type(error).__name__}: {_told(error)} ({place})") from error
+
+
+def _keep(ready: Ready, done: list[Any]) -> bool:
+    """Keep what a handler returned until it is taken, as it is now: later handlers may use the same memory again.
+
+    False where it has to be taken at once, for it is more than arrays and numbers.
+    """
+    update, ctx = ready.returned, ready.ctx
+    if done[-1] is not ready or type(update) is not Update or ready.kept or ctx.state or len(update.aux):
+        return False
+    arrays = update.arrays
+    if type(update.weight) not in (int, float) or not isinstance(arrays, Arrays):
+        return False
+    if not all(type(value) in (int, float) for value in update.metrics.values()):
+        return False
+    kept = Arrays.trusted({name: array.copy() for name, array in arrays.items()}, arrays.roles)
+    ready.returned = Update(kept, update.weight, dict(update.metrics), delta=update.delta)
+    return True
 
 
 def _told(error: BaseException) -> str:

@@ -29,7 +29,8 @@ class Remembered:
 
 def lasting(ask: Ask) -> Ask:
     """The ask with functions that keep to what they said first."""
-    return replace(ask, **{name: Remembered(getattr(ask, name)) for name in SENT if callable(getattr(ask, name))})
+    own: dict[str, Any] = {name: Remembered(getattr(ask, name)) for name in SENT if callable(getattr(ask, name))}
+    return replace(ask, **own)
 
 
 def save_ask(ask: Ask, clients: Sequence[ClientId]) -> dict[str, Any]:

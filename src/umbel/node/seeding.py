@@ -23,7 +23,16 @@ it.
 
 def seed_generators(key: Key) -> None:
     """Seed the global generators of `random`, numpy and of every framework that is loaded."""
-    seed = key.integer(64)
+    seed_all(seed_of(key))
+
+
+def seed_of(key: Key) -> int:
+    """The seed of a key's global generators."""
+    return key.integer(64)
+
+
+def seed_all(seed: int) -> None:
+    """Seed the global generators with what `seed_of` gave."""
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)
     for adapter in _loaded():

@@ -19,9 +19,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from . import worker
+
 
 def main(descriptor: int) -> None:
     """Serve requests, one line of JSON each, on this socket until it closes."""
+    importlib.import_module("cloudpickle")  # so that no worker has to load it
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; only the main process decides
     with socket.socket(fileno=descriptor) as control:
         Forkserver(control).serve()
@@ -45,6 +48,8 @@ class Forkserver:
                     for name in order["modules"]:
                         with suppress(Exception):
                             importlib.import_module(name)
+                            if name == "torch":
+                                importlib.import_module("umbel.torch")
                 elif kind == "fork":
                     self._fork(order, descriptors)
                 elif kind == "wait":
@@ -92,10 +97,8 @@ class Forkserver:
         try:
             die_with(parent)
             self._control.close()
-            from .worker import serve
-
             connection, status = descriptors
-            serve(socket.socket(fileno=connection), status, int(str(order["index"])))
+            worker.serve(socket.socket(fileno=connection), status, int(str(order["index"])))
             code = 0
         except BaseException:
             sys.excepthook(*sys.exc_info())

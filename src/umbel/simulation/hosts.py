@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from typing import Any
 
 from ..ask import Task, for_client
 from ..coordinator import Admit, Failed
-from ..errors import ClientId
+from ..errors import ClientId, StrategyError, UmbelError
 from ..node.account import Account
 from ..node.executor import Executor
 from .backlog import SentAsk, Ticket
@@ -42,7 +42,7 @@ class Local:
         for ticket in tickets:
             self._open(ticket.sent)
         with self._one_thread():
-            outcomes = self._executor.run_all(_begun(tickets, until))
+            outcomes = self._executor.run_all([t.task for t in tickets], _before(until))
         for ticket, outcome in zip(tickets, outcomes, strict=False):
             ticket.done = True
             ticket.failed = outcome if isinstance(outcome, Failed) else None
@@ -154,7 +154,15 @@ class Remote:
             # A client's own share of an ask goes with its task; what is a function never leaves this process.
             routed: dict[str, Any] = dict.fromkeys(sent.routed, _nothing)
             lean = replace(sent.ask, clients=(), **routed)
-            sent.parcel = Parcel(("open", sent.id, lean, sent.routed, sent.round, sent.number, sent.params))
+            try:
+                sent.parcel = Parcel(("open", sent.id, lean, sent.routed, sent.round, sent.number, sent.params))
+            except (UmbelError, MemoryError):
+                raise
+            except Exception as error:
+                raise StrategyError(
+                    f"an ask cannot be sent to worker processes: {type(error).__name__}: {error}",
+                    hint="What it holds has to be picklable: arrays, numbers, text, functions. Or use workers=0.",
+                ) from error
         self._post(sent.parcel)
 
     def admit(self, command: Admit, into: SentAsk) -> None:
@@ -208,7 +216,11 @@ class Remote:
         if not self.out:
             return False
         steps = self.row[STEPS]
-        sign = (self.row[BATCH], self.row[PLACE], steps, 0 if steps else _processor_time(self.process.pid))
+        try:
+            pid = self.process.pid
+        except EOFError:
+            return False  # it never came to be, which is seen where its messages are read
+        sign = (self.row[BATCH], self.row[PLACE], steps, 0 if steps else _processor_time(pid))
         if sign != self._sign:
             self._sign, self._since = sign, now
         return now - self._since > limit
@@ -249,11 +261,16 @@ def _nothing(client: ClientId) -> None:
     """Stands for a function of the client."""
 
 
-def _begun(tickets: Sequence[Ticket], until: float) -> Iterator[Task]:
-    for ticket in tickets:
-        yield ticket.task
-        if time.perf_counter() > until:
-            return
+def _before(until: float) -> Callable[[Task], bool]:
+    """Says yes to the first task, and to others until then."""
+    first = True
+
+    def begins(task: Task) -> bool:
+        nonlocal first
+        said, first = first or time.perf_counter() <= until, False
+        return said
+
+    return begins
 
 
 def _processor_time(pid: int) -> int:

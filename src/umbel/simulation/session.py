@@ -106,8 +106,12 @@ class Session:
         self._sizes: dict[int, tuple[int, int]] = {}
         self._selector = selectors.DefaultSelector()
         self._workers: list[Remote] = []
-        for index in range(crew.size if crew is not None else 0):
-            self._start(index)
+        try:
+            for index in range(crew.size if crew is not None else 0):
+                self._start(index)
+        except BaseException:
+            self.disconnect()
+            raise
 
     @property
     def now(self) -> Callable[[], float] | None:
@@ -548,7 +552,7 @@ class Session:
                 self._take(closed, contents)
                 asked.discard(worker)
                 for ticket in sent.admitted:
-                    if ticket.host is worker:
+                    if ticket.host is worker and ticket.done:  # else it is on its way there for the second time
                         ticket.host = None  # it is safe here
 
     def _take(self, closed: ClosedAsk, contents: Contents) -> None:
@@ -604,11 +608,13 @@ class Session:
 
     def disconnect(self) -> None:
         """Let go of everything, and end the workers."""
-        for worker in self._workers:
-            if worker.alive:
-                with suppress(KeyError, ValueError):
-                    self._selector.unregister(worker.process.channel)
-                worker.end()
+        alive = [worker for worker in self._workers if worker.alive]
+        for worker in alive:
+            with suppress(KeyError, ValueError):
+                self._selector.unregister(worker.process.channel)
+            worker.process.channel.close()  # which ends it if it is idle, even should an interrupt end this here
+        for worker in alive:
+            worker.end()
         self._workers.clear()
         self._selector.close()
         if self._crew is not None:

@@ -11,7 +11,7 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -240,7 +240,7 @@ class Worker:
 
     def _chunk(self, tasks: list[Task], report: Report, folded: bool, special: dict[str, Admit]) -> None:
         """Do tasks, then check and fold their results."""
-        outcomes = self.executor.run_all(self._marked(tasks))
+        outcomes = self.executor.run_all(tasks, self._begins)
         for task, outcome in zip(tasks, outcomes, strict=False):
             if task.id in self._broken_off:
                 self.executor.cancel(task.id)
@@ -254,15 +254,15 @@ class Worker:
         report.seconds += self.executor.seconds
         report.skipped += [task.id for task in tasks[len(outcomes) :]]
 
-    def _marked(self, tasks: list[Task]) -> Iterator[Task]:
+    def _begins(self, task: Task) -> bool:
+        """Note what is being done, unless nobody wants it any more."""
         row = self._row
-        for task in tasks:
-            if row[CANCELLED] >= row[BATCH]:
-                return
-            row[STEPS] = 0
-            row[PLACE] += 1
-            self._at = task.id
-            yield task
+        if row[CANCELLED] >= row[BATCH]:
+            return False
+        row[STEPS] = 0
+        row[PLACE] += 1
+        self._at = task.id
+        return True
 
     def _step(self) -> None:
         self._row[STEPS] += 1

@@ -1,0 +1,55 @@
+"""Where a run's time went, in words."""
+
+from __future__ import annotations
+
+import pytest
+
+from umbel.cli.account import account, processes, size
+from umbel.cli.records import Record
+from umbel.events import RoundCommitted, RunStarted
+from umbel.journal import RunLog
+
+
+def record_of(rounds: list[RoundCommitted], workers: int = 2) -> Record:
+    record = Record.__new__(Record)
+    started = RunStarted(
+        run="r", format=1, seed=0, rounds=2, clients=4, strategy="FedAvg", federation={"workers": workers}
+    )
+    record.__dict__["log"] = RunLog(started, rounds, events=[started, *rounds])
+    return record
+
+
+def committed(round: int, **account: float) -> RoundCommitted:
+    return RoundCommitted(round=round, asks=round, seconds=5.0, account=account)
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 bytes"), (999, "999 bytes"), (1000, "1.0 kB"), (123_456, "123 kB"), (5e9, "5.0 GB"), (7e15, "7,000 TB")],
+)
+def test_sizes(count: float, text: str) -> None:
+    assert size(count) == text
+
+
+def test_processes_are_counted() -> None:
+    assert [processes(count) for count in (1, 2)] == ["1 process", "2 processes"]
+
+
+def test_no_round_no_account() -> None:
+    assert account(record_of([])) == {}
+
+
+def test_shares_add_up_to_all_processes() -> None:
+    rounds = [committed(r, training=6.0, data=1.0, folding=1.0, data_hits=3, data_loads=1) for r in (1, 2)]
+    told = account(record_of(rounds))
+    assert told["time"].endswith("2 processes: training 60%, data 10%, folding 10%, waiting and the rest 20%")
+    assert told["data"] == "needed 8 times, and in memory already for 75% of them"
+    assert "devices" not in told
+
+
+def test_devices_have_an_account_of_their_own() -> None:
+    spent = {"device_seconds": 60.0, "bytes_down": 2000, "bytes_up": 1000, "joules": 1500.0}
+    event = RoundCommitted(round=1, asks=1, seconds=5.0, account=spent, clock=7200.0)
+    devices = account(record_of([event], workers=0))["devices"]
+    assert devices.endswith("2.0 kB down and 1.0 kB up, 1.5 kJ")
+    assert "2 h" in devices or "120 min" in devices
