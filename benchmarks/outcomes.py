@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 
@@ -17,6 +17,15 @@ class Point:
     joules: float
     updates: float
     accuracy: float
+
+
+def smoothed(run: Sequence[Point]) -> list[Point]:
+    """A run with the mean of the last three tests as its accuracy, from the third on: one lucky test is no result."""
+    return [
+        replace(point, accuracy=statistics.fmean(p.accuracy for p in run[max(0, number - 3) : number]))
+        for number, point in enumerate(run, 1)
+        if number >= min(3, len(run))
+    ]
 
 
 @dataclass(frozen=True)
@@ -32,8 +41,8 @@ class Outcome:
 
     @property
     def accuracies(self) -> list[float]:
-        """For each run the mean of the last three."""
-        return [statistics.fmean(p.accuracy for p in run[-3:]) for run in self.runs]
+        """At the end of each run."""
+        return [smoothed(run)[-1].accuracy for run in self.runs]
 
     @property
     def accuracy(self) -> float:
@@ -51,8 +60,8 @@ class Outcome:
         return self.mean(lambda run: run[-1].joules) / 1000
 
     def reached(self, target: float) -> Point | None:
-        """What it took until a test first showed the target, as a mean; None where a run never came to it."""
-        found = [next((p for p in run if p.accuracy >= target), None) for run in self.runs]
+        """What it took to come to the target, as a mean; None where a run never did."""
+        found = [next((p for p in smoothed(run) if p.accuracy >= target), None) for run in self.runs]
         there = [p for p in found if p is not None]
         if len(there) < len(found):
             return None
@@ -60,7 +69,7 @@ class Outcome:
 
     def curve(self, x: str) -> tuple[list[float], list[float]]:
         """The values of a `Point`'s field and accuracies, both as means over the runs, test by test."""
-        steps = list(zip(*self.runs, strict=True))
+        steps = list(zip(*map(smoothed, self.runs), strict=True))
         along = [statistics.fmean(getattr(p, x) for p in step) for step in steps]
         return along, [statistics.fmean(p.accuracy for p in step) for step in steps]
 
@@ -87,7 +96,7 @@ def energy(kilojoules: float) -> str:
 
 def common_target(outcomes: Sequence[Outcome]) -> float:
     """A whole number of percent that every run came to."""
-    return math.floor(100 * min(max(p.accuracy for p in run) for o in outcomes for run in o.runs)) / 100
+    return math.floor(100 * min(max(p.accuracy for p in smoothed(run)) for o in outcomes for run in o.runs)) / 100
 
 
 def table(outcomes: Sequence[Outcome], target: float) -> str:

@@ -1,5 +1,5 @@
 """The documentation is true: its snippets run and print what it shows, its links lead somewhere, its diagrams are drawn
-from the code.
+from the code, its tables are those that benchmarks wrote.
 
 How a page is written for this: what a Python snippet prints stands in a ```text block right below it, where ``...``
 stands for anything and decimals may differ by two in their last place (processors differ). A snippet that needs an
@@ -28,6 +28,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ROOT / "docs" / "pictures"
 TUTORIAL = ROOT / "docs" / "tutorial.md"
+SESSIONS = [TUTORIAL, ROOT / "docs" / "simulation.md"]
+"""Pages whose snippets belong together: they are run in order, in one session."""
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 NOT_RUN: dict[str, str] = {}
@@ -117,10 +119,11 @@ def umbel(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_tutorial_runs_and_prints_what_it_shows(tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", SESSIONS, ids=lambda page: page.stem)
+def test_a_session_runs_and_prints_what_it_shows(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    namespace: dict[str, Any] = {"__name__": "tutorial"}
-    snippets = blocks(TUTORIAL, "python")
+    namespace: dict[str, Any] = {"__name__": page.stem}
+    snippets = blocks(page, "python")
     wrong = []
     for block in (b for b in snippets if b.runs):
         printed = execute(block, namespace)
@@ -145,8 +148,8 @@ def test_its_python_compiles_and_whole_programs_run(page, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     for block in blocks(page, "python"):
         compile(block.text, block.place, "exec")
-        # Outside the tutorial a snippet is a whole program if it imports umbel, and else a fragment.
-        if page != TUTORIAL and block.runs and re.search(r"^import umbel$", block.text, re.MULTILINE):
+        # Outside of sessions a snippet is a whole program if it imports umbel, and else a fragment.
+        if page not in SESSIONS and block.runs and re.search(r"^import umbel$", block.text, re.MULTILINE):
             printed = execute(block, {"__name__": "__main__"})
             assert block.shown is None or agrees(printed, block.shown), f"{block.place} prints\n{printed}"
 
@@ -168,6 +171,16 @@ def test_pictures_of_the_tutorial_are_small_and_its_own():
     for name in pictures:
         assert (PICTURES / name).stat().st_size < 100_000
         assert f'"{name}"' in code, f"no snippet draws {name}"
+
+
+def test_tables_of_the_simulations_page_are_those_of_its_pictures():
+    page = SESSIONS[1].read_text(encoding="utf-8")
+    tables = sorted(PICTURES.glob("heterogeneity-*.md"))
+    assert len(tables) == 4
+    for path in tables:
+        assert path.with_suffix(".png").stat().st_size < 100_000
+        assert path.with_suffix(".png").name in page
+        assert path.read_text(encoding="utf-8") in page, f"put the table of {path.name} into the page"
 
 
 def test_the_architecture_shows_the_coordinators_own_diagram():

@@ -91,7 +91,7 @@ def test_every_part_runs_and_is_drawn(lab, tmp_path) -> None:
     pytest.importorskip("matplotlib")
     for name, (run, draw) in heterogeneity.PARTS.items():
         settings = run(lab)
-        target = min(common_target(settings), min(o.runs[0][-1].accuracy for o in settings))
+        target = min(common_target(settings), min(o.accuracy for o in settings))
         assert len({o.label for o in settings}) == len(settings) >= 3
         assert all(point.seconds > 0 and point.joules > 0 for o in settings for point in o.runs[0])
         picture = tmp_path / f"{name}.png"
@@ -129,22 +129,29 @@ def test_what_a_setting_came_to() -> None:
     assert first.accuracies == pytest.approx([0.5, 0.6])
     assert first.accuracy == pytest.approx(0.55)
     assert (first.minutes, first.kilojoules) == (4.0, 4.0)
-    assert first.reached(0.5) == Point(150.0, 2500.0, 2.5, pytest.approx(0.55))
-    assert first.reached(0.7) is None
+    assert first.reached(0.42) == Point(210.0, 3500.0, 3.5, pytest.approx((0.5 + 1.3 / 3) / 2))
+    assert first.reached(0.55) is None
     along, accuracy = first.curve("seconds")
-    assert along == [60.0, 120.0, 180.0, 240.0]
-    assert accuracy == pytest.approx([0.2, 0.45, 0.55, 0.65])
+    assert along == [180.0, 240.0]
+    assert accuracy == pytest.approx([(1.1 + 1.3) / 6, 0.55])
+
+
+def test_one_lucky_test_is_no_result() -> None:
+    lucky = made("lucky", [0.1, 0.9, 0.2, 0.1, 0.3])
+    assert [round(p.accuracy, 3) for p in outcomes.smoothed(lucky.runs[0])] == [0.4, 0.4, 0.2]
+    assert [p.accuracy for p in outcomes.smoothed(made("short", [0.2, 0.4]).runs[0])] == [pytest.approx(0.3)]
+    assert lucky.reached(0.5) is None
 
 
 def test_a_target_is_what_every_run_came_to() -> None:
-    assert common_target([made("a", [0.1, 0.559]), made("b", [0.9], [0.7])]) == 0.55
+    assert common_target([made("a", [0.559] * 3), made("b", [0.9] * 3, [0.7, 0.6, 0.8])]) == 0.55
 
 
 def test_a_table_says_what_was_never_reached() -> None:
     lines = table([made("slow", [0.2] * 200), made("fast", [0.8, 0.9, 0.9])], 0.85).splitlines()
     assert len({line.count("|") for line in lines}) == 1
     assert lines[2] == "| slow | 20.0% | 20.0% to 20.0% | 3.3 h | 200 kJ | - | - | - |"
-    assert lines[3].endswith("| 2 min | 2 kJ | 2 |")
+    assert lines[3].endswith("| 3 min | 3 kJ | 3 |")
 
 
 def test_untested_rounds_cost_but_are_no_points() -> None:

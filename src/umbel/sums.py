@@ -228,6 +228,11 @@ class ArraySum:
         self.count += other.count
         if other._level < 0:
             return
+        if self._level < 0:
+            self._level, self._pending = other._level, other._pending
+            self._bins, self._over = [row.copy() for row in other._bins], [row.copy() for row in other._over]
+            self._offsets = list(other._offsets)
+            return
         self._raise_to(max(self._level, other._level))
         shift = self._level - other._level
         if other._over and not self._over:

@@ -323,7 +323,7 @@ def test_a_client_that_cannot_be_sent_is_told_of_at_once():
     lock = threading.Lock()
     client.train(lambda model, data, ctx: lock.acquire())
     app = App(client, model={"w": np.zeros(2)}, strategy=FedAvg(cohort=1), rounds=1, evaluate_every=0)
-    with pytest.raises(AppError, match="the client cannot be sent to worker processes.*"):
+    with pytest.raises(AppError, match="the client cannot be sent to worker processes"):
         run(app, 1, 2)
 
 

@@ -7,14 +7,16 @@ import zlib
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..ask import SENT, Ask, Task
 from ..coordinator import Admit, Failed
 from ..errors import ClientId
 from ..window import Window
 from .channel import Parcel
-from .devices import Trip
+
+if TYPE_CHECKING:
+    from .devices import Trip
 
 PORTION = 0.25
 """Seconds of work that a worker is handed at most where tasks are short; several such portions make a round."""
@@ -190,7 +192,8 @@ class Backlog:
         while self._turns and self._turns[0][0] <= last and len(chosen) < MOST_AT_ONCE:
             ticket = self._turns[0][2]
             guess = self._guess(ticket)
-            if chosen and (guess is None or seconds + guess > LEAST):
+            hurried = ticket.trip is None and ticket.sent.closes_at is not None  # what is done is told of at once
+            if chosen and (guess is None or hurried or seconds + guess > LEAST):
                 break
             heapq.heappop(self._turns)
             if ticket.wanted:

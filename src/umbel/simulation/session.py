@@ -19,7 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..arrays import Arrays
 from ..ask import Ask, Task, for_client
@@ -33,10 +33,12 @@ from ..node.state import ClientStates
 from ..randomness import Key
 from ..update import Like
 from .backlog import Backlog, SentAsk, Ticket
-from .devices import Fleet
 from .hosts import Contents, Local, Remote
 from .turns import Queues, Timeline
 from .worker import Report
+
+if TYPE_CHECKING:
+    from .devices import Fleet
 
 MOMENT = 0.02
 """For how many seconds, about, tasks are done in this process before the first of them is told of."""
@@ -467,7 +469,7 @@ class Session:
         for worker in list(self._workers):
             if self._stall is not None and worker.stalled(now, self._stall):
                 self._lost(worker, f"showed no progress for {self._stall:g} seconds and was ended")
-            elif worker.unwanted_since(now) > PATIENCE and (self._backlog or closing):
+            elif worker.unwanted_since(now) > PATIENCE and (self._backlog or closing or len(worker.out) > 1):
                 self._lost(worker)
 
     def _lost(self, worker: Remote, how: str | None = None) -> None:

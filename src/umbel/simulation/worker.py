@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import os
@@ -194,6 +195,8 @@ class Worker:
             data_cache=beginning.data_cache,
             on_step=self._step,
         )
+        gc.collect()
+        gc.freeze()  # what the client's modules made stays; see conduct.py
 
     def serve(self) -> None:
         """Answer until the main process is gone, or an error ends the run."""
