@@ -384,6 +384,8 @@ class Conductor:
                 f"round {r} of {self.started.strategy} yielded {asks!r:.80}, not an Ask or a list of them"
             )
         going = [self._prepare(ask, r, index) for index, ask in enumerate(asks)]
+        if self._recorded and self._session.now is not None:
+            self._forget_unless_all(going)
         commands: list[Command] = []
         for item in going:
             if item.id in self._recorded:
@@ -395,6 +397,16 @@ class Conductor:
         if not all(isinstance(reply, Answer | NothingToFold) for reply in replies):
             raise InternalError("an ask has no reply")
         return replies  # type: ignore[return-value]
+
+    def _forget_unless_all(self, going: Sequence[Going]) -> None:
+        """In virtual time asks that are open at once overlap: those that closed before the run stopped are done again,
+        with the others.
+        """
+        if self._recorded.keys() >= {item.id for item in going}:
+            return
+        for item in going:
+            self._recorded.pop(item.id, None)
+        self._states.keep(going[0].id, ())
 
     def _prepare(self, ask: Ask, r: int, index: int) -> Going:
         progress = self._progress

@@ -30,6 +30,7 @@ from tests.simulation.test_workers import (
     Moving,
     app_of,
     asked,
+    light_workers,  # noqa: F401
     run,
     train,
 )
@@ -114,32 +115,33 @@ def killed_at_random(made, clients, count, kills, seed, **on):
 def test_workers_killed_at_random_moments(name):
     made = lambda: app_of(STRATEGIES[name](), evaluate_every=1)  # noqa: E731
     count = 1 + len(name) % 3
-    found, kills = killed_at_random(made, 10, count, kills=5, seed=len(name))
-    assert found == learned(run(made(), 0))
-    assert kills >= 3
+    killer = Killer(random.Random(name).sample(range(3, 24), 4))
+    assert learned(run(made(), count, observers=[killer], attempts=ENDLESS)) == learned(run(made(), 0))
+    assert killer.kills >= 2
 
 
 @pytest.mark.parametrize("name", ["client state", "transform state", "asynchronous"])
 def test_workers_killed_again_and_again(name):
-    found, kills = killed_at_random(MAKE[name], 6, 2, kills=12, seed=3)
+    found, kills = killed_at_random(MAKE[name], 6, 2, kills=8, seed=3)
     assert found == learned(run(MAKE[name](), 0, 6))
-    assert kills >= 8
+    assert kills >= 5
 
 
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("fleet", ["alike", "spread"])
 def test_workers_killed_in_virtual_time(window, fleet):
     on = {"devices": FLEETS[fleet]()}
-    made = lambda: app_of(FedAvg(cohort=8, window=WINDOWS[window], fold=mean()), evaluate_every=1, rounds=3)  # noqa: E731
-    found, kills = killed_at_random(made, 20, 2, kills=4, seed=len(window), **on)
+    made = lambda: app_of(FedAvg(cohort=8, window=WINDOWS[window], fold=mean()), evaluate_every=1, rounds=2)  # noqa: E731
+    found, kills = killed_at_random(made, 20, 2, kills=3, seed=len(window), **on)
     assert found == learned(run(made(), 0, 20, **on))
     assert kills >= 2
 
 
 POINTS = [
     (moment, name)
-    for name in ("do", "reported", "admit", "cancel", "flush", "ask_to_close", "forget")
+    for name in ("do", "reported", "admit", "ask_to_close", "forget")
     for moment in ("before", "after")
+    if (moment, name) != ("before", "admit")
 ]
 SCENARIOS = {
     "plain": (lambda: app_of(FedAvg(cohort=7, transforms=top_k(0.5)), rounds=3), {}),
@@ -162,7 +164,7 @@ def test_workers_killed_just_when_they_are_spoken_to(scenario, monkeypatch):
 
         def deadly(self, *args, moment=moment, original=original, calls=calls, kills=kills):
             calls.append(self)
-            kill = len(calls) in (2, 3, 7) and self.alive
+            kill = len(calls) in (2, 3) and self.alive
             if kill and moment == "before":
                 os.kill(self.process.pid, signal.SIGKILL)
             result = original(self, *args)
@@ -175,7 +177,7 @@ def test_workers_killed_just_when_they_are_spoken_to(scenario, monkeypatch):
             patch.setattr(hosts.Remote, name, deadly)
             assert learned(run(made(), 2, attempts=ENDLESS, **on)) == whole, (moment, name)
         total += len(kills)
-    assert total >= 24
+    assert total >= 12
 
 
 def test_a_worker_that_dies_after_others_gave_what_they_held_of_an_ask(monkeypatch):
@@ -203,11 +205,11 @@ def test_a_worker_that_dies_after_others_gave_what_they_held_of_an_ask(monkeypat
     count=st.integers(1, 3),
     seed=st.integers(0, 99),
 )
-@settings(deadline=None, derandomize=True, max_examples=30)
+@settings(deadline=None, derandomize=True, max_examples=12)
 def test_any_scenario_with_kills(asks, fleet, count, seed):
     on = {"devices": FLEETS[fleet]()} if fleet else {}
     made = lambda: app_of(Moving(*(asked(*ask) for ask in asks)), evaluate_every=2)  # noqa: E731
-    moments = random.Random(seed).sample(range(2, 40), 6)
+    moments = random.Random(seed).sample(range(2, 30), 4)
     whole = learned(run(made(), 0, 8, **on))
     assert learned(run(made(), count, 8, observers=[Killer(moments, seed)], attempts=ENDLESS, **on)) == whole
 
@@ -323,11 +325,10 @@ REASONS = {
 }
 
 
-@pytest.mark.parametrize("what", REASONS)
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize(("what", "count"), [(leave, 1), (leave, 2), (segfault, 2), (be_killed, 2)])
 def test_a_client_that_ends_its_worker_is_tried_again(what, count, tmp_path):
     quiet = learned(run(app_of(FedAvg(cohort="all", transforms=top_k(0.5)), rounds=3, evaluate_every=0), 0))
-    clients = (0, 2, 3, 7)
+    clients = (2, 7)
     assert learned(run(doing(what, times=2, clients=clients, folder=tmp_path), count)) == quiet
     assert min((tmp_path / str(c)).stat().st_size for c in clients) == 3  # more where a fold was lost with a worker
 
@@ -337,8 +338,7 @@ def failed_in(result_folder):
     return [dict(map(tuple, e["failed"])) for e in log if e["event"] == "ask_closed"]
 
 
-@pytest.mark.parametrize("what", REASONS)
-@pytest.mark.parametrize("attempts", [1, 2, 5])
+@pytest.mark.parametrize(("what", "attempts"), [(leave, 1), (leave, 5), (segfault, 3), (be_killed, 2)])
 def test_a_client_that_always_ends_its_worker_fails_with_the_reason(what, attempts, tmp_path):
     count = tmp_path / "count"
     count.mkdir()
@@ -475,7 +475,7 @@ def test_an_interrupt_anywhere_leaves_a_run_that_resumes_and_nothing_else(tmp_pa
     lines = interrupted_at(-1, made(), None, on)
     assert lines > 1000
     interrupts = 0
-    for line in random.Random(7).sample(range(1, lines), 25):
+    for line in random.Random(7).sample(range(1, lines), 14):
         folder = tmp_path / str(line)
         interrupts += interrupted_at(line, made(), folder, on) is True
         left = [os.pidfd_open(pid) for pid in workers()]
@@ -483,7 +483,7 @@ def test_an_interrupt_anywhere_leaves_a_run_that_resumes_and_nothing_else(tmp_pa
         for place in folder.iterdir():
             if (place / "events.jsonl").exists() and (place / "events.jsonl").stat().st_size:
                 assert learned(umbel.resume(made(), place, on=on)) == whole, line
-    assert interrupts > 10
+    assert interrupts > 6
 
 
 APP = """

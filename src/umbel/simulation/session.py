@@ -357,9 +357,14 @@ class Session:
             return False
         if ticket.failed is None:
             ticket.host.cancel(ticket.task.id)
-        ticket.done, ticket.failed = False, None
-        self._backlog.again(ticket)
+        ticket.failed = None
+        self._again(ticket)
         return True
+
+    def _again(self, ticket: Ticket) -> None:
+        """Have a ticket done once more, which no worker has now."""
+        ticket.done, ticket.host = False, None
+        self._backlog.again(ticket)
 
     def _do_here(self) -> bool:
         assert self._local is not None
@@ -454,7 +459,7 @@ class Session:
         if not ticket.wanted:
             return
         if not ticket.done:
-            self._backlog.again(ticket)
+            self._again(ticket)
         elif not ticket.told:
             if ticket.sent.plain:
                 ticket.sent.done.append(ticket)
@@ -497,8 +502,7 @@ class Session:
             if ticket is suspect and ticket.wanted:
                 self._suspect(ticket, told)
             elif not ticket.done or ticket.failed is None:
-                ticket.done = False
-                self._backlog.again(ticket)
+                self._again(ticket)
         self._start(worker.index)
 
     def _suspect(self, ticket: Ticket, how: str) -> None:
