@@ -110,19 +110,26 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def resident() -> dict[int, int]:
-    """Bytes that this process and all that descend from it hold each, shared pages shared out (PSS); Linux only."""
-    parents, own = {}, os.getpid()
+def family() -> dict[int, float]:
+    """The CPU-seconds that this process and all that descend from it have had each; Linux only."""
+    parents, seconds = {}, {}
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
-            parents[int(status.parent.name)] = int(status.read_text().rpartition(")")[2].split()[1])
+            fields = status.read_text().rpartition(")")[2].split()
         except OSError:
             continue
-    family = {own}
-    while more := {pid for pid, parent in parents.items() if parent in family} - family:
-        family |= more
+        pid = int(status.parent.name)
+        parents[pid], seconds[pid] = int(fields[1]), (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    found = {os.getpid()}
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return {pid: seconds.get(pid, 0.0) for pid in found}
+
+
+def resident() -> dict[int, int]:
+    """Bytes that this process and all that descend from it hold each, shared pages shared out (PSS); Linux only."""
     held = {}
-    for pid in family:
+    for pid in family():
         try:
             lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
         except OSError:

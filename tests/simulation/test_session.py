@@ -382,6 +382,19 @@ def test_what_was_done_with_a_state_that_has_changed_since_is_done_again(on_stag
     assert [admit.task for admit in stage.admitted] == ["0.1", "0.2"]
 
 
+def test_a_worker_that_is_lost_just_when_what_it_did_is_done_again(on_stage):
+    session, stage, states = on_stage(1, fleet=FLEETS["alike"]())
+    opened(session, 0, [1, 2])
+    session._hand_out()
+    session._listen()
+    states.advance(0, {1: b"new", 2: b"new"}, since=0)
+    stage.wires[0].hang_up()
+    assert told(session, 2, admit=0) == ["0.1", "0.2"]
+    session.close(0)
+    assert [admit.task for admit in stage.admitted] == ["0.1", "0.2"]
+    assert stage.tasks.count("0.1") == 2
+
+
 def test_what_ends_beside_late_tasks_is_told_of_in_turn(on_stage):
     """Its client may be one whose late task ends, and leaves a state, in an ask before."""
     session, stage, states = on_stage()
@@ -607,6 +620,31 @@ def test_a_cancelled_task_that_was_not_handed_out_never_is(on_stage):
     stage.finish("0.1")
     assert told(session, 2) == ["0.1", "0.3"]
     assert "0.2" not in stage.tasks
+
+
+def test_nothing_waits_behind_a_task_that_hangs_and_that_nobody_wants(on_stage):
+    session, stage, _ = on_stage(1)
+    stage.plan = {"0.2": "wait"}
+    opened(session, 0, [1, 2])
+    assert told(session, 1) == ["0.1"]
+    session._hand_out()
+    opened(session, 1, [3], lane="other")
+    session._hand_out()
+    assert len(stage.wires[0].worker.out) == 2
+    session.do(Cancel("0.2"))
+    assert told(session, 1) == ["1.3"]
+    assert stage.tasks[-1] == "1.3"
+
+
+def test_tasks_with_a_deadline_are_handed_out_one_by_one(on_stage):
+    session, stage, _ = on_stage(1)
+    opened(session, 0, [9])
+    told(session, 1)
+    stage.plan = {"1.3": "wait"}
+    opened(session, 1, [1, 2, 3, 4], Window(deadline=5.0), lane="other")
+    session.do(Wake(5.0))
+    assert told(session, 2) == ["1.1", "1.2"]
+    assert session.next_event() == Ticked()
 
 
 # Real workers

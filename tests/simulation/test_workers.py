@@ -381,17 +381,27 @@ class Died(BaseException):
     """Ends a run as a kill does."""
 
 
-@pytest.mark.parametrize("fleet", ["alike", "spread", "phones"])
-@pytest.mark.parametrize("window", ["deadline", "buffered", "buffered until a deadline"])
-def test_virtual_time_goes_on_after_a_restart(fleet, window, tmp_path):
-    """With evaluations between, during which late tasks arrive."""
+RESTARTED = {
+    **{
+        name: lambda window=WINDOWS[name]: FedAvg(cohort=8, window=window, fold=mean())
+        for name in ("deadline", "buffered", "buffered until a deadline")
+    },
+    "two at once": lambda: Moving(train(clients=6, lane="a"), train(clients=7, lane="b"), MEAN),
+    "two that are late at once": lambda: Moving(LATE, train(clients=4, fold=mean(), window=ASYNC, lane="b")),
+}
+
+
+@pytest.mark.parametrize("fleet", ["alike", "part of the day", "phones"])
+@pytest.mark.parametrize("name", RESTARTED)
+def test_virtual_time_goes_on_after_a_restart(fleet, name, tmp_path):
+    """With evaluations between, during which late tasks arrive, and asks that overlap, of which some had closed."""
 
     def made():
-        return app_of(FedAvg(cohort=8, window=WINDOWS[window], fold=mean()), evaluate_every=1)
+        return app_of(RESTARTED[name](), rounds=3, evaluate_every=1)
 
     on = {"devices": FLEETS[fleet]()}
     whole = learned(run(made(), 0, 20, **on))
-    for moment in (2, 3, 5, 8, 10):
+    for moment in (2, 3, 4, 5, 7):
         seen = []
 
         def die(event, seen=seen, moment=moment):

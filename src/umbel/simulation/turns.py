@@ -58,14 +58,18 @@ class Queues:
         self._queues.clear()
 
 
+Row = tuple[float, bool, float, int, int, Ticket | None]
+"""When something happens, and what: first what arrives, by when it was sent and by its ask, then deadlines."""
+
+
 class Timeline:
     """With a device model: by the virtual time at which answers arrive, and deadlines between them. What arrives while
     no ask of its lane is open waits for the next one, as it would after a restart.
     """
 
     def __init__(self) -> None:
-        self._heap: list[tuple[float, int, int, Ticket | None]] = []
-        self._waiting: list[tuple[float, int, int, Ticket | None]] = []
+        self._heap: list[Row] = []
+        self._waiting: list[Row] = []
         self._count = 0
         self._forgotten = 0
 
@@ -80,14 +84,16 @@ class Timeline:
 
     def _push(self, at: float, ticket: Ticket | None) -> None:
         self._count += 1
-        # What arrives at the moment of a deadline is in time.
-        heapq.heappush(self._heap, (at, ticket is None, self._count, ticket))
+        # What arrives at the moment of a deadline is in time. Tasks that arrive together, such as those of a device
+        # that went offline, have an order that a restart does not change.
+        sent, ask = (0.0, 0) if ticket is None else (ticket.at, ticket.task.ask)
+        heapq.heappush(self._heap, (at, ticket is None, sent, ask, self._count, ticket))
 
     def head(self, open: Iterable[SentAsk]) -> tuple[float, Ticket | None] | None:
         """The next time at which something happens, and what arrives then: None for a deadline."""
         lanes = {sent.lane for sent in open}
         while self._heap:
-            at, _, _, ticket = self._heap[0]
+            at, *_, ticket = self._heap[0]
             if ticket is None:
                 return at, None
             if ticket.wanted and not ticket.told:
@@ -111,7 +117,7 @@ class Timeline:
         """A task is not wanted any more. What it would have held is let go of well before its time."""
         self._forgotten += 1
         if 2 * self._forgotten > len(self._heap):
-            self._heap = [row for row in self._heap if row[3] is None or (row[3].wanted and not row[3].told)]
+            self._heap = [row for row in self._heap if (t := row[-1]) is None or (t.wanted and not t.told)]
             heapq.heapify(self._heap)
             self._forgotten = 0
 
