@@ -91,8 +91,9 @@ def _sides(said: dict[str, list[float]], scale: float, unit: str) -> str:
 
 
 def train_beside_loop(shape: str, rounds: int, times: int) -> None:
-    """Print the seconds a client of the plain loop in two processes and of Umbel with two workers, by turns: CPU-seconds
-    of all processes, and on the wall. The first rounds, in which everything is loaded, do not count.
+    """Print the seconds a client of the plain loop in two processes and of Umbel with two workers, by turns.
+
+    CPU-seconds of all processes, and on the wall. The first rounds, in which everything is loaded, do not count.
     """
     import umbel
     import umbel.torch

@@ -35,3 +35,20 @@ def test_faults_are_told_apart_and_retries_only_where_they_can_help():
     assert errors.ClientCrashed.retry
     assert errors.StorageError.retry
     assert not errors.CorruptFile.retry
+
+
+class Custom(errors.DataError):
+    """An error with arguments of its own."""
+
+    def __init__(self, table: str, row: int) -> None:
+        super().__init__(f"{table}:{row}", hint="mend it")
+
+
+def test_errors_travel_between_processes_whatever_their_constructor_takes() -> None:
+    import pickle
+
+    error = Custom("a.csv", 3).located(client=7)
+    error.add_note("here")
+    found = pickle.loads(pickle.dumps(error))
+    assert type(found) is Custom
+    assert (str(found), found.__notes__, found.args) == (str(error), ["here"], error.args)

@@ -27,6 +27,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 ClientId = int | str
 """How a client is named: its index in a simulation, its node's name in a deployment."""
 
@@ -53,6 +55,10 @@ class UmbelError(Exception):
         self.client = client
         self.hint = hint
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Whatever a subclass's own __init__ takes: a worker process sends errors to the main one.
+        return _rebuilt, (type(self), self.args, self.__dict__)
+
     def located(
         self, *, run: str | None = None, round: int | None = None, client: ClientId | None = None
     ) -> UmbelError:
@@ -73,6 +79,13 @@ class UmbelError(Exception):
         if self.where:
             text = f"{text} ({self.where})"
         return f"{text}\n{self.hint}" if self.hint else text
+
+
+def _rebuilt(kind: type[UmbelError], args: tuple[Any, ...], state: dict[str, Any]) -> UmbelError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
 
 
 class CallerError(UmbelError):

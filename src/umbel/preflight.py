@@ -111,8 +111,8 @@ def _loads(cohort: int, clients: int, rounds: int) -> float:
 
 
 def _first_ask(app: App, model: Any) -> Ask:
-    asked = next(app.strategy.round(app.strategy.start(model), 1))
-    ask = asked if isinstance(asked, Ask) else asked[0]
+    asked = next(app.strategy.round(app.strategy.start(model), 1), None)
+    ask = asked[0] if isinstance(asked, list | tuple) and asked else asked
     if not isinstance(ask, Ask):
         raise StrategyError(f"the strategy's first round yields {asked!r:.60}, not an Ask")
     return ask
@@ -120,7 +120,9 @@ def _first_ask(app: App, model: Any) -> Ask:
 
 @contextmanager
 def _session(federation: Any, app: App, config: Mapping[str, Any], key: Key, states: ClientStates) -> Iterator[Any]:
-    session = federation.with_workers(1).connect(app.client, config, key.derive("task"), states)
+    # One worker tells how much memory one takes; devices are not waited for.
+    alone = federation.with_devices(None).with_workers(1)
+    session = alone.connect(app.client, config, key.derive("task"), states)
     try:
         yield session
     finally:
@@ -157,7 +159,7 @@ def _measured(session: Any, id: int, ask: Ask, cohort: tuple[ClientId, ...], rou
 
 
 def _failed(client: ClientId, event: Failed | None) -> ClientError:
-    reason = event.reason if event is not None else "its device would not finish the task"
+    reason = event.reason if event is not None else "it gave no answer"
     return HandlerFailed(reason, round=1, client=client)
 
 

@@ -151,6 +151,11 @@ def resume(
             f"the run has {log.started.clients} clients, the federation has {len(federation.clients)}",
             hint="Resume a run on the federation it was started on.",
         )
+    if log.started.federation.get("devices") != _plain_tree(federation.describe()["devices"]):
+        raise SettingError(
+            "the run was started on other devices than the federation has",
+            hint="Resume a run on the federation it was started on: its virtual time depends on the devices.",
+        )
     if log.rounds:
         reference = log.rounds[-1].checkpoint
         assert reference is not None
@@ -257,6 +262,11 @@ def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
     if repr(plain) != repr(_listed(config)):
         raise SettingError("the config has keys that are not text", hint="Write {'1': 0.5} for {1: 0.5}.")
     return plain
+
+
+def _plain_tree(tree: Any) -> Any:
+    """A plain tree as the log gives it back."""
+    return json.loads(json.dumps(tree))
 
 
 def _listed(value: Any) -> Any:

@@ -368,3 +368,37 @@ def test_frames_are_what_they_were():
     assert (parts, segmented, inline, size) == (1, 0, len(table) + len(body), 0)
     assert pickle.loads(body[: struct.unpack("<Q", table)[0]]) == [1]
     assert len(body) % 64 == 0
+
+
+def test_what_is_posted_never_waits_for_its_receiver():
+    ours, theirs = Channel.pair()
+    other = Channel(theirs)
+    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    messages = [(number, np.full(size, number % 251, np.uint8)) for number in range(400) for size in (20_000, 70_000)]
+    for message in messages:
+        ours.post(message)
+    assert ours.waiting
+    for number, array in messages:
+        ours.flush()
+        found, values = other.receive()
+        assert found == number
+        assert np.array_equal(values, array)
+    assert not ours.waiting
+    del values
+    if before:
+        assert len(os.listdir("/proc/self/fd")) == before
+    for message in messages:
+        ours.post(message)
+    ours.close()
+    other.close()
+    if before:
+        assert len(os.listdir("/proc/self/fd")) <= before - 2
+
+
+def test_posting_to_nobody_says_so():
+    ours, theirs = Channel.pair()
+    theirs.close()
+    with pytest.raises(EOFError):
+        for _ in range(100):
+            ours.post(b"x" * 20_000)
+    ours.close()

@@ -54,6 +54,14 @@ class Wire:
         self.inbox.append(None)
         self.far.send(b".")
 
+    waiting = False
+
+    def post(self, message):
+        self.send(message)
+
+    def post_parcel(self, parcel):
+        self.send_parcel(parcel)
+
     def send(self, message):
         self.outbox.append(message)
         self.stage.go_on(self)

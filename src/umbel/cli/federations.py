@@ -39,7 +39,8 @@ class Wanted:
         """The federation. Raises `SettingError` where nobody says how many clients there are."""
         found = loaded.app.federation
         if self.clients is not None:
-            found = Simulation(clients=self.clients)
+            own = found if isinstance(found, Simulation) else Simulation(self.clients)
+            found = own.with_clients(self.clients)
         if found is None:
             raise SettingError(
                 f"neither the command line nor {loaded.path.name} says how many clients there are",

@@ -13,6 +13,7 @@ import pickle
 import socket
 import struct
 import threading
+from collections import deque
 from collections.abc import Sequence
 from io import BytesIO
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 from ..errors import StorageError
 
 SMALL = 1 << 15
-"""From so many bytes on, what is in a frame goes into a segment, so that a send never waits for the receiver."""
+"""From so many bytes on, what is in a frame goes into a segment, so that frames pass through a socket at once."""
 ALIGNMENT = 64
 SHARES = hasattr(socket, "AF_UNIX") and hasattr(socket, "send_fds")
 
@@ -80,6 +81,7 @@ class Channel:
         self._socket = connected
         self._shares = SHARES and connected.family == socket.AF_UNIX
         self._sending = threading.Lock()  # a client's threads print while its results are sent
+        self._outgoing: deque[tuple[memoryview, list[int]]] = deque()
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             connected.setsockopt(socket.SOL_SOCKET, option, 1 << 20)
 
@@ -112,6 +114,48 @@ class Channel:
         except OSError as error:
             raise EOFError("the other process is gone") from error
 
+    def post(self, value: Any) -> None:
+        """Send a message as far as there is room; `flush` sends the rest. It never waits for the other end."""
+        parcel = Parcel(value, shares=self._shares)
+        try:
+            self.post_parcel(parcel)
+        finally:
+            parcel.close()
+
+    def post_parcel(self, parcel: Parcel) -> None:
+        """`post` a message that was made ready before."""
+        descriptors = [os.dup(descriptor) for descriptor in parcel.descriptors] if self._shares else []
+        self._outgoing.append((memoryview(b"".join(parcel.frame if self._shares else parcel.whole)), descriptors))
+        self.flush()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether something that was posted is still to be sent."""
+        return bool(self._outgoing)
+
+    def flush(self) -> None:
+        """Send what was posted, as far as there is room."""
+        try:
+            self._socket.setblocking(False)
+            try:
+                while self._outgoing:
+                    data, descriptors = self._outgoing[0]
+                    if descriptors:
+                        sent = socket.send_fds(self._socket, [data], descriptors)
+                        os.close(descriptors.pop())
+                    else:
+                        sent = self._socket.send(data)
+                    if sent == len(data):
+                        self._outgoing.popleft()
+                    else:
+                        self._outgoing[0] = data[sent:], []
+            finally:
+                self._socket.setblocking(True)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            raise EOFError("the other process is gone") from error
+
     def receive(self) -> Any:
         """Wait for the next message."""
         descriptors: list[int] = []
@@ -134,7 +178,10 @@ class Channel:
         return _loaded(data, sizes)
 
     def close(self) -> None:
-        """Close this end."""
+        """Close this end; what was posted and is not sent yet is lost."""
+        while self._outgoing:
+            for descriptor in self._outgoing.popleft()[1]:
+                os.close(descriptor)
         self._socket.close()
 
     def _head(self, descriptors: list[int]) -> bytes:

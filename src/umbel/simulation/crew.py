@@ -43,7 +43,9 @@ def connect(
     if worker.active:
         hint = 'The client\'s module starts a run when it is imported: put that under `if __name__ == "__main__":`.'
         raise CallerError("a worker process would start a run of its own", hint=hint)
-    settings: dict[str, Any] = dict(fleet=federation.devices, key=key, clock=clock, attempts=attempts, stall=stall)
+    settings: dict[str, Any] = dict(
+        fleet=federation.devices, key=key, clock=clock, config=dict(config), attempts=attempts, stall=stall
+    )
     if not workers:
         executor = Executor(
             client,
@@ -78,6 +80,7 @@ class Crew:
         self._beginning = beginning
         self._place = worker.Place(
             path=list(sys.path),
+            arguments=list(sys.argv),
             folder=os.getcwd(),
             environment={name: value for name, value in os.environ.items() if name not in ONE_THREAD},
         )
@@ -87,7 +90,7 @@ class Crew:
         """Start a worker."""
         process = start(index, self._status.descriptor, self._status.file, self._how)
         with suppress(EOFError):  # that it is gone is seen where its messages are read
-            process.channel.send(self._place)
+            process.channel.post(self._place)
         return Remote(index, process, self._status.row(index), self._beginning)
 
     def dismiss(self) -> None:

@@ -114,6 +114,12 @@ class Simulation:
         twin._workers = workers
         return twin
 
+    def with_clients(self, clients: int | Sequence[Any] | Mapping[str, Any]) -> Simulation:
+        """Other clients, with all other settings the same."""
+        twin = Simulation(clients, workers=self._workers, **self._settings)
+        twin.devices = self.devices
+        return twin
+
     def with_devices(self, devices: Fleet | str | None) -> Simulation:
         """The same clients on other devices."""
         twin = self.with_workers(0)

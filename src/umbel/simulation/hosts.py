@@ -250,11 +250,11 @@ class Remote:
 
     def _send(self, message: tuple[Any, ...]) -> None:
         with suppress(EOFError):  # that it is gone is seen where its messages are read
-            self.process.channel.send(message)
+            self.process.channel.post(message)
 
     def _post(self, parcel: Parcel) -> None:
         with suppress(EOFError):
-            self.process.channel.send_parcel(parcel)
+            self.process.channel.post_parcel(parcel)
 
 
 def _nothing(client: ClientId) -> None:

@@ -25,8 +25,11 @@ process has loaded them.
 ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"
 )
-_FORKSERVER = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from umbel.simulation.forkserver import main; "
-_SPAWNED = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from umbel.simulation.worker import main; "
+_BEGIN = (  # a terminal sends Ctrl-C to all processes; only the main one decides
+    "import signal, sys, json; signal.signal(signal.SIGINT, signal.SIG_IGN); sys.path[:] = json.loads(sys.argv[1]); "
+)
+_FORKSERVER = f"{_BEGIN}from umbel.simulation.forkserver import main; "
+_SPAWNED = f"{_BEGIN}from umbel.simulation.worker import main; "
 
 Start = Literal["forkserver", "spawn"]
 

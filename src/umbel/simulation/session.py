@@ -17,14 +17,15 @@ import selectors
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..arrays import Arrays
 from ..ask import Ask, Task, for_client
 from ..coordinator import Admit, AllFinished, Cancel, Event, Failed, Finished, Send, Ticked, Wake
-from ..errors import AppError, ClientCrashed, ClientId
+from ..errors import AppError, ClientCrashed, ClientId, SettingError, UmbelError
 from ..folds import Partial
 from ..node.account import Account
 from ..node.executor import ClosedAsk
@@ -80,6 +81,7 @@ class Session:
         fleet: Fleet | None = None,
         key: Key,
         clock: Callable[[], float] = time.monotonic,
+        config: Mapping[str, Any] = MappingProxyType({}),
         attempts: int = 3,
         stall: float | None = None,
     ) -> None:
@@ -89,6 +91,7 @@ class Session:
         self._fleet = fleet
         self._key = key
         self._clock = clock
+        self._config = config
         self._attempts = attempts
         self._stall = stall
         self._asks: dict[int, SentAsk] = {}
@@ -183,24 +186,39 @@ class Session:
         at = self._sent_at.get(task.id, self._time)
         self._sent_at[task.id] = ticket.at = at
         down, up = self._transfers(sent, task.client)
-        config = for_client(sent.ask.config, task.client)
+        config = {**self._config, **for_client(sent.ask.config, task.client)}
         key = self._key.derive(sent.ask.kind, sent.round, sent.number, task.client)
-        ticket.trip = fleet.trip(
-            task.client, at=at, kind=sent.ask.kind, config=config, bytes_down=down, bytes_up=up, key=key
-        )
+        try:
+            ticket.trip = fleet.trip(
+                task.client, at=at, kind=sent.ask.kind, config=config, bytes_down=down, bytes_up=up, key=key
+            )
+        except UmbelError:
+            raise
+        except Exception as error:
+            raise SettingError(
+                f"the fleet's work cannot be had: {type(error).__name__}: {error}",
+                client=task.client,
+                round=sent.round,
+                hint=f"It is called with the client, the kind of ask ({sent.ask.kind!r}) and the config that it gets.",
+            ) from error
 
     def _transfers(self, sent: SentAsk, client: ClientId) -> tuple[int, int]:
         """How many bytes go to a client and come back from it."""
         ask = sent.ask
-        fixed = not any(map(callable, (ask.model, ask.inbox, ask.expects)))
+        fixed = not any(map(callable, (ask.model, ask.inbox, ask.expects, ask.correction)))
         if fixed and sent.id in self._sizes:
             return self._sizes[sent.id]
         model, inbox = for_client(ask.model, client), for_client(ask.inbox, client)
         expects = for_client(ask.expects, client)
         down = (model.nbytes if model is not None else 0) + (Arrays(inbox).nbytes if inbox else 0)
+        correction = for_client(ask.correction, client)
+        if correction is not None and correction.linear is not None:
+            down += correction.linear.nbytes
         up = 0
         if ask.kind != "evaluate":
             up = expects.schema(model).nbytes if isinstance(expects, Like) else expects.max_bytes or 0
+            if isinstance(expects.aux, Like):
+                up += expects.aux.schema(None).nbytes
         if fixed:
             self._sizes[sent.id] = down, up
         return down, up
@@ -265,7 +283,9 @@ class Session:
         account = self._account
         account.device_seconds += trip.compute * share
         account.joules += trip.joules * share
-        account.bytes_down += int(trip.bytes_down * min(1.0, share * whole / trip.download if trip.download else 1.0))
+        account.bytes_down += int(
+            trip.bytes_down * min(1.0, share * whole / trip.download if trip.download else float(share > 0))
+        )
         account.bytes_up += trip.bytes_up if share == 1.0 else 0
 
     # What the coordinator is told
@@ -418,12 +438,19 @@ class Session:
         limits = [0.25] if self._stall is not None or any(not t.wanted for t in self._running()) else []
         if self._wakes and not closing:
             limits.append(max(0.0, min(self._wakes) - self._clock()))
-        for selected, _ in self._selector.select(min(limits, default=None)):
-            worker: Remote = selected.data
+        for worker in self._workers:
+            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if worker.process.channel.waiting else 0)
+            if self._selector.get_key(worker.process.channel).events != events:
+                self._selector.modify(worker.process.channel, events, worker)
+        for selected, events in self._selector.select(min(limits, default=None)):
+            worker = selected.data
             if not worker.alive:
                 continue
             try:
-                self._heard(worker, worker.process.channel.receive())
+                if events & selectors.EVENT_WRITE:
+                    worker.process.channel.flush()
+                if events & selectors.EVENT_READ:
+                    self._heard(worker, worker.process.channel.receive())
             except EOFError:
                 self._lost(worker)
         if limits:
@@ -439,7 +466,7 @@ class Session:
         elif kind == "partial":
             self._contents.append((worker, rest[1]))
         elif kind == "printed":
-            print(rest[1], end="", file=getattr(sys, rest[0]))
+            _print(rest[1], getattr(sys, rest[0]))
         else:
             raise rest[0]
 
@@ -631,3 +658,11 @@ class Session:
         self._tickets.clear()
         self._queues.clear()
         self._timeline.clear()
+
+
+def _print(text: str, stream: Any) -> None:
+    """Print what a worker printed, as well as the stream's encoding allows."""
+    try:
+        print(text, end="", file=stream)
+    except UnicodeEncodeError:
+        print(text.encode("ascii", "backslashreplace").decode(), end="", file=stream)

@@ -25,6 +25,7 @@ from ..errors import AppError, ClientError, ClientId, UmbelError
 from ..node.executor import Executor
 from ..randomness import Key
 from .channel import Channel, Parcel
+from .processes import ONE_THREAD
 from .status import BATCH, CANCELLED, PLACE, STEPS, row_of
 
 active = False
@@ -38,11 +39,15 @@ class Place:
     path: list[str]
     folder: str
     environment: dict[str, str]
+    arguments: list[str] = field(default_factory=lambda: list(sys.argv))
 
     def move_in(self) -> None:
         """Make it this process's."""
+        for name in os.environ.keys() - self.environment.keys() - ONE_THREAD.keys():
+            del os.environ[name]
         os.environ.update(self.environment)
         sys.path[:] = self.path
+        sys.argv[:] = self.arguments
         with suppress(OSError):
             os.chdir(self.folder)
 
@@ -125,6 +130,8 @@ def serve(connected: socket.socket, status: int, index: int) -> None:
     global active
     active = True
     channel = Channel(connected)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=lambda: _let_go(connected))
     try:
         channel.receive().move_in()
         sys.stdout, sys.stderr = Told(channel, "stdout"), Told(channel, "stderr")
@@ -140,6 +147,12 @@ def serve(connected: socket.socket, status: int, index: int) -> None:
         sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
 
 
+def _let_go(connected: socket.socket) -> None:
+    """In a process that a client forks: this worker's end has to be seen although that process lives on."""
+    connected.close()
+    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+
+
 class Told(io.TextIOBase):
     """Prints in the main process what is printed here, line by line."""
 
@@ -147,9 +160,27 @@ class Told(io.TextIOBase):
         self._channel, self._name, self._line = channel, name, ""
         self._lock = threading.Lock()
 
+    encoding = "utf-8"
+    errors = "backslashreplace"
+
     def writable(self) -> bool:
         """It can be written to."""
         return True
+
+    def fileno(self) -> int:
+        """The descriptor of this process's own stream, for those who cannot do with a Python object."""
+        return int(self._own().fileno())
+
+    @property
+    def buffer(self) -> Any:
+        """Where bytes go: to this process's own stream."""
+        return self._own().buffer
+
+    def reconfigure(self, **options: Any) -> None:
+        """There is nothing to configure: the main process writes."""
+
+    def _own(self) -> Any:
+        return sys.__stdout__ if self._name == "stdout" else sys.__stderr__
 
     def write(self, text: str) -> int:
         """Pass on the lines that are whole."""
