@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from benchmarks import simulation
 from benchmarks.measure import Row, alternate, child, table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,7 +25,11 @@ ROWS = [
 def test_a_quick_run_prints_every_row_with_its_bar() -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "--quick"], capture_output=True, text=True, env=environment, cwd=ROOT
+        [sys.executable, "-m", "benchmarks", "--quick", "overhead", "folding", "millions", "startup"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=ROOT,
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -32,6 +37,18 @@ def test_a_quick_run_prints_every_row_with_its_bar() -> None:
         (line,) = [line for line in lines if line.startswith(row)]
         assert any(verdict in line for verdict in ("holds", "MISSED", "not measured"))
     assert "smoke test" in lines[-1]
+
+
+def test_the_parts_of_simulations_that_are_measured_work() -> None:
+    assert len(set(simulation.call(simulation.same_bits, 1))) == 1
+    said = simulation.call(simulation.noop, 1_000, 10, 2, "phones")
+    assert len(said["seconds"]) == 2
+    assert said["bytes"] > 0
+    assert simulation.call(simulation.fedbuff, 3)["virtual"] > 0
+    sides = simulation.call(simulation.train_beside_loop, "linear", 2, 1)
+    assert {name: len(values) for name, values in sides.items()} == {
+        "umbel": 1, "loop": 1, "umbel wall": 1, "loop wall": 1
+    }  # fmt: skip
 
 
 def test_results_are_written_from_a_full_run_only() -> None:

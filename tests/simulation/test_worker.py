@@ -89,7 +89,9 @@ def bench(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "stdout", sys.stdout)
     monkeypatch.setattr(sys, "stderr", sys.stderr)
     monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "argv", list(sys.argv))
     monkeypatch.chdir(os.getcwd())
+    environment = dict(os.environ)
     made = []
 
     def bench(*arguments, **settings):
@@ -99,6 +101,8 @@ def bench(monkeypatch, tmp_path):
     yield bench
     for each in made:
         each.close()
+    os.environ.clear()
+    os.environ.update(environment)
 
 
 def trains(handler, load=None):
