@@ -532,7 +532,7 @@ class Conductor:
         partial, failed = closed.partial, _failed(item, command, closed)
         if len(partial.receipts) < item.ask.window.quorum:
             return NothingToFold(
-                _shortage(len(partial.receipts), failed, command, item.ask.window)
+                _shortage(len(partial.receipts), failed, len(item.cohort), item.ask.window)
             ), item.transform_state
         try:
             answer = partial.finish(failed, command.asked)
@@ -623,10 +623,10 @@ def _garbage_frozen() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _shortage(got: int, failed: Mapping[ClientId, str], command: Close, window: Window) -> str:
-    if not command.asked and not got:
+def _shortage(got: int, failed: Mapping[ClientId, str], cohort: int, window: Window) -> str:
+    if not cohort and not got:
         return "nobody was asked: the sampler drew no client"
-    text = f"{got} of {command.asked} clients gave an update, {window.quorum} are needed"
+    text = f"{got} of {cohort} clients gave an update, {window.quorum} are needed"
     if failed:
         client, reason = next(iter(failed.items()))
         text += f"; {len(failed)} failed, the first (client {client}): {reason}"
