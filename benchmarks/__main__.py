@@ -30,8 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows += MODULES[name].rows(chosen.quick)
         print(f"{name}: measured in {time.perf_counter() - began:.0f} s", file=sys.stderr)
     how = (
-        "CPU-seconds of the process, all threads; medians, of 11 alternations where something is compared; "
-        "one thread for arrays."
+        "Times are medians: CPU-seconds, taken by turns, where something is compared, and else seconds on the wall, "
+        "unless a row says otherwise; one thread for arrays."
     )
     where = f"Measured by `python -m benchmarks` on: {machine()}."
     if chosen.quick:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
 
@@ -25,9 +24,6 @@ def software(plan: Mapping[str, str]) -> dict[str, str]:
                 found[package] = "unknown"
     simd = np.show_config(mode="dicts") or {}
     found["instructions"] = " ".join(simd.get("SIMD Extensions", {}).get("found", []))
-    found["threads"] = os.environ.get("OMP_NUM_THREADS", "")
-    if "torch" in sys.modules:
-        found["threads"] = str(sys.modules["torch"].get_num_threads())
     return {**found, **plan}
 
 

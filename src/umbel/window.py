@@ -56,6 +56,11 @@ class Window:
         """Whether all tasks fly at once and as many answers are taken in."""
         return self.in_flight is None and self.close_after is None
 
+    @property
+    def takes_all(self) -> bool:
+        """Whether all that it says is a quorum, so that the order of answers cannot matter."""
+        return self == Window(quorum=self.quorum)
+
     def discount(self, staleness: int) -> float:
         """The factor by which an update counts that was sent `staleness` asks ago."""
         return float((1 + staleness) ** -self.staleness_exponent) if staleness else 1.0

@@ -216,8 +216,7 @@ def test_what_has_a_time_is_handed_out_by_it():
     backlog = Backlog(2)
     for client, ends in enumerate([3.0, 1.0, 2.0, 1.0]):
         backlog.add(ticket(client, ORDERED, ends))
-    assert clients(backlog.portion(1, last=0.5)[0]) == []
-    assert clients(backlog.portion(1, last=1.0)[0]) == [1]
+    assert clients(backlog.portion(1)[0]) == [1]
     assert [clients(portion) for portion in drained(backlog, 2)] == [[3], [2], [0]]
 
 
@@ -286,9 +285,9 @@ def test_durations_remember_so_many_clients_and_none_that_are_short():
 
 def test_what_a_simulation_knows_of_an_ask():
     sent = SentAsk(0, Ask(clients=2, model=MODEL), 1, 0, None, (1, "a"))
-    assert (sent.lane, sent.takes_all, sent.routed, sent.clients) == ("train", True, (), {1, "a"})
-    assert asked(window=Window(quorum=3)).takes_all
+    assert (sent.lane, sent.ask.window.takes_all, sent.routed, sent.clients) == ("train", True, (), {1, "a"})
+    assert asked(window=Window(quorum=3)).ask.window.takes_all
     for window in (Window(close_after=1), Window(deadline=1.0), Window(late="keep"), Window(in_flight=1)):
-        assert not asked(window=window).takes_all
+        assert not asked(window=window).ask.window.takes_all
     routed = asked(lane="x", config=lambda client: {}, inbox=lambda client: None)
     assert (routed.lane, routed.routed) == ("x", ("config", "inbox"))

@@ -42,7 +42,6 @@ from ..update import (
     check_metrics,
     check_values,
 )
-from ..window import Window
 from .account import Account
 from .seeding import seed_all, seed_generators, seed_of
 
@@ -263,10 +262,8 @@ class Executor:
         opened = self._asks.get(id)
         if opened is None:
             return 1  # a late task
-        window, model = opened.ask.window, opened.ask.model
-        if window != Window(quorum=window.quorum):
-            return 1
-        if not isinstance(model, Arrays):
+        model = opened.ask.model
+        if not opened.ask.window.takes_all or not isinstance(model, Arrays):
             return 1
         if opened.at_once is None:
             opened.at_once = max(1, min(AT_ONCE, AT_ONCE_BYTES // max(1, model.nbytes)))

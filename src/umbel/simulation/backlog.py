@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from ..ask import SENT, Ask, Task
 from ..coordinator import Admit, Failed
 from ..errors import ClientId
-from ..window import Window
 from .channel import Parcel
 
 if TYPE_CHECKING:
@@ -50,12 +49,6 @@ class SentAsk:
     def lane(self) -> str:
         """The lane that the ask belongs to."""
         return str(self.ask.lane)
-
-    @property
-    def takes_all(self) -> bool:
-        """Whether all that its window says is a quorum, so that the order of results cannot matter."""
-        window = self.ask.window
-        return window == Window(quorum=window.quorum)
 
     @property
     def routed(self) -> tuple[str, ...]:
@@ -153,9 +146,9 @@ class Backlog:
         """A ticket whose worker is gone: it goes first."""
         self._lost.append(ticket)
 
-    def portion(self, worker: int, *, last: float = float("inf")) -> tuple[list[Ticket], float]:
-        """What a worker is handed next, and about how long it takes; nothing that is due after `last`."""
-        if found := self._again() or self._by_turn(last):
+    def portion(self, worker: int) -> tuple[list[Ticket], float]:
+        """What a worker is handed next, and about how long it takes."""
+        if found := self._again() or self._by_turn():
             return found, sum(self._guess(ticket) or 0.0 for ticket in found)
         self._sort()
         goal = max(LEAST, min(PORTION, sum(self._left) / (2 * self._workers)))
@@ -186,10 +179,10 @@ class Backlog:
                 return [ticket]  # one by one: one of them may have ended its worker
         return []
 
-    def _by_turn(self, last: float) -> list[Ticket]:
+    def _by_turn(self) -> list[Ticket]:
         chosen: list[Ticket] = []
         seconds = 0.0
-        while self._turns and self._turns[0][0] <= last and len(chosen) < MOST_AT_ONCE:
+        while self._turns and len(chosen) < MOST_AT_ONCE:
             ticket = self._turns[0][2]
             guess = self._guess(ticket)
             hurried = ticket.trip is None and ticket.sent.closes_at is not None  # what is done is told of at once

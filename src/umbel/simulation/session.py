@@ -165,7 +165,9 @@ class Session:
             # In virtual time the asks of one client overlap, and a state may change before a result has its turn.
             # So it does without a device model where late tasks end in an ask that is open too.
             alone = len(self._open) == 1
-            sent.plain = sent.takes_all and (alone or (self._fleet is None and not self._queues.late(self._open)))
+            sent.plain = sent.ask.window.takes_all and (
+                alone or (self._fleet is None and not self._queues.late(self._open))
+            )
         if self._fleet is None:
             self._queues.add(ticket)
         else:
@@ -339,10 +341,7 @@ class Session:
             ticket.done, ticket.failed = True, Failed(ticket.task.id, trip.failed)
         if not ticket.done:
             return None
-        event = self._told(ticket)
-        if event is not None:
-            self.advance_to(at)
-        return event
+        return self._told(ticket)
 
     def _told(self, ticket: Ticket) -> Event | None:
         """The event of a ticket whose turn it is; None where it has to be done again."""

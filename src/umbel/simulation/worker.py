@@ -282,7 +282,7 @@ class Worker:
             elif isinstance(outcome, Failed):
                 report.failed[task.id] = outcome
             elif folded:
-                self.executor.admit(special.get(task.id) or Admit(task.id, task.ask))
+                self.executor.admit(Admit(task.id, task.ask))
             elif task.id in special:
                 self.executor.admit(special[task.id])
         report.seconds += self.executor.seconds
