@@ -20,6 +20,10 @@
     │   ├── NothingToFold             an ask closed with too few updates, or with no weight at all
     │   ├── RunStopped                too many rounds in a row without an update
     │   └── RunInterrupted            somebody asked the run to stop; it can be resumed
+    ├── PeerError                     between two processes
+    │   ├── ConnectionLost            the stream ended or nothing came for too long; connect again
+    │   ├── Refused                   the peer says no, with a code of the protocol
+    │   └── ProtocolError             the peer sent what the protocol does not allow
     ├── StorageError                  the disk: full, unwritable; retry once there is room
     │   └── CorruptFile               a file of a run does not hold what was written
     └── InternalError                 a broken promise inside Umbel: please report it
@@ -160,6 +164,32 @@ class RunInterrupted(RunError):
     """Somebody asked the run to stop; what it has learned is kept and it can be resumed."""
 
     retry = True
+
+
+class PeerError(UmbelError):
+    """Something between two processes, with the protocol's `code` for it."""
+
+    def __init__(self, message: str, code: int = 0, **more: Any) -> None:
+        super().__init__(message, **more)
+        self.code = code
+
+
+class ConnectionLost(PeerError):
+    """The stream ended, or no sign of life came for too long; connecting again resumes what was going on."""
+
+    retry = True
+
+
+class Refused(PeerError):
+    """The peer said no; `retry` tells whether connecting again may help."""
+
+    def __init__(self, message: str, code: int = 0, *, retry: bool = False, **more: Any) -> None:
+        super().__init__(message, code, **more)
+        self.retry = retry
+
+
+class ProtocolError(PeerError):
+    """The peer sent what the protocol does not allow; the connection is closed."""
 
 
 class StorageError(UmbelError):

@@ -1,0 +1,18 @@
+"""How clients are named in messages."""
+
+from __future__ import annotations
+
+from ..errors import ClientId
+
+_LONGEST = 18
+
+
+def client_text(client: ClientId) -> str:
+    """A client's id as it is written in messages."""
+    return str(client)
+
+
+def client_id(text: str) -> ClientId:
+    """A client's id from a message: a whole number in its shortest form is an index, as in a simulation."""
+    plain = text.isascii() and text.isdecimal() and len(text) <= _LONGEST
+    return int(text) if plain and (text == "0" or text[0] != "0") else text
