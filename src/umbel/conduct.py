@@ -54,7 +54,7 @@ from .folds import Answer, total
 from .history import History
 from .journal import Journal, RunLog
 from .node.account import Account
-from .node.executor import ClosedAsk
+from .node.intake import ClosedAsk
 from .node.seeding import generators_kept, seed_generators
 from .node.state import ClientStates
 from .randomness import Key

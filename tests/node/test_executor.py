@@ -25,7 +25,7 @@ from umbel import (
 from umbel.ask import Task
 from umbel.coordinator import Admit, Failed, Finished
 from umbel.errors import AppError, SettingError, UnusedCorrection
-from umbel.node.executor import DataCache, Executor
+from umbel.node.executor import DataCache, Executor, RunKeys
 from umbel.node.late import load_ask, save_ask
 from umbel.node.state import ClientStates
 from umbel.randomness import Key
@@ -50,7 +50,7 @@ class Bench:
         for kind, handler in handlers.items():
             (client.query("facts") if kind == "facts" else getattr(client, kind))(handler)
         self.executor = Executor(
-            client, lambda c: {"index": c}, config=config or {}, key=Key.from_seed(key), states=states
+            client, lambda c: {"index": c}, config=config or {}, keys=RunKeys(Key.from_seed(key)), states=states
         )
         self.states = states
         self.asks = 0
@@ -162,17 +162,17 @@ def test_data_are_loaded_once_while_there_is_room():
     loaded = []
     client = Client()
     client.data(lambda source: loaded.append(source) or len(loaded))
-    cache = DataCache(client, lambda c: f"source {c}", 2, Key.from_seed(0))
+    cache = DataCache(client, lambda c: f"source {c}", 2, RunKeys(Key.from_seed(0)))
     assert [cache.get(c) for c in (0, 1, 0, 2, 0, 1)] == [1, 2, 1, 3, 1, 4]
     assert loaded == ["source 0", "source 1", "source 2", "source 1"]
     assert (cache.hits, cache.misses) == (2, 4)
 
 
 def test_without_a_data_handler_data_are_the_source_and_without_room_nothing_is_kept():
-    assert DataCache(Client(), lambda c: f"source {c}", 2, Key.from_seed(0)).get(4) == "source 4"
+    assert DataCache(Client(), lambda c: f"source {c}", 2, RunKeys(Key.from_seed(0))).get(4) == "source 4"
     client = Client()
     client.data(lambda source: [source])
-    cache = DataCache(client, lambda c: c, 0, Key.from_seed(0))
+    cache = DataCache(client, lambda c: c, 0, RunKeys(Key.from_seed(0)))
     assert cache.get(1) is not cache.get(1)
 
 
@@ -180,11 +180,11 @@ def test_data_that_draw_do_not_depend_on_who_loads_them():
     client = Client()
     client.data(lambda source: (random.random(), np.random.random()))
     random.seed(1)
-    cache = DataCache(client, lambda c: c, 9, Key.from_seed(3))
+    cache = DataCache(client, lambda c: c, 9, RunKeys(Key.from_seed(3)))
     first = cache.get(1)
     assert cache.get(2) != first
-    assert DataCache(client, lambda c: c, 9, Key.from_seed(3)).get(1) == first
-    assert DataCache(client, lambda c: c, 9, Key.from_seed(4)).get(1) != first
+    assert DataCache(client, lambda c: c, 9, RunKeys(Key.from_seed(3))).get(1) == first
+    assert DataCache(client, lambda c: c, 9, RunKeys(Key.from_seed(4))).get(1) != first
 
 
 # What becomes of what a handler returns

@@ -13,7 +13,7 @@ from umbel import Arrays, Ask, Client, Update, mean
 from umbel.ask import Task
 from umbel.coordinator import Admit, Failed
 from umbel.folds import Partial
-from umbel.node.executor import Executor
+from umbel.node.executor import Executor, RunKeys
 from umbel.node.seeding import generators_kept
 from umbel.node.state import ClientStates
 from umbel.randomness import Key
@@ -297,7 +297,7 @@ def local():
 
     client, states = Client(), ClientStates()
     client.train(train)
-    executor = Executor(client, lambda c: c, config={}, key=Key.from_seed(0), states=states)
+    executor = Executor(client, lambda c: c, config={}, keys=RunKeys(Key.from_seed(0)), states=states)
     with generators_kept():
         yield Local(executor, OneThread())
     states.close()

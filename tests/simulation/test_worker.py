@@ -19,7 +19,7 @@ from umbel.ask import Task
 from umbel.coordinator import Admit
 from umbel.errors import AppError
 from umbel.folds import Partial
-from umbel.node.executor import Executor
+from umbel.node.executor import Executor, RunKeys
 from umbel.node.seeding import generators_kept
 from umbel.node.state import ClientStates
 from umbel.randomness import Key
@@ -161,7 +161,7 @@ def test_a_partial_has_the_bits_that_this_process_would_give(bench):
     folded, *_ = partial(sent, here.answers())
     states = ClientStates()
     client = trains(lambda model, data, ctx: Update({"w": model["w"] + ctx.rng.random(2)}, weight=ctx.client))
-    executor = Executor(client, lambda c: c, config={}, key=Key.from_seed(1), states=states)
+    executor = Executor(client, lambda c: c, config={}, keys=RunKeys(Key.from_seed(1)), states=states)
     executor.open(0, sent.ask, 1, 0, None)
     with generators_kept():
         for number in (9, 3, 1):

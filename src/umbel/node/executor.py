@@ -6,16 +6,16 @@ import time
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 from .. import encoding
-from ..arrays import Arrays, Schema
-from ..ask import Ask, Task, for_client
+from ..arrays import Arrays
+from ..ask import Ask, Task
 from ..client import Client, Context, LocalCorrection
-from ..coordinator import Admit, Failed, Finished
+from ..coordinator import Failed, Finished
 from ..errors import (
     AppError,
     CallerError,
@@ -27,62 +27,23 @@ from ..errors import (
     UnusedCorrection,
     UpdateRejected,
 )
-from ..folds import Partial
 from ..randomness import Key
 from ..update import (
     NO_ARRAYS,
-    Contribution,
-    Expectation,
     Like,
     Metrics,
     Receipt,
     Update,
     as_delta,
-    check,
     check_metrics,
     check_values,
 )
 from .account import Account
+from .intake import Intake, OpenAsk, Result, told
 from .seeding import seed_all, seed_generators, seed_of
 
 AT_ONCE = 16
 AT_ONCE_BYTES = 1 << 20
-
-
-@dataclass(slots=True)
-class OpenAsk:
-    """An ask as its executor knows it: the round that it belongs to, its place in it, its transforms' parameters."""
-
-    ask: Ask
-    round: int
-    number: int
-    params: Any
-    partial: Partial
-    states: dict[ClientId, bytes] = field(default_factory=dict)
-    refused: dict[ClientId, str] = field(default_factory=dict)
-    at_once: int | None = None
-    _shared: tuple[Any, ...] | None = None
-
-    def sent_to(self, client: ClientId) -> tuple[Any, ...]:
-        """The model, config, inbox, correction and expectation for one client; computed once if none is a function."""
-        if self._shared is not None:
-            return self._shared
-        ask = self.ask
-        parts = (ask.model, ask.config, ask.inbox, ask.correction, ask.expects)
-        if not any(map(callable, parts)):
-            self._shared = parts
-            return parts
-        return tuple(for_client(part, client) for part in parts)
-
-
-@dataclass(slots=True)
-class ClosedAsk:
-    """What an ask came to: its partial, the clients' next states, refused updates, and the account."""
-
-    partial: Partial
-    states: dict[ClientId, bytes] = field(default_factory=dict)
-    refused: dict[ClientId, str] = field(default_factory=dict)
-    account: Account = field(default_factory=Account)
 
 
 @dataclass(slots=True)
@@ -105,30 +66,54 @@ class Work:
     `trusted` says that names, shapes and dtypes are known to be right; `state` is the client's next state.
     """
 
+    opened: OpenAsk
     update: Update
     metrics: dict[str, float]
-    expects: Expectation
-    model: Arrays | None
+    sent: tuple[Any, ...]
     trusted: bool
     seconds: float
     state: bytes | None
 
 
 @dataclass(slots=True)
-class Result:
-    """A checked result that waits to be admitted; `state` is the client's next state, None where it has none."""
+class Answered:
+    """What a client answered, as it is sent elsewhere: `update` is encoded and checked, `state` the client's next."""
 
-    client: ClientId
-    contribution: Contribution
+    update: Update
     receipt: Receipt
     state: bytes | None
+
+
+class Keys(Protocol):
+    """Where an executor has the keys of tasks and data from."""
+
+    def of_task(self, kind: str, round: int, number: int, client: ClientId) -> Key:
+        """The key of one client's task in the `number`-th ask of a round."""
+
+    def of_data(self, client: ClientId) -> Key:
+        """The key that a client's data is loaded with."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunKeys:
+    """Keys as they derive from a run's key for tasks."""
+
+    key: Key
+
+    def of_task(self, kind: str, round: int, number: int, client: ClientId) -> Key:
+        """The key of one client's task in the `number`-th ask of a round."""
+        return self.key.derive(kind, round, number, client)
+
+    def of_data(self, client: ClientId) -> Key:
+        """The key that a client's data is loaded with."""
+        return self.key.derive("data", client)
 
 
 class DataCache:
     """The clients' data, most recently used last; at most `size` clients' are kept."""
 
-    def __init__(self, client: Client, source_of: Callable[[ClientId], Any], size: int, key: Key) -> None:
-        self._key = key
+    def __init__(self, client: Client, source_of: Callable[[ClientId], Any], size: int, keys: Keys) -> None:
+        self._keys = keys
         self._load = client.load
         self._source_of = source_of
         self._size = size
@@ -148,7 +133,7 @@ class DataCache:
         self.misses += 1
         # Seeded by the client alone: data must not depend on which task happened to load it.
         began = time.perf_counter()
-        seed_generators(self._key.derive("data", client))
+        seed_generators(self._keys.of_data(client))
         data = self._load(self._source_of(client))
         self.seconds += time.perf_counter() - began
         if self._size:
@@ -165,10 +150,10 @@ class StatesOf(Protocol):
         """The state of a client; empty for one that has none."""
 
 
-class Executor:
+class Executor(Intake):
     """Hosts clients in this process.
 
-    `config` holds the app's settings, `key` the run's key for tasks, `states` what clients keep, `on_step` what
+    `config` holds the app's settings, `keys` gives the keys of tasks, `states` what clients keep, `on_step` is what
     `ctx.step()` does. Results wait until they are admitted or cancelled. `seconds` has what each of the tasks took that
     were done last.
     """
@@ -179,24 +164,21 @@ class Executor:
         source_of: Callable[[ClientId], Any],
         *,
         config: Mapping[str, Any],
-        key: Key,
+        keys: Keys,
         states: StatesOf,
         device: str = "cpu",
         data_cache: int = 1000,
         on_step: Callable[[], None] | None = None,
     ) -> None:
+        super().__init__()
         self._client = client
         self._config = config
-        self._key = key
+        self._keys = keys
         self._states = states
         self._device = device
         self._on_step = on_step
-        self._account = Account()
         self.seconds: list[float] = []
-        self.data = DataCache(client, source_of, data_cache, key)
-        self._asks: dict[int, OpenAsk] = {}
-        self._origin: dict[int, OpenAsk] = {}
-        self._results: dict[str, Result] = {}
+        self.data = DataCache(client, source_of, data_cache, keys)
 
     def open(self, id: int, ask: Ask, round: int, number: int, params: Any) -> None:
         """Make an ask known before its tasks come: the `number`-th of its round, from 0.
@@ -210,7 +192,7 @@ class Executor:
                 f"the strategy asks clients to {ask.kind}, but the client has no handler for that (it has: {kinds})",
                 hint=f"Write one and decorate it with @client.{decorator}.",
             )
-        self._asks[id] = self._origin[id] = OpenAsk(ask, round, number, params, Partial(ask.fold))
+        super().open(id, ask, round, number, params)
 
     def run(self, task: Task) -> Finished | Failed:
         """Do a task and keep its checked result.
@@ -248,9 +230,19 @@ class Executor:
         self._account.folding += clock() - last
         return outcomes
 
+    def answer(self, task: Task) -> Answered | Failed:
+        """Do a task whose result is folded elsewhere, and give what is to be sent there; see `run`."""
+        work: Any = self._origin[task.ask]
+        for step in (self._prepare, self._handle, self._take):
+            work = self._attempt(task, step, work)
+            if isinstance(work, Failed):
+                return work
+        result = self._attempt(task, self._check, work)
+        return result if isinstance(result, Failed) else Answered(work.update, result.receipt, work.state)
+
     def take_account(self) -> Account:
         """Where time went since this was last asked."""
-        account, self._account = self._account, Account()
+        account = super().take_account()
         account.data_hits, account.data_loads = self.data.hits, self.data.misses
         self.data.hits = self.data.misses = 0
         return account
@@ -278,55 +270,12 @@ class Executor:
         self._results[task.id] = result
         return Finished(task.id)
 
-    def _attempt(self, task: Task, step: Callable[[Task, Any], Any], given: Any) -> Any:
-        try:
-            return step(task, given)
-        except CallerError as error:
-            raise error.located(round=self._origin[task.ask].round, client=task.client) from error.__cause__
-        except ClientError as error:
-            reason = f"{error.message} ({error.hint})" if error.hint else error.message
-            return Failed(task.id, reason, retry=error.retry)
-
-    def admit(self, command: Admit) -> None:
-        """Fold a result that waits."""
-        began = time.perf_counter()
-        self._fold(command, self._results.pop(command.task))
-        self._account.folding += time.perf_counter() - began
-
-    def _fold(self, command: Admit, result: Result) -> None:
-        opened = self._asks[command.ask]
-        receipt = result.receipt
-        if command.staleness:
-            receipt = Receipt(
-                receipt.task, receipt.client, receipt.weight, receipt.metrics, receipt.seconds, command.staleness
-            )
-        try:
-            opened.partial.add(result.contribution, receipt, command.factor)
-        except UpdateRejected as error:
-            opened.refused[result.client] = error.message
-            return
-        if result.state is not None:
-            opened.states[result.client] = result.state
-
-    def cancel(self, task: str) -> None:
-        """Let go of a result that nobody wants."""
-        self._results.pop(task, None)
-
-    def close(self, id: int) -> OpenAsk:
-        """Hand over the partial of an ask, and the client states that come with it."""
-        return self._asks.pop(id)
-
-    def forget(self, asks: set[int]) -> None:
-        """Forget all asks but these, whose tasks may still come."""
-        self._origin = {id: opened for id, opened in self._origin.items() if id in asks}
-        self._asks = {id: opened for id, opened in self._asks.items() if id in asks}
-
     def _prepare(self, task: Task, opened: OpenAsk) -> Ready:
         ask, client = opened.ask, task.client
         sent = opened.sent_to(client)
         model, config, inbox, correction, _ = sent
         kept = self._states.get(client)
-        key = self._key.derive(ask.kind, opened.round, opened.number, client)
+        key = self._keys.of_task(ask.kind, opened.round, opened.number, client)
         ctx = Context(
             client=client,
             round=opened.round,
@@ -361,11 +310,11 @@ class Executor:
             raise
         except Exception as error:
             kind = ready.ctx.kind
-            told = f"what its {kind} handler left cannot be used: {type(error).__name__}: {_told(error)}"
-            raise UpdateRejected(told) from error
+            why = f"{type(error).__name__}: {told(error)}"
+            raise UpdateRejected(f"what its {kind} handler left cannot be used: {why}") from error
 
     def _taken(self, ready: Ready) -> Work:
-        ask, kept, ctx, seconds = ready.opened.ask, ready.kept, ready.ctx, ready.seconds
+        ask, kept, ctx = ready.opened.ask, ready.kept, ready.ctx
         model, expects = ready.sent[0], ready.sent[4]
         update = _as_update(ready.returned, ask.kind)
         metrics = check_metrics(update.metrics, "the update's metrics")
@@ -375,38 +324,37 @@ class Executor:
             if ask.kind != "evaluate":
                 update = as_delta(update, expects, model)
             if transformed:
-                params, schema = ready.opened.params, expects.schema(model)
-                update, local = self._transform(ask, update, params, local, ctx.key, schema)
+                update, local = self._encode(ask, update, ready.opened.params, local, ctx.key)
         trusted = isinstance(expects, Like) and not transformed
         user = dict(ctx.state) if ctx.state else {}
-        if not kept and not user and not local:
-            return Work(update, metrics, expects, model, trusted, seconds, None)
-        try:
-            state = encoding.encode({"user": user, "local": local})
-        except StrategyError as error:
-            raise UpdateRejected(
-                f"what it left in ctx.state cannot be kept: {error.message}", hint=error.hint
-            ) from error
-        return Work(update, metrics, expects, model, trusted, seconds, state)
+        state = None
+        if kept or user or local:
+            try:
+                state = encoding.encode({"user": user, "local": local})
+            except StrategyError as error:
+                raise UpdateRejected(
+                    f"what it left in ctx.state cannot be kept: {error.message}", hint=error.hint
+                ) from error
+        return Work(ready.opened, update, metrics, ready.sent, trusted, ready.seconds, state)
 
     def _check(self, task: Task, work: Work) -> Result:
-        with np.errstate(all="ignore"):
-            if work.trusted:
-                contribution = check_values(work.update, work.expects, task.client)
-            else:
-                contribution = check(work.update, work.expects, work.model, task.client)
+        if not work.trusted:
+            contribution = self.decoded(work.opened, work.update, work.sent, task.client)
+        else:
+            with np.errstate(all="ignore"):
+                contribution = check_values(work.update, work.sent[4], task.client)
         receipt = Receipt(task.id, task.client, contribution.weight, work.metrics, work.seconds)
         return Result(task.client, contribution, receipt, work.state)
 
-    def _transform(
-        self, ask: Ask, update: Update, params: Any, local: dict[str, Any], key: Key, schema: Schema | None
+    def _encode(
+        self, ask: Ask, update: Update, params: Any, local: dict[str, Any], key: Key
     ) -> tuple[Update, dict[str, Any]]:
         lane = str(ask.lane)
         update, left = ask.transform.encode(update, params, local.get(lane), key.derive("transform"))
         after = {name: part for name, part in local.items() if name != lane}
         if left is not None:
             after[lane] = left
-        return ask.transform.decode(update, params, schema), after
+        return update, after
 
     def _call(self, kind: str, model: Arrays | None, ctx: Context, seed: int) -> Any:
         step = "loading its data"
@@ -420,7 +368,7 @@ class Executor:
         except (Exception, SystemExit, GeneratorExit) as error:
             frame = traceback.extract_tb(error.__traceback__)[-1]
             place = f"{frame.filename.rsplit('/', 1)[-1]}:{frame.lineno}"
-            raise HandlerFailed(f"{step} raised {type(error).__name__}: {_told(error)} ({place})") from error
+            raise HandlerFailed(f"{step} raised {type(error).__name__}: {told(error)} ({place})") from error
 
 
 def _keep(ready: Ready, done: list[Any]) -> bool:
@@ -439,13 +387,6 @@ def _keep(ready: Ready, done: list[Any]) -> bool:
     kept = Arrays.trusted({name: array.copy() for name, array in arrays.items()}, arrays.roles)
     ready.returned = Update(kept, update.weight, dict(update.metrics), delta=update.delta)
     return True
-
-
-def _told(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:
-        return "(it cannot be printed)"
 
 
 def _as_update(returned: Any, kind: str) -> Update:

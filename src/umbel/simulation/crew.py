@@ -10,7 +10,7 @@ from typing import Any
 
 from ..client import Client
 from ..errors import AppError, CallerError, SettingError, UmbelError
-from ..node.executor import Executor
+from ..node.executor import Executor, RunKeys
 from ..node.state import ClientStates
 from ..randomness import Key
 from . import worker
@@ -51,7 +51,7 @@ def connect(
             client,
             federation.source,
             config=config,
-            key=key,
+            keys=RunKeys(key),
             states=states,
             device=worker.device_of(device, 0),
             data_cache=data_cache,

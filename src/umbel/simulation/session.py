@@ -28,7 +28,7 @@ from ..coordinator import Admit, AllFinished, Cancel, Event, Failed, Finished, S
 from ..errors import AppError, ClientCrashed, ClientId, SettingError, UmbelError
 from ..folds import Partial
 from ..node.account import Account
-from ..node.executor import ClosedAsk
+from ..node.intake import ClosedAsk
 from ..node.late import lasting, load_ask, save_ask
 from ..node.state import ClientStates
 from ..randomness import Key

@@ -22,7 +22,7 @@ from .. import encoding
 from ..ask import Ask, Task
 from ..coordinator import Admit, Failed
 from ..errors import AppError, ClientError, ClientId, UmbelError
-from ..node.executor import Executor
+from ..node.executor import Executor, RunKeys
 from ..randomness import Key
 from .channel import Channel, Parcel
 from .processes import ONE_THREAD
@@ -220,7 +220,7 @@ class Worker:
             client,
             self._source,
             config=beginning.config,
-            key=beginning.key,
+            keys=RunKeys(beginning.key),
             states=self._states,
             device=device_of(beginning.device, index),
             data_cache=beginning.data_cache,
