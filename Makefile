@@ -1,12 +1,13 @@
 # The README's first two commands come first. All that they install goes into the folder .venv.
 .SILENT:
 .DELETE_ON_ERROR:
-.PHONY: demo test check bench bench-peers data clean help
+.PHONY: demo test check proto bench bench-peers data clean help
 
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO := examples/quickstart-pytorch
 RUNS := umbel-runs
+WIRE := src/umbel/wire
 # pytest's own options, such as: make test PYTEST="-n 0 -x tests/test_sums.py"
 PYTEST ?= -n 2
 # What Umbel is measured beside, and options of that, such as: make bench-peers BENCH_PEERS="--quick cnn"
@@ -32,6 +33,13 @@ check: $(VENV)/dev-ready ## lint, format, types, and the rules of the layout
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_structure.py
+
+proto: $(VENV)/dev-ready ## compile the protocol's schema anew, and write its types and test vectors
+	$(BIN)/python -m grpc_tools.protoc -Iproto --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy \
+	  --descriptor_set_out=$(WIRE)/umbel.binpb --mypy_out=$(WIRE) umbel/v1alpha/umbel.proto
+	mv $(WIRE)/umbel/v1alpha/umbel_pb2.pyi $(WIRE)/messages.pyi
+	rmdir -p $(WIRE)/umbel/v1alpha 2> /dev/null || true
+	$(BIN)/python proto/make_vectors.py
 
 bench: $(VENV)/dev-ready ## measure, and print what was measured beside what was aimed at
 	$(BIN)/python -m benchmarks
@@ -84,7 +92,7 @@ $(VENV)/demo-ready: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/dev-ready: pyproject.toml constraints.txt | $(BIN)/python
 	echo "Installing Umbel and what its tests need into $(VENV); once, about a minute"
 	$(if $(UV),,$(INSTALL) 'pip>=25.1')
-	$(INSTALL) -e '.[examples]' --group dev
+	$(INSTALL) -e '.[examples,server]' --group dev
 	touch $@
 
 # Where a peer cannot be installed, its rows say so.

@@ -1,5 +1,8 @@
 """Arrays: roles, read-only views, and bytes that are equal when the arrays are."""
 
+import contextlib
+import hashlib
+import json
 import pickle
 
 import ml_dtypes
@@ -7,9 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import deserialize
+from safetensors.numpy import save
 
-from umbel.arrays import Arrays, difference, wide
-from umbel.errors import CorruptFile, StrategyError
+from umbel.arrays import Arrays, difference, read_safetensors, safetensors_pieces, wide, write_safetensors
+from umbel.errors import CorruptFile, StorageError, StrategyError
 
 EVERY = {
     "float16": np.ones(2, np.float16),
@@ -168,7 +173,114 @@ def test_a_flipped_bit_in_the_header_is_a_corrupt_file_or_other_arrays_and_nothi
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"roles": ["x"]}', '{"roles": {"x": "wizard"}}', '{"roles": 3}'])
 def test_roles_that_cannot_be_read_are_a_corrupt_file(text):
-    from umbel.arrays import write_safetensors
-
     with pytest.raises(CorruptFile):
         Arrays.from_bytes(write_safetensors({"x": np.ones(1)}, {"umbel": text}))
+
+
+# The file format
+
+NAMES = st.text(st.characters(blacklist_categories=["Cs"]), min_size=1, max_size=6).filter(
+    lambda n: n != "__metadata__"
+)
+MANY = st.dictionaries(NAMES, st.tuples(st.sampled_from(sorted(EVERY)), st.integers(0, 3)), max_size=6)
+
+
+def made(chosen):
+    return {
+        name: np.concatenate([EVERY[key].reshape(-1)] * count) if count else EVERY[key]
+        for name, (key, count) in chosen.items()
+    }
+
+
+@given(chosen=MANY, text=st.none() | st.text(max_size=9))
+@settings(deadline=None, derandomize=True, max_examples=200)
+def test_the_bytes_are_those_of_the_safetensors_package(chosen, text):
+    arrays, metadata = made(chosen), {} if text is None else {"umbel": text}
+    expected = save({n: np.ascontiguousarray(a) if a.ndim else a for n, a in arrays.items()}, metadata or None)
+    assert write_safetensors(arrays, metadata) == expected
+    assert b"".join(safetensors_pieces(dict(reversed(arrays.items())), metadata)) == expected
+    found, told = read_safetensors(expected)
+    assert told == metadata
+    assert Arrays(found) == Arrays(arrays)
+    assert {n: bytes(part["data"]) for n, part in deserialize(expected)} == {n: found[n].tobytes() for n in found}
+    assert all(array.flags.writeable for array in found.values())
+
+
+def test_pieces_are_the_arrays_own_memory():
+    arrays = Arrays({"w": np.arange(6.0).reshape(2, 3), "b": np.ones(3, ml_dtypes.bfloat16), "e": np.zeros(0)})
+    header, *pieces = arrays.pieces()
+    assert len(header) % 8 == 0
+    assert [len(piece) for piece in pieces] == [0, 48, 6]  # the widest first, and then by name
+    assert np.shares_memory(np.frombuffer(pieces[1], np.uint8), arrays["w"])
+    assert arrays.sha256 == hashlib.sha256(arrays.to_bytes()).hexdigest()
+
+
+def test_files_are_mapped_and_come_back(tmp_path):
+    arrays = Arrays({**EVERY, "large": np.arange(200_000.0)}, {"float32": "personal"})
+    sha256, size = arrays.to_file(tmp_path / "model", durable=True)
+    data = (tmp_path / "model").read_bytes()
+    assert (sha256, size) == (hashlib.sha256(data).hexdigest(), len(data))
+    assert data == arrays.to_bytes()
+    back = Arrays.from_file(tmp_path / "model")
+    (tmp_path / "model").unlink()
+    assert back == arrays
+    assert back.roles == arrays.roles
+    assert back["bfloat16"].dtype == ml_dtypes.bfloat16
+    with pytest.raises(ValueError, match="read-only"):
+        back["float64"][...] = 0
+    with pytest.raises(ValueError, match="WRITEABLE"):
+        back["float64"].flags.writeable = True
+    with pytest.raises(StorageError, match="model cannot be read: No such file"):
+        Arrays.from_file(tmp_path / "model")
+
+
+def test_arrays_that_are_not_aligned_in_their_bytes_are_copied():
+    data = Arrays({"x": np.arange(4.0)}).to_bytes()
+    shifted = memoryview(b"?" + data)[1:]
+    assert Arrays.from_bytes(shifted)["x"].flags.aligned
+    assert np.shares_memory(Arrays.from_bytes(data)["x"], np.frombuffer(data, np.uint8))
+
+
+def with_header(header, body=b""):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + body
+
+
+def entry(dtype="F32", shape=(2,), offsets=(0, 8), **more):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets), **more}
+
+
+@pytest.mark.parametrize(
+    ("header", "body"),
+    [
+        (b"", b""), (b"[]", b""), (b"{", b""), (b"\xff\xfe", b""), (b"[" * 100_000, b""),
+        ({"x": entry()}, bytes(7)), ({"x": entry()}, bytes(9)), ({}, b"?"),
+        ({"x": entry("F31")}, bytes(8)), ({"x": entry("F64")}, bytes(8)), ({"x": entry(["F32"])}, bytes(8)),
+        ({"x": entry(shape=[3])}, bytes(8)), ({"x": entry(shape=[-2])}, bytes(8)),
+        ({"x": entry(shape=[2.0])}, bytes(8)), ({"x": entry(shape=[-1, -2])}, bytes(8)),
+        ({"x": entry(shape=[True, 2])}, bytes(8)),
+        ({"x": entry(offsets=[8, 0])}, bytes(8)), ({"x": entry(offsets=[0])}, bytes(8)),
+        ({"x": entry(offsets=[1, 9])}, bytes(9)), ({"x": entry(offsets=[-8, 0])}, bytes(8)),
+        ({"x": entry(offsets=["0", "8"])}, bytes(8)), ({"x": entry(offsets=[0.0, 8.0])}, bytes(8)),
+        ({"x": entry(), "y": entry()}, bytes(8)), ({"x": entry(), "y": entry(offsets=[4, 12])}, bytes(12)),
+        ({"x": entry(), "y": entry(offsets=[16, 24])}, bytes(24)),
+        ({"x": entry(shape=[0, 2**63], offsets=[0, 0])}, b""),
+        ({"x": entry(shape=[2**62], offsets=[0, 2**64])}, bytes(8)),
+        ({"x": entry(shape=[1] * 70, offsets=[0, 4])}, bytes(4)),
+        ({"x": [1]}, b""), ({"x": None}, b""), ({"__metadata__": 3}, b""), ({"__metadata__": {"a": 1}}, b""),
+        ({"x": {"dtype": "F32", "shape": [2]}}, bytes(8)),
+    ],
+)  # fmt: skip
+def test_headers_that_do_not_fit_their_file_are_a_corrupt_file(header, body, tmp_path):
+    (tmp_path / "file").write_bytes(with_header(header, body))
+    with pytest.raises(CorruptFile, match="not in the safetensors format"):
+        Arrays.from_file(tmp_path / "file")
+    with pytest.raises(CorruptFile):
+        read_safetensors(with_header(header, body))
+
+
+@given(data=st.binary(max_size=60), size=st.integers(0, 2**64 - 1) | st.integers(0, 60))
+@settings(deadline=None, derandomize=True, max_examples=300)
+def test_random_bytes_are_a_corrupt_file(data, size):
+    with contextlib.suppress(CorruptFile):
+        assert read_safetensors(size.to_bytes(8, "little") + data) == ({}, {})

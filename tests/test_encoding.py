@@ -1,5 +1,8 @@
 """Trees of arrays and plain values come back bit for bit, and what cannot be saved is named by its path."""
 
+import hashlib
+
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,7 +10,7 @@ from hypothesis import strategies as st
 
 from umbel import encoding
 from umbel.arrays import Arrays
-from umbel.errors import CorruptFile, StrategyError
+from umbel.errors import CorruptFile, StorageError, StrategyError
 from umbel.folds import Answer
 from umbel.strategy import State
 from umbel.update import Receipt, Update
@@ -136,3 +139,35 @@ def test_damage_to_a_header_is_a_corrupt_file_or_another_tree_and_nothing_else()
             except CorruptFile:
                 continue
             assert len(damaged) == len(data)
+
+
+@given(TREES)
+@settings(deadline=None, derandomize=True, max_examples=100)
+def test_a_file_holds_the_bytes_of_the_tree_and_comes_back_mapped(tmp_path_factory, tree):
+    path = tmp_path_factory.getbasetemp() / "tree"
+    sha256, size = encoding.save_file(path, tree)
+    data = encoding.encode(tree)
+    assert path.read_bytes() == data
+    assert (sha256, size) == (hashlib.sha256(data).hexdigest(), len(data))
+    assert same(encoding.load_file(path), tree)
+
+
+def test_mapped_arrays_are_read_only_and_decoded_ones_are_not(tmp_path):
+    tree = {"a": np.arange(3.0), "m": Arrays({"h": np.ones(4, ml_dtypes.bfloat16)})}
+    encoding.save_file(tmp_path / "tree", tree)
+    found = encoding.load_file(tmp_path / "tree")
+    (tmp_path / "tree").unlink()
+    assert not found["a"].flags.writeable
+    assert same(found["a"], tree["a"])
+    assert found["m"] == tree["m"]
+    encoding.decode(encoding.encode(tree))["a"][0] = 7  # what a client keeps may be changed in place
+    with pytest.raises(StorageError, match="tree cannot be read: No such file"):
+        encoding.load_file(tmp_path / "tree")
+
+
+def test_what_cannot_be_saved_leaves_the_older_file(tmp_path):
+    encoding.save_file(tmp_path / "tree", 1)
+    with pytest.raises(StrategyError):
+        encoding.save_file(tmp_path / "tree", {"x": object()})
+    assert encoding.load_file(tmp_path / "tree") == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["tree"]

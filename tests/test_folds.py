@@ -1,5 +1,8 @@
 """Folds: the laws of a mergeable accumulator, and what each fold makes of its updates."""
 
+import contextlib
+import copy
+import itertools
 import math
 from fractions import Fraction
 
@@ -9,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from umbel import encoding, folds
 from umbel.arrays import Arrays
 from umbel.errors import NothingToFold, StrategyError, UpdateRejected
-from umbel.folds import Answer, Fold, Partial, collect, mean, mean_metrics, total, weighted_mean
-from umbel.update import Contribution, Free, Receipt, Update, check
+from umbel.folds import Answer, Fold, Partial, collect, fold_from_spec, mean, mean_metrics, total, weighted_mean
+from umbel.update import Contribution, Free, Like, Receipt, Update, check
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=60)
 DTYPES = (np.float16, np.float32, np.float64, ml_dtypes.bfloat16, np.int32, np.uint8, np.bool_)
@@ -301,3 +305,338 @@ def test_means_of_the_largest_integers_do_not_wrap(value):
     array = np.array([value], np.uint64 if value > 2**63 else np.int64)
     found = folded(weighted_mean(), [(contribution(i, {"x": array}), receipt(i)) for i in range(2)]).finish().value["x"]
     assert abs(int(found[0]) - value) <= 2**11
+
+
+# Updates that are views of files
+
+
+def seen_as_mapped(items, flags=None):
+    """The same updates, said to be views of files (all, or where a flag says so)."""
+    flags = [True] * len(items) if flags is None else flags
+    return [
+        (Contribution(i.client, i.arrays, i.aux, i.weight, i.magnitudes, i.aux_magnitudes, bool(mapped)), facts)
+        for (i, facts), mapped in zip(items, flags, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("fold", FOLDS, ids=repr)
+@given(items=updates(most=40), seed=st.integers(0, 2**32), stretch=st.sampled_from([1, 2, 3, 1 << 18]))
+@PROPERTY
+def test_mapped_updates_fold_to_the_same_bits_whatever_the_stretches(fold, items, seed, stretch):
+    rng = np.random.default_rng(seed)
+    expected = bits(by_tree(fold, items, rng).finish())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(folds, "_STRETCH", stretch)
+        patch.setattr(folds, "_BATCH_BYTES", int(rng.choice([1, 1 << 20])))
+        partial = folded(fold, seen_as_mapped(items))
+        assert bits(partial.finish()) == expected
+        assert bits(partial.finish()) == expected
+        mixed = folded(fold, seen_as_mapped(items, rng.integers(0, 2, len(items))))
+        assert bits(mixed.finish()) == expected
+        half = folded(fold, seen_as_mapped(items[: len(items) // 2]))
+        if half.receipts:
+            with contextlib.suppress(NothingToFold):
+                half.finish()
+        for item in seen_as_mapped(items[len(items) // 2 :]):
+            half.add(*item)
+        assert bits(half.finish()) == expected
+
+
+def held(partial):
+    """The bytes of all bins."""
+    return sum(s.nbytes for s in partial._acc.arrays.values())
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_up_to_sixteen_large_mapped_updates_take_no_bins(mapped):
+    large = np.ones(300_000, np.float32)
+    items = seen_as_mapped([(contribution(i, {"x": large}), receipt(i)) for i in range(17)], [mapped] * 17)
+    partial = folded(mean(), items[:16])
+    assert held(partial) == (0 if mapped else 16 * large.size)
+    partial.merge(Partial(mean()))
+    assert (partial.finish().value["x"] == 1.0).all()
+    assert held(partial) == (0 if mapped else 16 * large.size)
+    partial.add(*items[16])
+    assert held(partial) == 16 * large.size
+    assert (partial.finish().value["x"] == 1.0).all()
+
+
+def test_integers_at_the_rim_are_refused_before_they_wrap():
+    near = [2**62 + 511, 2**62 - 257]  # as floats these are rounded down, to less than 2**63 together
+    items = [(contribution(i, {"s": np.array([n])}), receipt(i)) for i, n in enumerate(near)]
+    with pytest.raises(UpdateRejected, match="range of int64"):
+        folded(total(), items)
+
+
+# Partials on the wire
+
+SENDABLE = [fold for fold in FOLDS if not fold.single]
+
+
+def sent(partial):
+    return encoding.encode(partial.to_tree())
+
+
+def received(fold, data, **known):
+    return Partial.from_tree(fold, encoding.decode(data), **known)
+
+
+@pytest.mark.parametrize("fold", SENDABLE, ids=repr)
+@given(items=updates(), seed=st.integers(0, 2**32))
+@PROPERTY
+def test_any_split_of_updates_into_partials_gives_the_bytes_of_one(fold, items, seed):
+    rng = np.random.default_rng(seed)
+    expected = sent(folded(fold, items))
+    assert sent(by_tree(fold, items, rng)) == expected
+    assert sent(folded(fold, seen_as_mapped([items[i] for i in rng.permutation(len(items))]))) == expected
+    over_the_wire = Partial(fold)
+    cuts = [0, *sorted(rng.integers(0, len(items) + 1, 2)), len(items)]
+    for start, stop in itertools.pairwise(cuts):
+        over_the_wire.merge(received(fold, sent(folded(fold, items[start:stop]))))
+    assert sent(over_the_wire) == expected
+
+
+@pytest.mark.parametrize("fold", SENDABLE, ids=repr)
+@given(items=updates(least=2), seed=st.integers(0, 2**32))
+@PROPERTY
+def test_partials_that_were_sent_merge_to_the_same_bits(fold, items, seed):
+    expected = bits(folded(fold, items).finish())
+    cut = int(np.random.default_rng(seed).integers(0, len(items)))
+    here = folded(fold, items[:cut])
+    there = received(fold, sent(folded(fold, items[cut:])))
+    assert sent(there) == sent(folded(fold, items[cut:]))
+    here.merge(there)
+    assert bits(here.finish()) == expected
+    first = received(fold, sent(folded(fold, items[:-1])))
+    first.add(*items[-1])
+    assert bits(first.finish()) == expected
+
+
+def test_a_partial_keeps_its_bytes_when_more_is_added_to_it():
+    items = [(contribution(i, {"s": np.array([i]), "x": np.array([0.5])}), receipt(i)) for i in range(3)]
+    partial = folded(total(), items[:2])
+    tree = partial.to_tree()
+    before = encoding.encode(tree)
+    partial.add(*items[2])
+    partial.finish()
+    assert encoding.encode(tree) == before
+
+
+@pytest.mark.parametrize("fold", FOLDS, ids=repr)
+def test_built_in_folds_come_back_from_their_description(fold):
+    assert fold_from_spec(fold.spec()) == fold
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [None, [], 7, "mean", ["median", {}], ["mean", {"max_weight": 1}], ["weighted_mean", {"max_weight": "1"}], {},
+     ["weighted_mean", {"max_weight": math.nan}], ["weighted_mean", {"max_weight": True}], ["mean", {1: 2}], [[], {}],
+     ["weighted_mean", {"max_weight": -1.0}], ["mean", None], ["mean", {}, {}]],
+)  # fmt: skip
+def test_descriptions_of_other_folds_are_not_known(spec):
+    assert fold_from_spec(spec) is None
+
+
+MODEL = Arrays({"w": np.zeros((2, 3), np.float32), "h": np.zeros(2, np.float16), "n": np.zeros(2, np.int32)})
+
+
+def whole(fold=weighted_mean(), scale=1.0, aux=True):  # noqa: B008
+    partial = Partial(fold)
+    expects = Like(MODEL, aux=Free() if aux else None)
+    for client in ("a", 2, 3):
+        arrays = {"w": np.full((2, 3), scale, np.float32), "h": np.ones(2, np.float32), "n": np.full(2, 7, np.int32)}
+        update = Update(Arrays(arrays), 2.0, aux={"c": np.ones(2)} if aux else {}, delta=True)
+        partial.add(check(update, expects, MODEL, client), receipt(client, 2.0, loss=0.5))
+    return partial
+
+
+def test_a_partial_of_what_was_asked_is_taken():
+    for fold in (weighted_mean(), mean(), total()):
+        back = received(fold, sent(whole(fold)), expects=Like(MODEL, aux=Free()), sent=MODEL)
+        assert bits(back.finish()) == bits(whole(fold).finish())
+        nothing = received(fold, sent(Partial(fold)), expects=Like(), sent=MODEL)
+        assert not nothing.receipts
+        with pytest.raises(NothingToFold):
+            nothing.finish()
+
+
+@pytest.mark.parametrize(
+    "expects",
+    [
+        Like(),
+        Like(aux=Like(Arrays({"c": np.ones(3)}))),
+        Like(delta=False, aux=Free()),
+        Like(Arrays({**MODEL, "more": np.ones(1)}), aux=Free()),
+        Like(names=("w",), aux=Free()),
+        Like(Arrays(MODEL, {"w": "buffer"}), aux=Free()),
+        Like(MODEL.replace({"w": np.zeros((3, 2), np.float32)}), aux=Free()),
+        Free(max_bytes=30, aux=Free()),
+        Free(aux=Free(max_bytes=4)),
+    ],
+    ids=repr,
+)
+def test_a_partial_of_other_arrays_than_were_asked_is_refused(expects):
+    with pytest.raises(UpdateRejected):
+        received(weighted_mean(), sent(whole()), expects=expects, sent=MODEL)
+    assert received(weighted_mean(), sent(whole()), expects=Free(aux=Free()), sent=MODEL).receipts
+
+
+def test_folds_that_see_every_update_have_no_partials_to_send():
+    with pytest.raises(StrategyError, match="collect has no partials"):
+        Partial(collect()).to_tree()
+    with pytest.raises(UpdateRejected, match="takes no partials"):
+        Partial.from_tree(collect(), whole().to_tree())
+
+
+def changed(tree, path, value):
+    """The tree with one place exchanged (or made anew by a function)."""
+    tree = copy.deepcopy(tree)
+    place = tree
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value(place[path[-1]]) if callable(value) else value
+    return tree
+
+
+WRONG = [
+    (("version",), 2),
+    (("fold",), ["mean", {}]),
+    (("fold",), np.ones(2)),
+    (("sums",), None),
+    (("sums", "count"), 2),
+    (("sums", "count"), 2**70),
+    (("sums", "count"), True),
+    (("sums", "count"), -1),
+    (("sums", "weight"), "1:1p4000"),
+    (("sums", "weight"), "1:-3p0"),
+    (("sums", "weight"), "1:0p0"),
+    (("sums", "weight"), "1:1p-2000"),
+    (("sums", "weight"), "1:1p1023"),
+    (("sums", "weight"), 6.0),
+    (("sums", "arrays"), []),
+    (("sums", "arrays"), {}),
+    (("sums", "arrays"), lambda arrays: {**arrays, "": arrays["w"]}),
+    (("sums", "arrays"), lambda arrays: {**arrays, 5: arrays["w"]}),
+    (("sums", "arrays"), lambda arrays: {**arrays, "__metadata__": arrays["w"]}),
+    (("sums", "arrays", "w"), []),
+    (("sums", "arrays", "w"), None),
+    (("sums", "arrays", "w", 0), "personal"),
+    (("sums", "arrays", "w", 0), 3),
+    (("sums", "arrays", "n", 0), "parameter"),
+    (("sums", "arrays", "w", 1), b"bytes"),
+    (("sums", "arrays", "w", 1), lambda row: row[:-1]),
+    (("sums", "arrays", "w", 1), lambda row: row.astype(np.int8)),
+    (("sums", "arrays", "w", 1), lambda row: row.reshape(1, -1)),
+    (("sums", "arrays", "n"), ["buffer", "int32", 21, np.full(2, 21)]),
+    (("aux",), {}),
+    (("aux", "arrays"), {}),
+    (("aux", "count"), 0),
+    (("aux", "count"), 4),
+    (("receipts",), []),
+    (("receipts",), None),
+    (("receipts",), lambda columns: columns[:5]),
+    (("receipts",), lambda columns: [*columns[:5], columns[5][:2]]),
+    (("receipts", 0, 0), 5),
+    (("receipts", 0, 0), ""),
+    (("receipts", 0, 0), "0.3"),
+    (("receipts", 1, 0), None),
+    (("receipts", 1, 0), True),
+    (("receipts", 2, 0), -1.0),
+    (("receipts", 2, 0), math.inf),
+    (("receipts", 2, 0), math.nan),
+    (("receipts", 2, 0), "1"),
+    (("receipts", 3, 0), []),
+    (("receipts", 3, 0), {"loss": "low"}),
+    (("receipts", 3, 0), {"loss": 10**400}),
+    (("receipts", 3, 0), {1: 1.0}),
+    (("receipts", 4, 0), math.inf),
+    (("receipts", 5, 0), -1),
+    (("receipts", 5, 0), 0.5),
+]
+
+
+@pytest.mark.parametrize(
+    ("path", "value"), WRONG, ids=[f"{i}-{'.'.join(map(str, p))}" for i, (p, _) in enumerate(WRONG)]
+)
+def test_whatever_is_off_in_a_partial_is_refused(path, value):
+    tree = whole().to_tree()
+    assert Partial.from_tree(weighted_mean(), tree).receipts
+    with pytest.raises(UpdateRejected):
+        Partial.from_tree(weighted_mean(), changed(tree, path, value), Like(aux=Free()), MODEL)
+
+
+@pytest.mark.parametrize("tree", [None, 5, [], {}, "tree", b"", {"version": 1}, np.ones(3)])
+def test_what_is_no_tree_of_a_partial_is_refused(tree):
+    with pytest.raises(UpdateRejected):
+        Partial.from_tree(mean(), tree)
+
+
+INTEGERS = [
+    ("int32", -1, np.zeros(2, np.int64)),
+    ("int32", 1 << 63, np.zeros(2, np.int64)),
+    ("int32", 3, np.full(2, 4)),
+    ("int32", 3, np.full(2, -4)),
+    ("int32", 3, np.ones(2, np.int32)),
+    ("int32", 3.0, np.ones(2, np.int64)),
+    ("int32", True, np.ones(2, np.int64)),
+    ("uint8", 1, np.ones(2, np.uint8)),
+    ("uint8", 0, np.ones(2, np.uint16)),
+    ("float32", 3, np.ones(2)),
+    ("complex64", 3, np.ones(2)),
+    ("int32", 3, [1, 2]),
+]
+
+
+@pytest.mark.parametrize("row", INTEGERS, ids=repr)
+def test_sums_of_integers_that_cannot_be_are_refused(row):
+    tree = whole(total()).to_tree()
+    with pytest.raises(UpdateRejected):
+        Partial.from_tree(total(), changed(tree, ("sums", "arrays", "n"), ["buffer", *row]))
+
+
+@pytest.mark.parametrize("fold", SENDABLE[:3], ids=repr)
+@given(data=st.data())
+@settings(deadline=None, derandomize=True, max_examples=300)
+def test_a_flipped_bit_is_refused_or_makes_another_partial_that_finishes(fold, data):
+    encoded = sent(whole(fold))
+    at = data.draw(st.integers(0, 8 * len(encoded) - 1))
+    damaged = bytearray(encoded)
+    damaged[at // 8] ^= 1 << at % 8
+    try:
+        tree = encoding.decode(bytes(damaged))
+    except encoding.CorruptFile:
+        return
+    try:
+        partial = Partial.from_tree(fold, tree, Like(aux=Free()), MODEL)
+    except UpdateRejected:
+        return
+    answer = partial.finish()
+    assert all(np.isfinite(array.astype(np.float64)).all() for array in answer.value.values())
+    here = whole(fold)
+    here.receipts.clear()
+    here.merge(partial)
+    here.finish()
+
+
+def test_zeros_of_any_shape_cost_nothing_until_somebody_asks_for_that_many():
+    partial = folded(mean(), [(contribution(0, {"x": np.zeros(4)}), receipt(0))])
+    tree = partial.to_tree()
+    assert Partial.from_tree(mean(), tree).finish().value["x"].tolist() == [0] * 4
+    row = tree["sums"]["arrays"]["x"][1]
+    for shape in ([2**40], [2**62], [2**63 - 1]):
+        forged = row.copy()
+        forged[-8:] = np.array(shape, "<u8").view(np.uint8)
+        with pytest.raises(UpdateRejected, match="zeros"):
+            Partial.from_tree(mean(), changed(tree, ("sums", "arrays", "x", 1), forged))
+        with pytest.raises(UpdateRejected, match="not what the ask expects"):
+            Partial.from_tree(
+                mean(), changed(tree, ("sums", "arrays", "x", 1), forged), Like(Arrays({"x": np.zeros(4)})), None
+            )
+
+
+def test_a_mean_that_would_be_infinite_is_refused_and_the_largest_floats_are_not():
+    top = np.finfo(np.float32).max
+    tree = whole(scale=top, aux=False).to_tree()
+    assert (Partial.from_tree(weighted_mean(), tree).finish().value["w"] == top).all()
+    with pytest.raises(UpdateRejected, match="would be infinite"):
+        Partial.from_tree(weighted_mean(), changed(tree, ("sums", "weight"), "1:5p0"))

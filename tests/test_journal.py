@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from umbel import Arrays, State
+from umbel import Arrays, State, files
 from umbel.errors import CorruptFile, JournalMissing, StorageError
 from umbel.events import AskClosed, RoundCommitted, RoundStarted, RunFinished, RunResumed, RunStarted
 from umbel.journal import LOG, Journal, load_checked, read_log, seal, unseal, write_whole
@@ -222,6 +222,23 @@ def test_a_checkpoint_that_lost_or_changed_a_byte_is_refused(folder):
     path.unlink()
     with pytest.raises(CorruptFile, match=r"round-0001\.safetensors is missing or cannot be read: No such file"):
         load_checked(folder, reference)
+
+
+def test_large_files_are_mapped_and_small_ones_are_read(folder, monkeypatch):
+    journal = Journal(folder)
+    tree = {"a": np.arange(4.0), "m": Arrays({"w": np.ones(2)})}
+    reference = journal.save("checkpoints/round-0001.safetensors", tree)
+    assert journal.mapped(reference, tree) is tree
+    journal.load(reference)["a"][0] = 1
+    monkeypatch.setattr(files, "LARGE", 100)
+    for found in (journal.mapped(reference, tree), journal.load(reference)):
+        assert not found["a"].flags.writeable
+        assert found["a"].tolist() == [0, 1, 2, 3]
+        assert found["m"] == tree["m"]
+    journal.keep_checkpoints([])
+    assert found["a"].tolist() == [0, 1, 2, 3]
+    assert Journal(None).mapped(None, tree) is tree
+    journal.close()
 
 
 def test_answers_and_old_checkpoints_go_when_they_are_told_to(folder):

@@ -16,6 +16,7 @@ from umbel import (
     Ask,
     Client,
     EarlyStop,
+    FedAdam,
     FedAvg,
     Fixed,
     Free,
@@ -29,6 +30,7 @@ from umbel import (
     Window,
     clip_by_norm,
     collect,
+    files,
     mean,
     top_k,
 )
@@ -281,6 +283,21 @@ def test_what_a_checkpoint_a_first_model_and_an_exported_file_hold(earlier, tmp_
     assert load_model(earlier.folder / "initial.safetensors") == Arrays(ZEROS)
     (tmp_path / "plain").write_bytes(earlier.model.to_bytes())
     assert load_model(tmp_path / "plain") == earlier.model
+
+
+@pytest.mark.parametrize("strategy", [FedAvg(cohort=3), FedAdam(cohort=3)], ids=["fedavg", "fedadam"])
+def test_a_run_whose_states_are_mapped_learns_and_keeps_the_same(tmp_path, monkeypatch, strategy):
+    plain = run(app_of(strategy=strategy), folder=tmp_path / "plain")
+    monkeypatch.setattr(files, "LARGE", 1)
+    mapped = run(app_of(strategy=strategy), folder=tmp_path / "mapped")
+    assert facts(mapped) == facts(plain)
+    with pytest.raises(ValueError, match="WRITEABLE"):
+        mapped.model["w"].flags.writeable = True
+    for name in ("initial.safetensors", "checkpoints/round-0003.safetensors"):
+        assert (mapped.folder / name).read_bytes() == (plain.folder / name).read_bytes()
+    app = app_of(strategy=strategy)
+    resumed = [umbel.resume(app, r.folder, on=Simulation(8), rounds=5).model_sha256 for r in (mapped, plain)]
+    assert resumed[0] == resumed[1] == run(app_of(strategy=strategy), rounds=5).model_sha256
 
 
 def test_a_model_that_does_not_fit_is_refused(earlier, tmp_path):

@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeVar
 
 from .arrays import Arrays
 from .client import Client, check_signature
+from .contract import contract
 from .errors import AppError, SettingError, StrategyError
 from .strategy import Strategy
 from .update import Metrics
@@ -123,6 +124,10 @@ class App:
             return made if isinstance(made, Arrays) else Arrays(made)
         except StrategyError as error:
             raise AppError(f"the initial model: {error.message}", hint=error.hint) from error
+
+    def contract(self) -> dict[str, Any]:
+        """What a client has to bring to take part, as JSON: see `umbel.contract.contract`."""
+        return contract(self)
 
     def run_test(self, model: Arrays) -> dict[str, float] | None:
         """Run the operator's evaluation; None where there is none."""

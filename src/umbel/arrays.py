@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from .errors import CorruptFile, StrategyError
+from .files import Bytes, mapped, reading, write_pieces
 
 Role = Literal["parameter", "buffer", "personal"]
 Array = npt.NDArray[Any]
@@ -201,7 +204,7 @@ class Arrays(Mapping[str, Array]):
                 array = self._arrays[name]
                 header = (name, self._roles[name], array.dtype.name, list(array.shape))
                 hashed.update(json.dumps(header).encode() + b"\n")
-                hashed.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data if array.size else b"")
+                hashed.update(_raw(array))
             self._digest = hashed.hexdigest()
         return self._digest
 
@@ -222,21 +225,49 @@ class Arrays(Mapping[str, Array]):
         """Apply `function(name, array)` to each array, keeping names and roles."""
         return Arrays({n: function(n, a) for n, a in self._arrays.items()}, self._roles)
 
+    def pieces(self) -> Iterator[Bytes]:
+        """The pieces of `to_bytes()`, one after the other: a header, then each array's own memory."""
+        return safetensors_pieces(self._arrays, _metadata(self))
+
     def to_bytes(self) -> bytes:
         """These arrays in the safetensors format: equal arrays give equal bytes."""
-        return write_safetensors({n: self._arrays[n] for n in sorted(self._arrays)}, _metadata(self))
+        return b"".join(self.pieces())
+
+    def to_file(self, path: str | Path, *, durable: bool = False) -> tuple[str, int]:
+        """Write `to_bytes()` to a file, without holding it; returns its SHA-256 and size. Raises `StorageError`."""
+        return write_pieces(path, self.pieces(), durable=durable)
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of `to_bytes()`, without holding it."""
+        hashed = hashlib.sha256()
+        for piece in self.pieces():
+            hashed.update(piece)
+        return hashed.hexdigest()
 
     @staticmethod
-    def from_bytes(data: bytes) -> Arrays:
+    def from_bytes(data: Bytes) -> Arrays:
         """Read the safetensors format; roles come from the file's metadata where Umbel wrote it. Raises
         `CorruptFile`.
+
+        The arrays are views of `data` wherever they are aligned in it.
         """
-        arrays, metadata = read_safetensors(data)
+        arrays, metadata = read_safetensors(data, views=True)
         try:
             roles = json.loads(metadata.get("umbel", "{}")).get("roles", {})
             return Arrays(arrays, {n: r for n, r in roles.items() if n in arrays})
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, TypeError) as error:
             raise CorruptFile(f"these bytes hold arrays, but their roles cannot be read: {error}") from error
+
+    @staticmethod
+    def from_file(path: str | Path) -> Arrays:
+        """Map a safetensors file: its arrays are read when they are used. Raises `CorruptFile` and `StorageError`.
+
+        The file may be removed or replaced meanwhile, but must not be written to or cut short.
+        """
+        with reading(path):
+            data = mapped(path)
+        return Arrays.from_bytes(data)
 
 
 def _read_only(name: object, value: Any) -> Array:
@@ -258,7 +289,9 @@ def _read_only(name: object, value: Any) -> Array:
 
 
 def _unpickled(arrays: dict[str, Array], roles: Mapping[str, Role], brain_floats: Sequence[str]) -> Arrays:
-    return Arrays.trusted({n: a.view(_dtype_of("BF16")) if n in brain_floats else a for n, a in arrays.items()}, roles)
+    return Arrays.trusted(
+        {n: a.view(dtype_named("bfloat16")) if n in brain_floats else a for n, a in arrays.items()}, roles
+    )
 
 
 def _roles_of(arrays: Mapping[str, Any]) -> Mapping[str, Role]:
@@ -275,34 +308,14 @@ def _metadata(arrays: Arrays) -> dict[str, str]:
     return {"umbel": json.dumps({"roles": unusual})} if unusual else {}
 
 
-def write_safetensors(arrays: Mapping[str, Array], metadata: dict[str, str]) -> bytes:
-    """Encode arrays and at most one metadata entry in the safetensors format."""
-    from safetensors.numpy import save
-
-    contiguous = {n: a if a.flags.c_contiguous else np.ascontiguousarray(a) for n, a in arrays.items()}
-    return save(contiguous, metadata=metadata or None)
-
-
-def read_safetensors(data: bytes) -> tuple[dict[str, Array], dict[str, str]]:
-    """Decode the safetensors format into arrays and metadata. Raises `CorruptFile`."""
-    from safetensors import SafetensorError, deserialize
-
-    try:
-        arrays = {
-            name: np.frombuffer(part["data"], dtype=_dtype_of(part["dtype"])).reshape(part["shape"])
-            for name, part in deserialize(data)  # type: ignore[no-untyped-call]
-        }
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise CorruptFile(f"these {len(data)} bytes are not in the safetensors format: {error}") from error
-    return arrays, header.get("__metadata__", {})
-
-
-_DTYPES = {
-    "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16", "U32": "uint32", "I32": "int32",
-    "U64": "uint64", "I64": "int64", "F16": "float16", "F32": "float32", "F64": "float64",
+_CODES = {
+    "bool": "BOOL", "uint8": "U8", "int8": "I8", "int16": "I16", "uint16": "U16", "float16": "F16", "bfloat16": "BF16",
+    "int32": "I32", "uint32": "U32", "float32": "F32", "float64": "F64", "int64": "I64", "uint64": "U64",
 }  # fmt: skip
-_COMMON = frozenset(map(np.dtype, _DTYPES.values()))
+_RANKS = {name: rank for rank, name in enumerate(_CODES)}  # files begin with the last of them, which are the widest
+_NAMES = {code: name for name, code in _CODES.items()}
+_COMMON = frozenset(np.dtype(name) for name in _CODES if name != "bfloat16")
+_LONGEST_HEADER = 100_000_000
 RESERVED = "__metadata__"  # the safetensors format's own name
 
 
@@ -311,13 +324,96 @@ def can_travel(dtype: np.dtype[Any]) -> bool:
     return dtype in _COMMON or dtype.name == "bfloat16" or dtype.newbyteorder("=") in _COMMON
 
 
-def _dtype_of(code: str) -> np.dtype[Any]:
-    if code == "BF16":
+def dtype_named(name: str) -> np.dtype[Any]:
+    """The dtype of this name, which is one that can travel; KeyError for all others."""
+    if name == "bfloat16":
         import ml_dtypes
 
         found: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
         return found
-    return np.dtype(_DTYPES[code])
+    return np.dtype(name if name in _CODES else _CODES[name])
+
+
+def safetensors_pieces(arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> Iterator[Bytes]:
+    """The pieces of a safetensors file: its header, then the memory of one array after the other.
+
+    `metadata` has at most one entry, since the format leaves the order of several open. The bytes are those that
+    `safetensors.numpy.save` writes, whatever the order of the names.
+    """
+    names = sorted(arrays, key=lambda name: (-_RANKS[arrays[name].dtype.name], name))
+    header: dict[str, Any] = {RESERVED: dict(metadata)} if metadata else {}
+    end = 0
+    for name in names:
+        array, begin = arrays[name], end
+        end += array.nbytes
+        code = _CODES[array.dtype.name]
+        header[name] = {"dtype": code, "shape": list(array.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for name in names:
+        yield _raw(arrays[name])
+
+
+def _raw(array: Array) -> Bytes:
+    """The memory of an array; that of a copy where it is not contiguous or of another machine's byte order."""
+    if not array.size:
+        return b""
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def write_safetensors(arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> bytes:
+    """Encode arrays and at most one metadata entry in the safetensors format."""
+    return b"".join(safetensors_pieces(arrays, metadata))
+
+
+def read_safetensors(data: Bytes, *, views: bool = False) -> tuple[dict[str, Array], dict[str, str]]:
+    """Decode the safetensors format into arrays and metadata. Raises `CorruptFile`.
+
+    With `views` the arrays are views of `data` wherever they are aligned in it; without, they are writable copies.
+    """
+    whole = memoryview(data).cast("B")
+    try:
+        start, header = _header(whole)
+        metadata = header.pop(RESERVED, {})
+        if type(metadata) is not dict or not all(type(text) is str for text in metadata.values()):
+            raise ValueError("its metadata is not text")
+        arrays: dict[str, Array] = {}
+        end = 0
+        for name, entry in sorted(header.items(), key=lambda row: row[1]["data_offsets"]):
+            code, shape, (begin, after) = entry["dtype"], entry["shape"], entry["data_offsets"]
+            dtype = dtype_named(_NAMES[code])
+            if not all(type(n) is int and n >= 0 for n in (*shape, begin, after)):
+                raise ValueError(f"the shape or the place of {name!r} is wrong")
+            if begin != end or after - begin != math.prod(shape) * dtype.itemsize or start + after > len(whole):
+                raise ValueError(f"the places of {name!r} and what is before it do not fit together")
+            arrays[name] = _placed(whole[start + begin : start + after], dtype, shape, views)
+            end = after
+        if start + end != len(whole):
+            raise ValueError(f"it should have {start + end} bytes")
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise CorruptFile(f"these {len(whole)} bytes are not in the safetensors format: {error}") from error
+    return arrays, metadata
+
+
+def _header(whole: memoryview) -> tuple[int, dict[str, Any]]:
+    """Where the data begins, and the header before it."""
+    size = int.from_bytes(whole[:8], "little")
+    if len(whole) < 8 or size > min(len(whole) - 8, _LONGEST_HEADER):
+        raise ValueError("its header is cut short")
+    header = json.loads(str(whole[8 : 8 + size], "utf-8"))
+    if type(header) is not dict:
+        raise ValueError("its header is no table")
+    return 8 + size, header
+
+
+def _placed(part: memoryview, dtype: np.dtype[Any], shape: list[int], views: bool) -> Array:
+    if not len(part):
+        return np.zeros(shape, dtype)
+    array = np.frombuffer(part, dtype).reshape(shape)
+    return array if views and array.flags.aligned else array.copy()
 
 
 def difference(new: Arrays, old: Arrays, schema: Schema) -> Arrays:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -49,6 +48,7 @@ from .events import (
     RunResumed,
     RunStarted,
     TaskEnded,
+    Warned,
 )
 from .folds import Answer, total
 from .history import History
@@ -129,8 +129,8 @@ class Conductor:
         self._session = federation.connect(
             app.client, started.settings["config"], self._key.derive("task"), states, clock
         )
-        # Where time is virtual, deadlines and the log go by it.
-        self._now: Callable[[], float] = self._session.now or clock
+        # Where time is virtual, deadlines and the log go by it; else by the time in which clients could be reached.
+        self._now: Callable[[], float] = self._session.now or self._session.clock
         self._going: dict[int, Going] = {}
         self._lanes: set[str] = set()
         self._first_ask = 0
@@ -239,7 +239,7 @@ class Conductor:
             reason=reason,
             best_round=self._best_round(),
             seconds=round(self._seconds, 6),
-            model_sha256=hashlib.sha256(self.final_model().to_bytes()).hexdigest(),
+            model_sha256=self.final_model().sha256,
             error=error,
         )
 
@@ -366,6 +366,9 @@ class Conductor:
             "clock": self._now() if self._session.now is not None else None,
         }
         reference = self._journal.save(f"checkpoints/round-{event.round:04d}.safetensors", tree, durable=True)
+        # A large state goes on as the checkpoint's own pages, which the system can drop and read again.
+        tree = self._journal.mapped(reference, tree)
+        progress.state, progress.transforms = tree["state"], tree["transforms"]
         event = replace(event, checkpoint=reference)
         self._tell(event, durable=True)
         self.rounds.append(event)
@@ -483,6 +486,8 @@ class Conductor:
             if not self._going:
                 return
             event: Event = self._session.next_event() or Ticked()
+            for client, text in self._session.warnings():
+                self._tell(Warned(round=r, client=client, text=text))
             if self._observers:
                 self._tell_ended(event)
             commands = self._coordinator.handle(event, self._now())
@@ -502,6 +507,7 @@ class Conductor:
         durable, answer = item.ask.transform.name != "identity", None
         if isinstance(reply, Answer):
             answer = self._journal.save(f"answers/ask-{item.id:06d}.safetensors", (reply, state), durable=durable)
+            reply, state = self._journal.mapped(answer, (reply, state))
             self._progress.transforms[item.lane] = state
             self._states.advance(item.id, closed.states, since=self._first_ask)
         item.reply = reply
@@ -598,6 +604,7 @@ class Conductor:
 
     def _tell(self, event: RunEvent, durable: bool = False) -> None:
         self._journal.append(event, at=time.time(), durable=durable)
+        self._session.observe(event)
         for observer in self._observers:
             observer(event)
 

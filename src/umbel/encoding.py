@@ -11,13 +11,15 @@ dictionaries, and instances of classes that registered themselves with `register
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .arrays import RESERVED, Array, Arrays, can_travel, read_safetensors, write_safetensors
+from .arrays import RESERVED, Array, Arrays, can_travel, read_safetensors, safetensors_pieces
 from .errors import CorruptFile, StrategyError
+from .files import Bytes, mapped, reading, write_pieces
 
 VERSION = 1
 _TAG = "~"
@@ -32,19 +34,44 @@ def register(kind: type, name: str, to_parts: Callable[[Any], Any], from_parts: 
     _from_parts[name] = from_parts
 
 
+def pieces(tree: Any) -> Iterator[Bytes]:
+    """The pieces of `encode(tree)`, one after the other: a header, then each array's own memory."""
+    arrays: dict[str, Array] = {}
+    structure = _encode(tree, "", arrays)
+    return safetensors_pieces(arrays, {"umbel": json.dumps({"version": VERSION, "tree": structure})})
+
+
 def encode(tree: Any) -> bytes:
     """Turn a tree into bytes; equal trees give equal bytes. Raises `StrategyError` naming the path of what cannot be
     saved.
     """
-    arrays: dict[str, Array] = {}
-    structure = _encode(tree, "", arrays)
-    ordered = {name: arrays[name] for name in sorted(arrays)}
-    return write_safetensors(ordered, {"umbel": json.dumps({"version": VERSION, "tree": structure})})
+    return b"".join(pieces(tree))
 
 
-def decode(data: bytes) -> Any:
-    """Turn the bytes that `encode` made back into the tree. Raises `CorruptFile`."""
-    arrays, metadata = read_safetensors(data)
+def save_file(path: str | Path, tree: Any, *, durable: bool = False) -> tuple[str, int]:
+    """Write `encode(tree)` to a file, without holding it; returns its SHA-256 and size. Raises `StorageError`; an older
+    file stays whole.
+    """
+    return write_pieces(path, pieces(tree), durable=durable)
+
+
+def load_file(path: str | Path) -> Any:
+    """Map a file that `save_file` wrote: the tree's arrays are read-only, and read when they are used. Raises
+    `CorruptFile` and `StorageError`.
+
+    The file may be removed or replaced meanwhile, but must not be written to or cut short.
+    """
+    with reading(path):
+        data = mapped(path)
+    return decode(data, views=True)
+
+
+def decode(data: Bytes, *, views: bool = False) -> Any:
+    """Turn the bytes that `encode` made back into the tree. Raises `CorruptFile`.
+
+    With `views` the tree's arrays are views of `data`; without, they are writable copies.
+    """
+    arrays, metadata = read_safetensors(data, views=views)
     try:
         header = json.loads(metadata["umbel"])
         if header["version"] != VERSION:

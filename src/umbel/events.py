@@ -56,6 +56,17 @@ class RunResumed(RunEvent):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Waiting(RunEvent):
+    """A run that has not begun waits for its clients; `refused` says why some do not take part."""
+
+    name: ClassVar[str] = "waiting"
+    logged: ClassVar[bool] = False
+    ready: int
+    wanted: int
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class RoundStarted(RunEvent):
     """A round begins."""
 
@@ -134,6 +145,16 @@ class RoundCommitted(RunEvent):
     account: Mapping[str, float] = field(default_factory=dict, compare=False)
     clock: float | None = None
     checkpoint: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warned(RunEvent):
+    """Something that whoever runs the federation should know, of one client or of all; the run goes on."""
+
+    name: ClassVar[str] = "warned"
+    round: int
+    text: str
+    client: ClientId | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

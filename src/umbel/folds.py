@@ -9,20 +9,27 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from . import encoding
-from .arrays import Array, Arrays, Role, is_floating, wide
+from .arrays import RESERVED, Array, Arrays, Role, dtype_named, is_floating, wide
 from .errors import ClientId, NothingToFold, StrategyError, UpdateRejected
 from .sums import ArraySum, ExactScalar
-from .update import NO_ARRAYS, Contribution, Receipt, Update
+from .update import LARGEST, NO_ARRAYS, Contribution, Expectation, Free, Receipt, Update
 
 _BATCH = 16
 _BATCH_BYTES = 1 << 20  # several small updates are added at once, which spares calls; large ones gain nothing from it
+_MAPPED = 16  # so many updates that are views of files wait, whatever their size: less than that needs no bins
+_STRETCH = 1 << 18  # elements of an array whose bins (16 or 24 bytes an element) are held at a time
+
+
+_VERSION = 1  # of a partial's tree
+_MOST_DIMENSIONS = 32
+_MOST_UNSEEN = 1 << 28  # elements of a sum of zeros where the ask does not say how many there are
 
 
 class Fold(ABC):
@@ -72,15 +79,21 @@ class IntegerSum:
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self._total: Array = np.zeros(shape, dtype if dtype.kind == "u" else np.int64)
-        self._reach = 0.0
+        self._reach = 0
 
     def reserve(self, magnitude: float) -> None:
         """Make sure that an array none of whose elements exceeds `magnitude` still fits. Raises `UpdateRejected`."""
-        if self._total.dtype.kind != "u" and self._reach + magnitude >= 2.0**63:
+        largest = int(magnitude)
+        self._reserve(largest + (largest >> 52))  # a float from 2**53 on may have been rounded down
+
+    def _reserve(self, reach: int) -> None:
+        if self._total.dtype.kind == "u":
+            return
+        if self._reach + reach >= 1 << 63:
             raise UpdateRejected(
                 "a sum of integers would leave the range of int64", hint="Send floats, or smaller counts."
             )
-        self._reach += magnitude
+        self._reach += reach
 
     def add(self, array: Array) -> None:
         """Add an array of the same shape and dtype for which there is room."""
@@ -88,17 +101,37 @@ class IntegerSum:
 
     def merge(self, other: IntegerSum) -> None:
         """Add everything that other holds."""
-        self.reserve(other._reach)
+        self._reserve(other._reach)
         np.add(self._total, other._total, out=self._total)
 
     def value(self) -> Array:
         """The sum."""
         return self._total.copy()
 
+    def parts(self) -> tuple[int, Array]:
+        """How far from zero the sum can be, and the sum itself."""
+        return self._reach, self._total.copy()
+
+    @classmethod
+    def of_parts(cls, dtype: np.dtype[Any], reach: int, total: Array) -> IntegerSum:
+        """The sum that had these parts; ValueError where they do not fit together."""
+        made = cls(total.shape, dtype)
+        signed = made._total.dtype.kind != "u"
+        if total.dtype != made._total.dtype or not 0 <= reach < (1 << 63 if signed else 1):
+            raise ValueError(f"no sum of {dtype.name} has this reach, or is kept as {total.dtype.name}")
+        if signed and total.size and max(int(total.max()), -int(total.min())) > reach:
+            raise ValueError(f"a sum of {dtype.name} is beyond its own reach")
+        made._reach = reach
+        made._total[...] = total
+        return made
+
 
 @dataclass(slots=True)
 class Sums:
-    """The accumulator of the elementwise folds: one sum an array, the total weight, the number of updates."""
+    """The accumulator of the elementwise folds: one sum an array, the total weight, the number of updates.
+
+    `summed` says whether something is in the sums, and does not only wait.
+    """
 
     arrays: dict[str, ArraySum | IntegerSum] = field(default_factory=dict)
     roles: dict[str, Role] = field(default_factory=dict)
@@ -108,6 +141,7 @@ class Sums:
     count: int = 0
     waiting: list[tuple[Contribution, float]] = field(default_factory=list)
     batch: int = 1
+    summed: bool = False
 
 
 @dataclass(frozen=True)
@@ -137,16 +171,20 @@ class Elementwise(Fold):
         acc.weight.add(weight)
         if weight:
             acc.waiting.append((item, weight))
-            if len(acc.waiting) >= acc.batch:
+            # Views of files cost nothing while they wait, and bins cost several times what is summed in them.
+            if len(acc.waiting) > (_MAPPED if item.mapped else acc.batch - 1):
                 self._flush(acc)
         return acc
 
     def merge(self, acc: Sums, other: Sums) -> Sums:
         """Fold everything that `other` holds."""
+        if not other.count:
+            return acc
         if acc.count and other.count and (acc.dtypes, acc.shapes) != (other.dtypes, other.shapes):
             raise UpdateRejected("partials with different arrays cannot be merged")
         self._flush(other)
         self._flush(acc)
+        acc.summed = acc.summed or other.summed
         acc.count += other.count
         acc.weight.merge(other.weight)
         for name, theirs in other.arrays.items():
@@ -164,9 +202,12 @@ class Elementwise(Fold):
         """The answer's arrays. Raises `NothingToFold`."""
         if not acc.count:
             raise NothingToFold("there is no update to fold")
-        self._flush(acc)
         divisor = self.divisor(acc)
-        values = {n: self._value(s, acc.dtypes[n], divisor) for n, s in acc.arrays.items()}
+        if acc.summed:
+            self._flush(acc)
+            values = {n: self._value(s, acc.dtypes[n], divisor) for n, s in acc.arrays.items()}
+        else:
+            values = {n: self._value_of_waiting(acc, n, divisor) for n in acc.arrays}
         return Arrays.trusted(values, dict(acc.roles))
 
     def divisor(self, acc: Sums) -> float | None:
@@ -179,6 +220,30 @@ class Elementwise(Fold):
         if divisor is None:
             return total.value(np.float64)
         return total.value(wide(dtype) if dtype.kind != "b" else np.dtype(np.int64), divide_by=divisor)
+
+    def _value_of_waiting(self, acc: Sums, name: str, divisor: float | None) -> Array:
+        """One array of the answer where all updates wait: a stretch at a time, so that there are never bins of all.
+
+        The magnitudes are those of the whole array. So every stretch is summed at the level of the whole array, and
+        gets its bits.
+        """
+        shape, dtype = acc.shapes[name], acc.dtypes[name]
+        size = math.prod(shape)
+        if size <= _STRETCH or isinstance(acc.arrays[name], IntegerSum):
+            total = self._new(shape, dtype)
+            _add_all(total, [item.arrays[name] for item, _ in acc.waiting], acc.waiting, name)
+            return self._value(total, dtype, divisor)
+        flat = [item.arrays[name].reshape(-1) for item, _ in acc.waiting]
+        values: Array | None = None
+        for start in range(0, size, _STRETCH):
+            stop = min(start + _STRETCH, size)
+            total = ArraySum((stop - start,), dtype)
+            _add_all(total, [array[start:stop] for array in flat], acc.waiting, name)
+            part = self._value(total, dtype, divisor)
+            values = values if values is not None else np.empty(size, part.dtype)
+            values[start:stop] = part
+        assert values is not None
+        return values.reshape(shape)
 
     def _new(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> ArraySum | IntegerSum:
         if self.exact_integers and not is_floating(dtype):
@@ -203,14 +268,20 @@ class Elementwise(Fold):
         waiting, acc.waiting = acc.waiting, []
         if not waiting:
             return
-        weights = [w for _, w in waiting]
+        acc.summed = True
         for name, total in acc.arrays.items():
-            magnitudes = [item.magnitudes[name] for item, _ in waiting]
-            if isinstance(total, IntegerSum):
-                for item, _ in waiting:
-                    total.add(item.arrays[name])
-            else:
-                total.add_many([item.arrays[name] for item, _ in waiting], weights, magnitudes)
+            _add_all(total, [item.arrays[name] for item, _ in waiting], waiting, name)
+
+
+def _add_all(
+    total: ArraySum | IntegerSum, arrays: Sequence[Array], waiting: Sequence[tuple[Contribution, float]], name: str
+) -> None:
+    """Add the arrays (or a stretch) of this name of all that wait."""
+    if isinstance(total, IntegerSum):
+        for array in arrays:
+            total.add(array)
+    else:
+        total.add_many(arrays, [w for _, w in waiting], [item.magnitudes[name] for item, _ in waiting])
 
 
 def check_alike(acc: Sums, arrays: Arrays) -> None:
@@ -352,7 +423,7 @@ class Partial:
             check_alike(self._aux, item.aux)  # first, so that a refused update leaves nothing behind
         self._acc = self.fold.add(self._acc, item, factor)
         if averaged:
-            aux = Contribution(item.client, item.aux, NO_ARRAYS, 1.0, item.aux_magnitudes, {})
+            aux = Contribution(item.client, item.aux, NO_ARRAYS, 1.0, item.aux_magnitudes, {}, item.mapped)
             self._aux = mean().add(self._aux if self._aux is not None else Sums(), aux, factor)
         self.receipts[receipt.task] = receipt
 
@@ -379,6 +450,59 @@ class Partial:
         other.receipts = {receipt.task: receipt for receipt in map(Receipt, *columns)} if columns else {}
         self.merge(other)
 
+    def to_tree(self) -> dict[str, Any]:
+        """All that is inside as a plain tree for `encoding`: partials of the same updates give the same bytes, whatever
+        the order and the merges. Raises `StrategyError` for a fold that is not elementwise.
+
+        `{"version": 1, "fold": fold.spec(), "sums": ..., "aux": ... or None, "receipts": ...}`. Sums are `{"count",
+        "weight", "arrays"}`: the number of updates, the total weight as `ExactScalar.encode` writes it, and for each
+        name `[role, ArraySum.encode() as uint8]`, or, for integers that are totalled, `[role, dtype, reach, total]`.
+        Receipts are six columns, in the order of the tasks' ids: tasks, clients, weights, metrics, seconds, staleness.
+        """
+        if not isinstance(self.fold, Elementwise):
+            raise StrategyError(f"{self.fold.name} has no partials to send", hint="Send the updates themselves.")
+        self.fold.settle(self._acc)
+        if self._aux is not None:
+            mean().settle(self._aux)
+        receipts = sorted(self.receipts.values(), key=lambda receipt: receipt.task)
+        return {
+            "version": _VERSION,
+            "fold": self.fold.spec(),
+            "sums": _sums_tree(self._acc),
+            "aux": _sums_tree(self._aux) if self._aux is not None else None,
+            "receipts": _columns(replace(r, metrics=dict(sorted(r.metrics.items()))) for r in receipts),
+        }
+
+    @classmethod
+    def from_tree(
+        cls, fold: Fold, tree: Any, expects: Expectation | None = None, sent: Arrays | None = None
+    ) -> Partial:
+        """The partial that `to_tree` described, whoever sent it. Raises `UpdateRejected` for anything else, and, given
+        what the ask expects and the model that it sent, for arrays that are not those.
+        """
+        if not isinstance(fold, Elementwise):
+            raise UpdateRejected(f"{fold.name} takes no partials")
+        try:
+            if tree["version"] != _VERSION:
+                raise UpdateRejected(f"the partial has version {tree['version']!r}; this release reads {_VERSION}")
+            if tree["fold"] != fold.spec():
+                raise UpdateRejected(f"the partial is one of {tree['fold']!r:.60}, the ask folds by {fold.spec()}")
+            made = cls(fold)
+            made.receipts = _checked_receipts(tree["receipts"])
+            made._acc = _sums_of(fold, tree["sums"], len(made.receipts))
+            if made._acc.count != len(made.receipts):
+                raise UpdateRejected(f"a partial of {made._acc.count} updates has {len(made.receipts)} receipts")
+            if tree["aux"] is not None:
+                made._aux = _sums_of(mean(), tree["aux"], len(made.receipts))
+                if not made._aux.arrays or (expects is not None and expects.aux is None):
+                    raise UpdateRejected("the partial has aux arrays where there can be none")
+        except (KeyError, ValueError, TypeError, AttributeError, OverflowError, IndexError) as error:
+            raise UpdateRejected(f"this is no partial: {error!r:.200}") from error
+        if made.receipts:
+            _check_expected(made._acc, expects, sent)
+            _check_expected(made._aux or Sums(), expects.aux if expects is not None else None, None)
+        return made
+
     def finish(self, failed: Mapping[ClientId, str] | None = None, asked: int = 0) -> Answer:
         """The answer. Raises `NothingToFold` where the fold has none."""
         receipts = tuple(sorted(self.receipts.values(), key=lambda r: (*_order(r.client), r.task)))
@@ -391,6 +515,138 @@ class Partial:
             failed=dict(failed or {}),
             asked=asked,
         )
+
+
+_BUILT_IN: dict[str, type[Fold]] = {kind.name: kind for kind in (weighted_mean, mean, total, collect)}
+
+
+def fold_from_spec(spec: Any) -> Fold | None:
+    """The built-in fold that `Fold.spec` described; None for any other, and for what is no such description."""
+    try:
+        name, settings = spec
+        fold = _BUILT_IN[name](**settings)
+    except (TypeError, ValueError, KeyError):
+        return None
+    most = getattr(fold, "max_weight", None)
+    if most is not None and (type(most) not in (int, float) or not 0 <= most < math.inf):
+        return None
+    return fold
+
+
+def _sums_tree(acc: Sums) -> dict[str, Any]:
+    rows: dict[str, list[Any]] = {}
+    for name in sorted(acc.arrays):
+        summed = acc.arrays[name]
+        if isinstance(summed, IntegerSum):
+            rows[name] = [acc.roles[name], acc.dtypes[name].name, *summed.parts()]
+        else:
+            rows[name] = [acc.roles[name], np.frombuffer(summed.encode(), np.uint8)]
+    return {"count": acc.count, "weight": acc.weight.encode(), "arrays": rows}
+
+
+def _sums_of(fold: Elementwise, tree: Any, most: int) -> Sums:
+    """The sums of at most so many updates that a tree holds. Raises whatever a wrong tree makes it stumble on."""
+    acc = Sums(weight=ExactScalar.decode(tree["weight"]), count=tree["count"], summed=True)
+    weight = acc.weight.value
+    if type(acc.count) is not int or not 0 <= acc.count <= most or not 0 <= weight < LARGEST * max(1, acc.count):
+        raise UpdateRejected(f"{acc.count!r:.30} updates of weight {weight!r} are not what {most} receipts speak of")
+    for name, (role, *parts) in tree["arrays"].items():
+        if type(name) is not str or name in ("", RESERVED):
+            raise UpdateRejected(f"the partial has an array of the name {name!r:.60}")
+        summed, dtype, shape = _sum_of(parts)
+        exact = fold.exact_integers and not is_floating(dtype)
+        if exact != isinstance(summed, IntegerSum) or len(shape) > _MOST_DIMENSIONS:
+            raise UpdateRejected(f"array {name!r} of the partial is not what {fold.name} makes of {dtype.name}")
+        if isinstance(summed, ArraySum) and (summed.count > acc.count or (summed.count > 0) != (weight > 0)):
+            raise UpdateRejected(f"the sum of {name!r} has {summed.count} updates in it, of {acc.count}")
+        if role not in ("parameter", "buffer") or (role == "parameter" and not is_floating(dtype)):
+            raise UpdateRejected(f"array {name!r} of the partial, of {dtype.name}, has the role {role!r:.30}")
+        acc.arrays[name], acc.roles[name], acc.dtypes[name], acc.shapes[name] = summed, role, dtype, shape
+    if acc.count == 0 and (acc.arrays or weight):
+        raise UpdateRejected("the partial has arrays of no updates")
+    if len({summed.count for summed in acc.arrays.values() if isinstance(summed, ArraySum)}) > 1:
+        raise UpdateRejected("the partial's sums have different numbers of updates in them")
+    _check_range(fold, acc)
+    return acc
+
+
+def _sum_of(parts: list[Any]) -> tuple[ArraySum | IntegerSum, np.dtype[Any], tuple[int, ...]]:
+    """What `_sums_tree` wrote of one sum."""
+    if len(parts) == 1:
+        (encoded,) = parts
+        if not isinstance(encoded, np.ndarray) or encoded.dtype != np.uint8 or encoded.ndim != 1:
+            raise ValueError("an encoded sum is an array of bytes")
+        summed = ArraySum.decode(np.ascontiguousarray(encoded).data)
+        return summed, dtype_named(summed.dtype), summed.shape
+    name, reach, total = parts
+    if type(reach) is not int or not isinstance(total, np.ndarray):
+        raise ValueError("a sum of integers is a number and an array")
+    dtype = dtype_named(name)
+    return IntegerSum.of_parts(dtype, reach, total), dtype, total.shape
+
+
+def _check_range(fold: Elementwise, acc: Sums) -> None:
+    """Refuse sums whose mean would be infinite, which no updates that were checked can add up to."""
+    divisor = fold.divisor(acc) if acc.weight.value > 0 else None
+    if divisor is None:
+        return
+    for name, summed in acc.arrays.items():
+        if isinstance(summed, ArraySum) and is_floating(acc.dtypes[name]):
+            with np.errstate(over="ignore"):
+                largest = np.float64(summed.largest() / divisor).astype(wide(acc.dtypes[name]))
+            if not np.isfinite(largest):
+                raise UpdateRejected(f"the mean of array {name!r} of the partial would be infinite")
+
+
+def _checked_receipts(columns: Any) -> dict[str, Receipt]:
+    if columns == []:
+        return {}
+    receipts: dict[str, Receipt] = {}
+    for task, client, weight, metrics, seconds, staleness in zip(*_lists(columns), strict=True):
+        sound = type(task) is str and task and type(client) in (int, str) and type(staleness) is int and staleness >= 0
+        sound = sound and type(weight) in (int, float) and 0 <= weight < LARGEST
+        if not sound or type(seconds) not in (int, float) or not 0 <= seconds < math.inf:
+            raise UpdateRejected(
+                f"the receipt of task {task!r:.60} has a client, weight, time or staleness that is none"
+            )
+        if task in receipts:
+            raise UpdateRejected(f"task {task!r:.60} has two receipts")
+        named = type(metrics) is dict and all(type(name) is str for name in metrics)
+        if not named or not all(type(value) in (int, float) for value in metrics.values()):
+            raise UpdateRejected(f"the metrics in the receipt of task {task!r:.60} are not numbers by name")
+        values = {name: float(value) for name, value in metrics.items()}
+        receipts[task] = Receipt(task, client, float(weight), values, float(seconds), staleness)
+    return receipts
+
+
+def _lists(columns: Any) -> list[list[Any]]:
+    if type(columns) is not list or len(columns) != 6 or not all(type(column) is list for column in columns):
+        raise UpdateRejected("the partial's receipts are not six columns")
+    return columns
+
+
+def _check_expected(acc: Sums, expects: Expectation | None, sent: Arrays | None) -> None:
+    """Refuse a partial that is not of the arrays that the ask expects."""
+    schema = expects.schema(sent) if expects is not None else None
+    if expects is not None and schema is not None:
+        found = {n: (acc.shapes[n], acc.dtypes[n], acc.roles[n]) for n in acc.arrays}
+        wanted = {
+            n: (shape, wide(dtype) if expects.delta and role == "parameter" else dtype, role)
+            for n, (shape, dtype, role) in schema.items()
+        }
+        if found != wanted:
+            name = min(n for n in {*found, *wanted} if found.get(n) != wanted.get(n))
+            raise UpdateRejected(f"array {name!r} of the partial is not what the ask expects, or only one has it")
+        return
+    sizes = {n: math.prod(shape) for n, shape in acc.shapes.items()}
+    most = expects.max_bytes if isinstance(expects, Free) else None
+    nbytes = sum(size * acc.dtypes[n].itemsize for n, size in sizes.items())
+    if most is not None and nbytes > most:
+        raise UpdateRejected(f"the partial's arrays are of {nbytes} bytes, the ask allows {most}")
+    for name, summed in acc.arrays.items():
+        # A sum of zeros has no bins, whatever its shape; its answer would have to be allocated.
+        if isinstance(summed, ArraySum) and not summed.nbytes and sizes[name] > _MOST_UNSEEN:
+            raise UpdateRejected(f"array {name!r} of the partial is {sizes[name]} zeros, and nobody asked for so many")
 
 
 def mean_metrics(receipts: Iterable[Receipt]) -> dict[str, float]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import encoding
+from . import encoding, files
 from .errors import CorruptFile, JournalMissing, StorageError
 from .events import EVENTS, AskClosed, RoundCommitted, RunEvent, RunFinished, RunResumed, RunStarted
 
@@ -66,7 +66,7 @@ class Journal:
         self.folder = folder
         self._log: int | None = None
         if folder is not None:
-            with _writing(folder):
+            with files.writing(folder):
                 (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
                 (folder / "answers").mkdir(exist_ok=True)
                 self._log = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -81,7 +81,7 @@ class Journal:
         if self._log is None or self.folder is None or not event.logged:
             return
         line = seal({**event.record(), "at": round(at, 3)})
-        with _writing(self.folder / LOG):
+        with files.writing(self.folder / LOG):
             before = os.fstat(self._log).st_size
             try:
                 written = os.write(self._log, line)
@@ -99,9 +99,16 @@ class Journal:
         """
         if self.folder is None:
             return None
-        data = encoding.encode(tree)
-        write_whole(self.folder / name, data, durable=durable)
-        return {"file": name, "sha256": hashlib.sha256(data).hexdigest()}
+        sha256, _ = encoding.save_file(self.folder / name, tree, durable=durable)
+        return {"file": name, "sha256": sha256}
+
+    def mapped(self, reference: Mapping[str, str] | None, tree: Any) -> Any:
+        """A tree that was just saved, as it is in its file: where that is large, its arrays need no memory of their
+        own from then on, and are read-only. The tree itself where it is small or was kept nowhere.
+        """
+        if reference is None or self.folder is None or not files.is_large(self.folder / reference["file"]):
+            return tree
+        return encoding.load_file(self.folder / reference["file"])
 
     def summarise(self, summary: Mapping[str, Any]) -> None:
         """Write `summary.json`, how the run ended in one small file."""
@@ -196,15 +203,18 @@ def _event(record: dict[str, Any]) -> RunEvent:
 
 
 def load_checked(folder: Path, reference: Mapping[str, str]) -> Any:
-    """Read a file that a record names, and check its hash. Raises `CorruptFile`."""
+    """Read a file that a record names, and check its hash; the arrays of a large one are read-only views of the file.
+    Raises `CorruptFile`.
+    """
     path = folder / reference["file"]
     try:
-        data = path.read_bytes()
+        large = files.is_large(path)
+        data = files.mapped(path) if large else path.read_bytes()
     except OSError as error:
         raise CorruptFile(f"{path} is missing or cannot be read: {error.strerror}") from error
     if hashlib.sha256(data).hexdigest() != reference["sha256"]:
         raise CorruptFile(f"{path} is not what the run wrote: its hash differs from the log's")
-    return encoding.decode(data)
+    return encoding.decode(data, views=large)
 
 
 def _lock(log: int, folder: Path) -> None:
@@ -223,38 +233,4 @@ def _lock(log: int, folder: Path) -> None:
 
 def write_whole(path: Path, data: bytes, *, durable: bool = True) -> None:
     """Write a file so that it is either all there or not there. Raises `StorageError`."""
-    aside = path.with_name(path.name + ".tmp")
-    with _writing(path):
-        try:
-            with open(aside, "wb") as file:
-                file.write(data)
-                file.flush()
-                if durable:
-                    os.fsync(file.fileno())
-            os.replace(aside, path)
-            if durable and os.name == "posix":  # the name, too, has to reach the disk
-                folder = os.open(path.parent, os.O_RDONLY)
-                try:
-                    os.fsync(folder)
-                finally:
-                    os.close(folder)
-        except OSError:
-            aside.unlink(missing_ok=True)
-            raise
-
-
-class _writing:
-    """Turn the system's errors into `StorageError`s that name the file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, OSError):
-            raise StorageError(
-                f"{self.path} cannot be written: {error.strerror}",
-                hint="Nothing learned before is lost: make room or mend the folder, then `umbel resume` the run.",
-            ) from error
+    files.write_pieces(path, (data,), durable=durable)

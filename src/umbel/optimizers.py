@@ -66,14 +66,19 @@ class sgd(ServerOptimizer):
     def step(
         self, parameters: Mapping[str, Array], difference: Mapping[str, Array], slots: Slots
     ) -> tuple[dict[str, Array], Slots]:
-        if not self.momentum:
-            step = difference if self.lr == 1.0 else {n: self.lr * d for n, d in difference.items()}
-            return {n: p + step[n] for n, p in parameters.items()}, slots
-        velocity = {n: self.momentum * slots["velocity"][n] + d for n, d in difference.items()}
-        move = {n: self.momentum * v + difference[n] for n, v in velocity.items()} if self.nesterov else velocity
-        return {n: p + self.lr * move[n] for n, p in parameters.items()}, {
-            "velocity": {**slots["velocity"], **velocity}
-        }
+        moved: dict[str, Array] = {}
+        velocity: dict[str, Array] = {}
+        for name, p in parameters.items():  # one at a time, so that a large model needs one array more, not one model
+            move = d = difference[name]
+            if self.momentum:
+                v = self.momentum * slots["velocity"][name]
+                v += d
+                move = velocity[name] = v
+                if self.nesterov:
+                    move = self.momentum * v
+                    move += d
+            moved[name] = p + (move if self.lr == 1.0 else self.lr * move)
+        return moved, {"velocity": {**slots["velocity"], **velocity}} if self.momentum else slots
 
 
 @dataclass(frozen=True)
@@ -103,9 +108,20 @@ class Adaptive(ServerOptimizer):
     def step(
         self, parameters: Mapping[str, Array], difference: Mapping[str, Array], slots: Slots
     ) -> tuple[dict[str, Array], Slots]:
-        first = {n: self.beta1 * slots["first"][n] + (1 - self.beta1) * d for n, d in difference.items()}
-        second = {n: self.second(slots["second"][n], np.square(d)) for n, d in difference.items()}
-        moved = {n: p + self.lr * first[n] / (np.sqrt(second[n]) + self.tau) for n, p in parameters.items()}
+        moved: dict[str, Array] = {}
+        first: dict[str, Array] = {}
+        second: dict[str, Array] = {}
+        for name, p in parameters.items():
+            d = difference[name]
+            m = self.beta1 * slots["first"][name]
+            m += (1 - self.beta1) * d
+            v = self.second(slots["second"][name], np.square(d))
+            divisor = np.sqrt(v)
+            divisor += self.tau
+            step = self.lr * m
+            step /= divisor
+            step += p
+            moved[name], first[name], second[name] = step, m, v
         return moved, {"first": {**slots["first"], **first}, "second": {**slots["second"], **second}}
 
 

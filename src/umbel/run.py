@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import encoding
+from . import encoding, files
 from .app import App
 from .arrays import Arrays
 from .conduct import Conductor
 from .errors import AppError, CorruptFile, RunInterrupted, SettingError, StorageError, UmbelError
-from .events import Observer, RunStarted
+from .events import Observer, RunEvent, RunStarted
 from .history import History
 from .journal import FORMAT, Journal, load_checked, read_log
 from .node.seeding import generators_kept, seed_generators
@@ -56,7 +55,7 @@ class Result:
     @property
     def model_sha256(self) -> str:
         """SHA-256 of the model's safetensors bytes."""
-        return hashlib.sha256(self.model.to_bytes()).hexdigest()
+        return self.model.sha256
 
     def plot(self, path: str | Path | None = None) -> Figure:
         """Draw the metrics over the rounds; see `History.plot`."""
@@ -77,6 +76,8 @@ def run(
     settings: Mapping[str, Any] | None = None,
     observers: Sequence[Observer] = (),
     clock: Callable[[], float] = time.monotonic,
+    id: str | None = None,
+    place: str | Path | None = None,
 ) -> Result:
     """Run an app to its end.
 
@@ -88,6 +89,7 @@ def run(
     - `name`, `source`, `settings`: for the log: what the run's id begins with, where the app came from, what was set
       over it.
     - `observers`: called with every event.
+    - `id`, `place`: the run's id, and its folder below `folder`, where they are not to be made here.
 
     Raises `RunStopped` when too many rounds in a row brought nothing, `RunInterrupted` on Ctrl-C, `StorageError` on a
     full disk: the run can be resumed after each. `CallerError`s say what to mend.
@@ -104,10 +106,13 @@ def run(
     import secrets
 
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "run"
-    id = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-    place = None if folder is None else Path(folder) / id
-    with _opened(place) as (journal, states):
+    id = id or f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    place = None if folder is None else Path(folder) / (place or id)
+    with ExitStack() as stack:
+        federation = _enlisted(federation, app, stack, run=id, name=stem, config=plain, tell=_teller(observers))
+        journal, states = stack.enter_context(_opened(place))
         saved = journal.save("initial.safetensors", {"state": {"model": model}})
+        model = journal.mapped(saved, {"state": {"model": model}})["state"]["model"]
         started = RunStarted(
             run=id,
             format=FORMAT,
@@ -146,15 +151,12 @@ def resume(
     if log.started.format != FORMAT:
         raise CorruptFile(f"{place} has format {log.started.format}; this release reads {FORMAT}")
     federation = federation_of(app, on)
-    if len(federation.clients) != log.started.clients:
+    if not hasattr(federation, "enlist"):
+        _check_same(federation, log.started)
+    elif "members" not in log.started.federation:
         raise SettingError(
-            f"the run has {log.started.clients} clients, the federation has {len(federation.clients)}",
+            "the run was a simulation, and cannot go on with clients of nodes",
             hint="Resume a run on the federation it was started on.",
-        )
-    if log.started.federation.get("devices") != _plain_tree(federation.describe()["devices"]):
-        raise SettingError(
-            "the run was started on other devices than the federation has",
-            hint="Resume a run on the federation it was started on: its virtual time depends on the devices.",
         )
     if log.rounds:
         reference = log.rounds[-1].checkpoint
@@ -168,12 +170,55 @@ def resume(
     except CorruptFile as error:
         error.hint = error.hint or _older(place, log.rounds)
         raise error.located(run=log.started.run) from error.__cause__
-    with _opened(place) as (journal, states):
+    with ExitStack() as stack:
+        journal, states = stack.enter_context(_opened(place))
         if read_log(place).intact != log.intact:
             raise StorageError(f"the run in {place} went on while it was being resumed", hint="Try again.")
         journal.truncate(log.intact)
+        federation = _enlisted(
+            federation,
+            app,
+            stack,
+            run=log.started.run,
+            name=log.started.run,
+            config=log.started.settings["config"],
+            tell=_teller(observers),
+            members=log.started.federation.get("members"),
+            log=log.events,
+        )
         conductor = Conductor(app, federation, log.started, journal, states, observers, clock)
         return _conduct(conductor, place, lambda: conductor.go_on(log, checkpoint, rounds))
+
+
+def _check_same(federation: Any, started: RunStarted) -> None:
+    """Raise `SettingError` unless a run was started on such a federation."""
+    if len(federation.clients) != started.clients:
+        raise SettingError(
+            f"the run has {started.clients} clients, the federation has {len(federation.clients)}",
+            hint="Resume a run on the federation it was started on.",
+        )
+    if started.federation.get("devices") != _plain_tree(federation.describe()["devices"]):
+        raise SettingError(
+            "the run was started on other devices than the federation has",
+            hint="Resume a run on the federation it was started on: its virtual time depends on the devices.",
+        )
+
+
+def _enlisted(federation: Any, app: App, stack: ExitStack, **run: Any) -> Any:
+    """The federation with its clients known; those on real machines have to be told of the run first."""
+    if not hasattr(federation, "enlist"):
+        return federation
+    enlisted = federation.enlist(app, **run)
+    stack.callback(enlisted.close)
+    return enlisted
+
+
+def _teller(observers: Sequence[Observer]) -> Callable[[RunEvent], None]:
+    def tell(event: RunEvent) -> None:
+        for observer in observers:
+            observer(event)
+
+    return tell
 
 
 @contextmanager
@@ -214,13 +259,13 @@ def _conduct(conductor: Conductor, place: Path | None, start: Callable[[], None]
 def load_model(path: str | Path) -> Arrays:
     """Read a model from a safetensors file: an exported model, or a checkpoint of a run. Raises `CorruptFile` or
     `StorageError`.
+
+    A large file (64 MiB and more) is mapped: it may be removed or replaced meanwhile, but not written to.
     """
+    with files.reading(path):
+        data = files.mapped(path) if files.is_large(path) else Path(path).read_bytes()
     try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise StorageError(f"{path} cannot be read: {error.strerror}") from error
-    try:
-        tree = encoding.decode(data)
+        tree = encoding.decode(data, views=True)
     except CorruptFile:
         return _plain_model(path, data)
     state = tree.get("state") if isinstance(tree, Mapping) else None
@@ -230,7 +275,7 @@ def load_model(path: str | Path) -> Arrays:
     return model
 
 
-def _plain_model(path: str | Path, data: bytes) -> Arrays:
+def _plain_model(path: str | Path, data: files.Bytes) -> Arrays:
     try:
         return Arrays.from_bytes(data)
     except CorruptFile as error:

@@ -272,8 +272,11 @@ class ArraySum:
             return 0.0
         last = self._level - len(self._bins) + 1
         dropped = math.ldexp(self.count, _exponent(last) - 1) if last else 0.0  # bin 0 drops nothing
-        largest = max((float(np.abs(total).max()) for _, total in self._totals()), default=0.0)
-        return math.nextafter(dropped + largest * 2.0**-53, math.inf)
+        return math.nextafter(dropped + self.largest() * 2.0**-53, math.inf)
+
+    def largest(self) -> float:
+        """The largest |value()|, block by block."""
+        return max((float(np.abs(total).max()) for _, total in self._totals()), default=0.0)
 
     def copy(self) -> ArraySum:
         """An independent sum of the same value."""

@@ -91,6 +91,11 @@ def register_transform(kind: Kind) -> Kind:
     return kind
 
 
+def known_transforms() -> list[tuple[str, int]]:
+    """The names and versions of all transforms that are known here, in order."""
+    return sorted(_registry)
+
+
 def transform_from_spec(spec: Mapping[str, Any]) -> Transform:
     """Rebuild a transform from what its `spec` described. Raises `StrategyError` for one that is not known here."""
     if spec["name"] == Chain.name:

@@ -116,7 +116,9 @@ Expectation = Like | Free
 
 @dataclass(slots=True)
 class Contribution:
-    """A checked update, ready to be folded: `magnitudes` holds the largest absolute value of each array."""
+    """A checked update, ready to be folded: `magnitudes` holds the largest absolute value of each array. `mapped` says
+    that its arrays are views of files, which cost no memory while they wait.
+    """
 
     client: ClientId
     arrays: Arrays
@@ -124,6 +126,7 @@ class Contribution:
     weight: float
     magnitudes: Mapping[str, float]
     aux_magnitudes: Mapping[str, float]
+    mapped: bool = False
 
 
 def as_delta(update: Update, expects: Expectation, sent: Arrays | None) -> Update:

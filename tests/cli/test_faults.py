@@ -23,6 +23,8 @@ def expected(kind: type[errors.UmbelError]) -> int:
         (errors.RunError, 4),
         (errors.ClientError, 4),
         (errors.StorageError, 5),
+        (errors.Refused, 7),
+        (errors.PeerError, 6),
     ):
         if issubclass(kind, base):
             return code
@@ -41,7 +43,7 @@ def test_the_codes_are_documented() -> None:
     import umbel.cli
     from umbel.cli.program import EXIT_CODES
 
-    for code in (0, 1, 2, 3, 4, 5, 130, 143):
+    for code in (0, 1, 2, 3, 4, 5, 6, 7, 130, 143):
         assert f" {code} " in (umbel.cli.__doc__ or "")
         assert f" {code} " in EXIT_CODES
 

@@ -9,6 +9,8 @@ Exit codes:
    3  something to change: the app, its strategy, a setting, the data, the name of a run (`CallerError`)
    4  the run stopped: its clients brought no update (`RunError`)
    5  the disk: full, not writable, a damaged file (`StorageError`)
+   6  the server: not reached, lost, or it does not speak as it should (`PeerError`)
+   7  the server says no: an unknown token, a role that may not (`Refused`)
  130  stopped by Ctrl-C; `umbel resume` goes on
  143  stopped by SIGTERM; `umbel resume` goes on
 ====  ==================================================================================================================

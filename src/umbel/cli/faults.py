@@ -28,6 +28,8 @@ TITLES: tuple[tuple[type[UmbelError], str], ...] = (
     (errors.ClientError, "A client"),
     (errors.CorruptFile, "A damaged file"),
     (errors.StorageError, "The disk"),
+    (errors.Refused, "The server says no"),
+    (errors.PeerError, "The server"),
 )
 BUG = "This is a bug in Umbel: please report it with what --debug shows and the command that you typed."
 PANEL_WIDTH = 88
@@ -45,6 +47,8 @@ def exit_code(error: BaseException) -> int:
         return 3
     if isinstance(error, errors.RunError | errors.ClientError):
         return 4
+    if isinstance(error, errors.PeerError):
+        return 7 if isinstance(error, errors.Refused) else 6
     return 5 if isinstance(error, errors.StorageError) else 1
 
 

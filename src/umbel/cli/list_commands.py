@@ -28,18 +28,29 @@ WIDE = 100
 def runs(folder: Path, *, json: bool) -> None:
     """Print the runs of a folder."""
     rows = [_row(record) for record in records(folder)]
+    print_runs(rows, json=json, nothing=f"no runs in {folder}: `umbel run APP --clients 100` makes one")
+
+
+def print_runs(rows: list[dict[str, Any]], *, json: bool, nothing: str) -> None:
+    """Print a table of runs, each with `run`, `app`, `rounds`, `asked`, `state`, `metrics` and `began`; `nothing` where
+    there are none.
+    """
     console = stdout()
     if json:
         print(jsons.dumps(rows))
     elif rows:
         console.print(_table(rows, console.width >= WIDE))
     else:
-        console.print(Text(f"no runs in {folder}: `umbel run APP --clients 100` makes one", style="dim"))
+        console.print(Text(nothing, style="dim"), soft_wrap=True)
 
 
 def show(reference: str, folder: Path, plot: Path | None) -> None:
     """Print the page of a run, and draw its curves to a file where one is given."""
-    record = find(reference, folder)
+    show_record(find(reference, folder), plot)
+
+
+def show_record(record: Record, plot: Path | None) -> None:
+    """Print the page of a record, and draw its curves to a file where one is given."""
     console = stdout()
     console.print(page(record, console.width))
     if plot is not None:
@@ -101,8 +112,7 @@ def _table(rows: list[dict[str, Any]], wide: bool) -> Table:
         metrics = {name: float("nan") if value is None else value for name, value in row["metrics"].items()}
         shown = [f"{name} {number(value)}" for name, value in (main_metrics(metrics).items() if metrics else ())]
         state = Text(row["state"], style=STATES.get(row["state"], "red"))
-        app = Path(row["app"])
-        where = [f"{app.parent.name}/{app.name}" if row["app"] else ""] if wide else []
+        where = ["/".join(Path(row["app"]).parts[-2:])] if wide else []
         began = ago((now - datetime.fromisoformat(row["began"])).total_seconds())
         rounds = f"{row['rounds']}/{row['asked']}"
         table.add_row(row["run"], began, rounds, state, Text("\n".join(shown)), *where)

@@ -23,7 +23,15 @@ FEWER_ROUNDS = 11
 MOST_COLUMNS = 4
 MOST_CHARTS = 6
 MOST_FAILURES = 8
-STATES = {"finished": "green", "early stop": "green", "failed": "red", "interrupted": "yellow", "unfinished": "yellow"}
+STATES = {
+    "finished": "green",
+    "early stop": "green",
+    "failed": "red",
+    "interrupted": "yellow",
+    "stopped": "yellow",
+    "unfinished": "yellow",
+    "running": "cyan",
+}
 
 
 def page(record: Record, width: int) -> RenderableType:
@@ -52,7 +60,7 @@ def _facts(record: Record) -> Table:
         "settings": ", ".join(started.settings.get("set", ())),
         "config": ", ".join(f"{name}={_short(value)}" for name, value in started.settings.get("config", {}).items()),
         "software": ", ".join(_software(started.software)),
-        "folder": str(record.folder),
+        **record.facts,
         **account(record),
     }
     if finished is not None and record.state != "unfinished":

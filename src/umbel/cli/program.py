@@ -6,12 +6,13 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
+from . import deployment
 from .faults import reported
+from .options import RUNS, Commands, Debug, Folder, Json, On, RemoteRun, Rounds, Run, TableJson, Token, Workers, refuse
 
 EXIT_CODES = """\b
 Exit codes:
@@ -21,18 +22,10 @@ Exit codes:
   3    something to change: the app, its strategy, a setting, the data
   4    the run stopped: its clients brought no update
   5    the disk: full, not writable, a damaged file
+  6    the server: not reached, or lost
+  7    the server says no: an unknown token, a role that may not
   130  stopped by Ctrl-C, 143 by SIGTERM: umbel resume goes on
 """
-
-
-class Commands(TyperGroup):
-    """All commands. Their overview is plain text: loading rich to draw it would take longer than all else."""
-
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Write the overview into `formatter`."""
-        self.rich_markup_mode = None
-        super().format_help(ctx, formatter)
-
 
 program = typer.Typer(
     cls=Commands,
@@ -50,22 +43,6 @@ class Framework(StrEnum):
 
     pytorch = "pytorch"
     numpy = "numpy"
-
-
-Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, a unique part of one, 'last', or its folder.")]
-Folder = Annotated[Path, typer.Option("--folder", metavar="DIR", help="Where runs are kept.")]
-Workers = Annotated[
-    int | None,
-    typer.Option(
-        "--workers", metavar="N", min=0, help="Processes that train, one a core by default; 0 for none but this one."
-    ),
-]
-Rounds = Annotated[
-    int | None, typer.Option("--rounds", metavar="N", min=1, help="How many rounds; the app's by default.")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON, the last of stdout.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-RUNS = Path("umbel-runs")
 
 
 def print_version(wanted: bool) -> None:
@@ -142,12 +119,41 @@ def run(
     plan: Annotated[
         bool, typer.Option("--plan", help="Train one client only, and say what the whole run would take.")
     ] = False,
+    on: Annotated[
+        str | None,
+        typer.Option("--on", metavar="HOST:PORT", help="Run it on this server's nodes, instead of a simulation."),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", metavar="CLIENT", help="With --on: this client belongs to the run; all by default."),
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="With --on: do not follow the run.")] = False,
+    token: Token = None,
     json: Json = False,
     folder: Folder = RUNS,
     debug: Debug = False,
 ) -> None:
-    """Train an app's model in a simulated federation."""
+    """Train an app's model in a simulated federation, or on a server's nodes."""
     with reported(debug):
+        if on is not None:
+            simulated = {"--clients": clients, "--init": init, "--workers": workers, "--devices": devices}
+            refuse({**simulated, "--work": work, "--plan": plan or None}, "goes with a simulation, not with --on")
+            from .remote_commands import run_on
+
+            assigned, members = set or [], only or []
+            run_on(
+                app,
+                on,
+                token,
+                rounds=rounds,
+                seed=seed,
+                assignments=assigned,
+                only=members,
+                detach=detach,
+                json=json,
+            )
+            return
+        refuse({"--only": only, "--detach": detach or None, "--token": token}, "goes with --on")
         from .federations import Wanted
         from .run_commands import plan as plan_run
         from .run_commands import run
@@ -170,12 +176,22 @@ def resume(
         str | None, typer.Option("--app", metavar="FILE", help="The app's file, where it is not where it was.")
     ] = None,
     workers: Workers = None,
+    on: On = None,
+    token: Token = None,
+    detach: Annotated[bool, typer.Option("--detach", help="With --on: do not follow the run.")] = False,
     json: Json = False,
     folder: Folder = RUNS,
     debug: Debug = False,
 ) -> None:
     """Go on with a run where it stopped."""
     with reported(debug):
+        if on is not None:
+            refuse({"--app": app, "--workers": workers}, "goes with a run on this machine, not with --on")
+            from .remote_commands import resume_on
+
+            resume_on(run, on, token, rounds=rounds, detach=detach, json=json)
+            return
+        refuse({"--detach": detach or None, "--token": token}, "goes with --on")
         from .run_commands import resume
 
         resume(run, rounds=rounds, app=app, workers=workers, json=json, folder=folder)
@@ -183,12 +199,15 @@ def resume(
 
 @program.command()
 def runs(
-    folder: Folder = RUNS,
-    json: Annotated[bool, typer.Option("--json", help="Print the table as one line of JSON.")] = False,
-    debug: Debug = False,
+    on: On = None, token: Token = None, folder: Folder = RUNS, json: TableJson = False, debug: Debug = False
 ) -> None:
     """List the runs, the latest last."""
     with reported(debug):
+        if on is not None:
+            from .remote_commands import runs_on
+
+            runs_on(on, token, json=json)
+            return
         from .list_commands import runs
 
         runs(folder, json=json)
@@ -200,14 +219,43 @@ def show(
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Draw the curves to this PNG (needs umbel[plot]).")
     ] = None,
+    on: On = None,
+    token: Token = None,
     folder: Folder = RUNS,
     debug: Debug = False,
 ) -> None:
     """Show a run: its facts, rounds, curves and failures."""
     with reported(debug):
+        if on is not None:
+            from .remote_commands import show_on
+
+            show_on(run, on, token, plot)
+            return
         from .list_commands import show
 
         show(run, folder, plot)
+
+
+@program.command()
+def logs(
+    run: Run,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run is over.")] = False,
+    on: On = None,
+    token: Token = None,
+    folder: Folder = RUNS,
+    json: Annotated[bool, typer.Option("--json", help="Print the events themselves, one line of JSON each.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Print what has happened in a run."""
+    with reported(debug):
+        if on is not None:
+            from .remote_commands import logs_on
+
+            logs_on(run, on, token, follow=follow, json=json)
+            return
+        from .log_commands import logs
+
+        logs(run, folder, follow=follow, json=json)
 
 
 @program.command()
@@ -232,3 +280,35 @@ def export(
         from .list_commands import export
 
         export(run, file, folder, round=round, force=force)
+
+
+@program.command()
+def stop(
+    run: RemoteRun,
+    on: Annotated[str, typer.Option("--on", metavar="HOST:PORT", help="The server.")],
+    token: Token = None,
+    debug: Debug = False,
+) -> None:
+    """Stop a run on a server; what it has learned is kept."""
+    with reported(debug):
+        from .remote_commands import stop_on
+
+        stop_on(run, on, token)
+
+
+@program.command()
+def pull(
+    run: RemoteRun,
+    on: Annotated[str, typer.Option("--on", metavar="HOST:PORT", help="The server.")],
+    token: Token = None,
+    folder: Folder = RUNS,
+    debug: Debug = False,
+) -> None:
+    """Fetch a run's folder from a server: log, summary and models."""
+    with reported(debug):
+        from .remote_commands import pull_from
+
+        pull_from(run, on, token, folder)
+
+
+deployment.register(program)

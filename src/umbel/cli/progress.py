@@ -26,6 +26,8 @@ from ..events import (
     RunResumed,
     RunStarted,
     TaskEnded,
+    Waiting,
+    Warned,
 )
 from .terminal import COLOURS, duration, in_order, number, plural, sparkline
 
@@ -145,8 +147,10 @@ def progress(console: Console) -> Iterator[Observer]:
 
 def _print_line(console: Console, watch: Watch, event: RunEvent) -> None:
     watch.see(event)
-    if text := _heading(event):
+    if text := heading(event):
         console.out(text)
+    if isinstance(event, Warned):
+        console.out(warning(event))
     if isinstance(event, RoundCommitted):
         console.out(round_line(watch, event))
         if watch.reason and event.failed is None:
@@ -155,21 +159,33 @@ def _print_line(console: Console, watch: Watch, event: RunEvent) -> None:
 
 def _update(view: Live, watch: Watch, title: Text, event: RunEvent) -> None:
     watch.see(event)
-    if text := _heading(event):
-        title.append(text)
+    if text := heading(event):
+        title.plain = text
+    if isinstance(event, Warned):
+        view.console.print(Text(warning(event), style="yellow"))
     if isinstance(event, RoundCommitted):
         reason = round_line(watch, event) if event.failed is not None else watch.reason
         if reason:
             view.console.print(Text(f"round {event.round}: " * (event.failed is None) + reason, style="yellow"))
 
 
-def _heading(event: RunEvent) -> str | None:
+def heading(event: RunEvent) -> str | None:
+    """What stands above a run's progress from this event on, if it says that."""
     if isinstance(event, RunStarted):
         counts = f"{plural(event.clients, 'client')}, {plural(event.rounds, 'round')}"
         return f"run {event.run}: {event.strategy}, {counts}, seed {event.seed}"
     if isinstance(event, RunResumed):
         return f"run {event.run}: goes on after round {event.round}{_differences(event.changed)}"
+    if isinstance(event, Waiting):
+        refused = "".join(f"; client {client} does not take part: {why}" for client, why in event.refused.items())
+        return f"waiting for clients: {event.ready} of {event.wanted} ready{refused}"
     return None
+
+
+def warning(event: Warned) -> str:
+    """A warning in one line."""
+    of = "" if event.client is None else f"client {event.client}: "
+    return f"round {event.round}: {of}{event.text}"
 
 
 def _differences(changed: Mapping[str, list[str]]) -> str:

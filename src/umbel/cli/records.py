@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 
-from ..errors import JournalMissing, SettingError
-from ..events import RoundCommitted, RunFinished, RunInterrupted, RunResumed, RunStarted
+from ..errors import CorruptFile, JournalMissing, SettingError
+from ..events import AskClosed, RoundCommitted, RunEvent, RunFinished, RunInterrupted, RunResumed, RunStarted
 from ..journal import LOG, RunLog, read_log
 
 LAST = "last"
@@ -74,6 +75,60 @@ class Record:
         best = finished.best_round if finished is not None and self.state != "unfinished" else None
         fitting = [event for event in self.log.rounds if best in (None, event.round)]
         return fitting[-1] if fitting else None
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """Where it is, by what that is called."""
+        return {"folder": str(self.folder)}
+
+
+@dataclass(frozen=True)
+class RemoteRecord(Record):
+    """A run on a server, whose log has been fetched."""
+
+    heard: RunLog | None = None
+    status: str = ""
+    about: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, run: str, log: RunLog, status: str, about: Mapping[str, str]) -> RemoteRecord:
+        """The record of a run by its id, log and status; `about` says where it is, and so on."""
+        return cls(Path(run), log, status, about)
+
+    @property
+    def log(self) -> RunLog:
+        """What the log says."""
+        assert self.heard is not None
+        return self.heard
+
+    @property
+    def state(self) -> str:
+        """As the log has it; what the server says where the log does not."""
+        found = super().state
+        return self.status if found == "unfinished" else found
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """Where it is, by what that is called."""
+        return self.about
+
+
+def log_of(events: Sequence[RunEvent]) -> RunLog:
+    """A run's log by its events. Raises `CorruptFile` where they do not begin with the start of a run."""
+    if not events or not isinstance(events[0], RunStarted):
+        raise CorruptFile("the log does not begin with the start of a run")
+    found = RunLog(events[0], events=list(events))
+    for event in events:
+        if isinstance(event, RoundCommitted):
+            found.rounds.append(event)
+            found.pending.clear()
+        elif isinstance(event, AskClosed):
+            found.pending.append(event)
+        elif isinstance(event, RunFinished):
+            found.finished = event
+        elif isinstance(event, RunResumed):
+            found.rounds_wanted = max(found.rounds_wanted, event.rounds)
+    return found
 
 
 def records(folder: Path) -> list[Record]:

@@ -11,10 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Group
 from rich.padding import Padding
-from rich.table import Table
-from rich.text import Text
 
 from ..errors import AppError, RunInterrupted, SettingError, UmbelError
 from ..events import Observer
@@ -25,12 +22,13 @@ from ..run import run as run_app
 from ..simulation.federation import WORKERS
 from . import settings
 from .application import LoadedApp, blame, file_of, load, note_place
+from .ending import Ending
 from .faults import stop_signals, warn
 from .federations import Wanted, start_early
 from .forecast import forecast
 from .progress import progress
 from .records import Record, find, is_over
-from .terminal import COLOURS, duration, in_order, number, plain, plural, sparkline, stderr, stdout
+from .terminal import plural, stderr, stdout
 
 
 def run(
@@ -66,7 +64,7 @@ def run(
             )
 
         result = _watched(begin, loaded, folder)
-    _print(result, folder, json)
+    _ending(result, folder).print(json)
 
 
 def plan(
@@ -114,7 +112,7 @@ def resume(
         if is_over(record.log, rounds):
             warn(f"this run is over after {plural(len(record.log.rounds), 'round')}; --rounds N goes on with it")
         result = _watched(go_on, loaded, record.folder.parent)
-    _print(result, record.folder.parent, json)
+    _ending(result, record.folder.parent).print(json)
 
 
 def _app_of(record: Record, app: str | None) -> LoadedApp:
@@ -166,42 +164,14 @@ def _command(verb: str, run: str, folder: Path) -> str:
     return shlex.join(["umbel", verb, run, *elsewhere])
 
 
-def _print(result: Result, folder: Path, json: bool) -> None:
-    if json:
-        print(jsons.dumps(_summary(result)), flush=True)
-        return
-    ended = "stopped early" if result.reason == "early stop" else "finished"
-    kept = f", the best of them round {result.best_round}" if result.best_round is not None else ""
-    head = Text.assemble(
-        ("✓ ", "bold green"),
-        (result.run, "bold"),
-        f" {ended}: {plural(result.rounds, 'round')} in {duration(result.seconds)}{kept}",
+def _ending(result: Result, folder: Path) -> Ending:
+    return Ending(
+        run=result.run,
+        reason=result.reason,
+        history=result.history,
+        seconds=result.seconds,
+        model_sha256=result.model_sha256,
+        best_round=result.best_round,
+        place={"folder": str(result.folder)},
+        commands={"curves": shlex.split(_command("show", result.run, folder))},
     )
-    facts = Table.grid(padding=(0, 2))
-    facts.add_row("model", f"sha256 {result.model_sha256[:12]}")
-    facts.add_row("folder", Text(str(result.folder), overflow="fold"))
-    facts.add_row("curves", Text(_command("show", result.run, folder), style="cyan", overflow="fold"))
-    stdout().print(Padding(Group(head, Text(), _metrics(result), Text(), facts), (1, 1), expand=False))
-
-
-def _metrics(result: Result) -> Table:
-    table = Table.grid(padding=(0, 2))
-    table.add_column()
-    table.add_column(justify="right")
-    for name in in_order(result.history.names):
-        values = [value for _, value in result.history.series(name)]
-        course = Text(sparkline(values) if len(values) > 1 else "", style=COLOURS[name.partition(".")[0]])
-        table.add_row(name, Text(number(values[-1]), style="bold"), course)
-    return table
-
-
-def _summary(result: Result) -> dict[str, Any]:
-    return {
-        "run": result.run,
-        "rounds": result.rounds,
-        "metrics": plain(result.metrics),
-        "seconds": result.seconds,
-        "model_sha256": result.model_sha256,
-        "folder": str(result.folder),
-        "reason": result.reason,
-    }

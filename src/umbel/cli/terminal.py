@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import sys
@@ -30,6 +31,11 @@ def stderr() -> Console:
 def _console(stream: TextIO) -> Console:
     width = None if stream.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
     return Console(file=stream, highlight=False, emoji=False, width=width)
+
+
+def log_to_stderr() -> None:
+    """Have what a server or a node notes printed on stderr, a line each."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
 
 
 def number(value: float) -> str:

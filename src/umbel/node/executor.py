@@ -6,7 +6,7 @@ import time
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -238,7 +238,10 @@ class Executor(Intake):
             if isinstance(work, Failed):
                 return work
         result = self._attempt(task, self._check, work)
-        return result if isinstance(result, Failed) else Answered(work.update, result.receipt, work.state)
+        if isinstance(result, Failed):
+            return result
+        plain = replace(work.update, weight=result.receipt.weight, metrics={})  # metrics travel in the receipt
+        return Answered(plain, result.receipt, work.state)
 
     def take_account(self) -> Account:
         """Where time went since this was last asked."""

@@ -76,9 +76,11 @@ class Intake:
         """Make an ask known before its results come: the `number`-th of its round, from 0."""
         self._asks[id] = self._origin[id] = OpenAsk(ask, round, number, params, Partial(ask.fold))
 
-    def arrived(self, task: Task, update: Update, receipt: Receipt, state: bytes | None) -> Finished | Failed:
+    def arrived(
+        self, task: Task, update: Update, receipt: Receipt, state: bytes | None, *, mapped: bool = False
+    ) -> Finished | Failed:
         """Take in what another process made of a task: decode it, check it and keep it. Its word is not taken for
-        anything but its metrics and seconds.
+        anything but its metrics and seconds. `mapped` says that the arrays are views of a file.
         """
         began = time.perf_counter()
         found = self._attempt(task, self._taken_in, (update, receipt, state))
@@ -86,6 +88,7 @@ class Intake:
         if isinstance(found, Failed):
             return found
         self._account.training += receipt.seconds
+        found.contribution.mapped = mapped and self._origin[task.ask].ask.transform.name == "identity"
         self._results[task.id] = found
         return Finished(task.id)
 

@@ -26,6 +26,7 @@ from ..arrays import Arrays
 from ..ask import Ask, Task, for_client
 from ..coordinator import Admit, AllFinished, Cancel, Event, Failed, Finished, Send, Ticked, Wake
 from ..errors import AppError, ClientCrashed, ClientId, SettingError, UmbelError
+from ..events import RunEvent
 from ..folds import Partial
 from ..node.account import Account
 from ..node.intake import ClosedAsk
@@ -122,6 +123,18 @@ class Session:
     def now(self) -> Callable[[], float] | None:
         """The virtual clock, where there is a device model."""
         return None if self._fleet is None else lambda: self._time
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """The clock of its deadlines, where time is not virtual."""
+        return self._clock
+
+    def warnings(self) -> tuple[()]:
+        """A simulation has nothing to warn of."""
+        return ()
+
+    def observe(self, event: RunEvent) -> None:
+        """A simulation has nobody to tell of its events."""
 
     def advance_to(self, at: float) -> None:
         """Set the virtual clock."""

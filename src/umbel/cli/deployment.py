@@ -1,0 +1,277 @@
+"""What can be typed about servers, nodes and operators: the commands with their arguments and help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .faults import reported
+from .options import SERVER, At, Debug, Home, TableJson, Token, group, refuse
+
+nodes = group("nodes", "Invite, list, approve and revoke a server's nodes.")
+operators = group("operators", "Add, list and remove who may use a server.")
+
+
+def register(program: typer.Typer) -> None:
+    """Add these commands to the program."""
+    program.command()(server)
+    program.command()(node)
+    program.add_typer(nodes)
+    program.add_typer(operators)
+    program.command()(login)
+    program.command()(audit)
+    program.command()(pack)
+    program.command()(diff)
+
+
+def server(
+    dir: Annotated[Path, typer.Option("--dir", metavar="DIR", help="Where it keeps all that it keeps.")] = SERVER,
+    listen: Annotated[
+        str | None,
+        typer.Option("--listen", metavar="ADDR", help="Where nodes and operators connect; 127.0.0.1:7420 by default."),
+    ] = None,
+    http: Annotated[
+        str | None, typer.Option("--http", metavar="ADDR", help="Where its pages are; 127.0.0.1:7421, 'no' for none.")
+    ] = None,
+    name: Annotated[
+        list[str] | None,
+        typer.Option("--name", metavar="HOST", help="What others call this machine, for its certificate. Repeatable."),
+    ] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Without TLS; only on this machine.")] = False,
+    force_insecure: Annotated[
+        bool, typer.Option("--force-insecure", help="With --insecure: without TLS for other machines, too.")
+    ] = False,
+    quota: Annotated[
+        str | None, typer.Option("--quota", metavar="SIZE", help="How much its blobs may take, such as 50GB.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Be a server: nodes and operators connect to it."""
+    with reported(debug):
+        from .server_commands import serve, settings
+
+        serve(settings(dir, listen, http, name or [], insecure, force_insecure, quota))
+
+
+def node(
+    server: Annotated[
+        str, typer.Argument(metavar="SERVER", help="HOST:PORT of the server, or the text of an invitation.")
+    ],
+    join: Annotated[str | None, typer.Option("--join", metavar="TEXT", help="The text of an invitation.")] = None,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--source", metavar="KEY=VALUE", help="Where the client's data is: what its code gets. Repeatable."
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="What the node, and its client, is called.")
+    ] = None,
+    slots: Annotated[int, typer.Option("--slots", metavar="N", min=1, help="So many tasks at once.")] = 1,
+    clients: Annotated[
+        Path | None,
+        typer.Option("--clients", metavar="FILE", help="Several clients: TOML or JSON, names to sources."),
+    ] = None,
+    dir: Annotated[
+        Path | None, typer.Option("--dir", metavar="DIR", help="Where its key, its results and its state are kept.")
+    ] = None,
+    relay: Annotated[
+        bool, typer.Option("--relay", help="Be a server to nodes below, and send partial sums up.")
+    ] = False,
+    listen: Annotated[
+        str | None, typer.Option("--listen", metavar="ADDR", help="With --relay: where the nodes below connect.")
+    ] = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow", metavar="AUTHOR|HASH", help="Run what this author signed, or this archive. Repeatable."
+        ),
+    ] = None,
+    policy: Annotated[
+        Path | None, typer.Option("--policy", metavar="FILE", help="What this node does and what not, as TOML or JSON.")
+    ] = None,
+    ask: Annotated[bool, typer.Option("--ask", help="Ask here before the code of a run is run.")] = False,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Without TLS; only on this machine.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Be a node: hold data, and do a server's tasks on it."""
+    with reported(debug):
+        if not relay:
+            refuse({"--listen": listen}, "goes with --relay")
+        from .node_commands import NodeOrder, run
+
+        run(
+            NodeOrder(
+                server=server,
+                join=join,
+                sources=tuple(source or ()),
+                name=name,
+                slots=slots,
+                clients=clients,
+                folder=dir,
+                relay=relay,
+                listen=listen,
+                allow=tuple(allow or ()),
+                policy=policy,
+                ask=ask,
+                insecure=insecure,
+            )
+        )
+
+
+@nodes.command("invite")
+def invite_node(
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="The only name that it may take; any by default.")
+    ] = None,
+    hours: Annotated[
+        float, typer.Option("--hours", metavar="H", min=0.01, help="How long the invitation is good.")
+    ] = 24.0,
+    on: At = None,
+    token: Token = None,
+    dir: Home = SERVER,
+    json: TableJson = False,
+    debug: Debug = False,
+) -> None:
+    """Make an invitation, good for one node."""
+    with reported(debug):
+        from .office_commands import invite
+
+        invite(on, token, dir, name=name, hours=hours, json=json)
+
+
+@nodes.command("ls")
+def list_nodes(
+    on: At = None, token: Token = None, dir: Home = SERVER, json: TableJson = False, debug: Debug = False
+) -> None:
+    """List the nodes and their clients."""
+    with reported(debug):
+        from .office_commands import list_nodes
+
+        list_nodes(on, token, dir, json=json)
+
+
+Node = Annotated[str, typer.Argument(metavar="NODE", help="A node's id, a unique part of one, or its name.")]
+
+
+@nodes.command("approve")
+def approve_node(node: Node, on: At = None, token: Token = None, dir: Home = SERVER, debug: Debug = False) -> None:
+    """Let a node in that waits for approval."""
+    with reported(debug):
+        from .office_commands import judge_node
+
+        judge_node(on, token, dir, node, "approve")
+
+
+@nodes.command("revoke")
+def revoke_node(node: Node, on: At = None, token: Token = None, dir: Home = SERVER, debug: Debug = False) -> None:
+    """Shut a node out: its connection ends, and its key is not good any more."""
+    with reported(debug):
+        from .office_commands import judge_node
+
+        judge_node(on, token, dir, node, "revoke")
+
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The operator's name.")]
+
+
+@operators.command("add")
+def add_operator(
+    name: Name,
+    role: Annotated[
+        str,
+        typer.Option(
+            "--role",
+            metavar="ROLE",
+            help="read: see everything; run: start, stop and resume runs, too; admin: nodes and operators, too.",
+        ),
+    ] = "run",
+    on: At = None,
+    token: Token = None,
+    dir: Home = SERVER,
+    json: TableJson = False,
+    debug: Debug = False,
+) -> None:
+    """Let somebody use the server, and print their token."""
+    with reported(debug):
+        from .office_commands import add_operator
+
+        add_operator(on, token, dir, name=name, role=role, json=json)
+
+
+@operators.command("ls")
+def list_operators(
+    on: At = None, token: Token = None, dir: Home = SERVER, json: TableJson = False, debug: Debug = False
+) -> None:
+    """List who may use the server."""
+    with reported(debug):
+        from .office_commands import list_operators
+
+        list_operators(on, token, dir, json=json)
+
+
+@operators.command("remove")
+def remove_operator(name: Name, on: At = None, token: Token = None, dir: Home = SERVER, debug: Debug = False) -> None:
+    """Take somebody's access away."""
+    with reported(debug):
+        from .office_commands import remove_operator
+
+        remove_operator(on, token, dir, name)
+
+
+def login(
+    server: Annotated[str, typer.Argument(metavar="HOST:PORT", help="The server.")],
+    token: Annotated[
+        str | None, typer.Argument(metavar="TOKEN", help="An operator's token; asked for where it is left out.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Keep an operator's token, so that later commands find it."""
+    with reported(debug):
+        from .office_commands import login
+
+        login(server, token if token is not None else typer.prompt("token", hide_input=True))
+
+
+def audit(
+    count: Annotated[int, typer.Option("--count", "-n", metavar="N", min=1, help="The last so many records.")] = 50,
+    on: At = None,
+    token: Token = None,
+    dir: Home = SERVER,
+    json: TableJson = False,
+    debug: Debug = False,
+) -> None:
+    """Print who did what on a server."""
+    with reported(debug):
+        from .office_commands import audit
+
+        audit(on, token, dir, count=count, json=json)
+
+
+def pack(
+    app: Annotated[
+        str, typer.Argument(metavar="APP", help="A Python file with an umbel.App; FILE:NAME if it has several.")
+    ],
+    to: Annotated[Path, typer.Option("--to", "-o", metavar="DIR", help="The folder to write to.")] = Path("."),
+    json: TableJson = False,
+    debug: Debug = False,
+) -> None:
+    """Make two archives: of the client, which nodes run, and of the app."""
+    with reported(debug):
+        from .archive_commands import pack
+
+        pack(app, to, json=json)
+
+
+def diff(
+    old: Annotated[Path, typer.Argument(metavar="OLD", help="An archive.")],
+    new: Annotated[Path, typer.Argument(metavar="NEW", help="Another.")],
+    debug: Debug = False,
+) -> None:
+    """Show how two archives differ, file by file and line by line."""
+    with reported(debug):
+        from .archive_commands import diff
+
+        diff(old, new)

@@ -1,0 +1,78 @@
+"""What is printed when a run is over, wherever it ran."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Group
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from ..history import History
+from .terminal import COLOURS, duration, in_order, number, plain, plural, sparkline, stdout
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a run ended. `place` says where it is kept, as ``{"folder": "umbel-runs/..."}``; `commands` what to type
+    next, by what that is good for.
+    """
+
+    run: str
+    reason: str
+    history: History
+    seconds: float
+    model_sha256: str
+    best_round: int | None
+    place: Mapping[str, str]
+    commands: Mapping[str, list[str]]
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """It as JSON says it."""
+        return {
+            "run": self.run,
+            "rounds": len(self.history),
+            "metrics": plain({name: self.history.series(name)[-1][1] for name in self.history.names}),
+            "seconds": self.seconds,
+            "model_sha256": self.model_sha256,
+            **self.place,
+            "reason": self.reason,
+        }
+
+    def print(self, as_json: bool) -> None:
+        """Print it on stdout, for people or as one line of JSON."""
+        if as_json:
+            print(json.dumps(self.summary), flush=True)
+            return
+        ended = {"early stop": "stopped early", "stopped": "was stopped"}.get(self.reason, "finished")
+        kept = f", the best of them round {self.best_round}" if self.best_round is not None else ""
+        head = Text.assemble(
+            ("✓ ", "bold green"),
+            (self.run, "bold"),
+            f" {ended}: {plural(len(self.history), 'round')} in {duration(self.seconds)}{kept}",
+        )
+        facts = Table.grid(padding=(0, 2))
+        if self.model_sha256:
+            facts.add_row("model", f"sha256 {self.model_sha256[:12]}")
+        for name, value in self.place.items():
+            facts.add_row(name, Text(value, overflow="fold"))
+        for name, command in self.commands.items():
+            facts.add_row(name, Text(shlex.join(command), style="cyan", overflow="fold"))
+        stdout().print(Padding(Group(head, Text(), _metrics(self.history), Text(), facts), (1, 1), expand=False))
+
+
+def _metrics(history: History) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column()
+    table.add_column(justify="right")
+    for name in in_order(history.names):
+        values = [value for _, value in history.series(name)]
+        course = Text(sparkline(values) if len(values) > 1 else "", style=COLOURS[name.partition(".")[0]])
+        table.add_row(name, Text(number(values[-1]), style="bold"), course)
+    return table

@@ -1,0 +1,103 @@
+"""Following a run on a server: the same display as that of a run here, and how it ended."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import RunInterrupted, RunStopped
+from ..events import EVENTS, RoundCommitted, RunEvent, RunFinished, RunStarted
+from ..events import RunInterrupted as Interrupted
+from ..history import History
+from ..journal import RunLog
+from ..remote.operator import Operator
+from .ending import Ending
+from .faults import stop_signals, warn
+from .progress import progress
+from .records import log_of
+from .terminal import stderr
+
+
+@dataclass
+class Followed:
+    """What has been heard of a run on a server."""
+
+    server: str
+    events: list[RunEvent] = field(default_factory=list)
+
+    def take(self, record: Mapping[str, Any]) -> RunEvent | None:
+        """Take in an event as it came, and return it; None for one that this release does not know."""
+        event = event_of(record)
+        if event is not None and event.logged:
+            self.events.append(event)
+        return event
+
+    def log(self) -> RunLog:
+        """The log so far."""
+        return log_of(self.events)
+
+    def ending(self) -> Ending:
+        """How the run ended. Raises `RunStopped` where it failed, `RunInterrupted` where somebody stopped it."""
+        run = next((event.run for event in self.events if isinstance(event, RunStarted)), "")
+        kinds = RunFinished | Interrupted
+        last = next((event for event in reversed(self.events) if isinstance(event, kinds)), None)
+        again = shlex.join(["umbel", "resume", run, "--on", self.server])
+        if isinstance(last, Interrupted):
+            raise RunInterrupted("the run was stopped; what it learned is kept", run=run, hint=f"Go on with: {again}")
+        if last is None or last.error is not None:
+            reason = "its process ended before it was done" if last is None else last.error
+            raise RunStopped(f"the run failed: {reason}", run=run, hint=f"When that is mended: {again}")
+        history = History([event for event in self.events if isinstance(event, RoundCommitted)])
+        on = ["--on", self.server]
+        return Ending(
+            run=run,
+            reason=last.reason,
+            history=history,
+            seconds=last.seconds,
+            model_sha256=last.model_sha256,
+            best_round=last.best_round,
+            place={"server": self.server},
+            commands={"curves": ["umbel", "show", run, *on], "model": ["umbel", "pull", run, *on]},
+        )
+
+
+def event_of(record: Mapping[str, Any]) -> RunEvent | None:
+    """The event of a record of a log; None for one that this release does not know."""
+    fields = {name: value for name, value in record.items() if name not in ("event", "at", "crc")}
+    kind = EVENTS.get(str(record.get("event")))
+    try:
+        return None if kind is None else kind(**fields)
+    except TypeError:
+        return None
+
+
+def follow(office: Operator, run: str, on: str) -> Ending:
+    """Show a run until it is over, and say how it ended. Ctrl-C stops following, not the run."""
+    followed = Followed(on)
+    try:
+        with stop_signals(), progress(stderr()) as observer:
+            for _, record in office.logs(run, lost=lambda error: warn("the server is gone; trying to reach it again")):
+                if (event := followed.take(record)) is not None:
+                    observer(event)
+    except KeyboardInterrupt:
+        raise RunInterrupted(  # noqa: B904  the exit code is the interrupt's
+            "you follow the run no more; it goes on",
+            run=run,
+            hint="\n".join(
+                f"{why}: {shlex.join(['umbel', *words, '--on', on])}"
+                for why, words in (("Follow it again", ["logs", run, "-f"]), ("Stop it", ["stop", run]))
+            ),
+        )
+    if not followed.events:
+        found = office.call("runs.show", run=run)
+        raise RunStopped(f"the run {found['status']} before it began: {_why(found)}", run=run)
+    return followed.ending()
+
+
+def _why(found: Mapping[str, Any]) -> str:
+    ended = found.get("exit")
+    if isinstance(ended, Mapping):
+        return str(ended.get("error") or ended.get("reason") or ended)
+    return str(ended or "the server does not say why")

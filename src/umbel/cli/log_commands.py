@@ -1,0 +1,100 @@
+"""`umbel logs`: what has happened in a run, a line for each event."""
+
+from __future__ import annotations
+
+import json as jsons
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import CorruptFile
+from ..events import (
+    AskClosed,
+    RoundCommitted,
+    RunEvent,
+    RunFinished,
+    RunInterrupted,
+    RunResumed,
+    RunStarted,
+    Waiting,
+    Warned,
+)
+from ..journal import LOG, unseal
+from .following import event_of
+from .progress import Watch, heading, round_line, warning
+from .records import find
+from .terminal import duration, plural
+
+PAUSE = 0.2
+"""How often the log of a run on this machine is looked at, in seconds."""
+
+
+def logs(reference: str, folder: Path, *, follow: bool, json: bool) -> None:
+    """Print what has happened in a run on this machine, and, to follow it, what happens until it is over."""
+    printer = LogPrinter(json)
+    for record in lines(find(reference, folder).folder / LOG, follow):
+        printer.print(record)
+
+
+def lines(path: Path, follow: bool) -> Iterator[dict[str, Any]]:
+    """The records of a log; with `follow` also those that come, up to one that says that the run is over. Raises
+    `CorruptFile`.
+    """
+    over = False
+    with path.open("rb") as file:
+        rest = b""
+        while True:
+            data = file.readline()
+            rest += data
+            if rest.endswith(b"\n"):
+                try:
+                    record = unseal(rest)
+                except ValueError as error:
+                    raise CorruptFile(f"a line of {path} is damaged: {error}") from error
+                rest = b""
+                over = record.get("event") in (RunFinished.name, RunInterrupted.name)
+                yield record
+            elif not data:
+                if not follow or over:
+                    return
+                time.sleep(PAUSE)
+
+
+class LogPrinter:
+    """Prints events as they come: as lines for people, or as they are."""
+
+    def __init__(self, json: bool) -> None:
+        self._json = json
+        self._watch = Watch()
+
+    def print(self, record: Mapping[str, Any]) -> None:
+        """Print one."""
+        if self._json:
+            print(jsons.dumps(dict(record)), flush=True)
+            return
+        event = event_of(record)
+        if event is None:
+            return
+        self._watch.see(event)
+        at = record.get("at")
+        stamp = time.strftime("%H:%M:%S  ", time.localtime(at)) if isinstance(at, int | float) else ""
+        for text in self._texts(event):
+            print(stamp + text, flush=True)
+
+    def _texts(self, event: RunEvent) -> Iterator[str]:
+        if isinstance(event, RunStarted | RunResumed | Waiting):
+            yield heading(event) or ""
+        elif isinstance(event, AskClosed):
+            for client, reason in event.failed:
+                yield f"round {event.round}: client {client} failed: {reason}"
+        elif isinstance(event, RoundCommitted):
+            yield round_line(self._watch, event)
+        elif isinstance(event, Warned):
+            yield f"warning: {warning(event)}"
+        elif isinstance(event, RunInterrupted):
+            yield f"stopped after round {event.round}"
+        elif isinstance(event, RunFinished):
+            how = f"failed: {event.error}" if event.error else f"finished ({event.reason})"
+            done = f"{plural(event.rounds, 'round')} in {duration(event.seconds)}"
+            yield f"{how}, {done}, model {event.model_sha256[:12]}"

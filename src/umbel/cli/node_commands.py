@@ -1,0 +1,257 @@
+"""`umbel node`: what the command line says of a node, and being one until somebody stops it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.text import Text
+
+from ..errors import SettingError, StorageError
+from ..journal import write_whole
+from ..node.service import NodeSettings, PolicyGate, run_node
+from ..remote.addresses import canonical, host_and_port, is_loopback
+from ..transport.stream import Stream
+from ..trust.authority import JoinText
+from ..trust.identity import SigningKey
+from ..trust.policy import Approvals, Policy, archive_sha256
+from ..wire import messages as m
+from .faults import warn
+from .terminal import log_to_stderr, plural, stderr
+
+FOLDER = Path("umbel-nodes")
+SERVER = "server.json"
+KEY = "node.key"
+LOCK = "lock"
+APPROVED = "approved"
+
+
+@dataclass(frozen=True)
+class NodeOrder:
+    """What the command line says of a node."""
+
+    server: str
+    join: str | None = None
+    sources: tuple[str, ...] = ()
+    name: str | None = None
+    slots: int = 1
+    clients: Path | None = None
+    folder: Path | None = None
+    relay: bool = False
+    listen: str | None = None
+    allow: tuple[str, ...] = ()
+    policy: Path | None = None
+    ask: bool = False
+    insecure: bool = False
+
+    @property
+    def called(self) -> str:
+        """The node's name; by default this machine's."""
+        return self.name or re.sub(r"[^A-Za-z0-9._-]+", "-", socket.gethostname()).strip("-.")[:64] or "node"
+
+    @property
+    def place(self) -> Path:
+        """The node's folder."""
+        return self.folder or FOLDER / self.called
+
+
+def run(order: NodeOrder) -> None:
+    """Be a node until somebody stops it. Raises `SettingError` for what cannot be."""
+    if order.relay:
+        raise SettingError("this release has no relays yet")
+    place = order.place
+    place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _alone(place):
+        settings = node_settings(order)
+        if not (order.allow or order.policy or _asks(order)):
+            warn("nobody's code is allowed here yet: add --allow any, --allow with an author's key, or --ask")
+        log_to_stderr()
+        hosted = f"{plural(len(settings.clients), 'client')}: {', '.join(settings.clients)}"
+        stderr().print(Text(f"node {settings.name} for {canonical(order.server)}, {hosted}"))
+        asyncio.run(_until_stopped(settings))
+
+
+async def _until_stopped(settings: NodeSettings) -> None:
+    stopping = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with suppress(NotImplementedError):  # not on Windows
+            asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    await run_node(settings, stopping)
+
+
+def node_settings(order: NodeOrder) -> NodeSettings:
+    """A node as the command line says. Raises `SettingError`."""
+    place = order.place
+    join = server_line(order)
+    address = canonical(order.server)
+    root = join.root()
+
+    async def connect() -> Stream:
+        from ..transport import grpc
+
+        return await grpc.connect(address, root)
+
+    approvals = Approvals(place / APPROVED)
+    return NodeSettings(
+        folder=place,
+        connect=connect,
+        key=SigningKey.kept(place / KEY),
+        clients=clients_of(order),
+        gate=PolicyGate(policy_of(order, approvals)),
+        name=order.called,
+        token=join.token,
+        slots=order.slots,
+        ask_owner=Owner(approvals).ask if _asks(order) else None,
+    )
+
+
+def server_line(order: NodeOrder) -> JoinText:
+    """How the server is known, and the token to join by; what the node's folder has kept where nothing is said.
+
+    Raises `SettingError` where there is nothing, and for plaintext to another machine that nobody insists on.
+    """
+    address, path = canonical(order.server), order.place / SERVER
+    try:
+        kept = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        kept = {}
+    if order.join is not None:
+        join = JoinText.parse(order.join)
+    elif order.insecure:
+        join = JoinText(b"")
+    elif isinstance(kept, dict) and address in kept:
+        join = JoinText.parse(kept[address])
+    else:
+        raise SettingError(
+            f"nothing says by what {address} is to be known",
+            hint="Add --join with the text that the server, or `umbel nodes invite`, printed.",
+        )
+    if not join.authority and not order.insecure and not is_loopback(host_and_port(address)[0]):
+        raise SettingError(
+            f"{address} would be spoken to without TLS: everyone between could read and change what passes",
+            hint="--insecure insists.",
+        )
+    found = {**(kept if isinstance(kept, dict) else {}), address: JoinText(join.authority).text}
+    if found != kept:
+        write_whole(path, (json.dumps(found, indent=2) + "\n").encode())
+    return join
+
+
+def clients_of(order: NodeOrder) -> dict[str, Any]:
+    """The clients that a node hosts, with their sources. Raises `SettingError`."""
+    if order.clients is None:
+        return {order.called: source_of(order.sources)}
+    if order.sources:
+        raise SettingError("--source says where one client's data is, --clients names several: keep one of them")
+    try:
+        text = order.clients.read_text("utf-8")
+        found = tomllib.loads(text) if order.clients.suffix == ".toml" else json.loads(text)
+    except (OSError, ValueError) as error:
+        raise SettingError(f"{order.clients} cannot be read: {error}", hint="Write TOML (.toml) or JSON.") from error
+    if not isinstance(found, Mapping) or not found:
+        raise SettingError(f"{order.clients} names no clients", hint='Write, say: [ward-3]\npath = "/data/ward-3"')
+    return dict(found)
+
+
+def source_of(assignments: Sequence[str]) -> dict[str, Any]:
+    """A source from assignments such as ``path=/data``; values are JSON where they can be, or else text."""
+    found: dict[str, Any] = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals or not name.strip():
+            raise SettingError(f"--source {assignment} is not KEY=VALUE", hint="Write it as --source path=/data.")
+        try:
+            found[name.strip()] = json.loads(text)
+        except ValueError:
+            found[name.strip()] = text
+    return found
+
+
+def policy_of(order: NodeOrder, approvals: Approvals) -> Policy:
+    """What the node lets run: what its file says, and what the command line allows besides. Raises `SettingError`."""
+    policy = Policy(approvals=approvals) if order.policy is None else Policy.load(order.policy, approvals)
+    rules = [rule for text in order.allow for rule in _rules(text)]
+    return replace(policy, allow=(*policy.allow, *rules), ask=policy.ask or _asks(order))
+
+
+def _rules(text: str) -> list[str]:
+    """One that is neither called a key nor a hash may be either."""
+    return [f"author:{text}", f"archive:{text}"] if re.fullmatch("[0-9a-f]{64}", text) else [text]
+
+
+def _asks(order: NodeOrder) -> bool:
+    """Whether somebody is asked: where that was said, or where nothing was and somebody is there."""
+    return order.ask or (not order.allow and order.policy is None and sys.stdin.isatty())
+
+
+class Owner:
+    """Asks whoever sits at the terminal, one question at a time, and remembers what was approved."""
+
+    def __init__(self, approvals: Approvals) -> None:
+        self._approvals = approvals
+        self._turn: asyncio.Lock | None = None
+
+    async def ask(self, spec: m.RunSpec) -> bool:
+        """Whether the code of a run may run here."""
+        self._turn = self._turn or asyncio.Lock()
+        async with self._turn:
+            sha256 = archive_sha256(spec)
+            if sha256 in self._approvals:
+                return True
+            print(f"\nrun {spec.run} ({spec.name}) wants to run code here", file=sys.stderr)
+            print(f"  archive {sha256.hex()}\n  author  {spec.author.hex() or 'nobody signed it'}", file=sys.stderr)
+            print("allow it, now and later? [y/N] ", end="", file=sys.stderr, flush=True)
+            answer = await _line_typed()
+            if answer.strip().lower() not in ("y", "yes"):
+                return False
+            self._approvals.add(sha256)
+            return True
+
+
+async def _line_typed() -> str:
+    """What is typed next; in a thread that does not keep the program from ending."""
+    loop = asyncio.get_running_loop()
+    typed: asyncio.Future[str] = loop.create_future()
+
+    def read() -> None:
+        text = sys.stdin.readline()
+        with suppress(RuntimeError):  # nobody waits for it any more
+            loop.call_soon_threadsafe(lambda: typed.done() or typed.set_result(text))
+
+    threading.Thread(target=read, daemon=True).start()
+    return await typed
+
+
+@contextmanager
+def _alone(place: Path) -> Iterator[None]:
+    """Keep a node's folder to one process."""
+    try:
+        import fcntl
+    except ImportError:
+        yield  # not on Windows
+        return
+    try:
+        file = os.open(place / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise StorageError(f"{place} cannot be written: {error.strerror}") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(file)
+        raise SettingError(f"a node runs in {place} already", hint="Call this one otherwise: --name NAME.") from None
+    try:
+        yield
+    finally:
+        os.close(file)

@@ -1,0 +1,151 @@
+"""`umbel nodes`, `umbel operators`, `umbel audit` and `umbel login`: a server's office."""
+
+from __future__ import annotations
+
+import json as jsons
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from ..errors import SettingError
+from ..remote import credentials
+from ..remote.operator import Operator
+from .terminal import ago, duration, plural, stdout
+
+ROLES = ("read", "run", "admin")
+STATES = {"connected": "green", "approved": "", "pending": "yellow", "revoked": "dim"}
+MOST_CLIENTS = 4
+
+
+def office(on: str | None, token: str | None, folder: Path) -> Operator:
+    """A connection to a server's office; to be closed."""
+    return Operator.connect(credentials.find(on, token, folder))
+
+
+def invite(on: str | None, token: str | None, folder: Path, *, name: str | None, hours: float, json: bool) -> None:
+    """Make an invitation and print what its node types."""
+    with office(on, token, folder) as server:
+        found = server.call("nodes.invite", name=name, hours=hours)
+    if json:
+        print(jsons.dumps(found))
+        return
+    console = stdout()
+    whom = f"node {name}" if name else "one node"
+    console.print(Text(f"good for {whom}, for {duration(3600 * hours)}; on the machine that has the data:"))
+    console.print(Text(f"  {found['line']}", style="cyan"), soft_wrap=True)
+
+
+def list_nodes(on: str | None, token: str | None, folder: Path, *, json: bool) -> None:
+    """Print the nodes."""
+    with office(on, token, folder) as server:
+        rows = server.call("nodes.list")["nodes"]
+    if json:
+        print(jsons.dumps(rows))
+        return
+    lines = [
+        (
+            row["id"][:8],
+            row["name"],
+            Text(state := _state(row), style=STATES.get(state, "")),
+            _clients(row["clients"]),
+            _when(row["seen_at"]) if not row["connected"] else "",
+        )
+        for row in rows
+    ]
+    _print_table(("node", "name", "state", "clients", "seen"), lines, "no nodes: `umbel nodes invite` lets one in")
+
+
+def judge_node(on: str | None, token: str | None, folder: Path, node: str, verdict: str) -> None:
+    """Approve or revoke a node."""
+    with office(on, token, folder) as server:
+        found = server.call(f"nodes.{verdict}", node=node)
+    words = {"approve": "is approved", "revoke": "is revoked: its key is not good any more"}
+    stdout().print(Text(f"node {found['name']} ({found['node'][:8]}) {words[verdict]}"))
+
+
+def add_operator(on: str | None, token: str | None, folder: Path, *, name: str, role: str, json: bool) -> None:
+    """Add an operator and print what they type."""
+    if role not in ROLES:
+        raise SettingError(f"there is no role {role!r}", hint=f"Roles: {', '.join(ROLES)}.")
+    with office(on, token, folder) as server:
+        found = server.call("operators.add", name=name, role=role)
+    if json:
+        print(jsons.dumps(found))
+        return
+    console = stdout()
+    console.print(Text(f"{name} may {role}; give them this, by a way that nobody else reads. It is not shown again."))
+    console.print(Text(f"  umbel login {server.address} {found['line']}", style="cyan"), soft_wrap=True)
+
+
+def list_operators(on: str | None, token: str | None, folder: Path, *, json: bool) -> None:
+    """Print who may use the server."""
+    with office(on, token, folder) as server:
+        rows = server.call("operators.list")["operators"]
+    if json:
+        print(jsons.dumps(rows))
+        return
+    lines = [(row["name"], row["role"], _when(row.get("used_at")) or "never") for row in rows]
+    _print_table(("operator", "role", "seen"), lines, "no operators")
+
+
+def remove_operator(on: str | None, token: str | None, folder: Path, name: str) -> None:
+    """Take an operator's token away."""
+    with office(on, token, folder) as server:
+        server.call("operators.remove", name=name)
+    stdout().print(Text(f"{name} is let in no more"))
+
+
+def login(address: str, token: str) -> None:
+    """See whether a token is good, and keep it."""
+    found = credentials.find(address, token)
+    with Operator.connect(found) as server:
+        status = server.call("server.status")
+    path = credentials.keep(found)
+    stdout().print(Text(f"{found.address} knows you as {status['you']['name']}, who may {status['you']['role']}"))
+    stdout().print(Text(f"kept in {path}", style="dim"), soft_wrap=True)
+
+
+def audit(on: str | None, token: str | None, folder: Path, *, count: int, json: bool) -> None:
+    """Print the last so many records of who did what."""
+    with office(on, token, folder) as server:
+        rows = server.call("audit.list", count=count)["records"]
+    if json:
+        print(jsons.dumps(rows))
+        return
+    lines = [
+        (time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["at"])), row["who"], row["did"], _facts(row["what"]))
+        for row in rows
+    ]
+    _print_table(("when", "who", "did", "what"), lines, "nothing has been done yet")
+
+
+def _print_table(titles: Sequence[str], lines: Iterable[Sequence[Any]], nothing: str) -> None:
+    console = stdout()
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False, header_style="dim")
+    for title in titles:
+        table.add_column(title, no_wrap=title != titles[-1], overflow="fold")
+    for line in lines:
+        table.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in line))
+    console.print(table if table.row_count else Text(nothing, style="dim"))
+
+
+def _state(row: Mapping[str, Any]) -> str:
+    return "connected" if row["connected"] else str(row["status"])
+
+
+def _clients(names: Sequence[str]) -> str:
+    more = f" and {plural(len(names) - MOST_CLIENTS, 'other')}" if len(names) > MOST_CLIENTS else ""
+    return ", ".join(names[:MOST_CLIENTS]) + more
+
+
+def _when(at: float | None) -> str:
+    return "" if not at else ago(max(0.0, time.time() - at))
+
+
+def _facts(what: Mapping[str, Any] | None) -> str:
+    return ", ".join(f"{name} {value}" for name, value in (what or {}).items() if value not in (None, "", [], {}))

@@ -1,0 +1,74 @@
+"""What several commands share: their overview, and the options that they have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from ..errors import SettingError
+
+RUNS = Path("umbel-runs")
+SERVER = Path("umbel-server")
+
+
+class Commands(TyperGroup):
+    """All commands. Their overview is plain text: loading rich to draw it would take longer than all else."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the overview into `formatter`."""
+        self.rich_markup_mode = None
+        super().format_help(ctx, formatter)
+
+
+def group(name: str, help: str) -> typer.Typer:
+    """A command with commands of its own."""
+    return typer.Typer(
+        cls=Commands,
+        name=name,
+        help=help,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
+Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, a unique part of one, 'last', or its folder.")]
+RemoteRun = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, a unique part of one, or 'last'.")]
+Folder = Annotated[Path, typer.Option("--folder", metavar="DIR", help="Where runs are kept.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers", metavar="N", min=0, help="Processes that train, one a core by default; 0 for none but this one."
+    ),
+]
+Rounds = Annotated[
+    int | None, typer.Option("--rounds", metavar="N", min=1, help="How many rounds; the app's by default.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON, the last of stdout.")]
+TableJson = Annotated[bool, typer.Option("--json", help="Print the table as one line of JSON.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+On = Annotated[str | None, typer.Option("--on", metavar="HOST:PORT", help="A server: instead of this machine.")]
+At = Annotated[
+    str | None, typer.Option("--on", metavar="HOST:PORT", help="The server; by default that of --dir, on this machine.")
+]
+Token = Annotated[
+    str | None,
+    typer.Option(
+        "--token",
+        metavar="TEXT",
+        help="An operator's token, or a file with one; by default $UMBEL_TOKEN, or what `umbel login` has kept.",
+    ),
+]
+Home = Annotated[Path, typer.Option("--dir", metavar="DIR", help="The server's folder, on this machine.")]
+
+
+def refuse(options: Mapping[str, object], why: str) -> None:
+    """Raise `SettingError` where one of these options was given, which does not go with the others."""
+    for name, value in options.items():
+        if value is not None:
+            raise SettingError(f"{name} {why}")

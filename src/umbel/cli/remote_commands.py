@@ -1,0 +1,174 @@
+"""What commands do with runs on a server."""
+
+from __future__ import annotations
+
+import json as jsons
+import secrets
+import shlex
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.text import Text
+
+from ..errors import SettingError
+from ..remote import credentials
+from ..remote.operator import Operator
+from ..remote.pulling import pull
+from . import settings
+from .application import LoadedApp, load
+from .following import Followed, follow
+from .list_commands import print_runs, show_record
+from .log_commands import LogPrinter
+from .records import RemoteRecord
+from .terminal import plural, stderr, stdout
+
+
+def server(on: str, token: str | None) -> Operator:
+    """A connection to a server; to be closed."""
+    from .options import SERVER
+
+    return Operator.connect(credentials.find(on, token, SERVER))
+
+
+def run_on(
+    reference: str,
+    on: str,
+    token: str | None,
+    *,
+    rounds: int | None,
+    seed: int,
+    assignments: Sequence[str],
+    only: Sequence[str],
+    detach: bool,
+    json: bool,
+) -> None:
+    """Pack an app, sign it, submit it, and follow what becomes of it."""
+    loaded = load(reference)
+    changed = settings.apply(loaded.app, assignments)
+    if rounds is not None and changed.rounds not in (None, rounds):
+        raise SettingError(f"--rounds {rounds} and --set rounds={changed.rounds} disagree", hint="Keep one of them.")
+    with server(on, token) as office:
+        order = {"rounds": rounds or changed.rounds, "seed": seed, "config": changed.config}
+        run = _submit(office, loaded, {**order, "set": list(assignments), "clients": list(only)})
+        if detach:
+            _print_detached(run, on, json)
+            return
+        _follow(office, run, on, json)
+
+
+def _submit(office: Operator, loaded: LoadedApp, order: dict[str, Any]) -> str:
+    from ..trust.identity import sign_archive
+    from ..trust.packing import pack
+
+    packed = pack(loaded.app, loaded.path, loaded.name)
+    key = credentials.author_key()
+    client, app = office.upload(packed.client), office.upload(packed.app)
+    # The id is made here, so that a submission that is sent again after a lost connection makes no second run.
+    run = f"{loaded.title}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    found = office.call(
+        "runs.submit",
+        run=run,
+        name=loaded.title,
+        client={"sha256": client.sha256.hex(), "size": client.size},
+        app={"sha256": app.sha256.hex(), "size": app.size},
+        author=key.public.hex(),
+        signature=sign_archive(key, client.sha256).hex(),
+        settings={name: value for name, value in order.items() if value not in (None, [], {})},
+    )
+    return str(found["run"])
+
+
+def resume_on(run: str, on: str, token: str | None, *, rounds: int | None, detach: bool, json: bool) -> None:
+    """Have a server go on with a run, and follow it."""
+    with server(on, token) as office:
+        found = office.call("runs.resume", run=run, **({} if rounds is None else {"rounds": rounds}))
+        if detach:
+            _print_detached(found["run"], on, json)
+            return
+        _follow(office, found["run"], on, json)
+
+
+def _print_detached(run: str, on: str, json: bool) -> None:
+    if json:
+        print(jsons.dumps({"run": run, "server": on}))
+        return
+    console = stdout()
+    console.print(Text.assemble("the server has begun ", (run, "bold")))
+    console.print(Text(f"  {shlex.join(['umbel', 'logs', run, '-f', '--on', on])}", style="cyan"), soft_wrap=True)
+
+
+def _follow(office: Operator, run: str, on: str, json: bool) -> None:
+    follow(office, run, on).print(json)
+
+
+def runs_on(on: str, token: str | None, *, json: bool) -> None:
+    """Print a server's runs."""
+    with server(on, token) as office:
+        found = office.call("runs.list")["runs"]
+    rows = [
+        {
+            "run": row["run"],
+            "app": row["name"],
+            "rounds": row["rounds"],
+            "asked": row["asked"],
+            "state": row["status"],
+            "metrics": row["metrics"],
+            "began": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["created_at"])),
+        }
+        for row in found
+    ]
+    nothing = f"no runs on {on}: {shlex.join(['umbel', 'run', 'app.py', '--on', on])} makes one"
+    print_runs(rows, json=json, nothing=nothing)
+
+
+def show_on(run: str, on: str, token: str | None, plot: Path | None) -> None:
+    """Print the page of a run on a server."""
+    with server(on, token) as office:
+        found = office.call("runs.show", run=run)
+        followed = Followed(on)
+        for _, record in office.logs(found["run"], follow=False):
+            followed.take(record)
+    members = found.get("members", [])
+    standings = ", ".join(f"{row['client']} {row['standing']}" for row in members[:12])
+    more = f" and {plural(len(members) - 12, 'other')}" if len(members) > 12 else ""
+    facts = {"server": on, "owner": found["owner"], "clients": standings + more}
+    if not followed.events:
+        console = stdout()
+        console.print(Text.assemble((found["run"], "bold"), f"  {found['status']}, nothing has happened yet"))
+        return
+    show_record(RemoteRecord.of(found["run"], followed.log(), found["status"], facts), plot)
+
+
+def logs_on(run: str, on: str, token: str | None, *, follow: bool, json: bool) -> None:
+    """Print what has happened in a run on a server, and, to follow it, what happens."""
+    printer = LogPrinter(json)
+    with server(on, token) as office:
+        found = office.call("runs.show", run=run)["run"]
+        for _, record in office.logs(found, follow=follow, watched=False, lost=_tell_lost):
+            printer.print(record)
+
+
+def stop_on(run: str, on: str, token: str | None) -> None:
+    """Stop a run on a server."""
+    with server(on, token) as office:
+        found = office.call("runs.stop", run=run)["run"]
+    console = stdout()
+    console.print(Text(f"{found} is stopped; go on with:"))
+    console.print(Text(f"  {shlex.join(['umbel', 'resume', found, '--on', on])}", style="cyan"), soft_wrap=True)
+
+
+def pull_from(run: str, on: str, token: str | None, folder: Path) -> None:
+    """Fetch a run's folder."""
+    with server(on, token) as office, stderr().status("fetching"):
+        place, count = pull(office, run, folder)
+    elsewhere = [] if folder.resolve() == Path("umbel-runs").resolve() else ["--folder", str(folder)]
+    console = stdout()
+    console.print(Text(f"{plural(count, 'file')} fetched to {place}"), soft_wrap=True)
+    for verb in (["show", place.name], ["export", place.name, "model.safetensors"]):
+        console.print(Text(f"  {shlex.join(['umbel', *verb, *elsewhere])}", style="cyan"), soft_wrap=True)
+
+
+def _tell_lost(error: Exception) -> None:
+    stderr().print(Text("the server is gone; trying to reach it again", style="yellow"))

@@ -1,0 +1,115 @@
+"""The process of a run that a server has started: ``python -m umbel.cli.runner`` in the run's folder.
+
+One line of JSON comes on the standard input: the run's id, its token, and the server's address. The folder holds the
+app, the client's archive as data holders get it, and what the run was submitted with. The run's own folder is ``run``
+below it. Why it failed is left in ``error.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from ..errors import CallerError, RunError, RunInterrupted, StorageError, UmbelError
+from ..remote.credentials import Credentials
+from ..remote.federation import Remote, Signed
+from ..run import resume, run
+
+CODES = ((RunInterrupted, 0), (CallerError, 3), (RunError, 4), (StorageError, 5))
+"""Exit codes by error, as those of the command line; an interrupted run ends as it was told to."""
+OVER = "run"
+
+
+def main() -> int:
+    """Drive the run in this folder to its end."""
+    order = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_server, daemon=True).start()
+    signal.signal(signal.SIGTERM, _interrupt)
+    folder = Path.cwd()
+    submission = json.loads((folder / "submission.json").read_text())
+    (folder / "error.json").unlink(missing_ok=True)
+    try:
+        _drive(folder, submission, order)
+    except UmbelError as error:
+        print(error, file=sys.stderr, flush=True)
+        where = {"error": str(error), "kind": type(error).__name__}
+        (folder / "error.json").write_text(json.dumps(where))
+        return next((code for kind, code in CODES if isinstance(error, kind)), 1)
+    return 0
+
+
+def _drive(folder: Path, submission: dict[str, Any], order: dict[str, str]) -> None:
+    from ..remote.link import ServerLink
+    from .application import load
+    from .settings import apply
+
+    manifest = submission["manifest"] if "manifest" in submission else _manifest(folder)
+    name = f":{manifest['attribute']}" if manifest["attribute"] else ""
+    sys.path.insert(0, str(folder / "app"))
+    loaded = load(f"{folder / 'app' / manifest['file']}{name}")
+    settings = submission["settings"]
+    changed = apply(loaded.app, settings.get("set", ()))
+    credentials = Credentials(order["address"], order["token"])
+    signed = Signed(
+        (folder / "client.archive").read_bytes(),
+        bytes.fromhex(submission["author"]),
+        bytes.fromhex(submission["signature"]),
+    )
+    remote = Remote(
+        order["address"],
+        clients=_clients(settings),
+        connect=lambda address, **how: ServerLink(credentials, order["run"], patient=True, scratch=folder / "link"),
+        signed=signed,
+    )
+    place = folder / OVER
+    if (place / "events.jsonl").exists() and (place / "events.jsonl").stat().st_size:
+        resume(changed.app, place, on=remote, rounds=settings.get("rounds"))
+        return
+    run(
+        changed.app,
+        on=remote,
+        rounds=settings.get("rounds") or changed.rounds,
+        seed=settings.get("seed", 0),
+        config={**changed.config, **settings.get("config", {})},
+        folder=folder,
+        name=submission["name"],
+        source={"name": manifest["attribute"], "file": manifest["file"]},
+        settings={"set": settings.get("set", [])},
+        id=order["run"],
+        place=OVER,
+    )
+
+
+def _clients(settings: dict[str, Any]) -> Any:
+    from ..wire.names import client_id
+
+    named = settings.get("clients") or []
+    return [client_id(name) for name in named] or None
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "app" / "manifest.json").read_text())
+    return found
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def _end_with_server() -> None:
+    """The server's end of the standard input closes when it dies."""
+    import os
+
+    while sys.stdin.readline():
+        pass
+    os._exit(70)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""`umbel server`: a server, and what it says when it is up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from ..server.settings import Opened, ServerSettings, byte_count
+from .terminal import log_to_stderr, stdout
+
+NO_PAGES = "no"
+
+
+def settings(
+    folder: Path,
+    listen: str | None,
+    http: str | None,
+    names: Sequence[str],
+    insecure: bool,
+    force_insecure: bool,
+    quota: str | None,
+) -> ServerSettings:
+    """What the command line says of a server. Raises `SettingError`."""
+    given: dict[str, str] = {}
+    if listen is not None:
+        given["listen"] = listen
+    if http is not None:
+        given["http"] = "" if http == NO_PAGES else http
+    size = None if quota is None else byte_count(quota)
+    return ServerSettings(
+        folder, **given, names=tuple(names), insecure=insecure, force_insecure=force_insecure, quota=size
+    )
+
+
+def serve(settings: ServerSettings) -> None:
+    """Be a server until somebody stops it."""
+    from ..server.service import serve as run_server
+
+    log_to_stderr()
+    run_server(settings, announce)
+
+
+def announce(opened: Opened) -> None:
+    """Print where a server is to be found, and the line that a node needs."""
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="dim", no_wrap=True)
+    facts.add_column(overflow="fold")
+    facts.add_row("server", Text(opened.address, style="bold"))
+    if opened.pages:
+        facts.add_row("pages", Text(opened.pages))
+    facts.add_row("folder", Text(str(opened.folder)))
+    console = stdout()
+    console.print(Padding(facts, (1, 1, 0, 1), expand=False))
+    console.print(Text("\n a node joins by:"))
+    console.print(Text(f"   {opened.line}\n", style="cyan"), soft_wrap=True)
+    console.file.flush()

@@ -1,0 +1,99 @@
+"""Files that are all there or not there at all: written aside, hashed on the way, synced and renamed. Large ones are
+mapped instead of read, so that what they hold is memory which the system can take back at any time.
+
+A mapped file may be removed or replaced by another, but must not be written to or cut short.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .errors import StorageError
+
+Bytes = bytes | memoryview
+
+LARGE = 64 << 20
+"""From this size in bytes on files are mapped instead of read."""
+_SMALL = 1 << 20
+_STEP = 1 << 20  # a piece is hashed and written in steps that stay in cache in between
+
+
+def write_pieces(path: str | Path, pieces: Iterable[Bytes], *, durable: bool = False) -> tuple[str, int]:
+    """Write a file from its pieces and return the SHA-256 (in hex) and the size of all. Raises `StorageError`; an older
+    file stays whole.
+
+    `durable` waits until the file and its name are on the disk.
+    """
+    path = Path(path)
+    aside = path.with_name(path.name + ".tmp")
+    hashed, size = hashlib.sha256(), 0
+    with writing(path):
+        try:
+            with open(aside, "wb") as file:
+                for piece in pieces:
+                    size += len(piece)
+                    for start in range(0, len(piece), _STEP):
+                        step = piece[start : start + _STEP]
+                        hashed.update(step)
+                        file.write(step)
+                file.flush()
+                if durable:
+                    os.fsync(file.fileno())
+            os.replace(aside, path)
+            if durable and os.name == "posix":  # the name, too, has to reach the disk
+                folder = os.open(path.parent, os.O_RDONLY)
+                try:
+                    os.fsync(folder)
+                finally:
+                    os.close(folder)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+    return hashed.hexdigest(), size
+
+
+def mapped(path: str | Path) -> memoryview:
+    """All of a file, mapped read-only; a file below 1 MiB is read. Raises OSError; see `reading`."""
+    with open(path, "rb") as file:
+        # A map keeps its file open, of which a process may have a thousand or so. Where it is not POSIX, a mapped file
+        # cannot be removed or replaced.
+        if os.name != "posix" or os.fstat(file.fileno()).st_size < _SMALL:
+            return memoryview(file.read())
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def is_large(path: str | Path) -> bool:
+    """Whether a file is one to be mapped. Raises OSError; see `reading`."""
+    return os.stat(path).st_size >= LARGE
+
+
+@contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Turn the system's errors into `StorageError`s that name the file which cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error.strerror}") from error
+
+
+class writing:
+    """Turn the system's errors into `StorageError`s that name the file which cannot be written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, OSError):
+            raise StorageError(
+                f"{self.path} cannot be written: {error.strerror}",
+                hint="Nothing learned before is lost: make room or mend the folder, then `umbel resume` the run.",
+            ) from error

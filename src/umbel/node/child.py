@@ -1,0 +1,383 @@
+"""A child process of a node: hosts the clients of one run, and does the tasks that it is handed, one at a time.
+
+The node and its child talk in lines of JSON over two pipes of their own, since what clients print goes to the standard
+output, which is the run's log. Each line is an object with a `type`. What is large lies in files: a *part* is
+``{"file": path}``, ``{"base64": text}``, or null for nothing. Nothing is pickled.
+
+To the child:
+
+- ``begin``: `folder`, `module`, `attribute`: where the client is; `config`; `sources` by client; `device`, `slot`,
+  `data_cache`
+- ``ask``: `id`, `round`, `number`, `kind`, `lane`, `transforms` (a spec, as JSON text), `model` (a part: arrays),
+  `shared` (a part: a tree)
+- ``task``: `ask`, `task`, `client`, `attempt`, `key`, `data_key` (hexadecimal), `base` (a part: the client's state),
+  `own` (a part: a tree), `result`: the path for what it comes to; a state that is large gets the suffix ``.state``
+- ``cancel``: `task`. It ends the task at its next ``ctx.step()``
+- ``forget``: `asks` that are over
+- ``end``
+
+From the child:
+
+- ``ready``: `handlers`, `transforms` (names with versions), `umbel` (the version)
+- ``refused``: `reason`; the child ends
+- ``stepped``: `task`
+- ``done``: `task`, `attempt`, `weight`, `metrics`, `seconds`, `update` (a part, a file's with `sha256` and `size`),
+  `state` (a part)
+- ``failed``: `task`, `attempt`, `reason`, `retry`
+- ``cancelled``: `task`, `attempt`
+
+A child ends when its node's end of the pipes closes.
+"""
+
+from __future__ import annotations
+
+import base64
+import faulthandler
+import gc
+import importlib
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+from .. import encoding, transforms
+from ..arrays import Arrays
+from ..ask import SENT, Ask, Task
+from ..client import Client
+from ..coordinator import Failed
+from ..errors import AppError, ClientId, UmbelError
+from ..folds import mean
+from ..randomness import Key
+from ..wire.names import client_id
+from .executor import Answered, Executor
+from .intake import told
+
+INLINE_BYTES = 1 << 14
+"""What is larger goes into a file."""
+TELL_SECONDS = 0.2
+"""At least so long between two lines that tell of progress."""
+
+Message = dict[str, Any]
+
+
+class Unwanted(BaseException):
+    """Nobody waits for this task any more. It is no `Exception`, so that a client's own handling of errors lets it
+    pass.
+    """
+
+
+class Pipes:
+    """The two pipes as the child sees them; a thread reads, so that cancels are seen while a task is done."""
+
+    def __init__(self, orders: int, answers: int) -> None:
+        for descriptor in (orders, answers):
+            os.set_inheritable(descriptor, False)
+        self._orders, self._answers = orders, answers
+        self._waiting: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self.unwanted: set[str] = set()
+        if hasattr(os, "register_at_fork"):  # a process that a client forks must not keep the pipes open
+            os.register_at_fork(after_in_child=self._let_go)
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def next(self) -> Message:
+        """The next message that is not a cancel."""
+        return self._waiting.get()
+
+    def send(self, type: str, **message: Any) -> None:
+        """Tell the node something."""
+        data = json.dumps({"type": type, **message}).encode() + b"\n"
+        while data:
+            data = data[os.write(self._answers, data) :]
+
+    def _read(self) -> None:
+        try:
+            with open(self._orders, "rb", closefd=False) as lines:
+                for line in lines:
+                    message = json.loads(line)
+                    if message["type"] == "cancel":
+                        self.unwanted.add(message["task"])
+                        continue
+                    if message["type"] == "task":
+                        self.unwanted.discard(message["task"])  # a cancel of an earlier attempt
+                    self._waiting.put(message)
+        finally:
+            os._exit(1)  # the node is gone, and with it all that anything could be done for
+
+    def _let_go(self) -> None:
+        for descriptor in (self._orders, self._answers):
+            with suppress(OSError):
+                os.close(descriptor)
+
+
+class TaskKeys:
+    """The keys that came with the task that is being done."""
+
+    def __init__(self) -> None:
+        self.task = self.data = Key.from_seed(0)
+
+    def of_task(self, kind: str, round: int, number: int, client: ClientId) -> Key:
+        """The key of the task."""
+        return self.task
+
+    def of_data(self, client: ClientId) -> Key:
+        """The key of its client's data."""
+        return self.data
+
+
+class TaskState:
+    """What the client of the task that is being done has kept."""
+
+    def __init__(self) -> None:
+        self.part: Message | None = None
+
+    def get(self, client: ClientId) -> dict[str, Any]:
+        """The state; empty where there is none."""
+        part = self.part
+        if part is None:
+            return {}
+        data = Path(part["file"]).read_bytes() if "file" in part else base64.b64decode(part["base64"])
+        return dict(encoding.decode(data))  # copies: a handler may write to what it has kept
+
+
+class Child:
+    """The clients of one run, in a process of their own."""
+
+    def __init__(self, pipes: Pipes, beginning: Message) -> None:
+        self._pipes = pipes
+        self._keys, self._state = TaskKeys(), TaskState()
+        self._own: Message = {}
+        self._faults: dict[int, str] = {}
+        self._asks: set[int] = set()
+        self._task, self._told = "", 0.0
+        client = load_client(Path(beginning["folder"]), beginning["module"], beginning["attribute"])
+        sources = {client_id(name): source for name, source in beginning["sources"].items()}
+        self._executor = Executor(
+            client,
+            sources.__getitem__,
+            config=beginning["config"],
+            keys=self._keys,
+            states=self._state,
+            device=_device(beginning["device"], beginning["slot"]),
+            data_cache=beginning["data_cache"],
+            on_step=self._step,
+        )
+        self.handlers = sorted(client.handlers)
+
+    def serve(self) -> None:
+        """Do what the node says until it says `end`."""
+        deeds: dict[str, Callable[[Message], None]] = {
+            "ask": self._open,
+            "task": self._do,
+            "forget": self._forget,
+        }
+        while (message := self._pipes.next())["type"] != "end":
+            deeds[message["type"]](message)
+            sys.stdout.flush()
+            sys.stderr.flush()
+
+    def _open(self, message: Message) -> None:
+        id = message["id"]
+        self._asks.add(id)
+        try:
+            sent = _tree(message["shared"])
+            params = sent.get("params")
+            if message["model"] is not None:
+                sent["model"] = _arrays(message["model"])
+            given: dict[str, Any] = {name: sent[name] if name in sent else self._owned(name) for name in SENT}
+            steps = transforms.transform_from_spec(
+                json.loads(message["transforms"] or '{"name": "identity", "version": 1, "settings": {}}')
+            )
+            # Results are folded elsewhere; this fold is never used.
+            ask = Ask(clients=(), kind=message["kind"], lane=message["lane"], transforms=steps, fold=mean(), **given)
+            self._executor.open(id, ask, message["round"], message["number"], params)
+        except UmbelError as error:
+            self._faults[id] = _said(error)
+        except Exception as error:
+            self._faults[id] = f"the node cannot read what is asked: {type(error).__name__}: {told(error)}"
+
+    def _owned(self, name: str) -> Callable[[ClientId], Any]:
+        return lambda client: self._own[name]
+
+    def _do(self, message: Message) -> None:
+        names = {"task": message["task"], "attempt": message["attempt"]}
+        self._task, self._told = message["task"], time.monotonic()
+        try:
+            found = self._answer(message)
+            if isinstance(found, Failed):
+                self._pipes.send("failed", **names, reason=found.reason, retry=found.retry)
+            else:
+                self._pipes.send("done", **names, **_written(found, Path(message["result"])))
+        except Unwanted:
+            self._pipes.send("cancelled", **names)
+        except OSError as error:
+            self._pipes.send("failed", **names, reason=f"the node's disk: {told(error)}", retry=True)
+        except UmbelError as error:
+            self._pipes.send("failed", **names, reason=_said(error), retry=error.retry)
+        except Exception as error:
+            traceback.print_exc()
+            reason = f"the node failed: {type(error).__name__}: {told(error)}"
+            self._pipes.send("failed", **names, reason=reason, retry=False)
+        finally:
+            self._own, self._state.part = {}, None
+
+    def _answer(self, message: Message) -> Answered | Failed:
+        task = Task(message["task"], message["ask"], client_id(message["client"]), message["attempt"])
+        if task.ask in self._faults:
+            return Failed(task.id, self._faults[task.ask])
+        if task.id in self._pipes.unwanted:
+            raise Unwanted
+        self._keys.task = Key(bytes.fromhex(message["key"]))
+        self._keys.data = Key(bytes.fromhex(message["data_key"]))
+        self._state.part = message["base"]
+        self._own = {} if message["own"] is None else _tree(message["own"])
+        return self._executor.answer(task)
+
+    def _step(self) -> None:
+        if self._task in self._pipes.unwanted:
+            raise Unwanted
+        now = time.monotonic()
+        if now - self._told >= TELL_SECONDS:
+            self._told = now
+            self._pipes.send("stepped", task=self._task)
+
+    def _forget(self, message: Message) -> None:
+        self._asks.difference_update(message["asks"])
+        self._faults = {id: reason for id, reason in self._faults.items() if id in self._asks}
+        self._executor.forget(self._asks)
+
+
+def load_client(folder: Path, module: str, attribute: str) -> Client:
+    """Import a client from the folder that its archive was unpacked to. Raises `AppError` that says what is wrong."""
+    sys.dont_write_bytecode = True  # the folder stays what was approved
+    sys.path.insert(0, str(folder))
+    try:
+        loaded = importlib.import_module(module)
+    except (Exception, SystemExit) as error:
+        hint = None
+        if isinstance(error, ModuleNotFoundError) and error.name not in (None, module):
+            hint = f"Install {error.name!r} where the node runs, or take it out of the client."
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(str(folder))]
+        place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+        why = f"{type(error).__name__}: {told(error)}{place}"
+        raise AppError(f"the client's module {module!r} cannot be imported: {why}", hint=hint) from error
+    file = getattr(loaded, "__file__", None)
+    if file is None or not Path(file).resolve().is_relative_to(folder.resolve()):
+        raise AppError(
+            f"the client's module {module!r} is not in its archive, or goes by the name of one that is there already",
+            hint="Give the file another name, and pack the client again.",
+        )
+    try:
+        client = attrgetter(attribute)(loaded)
+    except AttributeError:
+        client = None
+    if not isinstance(client, Client):
+        raise AppError(f"{attribute!r} in the client's module {module!r} is no umbel.Client, but {client!r:.60}")
+    return client
+
+
+def _written(answered: Answered, result: Path) -> Message:
+    """What is told of an answer, its larger parts in files."""
+    update, receipt = answered.update, answered.receipt
+    small = _nbytes(update.arrays.values()) + _nbytes(update.aux.values()) <= INLINE_BYTES
+    data = encoding.encode(update) if small else b""
+    if small and len(data) <= INLINE_BYTES:
+        part: Message = _inline(data)
+    else:
+        sha256, size = encoding.save_file(result, update)
+        part = {"file": str(result), "sha256": sha256, "size": size}
+    state: Message | None = None
+    if answered.state is not None and len(answered.state) > INLINE_BYTES:
+        path = Path(f"{result}.state")
+        path.write_bytes(answered.state)
+        state = {"file": str(path)}
+    elif answered.state is not None:
+        state = _inline(answered.state)
+    return {
+        "weight": receipt.weight,
+        "metrics": dict(receipt.metrics),
+        "seconds": receipt.seconds,
+        "update": part,
+        "state": state,
+    }
+
+
+def _inline(data: bytes) -> Message:
+    return {"base64": base64.b64encode(data).decode()}
+
+
+def _nbytes(arrays: Iterable[Any]) -> int:
+    return sum(array.nbytes for array in arrays)
+
+
+def _tree(part: Message) -> dict[str, Any]:
+    """A tree, whose arrays may be mapped files."""
+    found = encoding.load_file(part["file"]) if "file" in part else encoding.decode(base64.b64decode(part["base64"]))
+    return dict(found)
+
+
+def _arrays(part: Message) -> Arrays:
+    return Arrays.from_file(part["file"]) if "file" in part else Arrays.from_bytes(base64.b64decode(part["base64"]))
+
+
+def _said(error: UmbelError) -> str:
+    return f"{error.message} ({error.hint})" if error.hint else error.message
+
+
+def _device(device: str, slot: int) -> str:
+    """Where to compute: with `"auto"` the slots take turns with the GPUs that PyTorch sees, if it is loaded."""
+    if device != "auto":
+        return device
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return f"cuda:{slot % torch.cuda.device_count()}"
+    return "cpu"
+
+
+def _die_with(parent: int) -> None:
+    """Have this process killed with its node, where the system can do that, even while it hangs in foreign code."""
+    if not sys.platform.startswith("linux"):
+        return
+    import ctypes
+
+    prctl: Callable[..., int] = ctypes.CDLL(None).prctl
+    prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        os._exit(1)  # it was gone before
+
+
+def main(orders: int, answers: int, parent: int) -> None:
+    """Be a child of the process `parent`; the two descriptors are those of the pipes."""
+    _die_with(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; only the node decides
+    faulthandler.enable()
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
+    pipes = Pipes(orders, answers)
+    beginning = pipes.next()
+    if beginning["type"] != "begin":
+        return
+    sys.argv[:] = [beginning["module"]]
+    try:
+        child = Child(pipes, beginning)
+    except UmbelError as error:
+        traceback.print_exception(error)
+        pipes.send("refused", reason=_said(error))
+        return
+    gc.collect()
+    gc.freeze()  # what the client's modules made stays
+    known = [list(step) for step in transforms.known_transforms()]
+    pipes.send("ready", handlers=child.handlers, transforms=known, umbel=sys.modules["umbel"].__version__)
+    child.serve()
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:4]))

@@ -1,0 +1,563 @@
+"""A node as a process: connects to its server for ever, and carries out what its state machine says."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import random
+import sys
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from .. import encoding, transforms
+from ..contract import mismatch
+from ..errors import ConnectionLost, CorruptFile, PeerError, ProtocolError, Refused, StorageError, UmbelError
+from ..store.blobs import Blobs
+from ..transport.connection import Connection
+from ..transport.exchange import Depot, Exchange
+from ..transport.handshake import introduce
+from ..transport.stream import Stream
+from ..trust import archive as archives
+from ..trust.identity import SigningKey, seal, sign_node
+from ..trust.policy import Policy, archive_sha256
+from ..trust.tokens import Token
+from ..wire import messages as m
+from .children import Children, ChildSettings, Program, holder
+from .machine import NodeMachine
+from .signals import (
+    Approved,
+    Connected,
+    Denied,
+    Disconnected,
+    Effect,
+    EndRun,
+    Event,
+    Fetch,
+    Fetched,
+    HostReady,
+    HostRefused,
+    Moved,
+    Note,
+    NotFetched,
+    OwnerAsked,
+    Prepare,
+    Received,
+    Release,
+    Say,
+    Start,
+    Stop,
+    TaskFailed,
+    Ticked,
+)
+from .spool import Batch, SqliteSpool
+
+log = logging.getLogger("umbel.node")
+
+FIRST_WAIT, LONGEST_WAIT = 0.1, 30.0
+APPROVAL_WAIT = 5.0
+GOOD_SECONDS = 1.0
+"""A session that lasted so long was a good one: the next attempt to connect comes at once."""
+MOVED_EVERY = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a run may take place on a node: allowed, denied for a `reason`, or left to the owner."""
+
+    word: Literal["allow", "deny", "ask"]
+    reason: str = ""
+
+
+class Gate(Protocol):
+    """What a node lets in. Reasons are empty where nothing speaks against it.
+
+    - `check` judges a run and its archive, which may be large: it is called in another thread. An `UmbelError` denies.
+    - `against_ask` judges what a run asks, without settings.
+    - `against_config` judges the settings that a client would get; it is called only where `judges_config` is true.
+    """
+
+    judges_config: bool
+
+    def check(self, spec: m.RunSpec, archive: Path) -> Verdict: ...
+    def against_ask(self, spec: m.RunSpec, ask: m.AskSpec) -> str: ...
+    def against_config(self, ask: m.AskSpec, config: Mapping[str, Any]) -> str: ...
+
+
+class PolicyGate:
+    """Lets in what a policy allows, if it is what it is said to be and its requirements are installed."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self.judges_config = bool(policy.config)
+
+    def check(self, spec: m.RunSpec, archive: Path) -> Verdict:
+        """Judge a run by its archive, the policy and what is installed. Raises `AppError` and `OSError`."""
+        read = archives.verify(archive.read_bytes(), archive_sha256(spec), spec.author, spec.signature)
+        author = spec.author if spec.signature else b""
+        missing = read.missing()
+        if missing:
+            return Verdict("deny", "; ".join(missing))
+        if self._policy.asks_owner(spec, read.manifest, author):
+            return Verdict("ask")
+        reasons = self._policy.check_run(spec, read.manifest, author)
+        return Verdict("deny", "; ".join(reasons)) if reasons else Verdict("allow")
+
+    def against_ask(self, spec: m.RunSpec, ask: m.AskSpec) -> str:
+        """Why an ask is not answered here."""
+        return "; ".join(self._policy.check_ask(ask))
+
+    def against_config(self, ask: m.AskSpec, config: Mapping[str, Any]) -> str:
+        """Why an ask is not answered with these settings."""
+        return "; ".join(self._policy.check_ask(ask, config))
+
+
+class Hosts(Protocol):
+    """Where a node's runs are hosted, as the effects of the same names demand.
+
+    Events go to the function that it was made with, never from within a call, and none of a run that was ended.
+    """
+
+    def prepare(self, run: str, spec: m.RunSpec, archive: Path) -> None: ...
+    def start(self, effect: Start) -> None: ...
+    def stop(self, effect: Stop) -> None: ...
+    def end_run(self, run: str) -> None: ...
+    async def close(self) -> None: ...
+
+
+MakeHosts = Callable[[Blobs, Callable[[Event], None]], Hosts]
+AskOwner = Callable[[m.RunSpec], Awaitable[bool]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeSettings:
+    """What a node is.
+
+    - `folder`: where it keeps its spool, blobs, logs and what runs need; it is this node's alone.
+    - `connect`: opens a stream to the server. Raises `ConnectionLost`.
+    - `key`, `token`: by what it is known, and what lets it join.
+    - `clients`: what it hosts, each with its source; `slots`: how many tasks it does at once.
+    - `gate`: what it lets in; `ask_owner`: answers for the owner where the gate leaves it to them.
+    - `device`, `data_cache`, `grace`, `environment`: see `ChildSettings`.
+    - `quota`: bytes of blobs that it keeps at most, beside those of its own results.
+    - `lends_below`: where a server on the same machine may have files linked; None for nowhere.
+    - `hosts`: makes what hosts runs, in place of child processes.
+    """
+
+    folder: Path
+    connect: Callable[[], Awaitable[Stream]]
+    key: SigningKey
+    clients: Mapping[str, Any]
+    gate: Gate
+    name: str = ""
+    token: Token | None = None
+    slots: int = 1
+    ask_owner: AskOwner | None = None
+    device: str = "auto"
+    data_cache: int = 1000
+    grace: float = 5.0
+    environment: Mapping[str, str] = field(default_factory=dict)
+    quota: int | None = None
+    lends_below: Path | None = Path("/")
+    hosts: MakeHosts | None = None
+    first_wait: float = FIRST_WAIT
+    longest_wait: float = LONGEST_WAIT
+
+    def hello(self) -> m.Hello:
+        """How it introduces itself."""
+        known = [m.Step(name=name, version=version) for name, version in transforms.known_transforms()]
+        return m.Hello(
+            role=m.ROLE_NODE,
+            name=self.name,
+            key=self.key.public,
+            token=self.token.id if self.token is not None else "",
+            software=f"umbel {getattr(sys.modules.get('umbel'), '__version__', '')}",
+            capabilities=m.Capabilities(transforms=known, archives=True),
+            clients=sorted(self.clients),
+        )
+
+    def proof(self, transcript: bytes) -> m.Proof:
+        """Prove who it is."""
+        sealed = seal(self.token.digest, transcript) if self.token is not None else b""
+        return m.Proof(signature=sign_node(self.key, transcript), seal=sealed)
+
+
+async def run_node(settings: NodeSettings, stopping: asyncio.Event) -> None:
+    """Be a node until `stopping` is set. Raises `StorageError` or `CorruptFile` where its folder cannot be used."""
+    settings.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    node = Node(settings)
+    serving = asyncio.create_task(node.serve(stopping))
+    try:
+        await asyncio.wait({serving, node.fault}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopping.set()
+        await asyncio.wait({serving})
+        await node.close()
+    serving.result()
+    if node.fault.done():
+        node.fault.result()
+
+
+class Node:
+    """A node's state machine, and the world around it."""
+
+    def __init__(self, settings: NodeSettings) -> None:
+        self._settings = settings
+        self._loop = asyncio.get_running_loop()
+        self.fault: asyncio.Future[None] = self._loop.create_future()
+        self._spool = SqliteSpool(settings.folder / "node.db")
+        self._blobs = Blobs(settings.folder / "blobs", settings.quota)
+        self._depot = Depot(self._blobs, lends_below=settings.lends_below)
+        self._machine = NodeMachine(
+            self._spool, settings.clients, slots=settings.slots, allows=settings.gate.against_ask
+        )
+        for run, sha in self._machine.needed():
+            self._blobs.hold(sha, holder(run, sha))
+        self._blobs.collect()
+        self._hosts = (settings.hosts or _children(settings))(self._blobs, self._told)
+        self._connection: Connection | None = None
+        self._exchange: Exchange | None = None
+        self._specs: dict[str, m.RunSpec] = {}
+        self._held: list[m.Message] = []
+        self._changed = asyncio.Event()
+        self._tick: asyncio.TimerHandle | None = None
+        self._moved: dict[bytes, float] = {}
+        self._fetches: dict[tuple[str, bytes], asyncio.Task[None]] = {}
+        self._preparing: dict[str, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._collecting = False
+        self._complaint = ""
+        self._closing = asyncio.Event()
+        self._committer = self._loop.create_task(self._commit())
+
+    # the connection
+
+    async def serve(self, stopping: asyncio.Event) -> None:
+        """Connect, and connect again whenever the connection ends."""
+        settings = self._settings
+        wait = settings.first_wait
+        while not stopping.is_set():
+            began, refused = self._loop.time(), None
+            try:
+                await self._session(stopping)
+            except Refused as error:
+                refused = error
+                self._complain(error)
+            except PeerError as error:
+                self._complain(error)
+            if stopping.is_set():
+                return
+            if self._loop.time() - began >= GOOD_SECONDS:
+                wait = settings.first_wait
+            pause = wait
+            if refused is not None and not refused.retry:
+                waits = refused.code == m.CODE_NOT_APPROVED
+                pause = min(APPROVAL_WAIT, settings.longest_wait) if waits else settings.longest_wait
+            wait = min(2 * wait, settings.longest_wait)
+            await _any(stopping.wait(), asyncio.sleep(pause * random.uniform(0.5, 1.0)))
+
+    async def _session(self, stopping: asyncio.Event) -> None:
+        connecting = asyncio.ensure_future(self._settings.connect())
+        await _any(stopping.wait(), connecting)
+        if connecting.cancelled():
+            return
+        connection = Connection(connecting.result())
+        ending = asyncio.create_task(self._end(stopping, connection))
+        try:
+            welcome = await introduce(connection, self._settings, self._settings.hello())
+            log.info("connected to %s as %s", connection.peer, welcome.id)
+            self._complaint = ""
+            self._connection = connection
+            self._exchange = Exchange(
+                connection,
+                self._depot,
+                self._may_read,
+                same_machine=welcome.same_machine,
+                progress=self._progressed,
+            )
+            self._handle(Connected(welcome))
+            async for message in connection.messages():
+                try:
+                    self._handle(Received(message))
+                except ProtocolError as error:
+                    await connection.close(error)
+                    raise
+        finally:
+            exchange, self._connection, self._exchange = self._exchange, None, None
+            self._held.clear()
+            if exchange is not None:
+                self._handle(Disconnected())
+                await exchange.close()
+            ending.cancel()
+            await connection.close()
+
+    async def _end(self, stopping: asyncio.Event, connection: Connection) -> None:
+        await stopping.wait()
+        await connection.close(m.Problem(code=m.CODE_SHUTTING_DOWN, text="the node ends", retry=True))
+
+    def _complain(self, error: PeerError) -> None:
+        """Tell the owner what is wrong, once."""
+        text = f"{error.message} ({error.hint})" if error.hint else error.message
+        if isinstance(error, Refused) and error.code == m.CODE_NOT_APPROVED:
+            text = f"this node waits for approval: {text}"
+        level = logging.DEBUG if text == self._complaint else logging.WARNING
+        self._complaint = text
+        log.log(level, "%s", text)
+
+    def _may_read(self, run: str, blob: m.Blob) -> bool:
+        return (run, blob.sha256) in self._machine.needed()
+
+    def _progressed(self, sha: bytes, offset: int) -> None:
+        now = self._loop.time()
+        if now - self._moved.get(sha, 0.0) >= MOVED_EVERY:
+            self._moved[sha] = now
+            for run, needed in self._machine.needed():
+                if needed == sha:
+                    self._told(Moved(run, sha))
+
+    # the machine
+
+    def _told(self, event: Event) -> None:
+        """Take an event from anywhere but the server; what goes wrong then is the node's own fault, and its end."""
+        try:
+            if isinstance(event, HostReady) and (reason := self._mismatch(event)):
+                self._hosts.end_run(event.run)
+                event = HostRefused(event.run, reason)
+            self._handle(event)
+        except Exception as error:
+            if not self.fault.done():
+                self.fault.set_exception(error)
+
+    def _handle(self, event: Event) -> None:
+        effects = self._machine.handle(event, self._loop.time())
+        for effect in effects:
+            self._carry_out(effect)
+        self._changed.set()
+        if self._tick is not None:
+            self._tick.cancel()
+            self._tick = None
+        if self._machine.next_tick is not None:
+            self._tick = self._loop.call_at(self._machine.next_tick, self._told, Ticked())
+
+    def _carry_out(self, effect: Effect) -> None:
+        match effect:
+            case Say(message, durable):
+                if durable:
+                    self._held.append(message)
+                elif self._connection is not None:
+                    self._connection.post(message)
+            case Fetch(run, blob):
+                self._fetch(run, blob)
+            case Release(run, sha):
+                self._release(run, sha)
+            case Prepare():
+                self._specs[effect.run] = effect.spec
+                self._prepare_by(effect.run, self._prepare(effect))
+            case Start():
+                reason = self._against(effect)
+                if reason:
+                    task = effect.task
+                    failed = TaskFailed(effect.run, task.task, task.attempt, reason, False)
+                    self._loop.call_soon(self._told, failed)
+                else:
+                    self._hosts.start(effect)
+            case Stop():
+                self._hosts.stop(effect)
+            case EndRun(run):
+                self._specs.pop(run, None)
+                if (preparing := self._preparing.pop(run, None)) is not None:
+                    preparing.cancel()
+                self._hosts.end_run(run)
+                self._blobs.release(f"{run}/archive")
+                self._collect()
+            case Note(text):
+                log.info("%s", text)
+
+    async def _commit(self) -> None:
+        """Write what the machine gave the spool, in batches, and then say what may be said once that is on disk."""
+        while not self._closing.is_set() or self._changed.is_set():
+            await self._changed.wait()
+            self._changed.clear()
+            held, batch, connection = self._held, self._spool.take(), self._connection
+            self._held = []
+            if batch:
+                await self._write(batch)
+            if connection is not None and connection is self._connection:
+                for message in held:
+                    connection.post(message)
+
+    async def _write(self, batch: Batch) -> None:
+        pause = 1.0
+        while True:
+            try:
+                return await asyncio.to_thread(self._spool.write, batch)
+            except StorageError as error:
+                if self._closing.is_set():
+                    raise
+                log.error("%s", error)
+            await _any(self._closing.wait(), asyncio.sleep(pause))
+            pause = min(2 * pause, LONGEST_WAIT)
+
+    # blobs
+
+    def _fetch(self, run: str, blob: m.Blob) -> None:
+        key = (run, blob.sha256)
+        self._blobs.hold(blob.sha256, holder(*key))
+        if key not in self._fetches and self._exchange is not None:
+            task = self._loop.create_task(self._fetched(run, blob, self._exchange))
+            self._fetches[key] = task
+            self._keep(task)
+            task.add_done_callback(lambda done: self._fetches.get(key) is done and self._fetches.pop(key))
+
+    async def _fetched(self, run: str, blob: m.Blob, exchange: Exchange) -> None:
+        try:
+            await exchange.fetch(blob, run)
+        except ConnectionLost:
+            return  # it is asked for again in the next session
+        except (PeerError, CorruptFile, StorageError) as error:
+            self._told(NotFetched(run, blob.sha256, error.message))
+        else:
+            self._told(Fetched(run, blob.sha256))
+
+    def _release(self, run: str, sha: bytes) -> None:
+        fetching = self._fetches.pop((run, sha), None)
+        if fetching is not None:
+            fetching.cancel()
+        self._moved.pop(sha, None)
+        self._blobs.release(holder(run, sha))
+        self._collect()
+
+    def _collect(self) -> None:
+        if not self._collecting:
+            self._collecting = True
+            self._keep(self._loop.create_task(self._collected()))
+
+    async def _collected(self) -> None:
+        self._collecting = False
+        try:
+            await asyncio.to_thread(self._blobs.collect)
+        except StorageError as error:
+            log.warning("%s", error)
+        self._depot.freed()
+
+    # runs
+
+    def _prepare_by(self, run: str, work: Coroutine[Any, Any, None]) -> None:
+        if (before := self._preparing.pop(run, None)) is not None:
+            before.cancel()
+        task = self._preparing[run] = self._loop.create_task(work)
+        self._keep(task)
+        task.add_done_callback(lambda done: self._preparing.get(run) is done and self._preparing.pop(run))
+
+    async def _prepare(self, effect: Prepare) -> None:
+        run, spec = effect.run, effect.spec
+        try:
+            archive = await asyncio.to_thread(self._archive, spec)
+            verdict = await asyncio.to_thread(self._settings.gate.check, spec, archive)
+        except (UmbelError, OSError) as error:
+            verdict = Verdict("deny", error.message if isinstance(error, UmbelError) else str(error))
+        if verdict.word == "deny":
+            self._told(HostRefused(run, verdict.reason))
+        elif verdict.word == "allow" or effect.approved:
+            self._hosts.prepare(run, spec, archive)
+        else:
+            self._told(OwnerAsked(run))
+            if self._settings.ask_owner is not None:
+                said = await self._settings.ask_owner(spec)
+                self._loop.call_soon(self._told, Approved(run) if said else Denied(run))
+
+    def _mismatch(self, ready: HostReady) -> str:
+        """Why the client is not what the run's contract asks for; empty if it is."""
+        text = self._specs[ready.run].contract
+        try:
+            return "; ".join(mismatch(json.loads(text), ready.handlers, ready.transforms)) if text else ""
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            return f"the run's contract cannot be read: {error!r}"
+
+    def _archive(self, spec: m.RunSpec) -> Path:
+        blob = spec.archive.blob
+        if spec.archive.WhichOneof("at") == "inline":
+            blob = self._blobs.put(spec.archive.inline, f"{spec.run}/archive")
+        path = self._blobs.path(blob.sha256)
+        if path is None:
+            raise StorageError("the client's archive is not in the node's folder any more")
+        return path
+
+    def _against(self, start: Start) -> str:
+        """Why the settings of a task are not allowed; empty if they are."""
+        gate = self._settings.gate
+        if not gate.judges_config:
+            return ""
+        try:
+            config: dict[str, Any] = json.loads(self._specs[start.run].config or "{}")
+            for payload in (start.ask.shared, start.task.own):
+                config.update(self._tree(payload).get("config", {}))
+        except (ValueError, TypeError, AttributeError, KeyError, UmbelError) as error:
+            return f"the settings cannot be read: {error}"
+        return gate.against_config(start.ask, config)
+
+    def _tree(self, payload: m.Payload) -> dict[str, Any]:
+        if payload.WhichOneof("at") == "blob":
+            path = self._blobs.path(payload.blob.sha256)
+            return {} if path is None else dict(encoding.load_file(path))
+        return dict(encoding.decode(payload.inline)) if payload.inline else {}
+
+    # the end
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        """See a task to its end; what goes wrong in it ends the node."""
+        self._tasks.add(task)
+        task.add_done_callback(self._kept)
+
+    def _kept(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None and not self.fault.done():
+            self.fault.set_exception(error)
+
+    async def close(self) -> None:
+        """End all that runs, and write what is not on disk yet."""
+        await self._hosts.close()
+        if self._tick is not None:
+            self._tick.cancel()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        self._closing.set()
+        self._changed.set()
+        try:
+            await self._committer
+        finally:
+            self._spool.close()
+
+
+def unpacked(archive: Path, folder: Path) -> Program:
+    """Unpack a client's archive that has been checked. Raises `AppError` and `StorageError`."""
+    read = archives.read(archive.read_bytes())
+    archives.unpack(read, folder)
+    return Program(folder, read.manifest["module"], read.manifest["attribute"])
+
+
+def _children(settings: NodeSettings) -> MakeHosts:
+    started = ChildSettings(
+        folder=settings.folder,
+        sources=settings.clients,
+        device=settings.device,
+        data_cache=settings.data_cache,
+        grace=settings.grace,
+        environment=settings.environment,
+    )
+    return lambda blobs, tell: Children(started, blobs, unpacked, tell)
+
+
+async def _any(*waits: Awaitable[Any]) -> None:
+    """Wait for the first of these; the others are cancelled."""
+    tasks = {asyncio.ensure_future(wait) for wait in waits}
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)

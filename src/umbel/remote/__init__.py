@@ -1,0 +1,1 @@
+"""Servers of a deployment, as those who use them from elsewhere see them."""

@@ -1,0 +1,231 @@
+"""A federation on real machines: the clients of the nodes that are connected to a server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..app import App
+from ..client import Client
+from ..errors import ClientId, SettingError
+from ..events import RunEvent, Waiting
+from ..node.state import ClientStates
+from ..randomness import Key
+
+if TYPE_CHECKING:
+    from ..wire import messages as m
+    from .session import Link, Session
+
+STALL = 900.0
+SETTLING = 60.0
+"""For how many seconds a run that has clients enough waits for nodes that are still preparing."""
+
+
+@dataclass(frozen=True)
+class Signed:
+    """A client's archive as data holders get it, with its author's public key and signature."""
+
+    archive: bytes
+    author: bytes
+    signature: bytes
+
+
+class Remote:
+    """The clients of the nodes that a server knows, for `umbel.run(app, on=Remote("host:7420"))`.
+
+    The run is driven by this process, and its log is sent to the server too; `umbel run APP --on HOST:PORT` has the
+    server drive it.
+
+    - `address`: the server, ``HOST:PORT``; `token`: the line that `umbel operators add` printed, or a file with it; by
+      default what `umbel login` kept, or what the server has left in its `folder` on this machine.
+    - `clients`: how many have to be ready before the run starts (then all that are ready take part), or their names; by
+      default it starts once some are ready and none is still preparing.
+    - `stall`: after so many seconds without a sign of life a client's task has failed; halfway there is a warning.
+    - `wait`: for how many seconds to wait for clients; None for as long as it takes.
+
+    A client that is named by a whole number is that index, as in a simulation: nodes named 0 to 3 and
+    ``Simulation(clients=4)`` give the same model. Raises `SettingError` for what cannot be.
+    """
+
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        clients: int | Sequence[ClientId] | None = None,
+        token: str | None = None,
+        stall: float = STALL,
+        wait: float | None = None,
+        folder: Any = None,
+        connect: Callable[..., Link] | None = None,
+        signed: Signed | None = None,
+    ) -> None:
+        if isinstance(clients, bool) or (isinstance(clients, int) and clients < 1) or clients in ((), []):
+            raise SettingError(f"a federation has at least one client, not {clients!r}")
+        if clients is not None and not isinstance(clients, int) and (isinstance(clients, str) or not _named(clients)):
+            raise SettingError(f"a federation's clients are a number or a list of names, not {clients!r:.60}")
+        for name, value in (("stall", stall), ("wait", wait)):
+            number = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+            if not number and not (name == "wait" and value is None):
+                raise SettingError(f"a federation's {name} is a positive number of seconds, not {value!r}")
+        self._address, self._token, self._folder = address, token, folder
+        self._wanted = clients
+        self._stall, self._wait = stall, wait
+        self._connect = connect
+        self._signed = signed
+
+    def __repr__(self) -> str:
+        return f"Remote({self._address!r})"
+
+    def enlist(
+        self,
+        app: App,
+        *,
+        run: str,
+        name: str,
+        config: Mapping[str, Any],
+        tell: Callable[[RunEvent], None] = lambda event: None,
+        members: Sequence[ClientId] | None = None,
+        log: Iterable[RunEvent] = (),
+    ) -> Enlisted:
+        """Make a run known to the server, and wait until its clients are ready; `members` are those of a run that goes
+        on, which are not waited for. Raises `SettingError` where they do not come, `Refused` where the server says no.
+        """
+        from ..wire import messages as m
+        from ..wire.names import client_text
+
+        signed = self._signed if self._signed is not None else _signed(app)
+        link = (self._connect or _connect)(self._address, token=self._token, folder=self._folder, run=run)
+        try:
+            wanted = members if members is not None else self._wanted if not isinstance(self._wanted, int) else None
+            spec = m.RunSpec(
+                run=run,
+                name=name,
+                archive=link.keep(signed.archive),
+                author=signed.author,
+                signature=signed.signature,
+                contract=json.dumps(app.contract()),
+                config=json.dumps(dict(config)),
+                clients=[client_text(client) for client in wanted or ()],
+            )
+            clients: tuple[ClientId, ...] = tuple(members or ())
+            standings: dict[ClientId, tuple[int, str]] = {}
+            if members is None:
+                clients, standings = _gathered(link, spec, self._wanted, self._wait, tell)
+            else:
+                link.send(m.Message(run_spec=spec))
+        except BaseException:
+            link.close()
+            raise
+        return Enlisted(link, spec, clients, standings, self._stall, log)
+
+
+class Enlisted:
+    """A federation whose clients are known: those of one run."""
+
+    def __init__(
+        self,
+        link: Link,
+        spec: m.RunSpec,
+        clients: tuple[ClientId, ...],
+        standings: dict[ClientId, tuple[int, str]],
+        stall: float,
+        log: Iterable[RunEvent],
+    ) -> None:
+        self.clients = clients
+        self._link = link
+        self._spec = spec
+        self._standings = standings
+        self._stall = stall
+        self._log = log
+
+    def plan(self) -> dict[str, str]:
+        """What results depend on besides the software: how tasks are done."""
+        return {"plan": "one task at a time in a process", "threads": "1"}
+
+    def describe(self) -> dict[str, Any]:
+        """Who takes part, as a plain tree, for the log."""
+        return {"workers": 0, "devices": None, "members": list(self.clients)}
+
+    def connect(
+        self,
+        client: Client,
+        config: Mapping[str, Any],
+        key: Key,
+        states: ClientStates,
+        clock: Callable[[], float],
+    ) -> Session:
+        """The session of the run."""
+        from ..node.executor import RunKeys
+        from .session import Session
+
+        session = Session(self._link, self._spec, states, keys=RunKeys(key), stall=self._stall, log=self._log)
+        session.members.update(self._standings)
+        return session
+
+    def close(self) -> None:
+        """Let go of the server, where no session came to be."""
+        self._link.close()
+
+
+def _connect(address: str | None, **how: Any) -> Link:
+    from .link import connect
+
+    return connect(address, **how)
+
+
+def _named(clients: Any) -> bool:
+    return isinstance(clients, Sequence) and all(isinstance(c, int | str) and not isinstance(c, bool) for c in clients)
+
+
+def _signed(app: App) -> Signed:
+    import hashlib
+
+    from ..trust.identity import sign_archive
+    from ..trust.packing import pack_client
+    from .credentials import author_key
+
+    archive = pack_client(app.client)
+    key = author_key()
+    return Signed(archive, key.public, sign_archive(key, hashlib.sha256(archive).digest()))
+
+
+def _gathered(
+    link: Link, spec: m.RunSpec, wanted: Any, wait: float | None, tell: Callable[[RunEvent], None]
+) -> tuple[tuple[ClientId, ...], dict[ClientId, tuple[int, str]]]:
+    """Wait until enough clients are ready; gives them in their order."""
+    from ..wire import messages as m
+    from ..wire.names import client_id
+    from .session import Up
+
+    standings: dict[ClientId, tuple[int, str]] = {}
+    link.send(m.Message(run_spec=spec))
+    began = link.served()
+    told: Waiting | None = None
+    while True:
+        ready = [client for client, (standing, _) in standings.items() if standing == m.STANDING_READY]
+        preparing = [client for client, (standing, _) in standings.items() if standing == m.STANDING_PREPARING]
+        refused = {client: why for client, (standing, why) in standings.items() if standing == m.STANDING_REFUSED}
+        passed = link.served() - began
+        need = wanted if isinstance(wanted, int) else len(wanted) if wanted is not None else 1
+        if len(ready) >= need and (not preparing or wanted is not None or passed >= SETTLING):
+            return tuple(sorted(ready, key=lambda c: (isinstance(c, str), c))), standings
+        if wait is not None and passed >= wait:
+            why = "".join(f"; client {client}: {text}" for client, text in list(refused.items())[:3])
+            raise SettingError(
+                f"{len(ready)} of {need} clients are ready after {passed:.0f} s{why}",
+                hint="`umbel nodes ls` shows who is connected.",
+            )
+        now = Waiting(ready=len(ready), wanted=need, refused={str(c): text for c, text in refused.items()})
+        if now != told:
+            told = now
+            tell(now)
+            link.send(m.Message(log_event=m.LogEvent(run=spec.run, number=0, event=json.dumps(now.record()))))
+        left = [limit - passed for limit in (wait, SETTLING) if limit is not None and limit > passed]
+        item = link.receive(min(left) if left else None)
+        if isinstance(item, Up):
+            link.send(m.Message(run_spec=spec))
+        elif isinstance(item, m.Message) and item.WhichOneof("body") == "members":
+            for member in item.members.members:
+                standings[client_id(member.client)] = (member.standing, member.reason)

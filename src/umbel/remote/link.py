@@ -1,0 +1,239 @@
+"""A run's way to its server over gRPC: a thread that keeps the connection, and makes it anew when it is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import random
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConnectionLost, CorruptFile, PeerError, Refused, StorageError, UmbelError
+from ..store.blobs import Blobs
+from ..transport import grpc
+from ..transport.connection import Connection
+from ..transport.exchange import Depot, Exchange
+from ..transport.handshake import introduce
+from ..trust.proofs import TokenProof
+from ..wire import messages as m
+from .credentials import Credentials, find
+from .parcels import stored_in
+from .session import Arrived, Down, Item, Missing, Up
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0
+INLINE = 12 << 10
+"""What is larger is sent once as a blob, however many get it."""
+
+
+def connect(address: str | None, *, token: str | None, folder: Any, run: str) -> ServerLink:
+    """The way of a run to a server that lets it in by an operator's token. Raises `Refused`, and `ConnectionLost` where
+    the server cannot be reached.
+    """
+    return ServerLink(find(address, token, None if folder is None else Path(folder)), run)
+
+
+class ServerLink:
+    """See `umbel.remote.session.Link`. Without `patient` the first connection has to succeed; `scratch` is where blobs
+    are, a temporary folder by default.
+    """
+
+    def __init__(
+        self,
+        credentials: Credentials,
+        run: str,
+        *,
+        patient: bool = False,
+        scratch: Path | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._credentials = credentials
+        self._run = run
+        self._patient = patient
+        self._clock = clock
+        self._own = None if scratch is not None else Path(tempfile.mkdtemp(prefix="umbel-run-"))
+        self._scratch = scratch if scratch is not None else self._own or Path()
+        self._blobs = Blobs(self._scratch / "blobs")
+        self.store = stored_in(self._blobs.folder, self._adopt, INLINE)
+        self._items: queue.SimpleQueue[Item | UmbelError] = queue.SimpleQueue()
+        self._up = False
+        self._since = 0.0
+        self._before = 0.0
+        self._outgoing: list[m.Message] = []
+        self._lock = threading.Lock()
+        self._connection: Connection | None = None
+        self._exchange: Exchange | None = None
+        self._fetches: set[asyncio.Task[None]] = set()
+        self._closing = False
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._work, name="umbel-link", daemon=True)
+        self._thread.start()
+        try:
+            while not isinstance(self._next(None), Up):
+                pass
+        except BaseException:
+            self.close()
+            raise
+
+    # What a session calls, from its thread
+
+    def keep(self, data: bytes) -> m.Payload:
+        """Bytes as a payload."""
+        return m.Payload(inline=data) if len(data) <= INLINE else m.Payload(blob=self._blobs.put(data, "kept"))
+
+    def send(self, message: m.Message) -> None:
+        """Send a message; while there is no connection it is lost."""
+        with self._lock:
+            self._outgoing.append(message)
+            first = len(self._outgoing) == 1
+        if first and not self._closing:
+            self._loop.call_soon_threadsafe(self._flush)
+
+    def receive(self, timeout: float | None) -> Item | None:
+        """What comes next, within so many seconds of served time. Raises `Refused` where the server says no."""
+        until = None if timeout is None else self.served() + timeout
+        while True:
+            # While the server is away its time stands still, and so does what waits for it.
+            left = None if until is None or not self._up else max(0.0, until - self.served())
+            try:
+                return self._next(left)
+            except queue.Empty:
+                if until is not None and self._up and self.served() >= until:
+                    return None
+
+    def fetch(self, blob: m.Blob) -> None:
+        """Have a blob sent."""
+        self._loop.call_soon_threadsafe(self._fetch, blob)
+
+    def release(self, sha: bytes) -> None:
+        """Let go of a blob."""
+        self._blobs.release(sha.hex())
+        self._blobs.collect()
+
+    def served(self) -> float:
+        """Seconds in which there was a connection."""
+        return self._before + (self._clock() - self._since if self._up else 0.0)
+
+    def close(self) -> None:
+        """End the connection, after what was sent."""
+        if self._closing:
+            return
+        self._closing = True
+        self._loop.call_soon_threadsafe(self._stop)
+        self._thread.join()
+        self._loop.close()
+        if self._own is not None:
+            shutil.rmtree(self._own, ignore_errors=True)
+
+    def _next(self, timeout: float | None) -> Item:
+        item = self._items.get(timeout=timeout)
+        if isinstance(item, UmbelError):
+            raise item
+        if isinstance(item, Up):
+            self._since, self._up = self._clock(), True
+        elif isinstance(item, Down):
+            self._before, self._up = self.served(), False
+        return item
+
+    def _adopt(self, path: Path, sha: bytes, size: int) -> None:
+        self._blobs.hold(sha, "kept")
+        self._blobs.adopt(path, m.Blob(sha256=sha, size=size), verify=False)
+
+    # In the thread of the connection
+
+    def _work(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_until_complete(self._keep_connected())
+        except asyncio.CancelledError:
+            pass
+        except BaseException as error:  # whoever waits has to know
+            self._items.put(ConnectionLost(f"the connection to the server failed: {type(error).__name__}: {error}"))
+        finally:
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+            self._loop.run_until_complete(self._loop.shutdown_default_executor())
+
+    async def _keep_connected(self) -> None:
+        self._main = asyncio.current_task()
+        tried, was_up = 0, False
+        while not self._closing:
+            began = self._clock()
+            try:
+                was_up = await self._converse() or was_up
+            except PeerError as error:
+                if not error.retry or not (self._patient or was_up or isinstance(error, Refused)):
+                    self._items.put(error)
+                    return
+            tried = 0 if self._clock() - began > LONGEST_PAUSE else tried + 1
+            await asyncio.sleep(min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(tried, 10)) * random.uniform(0.5, 1.0))
+
+    async def _converse(self) -> bool:
+        """One connection, from its beginning to its end. Raises what kept it from beginning, or forbids another."""
+        join = self._credentials.join
+        assert join.token is not None
+        stream = await grpc.connect(self._credentials.address, join.root())
+        connection = Connection(stream)
+        try:
+            hello = m.Hello(role=m.ROLE_RUN, name=self._run, token=join.token.id)
+            welcome = await introduce(connection, TokenProof(join.token), hello)
+            depot = Depot(self._blobs, lends_below=Path("/"))
+            self._exchange = Exchange(connection, depot, lambda run, blob: True, same_machine=welcome.same_machine)
+            with self._lock:
+                self._outgoing.clear()
+            self._connection = connection
+            self._items.put(Up())
+            try:
+                while True:
+                    for message in await connection.receive():
+                        self._items.put(message)
+            except PeerError as error:
+                self._items.put(Down())
+                if not self._closing and isinstance(error, Refused) and not error.retry:
+                    raise
+                return True
+        finally:
+            self._connection = None
+            if self._exchange is not None:
+                await self._exchange.close()
+                self._exchange = None
+            await connection.close()
+
+    def _flush(self) -> None:
+        with self._lock:
+            outgoing, self._outgoing = self._outgoing, []
+        if self._connection is not None:
+            for message in outgoing:
+                self._connection.post(message)
+
+    def _fetch(self, blob: m.Blob) -> None:
+        task = self._loop.create_task(self._fetched(blob))
+        self._fetches.add(task)
+        task.add_done_callback(self._fetches.discard)
+
+    async def _fetched(self, blob: m.Blob) -> None:
+        if self._exchange is None:
+            return  # it is asked for again on the next connection
+        self._blobs.hold(blob.sha256, blob.sha256.hex())
+        try:
+            path = await self._exchange.fetch(blob, self._run)
+            self._items.put(Arrived(blob.sha256, path))
+        except ConnectionLost:
+            return
+        except (Refused, CorruptFile, StorageError) as error:
+            self._items.put(Missing(blob.sha256, error.message))
+
+    def _stop(self) -> None:
+        self._flush()
+        self._loop.create_task(self._part())
+
+    async def _part(self) -> None:
+        if self._connection is not None:
+            await self._connection.close()
+        for task in (*self._fetches, *([self._main] if self._main is not None else [])):
+            task.cancel()
+
+    _main: asyncio.Task[Any] | None = None

@@ -1,0 +1,1 @@
+"""The long-running server of a deployment."""

@@ -1,0 +1,326 @@
+"""What a server shows over HTTP: whether it is well, a page for people, and metrics for Prometheus."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from html import escape
+from importlib.resources import files
+from string import Template
+from typing import Protocol
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from ..errors import SettingError
+
+BOUNDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
+"""Upper bounds, in seconds, of the buckets for how long a commit takes."""
+ROWS = 500
+"""How many nodes and runs the page lists."""
+
+
+class Histogram:
+    """How often something took how many seconds."""
+
+    def __init__(self, bounds: tuple[float, ...] = BOUNDS) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.seconds = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """Count one more."""
+        self.counts[bisect_left(self.bounds, seconds)] += 1
+        self.seconds += seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeFacts:
+    """A node: `status` is pending, approved or revoked; `seen_at` is the time of its last connection's end."""
+
+    id: str
+    name: str
+    status: str
+    connected: bool = False
+    clients: int = 0
+    tasks: int = 0
+    seen_at: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """A run: `round` of `rounds` is committed, `ready` clients can be asked, `waiting` tasks are unanswered."""
+
+    id: str
+    name: str
+    status: str
+    owner: str = ""
+    round: int = 0
+    rounds: int = 0
+    ready: int = 0
+    waiting: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerFacts:
+    """A server at the time `now`, in seconds since 1970 as all times here; `problem` says what is wrong, if anything
+    is. Totals count since the start. Nothing here may be a secret.
+    """
+
+    server: str
+    software: str
+    started_at: float
+    now: float
+    problem: str = ""
+    nodes: tuple[NodeFacts, ...] = ()
+    runs: tuple[RunFacts, ...] = ()
+    sessions: Mapping[str, int] = field(default_factory=dict)
+    answers_stored: int = 0
+    blob_bytes: int = 0
+    blob_quota: int | None = None
+    store_bytes: int = 0
+    disk_free: int | None = None
+    commits: Histogram = field(default_factory=Histogram)
+    frames_in: int = 0
+    frames_out: int = 0
+
+    @property
+    def waiting(self) -> int:
+        """The tasks of all runs that are unanswered."""
+        return sum(run.waiting for run in self.runs)
+
+
+class Facts(Protocol):
+    """Whoever knows how the server is; answers at once, in the event loop."""
+
+    def facts(self) -> ServerFacts: ...
+
+
+def application(facts: Facts) -> Starlette:
+    """The pages as an ASGI application: ``/``, ``/health`` and ``/metrics``."""
+
+    async def health(request: Request) -> Response:
+        try:
+            known = facts.facts()
+        except Exception as error:
+            return JSONResponse({"status": "failing", "problem": f"{type(error).__name__} in the server"}, 503)
+        body = {
+            "status": "failing" if known.problem else "ok",
+            "problem": known.problem,
+            "server": known.server,
+            "software": known.software,
+            "uptime": round(known.now - known.started_at, 3),
+        }
+        return JSONResponse(body, 503 if known.problem else 200)
+
+    async def page(request: Request) -> Response:
+        policy = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
+        return HTMLResponse(html(facts.facts()), headers={"Content-Security-Policy": policy})
+
+    async def numbers(request: Request) -> Response:
+        return PlainTextResponse(metrics(facts.facts()), media_type="text/plain; version=0.0.4")
+
+    return Starlette(routes=[Route("/", page), Route("/health", health), Route("/metrics", numbers)])
+
+
+async def serve(facts: Facts, host: str, port: int, *, listening: Callable[[int], None] = lambda port: None) -> None:
+    """Serve the pages until cancelled.
+
+    `listening` is called with the port, which the system chooses for port 0. Raises `SettingError` for an address that
+    cannot be listened on. Signals are left to the caller.
+    """
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        place = socket.create_server((host, port), family=family)
+    except OSError as error:
+        known = error.errno is not None and error.errno > 0  # not so where the name of a host is not known
+        reason = os.strerror(error.errno or 0) if known else error.strerror
+        raise SettingError(
+            f"{host}:{port} cannot be listened on: {reason}",
+            hint="Give another address for the pages, or end the program that has this one.",
+        ) from error
+    with place:
+        listening(place.getsockname()[1])
+        config = uvicorn.Config(
+            application(facts),
+            access_log=False,
+            log_config=None,
+            log_level="warning",
+            lifespan="off",
+            proxy_headers=False,
+            server_header=False,
+            timeout_graceful_shutdown=1,
+        )
+        server = _Server(config)
+        serving = asyncio.get_running_loop().create_task(server.serve(sockets=[place]))
+        try:
+            await asyncio.shield(serving)
+        except asyncio.CancelledError:
+            server.should_exit = True
+            await serving
+            raise
+
+
+class _Server(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+# Metrics
+
+
+def metrics(known: ServerFacts) -> str:
+    """The facts in Prometheus' text format."""
+    lines: list[str] = []
+
+    def metric(name: str, kind: str, text: str, values: Iterable[tuple[Mapping[str, str], float]]) -> None:
+        lines.extend((f"# HELP {name} {text}", f"# TYPE {name} {kind}"))
+        lines.extend(f"{name}{_labels(labels)} {_number(value)}" for labels, value in values)
+
+    def one(name: str, kind: str, text: str, value: float | None) -> None:
+        if value is not None:
+            metric(name, kind, text, [({}, value)])
+
+    def many(name: str, kind: str, text: str, label: str, counts: Mapping[str, int]) -> None:
+        metric(name, kind, text, [({label: key}, count) for key, count in sorted(counts.items())])
+
+    statuses = {"approved": 0, "pending": 0, "revoked": 0}
+    metric("umbel_info", "gauge", "Who this is.", [({"server": known.server, "software": known.software}, 1)])
+    one("umbel_healthy", "gauge", "1 where nothing is wrong.", float(not known.problem))
+    one("umbel_uptime_seconds", "gauge", "Since the start.", known.now - known.started_at)
+    many("umbel_nodes", "gauge", "Nodes.", "status", {**statuses, **Counter(node.status for node in known.nodes)})
+    one("umbel_nodes_connected", "gauge", "Nodes connected.", sum(node.connected for node in known.nodes))
+    many("umbel_sessions", "gauge", "Connected sessions.", "role", known.sessions)
+    many("umbel_runs", "gauge", "Runs.", "status", Counter(run.status for run in known.runs))
+    one("umbel_tasks_waiting", "gauge", "Tasks unanswered.", known.waiting)
+    one("umbel_answers_stored_total", "counter", "Answers stored.", known.answers_stored)
+    one("umbel_blob_bytes", "gauge", "Bytes of blobs on the disk.", known.blob_bytes)
+    one("umbel_blob_quota_bytes", "gauge", "Bytes that blobs may take.", known.blob_quota)
+    one("umbel_store_bytes", "gauge", "Bytes of the store.", known.store_bytes)
+    one("umbel_disk_free_bytes", "gauge", "Bytes free on the disk.", known.disk_free)
+    many("umbel_frames_total", "counter", "Frames.", "direction", {"in": known.frames_in, "out": known.frames_out})
+    lines.extend(_buckets("umbel_commit_seconds", "How long commits took.", known.commits))
+    memory, descriptors = _process()
+    one("process_resident_memory_bytes", "gauge", "Memory of the server.", memory)
+    one("process_cpu_seconds_total", "counter", "Processor time of the server.", time.process_time())
+    one("process_open_fds", "gauge", "Open files of the server.", descriptors)
+    one("process_start_time_seconds", "gauge", "When it was started.", known.started_at)
+    return "\n".join(lines) + "\n"
+
+
+def _buckets(name: str, text: str, histogram: Histogram) -> Iterator[str]:
+    yield f"# HELP {name} {text}"
+    yield f"# TYPE {name} histogram"
+    below = 0
+    for bound, count in zip((*map(_number, histogram.bounds), "+Inf"), histogram.counts, strict=True):
+        below += count
+        yield f'{name}_bucket{{le="{bound}"}} {below}'
+    yield f"{name}_sum {_number(histogram.seconds)}"
+    yield f"{name}_count {below}"
+
+
+def _labels(labels: Mapping[str, str]) -> str:
+    escaped = {key: text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n") for key, text in labels.items()}
+    return "{" + ",".join(f'{key}="{text}"' for key, text in escaped.items()) + "}" if labels else ""
+
+
+def _number(value: float) -> str:
+    return repr(int(value)) if value == int(value) else repr(value)
+
+
+def _process() -> tuple[int | None, int | None]:
+    """The memory and the open files of this process, where the system tells."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            pages = int(file.read().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE"), len(os.listdir("/proc/self/fd"))
+    except OSError:
+        return None, None
+
+
+# The page
+
+
+def html(known: ServerFacts) -> str:
+    """The facts as one page that needs nothing else."""
+    connected = sum(node.connected for node in known.nodes)
+    nodes = sorted(known.nodes, key=lambda node: (node.status != "pending", not node.connected, node.name))
+    used = _size(known.blob_bytes) + (f" of {_size(known.blob_quota)}" if known.blob_quota is not None else "")
+    storage = [("blobs", used), ("store", _size(known.store_bytes))]
+    if known.disk_free is not None:
+        storage.append(("free on the disk", _size(known.disk_free)))
+    return Template(files(__package__).joinpath("page.html").read_text(encoding="utf-8")).substitute(
+        server=escape(known.server),
+        software=escape(known.software),
+        uptime=_span(known.now - known.started_at),
+        health=f'<p class="bad">{escape(known.problem)}</p>' if known.problem else "<p>All is well.</p>",
+        runs=_table(
+            ("run", "", "status", "round", "clients ready", "tasks waiting", "owner"),
+            [
+                (run.id, run.name, run.status, _Bar(run.round, run.rounds), run.ready, run.waiting, run.owner)
+                for run in known.runs[:ROWS]
+            ],
+            len(known.runs),
+        ),
+        count=f"{connected} of {len(known.nodes)} connected",
+        nodes=_table(
+            ("node", "", "status", "connection", "clients", "tasks"),
+            [(n.name, n.id, n.status, _connection(n, known.now), n.clients, n.tasks) for n in nodes[:ROWS]],
+            len(nodes),
+        ),
+        storage=_table((), storage, len(storage)),
+    )
+
+
+@dataclass(frozen=True)
+class _Bar:
+    done: int
+    of: int
+
+    def __str__(self) -> str:
+        bar = f'<progress value="{self.done}" max="{self.of}"></progress> ' if self.of else ""
+        return f"{bar}{self.done}{f' of {self.of}' if self.of else ''}"
+
+
+def _table(heads: tuple[str, ...], rows: Sequence[Sequence[object]], of: int) -> str:
+    if not rows:
+        return "<p>None.</p>"
+    lines = ["".join(f"<th>{escape(head)}</th>" for head in heads)] if heads else []
+    for row in rows:
+        lines.append("".join(f"<td>{cell if isinstance(cell, _Bar) else escape(str(cell))}</td>" for cell in row))
+    table = "<table>" + "".join(f"<tr>{line}</tr>\n" for line in lines) + "</table>"
+    return table + (f"<p>and {of - len(rows)} more</p>" if of > len(rows) else "")
+
+
+def _connection(node: NodeFacts, now: float) -> str:
+    if node.connected:
+        return "connected"
+    return "never connected" if node.seen_at is None else f"gone for {_span(now - node.seen_at)}"
+
+
+def _span(seconds: float) -> str:
+    left = max(0, int(seconds))
+    for unit, name in ((86400, "d"), (3600, "h"), (60, "min")):
+        if left >= unit:
+            return f"{left // unit} {name}"
+    return f"{left} s"
+
+
+def _size(count: int) -> str:
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:,.3g} TB" if size < 1000 else f"{size:,.0f} TB"

@@ -1,0 +1,771 @@
+"""The router: the state machine of a server. It takes what runs and nodes say, keeps what must not be lost, and says
+who is to be told what; it has no sockets, no clock and no files.
+
+Whatever it keeps it puts into the store. An effect that is `durable` must not be seen before all that was put by then
+is on disk: that is how a result is stored before it is acknowledged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from ..errors import ProtocolError
+from ..wire import messages as m
+from .signals import (
+    Connected,
+    Drop,
+    Effect,
+    Event,
+    Fetch,
+    Fetched,
+    Hold,
+    Lost,
+    NotFetched,
+    Received,
+    Release,
+    RunEnded,
+    Say,
+    Tell,
+)
+
+ENDED = ("finished", "failed", "stopped")
+"""What becomes of runs that nobody goes on with."""
+MAILBOX = 10_000
+"""How many tasks may wait for one node."""
+ALLOWED: dict[str, frozenset[str]] = {
+    "node": frozenset({"run_answer", "result", "partial", "alive", "hosted"}),
+    "run": frozenset(
+        {"run_spec", "ask_spec", "task", "cancel", "close_ask", "close_run", "refold", "log_event"},
+    ),
+    "operator": frozenset({"request"}),
+}
+"""What each role may say."""
+
+
+class Records(Protocol):
+    """The store, as far as a router needs it."""
+
+    def rows(self, table: str, /, **where: Any) -> list[dict[str, Any]]:
+        """What is on disk."""
+
+    def greatest(self, table: str, /, **where: Any) -> int:
+        """The highest number among rows."""
+
+    def put(self, table: str, row: Mapping[str, Any], /) -> None:
+        """Keep a row."""
+
+    def delete(self, table: str, /, **where: Any) -> None:
+        """Remove rows."""
+
+
+@dataclass(slots=True)
+class _Task:
+    message: m.Task
+    node: str
+    answer: str | None = None
+    waiting: bool = False
+
+
+@dataclass(slots=True)
+class _Answer:
+    id: str
+    message: m.Message
+    tasks: tuple[str, ...]
+    node: str
+    complete: bool = True
+
+
+@dataclass(slots=True)
+class _Ask:
+    spec: m.AskSpec
+    cancelled: set[str] = field(default_factory=set)
+    tasks: dict[str, _Task] = field(default_factory=dict)
+    answers: dict[str, _Answer] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Run:
+    id: str
+    spec: m.RunSpec | None = None
+    status: str = "running"
+    peer: str | None = None
+    owner: str = ""
+    log: int = 0
+    closed: int = -1
+    asks: dict[int, _Ask] = field(default_factory=dict)
+    standings: dict[str, tuple[int, str]] = field(default_factory=dict)
+    row: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Node:
+    id: str
+    name: str
+    peer: str | None = None
+    clients: tuple[str, ...] = ()
+    seen: float = 0.0
+    asks: set[tuple[str, int]] = field(default_factory=set)
+    waiting: int = 0
+
+
+@dataclass(slots=True)
+class _Peer:
+    role: str
+    id: str
+
+
+class Router:
+    """One server's runs, nodes and mailboxes.
+
+    `store` keeps what must not be lost, `has` tells whether a blob is complete on this side, `mailbox` bounds the tasks
+    that wait for one node.
+    """
+
+    def __init__(self, store: Records, has: Callable[[bytes], bool], *, mailbox: int = MAILBOX) -> None:
+        self._store = store
+        self._has = has
+        self._mailbox = mailbox
+        self._peers: dict[str, _Peer] = {}
+        self._nodes: dict[str, _Node] = {}
+        self._runs: dict[str, _Run] = {}
+        self._homes: dict[str, str] = {}
+        self._ended: dict[str, tuple[str, float]] = {}
+        self._effects: list[Effect] = []
+        self._arriving: dict[tuple[str, bytes], list[tuple[int, str]]] = {}
+        self.answers = 0
+        self._load()
+
+    # Events
+
+    def handle(self, event: Event, now: float) -> list[Effect]:
+        """Take in one event and return what has to be done, in order. `now` is the wall time, in seconds."""
+        self._effects = []
+        if isinstance(event, Received):
+            try:
+                self._received(event.peer, event.message, now)
+            except ProtocolError as error:
+                self._effects.append(Drop(event.peer, error.code, error.message))
+        elif isinstance(event, Connected):
+            self._connected(event, now)
+        elif isinstance(event, Lost):
+            self._lost(event.peer, now)
+        elif isinstance(event, Fetched):
+            self._fetched(event)
+        elif isinstance(event, NotFetched):
+            self._not_fetched(event)
+        else:
+            self._revoked(event.node)
+        return self._effects
+
+    def may_read(self, peer: str, run: str, sha: bytes) -> bool:
+        """Whether a peer may have a blob now: a run all of its own, a node what its own clients are asked with."""
+        known, found = self._peers.get(peer), self._runs.get(run)
+        if known is None or found is None:
+            return False
+        if known.role != "node":
+            return known.role == "run" and known.id == run
+        if all(self._homes[client] != known.id for client in self._clients_of(found)):
+            return False
+        wanted = [found.spec.archive] if found.spec is not None else []
+        for ask in found.asks.values():
+            mine = [task.message.own for task in ask.tasks.values() if task.node == known.id]
+            wanted += [ask.spec.model, ask.spec.shared, *mine] if mine else []
+        return any(payload.blob.sha256 == sha for payload in wanted if payload.HasField("blob"))
+
+    def held(self) -> Iterator[Hold]:
+        """The blobs that are needed, to be held again after a restart."""
+        for run in self._runs.values():
+            if run.spec is not None:
+                yield from self._holds(run.spec.archive, f"{run.id}/")
+            for id, ask in run.asks.items():
+                for payload in (ask.spec.model, ask.spec.shared):
+                    yield from self._holds(payload, f"{run.id}/{id}")
+                for task in ask.tasks.values():
+                    yield from self._holds(task.message.own, f"{run.id}/{id}")
+                for answer in ask.answers.values():
+                    yield from self._holds(_payload(answer.message), f"{run.id}/{id}")
+
+    def standings(self, run: str) -> dict[str, tuple[int, str]]:
+        """Each client's standing in a run, and why it is refused."""
+        return dict(self._runs[run].standings) if run in self._runs else {}
+
+    def online(self, node: str) -> bool:
+        """Whether a node is connected."""
+        return node in self._nodes and self._nodes[node].peer is not None
+
+    def waiting_of(self, run: str) -> int:
+        """How many tasks of a run wait for an answer."""
+        asks = self._runs[run].asks.values() if run in self._runs else ()
+        return sum(task.waiting for ask in asks for task in ask.tasks.values())
+
+    def connected_run(self, run: str) -> bool:
+        """Whether a run's process is connected."""
+        return run in self._runs and self._runs[run].peer is not None
+
+    # Restart
+
+    def _load(self) -> None:
+        for row in self._store.rows("nodes"):
+            if row["status"] == "approved":
+                self._nodes[row["id"]] = _Node(row["id"], row["name"], seen=row["seen_at"] or 0.0)
+                self._settle(self._nodes[row["id"]], tuple(row["clients"] or ()))
+        for row in self._store.rows("runs"):
+            if row["status"] in ENDED:
+                self._ended[row["id"]] = (row["status"], row["ended_at"] or 0.0)
+                continue
+            spec = m.RunSpec.FromString(row["spec"]) if row["spec"] else None
+            run = self._runs[row["id"]] = _Run(row["id"], spec, row["status"], owner=row["owner"] or "", row=dict(row))
+            run.log = self._store.greatest("events", run=run.id)
+            run.closed = -1 if row["closed"] is None else row["closed"]
+            if spec is not None:
+                for client in self._clients_of(run):
+                    run.standings[client] = (m.STANDING_OFFLINE, "")
+        for row in self._store.rows("asks"):
+            if row["run"] in self._runs:
+                self._runs[row["run"]].asks[row["ask"]] = _Ask(m.AskSpec.FromString(row["spec"]))
+        for row in self._store.rows("tasks"):
+            ask = self._ask(row["run"], row["ask"])
+            if ask is not None:
+                ask.tasks[row["task"]] = _Task(m.Task.FromString(row["message"]), row["node"], row["answer"])
+                if row["answer"] is None:
+                    self._wait(ask.tasks[row["task"]])
+        for row in self._store.rows("answers"):
+            ask = self._ask(row["run"], row["ask"])
+            if ask is not None:
+                message = m.Message.FromString(row["message"])
+                tasks = tuple(id for id, task in ask.tasks.items() if task.answer == row["id"])
+                node = ask.tasks[tasks[0]].node if tasks else ""
+                ask.answers[row["id"]] = _Answer(row["id"], message, tasks, node)
+
+    def _ask(self, run: str, ask: int) -> _Ask | None:
+        return self._runs[run].asks.get(ask) if run in self._runs else None
+
+    # Who is there
+
+    def _connected(self, event: Connected, now: float) -> None:
+        self._peers[event.peer] = _Peer(event.role, event.id)
+        if event.role == "node":
+            node = self._nodes.setdefault(event.id, _Node(event.id, event.name))
+            self._supersede(node.peer, event.peer)
+            node.peer, node.name, node.asks = event.peer, event.name, set()
+            before, node.seen = node.seen, now
+            self._store.put("nodes", {"id": node.id, "seen_at": now, "clients": list(event.clients)})
+            for over, (status, at) in self._ended.items():
+                if at >= before:
+                    self._say(event.peer, close_run=m.CloseRun(run=over, status=status))
+            self._settle(node, event.clients)
+            for known in self._runs.values():
+                self._invite(known, node)
+        elif event.role == "run":
+            run = self._runs.get(event.id)
+            if run is None:
+                run = self._begin(event, now)
+            self._supersede(run.peer, event.peer)
+            run.peer = event.peer
+            self._say(event.peer, log_ack=m.LogAck(run=run.id, number=run.log))
+
+    def _begin(self, event: Connected, now: float) -> _Run:
+        """A run that is new, or goes on after it was over."""
+        run = self._runs[event.id] = _Run(event.id, owner=event.name)
+        self._ended.pop(event.id, None)
+        run.row = {"id": event.id, "owner": event.name, "created_at": now}
+        for row in self._store.rows("runs", id=event.id):
+            run.row = {name: value for name, value in row.items() if name != "members"}
+            run.log = self._store.greatest("events", run=event.id)
+            run.closed = -1 if row["closed"] is None else row["closed"]
+        run.row.update(status="running", ended_at=None)
+        self._store.put("runs", run.row)
+        return run
+
+    def _supersede(self, old: str | None, new: str) -> None:
+        if old is not None and old != new:
+            self._peers.pop(old, None)
+            self._effects.append(Drop(old, m.CODE_SUPERSEDED, "the same key has connected again"))
+
+    def _lost(self, peer: str, now: float) -> None:
+        known = self._peers.pop(peer, None)
+        if known is None:
+            return
+        if known.role == "run" and known.id in self._runs and self._runs[known.id].peer == peer:
+            self._runs[known.id].peer = None
+        node = self._nodes.get(known.id) if known.role == "node" else None
+        if node is None or node.peer != peer:
+            return
+        node.peer, node.seen = None, now
+        self._store.put("nodes", {"id": node.id, "seen_at": now})
+        for run in self._runs.values():
+            mine = [c for c in self._clients_of(run) if self._homes.get(c) == node.id]
+            self._stand(run, mine, m.STANDING_OFFLINE)
+
+    def _settle(self, node: _Node, clients: Iterable[str]) -> None:
+        """A node hosts these clients; one that another node hosts stays there."""
+        for client in node.clients:
+            if self._homes.get(client) == node.id:
+                del self._homes[client]
+        node.clients = tuple(client for client in clients if self._homes.setdefault(client, node.id) == node.id)
+
+    def _clients_of(self, run: _Run) -> list[str]:
+        if run.spec is None:
+            return []
+        wanted = set(run.spec.clients)
+        return [client for client in self._homes if not wanted or client in wanted]
+
+    def _invite(self, run: _Run, node: _Node) -> None:
+        mine = [client for client in self._clients_of(run) if self._homes[client] == node.id]
+        if not mine or node.peer is None or run.spec is None:
+            return
+        self._say(node.peer, durable=True, run_spec=run.spec)
+        self._stand(run, mine, m.STANDING_PREPARING)
+
+    def _stand(self, run: _Run, clients: Iterable[str], standing: int, reason: str = "") -> None:
+        changed = [c for c in clients if run.standings.get(c) != (standing, reason)]
+        for client in changed:
+            run.standings[client] = (standing, reason)
+        self._tell_members(run, changed)
+
+    def _tell_members(self, run: _Run, clients: Iterable[str]) -> None:
+        members = []
+        for client in clients:
+            standing, reason = run.standings[client]
+            node = self._nodes.get(self._homes.get(client, ""))
+            name = node.name if node is not None else ""
+            members.append(m.Member(client=client, node=name, standing=standing, reason=reason))  # type: ignore[arg-type]
+        if members and run.peer is not None:
+            self._say(run.peer, members=m.Members(run=run.id, members=members))
+
+    def _revoked(self, id: str) -> None:
+        node = self._nodes.pop(id, None)
+        if node is None:
+            return
+        if node.peer is not None:
+            self._peers.pop(node.peer, None)
+            self._effects.append(Drop(node.peer, m.CODE_REVOKED, "this node was revoked"))
+        gone = [client for client, home in self._homes.items() if home == id]
+        for run in self._runs.values():
+            self._stand(run, [c for c in gone if c in run.standings], m.STANDING_REFUSED, "its node was revoked")
+            for ask in run.asks.values():
+                for task in ask.tasks.values():
+                    if task.node == id and task.answer is None:
+                        self._fail(run, ask, task, "its node was revoked")
+        for client in gone:
+            del self._homes[client]
+
+    # Messages
+
+    def _received(self, peer: str, message: m.Message, now: float) -> None:
+        known = self._peers.get(peer)
+        if known is None:
+            return  # superseded, or dropped already
+        kind = message.WhichOneof("body")
+        if kind is None:
+            raise ProtocolError("a message without a body", m.CODE_MALFORMED)
+        if kind not in ALLOWED.get(known.role, frozenset()):
+            raise ProtocolError(f"a {known.role} may not send {kind}", m.CODE_NOT_ALLOWED)
+        body = getattr(message, kind)
+        if known.role == "run":
+            if body.run != known.id:
+                raise ProtocolError(f"run {known.id} may not speak of run {body.run[:80]!r}", m.CODE_NOT_ALLOWED)
+            getattr(self, f"_run_{kind}")(self._runs[known.id], body, now)
+        elif known.role == "node":
+            node = self._nodes[known.id]
+            if kind == "hosted":
+                self._node_hosted(node, body)
+                return
+            run = self._runs.get(body.run)
+            if body.run in self._ended:
+                self._say(peer, close_run=m.CloseRun(run=body.run, status=self._ended[body.run][0]))
+            if run is None or all(self._homes.get(c) != node.id for c in self._clients_of(run)):
+                return  # not known yet after a restart, over, or none of this node's business
+            getattr(self, f"_node_{kind}")(node, run, body)
+
+    # What runs say
+
+    def _run_run_spec(self, run: _Run, spec: m.RunSpec, now: float) -> None:
+        changed = run.spec is None or run.spec != spec
+        run.spec = spec
+        if changed:
+            run.row.update(spec=spec.SerializeToString(), name=spec.name or run.id)
+            self._store.put("runs", run.row)
+            self._need(run, spec.archive, f"{run.id}/")
+            for client in self._clients_of(run):
+                run.standings.setdefault(client, (m.STANDING_OFFLINE, ""))
+            for node in self._nodes.values():
+                self._invite(run, node)
+        else:
+            self._need(run, spec.archive, f"{run.id}/")
+        self._tell_members(run, [c for c in self._clients_of(run) if c in run.standings])
+
+    def _run_ask_spec(self, run: _Run, spec: m.AskSpec, now: float) -> None:
+        known = run.asks.get(spec.ask)
+        if known is not None and known.spec.digest != spec.digest:
+            self._close_ask(run, spec.ask)
+            known = None
+        if known is None:
+            run.asks[spec.ask] = _Ask(spec)
+            self._store.put("asks", {"run": run.id, "ask": spec.ask, "spec": spec.SerializeToString()})
+        for payload in (spec.model, spec.shared):
+            self._need(run, payload, f"{run.id}/{spec.ask}")
+
+    def _run_task(self, run: _Run, message: m.Task, now: float) -> None:
+        ask = run.asks.get(message.ask)
+        if ask is None:
+            raise ProtocolError(f"task {message.task[:80]!r} of ask {message.ask}, which is not open", m.CODE_UNKNOWN)
+        known = ask.tasks.get(message.task)
+        if known is not None and known.message.attempt >= message.attempt:
+            self._need(run, known.message.own, f"{run.id}/{message.ask}")
+            answer = ask.answers.get(known.answer or "")
+            if answer is not None and answer.complete:
+                self._answer(run, answer)
+            return
+        if known is not None:
+            self._forget_answer(run, ask, known)
+        task = ask.tasks[message.task] = _Task(message, self._homes.get(message.client, ""))
+        node = self._nodes.get(task.node)
+        standing, reason = run.standings.get(message.client, (m.STANDING_UNSPECIFIED, ""))
+        if node is None or standing in (m.STANDING_UNSPECIFIED, m.STANDING_REFUSED):
+            why = reason or "no node of this federation hosts it"
+            self._fail(run, ask, task, f"client {message.client} cannot take part: {why}")
+            return
+        if node.waiting >= self._mailbox:
+            self._fail(run, ask, task, f"the mailbox of node {node.name} is full: {node.waiting} tasks wait in it")
+            return
+        self._wait(task)
+        self._store.put("tasks", self._row(run, task))
+        self._need(run, message.own, f"{run.id}/{message.ask}")
+        self._dispatch(run, ask, task)
+
+    def _row(self, run: _Run, task: _Task) -> dict[str, Any]:
+        message = task.message
+        return {
+            "run": run.id,
+            "task": message.task,
+            "ask": message.ask,
+            "client": message.client,
+            "node": task.node,
+            "attempt": message.attempt,
+            "message": message.SerializeToString(),
+            "answer": task.answer,
+        }
+
+    def _dispatch(self, run: _Run, ask: _Ask, task: _Task) -> None:
+        node = self._nodes.get(task.node)
+        if node is None or node.peer is None or task.answer is not None:
+            return
+        if run.standings.get(task.message.client, (0, ""))[0] != m.STANDING_READY:
+            return
+        if (run.id, ask.spec.ask) not in node.asks:
+            node.asks.add((run.id, ask.spec.ask))
+            self._say(node.peer, durable=True, ask_spec=ask.spec)
+        self._say(node.peer, durable=True, task=task.message)
+
+    def _run_cancel(self, run: _Run, body: m.Cancel, now: float) -> None:
+        gone: dict[str, list[str]] = {}
+        for id in body.tasks:
+            ask = run.asks.get(_ask_of(id))
+            if ask is None:
+                continue
+            ask.cancelled.add(id)
+            task = ask.tasks.pop(id, None)
+            if task is None:
+                continue
+            if task.answer is None:
+                self._settled(task)
+            else:
+                self._drop_answer(run, ask, task.answer, keep=id)
+            self._store.delete("tasks", run=run.id, task=id)
+            gone.setdefault(task.node, []).append(id)
+        for name, tasks in gone.items():
+            node = self._nodes.get(name)
+            if node is not None and node.peer is not None:
+                self._say(node.peer, cancel=m.Cancel(run=run.id, tasks=tasks))
+
+    def _run_close_ask(self, run: _Run, body: m.CloseAsk, now: float) -> None:
+        self._close_ask(run, body.ask)
+
+    def _close_ask(self, run: _Run, id: int) -> None:
+        ask = run.asks.pop(id, None)
+        if ask is None:
+            return
+        run.closed = max(run.closed, id)
+        self._store.put("runs", {"id": run.id, "closed": run.closed})
+        for task in ask.tasks.values():
+            if task.answer is None:
+                self._settled(task)
+        for table in ("asks", "tasks", "answers"):
+            self._store.delete(table, run=run.id, ask=id)
+        self._effects.append(Release(f"{run.id}/{id}"))
+        for node in self._nodes.values():
+            if (run.id, id) in node.asks:
+                node.asks.discard((run.id, id))
+                if node.peer is not None:
+                    self._say(node.peer, close_ask=m.CloseAsk(run=run.id, ask=id))
+
+    def _run_close_run(self, run: _Run, body: m.CloseRun, now: float) -> None:
+        self.end(run.id, body.status if body.status in ENDED else "stopped", now)
+
+    def end(self, id: str, status: str, now: float) -> None:
+        """A run is over: forget all that was kept for it but its log. Effects join those of the event at hand."""
+        run = self._runs.get(id)
+        if run is None:
+            return
+        for ask in list(run.asks):
+            self._close_ask(run, ask)
+        self._effects.append(Release(f"{run.id}/"))
+        mine = {self._homes[client] for client in self._clients_of(run)}
+        for node in self._nodes.values():
+            if node.peer is not None and node.id in mine:
+                self._say(node.peer, close_run=m.CloseRun(run=run.id, status=status))
+        members = {client: [m.Standing.Name(s), why] for client, (s, why) in run.standings.items()}  # type: ignore[arg-type]
+        self._store.put("runs", {**run.row, "status": status, "ended_at": now, "members": members})
+        del self._runs[id]
+        self._ended[id] = (status, now)
+        self._effects.append(RunEnded(id, status))
+
+    def end_now(self, id: str, status: str, now: float) -> list[Effect]:
+        """`end`, from outside of an event."""
+        self._effects = []
+        self.end(id, status, now)
+        return self._effects
+
+    def _run_refold(self, run: _Run, body: m.Refold, now: float) -> None:
+        ask = run.asks.get(body.ask)
+        without = set(body.without)
+        for answer in list(ask.answers.values()) if ask is not None else []:
+            if not isinstance(getattr(answer.message, answer.message.WhichOneof("body") or ""), m.Partial):
+                continue
+            if ask is None or not without.intersection(answer.tasks):
+                continue
+            self._drop_answer(run, ask, answer.id)
+            node = self._nodes.get(answer.node)
+            if node is not None and node.peer is not None:
+                self._say(node.peer, refold=m.Refold(run=run.id, ask=body.ask, without=sorted(without)))
+
+    def _run_log_event(self, run: _Run, body: m.LogEvent, now: float) -> None:
+        if body.number == 0:
+            self._effects.append(Tell(run.id, 0, body.event))
+            return
+        if body.number == run.log + 1:
+            run.log = body.number
+            self._store.put("events", {"run": run.id, "number": body.number, "at": now, "body": body.event})
+            self._effects.append(Tell(run.id, body.number, body.event))
+        if run.peer is not None:
+            self._say(run.peer, durable=True, log_ack=m.LogAck(run=run.id, number=run.log))
+
+    # What nodes say
+
+    def _node_hosted(self, node: _Node, body: m.Hosted) -> None:
+        self._settle(node, body.clients)
+        self._store.put("nodes", {"id": node.id, "clients": list(body.clients)})
+        for run in self._runs.values():
+            for client in [c for c in run.standings if c not in self._homes]:
+                self._stand(run, [client], m.STANDING_OFFLINE)
+            if any(run.standings.get(c, (0, ""))[0] != m.STANDING_READY for c in node.clients):
+                self._invite(run, node)
+
+    def _node_run_answer(self, node: _Node, run: _Run, body: m.RunAnswer) -> None:
+        about = set(body.clients)
+        mine = [c for c in self._clients_of(run) if self._homes[c] == node.id and (not about or c in about)]
+        if not body.ready:
+            self._stand(run, mine, m.STANDING_REFUSED, body.reason[:1000] or "it said no")
+            for ask in run.asks.values():
+                for task in ask.tasks.values():
+                    if task.message.client in mine and task.answer is None:
+                        self._fail(run, ask, task, f"client {task.message.client} cannot take part: {body.reason}")
+            return
+        self._stand(run, mine, m.STANDING_READY)
+        for ask in run.asks.values():
+            for task in ask.tasks.values():
+                if task.message.client in mine:
+                    self._dispatch(run, ask, task)
+
+    def _node_result(self, node: _Node, run: _Run, body: m.Result) -> None:
+        ask = run.asks.get(body.ask)
+        task = ask.tasks.get(body.task) if ask is not None else None
+        if body.WhichOneof("outcome") is None:
+            raise ProtocolError(f"the result of task {body.task[:80]!r} has no outcome", m.CODE_MALFORMED)
+        if ask is None or task is None or task.node != node.id:
+            if self._is_over(run, body.ask, body.task):
+                self._ack(node, run, [body.task])
+            return
+        if task.answer is not None:
+            self._ack(node, run, [body.task])
+            return
+        if body.attempt < task.message.attempt and body.HasField("failure"):
+            self._ack(node, run, [body.task])
+            return
+        self._take(run, ask, _Answer(body.task, m.Message(result=body), (body.task,), node.id))
+
+    def _is_over(self, run: _Run, ask: int, task: str) -> bool:
+        """Whether nobody will want the answer to a task that is not known: it is over, and not new to a server that
+        was killed before it had written the task down.
+        """
+        known = run.asks.get(ask)
+        return ask <= run.closed if known is None else task in known.cancelled
+
+    def _node_partial(self, node: _Node, run: _Run, body: m.Partial) -> None:
+        ask = run.asks.get(body.ask)
+        ids = [receipt.task for receipt in body.receipts]
+        if not ids or len(set(ids)) < len(ids):
+            raise ProtocolError("a partial has no receipt, or one twice", m.CODE_MALFORMED)
+        if ask is None:
+            if self._is_over(run, body.ask, ids[0]):
+                self._ack(node, run, ids)
+            return
+        wrong = [id for id in ids if id not in ask.tasks or ask.tasks[id].node != node.id or ask.tasks[id].answer]
+        here = {ask.tasks[id].answer for id in ids if id in ask.tasks}
+        if len(here) == 1 and (same := ask.answers.get(next(iter(here)) or "")) and set(same.tasks) == set(ids):
+            self._ack(node, run, ids)
+        elif wrong and node.peer is not None:
+            self._say(node.peer, refold=m.Refold(run=run.id, ask=body.ask, without=wrong))
+        else:
+            self._take(run, ask, _Answer(f"partial {ids[0]}", m.Message(partial=body), tuple(ids), node.id))
+
+    def _node_alive(self, node: _Node, run: _Run, body: m.Alive) -> None:
+        over = [id for id in body.tasks if self._is_over(run, _ask_of(id), id)]
+        if over and node.peer is not None:
+            self._say(node.peer, cancel=m.Cancel(run=run.id, tasks=over))
+        mine = [id for id in body.tasks if (ask := run.asks.get(_ask_of(id))) and id in ask.tasks]
+        if mine and run.peer is not None:
+            self._say(run.peer, alive=m.Alive(run=run.id, tasks=mine))
+
+    # Answers
+
+    def _take(self, run: _Run, ask: _Ask, answer: _Answer) -> None:
+        """An answer is here, or will be once its blob is."""
+        payload = _payload(answer.message)
+        if payload is not None and payload.HasField("blob") and not self._has(payload.blob.sha256):
+            answer.complete = False
+            node = self._nodes[answer.node]
+            waiting = self._arriving.setdefault((run.id, payload.blob.sha256), [])
+            if (ask.spec.ask, answer.id) not in waiting:
+                waiting.append((ask.spec.ask, answer.id))
+            ask.answers[answer.id] = answer
+            if node.peer is not None:
+                self._effects.append(Fetch(node.peer, run.id, payload.blob))
+            return
+        self._store_answer(run, ask, answer)
+
+    def _store_answer(self, run: _Run, ask: _Ask, answer: _Answer) -> None:
+        answer.complete = True
+        ask.answers[answer.id] = answer
+        self.answers += 1
+        for hold in self._holds(_payload(answer.message), f"{run.id}/{ask.spec.ask}"):
+            self._effects.append(hold)
+        row = {"run": run.id, "id": answer.id, "ask": ask.spec.ask, "message": answer.message.SerializeToString()}
+        self._store.put("answers", row)
+        for id in answer.tasks:
+            task = ask.tasks[id]
+            task.answer = answer.id
+            self._settled(task)
+            self._store.put("tasks", {"run": run.id, "task": id, "answer": answer.id})
+        self._answer(run, answer)
+        node = self._nodes.get(answer.node)
+        if node is not None:
+            self._ack(node, run, answer.tasks)
+
+    def _fetched(self, event: Fetched) -> None:
+        run = self._runs.get(event.run)
+        for id, name in self._arriving.pop((event.run, event.sha), []):
+            ask = run.asks.get(id) if run is not None else None
+            answer = ask.answers.get(name) if ask is not None else None
+            if run is None or ask is None or answer is None or answer.complete:
+                continue
+            if all(t in ask.tasks and ask.tasks[t].answer is None for t in answer.tasks):
+                self._store_answer(run, ask, answer)
+            else:
+                del ask.answers[name]
+
+    def _not_fetched(self, event: NotFetched) -> None:
+        # The node will say it again once it has it; for now it is as if nothing had come.
+        run = self._runs.get(event.run)
+        for id, name in self._arriving.pop((event.run, event.sha), []):
+            ask = run.asks.get(id) if run is not None else None
+            if ask is not None and name in ask.answers and not ask.answers[name].complete:
+                del ask.answers[name]
+
+    def _answer(self, run: _Run, answer: _Answer) -> None:
+        if run.peer is not None:
+            self._effects.append(Say(run.peer, answer.message))
+
+    def _ack(self, node: _Node, run: _Run, tasks: Iterable[str]) -> None:
+        if node.peer is not None:
+            self._say(node.peer, durable=True, ack=m.Ack(run=run.id, tasks=list(tasks)))
+
+    def _fail(self, run: _Run, ask: _Ask, task: _Task, reason: str) -> None:
+        """Answer a task in place of a node."""
+        t = task.message
+        failure = m.Failure(reason=reason[:2000])
+        result = m.Result(run=run.id, task=t.task, ask=t.ask, client=t.client, attempt=t.attempt, failure=failure)
+        answer = _Answer(t.task, m.Message(result=result), (t.task,), "")
+        self._settled(task)
+        task.answer = answer.id
+        ask.answers[answer.id] = answer
+        self._store.put("tasks", self._row(run, task))
+        row = {"run": run.id, "id": answer.id, "ask": t.ask, "message": answer.message.SerializeToString()}
+        self._store.put("answers", row)
+        self._answer(run, answer)
+
+    def _settled(self, task: _Task) -> None:
+        """A task does not wait for its node any more."""
+        if task.waiting and task.node in self._nodes:
+            self._nodes[task.node].waiting -= 1
+        task.waiting = False
+
+    def _wait(self, task: _Task) -> None:
+        """A task waits for its node."""
+        if not task.waiting and task.node in self._nodes:
+            self._nodes[task.node].waiting += 1
+            task.waiting = True
+
+    def _forget_answer(self, run: _Run, ask: _Ask, task: _Task) -> None:
+        if task.answer is not None:
+            ask.answers.pop(task.answer, None)
+            self._store.delete("answers", run=run.id, id=task.answer)
+        else:
+            self._settled(task)
+
+    def _drop_answer(self, run: _Run, ask: _Ask, id: str, keep: str | None = None) -> None:
+        """An answer is not wanted as it is: its other tasks wait again."""
+        answer = ask.answers.pop(id, None)
+        if answer is None:
+            return
+        self._store.delete("answers", run=run.id, id=id)
+        for name in answer.tasks:
+            task = ask.tasks.get(name)
+            if task is None or name == keep:
+                continue
+            task.answer = None
+            self._wait(task)
+            self._store.put("tasks", {"run": run.id, "task": name, "answer": None})
+
+    # Blobs
+
+    def _need(self, run: _Run, payload: m.Payload, owner: str) -> None:
+        """A run named a blob: have it, unless it is here."""
+        if not payload.HasField("blob"):
+            return
+        self._effects.append(Hold(payload.blob.sha256, owner))
+        if not self._has(payload.blob.sha256) and run.peer is not None:
+            self._effects.append(Fetch(run.peer, run.id, payload.blob))
+
+    def _holds(self, payload: m.Payload | None, owner: str) -> Iterator[Hold]:
+        if payload is not None and payload.HasField("blob"):
+            yield Hold(payload.blob.sha256, owner)
+
+    def _say(self, peer: str, durable: bool = False, **body: Any) -> None:
+        self._effects.append(Say(peer, m.Message(**body), durable))
+
+
+def _payload(message: m.Message) -> m.Payload | None:
+    """Where an answer's arrays are."""
+    if message.WhichOneof("body") == "partial":
+        return message.partial.partial
+    return message.result.done.update if message.result.HasField("done") else None
+
+
+def _ask_of(task: str) -> int:
+    """The ask that a task belongs to, by its id; -1 where the id is none."""
+    head = task.partition(".")[0]
+    return int(head) if head.isascii() and head.isdecimal() and len(head) < 19 else -1

@@ -1,0 +1,582 @@
+"""The server's process: connects streams, the router, the store, run processes, operators' requests and the pages.
+
+What the router and the desk put into the store is written by one task, in batches: whatever came while one batch was
+being written goes into the next (group commit). What must not be seen before it is on disk waits for that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import shutil
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConnectionLost, CorruptFile, PeerError, Refused, SettingError, StorageError
+from ..remote.addresses import host_and_port
+from ..remote.credentials import Credentials, write_own
+from ..store.blobs import Blobs
+from ..store.records import Row
+from ..store.sql import SqlStore
+from ..transport import grpc
+from ..transport.connection import Connection
+from ..transport.exchange import Depot, Exchange
+from ..transport.handshake import Handshakes, Identity, accept
+from ..transport.stream import Listener, Stream
+from ..trust import archive
+from ..trust.authority import Authority, JoinText
+from ..trust.tokens import Token
+from ..wire import messages as m
+from . import pages
+from .desk import Desk
+from .feeds import Feeds
+from .registry import Registry
+from .router import ENDED, Router
+from .settings import Opened, ServerSettings
+from .signals import (
+    Connected,
+    Drop,
+    Effect,
+    Event,
+    Fetch,
+    Fetched,
+    Hold,
+    Lost,
+    NotFetched,
+    Received,
+    Release,
+    Revoked,
+    RunEnded,
+    Say,
+    Tell,
+)
+from .summaries import Summaries
+from .supervision import Exit, Supervisor
+
+_LOG = logging.getLogger("umbel.server")
+ROLES: dict[int, str] = {m.ROLE_NODE: "node", m.ROLE_RUN: "run", m.ROLE_OPERATOR: "operator"}
+RETRY_SECONDS = 1.0
+"""After so long a batch that could not be written is tried again."""
+PARTING = 0.5
+
+
+class Peer:
+    """One connection, as the server knows it; an operator's is what the desk calls a `Peer`."""
+
+    def __init__(self, service: Service, number: int, identity: Identity, connection: Connection) -> None:
+        self.id = f"{ROLES[identity.role]} {identity.id} #{number}"
+        self.identity = identity
+        self.connection = connection
+        self._service = service
+        self._offered: set[bytes] = set()
+        self.exchange = Exchange(
+            connection,
+            service.depot,
+            self._may_read,
+            same_machine=service.same_machine(identity),
+            progress=self._moved,
+        )
+
+    @property
+    def name(self) -> str:
+        """By what an operator is known."""
+        return self.identity.name
+
+    @property
+    def role(self) -> str:
+        """What an operator may do."""
+        return self._service.registry.role(self.identity)
+
+    async def fetch(self, blob: m.Blob) -> None:
+        """Get a blob from there."""
+        await self.exchange.fetch(blob)
+
+    def offer(self, blob: m.Blob) -> None:
+        """Let it have a blob, for as long as it is connected."""
+        self._service.blobs.hold(blob.sha256, self.id)
+        self._offered.add(blob.sha256)
+
+    def _may_read(self, run: str, blob: m.Blob) -> bool:
+        if self.identity.role == m.ROLE_OPERATOR:
+            return blob.sha256 in self._offered
+        return self._service.router.may_read(self.id, run, blob.sha256)
+
+    def _moved(self, sha256: bytes, offset: int) -> None:
+        """A transfer is a sign of life; the connection counts it."""
+
+
+class Service:
+    """A server that is up; `Offices` for its desk and `Facts` for its pages."""
+
+    def __init__(self, settings: ServerSettings, after_commit: Callable[[], None] | None = None) -> None:
+        folder = settings.folder
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"{folder} cannot be made: {error.strerror}") from error
+        self.settings = settings
+        self.root = folder.absolute()
+        self.authority = Authority(folder / "authority")
+        self.store = SqlStore(folder / "server.db", after_commit=after_commit)
+        self.blobs = Blobs(folder / "blobs", settings.quota)
+        self.depot = Depot(self.blobs, lends_below=folder / "runs")
+        self.registry = Registry(self.store, time.time)
+        self.router = Router(self.store, lambda sha: self.blobs.path(sha) is not None)
+        self.feeds = Feeds(self._stored_events, self._is_over)
+        self.desk = Desk(self)
+        self.supervisor = Supervisor(committed=self._committed, on_exit=self._run_exited)
+        self.summaries = Summaries(self.store)
+        self.peers: dict[str, Peer] = {}
+        self.commits = pages.Histogram()
+        self.address = ""
+        self.started_at = time.time()
+        self._problem = ""
+        self._numbers = 0
+        self._durable: list[Say] = []
+        self._committed_futures: list[asyncio.Future[None]] = []
+        self._dirty = asyncio.Event()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._handshakes = Handshakes()
+        self._traffic = [0, 0]
+        self._stopping: set[str] = set()
+        self._closing = False
+
+    # Life
+
+    async def open(self) -> Listener:
+        """Begin to listen, and go on with the runs that were going on."""
+        (self.root / "runs").mkdir(mode=0o700, exist_ok=True)
+        for sha, owner in [(hold.sha, hold.owner) for hold in self.router.held()] + list(self.desk.held()):
+            self.blobs.hold(sha, owner)
+        self.blobs.collect()
+        certificate = key = None
+        if not self.settings.insecure:
+            serving = self.authority.serving((*self.settings.names, host_and_port(self.settings.listen)[0]))
+            certificate, key = serving.certificate, serving.key
+        listener = await grpc.serve(self.settings.listen, certificate, key, self._serve)
+        self.address = listener.address
+        self._task(self._commit_always())
+        write_own(self.root, Credentials(self._reached(), self.line(self._own_token())))
+        await self.commit()
+        for row in self.store.rows("runs"):
+            if row["status"] == "running" and row["submission"] is not None:
+                await self.start(row["id"])
+        return listener
+
+    async def close(self) -> None:
+        """End run processes and connections, and write what is left."""
+        self._closing = True
+        await self.supervisor.close(grace=5.0)
+        problem = m.Problem(code=m.CODE_SHUTTING_DOWN, text="the server ends", retry=True)
+        await asyncio.gather(
+            *(peer.connection.close(problem) for peer in list(self.peers.values())), return_exceptions=True
+        )
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.store.commit()
+        self.store.close()
+
+    def _own_token(self) -> Token:
+        """What operators on this machine use; each start makes it anew."""
+        with suppress(SettingError):
+            self.registry.remove_operator("server", "local")
+        return self.registry.grant("server", "local", "admin")
+
+    def _reached(self) -> str:
+        """The address as this machine reaches it."""
+        host, port = host_and_port(self.address)
+        return f"127.0.0.1:{port}" if host in ("0.0.0.0", "::") else self.address
+
+    def _task(self, work: Any) -> asyncio.Task[Any]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    # Connections
+
+    def same_machine(self, identity: Identity) -> bool:
+        """Whether a peer is a run process that this server has started."""
+        return identity.role == m.ROLE_RUN and identity.id in self.supervisor.running
+
+    async def _serve(self, stream: Stream) -> None:
+        connection = Connection(stream)
+        try:
+            identity = await accept(
+                connection,
+                self.registry,
+                server=self.authority.public.hex()[:16],
+                same_machine=self.same_machine,
+                handshakes=self._handshakes,
+                settled=self.commit,
+            )
+        finally:
+            self._dirty.set()  # what the registry noted
+        self._numbers += 1
+        peer = Peer(self, self._numbers, identity, connection)
+        self.peers[peer.id] = peer
+        _LOG.info("%s has connected from %s", peer.id, connection.peer)
+        try:
+            if identity.role == m.ROLE_OPERATOR:
+                await self._serve_operator(peer)
+            else:
+                await self._serve_machine(peer)
+        except PeerError as error:
+            _LOG.info("%s is gone: %s", peer.id, error.message)
+        finally:
+            self.peers.pop(peer.id, None)
+            self._traffic[0] += connection.received.frames
+            self._traffic[1] += connection.sent.frames
+            if identity.role != m.ROLE_OPERATOR:
+                self.tell(Lost(peer.id))
+            self.blobs.release(peer.id)
+            await peer.exchange.close()
+            await connection.close()
+
+    async def _serve_machine(self, peer: Peer) -> None:
+        identity = peer.identity
+        hello = identity.hello
+        self.tell(Connected(peer.id, ROLES[identity.role], identity.id, identity.name, tuple(hello.clients)))
+        while True:
+            for message in await peer.connection.receive():
+                self.tell(Received(peer.id, message))
+
+    async def _serve_operator(self, peer: Peer) -> None:
+        answering: set[asyncio.Task[None]] = set()
+        try:
+            async for message in peer.connection.messages():
+                task = asyncio.get_running_loop().create_task(self._answer(peer, message.request))
+                answering.add(task)
+                task.add_done_callback(answering.discard)
+        finally:
+            for task in answering:
+                task.cancel()
+
+    async def _answer(self, peer: Peer, request: m.Request) -> None:
+        async for response in self.desk.answer(peer, request):
+            peer.connection.post(m.Message(response=response))
+        self._dirty.set()
+
+    # The router's events and effects
+
+    def tell(self, event: Event) -> None:
+        """Tell the router what happened, and do what it says."""
+        self.carry(self.router.handle(event, time.time()))
+
+    def carry(self, effects: Iterable[Effect]) -> None:
+        """Do what the router says."""
+        for effect in effects:
+            if isinstance(effect, Say):
+                if effect.durable:
+                    self._durable.append(effect)
+                else:
+                    self._post(effect)
+            elif isinstance(effect, Fetch):
+                self._task(self._fetch(effect))
+            elif isinstance(effect, Hold):
+                self.blobs.hold(effect.sha, effect.owner)
+            elif isinstance(effect, Release):
+                self.blobs.release(effect.owner)
+                self.blobs.collect()
+                self.depot.freed()
+            elif isinstance(effect, Tell):
+                self.feeds.tell(effect.run, effect.number, effect.event)
+            elif isinstance(effect, Drop):
+                peer = self.peers.get(effect.peer)
+                if peer is not None:
+                    problem = m.Problem(code=effect.code, text=effect.text, retry=effect.retry)  # type: ignore[arg-type]
+                    self._task(peer.connection.close(problem))
+            elif isinstance(effect, RunEnded):
+                self._task(self._ended(effect))
+        self._dirty.set()
+
+    def _post(self, say: Say) -> None:
+        peer = self.peers.get(say.peer)
+        if peer is not None:
+            peer.connection.post(say.message)
+
+    async def _fetch(self, fetch: Fetch) -> None:
+        peer = self.peers.get(fetch.peer)
+        if peer is None:
+            return
+        try:
+            await peer.exchange.fetch(fetch.blob, fetch.run)
+        except ConnectionLost:
+            return  # it is fetched again when whoever has it says so again
+        except (Refused, CorruptFile, StorageError) as error:
+            self.tell(NotFetched(fetch.run, fetch.blob.sha256, error.message))
+            return
+        self.tell(Fetched(fetch.run, fetch.blob.sha256))
+
+    # The store
+
+    async def _commit_always(self) -> None:
+        while True:
+            await self._dirty.wait()
+            self._dirty.clear()
+            batch, durable, waiting = self.store.take(), self._durable, self._committed_futures
+            self._durable, self._committed_futures = [], []
+            if batch:
+                await self._write(batch)
+            for say in durable:
+                self._post(say)
+            for future in waiting:
+                if not future.done():
+                    future.set_result(None)
+
+    async def _write(self, batch: Any) -> None:
+        while True:
+            began = time.perf_counter()
+            try:
+                await asyncio.to_thread(self.store.write, batch)
+            except StorageError as error:
+                # Nobody is told that anything is stored, so nothing is lost while this goes on.
+                self._problem = f"the store cannot be written: {error.message}"
+                _LOG.error("%s; trying again", self._problem)
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
+            self._problem = ""
+            self.commits.observe(time.perf_counter() - began)
+            return
+
+    async def commit(self) -> None:
+        """Return when all that was put into the store is on disk."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._committed_futures.append(future)
+        self._dirty.set()
+        await future
+
+    def _stored_events(self, run: str, after: int) -> list[tuple[int, str]]:
+        return [(row["number"], row["body"]) for row in self.store.rows("events", above=after, run=run)]
+
+    def _is_over(self, run: str) -> bool:
+        return any(row["ended_at"] is not None for row in self.store.rows("runs", id=run))
+
+    # Runs
+
+    def folder(self, run: str) -> Path:
+        """Where a run keeps its files: in its process's folder, one of its own."""
+        return self.root / "runs" / run / "run"
+
+    async def start(self, run: str) -> None:
+        """Start a run's process, by what the store says of the run."""
+        (row,) = self.store.rows("runs", id=run)
+        await asyncio.to_thread(self._prepare, row)
+        token = self.registry.issue_run("server", run)
+        await self.commit()
+        root = b"" if self.settings.insecure else self.authority.public
+        line = JoinText(root, token).text
+        self._stopping.discard(run)
+        self.supervisor.start(run, self.root / "runs" / run, token=line, address=self._reached())
+
+    def _prepare(self, row: Row) -> None:
+        """Lay out the folder of a run's process: its app, its client's archive, and what it was submitted with."""
+        folder = self.root / "runs" / row["id"]
+        submission = row["submission"]
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for part in ("app", "client"):
+            path = self.blobs.path(bytes.fromhex(submission[part]["sha256"]))
+            if path is None:
+                raise StorageError(f"the {part}'s archive of run {row['id']} is gone")
+            if part == "app":
+                shutil.rmtree(folder / "app", ignore_errors=True)
+                archive.unpack(archive.read(path.read_bytes()), folder / "app")
+            else:
+                shutil.copyfile(path, folder / "client.archive")
+        (folder / "submission.json").write_text(json.dumps({**submission, "run": row["id"], "name": row["name"]}))
+
+    async def stop(self, run: str) -> None:
+        """End a run's process, if it has one, and the run; it can be gone on with."""
+        self._stopping.add(run)
+        await self.supervisor.stop(run)
+        self.carry(self.router.end_now(run, "stopped", time.time()))
+        await self._mark_over(run, "stopped")
+
+    def _run_exited(self, end: Exit) -> None:
+        _LOG.info("the process of run %s ended with %s", end.run, end.code)
+        if end.again or self._closing:
+            return
+        self._task(self._over(end))
+
+    async def _over(self, end: Exit) -> None:
+        """A run's process has ended for good. One that did not say how its run went has failed."""
+        if end.run in self._stopping:
+            return
+        await self.commit()
+        (row,) = self.store.rows("runs", id=end.run)
+        if row["status"] in ENDED:
+            return
+        path = self.root / "runs" / end.run / "error.json"
+        told = json.loads(path.read_text()) if path.exists() else {"error": f"its process ended with {end.code}"}
+        self.store.put("runs", {"id": end.run, "exit": {"code": end.code, **told}})
+        self.carry(self.router.end_now(end.run, "failed", time.time()))
+        await self._mark_over(end.run, "failed")
+
+    async def _mark_over(self, run: str, status: str) -> None:
+        """A run that the router never heard of is over too."""
+        await self.commit()
+        if not self._is_over(run):
+            self.store.put("runs", {"id": run, "status": status, "ended_at": time.time()})
+            await self.commit()
+        self.feeds.ended(run)
+
+    async def _ended(self, effect: RunEnded) -> None:
+        await self.commit()
+        self.feeds.ended(effect.run)
+
+    def _committed(self, run: str) -> int:
+        return int(self.summaries.of(run)["rounds"])
+
+    # What the desk needs beside
+
+    def online(self, node: str) -> bool:
+        """Whether a node is connected."""
+        return self.router.online(node)
+
+    def standings(self, run: str) -> dict[str, tuple[int, str]]:
+        """Each client's standing in a run."""
+        return self.router.standings(run)
+
+    def revoked(self, node: str) -> None:
+        """End a node's part in everything."""
+        self.tell(Revoked(node))
+
+    def dismissed(self, token: str) -> None:
+        """End the connections of an operator."""
+        problem = m.Problem(code=m.CODE_REVOKED, text="this token is good no more")
+        for peer in self.peers.values():
+            if peer.identity.role == m.ROLE_OPERATOR and peer.identity.id == token:
+                self._task(peer.connection.close(problem))
+
+    def invitation(self, token: Token) -> str:
+        """The line that a node types to join."""
+        return f"umbel node {self.address} --join {self.line(token)}"
+
+    def line(self, token: Token) -> str:
+        """What somebody is given for a token."""
+        return JoinText(b"" if self.settings.insecure else self.authority.public, token).text
+
+    def status(self) -> dict[str, Any]:
+        """How the server is, as plain values."""
+        known = self.facts()
+        return {
+            "server": known.server,
+            "software": known.software,
+            "address": self.address,
+            "seconds": round(known.now - known.started_at, 3),
+            "problem": known.problem,
+            "sessions": dict(known.sessions),
+            "waiting": known.waiting,
+            "blob_bytes": known.blob_bytes,
+        }
+
+    # The pages
+
+    def facts(self) -> pages.ServerFacts:
+        """How the server is."""
+        sessions: dict[str, int] = {}
+        for peer in self.peers.values():
+            role = ROLES[peer.identity.role]
+            sessions[role] = sessions.get(role, 0) + 1
+        received = self._traffic[0] + sum(peer.connection.received.frames for peer in self.peers.values())
+        sent = self._traffic[1] + sum(peer.connection.sent.frames for peer in self.peers.values())
+        return pages.ServerFacts(
+            server=self.address,
+            software=f"umbel {version('umbel')}",
+            started_at=self.started_at,
+            now=time.time(),
+            problem=self._problem,
+            nodes=tuple(self._node_facts()),
+            runs=tuple(self._run_facts()),
+            sessions=sessions,
+            answers_stored=self.router.answers,
+            blob_bytes=self.blobs.used,
+            blob_quota=self.settings.quota,
+            store_bytes=sum(path.stat().st_size for path in self.root.glob("server.db*")),
+            disk_free=shutil.disk_usage(self.root).free,
+            commits=self.commits,
+            frames_in=received,
+            frames_out=sent,
+        )
+
+    def _node_facts(self) -> Iterable[pages.NodeFacts]:
+        for node in self.registry.nodes():
+            yield pages.NodeFacts(
+                id=node.id,
+                name=node.name,
+                status=node.status,
+                connected=self.router.online(node.id),
+                clients=len(node.clients),
+                seen_at=node.seen_at,
+            )
+
+    def _run_facts(self) -> Iterable[pages.RunFacts]:
+        for row in self.store.rows("runs"):
+            about = self.summaries.of(row["id"])
+            standings = self.router.standings(row["id"])
+            yield pages.RunFacts(
+                id=row["id"],
+                name=row["name"] or row["id"],
+                status=row["status"] or "",
+                owner=row["owner"] or "",
+                round=about["rounds"],
+                rounds=about["asked"],
+                ready=sum(standing == m.STANDING_READY for standing, _ in standings.values()),
+                waiting=self.router.waiting_of(row["id"]),
+            )
+
+
+@asynccontextmanager
+async def running(settings: ServerSettings, **more: Any) -> AsyncIterator[Service]:
+    """A server that is up while in the block; its pages, if any, are up too."""
+    service = Service(settings, **more)
+    listener = await service.open()
+    try:
+        yield service
+    finally:
+        await listener.close()
+        await service.close()
+
+
+async def serve_until(settings: ServerSettings, stopping: asyncio.Event, announce: Callable[[Opened], None]) -> None:
+    """Be a server until `stopping` is set; `announce` is told where it is to be found."""
+    async with running(settings) as service:
+        place: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        showing: asyncio.Future[Any] | None = None
+        url = None
+        if settings.http:
+            host, port = host_and_port(settings.http)
+            showing = asyncio.create_task(pages.serve(service, host, port, listening=place.set_result))
+            await asyncio.wait([showing, place], return_when=asyncio.FIRST_COMPLETED)
+            if showing.done():
+                showing.result()
+            url = f"http://{host}:{place.result()}"
+        token = service.registry.invite("server", None)
+        await service.commit()
+        announce(Opened(service.address, url, settings.folder, service.invitation(token)))
+        await stopping.wait()
+        if showing is not None:
+            showing.cancel()
+            await asyncio.wait({showing})
+
+
+def serve(settings: ServerSettings, announce: Callable[[Opened], None]) -> None:
+    """Be a server until SIGINT or SIGTERM."""
+
+    async def main() -> None:
+        stopping = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stopping.set)
+        await serve_until(settings, stopping, announce)
+
+    os.umask(0o077)
+    asyncio.run(main())

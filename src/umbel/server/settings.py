@@ -1,0 +1,68 @@
+"""What a server is told when it starts, and what it tells when it is up."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import SettingError
+from ..remote.addresses import PORT, host_and_port, is_loopback
+
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """How a server runs.
+
+    - `folder`: all that it keeps.
+    - `listen`: where nodes, runs and operators connect, as ``HOST:PORT``; port 0 for any that is free.
+    - `http`: where its pages are, as ``HOST:PORT``; empty for no pages.
+    - `names`: what it is called by those who connect, besides localhost and what it listens on: host names or
+      addresses, for its certificate.
+    - `insecure`: without TLS, which is only for this machine, unless `force_insecure`.
+    - `quota`: how many bytes its blobs may take; None for as many as there is room for.
+
+    Raises `SettingError` for what cannot be.
+    """
+
+    folder: Path
+    listen: str = f"127.0.0.1:{PORT}"
+    http: str = "127.0.0.1:7421"
+    names: tuple[str, ...] = ()
+    insecure: bool = False
+    force_insecure: bool = False
+    quota: int | None = None
+
+    def __post_init__(self) -> None:
+        host, _ = host_and_port(self.listen)
+        if self.http:
+            host_and_port(self.http)
+        if self.insecure and not self.force_insecure and not is_loopback(host):
+            raise SettingError(
+                f"without TLS everyone between could read and change what passes through {self.listen}",
+                hint="Leave out --insecure: the server makes its own certificates. --force-insecure insists.",
+            )
+        if self.quota is not None and self.quota < 1:
+            raise SettingError(f"a quota of {self.quota} bytes leaves room for nothing")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A server that is up: its address, where its pages are, its folder, and the line that a node needs."""
+
+    address: str
+    pages: str | None
+    folder: Path
+    line: str
+
+
+def byte_count(text: str) -> int:
+    """A size such as ``500M``, ``20GB`` or ``1.5 TiB`` in bytes. Raises `SettingError`."""
+    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kKmMgGtT]?)(i?)[bB]?\s*", text)
+    if found is None:
+        raise SettingError(f"{text!r} is not a size", hint="Write 500MB, 20GB or 1TB.")
+    unit = found[2].upper()
+    factor = 1024 ** list(UNITS).index(unit) if found[3] else UNITS[unit]
+    return int(float(found[1]) * factor)

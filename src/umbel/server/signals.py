@@ -1,0 +1,125 @@
+"""What a router is told, and what it says is to be done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..wire import messages as m
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """Event: somebody has proved who it is: `role` is node, run or operator, `id` the node's or run's."""
+
+    peer: str
+    role: str
+    id: str
+    name: str = ""
+    clients: tuple[str, ...] = ()
+    capabilities: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Event: a connection is over."""
+
+    peer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """Event: a message of a peer."""
+
+    peer: str
+    message: m.Message
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """Event: a blob is complete on this side."""
+
+    run: str
+    sha: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class NotFetched:
+    """Event: a blob is not to be had from the peer that named it."""
+
+    run: str
+    sha: bytes
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Revoked:
+    """Event: a node may not take part any more."""
+
+    node: str
+
+
+Event = Connected | Lost | Received | Fetched | NotFetched | Revoked
+
+
+@dataclass(frozen=True, slots=True)
+class Say:
+    """Effect: send a message; `durable`: not before the store is on disk."""
+
+    peer: str
+    message: m.Message
+    durable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Effect: tell a peer what is wrong and close its connection."""
+
+    peer: str
+    code: int
+    text: str
+    retry: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Effect: have a peer send a blob; `Fetched` follows."""
+
+    peer: str
+    run: str
+    blob: m.Blob
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Effect: a blob is needed by an owner."""
+
+    sha: bytes
+    owner: str
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Effect: an owner needs its blobs no more."""
+
+    owner: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Effect: something happened in a run that watchers want to see; number 0: it is not kept."""
+
+    run: str
+    number: int
+    event: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnded:
+    """Effect: a run is over."""
+
+    run: str
+    status: str
+
+
+Effect = Say | Drop | Fetch | Hold | Release | Tell | RunEnded

@@ -1,0 +1,47 @@
+"""How far runs are, by their logs."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..store.records import Store
+
+PARTS = ("test", "evaluate", "train")
+
+
+@dataclass
+class _Summary:
+    number: int = 0
+    rounds: int = 0
+    asked: int = 0
+    metrics: dict[str, float | None] = field(default_factory=dict)
+
+
+class Summaries:
+    """For each run how many rounds it has done, how many it is to have, and its metrics; events are read once."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._known: dict[str, _Summary] = {}
+
+    def of(self, run: str) -> dict[str, Any]:
+        """A run's ``{"rounds", "asked", "metrics"}``; metrics that are not finite are None."""
+        known = self._known.setdefault(run, _Summary())
+        for row in self._store.rows("events", above=known.number, run=run):
+            known.number = row["number"]
+            _take(known, json.loads(row["body"]))
+        return {"rounds": known.rounds, "asked": max(known.asked, known.rounds), "metrics": dict(known.metrics)}
+
+
+def _take(known: _Summary, event: dict[str, Any]) -> None:
+    kind = event.get("event")
+    if kind in ("run_started", "run_resumed"):
+        known.asked = max(known.asked, event.get("rounds", 0))
+    elif kind == "round_committed":
+        known.rounds = event["round"]
+        for part in PARTS:
+            for name, value in event.get(part, {}).items():
+                known.metrics[f"{part}.{name}"] = value if math.isfinite(value) else None

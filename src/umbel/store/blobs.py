@@ -1,0 +1,391 @@
+"""Blobs: large bytes, kept as files that are named by their SHA-256.
+
+A complete blob is the file ``ab/abcdef...`` below the folder, one that is being received ``partial/abcdef...``. A blob
+is complete only once its bytes, hash and name are on the disk. Nothing here holds more than a piece of one in memory.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import itertools
+import os
+import re
+import stat
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from ..errors import CorruptFile, InternalError, ProtocolError, StorageError
+from ..wire import messages as m
+
+PIECE = 1 << 20
+"""Bytes read at a time."""
+
+_NAME = re.compile("[0-9a-f]{64}")
+_LINK = "-link-"
+
+
+def digest(path: str | os.PathLike[str]) -> m.Blob:
+    """The hash and size of a file, read piece by piece. Raises `StorageError`."""
+    with _reaching(Path(path)), open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").digest()
+        return m.Blob(sha256=found, size=file.tell())
+
+
+class Blobs:
+    """The blobs of one process, in a folder that is its alone; safe to use from several threads.
+
+    `quota` bounds nothing by itself: it is what `room` answers by, so that a receiver can wait with asking for more.
+    Who needs a blob holds it; what nobody holds goes when `collect` is called. Holds are not on the disk: after a
+    start, hold again before the first `collect`.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], quota: int | None = None) -> None:
+        self.folder = Path(folder)
+        self.quota = quota
+        self._lock = threading.RLock()
+        self._numbers = itertools.count(1)
+        self._complete: dict[bytes, int] = {}
+        self._bytes = 0
+        self._idle: dict[bytes, int] = {}
+        self._open: set[Part] = set()
+        self._holders: dict[bytes, set[str]] = {}
+        self._held: dict[str, set[bytes]] = {}
+        with _reaching(self.folder):
+            self._partial.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._scan()
+
+    @property
+    def used(self) -> int:
+        """The bytes of all that is complete, of parts left on the disk, and of the whole of those being received."""
+        with self._lock:
+            return self._bytes + sum(self._idle.values()) + sum(part.blob.size for part in self._open)
+
+    def room(self, wanted: m.Blob | int) -> bool:
+        """Whether so many bytes more, or what is lacking of a blob, stay within the quota."""
+        with self._lock:
+            if self.quota is None:
+                return True
+            if isinstance(wanted, int):
+                lacking = wanted
+            else:
+                lacking = 0 if wanted.sha256 in self._complete else wanted.size - self._idle.get(wanted.sha256, 0)
+            return self.used + lacking <= self.quota
+
+    def path(self, sha256: bytes) -> Path | None:
+        """The file of a complete blob, None where there is none."""
+        with self._lock:
+            if sha256 not in self._complete:
+                return None
+            path = self._place(sha256)
+            if path.exists():
+                return path
+            self._bytes -= self._complete.pop(sha256)
+            return None
+
+    def put(self, data: bytes | bytearray | memoryview, owner: str = "") -> m.Blob:
+        """Keep bytes, held by `owner` if one is named; free where they are there already. Raises `StorageError`."""
+        blob = m.Blob(sha256=hashlib.sha256(data).digest(), size=memoryview(data).nbytes)
+        self._hold(blob.sha256, owner)
+        if self.path(blob.sha256) is None:
+            with self.part(blob, resume=False) as part:
+                part.write(data)
+                part.finish()
+        return blob
+
+    def put_file(self, path: str | os.PathLike[str], owner: str = "", *, link: bool = False) -> m.Blob:
+        """Keep the content of a file, held by `owner` if one is named.
+
+        With `link` the file itself is linked in where it is on the same file system, and copied elsewhere: for files
+        that nobody writes to again. Raises `StorageError`.
+        """
+        path = Path(path)
+        blob = digest(path)
+        self._hold(blob.sha256, owner)
+        if self.path(blob.sha256) is not None:
+            return blob
+        place = self.place(blob)
+        if link and _linked(path, place):
+            with _reaching(path):
+                self._move(place, blob)
+        else:
+            self._copy(path, blob)
+        return blob
+
+    def adopt(self, path: str | os.PathLike[str], blob: m.Blob, *, verify: bool = True) -> Path:
+        """Move a finished file in, and return where it is now.
+
+        A file that holds something else is removed and is a `CorruptFile`; without `verify` only its size is looked
+        at. Raises `StorageError`.
+        """
+        path = Path(path)
+        with _reaching(path):
+            found = path.lstat()
+        plain = stat.S_ISREG(found.st_mode)  # a link by name could later lead to another file
+        if not plain or found.st_size != blob.size or (verify and digest(path).sha256 != blob.sha256):
+            path.unlink(missing_ok=True)
+            raise _wrong(blob, f"{path} of {found.st_size} bytes")
+        try:
+            self._move(path, blob)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise _failed(path, error) from error
+            self._copy(path, blob)
+            path.unlink(missing_ok=True)
+        return self._place(blob.sha256)
+
+    def place(self, blob: m.Blob) -> Path:
+        """A path at which another process on this machine may link its file of a blob, for `linked`."""
+        return self._partial / f"{blob.sha256.hex()}{_LINK}{next(self._numbers)}"
+
+    def linked(self, place: str | os.PathLike[str], blob: m.Blob) -> Path:
+        """Take in what another process has linked at a `place`; errors as those of `adopt`."""
+        return self.adopt(place, blob)
+
+    def lend(self, sha256: bytes, place: str | os.PathLike[str]) -> bool:
+        """Link a complete blob to the `place` that another process has named; False where that cannot be.
+
+        Only a name that `place` gives is linked to: the peer chooses path and content, and must not plant files.
+        """
+        path, there = self.path(sha256), Path(place)
+        fits = there.is_absolute() and there.parent.name == "partial" and there.name.startswith(sha256.hex() + _LINK)
+        return path is not None and fits and _linked(path, there)
+
+    def part(self, blob: m.Blob, *, resume: bool = True) -> Part:
+        """Begin or resume receiving a blob; look at `path` first.
+
+        Several may receive the same blob at once: only the first resumes and can be resumed, and whoever finishes
+        first completes it. Raises `StorageError`, and `ProtocolError` for a hash that is none.
+        """
+        if len(blob.sha256) != hashlib.sha256().digest_size:
+            raise ProtocolError(f"a blob with a hash of {len(blob.sha256)} bytes, not 32", m.CODE_MALFORMED)
+        with self._lock:
+            lasting = resume and all(part.blob.sha256 != blob.sha256 or not part.lasting for part in self._open)
+            name = blob.sha256.hex() + ("" if lasting else f"-{next(self._numbers)}")
+            part = Part(self, blob, self._partial / name, lasting)
+            if lasting:
+                self._idle.pop(blob.sha256, None)
+            self._open.add(part)
+        try:
+            part._begin()
+        except BaseException:
+            part.close()
+            raise
+        return part
+
+    def hold(self, sha256: bytes, owner: str) -> None:
+        """Have a blob stay, complete, partial or still to come, until its `owner` releases it."""
+        with self._lock:
+            self._holders.setdefault(sha256, set()).add(owner)
+            self._held.setdefault(owner, set()).add(sha256)
+
+    def release(self, owner: str) -> None:
+        """Let go of all that an owner holds."""
+        with self._lock:
+            for sha256 in self._held.pop(owner, ()):
+                holders = self._holders[sha256]
+                holders.discard(owner)
+                if not holders:
+                    del self._holders[sha256]
+
+    def collect(self) -> int:
+        """Remove what nobody holds and nobody is receiving, and return how many bytes that was."""
+        with self._lock, _reaching(self.folder):
+            freed = 0
+            for sha256 in [sha256 for sha256 in self._complete if sha256 not in self._holders]:
+                self._place(sha256).unlink(missing_ok=True)
+                size = self._complete.pop(sha256)
+                self._bytes -= size
+                freed += size
+            for sha256 in [sha256 for sha256 in self._idle if sha256 not in self._holders]:
+                (self._partial / sha256.hex()).unlink(missing_ok=True)
+                freed += self._idle.pop(sha256)
+            return freed
+
+    @property
+    def _partial(self) -> Path:
+        return self.folder / "partial"
+
+    def _place(self, sha256: bytes) -> Path:
+        name = sha256.hex()
+        return self.folder / name[:2] / name
+
+    def _scan(self) -> None:
+        for folder in os.scandir(self.folder):
+            if len(folder.name) == 2 and folder.is_dir():
+                for file in os.scandir(folder):
+                    if _NAME.fullmatch(file.name):
+                        self._complete[bytes.fromhex(file.name)] = file.stat().st_size
+        self._bytes = sum(self._complete.values())
+        for file in os.scandir(self._partial):
+            if _NAME.fullmatch(file.name) and bytes.fromhex(file.name) not in self._complete:
+                self._idle[bytes.fromhex(file.name)] = file.stat().st_size
+            else:
+                os.unlink(file)
+
+    def _hold(self, sha256: bytes, owner: str) -> None:
+        if owner:
+            self.hold(sha256, owner)
+
+    def _copy(self, path: Path, blob: m.Blob) -> None:
+        with self.part(blob, resume=False) as part:
+            with _reaching(path), open(path, "rb", buffering=0) as file:
+                while piece := file.read(PIECE):
+                    part.write(piece)
+            part.finish()
+
+    def _move(self, path: Path, blob: m.Blob) -> None:
+        """Give a file that is as it should be its name, so that it outlives a loss of power."""
+        place = self._place(blob.sha256)
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+        with self._lock:
+            if not place.parent.is_dir():
+                place.parent.mkdir(mode=0o700, exist_ok=True)
+                _sync(self.folder)
+            os.replace(path, place)
+            path.unlink(missing_ok=True)  # renaming one link of a file to another of the same file leaves both
+            self._bytes += blob.size - self._complete.get(blob.sha256, 0)
+            self._complete[blob.sha256] = blob.size
+            if self._idle.pop(blob.sha256, None) is not None:
+                (self._partial / blob.sha256.hex()).unlink(missing_ok=True)
+        _sync(place.parent)
+
+    def _closed(self, part: Part, left: int) -> None:
+        with self._lock:
+            self._open.discard(part)
+            if left and part.blob.sha256 not in self._complete:
+                self._idle[part.blob.sha256] = left
+            else:
+                part.path.unlink(missing_ok=True)
+
+
+class Part:
+    """A blob that is being received: `offset` says how much of it is there.
+
+    Close it in any case; what was written stays, to be resumed, unless it was finished. One thread at a time uses it.
+    """
+
+    def __init__(self, blobs: Blobs, blob: m.Blob, path: Path, lasting: bool) -> None:
+        self.blob = blob
+        self.path = path
+        self.lasting = lasting
+        self.offset = 0
+        self._blobs = blobs
+        self._hash = hashlib.sha256()
+        self._file: int | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Add the bytes that follow.
+
+        More than the blob's size is a `CorruptFile`. Raises `StorageError`, for example where the disk is full, and
+        then nothing of `data` counts as written.
+        """
+        view = memoryview(data).cast("B")
+        if self.offset + len(view) > self.blob.size:
+            raise _wrong(self.blob, f"{self.offset + len(view)} bytes")
+        file = self._opened()
+        with _reaching(self.path):
+            try:
+                rest = view
+                while rest:
+                    rest = rest[os.write(file, rest) :]
+            except OSError:
+                self._back()
+                raise
+        self._hash.update(view)
+        self.offset += len(view)
+
+    def finish(self) -> Path:
+        """Check the whole, make it a complete blob, on the disk, and return its file.
+
+        What is too short or has another hash is removed and is a `CorruptFile`: get it again from the beginning.
+        Raises `StorageError`; then it can be tried again.
+        """
+        self._opened()
+        if self.offset != self.blob.size or self._hash.digest() != self.blob.sha256:
+            self._end()
+            raise _wrong(self.blob, f"{self.offset} bytes with the hash {self._hash.hexdigest()}")
+        place = self._blobs._place(self.blob.sha256)
+        with _reaching(self.path):
+            self._blobs._move(self.path, self.blob)
+            os.chmod(place, 0o400)  # others may link it: nobody is to write to it again
+        self._end()
+        return place
+
+    def close(self) -> None:
+        """Stop receiving; what is there can be resumed."""
+        if self in self._blobs._open:
+            self._end(self.offset if self.lasting else 0)
+
+    def _begin(self) -> None:
+        """Open the file and take up what is there of it."""
+        with _reaching(self.path):
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
+            if os.fstat(self._file).st_size > self.blob.size:
+                os.ftruncate(self._file, 0)
+            while piece := os.read(self._file, PIECE):
+                self._hash.update(piece)
+                self.offset += len(piece)
+
+    def _opened(self) -> int:
+        if self._file is None:
+            raise InternalError(f"{self.path} is closed")
+        return self._file
+
+    def _back(self) -> None:
+        file = self._opened()
+        os.ftruncate(file, self.offset)
+        os.lseek(file, self.offset, os.SEEK_SET)
+
+    def _end(self, left: int = 0) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+        self._blobs._closed(self, left)
+
+
+def _wrong(blob: m.Blob, found: str) -> CorruptFile:
+    return CorruptFile(f"the blob {blob.sha256.hex()} has {blob.size} bytes; what came is {found}")
+
+
+def _failed(path: Path, error: OSError) -> StorageError:
+    return StorageError(f"{path}: {error.strerror}", hint="Make room on the disk, or mend the folder.")
+
+
+@contextmanager
+def _reaching(path: Path) -> Iterator[None]:
+    """Turn the system's errors into `StorageError`s that name the file."""
+    try:
+        yield
+    except OSError as error:
+        raise _failed(path, error) from error
+
+
+def _linked(path: Path, place: Path) -> bool:
+    """Whether a file could be given a second name."""
+    try:
+        os.link(path, place)
+    except OSError:
+        return False
+    return True
+
+
+def _sync(folder: Path) -> None:
+    """Have the names in a folder reach the disk."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,473 @@
+"""Blobs over a connection: pulled by whoever lacks them, as far as its credit goes, from where it stopped before."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from ..errors import ConnectionLost, PeerError, ProtocolError, Refused, StorageError
+from ..wire import messages as m
+from . import frames
+from .connection import Connection
+
+T = TypeVar("T")
+
+WINDOW = 8 << 20
+"""Bytes of a blob that may be under way; it is less while so much would take long, so that other messages need not
+wait behind it."""
+FIRST_WINDOW = 1 << 20
+SMALLEST_CHUNK = 64 << 10
+AT_ONCE = 16
+"""Blobs that are fetched from one peer at the same time."""
+SERVED = 1024
+"""Blobs that a peer may want at the same time."""
+
+
+class Part(Protocol):
+    """A blob that is being received; `offset` is how much of it is there, and `finish` checks its hash."""
+
+    offset: int
+
+    def write(self, data: bytes) -> None: ...
+    def finish(self) -> Path: ...
+    def close(self) -> None: ...
+
+
+class Blobs(Protocol):
+    """Where blobs are kept, as `umbel.store.blobs.Blobs` does."""
+
+    def path(self, sha256: bytes, /) -> Path | None: ...
+    def room(self, wanted: m.Blob, /) -> bool: ...
+    def part(self, blob: m.Blob, /) -> Part: ...
+    def place(self, blob: m.Blob, /) -> Path: ...
+    def linked(self, place: Path, blob: m.Blob, /) -> Path: ...
+    def lend(self, sha256: bytes, place: Path, /) -> bool: ...
+
+
+class Depot:
+    """The blobs of this process for all its connections: who waits for one to be complete, or for room.
+
+    What completes a blob otherwise than by a fetch, or gives it up, calls `settled`; what makes room calls `freed`.
+    `lends_below` is the folder below which a peer on the same machine may have files linked; None for nowhere.
+    `executor` runs what reads and writes files.
+    """
+
+    def __init__(self, blobs: Blobs, *, lends_below: Path | None = None, executor: Executor | None = None) -> None:
+        self.blobs = blobs
+        self.lends_below = lends_below.resolve() if lends_below is not None else None
+        self._executor = executor
+        self._waiting: dict[bytes, asyncio.Event] = {}
+        self._freed = asyncio.Event()
+        self._beginning = asyncio.Lock()
+
+    async def ready(self, sha256: bytes) -> Path | None:
+        """The file of a blob, once it is complete; None if it was given up."""
+        path = self.blobs.path(sha256)
+        if path is None:
+            await self._waiting.setdefault(sha256, asyncio.Event()).wait()
+            path = self.blobs.path(sha256)
+        return path
+
+    def settled(self, sha256: bytes) -> None:
+        """A blob is complete, or will never be: whoever waits for it looks again."""
+        waiting = self._waiting.pop(sha256, None)
+        if waiting is not None:
+            waiting.set()
+
+    async def begun(self, blob: m.Blob) -> Part:
+        """Begin to receive a blob, once there is room for it; its room is taken from then on."""
+        while True:
+            async with self._beginning:
+                if self.blobs.room(blob):
+                    return await self._begin(blob)
+                freed = self._freed
+            await freed.wait()
+
+    def freed(self) -> None:
+        """There is more room than before."""
+        self._freed.set()
+        self._freed = asyncio.Event()
+
+    def may_lend(self, place: Path) -> bool:
+        """Whether a file may be linked at this place."""
+        if self.lends_below is None:
+            return False
+        try:
+            return place.parent.resolve(strict=True).is_relative_to(self.lends_below)
+        except (OSError, ValueError, RuntimeError):
+            return False
+
+    async def aside(self, work: Callable[..., T], *args: object) -> T:
+        """Do work with files in another thread; a cancelled caller goes on only when it is done with them."""
+        done = asyncio.get_running_loop().run_in_executor(self._executor, work, *args)
+        try:
+            return await asyncio.shield(done)
+        except asyncio.CancelledError:
+            await asyncio.wait({done})
+            done.cancelled() or done.exception()  # looked at, so that nobody complains that it was not
+            raise
+
+    async def _begin(self, blob: m.Blob) -> Part:
+        beginning = asyncio.ensure_future(self.aside(self.blobs.part, blob))
+        try:
+            return await asyncio.shield(beginning)
+        except asyncio.CancelledError:
+            with suppress(StorageError):
+                (await beginning).close()
+            raise
+
+
+class Exchange:
+    """Moves blobs over one connection, both ways, while somebody reads from the connection.
+
+    - `may_read(run, blob)`: whether the peer was granted a blob; others are not to be had.
+    - `same_machine`: ask the peer to link its files instead of sending them; where that fails they are sent.
+    - `progress(sha256, offset)`: called whenever a blob has moved on, in either direction.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        blobs: Blobs | Depot,
+        may_read: Callable[[str, m.Blob], bool],
+        *,
+        same_machine: bool = False,
+        window: int = WINDOW,
+        progress: Callable[[bytes, int], None] | None = None,
+    ) -> None:
+        self.connection = connection
+        self.depot = blobs if isinstance(blobs, Depot) else Depot(blobs)
+        self.same_machine = same_machine
+        self._may_read = may_read
+        self._window = window
+        self._progress = progress
+        self._incoming: dict[bytes, _Incoming] = {}
+        self._abandoned: dict[bytes, asyncio.Event] = {}
+        self._fetching: dict[bytes, asyncio.Task[Path]] = {}
+        self._outgoing: dict[bytes, _Outgoing] = {}
+        self._serving: dict[bytes, asyncio.Task[None]] = {}
+        self._places = asyncio.Semaphore(AT_ONCE)
+        connection.on_blob = self._take
+        connection.on_close.append(self._over)
+
+    async def fetch(self, blob: m.Blob, run: str = "", *, progress: Callable[[int], None] | None = None) -> Path:
+        """Get a blob from the peer on behalf of a run, and return its file; what is there already is not sent again.
+
+        `progress` is called with how much is there. Several who want the same one share it. Raises `ConnectionLost`
+        or what else ended the connection (fetch again on the next one: it resumes), `Refused` where the peer does not
+        have it for us, `CorruptFile` where what it sent is something else, `StorageError`.
+        """
+        path = self.depot.blobs.path(blob.sha256)
+        if path is not None:
+            return path
+        if self.connection.end is not None:
+            raise ConnectionLost(f"{self.connection.peer}: the connection is over")
+        task = self._fetching.get(blob.sha256)
+        if task is None:
+            task = asyncio.create_task(self._fetch(blob, run))
+            self._fetching[blob.sha256] = task
+            task.add_done_callback(lambda done: self._fetched(blob.sha256, done))
+        incoming = self._incoming.setdefault(blob.sha256, _Incoming(blob, self._window, self.connection.clock))
+        if progress is not None:
+            incoming.watchers.append(progress)
+        incoming.fetchers += 1
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            own = asyncio.current_task()
+            if incoming.error is not None and own is not None and not own.cancelling():
+                raise incoming.error from None  # it is the transfer that was cancelled
+            if incoming.fetchers == 1:
+                task.cancel()
+                await asyncio.wait({task})
+            raise
+        finally:
+            incoming.fetchers -= 1
+
+    async def close(self) -> None:
+        """Stop all transfers, without closing the connection, and wait until no file is in use."""
+        self._stop(ConnectionLost("blobs are no longer exchanged here"))
+        tasks = [*self._fetching.values(), *self._serving.values()]
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _over(self, end: PeerError) -> None:
+        self._stop(ConnectionLost(f"the connection ended during a transfer: {end.message}", end.code))
+
+    def _stop(self, error: PeerError) -> None:
+        for incoming in self._incoming.values():
+            incoming.fail(error)
+        for task in [*self._fetching.values(), *self._serving.values()]:
+            task.cancel()
+
+    def _take(self, message: m.Message) -> None:
+        """What the peer says about blobs. Raises `ProtocolError`."""
+        name = message.WhichOneof("body")
+        if name == "want":
+            self._wanted(message.want)
+        elif name == "chunk":
+            self._arrived(message.chunk)
+        elif name == "credit":
+            if (outgoing := self._outgoing.get(message.credit.sha256)) is not None:
+                outgoing.granted(message.credit.bytes)
+        elif name == "linked":
+            if (incoming := self._incoming.get(message.linked.sha256)) is not None:
+                incoming.link()
+        elif name == "unwanted":
+            self._given_up(message.unwanted.sha256, message.unwanted.reason)
+
+    def _given_up(self, sha256: bytes, reason: str) -> None:
+        """An Unwanted with a reason ends a transfer; one without says that nothing more of it will come."""
+        if not reason:
+            if (abandoned := self._abandoned.pop(sha256, None)) is not None:
+                abandoned.set()
+        elif (incoming := self._incoming.get(sha256)) is not None and incoming.asked:
+            incoming.fail(Refused(f"a blob is not to be had: {reason}", m.CODE_UNKNOWN))
+        else:
+            if (task := self._serving.get(sha256)) is not None:
+                task.cancel()
+            self._deny(sha256, "")
+
+    # What the peer wants.
+
+    def _wanted(self, want: m.Want) -> None:
+        sha256 = want.blob.sha256
+        if len(sha256) != frames.HASH_BYTES or want.offset > want.blob.size:
+            raise ProtocolError("a Want without a blob, or from beyond its end", m.CODE_MALFORMED)
+        if len(self._serving) >= SERVED and sha256 not in self._serving:
+            raise ProtocolError(f"more than {SERVED} blobs are wanted at once", m.CODE_BUSY)
+        if not self._may_read(want.run, want.blob):
+            self._deny(sha256, "it was not given to you, or it is gone")
+            return
+        if (task := self._serving.get(sha256)) is not None:
+            task.cancel()
+        outgoing = _Outgoing(want, self.connection.clock)
+        task = asyncio.create_task(self._serve(outgoing))
+        self._outgoing[sha256] = outgoing
+        self._serving[sha256] = task
+        task.add_done_callback(lambda done: self._served(outgoing, done))
+
+    def _served(self, outgoing: _Outgoing, task: asyncio.Task[None]) -> None:
+        sha256 = outgoing.want.blob.sha256
+        if self._serving.get(sha256) is task:
+            del self._serving[sha256], self._outgoing[sha256]
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, OSError | StorageError):
+            self._deny(sha256, "it cannot be read")
+        elif error is not None and not isinstance(error, PeerError):
+            self._deny(sha256, "it cannot be sent")
+            task.get_loop().call_exception_handler({"message": "a blob was not sent", "exception": error})
+
+    def _deny(self, sha256: bytes, reason: str) -> None:
+        self.connection.post(m.Message(unwanted=m.Unwanted(sha256=sha256, reason=reason)))
+
+    async def _serve(self, outgoing: _Outgoing) -> None:
+        want = outgoing.want
+        sha256, size = want.blob.sha256, want.blob.size
+        path = await self.depot.ready(sha256)
+        if path is None:
+            self._deny(sha256, "it is gone")
+            return
+        if want.place and await self._lent(sha256, Path(want.place)):
+            self.connection.post(m.Message(linked=m.Linked(sha256=sha256)))
+            return
+        with open(path, "rb", buffering=0) as file:
+            if os.fstat(file.fileno()).st_size != size:
+                self._deny(sha256, "it has another size")
+                return
+            offset = want.offset
+            while offset < size:
+                length = await outgoing.take(min(size - offset, self.connection.limits.chunk_bytes))
+                data = await self.depot.aside(os.pread, file.fileno(), length, offset)
+                if not data:
+                    self._deny(sha256, "its file has changed")
+                    return
+                outgoing.credit += length - len(data)
+                await self.connection.send(frames.chunk(sha256, offset, data))
+                offset += len(data)
+                if self._progress is not None:
+                    self._progress(sha256, offset)
+
+    async def _lent(self, sha256: bytes, place: Path) -> bool:
+        if not self.depot.may_lend(place):
+            return False
+        return await self.depot.aside(self.depot.blobs.lend, sha256, place)
+
+    # What is wanted of the peer.
+
+    def _fetched(self, sha256: bytes, task: asyncio.Task[Path]) -> None:
+        if self._fetching.get(sha256) is task:
+            del self._fetching[sha256]
+        incoming = self._incoming.pop(sha256, None)
+        failed = task.cancelled() or task.exception() is not None
+        if failed and incoming is not None and incoming.asked and not self.connection.closed:
+            self._abandoned[sha256] = asyncio.Event()
+            self._deny(sha256, "it is no longer wanted")
+        if not failed:
+            self.depot.settled(sha256)
+
+    async def _fetch(self, blob: m.Blob, run: str) -> Path:
+        incoming = self._incoming[blob.sha256]
+        async with self._places:
+            if (abandoned := self._abandoned.get(blob.sha256)) is not None:
+                await abandoned.wait()
+            part = await self.depot.begun(blob)
+            try:
+                return await self._received(incoming, part, run)
+            finally:
+                await self.depot.aside(part.close)
+
+    async def _received(self, incoming: _Incoming, part: Part, run: str) -> Path:
+        blob = incoming.blob
+        place = self.depot.blobs.place(blob) if self.same_machine else None
+        if part.offset < blob.size:
+            self._ask(incoming, run, part.offset, place)
+        while part.offset < blob.size:
+            chunks = await incoming.next()
+            if not chunks:
+                if place is not None and (path := await self._linked(place, blob)) is not None:
+                    incoming.asked = False
+                    return path
+                place = None
+                self._ask(incoming, run, part.offset, None)
+                continue
+            await self.depot.aside(_write, part, chunks)
+            credit = incoming.consumed(sum(map(len, chunks)), part.offset)
+            if part.offset < blob.size:
+                self.connection.post(m.Message(credit=m.Credit(sha256=blob.sha256, bytes=credit)))
+            for watcher in incoming.watchers:
+                watcher(part.offset)
+            if self._progress is not None:
+                self._progress(blob.sha256, part.offset)
+        incoming.asked = False
+        return await self.depot.aside(part.finish)
+
+    async def _linked(self, place: Path, blob: m.Blob) -> Path | None:
+        try:
+            return await self.depot.aside(self.depot.blobs.linked, place, blob)
+        except StorageError:  # for example not the same machine after all
+            return None
+
+    def _ask(self, incoming: _Incoming, run: str, offset: int, place: Path | None) -> None:
+        incoming.ask(offset)
+        there = "" if place is None else str(place)
+        want = m.Want(blob=incoming.blob, run=run, offset=offset, credit=incoming.window, place=there)
+        self.connection.post(m.Message(want=want))
+
+    def _arrived(self, chunk: m.Chunk) -> None:
+        incoming = self._incoming.get(chunk.sha256)
+        if incoming is None or not incoming.asked:
+            return  # under way when it was given up
+        incoming.take(chunk)
+
+
+def _write(part: Part, chunks: Sequence[bytes]) -> None:
+    for data in chunks:
+        part.write(data)
+
+
+class _Outgoing:
+    """What is sent of one blob: how much the peer lets us send, and how fast it takes it."""
+
+    def __init__(self, want: m.Want, clock: Callable[[], float]) -> None:
+        self.want = want
+        self.credit = want.credit
+        self._most = want.credit
+        self._clock = clock
+        self._since = clock()
+        self._taken = 0
+        self._changed = asyncio.Event()
+
+    def granted(self, size: int) -> None:
+        self.credit += size
+        self._taken += size
+        self._most = max(self._most, self.credit)
+        self._changed.set()
+
+    async def take(self, most: int) -> int:
+        """How much to send now, as soon as it is worth a chunk: about a quarter of a second's worth, at `most` so many
+        bytes. The receiver hears from us with every chunk, also on a slow line.
+        """
+        rate = self._taken / max(self._clock() - self._since, 1e-3)
+        size = min(most, max(SMALLEST_CHUNK, int(rate / 4)))
+        while self.credit < max(1, min(size, self._most // 4)):
+            self._changed.clear()
+            await self._changed.wait()
+        size = min(size, self.credit)
+        self.credit -= size
+        return size
+
+
+class _Incoming:
+    """What has come of one blob and is not written yet, and how much more may come."""
+
+    def __init__(self, blob: m.Blob, window: int, clock: Callable[[], float]) -> None:
+        self.blob = blob
+        self.window = min(window, FIRST_WINDOW)
+        self.watchers: list[Callable[[int], None]] = []
+        self.fetchers = 0
+        self.asked = False
+        self.is_linked = False
+        self._widest = window
+        self._clock = clock
+        self._since = 0.0
+        self._from = 0
+        self._due = 0
+        self._credit = 0
+        self._chunks: deque[bytes] = deque()
+        self.error: PeerError | None = None
+        self._changed = asyncio.Event()
+
+    def ask(self, offset: int) -> None:
+        self.asked, self.is_linked = True, False
+        self._due = self._from = offset
+        self._credit = self.window
+        self._since = self._clock()
+        self._chunks.clear()
+
+    def take(self, chunk: m.Chunk) -> None:
+        size = len(chunk.data)
+        if chunk.offset != self._due:
+            raise ProtocolError(f"a chunk from {chunk.offset} where {self._due} is due", m.CODE_OUT_OF_ORDER)
+        if not 0 < size <= min(self._credit, self.blob.size - self._due):
+            raise ProtocolError(f"a chunk of {size} bytes; {self._credit} may be sent", m.CODE_TOO_LARGE)
+        self._due += size
+        self._credit -= size
+        self._chunks.append(chunk.data)
+        self._changed.set()
+
+    def link(self) -> None:
+        self.is_linked = True
+        self._changed.set()
+
+    def fail(self, error: PeerError) -> None:
+        self.error = self.error or error
+        self._changed.set()
+
+    def check(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+    def consumed(self, size: int, offset: int) -> int:
+        """How much more may be sent after `size` bytes are written: more than that while it comes quickly."""
+        rate = (offset - self._from) / max(self._clock() - self._since, 1e-3)
+        more = min(size, self._widest - self.window) if self.window < 2 * rate else 0
+        self.window += more
+        self._credit += size + more
+        return size + more
+
+    async def next(self) -> list[bytes]:
+        """What has come since, at least something; none if the file is linked."""
+        while not (self._chunks or self.is_linked):
+            self.check()
+            self._changed.clear()
+            await self._changed.wait()
+        self.check()
+        chunks = list(self._chunks)
+        self._chunks.clear()
+        return chunks

@@ -1,0 +1,257 @@
+"""Streams over gRPC: one bidirectional call of a method that carries bytes as they are.
+
+There is no generated code and no deadline. Trust comes from the certificate that a client pins: the name in it is
+always the same, wherever the server is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import suppress
+from typing import Any
+
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its library writes to stderr what errors say here
+
+import grpc
+import grpc.aio
+
+from ..errors import ConnectionLost, SettingError
+from .stream import Listener, OnStream, Stream, served
+
+METHOD = "/umbel.v1alpha.Umbel/Connect"
+SERVER_NAME = "umbel-server"
+MESSAGE_BYTES = 8 << 20
+"""The largest message that is read at all; frames have a smaller limit of their own."""
+
+_OPTIONS = (
+    ("grpc.max_receive_message_length", MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MESSAGE_BYTES),
+    # A fixed window: probing lets it, and the memory for it, grow without need; credit bounds what is under way.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 8 << 20),
+    ("grpc.http2.max_frame_size", 1 << 20),
+)
+_SERVER_OPTIONS = (*_OPTIONS, ("grpc.so_reuseport", 0))  # a port in use is an error, not shared
+_CHANNEL_OPTIONS = (
+    *_OPTIONS,
+    ("grpc.use_local_subchannel_pool", 1),  # connections of their own, which end with the channel
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.enable_retries", 0),
+)
+_REFUSALS = {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNIMPLEMENTED}
+
+
+class _Call:
+    """The client's end."""
+
+    def __init__(self, channel: Any, call: Any, peer: str) -> None:
+        self.peer = peer
+        self._channel = channel
+        self._call = call
+        self._finished = False
+        self._closed = False
+
+    async def send(self, data: bytes) -> None:
+        if self._closed or self._finished:
+            raise ConnectionLost("the stream is closed")
+        try:
+            await self._call.write(data)
+        except asyncio.CancelledError:
+            if not self._closed or _cancelling():
+                raise
+            raise ConnectionLost("the stream is closed") from None
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.UsageError) as error:
+            raise ConnectionLost(f"{self.peer}: {self._why(error)}") from None
+
+    async def receive(self) -> bytes | None:
+        if self._closed:
+            return None
+        try:
+            data = await self._call.read()
+        except asyncio.CancelledError:
+            if not self._closed or _cancelling():
+                raise
+            return None
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.UsageError) as error:
+            if isinstance(error, grpc.aio.AioRpcError) and error.code() in _REFUSALS:
+                raise ConnectionLost(f"{self.peer}: {error.details()}") from None
+            return None
+        return data if isinstance(data, bytes) else None
+
+    async def finish(self) -> None:
+        if self._finished or self._closed:
+            return
+        self._finished = True
+        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.UsageError):  # the peer has ended it
+            await self._call.done_writing()
+
+    async def close(self, grace: float = 0.0) -> None:
+        if self._closed:
+            return
+        if self._finished and grace > 0:
+            ended = asyncio.ensure_future(self._call.code())
+            await asyncio.wait({ended}, timeout=grace)
+            ended.cancel()
+        self._closed = True
+        self._call.cancel()
+        await self._channel.close()
+
+    @staticmethod
+    def _why(error: Exception) -> str:
+        return str(error.details()) if isinstance(error, grpc.aio.AioRpcError) else "the stream has ended"
+
+
+class _Incoming:
+    """The server's end: the call is over when its handler returns, which is when the stream is closed."""
+
+    def __init__(self, context: Any) -> None:
+        self.peer = str(context.peer())
+        self.over = asyncio.Event()
+        self._context = context
+        self._receiver: asyncio.Task[Any] | None = None
+
+    async def send(self, data: bytes) -> None:
+        if self.over.is_set():
+            raise ConnectionLost("the stream is closed")
+        try:
+            await self._context.write(data)
+        except Exception:  # grpc has several, some of them private, for a call that is over
+            raise ConnectionLost(f"{self.peer}: the stream has ended") from None
+
+    async def receive(self) -> bytes | None:
+        if self.over.is_set():
+            return None
+        self._receiver = asyncio.current_task()
+        try:
+            data = await self._context.read()
+        except asyncio.CancelledError:
+            if self._receiver is not None or self._uncancelled() > 0:
+                raise
+            return None
+        except Exception:
+            return None
+        finally:
+            self._receiver = None
+        return data if isinstance(data, bytes) else None
+
+    async def finish(self) -> None:
+        self._end()
+
+    async def close(self, grace: float = 0.0) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        self.over.set()
+        # The handler's return ends a pending read only once the peer has taken all that was sent, which may be never.
+        if self._receiver is not None and self._receiver is not asyncio.current_task():
+            receiver, self._receiver = self._receiver, None
+            receiver.cancel()
+
+    @staticmethod
+    def _uncancelled() -> int:
+        task = asyncio.current_task()
+        return task.uncancel() if task is not None else 0
+
+
+class _Listener:
+    def __init__(self, server: Any, address: str, on_stream: OnStream, most: int) -> None:
+        self._most = most
+        self.address = address
+        self._server = server
+        self._on_stream = on_stream
+        self._tasks: dict[asyncio.Task[None], _Incoming] = {}
+        self._closing = False
+
+    async def handle(self, _: Any, context: Any) -> None:
+        """Serve a call until its stream is closed. The serving is a task of its own: grpc cancels this one as soon as
+        the peer is gone, perhaps in the middle of what came before.
+        """
+        if self._closing or len(self._tasks) >= self._most:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{len(self._tasks)} others are connected")
+        await context.send_initial_metadata(())
+        stream = _Incoming(context)
+        task = asyncio.create_task(served(self._on_stream, stream))
+        self._tasks[task] = stream
+        task.add_done_callback(self._tasks.pop)
+        await stream.over.wait()
+
+    async def close(self, grace: float = 0.0) -> None:
+        self._closing = True
+        tasks = dict(self._tasks)
+        if tasks and grace > 0:
+            await asyncio.wait(tasks, timeout=grace)
+        for stream in tasks.values():
+            await stream.close()
+        await self._server.stop(0)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class _Method:
+    def __init__(self) -> None:
+        self.listener: _Listener | None = None
+
+    def service(self, handler_call_details: Any) -> Any:
+        """How a call of the one method is served, None for any other."""
+        if self.listener is None or handler_call_details.method != METHOD:
+            return None
+        return grpc.stream_stream_rpc_method_handler(self.listener.handle)
+
+
+async def connect(address: str, ca_pem: bytes | None) -> Stream:
+    """Open a stream to the server at `address`, which is ``host:port``.
+
+    Only a server with a certificate for `SERVER_NAME` from the authority `ca_pem` is accepted; None means plaintext.
+    Raises `ConnectionLost` where nobody can be reached, or where it is somebody else.
+    """
+    if ca_pem is None:
+        channel = grpc.aio.insecure_channel(address, _CHANNEL_OPTIONS)
+    else:
+        options = (*_CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", SERVER_NAME))
+        channel = grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(ca_pem), options)
+    call = channel.stream_stream(METHOD)()
+    try:
+        await call.wait_for_connection()
+    except grpc.aio.AioRpcError as error:
+        await channel.close()
+        raise ConnectionLost(f"no connection to {address}: {error.details()}", hint=_hint(error)) from None
+    except BaseException:
+        call.cancel()
+        await channel.close()
+        raise
+    return _Call(channel, call, address)
+
+
+async def serve(
+    address: str, certificate: bytes | None, key: bytes | None, on_stream: OnStream, *, most: int = 10_000
+) -> Listener:
+    """Listen at `address`, ``host:port`` with port 0 for any that is free, and call `on_stream` for each stream.
+
+    `certificate` and `key` are PEM, and mean TLS; None for both means plaintext. At most `most` streams at a time.
+    Raises `SettingError` where the address cannot be had or the certificate is none.
+    """
+    method = _Method()
+    server = grpc.aio.server(options=_SERVER_OPTIONS)
+    server.add_generic_rpc_handlers((method,))
+    try:
+        if certificate is None or key is None:
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, grpc.ssl_server_credentials([(key, certificate)]))
+    except RuntimeError as error:
+        await server.stop(0)
+        raise SettingError(f"cannot listen at {address}: {error}", hint="Is another server running there?") from None
+    method.listener = _Listener(server, f"{address.rpartition(':')[0]}:{port}", on_stream, most)
+    await server.start()
+    return method.listener
+
+
+def _hint(error: Any) -> str | None:
+    if "CERTIFICATE_VERIFY_FAILED" in (error.details() or ""):
+        return "The server has another certificate than expected: check the line that it printed, and the address."
+    return None
+
+
+def _cancelling() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

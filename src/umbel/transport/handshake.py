@@ -1,0 +1,217 @@
+"""The handshake: who is at the other end, proved over fresh random bytes of both sides, and which limits hold.
+
+::
+
+    who connects         Hello ->            <- Challenge         Proof ->            <- Welcome
+
+Each message has a frame of its own. Proofs are over both Hello and Challenge as they were sent, so that none of it can
+be changed on the way or used again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..errors import ConnectionLost, PeerError, ProtocolError, Refused
+from ..trust.identity import KEY_BYTES, transcript
+from ..wire import messages as m
+from . import frames
+from .connection import BLOB_MESSAGES, Connection
+
+VERSION = 1
+"""The version of the protocol that this software speaks, the only one so far."""
+NONCE_BYTES = 32
+SECONDS = 20.0
+"""A handshake that is not over by then has failed."""
+
+_EITHER = frozenset({"ping", "pong"}) | BLOB_MESSAGES
+_WORK = frozenset({"run_spec", "ask_spec", "task", "cancel", "close_ask", "close_run", "refold", "ack"})
+_OUTCOME = frozenset({"run_answer", "result", "partial", "alive"})
+
+TO_SERVER: dict[int, frozenset[str]] = {
+    m.ROLE_NODE: _EITHER | _OUTCOME | {"hosted"},
+    m.ROLE_RUN: _EITHER | _WORK | {"log_event"},
+    m.ROLE_OPERATOR: _EITHER | {"request"},
+}
+"""What each role may send after its Welcome."""
+FROM_SERVER: dict[int, frozenset[str]] = {
+    m.ROLE_NODE: _EITHER | _WORK,
+    m.ROLE_RUN: _EITHER | _OUTCOME | {"members", "log_ack", "close_run"},
+    m.ROLE_OPERATOR: _EITHER | {"response"},
+}
+"""What the server may send to each."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who has connected, as the verifier says: `id` is by what the server knows it; `hello` is what it said itself."""
+
+    role: int
+    id: str
+    name: str
+    hello: m.Hello
+
+
+class Verifier(Protocol):
+    """Decides who is let in: the Identity of whoever sent this proof. Raises `Refused` with a code and reason."""
+
+    def verify(self, hello: m.Hello, challenge: m.Challenge, transcript: bytes, proof: m.Proof) -> Identity: ...
+
+
+class Prover(Protocol):
+    """Proves who connects: with a node's key, or a token's secret."""
+
+    def proof(self, transcript: bytes) -> m.Proof: ...
+
+
+class Handshakes:
+    """How many handshakes are under way at a server, and at `most` so many."""
+
+    def __init__(self, most: int = 64) -> None:
+        self.most = most
+        self.pending = 0
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Take part while in the block. Raises `Refused` where there are too many."""
+        if self.pending >= self.most:
+            raise Refused(f"{self.pending} others are connecting just now", m.CODE_BUSY, retry=True)
+        self.pending += 1
+        try:
+            yield
+        finally:
+            self.pending -= 1
+
+
+async def introduce(connection: Connection, prover: Prover, hello: m.Hello, *, seconds: float = SECONDS) -> m.Welcome:
+    """Connect as `hello` says, which gets its version and nonce here; afterwards the connection has its limits.
+
+    Raises `Refused`, `ProtocolError` or `ConnectionLost`; the connection is closed then.
+    """
+    said = m.Hello()
+    said.CopyFrom(hello)
+    said.nonce = secrets.token_bytes(NONCE_BYTES)
+    said.version.CopyFrom(m.Version(least=VERSION, most=VERSION))
+    async with _closing(connection, seconds):
+        connection.limits = frames.handshake_limits()
+        sent = said.SerializeToString()
+        connection.post(frames.message("hello", sent))
+        challenge, received = await _next(connection, "challenge")
+        if challenge.challenge.version != VERSION:
+            raise ProtocolError(
+                f"the server chose version {challenge.challenge.version} of the protocol, which this software "
+                f"did not offer: it speaks {VERSION}",
+                m.CODE_VERSION,
+            )
+        _check_nonce(challenge.challenge.nonce)
+        connection.post(m.Message(proof=prover.proof(transcript(sent, received))))
+        welcome = (await _next(connection, "welcome"))[0].welcome
+        connection.limits = _limits(welcome.limits)
+        connection.allowed = FROM_SERVER.get(said.role)
+    return welcome
+
+
+async def accept(
+    connection: Connection,
+    verifier: Verifier,
+    *,
+    server: str = "",
+    limits: m.Limits | None = None,
+    same_machine: Callable[[Identity], bool] = lambda identity: False,
+    handshakes: Handshakes | None = None,
+    settled: Callable[[], Awaitable[None]] | None = None,
+    seconds: float = SECONDS,
+) -> Identity:
+    """Find out who has connected and welcome it; afterwards the connection has `limits` and takes what its role allows.
+    `settled` is awaited before the welcome: what the verifier has changed is on disk then.
+
+    Raises `Refused`, `ProtocolError` or `ConnectionLost`; the peer has been told then and the connection is closed.
+    """
+    async with _closing(connection, seconds):
+        with (handshakes or Handshakes()).place():
+            connection.limits = frames.handshake_limits()
+            hello, said = await _next(connection, "hello")
+            _check_hello(hello.hello)
+            challenge = m.Challenge(version=VERSION, nonce=secrets.token_bytes(NONCE_BYTES), server=server)
+            sent = challenge.SerializeToString()
+            connection.post(frames.message("challenge", sent))
+            proof, _ = await _next(connection, "proof")
+            identity = verifier.verify(hello.hello, challenge, transcript(said, sent), proof.proof)
+            if settled is not None:
+                await settled()
+        granted = _limits(limits if limits is not None else frames.standard_limits())
+        welcome = m.Welcome(
+            session=secrets.token_hex(8), id=identity.id, limits=granted, same_machine=same_machine(identity)
+        )
+        connection.limits = granted
+        connection.allowed = TO_SERVER[identity.role]
+        connection.post(m.Message(welcome=welcome))
+        connection.next_frame()
+    return identity
+
+
+class _closing:
+    """Bounds the time of a handshake, and closes the connection, with a problem for the peer, where it fails."""
+
+    def __init__(self, connection: Connection, seconds: float) -> None:
+        self._connection = connection
+        self._timeout = asyncio.timeout(seconds)
+        self._seconds = seconds
+
+    async def __aenter__(self) -> None:
+        self._connection.keeps_raw = True
+        await self._timeout.__aenter__()
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        connection = self._connection
+        connection.keeps_raw, connection.raw = False, b""
+        try:
+            await self._timeout.__aexit__(kind, error, trace)  # type: ignore[arg-type]
+        except TimeoutError:
+            late = ConnectionLost(f"the handshake took more than {self._seconds:g} s", m.CODE_TOO_SLOW)
+            await connection.close(late)
+            raise late from None
+        if isinstance(error, PeerError):
+            await connection.close(error)
+        elif error is not None:
+            await connection.close(m.Problem(code=m.CODE_INTERNAL, text="the handshake has failed", retry=True))
+
+
+async def _next(connection: Connection, name: str) -> tuple[m.Message, bytes]:
+    """The next message, which has to be of this kind, and its body's bytes."""
+    connection.allowed = frozenset({name})
+    try:
+        (message,) = await connection.receive()
+    except ProtocolError as error:
+        if error.code == m.CODE_NOT_ALLOWED:
+            error.code = m.CODE_OUT_OF_ORDER
+        raise
+    return message, frames.raw_body(connection.raw)
+
+
+def _check_hello(hello: m.Hello) -> None:
+    if not hello.version.least <= VERSION <= hello.version.most:
+        offered = f"{hello.version.least} to {hello.version.most}"
+        raise Refused(f"this server speaks version {VERSION} of the protocol, not {offered}", m.CODE_VERSION)
+    if hello.role not in TO_SERVER:
+        raise ProtocolError(f"{hello.role} is no role", m.CODE_MALFORMED)
+    if len(hello.key) != (KEY_BYTES if hello.role == m.ROLE_NODE else 0):
+        raise ProtocolError(f"a key of {len(hello.key)} bytes; a node has one of {KEY_BYTES}", m.CODE_MALFORMED)
+    _check_nonce(hello.nonce)
+
+
+def _check_nonce(nonce: bytes) -> None:
+    if len(nonce) != NONCE_BYTES:
+        raise ProtocolError(f"a nonce of {len(nonce)} bytes, not {NONCE_BYTES}", m.CODE_MALFORMED)
+
+
+def _limits(wanted: m.Limits) -> m.Limits:
+    """Limits in which zero means the standard."""
+    limits = frames.standard_limits()
+    limits.MergeFrom(wanted)
+    return limits

@@ -1,0 +1,120 @@
+"""Ed25519 keys of nodes and authors, and what they sign. Each use has a prefix of its own, so that what is signed for
+one can never pass for another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from pathlib import Path
+from typing import NoReturn
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from ..errors import SettingError
+from . import keyfile
+
+KEY_BYTES = 32
+SIGNATURE_BYTES = 64
+
+_HANDSHAKE = b"umbel/v1alpha\0"
+_NODE = b"node\0"
+_TOKEN = b"token\0"
+_ARCHIVE = b"archive\0"
+
+
+class SigningKey:
+    """A private key. It shows nothing of itself, and cannot be pickled or copied."""
+
+    __slots__ = ("_key", "public")
+
+    def __init__(self, key: Ed25519PrivateKey) -> None:
+        self._key = key
+        self.public = key.public_key().public_bytes_raw()
+
+    @classmethod
+    def new(cls) -> SigningKey:
+        """A fresh key."""
+        return cls(Ed25519PrivateKey.generate())
+
+    @classmethod
+    def kept(cls, path: Path) -> SigningKey:
+        """The key in a file, which is made if it is not there. Raises `StorageError`, and `SettingError` where the file
+        holds no key.
+        """
+        data = keyfile.kept(path, lambda: cls.new()._pem())
+        try:
+            key = serialization.load_pem_private_key(data, password=None)
+        except (ValueError, TypeError):
+            key = None
+        if not isinstance(key, Ed25519PrivateKey):
+            raise SettingError(f"{path} holds no Ed25519 key", hint="Put the right file there, or move this one away.")
+        return cls(key)
+
+    def sign(self, data: bytes) -> bytes:
+        """The signature of `data`, 64 bytes."""
+        return self._key.sign(data)
+
+    def __repr__(self) -> str:
+        return f"SigningKey(public={self.public.hex()})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a private key stays where it is")
+
+    def _pem(self) -> bytes:
+        return self._key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+
+
+def verified(public: bytes, data: bytes, signature: bytes) -> bool:
+    """Whether `signature` is that of `data` by the owner of the key."""
+    if len(public) != KEY_BYTES or len(signature) != SIGNATURE_BYTES:
+        return False
+    try:
+        Ed25519PublicKey.from_public_bytes(public).verify(signature, data)
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+def node_id(public: bytes) -> str:
+    """By what a node is known: the first half of its key's SHA-256, in hexadecimal."""
+    return hashlib.sha256(public).hexdigest()[:32]
+
+
+def transcript(hello: bytes, challenge: bytes) -> bytes:
+    """What proofs are about: both messages, as they were sent."""
+    return _HANDSHAKE + hashlib.sha256(hello).digest() + hashlib.sha256(challenge).digest()
+
+
+def sign_node(key: SigningKey, transcript: bytes) -> bytes:
+    """A node's proof that it holds its key."""
+    return key.sign(_NODE + transcript)
+
+
+def check_node(public: bytes, transcript: bytes, signature: bytes) -> bool:
+    """Whether a node's proof holds."""
+    return verified(public, _NODE + transcript, signature)
+
+
+def seal(digest: bytes, transcript: bytes) -> bytes:
+    """The proof that one holds a token's secret; `digest` is `tokens.digest` of it."""
+    return hmac.digest(digest, _TOKEN + transcript, "sha256")
+
+
+def check_seal(digest: bytes, transcript: bytes, sealed: bytes) -> bool:
+    """Whether a token's proof holds, in constant time."""
+    return hmac.compare_digest(seal(digest, transcript), sealed)
+
+
+def sign_archive(key: SigningKey, sha256: bytes) -> bytes:
+    """An author's signature of an archive by its SHA-256."""
+    return key.sign(_ARCHIVE + sha256)
+
+
+def check_archive(public: bytes, sha256: bytes, signature: bytes) -> bool:
+    """Whether the author has signed the archive with this SHA-256."""
+    return verified(public, _ARCHIVE + sha256, signature)

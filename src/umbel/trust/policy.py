@@ -1,0 +1,315 @@
+"""What the owner of a node lets run there.
+
+A policy is a TOML file, such as::
+
+    # Whose code runs here: authors' keys and archives' hashes, in hexadecimal, or "any", which is for trying out.
+    allow = ["author:5f0c...", "archive:9b1d..."]
+    # Whether the owner is asked about code that is not allowed yet; what was approved is remembered by its hash.
+    ask = true
+    # The kinds of ask that are answered; all where this is left out.
+    kinds = ["train", "evaluate"]
+    # The smallest cohort of which an ask may be.
+    smallest_cohort = 10
+
+    # Steps that every update has to go through, and how far their settings may go. Later steps may not enlarge it.
+    [[transforms]]
+    name = "clip_by_norm"
+    most = { norm = 1.0 }
+
+    # What the app's settings may be.
+    [config.epochs]
+    least = 1
+    most = 5
+    [config.optimizer]
+    one_of = ["sgd", "adam"]
+
+Without a file nobody's code is allowed. Evaluations answer with numbers alone: they need no transforms.
+
+A policy judges what the run says of itself, as cohorts and transforms; the code of the client is judged by whoever
+approves its archive.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from ..errors import CorruptFile, SettingError, StorageError, StrategyError
+from ..transforms import transform_from_spec
+from ..wire import messages as m
+from . import keyfile
+
+_RULE = re.compile(r"any|(author|archive):[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Range:
+    """What a setting may be: a number from `least` to `most`, or one of some values. Raises `SettingError`."""
+
+    least: float | None = None
+    most: float | None = None
+    one_of: tuple[Any, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for bound in (self.least, self.most):
+            if bound is not None and not _is_number(bound):
+                raise SettingError(f"a policy's bound is a number, not {bound!r:.60}")
+        if self.one_of is not None and not isinstance(self.one_of, list | tuple):
+            raise SettingError(f"a policy's one_of is a list, not {self.one_of!r:.60}")
+
+    def fault(self, value: Any) -> str | None:
+        """Why a value is not allowed; None if it is."""
+        if self.one_of is not None and not any(type(one) is type(value) and one == value for one in self.one_of):
+            return f"is {value!r:.60}, not one of {', '.join(map(repr, self.one_of))}"
+        if self.least is None and self.most is None:
+            return None
+        if not _is_number(value):
+            return f"is {value!r:.60}, not a number"
+        if self.least is not None and not value >= self.least:
+            return f"is {value}, below {self.least}"
+        if self.most is not None and not value <= self.most:
+            return f"is {value}, above {self.most}"
+        return None
+
+
+@dataclass(frozen=True)
+class Step:
+    """A transform that updates have to go through, and the bounds of its settings."""
+
+    name: str
+    settings: Mapping[str, Range] = field(default_factory=dict)
+
+    def fault(self, specs: Sequence[Mapping[str, Any]]) -> str | None:
+        """Why the steps of an ask do not do; None if they do."""
+        faults = []
+        for place, spec in enumerate(specs):
+            if spec["name"] != self.name:
+                continue
+            said = {key: bound.fault(spec["settings"].get(key)) for key, bound in self.settings.items()}
+            wrong = [f"its {key} {fault}" for key, fault in said.items() if fault is not None]
+            growing = [later["name"] for later in specs[place + 1 :] if transform_from_spec(later).grows]
+            wrong += [f"{name} after it can enlarge the update again" for name in growing]
+            if not wrong:
+                return None
+            faults.append("; ".join(wrong))
+        reason = f"updates have to go through {self.name} here"
+        return f"{reason}, and {faults[0]}" if faults else f"{reason}, and the app does not ask for that"
+
+
+class Approvals:
+    """The archives that the owner has approved, by hash; kept in a file, or in memory alone."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path
+        self._known: set[str] = set()
+        if path is None:
+            return
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise StorageError(f"{path} cannot be read: {error.strerror}") from error
+        for line in lines:
+            if not re.fullmatch(r"[0-9a-f]{64}", line):
+                raise CorruptFile(f"{path} is damaged: {line!r:.80} is no hash", hint="Remove that line.")
+        self._known.update(lines)
+
+    def __contains__(self, sha256: bytes) -> bool:
+        return sha256.hex() in self._known
+
+    def add(self, sha256: bytes) -> None:
+        """Remember an archive as approved. Raises `StorageError`."""
+        self._keep({*self._known, sha256.hex()})
+
+    def remove(self, sha256: bytes) -> None:
+        """Forget an approval. Raises `StorageError`."""
+        self._keep(self._known - {sha256.hex()})
+
+    def _keep(self, known: set[str]) -> None:
+        if self._path is not None:
+            keyfile.replace(self._path, "".join(f"{line}\n" for line in sorted(known)).encode())
+        self._known = known
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What may run on a node; see the module for the file. `approvals` are what the owner has approved by hash.
+
+    Raises `SettingError` for what cannot be.
+    """
+
+    allow: tuple[str, ...] = ()
+    ask: bool = False
+    kinds: tuple[str, ...] | None = None
+    smallest_cohort: int = 1
+    transforms: tuple[Step, ...] = ()
+    config: Mapping[str, Range] = field(default_factory=dict)
+    approvals: Approvals = field(default_factory=Approvals, compare=False)
+
+    def __post_init__(self) -> None:
+        for rule in self.allow:
+            if not isinstance(rule, str) or not _RULE.fullmatch(rule):
+                raise SettingError(
+                    f"a policy cannot allow {rule!r:.100}",
+                    hint="Write author:KEY or archive:HASH, each with 64 hexadecimal digits, or any.",
+                )
+        if not isinstance(self.ask, bool):
+            raise SettingError(f"a policy's ask is true or false, not {self.ask!r:.60}")
+        if type(self.smallest_cohort) is not int or self.smallest_cohort < 1:
+            raise SettingError(f"a policy's smallest_cohort is a whole number, not {self.smallest_cohort!r:.60}")
+        if self.kinds is not None and not all(isinstance(kind, str) for kind in self.kinds):
+            raise SettingError("a policy's kinds are text")
+
+    @classmethod
+    def load(cls, path: Path, approvals: Approvals | None = None) -> Policy:
+        """The policy in a file. Raises `SettingError`."""
+        try:
+            return cls.read(path.read_text(encoding="utf-8"), approvals)
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingError(f"the policy {path} cannot be read: {error}") from error
+        except SettingError as error:
+            raise SettingError(f"the policy {path}: {error.message}", hint=error.hint) from error
+
+    @classmethod
+    def read(cls, text: str, approvals: Approvals | None = None) -> Policy:
+        """The policy that a file's text describes. Raises `SettingError`."""
+        try:
+            table = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise SettingError(f"it is not TOML: {error}") from error
+        known = [f.name for f in fields(cls) if f.name != "approvals"]
+        for key in table.keys() - set(known):
+            raise SettingError(f"a policy has no {key!r}", hint=f"It may have {', '.join(known)}.")
+        for key in ("allow", "kinds", "transforms"):
+            if not isinstance(table.get(key, []), list):
+                raise SettingError(f"a policy's {key} is a list")
+        steps = tuple(_step(entry) for entry in table.pop("transforms", []))
+        config = table.pop("config", {})
+        if not isinstance(config, dict):
+            raise SettingError("a policy's config has a table for each setting, such as [config.lr]")
+        ranges = {key: _range(entry, f"config.{key}") for key, entry in config.items()}
+        settings: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in table.items()
+        }
+        return cls(**settings, transforms=steps, config=ranges, approvals=approvals or Approvals())
+
+    def is_allowed(self, sha256: bytes, author: bytes = b"") -> bool:
+        """Whether an archive may run, by its hash or by its author, whose signature has been checked."""
+        rules = {"any", f"archive:{sha256.hex()}", *([f"author:{author.hex()}"] if author else [])}
+        return bool(rules & set(self.allow)) or sha256 in self.approvals
+
+    def check_run(self, spec: m.RunSpec, manifest: Mapping[str, Any], author: bytes = b"") -> list[str]:
+        """Why a run may not take place here; empty if it may. `author` is the key whose signature has been checked,
+        `manifest` that of the archive. Where `asks_owner` is true, only the owner's approval is missing.
+        """
+        sha256 = archive_sha256(spec)
+        reasons = self._check_rules(spec, manifest)
+        if not self.is_allowed(sha256, author):
+            by = f"by {author.hex()}" if author else "by nobody who signed it"
+            reasons.insert(0, f"the node's owner has not approved the archive {sha256.hex()} ({by})")
+        return reasons
+
+    def asks_owner(self, spec: m.RunSpec, manifest: Mapping[str, Any], author: bytes = b"") -> bool:
+        """Whether the owner is to be asked, since nothing but an approval of the archive is missing."""
+        return self.ask and not self.is_allowed(archive_sha256(spec), author) and not self._check_rules(spec, manifest)
+
+    def check_ask(self, spec: m.AskSpec, config: Mapping[str, Any] | None = None) -> list[str]:
+        """Why an ask is not answered here; empty if it is. `config` are the settings that the client would get: the
+        app's, with those of the ask and the task laid over them; without them they are not judged.
+        """
+        reasons = self._check_kinds([spec.kind])
+        if spec.cohort < self.smallest_cohort:
+            reasons.append(f"a cohort of {spec.cohort} is asked, and here it has to be at least {self.smallest_cohort}")
+        if spec.kind != "evaluate":
+            reasons += self._check_steps(spec.transforms)
+        return reasons + ([] if config is None else self._check_config(config, whole=True))
+
+    def _check_rules(self, spec: m.RunSpec, manifest: Mapping[str, Any]) -> list[str]:
+        try:
+            said = json.loads(spec.contract) if spec.contract else {}
+            kinds = [str(kind) for kind in said.get("kinds", manifest.get("handlers", []))]
+            steps = json.dumps(said.get("transforms", []))
+            config = json.loads(spec.config) if spec.config else {}
+            if not isinstance(config, dict):
+                raise ValueError("its settings are no object")
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            return [f"the run's description cannot be read: {error}"]
+        reasons = self._check_kinds(kinds) + self._check_config(config, whole=False)
+        return reasons + (self._check_steps(steps) if set(kinds) - {"evaluate"} else [])
+
+    def _check_kinds(self, kinds: Sequence[str]) -> list[str]:
+        if self.kinds is None:
+            return []
+        only = ", ".join(self.kinds) or "nothing"
+        return [f"{kind} is not answered here, only {only}" for kind in kinds if kind not in self.kinds]
+
+    def _check_steps(self, text: str) -> list[str]:
+        """Judge the steps that JSON describes: a list of them, or one, which may be a chain."""
+        if not self.transforms:
+            return []
+        try:
+            specs = json.loads(text) if text else []
+            listed = _parts(specs) if isinstance(specs, dict) else [part for spec in specs for part in _parts(spec)]
+            faults = [step.fault(listed) for step in self.transforms]
+        except StrategyError as error:
+            return [error.message]
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            return ["the ask's transforms cannot be read"]
+        return [fault for fault in faults if fault is not None]
+
+    def _check_config(self, config: Mapping[str, Any], *, whole: bool) -> list[str]:
+        reasons = []
+        for key, allowed in self.config.items():
+            if key not in config:
+                if whole:
+                    reasons.append(f"the setting {key} is not given, and here it has bounds")
+            elif (fault := allowed.fault(config[key])) is not None:
+                reasons.append(f"the setting {key} {fault}")
+        return reasons
+
+
+def archive_sha256(spec: m.RunSpec) -> bytes:
+    """The hash of a run's archive."""
+    if spec.archive.WhichOneof("at") == "blob":
+        return spec.archive.blob.sha256
+    return hashlib.sha256(spec.archive.inline).digest()
+
+
+def _parts(spec: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    if spec["name"] == "chain":
+        return [part for inner in spec["settings"]["parts"] for part in _parts(inner)]
+    return [spec]
+
+
+def _step(entry: Any) -> Step:
+    if (
+        not isinstance(entry, dict)
+        or not isinstance(entry.get("name"), str)
+        or entry.keys() - {"name", "least", "most"}
+    ):
+        raise SettingError(
+            f"a policy's transforms cannot have {entry!r:.80}",
+            hint="Write [[transforms]] with a name, and most or least for its settings.",
+        )
+    least, most = entry.get("least", {}), entry.get("most", {})
+    if not isinstance(least, dict) or not isinstance(most, dict):
+        raise SettingError(f"bounds of {entry['name']} name its settings, such as most = {{ norm = 1.0 }}")
+    return Step(entry["name"], {key: Range(least.get(key), most.get(key)) for key in sorted({*least, *most})})
+
+
+def _range(entry: Any, where: str) -> Range:
+    if not isinstance(entry, dict) or not entry or entry.keys() - {"least", "most", "one_of"}:
+        raise SettingError(f"{where} has least, most or one_of")
+    one_of = entry.get("one_of")
+    return Range(entry.get("least"), entry.get("most"), tuple(one_of) if isinstance(one_of, list) else one_of)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

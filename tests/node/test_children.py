@@ -1,0 +1,322 @@
+"""Children of a node: started, kept warm, stopped, killed, and what is told of them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from umbel import Arrays, Free, Like, encoding
+from umbel.errors import AppError
+from umbel.node.children import Children, ChildSettings, Program, holder
+from umbel.node.signals import HostReady, HostRefused, Start, Stepped, Stop, TaskDone, TaskFailed
+from umbel.randomness import Key
+from umbel.store.blobs import Blobs
+from umbel.wire import messages as m
+
+MODEL = Arrays({"w": np.arange(4, dtype=np.float32)})
+CLIENT = """
+import os, signal, sys, threading
+import umbel
+import numpy as np
+
+client = umbel.Client()
+
+@client.data
+def data(source):
+    return [source["x"]]
+
+@client.train
+def train(model, data, ctx):
+    data.append(0)
+    ctx.state["n"] = ctx.state.get("n", 0) + 1
+    print("trained", ctx.client)
+    return umbel.Update({n: a + ctx.config["by"] for n, a in model.items()},
+                        metrics={"x": data[0], "loads": len(data), "pid": os.getpid(), "n": ctx.state["n"]})
+
+@client.query("environment")
+def environment(model, data, ctx):
+    return umbel.Update({n: np.zeros(1) for n in os.environ})
+
+@client.query("large")
+def large(model, data, ctx):
+    ctx.state["much"] = np.zeros(10000)
+    return umbel.Update({"big": np.arange(10000.0)})
+
+@client.query("fail")
+def fail(model, data, ctx):
+    raise RuntimeError("it broke")
+
+@client.query("die")
+def die(model, data, ctx):
+    print("last words")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+@client.query("quit")
+def quit(model, data, ctx):
+    os._exit(7)
+
+@client.query("steps")
+def steps(model, data, ctx):
+    while True:
+        ctx.step()
+
+@client.query("hang")
+def hang(model, data, ctx):
+    threading.Event().wait(0.21)
+    ctx.step()  # of which the node is told
+    threading.Event().wait()
+
+@client.query("spin")
+def spin(model, data, ctx):
+    while True:
+        pass
+"""
+
+
+class Bench:
+    """Children, and the events that they tell."""
+
+    def __init__(self, folder: Path, *, code=CLIENT, fault=None, **settings):
+        self.folder, self.code, self.fault = folder, code, fault
+        self.blobs = Blobs(folder / "blobs")
+        self.events = asyncio.Queue()
+        sources = {str(i): {"x": i} for i in range(4)}
+        self.children = Children(
+            ChildSettings(folder=folder, sources=sources, **settings), self.blobs, self.unpack, self.events.put_nowait
+        )
+
+    def unpack(self, archive, folder):
+        if self.fault:
+            raise AppError(self.fault)
+        folder.mkdir()
+        (folder / "held.py").write_text(self.code)
+        return Program(folder, "held", "client")
+
+    async def ready(self, run="r"):
+        self.children.prepare(run, m.RunSpec(run=run, config='{"by": 2.0}'), self.folder / "archive")
+        return await self.next()
+
+    def ask(self, ask=1, kind="train", *, blob=False):
+        expects = Like() if kind == "train" else Free()
+        tree = {"config": {}, "inbox": None, "correction": None, "expects": expects, "params": None}
+        data = MODEL.to_bytes()
+        model = m.Payload(blob=self.blobs.put(data, "test")) if blob else m.Payload(inline=data)
+        shared = m.Payload(inline=encoding.encode(tree))
+        return m.AskSpec(run="r", ask=ask, round=1, kind=kind, lane=kind, model=model, shared=shared)
+
+    def start(self, ask, client=0, *, attempt=1, base=None):
+        key = Key.from_seed(0).raw
+        task = m.Task(run=ask.run, task=f"{ask.ask}.{client}", ask=ask.ask, client=str(client), attempt=attempt,
+                      key=key, data_key=key)  # fmt: skip
+        self.children.start(Start(ask.run, task, ask, base))
+
+    async def next(self):
+        """The next event that is not about progress."""
+        while isinstance(event := await asyncio.wait_for(self.events.get(), 20), Stepped):
+            pass
+        return event
+
+    async def done(self, ask, client=0, **more):
+        self.start(ask, client, **more)
+        return await self.next()
+
+
+@asynccontextmanager
+async def bench(folder, **settings):
+    made = Bench(folder, **settings)
+    try:
+        yield made
+    finally:
+        await made.children.close()
+
+
+def on_loop(test):
+    """Run a test's coroutine to its end."""
+
+    def run(tmp_path):
+        asyncio.run(test(tmp_path))
+
+    run.__name__, run.__doc__ = test.__name__, test.__doc__
+    return run
+
+
+def running(pid):
+    return os.path.exists(f"/proc/{pid}") or not os.path.exists("/proc/self")
+
+
+@on_loop
+async def test_a_warm_child_does_task_after_task(tmp_path):
+    async with bench(tmp_path) as b:
+        ready = await b.ready()
+        assert isinstance(ready, HostReady)
+        assert ready.run == "r"
+        assert {"train", "query:die"} <= ready.handlers
+        assert ("clip_by_norm", 1) in ready.transforms
+        first = await b.done(b.ask(1), 3)
+        assert isinstance(first, TaskDone)
+        assert (first.run, first.task, first.attempt) == ("r", "1.3", 1)
+        receipt = first.result.receipt
+        assert (receipt.task, receipt.client, receipt.weight, receipt.kept) == ("1.3", "3", 1.0, True)
+        assert encoding.decode(first.result.update.inline).arrays["w"].tolist() == [2, 2, 2, 2]
+        for ask in range(2, 8):
+            again = await b.done(b.ask(ask, blob=True), 3, base=first.state)
+            assert dict(again.result.receipt.metrics) == {"x": 3, "loads": ask + 1, "pid": receipt.metrics["pid"],
+                                                          "n": 2}  # fmt: skip
+        assert (await b.done(b.ask(1), 3)).result.receipt.metrics["n"] == 1
+        assert "trained 3" in b.children.log_of("r").read_text()
+    assert not running(int(receipt.metrics["pid"]))
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+@on_loop
+async def test_several_tasks_at_once_have_children_of_their_own(tmp_path):
+    async with bench(tmp_path) as b:
+        await b.ready()
+        ask = b.ask()
+        for client in range(2):
+            b.start(ask, client)
+        pids = {e.result.receipt.client: e.result.receipt.metrics["pid"] for e in (await b.next(), await b.next())}
+        assert len(set(pids.values())) == 2
+        for client in (1, 0):  # each again where its data are
+            receipt = (await b.done(b.ask(2), client)).result.receipt
+            assert (receipt.metrics["pid"], receipt.metrics["loads"]) == (pids[str(client)], 3)
+
+
+@on_loop
+async def test_what_is_large_becomes_a_blob(tmp_path):
+    async with bench(tmp_path) as b:
+        await b.ready()
+        done = await b.done(b.ask(1, "query:large"))
+        blob = done.result.update.blob
+        assert encoding.load_file(b.blobs.path(blob.sha256)).arrays["big"][9] == 9
+        assert encoding.decode(done.state)["user"]["much"].shape == (10000,)
+        b.blobs.collect()
+        assert b.blobs.path(blob.sha256) is not None
+        again = await b.done(b.ask(2, "query:large"), base=done.state)  # the same bytes
+        assert again.result.update.blob == blob
+        b.blobs.release(holder("r", blob.sha256))
+        b.blobs.collect()
+        assert b.blobs.path(blob.sha256) is None
+
+
+@on_loop
+async def test_a_failure_of_the_client_is_told(tmp_path):
+    async with bench(tmp_path) as b:
+        await b.ready()
+        failed = await b.done(b.ask(1, "query:fail"), attempt=2)
+        assert failed.reason.startswith("its query:fail handler raised RuntimeError: it broke")
+        assert (failed.task, failed.attempt, failed.retry) == ("1.0", 2, False)
+
+
+@on_loop
+async def test_a_child_that_dies_fails_its_task_and_another_takes_its_place(tmp_path):
+    async with bench(tmp_path) as b:
+        await b.ready()
+        failed = await b.done(b.ask(1, "query:die"))
+        assert failed == TaskFailed("r", "1.0", 1, failed.reason, True)
+        assert "was killed by SIGKILL, perhaps because memory ran out; its log ends: last words" in failed.reason
+        failed = await b.done(b.ask(2, "query:quit"))
+        assert "the process of the client ended with exit code 7" in failed.reason
+        assert isinstance(await b.done(b.ask(3)), TaskDone)
+
+
+@on_loop
+async def test_a_stop_ends_a_task_at_its_next_step(tmp_path):
+    async with bench(tmp_path) as b:
+        await b.ready()
+        pid = (await b.done(b.ask(1))).result.receipt.metrics["pid"]
+        b.start(b.ask(2, "query:steps"))
+        assert await b.events.get() == Stepped("r", "2.0")
+        b.children.stop(Stop("r", "2.0", 2))  # another attempt
+        b.children.stop(Stop("r", "2.0", 1))
+        assert await b.next() == TaskFailed("r", "2.0", 1, "it was not wanted any more", True)
+        assert (await b.done(b.ask(3))).result.receipt.metrics["pid"] == pid
+
+
+@on_loop
+async def test_a_task_that_does_not_stop_is_killed_with_its_child(tmp_path):
+    async with bench(tmp_path, grace=0.01) as b:
+        await b.ready()
+        pid = (await b.done(b.ask(1))).result.receipt.metrics["pid"]
+        b.start(b.ask(2, "query:hang"))
+        assert await asyncio.wait_for(b.events.get(), 20) == Stepped("r", "2.0")
+        b.children.stop(Stop("r", "2.0", 1))
+        assert await b.next() == TaskFailed("r", "2.0", 1, "it was not wanted any more", True)
+        assert (await b.done(b.ask(3))).result.receipt.metrics["pid"] != pid
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="the system does not tell of processor time")
+def test_processor_time_is_progress(tmp_path):
+    async def run():
+        async with bench(tmp_path, look_every=0.02) as b:
+            await b.ready()
+            b.start(b.ask(1, "query:spin"))
+            assert await asyncio.wait_for(b.events.get(), 20) == Stepped("r", "1.0")
+
+    asyncio.run(run())
+
+
+@on_loop
+async def test_nothing_more_is_told_of_a_run_that_is_ended(tmp_path):
+    async with bench(tmp_path) as b:
+        await b.ready()
+        pid = (await b.done(b.ask(1))).result.receipt.metrics["pid"]
+        b.start(b.ask(2, "query:spin"))
+        b.children.end_run("r")
+        b.children.stop(Stop("r", "2.0", 1))
+        assert isinstance(await b.ready(), HostReady)  # of the same name, anew
+        assert (await b.done(b.ask(3))).result.receipt.metrics["pid"] != pid
+        b.children.end_run("r")
+    assert all(isinstance(b.events.get_nowait(), Stepped) for _ in range(b.events.qsize()))
+    assert not running(int(pid))
+
+
+@on_loop
+async def test_secrets_of_the_environment_stay_with_the_node(tmp_path):
+    os.environ["UMBEL_TOKEN"] = os.environ["LC_TEST"] = "x"
+    try:
+        async with bench(tmp_path, environment={"GIVEN": "y"}) as b:
+            await b.ready()
+            update = encoding.decode((await b.done(b.ask(1, "query:environment"))).result.update.inline)
+    finally:
+        del os.environ["UMBEL_TOKEN"], os.environ["LC_TEST"]
+    assert {"GIVEN", "LC_TEST", "PATH", "OMP_NUM_THREADS"} <= set(update.arrays)
+    assert "UMBEL_TOKEN" not in update.arrays
+
+
+# Runs that cannot be hosted
+
+
+@on_loop
+async def test_a_client_that_cannot_be_imported_is_refused(tmp_path):
+    async with bench(tmp_path, code="import unheard_of") as b:
+        refused = await b.ready()
+        assert isinstance(refused, HostRefused)
+        assert "No module named 'unheard_of'" in refused.reason
+        b.code = "print('before')\nimport os\nos.abort()"
+        refused = await b.ready()
+        assert isinstance(refused, HostRefused)
+        assert "was killed by SIGABRT; its log ends: " in refused.reason
+
+
+@on_loop
+async def test_an_archive_that_cannot_be_opened_is_refused(tmp_path):
+    async with bench(tmp_path, fault="it is no archive") as b:
+        assert "it is no archive" in (await b.ready()).reason
+        b.children.prepare("q", m.RunSpec(run="q", config="{"), tmp_path)
+        assert (await b.next()).run == "q"
+
+
+@on_loop
+async def test_a_child_that_says_what_it_should_not_is_ended(tmp_path):
+    writing = "os.write(int(sys.orig_argv[-2]), b'{\\n')\n    steps(model, data, ctx)"
+    code = CLIENT.replace('raise RuntimeError("it broke")', writing)
+    async with bench(tmp_path, code=code) as b:
+        await b.ready()
+        failed = await b.done(b.ask(1, "query:fail"))
+        assert (type(failed), failed.retry) == (TaskFailed, True)

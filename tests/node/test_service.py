@@ -1,0 +1,405 @@
+"""A node as a process, over streams in memory, with a server that says what the test wants."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+
+from umbel import Arrays, Like, encoding
+from umbel.errors import ConnectionLost, Refused
+from umbel.node.children import holder
+from umbel.node.service import NodeSettings, PolicyGate, Verdict, run_node
+from umbel.node.signals import HostReady, TaskDone
+from umbel.randomness import Key
+from umbel.store.blobs import Blobs
+from umbel.transport.connection import Connection
+from umbel.transport.exchange import Exchange
+from umbel.transport.handshake import Identity, accept
+from umbel.transport.stream import pair
+from umbel.trust.archive import build
+from umbel.trust.identity import SigningKey, check_node, check_seal, node_id, sign_archive
+from umbel.trust.policy import Policy
+from umbel.trust.tokens import Token
+from umbel.wire import messages as m
+
+MODEL = Arrays({"w": np.arange(4, dtype=np.float32)})
+CLIENT = b"""
+import umbel, numpy as np
+client = umbel.Client()
+@client.train
+def train(model, data, ctx):
+    return umbel.Update({n: a + data["x"] for n, a in model.items()})
+@client.query("large")
+def large(model, data, ctx):
+    return umbel.Update({"big": np.arange(10000.0)})
+"""
+ARCHIVE = build(
+    {"format": 1, "kind": "client", "module": "held", "attribute": "client", "handlers": ["query:large", "train"],
+     "requirements": [], "imports": [], "python": ""},
+    {"held.py": CLIENT},
+)  # fmt: skip
+TOKEN = Token.new()
+
+
+class Server:
+    """Takes a node in, one session after the other, and keeps what it says."""
+
+    def __init__(self, folder: Path) -> None:
+        self.blobs = Blobs(folder / "server")
+        self.sessions: asyncio.Queue[Connection] = asyncio.Queue()
+        self.heard: asyncio.Queue[m.Message] = asyncio.Queue()
+        self.connection: Connection | None = None
+        self.refusal: Refused | None = None
+        self.unreachable = 0
+        self.attempts = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def verify(self, hello, challenge, transcript, proof):
+        if self.refusal is not None:
+            raise self.refusal
+        assert check_node(hello.key, transcript, proof.signature)
+        assert check_seal(TOKEN.digest, transcript, proof.seal)
+        self.hello = hello
+        return Identity(m.ROLE_NODE, node_id(hello.key), hello.name, hello)
+
+    async def connect(self):
+        self.attempts += 1
+        if self.unreachable:
+            self.unreachable -= 1
+            raise ConnectionLost("nobody is there")
+        ours, theirs = pair()
+        task = asyncio.create_task(self.serve(ours))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return theirs
+
+    async def serve(self, stream):
+        connection = Connection(stream)
+        try:
+            await accept(connection, self)
+            self.connection = connection
+            self.exchange = Exchange(connection, self.blobs, lambda run, blob: True)
+            await self.sessions.put(connection)
+            async for message in connection.messages():
+                await self.heard.put(message)
+        except (ConnectionLost, Refused) as error:
+            if isinstance(error, Refused) and error.code != m.CODE_SHUTTING_DOWN:
+                self.refusal_said = error
+        finally:
+            await connection.close()
+
+    def post(self, **body):
+        self.connection.post(m.Message(**body))
+
+    async def hear(self, name):
+        """The next message of this kind."""
+        while True:
+            message = await asyncio.wait_for(self.heard.get(), 20)
+            if message.WhichOneof("body") == name:
+                return getattr(message, name)
+
+    async def session(self):
+        return await asyncio.wait_for(self.sessions.get(), 20)
+
+    async def close(self):
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+
+class Gate:
+    """Says what it is told to."""
+
+    def __init__(self, verdict=None, *, judges_config=False):
+        self.verdict, self.judges_config = verdict or Verdict("allow"), judges_config
+        self.seen = []
+
+    def check(self, spec, archive):
+        self.seen.append(archive.read_bytes())
+        return self.verdict
+
+    def against_ask(self, spec, ask):
+        return "not here" if ask.kind == "query:secret" else ""
+
+    def against_config(self, ask, config):
+        return "" if config["lr"] < 1 else f"the lr is {config['lr']}"
+
+
+class FakeHosts:
+    """Hosts at whose tasks nothing is computed."""
+
+    def __init__(self, blobs, tell):
+        self.blobs, self.tell = blobs, tell
+        self.started, self.stopped, self.ended = [], [], []
+        self.loop = asyncio.get_running_loop()
+
+    def prepare(self, run, spec, archive):
+        handlers = frozenset({"train", "query:secret"})
+        self.loop.call_soon(self.tell, HostReady(run, handlers, frozenset({("identity", 1)})))
+
+    def start(self, effect):
+        self.started.append(effect)
+        done = m.Done(receipt=m.Receipt(weight=1.0), update=m.Payload(inline=b"update"))
+        if effect.task.client == "1":
+            blob = self.blobs.put(b"x" * 100_000)
+            self.blobs.hold(blob.sha256, holder(effect.run, blob.sha256))
+            done.update.blob.CopyFrom(blob)
+        event = TaskDone(effect.run, effect.task.task, effect.task.attempt, done, b"state")
+        if effect.task.client != "2":
+            self.loop.call_soon(self.tell, event)
+
+    def stop(self, effect):
+        self.stopped.append(effect)
+
+    def end_run(self, run):
+        self.ended.append(run)
+
+    async def close(self):
+        pass
+
+
+@asynccontextmanager
+async def node(server, folder, **settings):
+    """A node that runs meanwhile; gives what hosts its runs, if that is a fake."""
+    made = []
+
+    def hosts(blobs, tell):
+        made.append(FakeHosts(blobs, tell))
+        return made[0]
+
+    stopping = asyncio.Event()
+    given = {
+        "folder": folder / "node", "connect": server.connect, "key": SigningKey.kept(folder / "key"), "token": TOKEN,
+        "clients": {str(i): {"x": i} for i in range(3)}, "gate": Gate(), "name": "here", "hosts": hosts,
+        "first_wait": 0.001, "longest_wait": 0.002, **settings,
+    }  # fmt: skip
+    running = asyncio.create_task(run_node(NodeSettings(**given), stopping))
+    try:
+        yield made
+        stopping.set()
+        await asyncio.wait_for(running, 20)
+        await server.close()
+    finally:
+        running.cancel()
+
+
+def on_loop(test):
+    def run(tmp_path):
+        asyncio.run(test(tmp_path))
+
+    run.__name__, run.__doc__ = test.__name__, test.__doc__
+    return run
+
+
+def spec(archive=None, **more):
+    return m.RunSpec(run="r", name="run", archive=archive or m.Payload(inline=b"archive"), **more)
+
+
+def ask(id=1, kind="train", model=None, config=None):
+    tree = {"config": config or {}, "inbox": None, "correction": None, "expects": Like(), "params": None}
+    transforms = json.dumps({"name": "identity", "version": 1, "settings": {}})
+    model = model or m.Payload(inline=MODEL.to_bytes())
+    return m.AskSpec(run="r", ask=id, round=1, kind=kind, lane=kind, digest=b"d", cohort=3, transforms=transforms,
+                     model=model, shared=m.Payload(inline=encoding.encode(tree)))  # fmt: skip
+
+
+def task(id=1, client=0, attempt=1):
+    key = Key.from_seed(0).raw
+    return m.Task(run="r", task=f"{id}.{client}", ask=id, client=str(client), attempt=attempt, key=key, data_key=key)
+
+
+@on_loop
+async def test_a_node_introduces_itself_and_does_what_it_is_asked(tmp_path):
+    server = Server(tmp_path)
+    gate = Gate()
+    async with node(server, tmp_path, gate=gate) as made:
+        await server.session()
+        hello = server.hello
+        assert (hello.name, list(hello.clients), hello.token) == ("here", ["0", "1", "2"], TOKEN.id)
+        assert hello.capabilities.archives
+        assert m.Step(name="clip_by_norm", version=1) in hello.capabilities.transforms
+        blob = server.blobs.put(b"the archive" * 9999)
+        server.post(run_spec=spec(m.Payload(blob=blob)))
+        assert (await server.hear("run_answer")).ready
+        assert gate.seen == [b"the archive" * 9999]
+        model = server.blobs.put(b"model" * 9999)
+        server.post(ask_spec=ask(model=m.Payload(blob=model)))
+        server.post(task=task())
+        result = await server.hear("result")
+        assert (result.task, result.done.update.inline, result.done.receipt.kept) == ("1.0", b"update", True)
+        assert made[0].blobs.path(model.sha256).read_bytes() == b"model" * 9999
+        server.post(task=task(client=1))
+        update = (await server.hear("result")).done.update.blob
+        assert (await server.exchange.fetch(update, "r")).read_bytes() == b"x" * 100_000
+        server.post(ask_spec=ask(2, "query:secret"))
+        server.post(task=task(2))
+        assert (await server.hear("result")).failure.reason == "not here"
+        server.post(close_run=m.CloseRun(run="r", status="finished"))
+        server.post(run_spec=spec())
+        assert (await server.hear("run_answer")).reason == "the run was finished before"
+        assert "r" in made[0].ended
+
+
+@on_loop
+async def test_results_are_kept_until_they_are_acknowledged_also_across_a_restart(tmp_path):
+    server = Server(tmp_path)
+    async with node(server, tmp_path):
+        await server.session()
+        server.post(run_spec=spec())
+        server.post(ask_spec=ask())
+        server.post(task=task(client=1))
+        first = await server.hear("result")
+        await server.connection.close()
+        await server.session()
+        assert await server.hear("result") == first
+    async with node(server, tmp_path):
+        await server.session()
+        assert await server.hear("result") == first
+        blob = first.done.update.blob
+        assert (await server.exchange.fetch(blob, "r")).stat().st_size == blob.size
+        server.post(ack=m.Ack(run="r", tasks=["1.1"]))
+        await server.connection.close()
+        await server.session()
+        server.post(run_spec=spec())
+        await server.hear("run_answer")
+        assert not any(message.WhichOneof("body") == "result" for message in list(server.heard._queue))
+
+
+@on_loop
+async def test_it_connects_again_for_ever(tmp_path):
+    server = Server(tmp_path)
+    server.unreachable = 5
+    async with node(server, tmp_path):
+        await server.session()
+        assert server.attempts == 6
+        await server.connection.close(Refused("restarting", m.CODE_SHUTTING_DOWN, retry=True))
+        await server.session()
+        server.post(task=task())  # of a run that nobody has told of: the node says so, and begins anew
+        await server.session()
+        assert server.refusal_said.code == m.CODE_UNKNOWN
+
+
+def test_it_waits_for_approval(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "umbel.node")
+
+    async def run():
+        server = Server(tmp_path)
+        server.refusal = Refused("ask the operator", m.CODE_NOT_APPROVED)
+        async with node(server, tmp_path):
+            while server.attempts < 4:
+                await asyncio.sleep(0)
+            server.refusal = None
+            await server.session()
+
+    asyncio.run(run())
+    said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(said) == 1
+    assert said[0].startswith("this node waits for approval: ")
+    assert TOKEN.secret not in caplog.text
+
+
+@on_loop
+async def test_it_ends_while_it_connects(tmp_path):
+    server = Server(tmp_path)
+    began = asyncio.Event()
+
+    async def connect():
+        began.set()
+        await asyncio.Event().wait()
+
+    async with node(server, tmp_path, connect=connect):
+        await began.wait()
+
+
+# What is let in
+
+
+@on_loop
+async def test_what_the_gate_denies_is_refused(tmp_path):
+    server = Server(tmp_path)
+    async with node(server, tmp_path, gate=Gate(Verdict("deny", "not that author"))):
+        await server.session()
+        server.post(run_spec=spec())
+        answer = await server.hear("run_answer")
+        assert (answer.ready, answer.reason) == (False, "not that author")
+
+
+@on_loop
+async def test_the_owner_is_asked(tmp_path):
+    server = Server(tmp_path)
+    asked, said = [], asyncio.Queue()
+
+    async def owner(spec):
+        asked.append(spec.run)
+        return await said.get()
+
+    async with node(server, tmp_path, gate=Gate(Verdict("ask")), ask_owner=owner):
+        await server.session()
+        server.post(run_spec=spec())
+        said.put_nowait(True)
+        assert (await server.hear("run_answer")).ready
+        server.post(run_spec=spec(config='{"n": 2}'))
+        said.put_nowait(False)
+        assert "owner" in (await server.hear("run_answer")).reason
+    assert asked == ["r", "r"]
+
+
+@on_loop
+async def test_settings_are_judged_where_they_are_known(tmp_path):
+    server = Server(tmp_path)
+    async with node(server, tmp_path, gate=Gate(judges_config=True)) as made:
+        await server.session()
+        server.post(run_spec=spec(config='{"lr": 0.1}'))
+        server.post(ask_spec=ask(1))
+        server.post(task=task(1))
+        assert (await server.hear("result")).HasField("done")
+        server.post(ask_spec=ask(2, config={"lr": 5.0}))
+        server.post(task=task(2))
+        failure = (await server.hear("result")).failure
+        assert (failure.reason, failure.retry) == ("the lr is 5.0", False)
+        assert [start.task.task for start in made[0].started] == ["1.0"]
+
+
+@on_loop
+async def test_a_client_that_does_not_fit_the_contract_is_refused(tmp_path):
+    server = Server(tmp_path)
+    async with node(server, tmp_path) as made:
+        await server.session()
+        contract = {"version": 1, "kinds": ["evaluate"], "transforms": [], "model": {}}
+        server.post(run_spec=spec(contract=json.dumps(contract)))
+        assert "the app asks evaluate" in (await server.hear("run_answer")).reason
+        assert made[0].ended == ["r"]
+
+
+# With children
+
+
+@on_loop
+async def test_a_signed_archive_trains_in_a_child(tmp_path):
+    server = Server(tmp_path)
+    author = SigningKey.new()
+    policy = Policy(allow=(f"author:{author.public.hex()}",), kinds=("train", "query:large"))
+    async with node(server, tmp_path, gate=PolicyGate(policy), hosts=None):
+        await server.session()
+        blob = server.blobs.put(ARCHIVE)
+        signed = sign_archive(author, blob.sha256)
+        unsigned = m.RunSpec(run="q", archive=m.Payload(blob=blob))
+        server.post(run_spec=unsigned)
+        assert "has not approved the archive" in (await server.hear("run_answer")).reason
+        server.post(run_spec=spec(m.Payload(blob=blob), author=author.public, signature=signed))
+        answer = await server.hear("run_answer")
+        assert (answer.ready, answer.reason) == (True, "")
+        server.post(ask_spec=ask())
+        server.post(task=task(client=2))
+        result = await server.hear("result")
+        assert encoding.decode(result.done.update.inline).arrays["w"].tolist() == [2, 2, 2, 2]
+        large = ask(2, "query:large")
+        server.post(ask_spec=large)
+        server.post(task=task(2))
+        result = await server.hear("result")
+        assert "unexpected array 'big'" in result.failure.reason or "lacks array" in result.failure.reason
+        server.post(close_run=m.CloseRun(run="r", status="finished"))

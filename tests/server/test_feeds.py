@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from umbel.errors import Refused
+from umbel.server import feeds
+from umbel.server.feeds import Event, Feeds
+
+
+class Log:
+    """What is stored of a run, and whether it was over."""
+
+    def __init__(self, count: int = 0, over: bool = False) -> None:
+        self.events: list[Event] = [(n, f"e{n}") for n in range(1, count + 1)]
+        self.over = over
+        self.feeds = Feeds(lambda run, after: [e for e in self.events if e[0] > after], lambda run: self.over)
+
+
+async def numbers(log: Log, after: int = 0, live: bool = True) -> list[int]:
+    return [number async for batch in log.feeds.follow("r", after, live) for number, _ in batch]
+
+
+async def following(log: Log, after: int = 0) -> asyncio.Task[list[int]]:
+    """A follower that has read what there was."""
+    before = log.feeds.count
+    task = asyncio.ensure_future(numbers(log, after))
+    while log.feeds.count == before:
+        await asyncio.sleep(0)
+    return task
+
+
+def test_what_was_is_read_from_a_number_on() -> None:
+    assert asyncio.run(numbers(Log(5, over=True))) == [1, 2, 3, 4, 5]
+    assert asyncio.run(numbers(Log(5, over=True), after=3)) == [4, 5]
+    assert asyncio.run(numbers(Log(5), after=1, live=False)) == [2, 3, 4, 5]
+
+
+def test_what_comes_follows_what_was_until_the_run_is_over() -> None:
+    async def play() -> list[int]:
+        log = Log(2)
+        task = await following(log)
+        for number in (3, 0, 4):
+            log.feeds.tell("r", number, "x")
+            await asyncio.sleep(0)
+        log.feeds.tell("other", 9, "x")
+        log.feeds.tell("r", 5, "x")
+        log.feeds.ended("r")
+        found = await task
+        assert log.feeds.count == 0
+        return found
+
+    assert asyncio.run(play()) == [1, 2, 3, 0, 4, 5]
+
+
+def test_events_that_are_not_on_disk_yet_are_not_missed_and_none_comes_twice() -> None:
+    async def play() -> list[int]:
+        log = Log(2)
+        for number in (2, 3, 4):  # 2 is on disk already, the others are not
+            log.feeds.tell("r", number, "x")
+        task = await following(log)
+        log.feeds.tell("r", 5, "x")
+        log.feeds.ended("r")
+        return await task
+
+    assert asyncio.run(play()) == [1, 2, 3, 4, 5]
+
+
+def test_a_run_that_goes_on_is_followed_again() -> None:
+    async def play() -> list[int]:
+        log = Log(1, over=True)
+        log.feeds.begun("r")
+        task = await following(log)
+        log.feeds.tell("r", 2, "x")
+        log.feeds.ended("r")
+        return await task
+
+    assert asyncio.run(play()) == [1, 2]
+
+
+def test_a_slow_follower_misses_what_is_only_to_be_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feeds, "MOST_WATCHED", 3)
+
+    async def play() -> list[int]:
+        log = Log()
+        task = await following(log)
+        for number in (0, 0, 0, 0, 0, 1, 0, 2):
+            log.feeds.tell("r", number, "x")
+        log.feeds.ended("r")
+        return await task
+
+    assert asyncio.run(play()) == [0, 0, 0, 1, 2]
+
+
+def test_too_many_followers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feeds, "MOST_FOLLOWERS", 1)
+
+    async def play() -> None:
+        log = Log()
+        task = await following(log)
+        with pytest.raises(Refused, match="try again later"):
+            await numbers(log)
+        log.feeds.ended("r")
+        await task
+
+    asyncio.run(play())
+
+
+def test_many_events_come_in_batches() -> None:
+    async def play() -> list[int]:
+        log = Log(450, over=True)
+        return [len(batch) async for batch in log.feeds.follow("r")]
+
+    assert asyncio.run(play()) == [200, 200, 50]

@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from umbel.server.summaries import Summaries
+from umbel.store.records import MemoryStore
+
+
+def log(store: MemoryStore, *events: dict[str, Any]) -> None:
+    for event in events:
+        number = store.greatest("events", run="r") + 1
+        store.put("events", {"run": "r", "number": number, "at": 0.0, "body": json.dumps(event)})
+        store.commit()
+
+
+def test_a_run_is_summed_up_as_it_goes_on() -> None:
+    store = MemoryStore()
+    summaries = Summaries(store)
+    assert summaries.of("r") == {"rounds": 0, "asked": 0, "metrics": {}}
+    log(store, {"event": "run_started", "rounds": 2}, {"event": "ask_closed"})
+    log(store, {"event": "round_committed", "round": 1, "train": {"loss": 3.0}, "test": {"loss": float("inf")}})
+    assert summaries.of("r") == {"rounds": 1, "asked": 2, "metrics": {"train.loss": 3.0, "test.loss": None}}
+    log(store, {"event": "run_resumed", "rounds": 5}, {"event": "round_committed", "round": 2, "train": {"loss": 2.0}})
+    found = summaries.of("r")
+    assert (found["rounds"], found["asked"], found["metrics"]["train.loss"]) == (2, 5, 2.0)

@@ -1,0 +1,72 @@
+"""Files that are all there or not there at all, and large ones that are mapped."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import mmap
+import os
+
+import pytest
+
+from umbel import files
+from umbel.errors import StorageError
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_pieces_become_one_file_and_its_hash(tmp_path, durable):
+    pieces = [b"head", b"", memoryview(bytes(range(256)) * 9000), b"tail"]
+    sha256, size = files.write_pieces(tmp_path / "file", iter(pieces), durable=durable)
+    data = (tmp_path / "file").read_bytes()
+    assert data == b"".join(pieces)
+    assert (sha256, size) == (hashlib.sha256(data).hexdigest(), len(data))
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def broken_off():
+    yield b"new"
+    raise KeyboardInterrupt
+
+
+def test_an_older_file_stays_whole_whatever_interrupts(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    files.write_pieces(path, [b"old"])
+    with pytest.raises(KeyboardInterrupt):
+        files.write_pieces(path, broken_off())
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match="file cannot be written: No space left on device") as caught:
+        files.write_pieces(path, [b"new"], durable=True)
+    assert caught.value.retry
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("size", [3, 1 << 20], ids=["read", "mapped"])
+def test_a_mapped_file_may_be_replaced_and_removed(tmp_path, size):
+    path = tmp_path / "file"
+    files.write_pieces(path, [b"1" * size])
+    view = files.mapped(path)
+    assert isinstance(view.obj, mmap.mmap) == (size > 3)
+    files.write_pieces(path, [b"2" * size])
+    assert bytes(view) == b"1" * size
+    path.unlink()
+    assert bytes(view) == b"1" * size
+    assert view.readonly
+
+
+def test_empty_and_missing_files(tmp_path):
+    (tmp_path / "empty").touch()
+    assert bytes(files.mapped(tmp_path / "empty")) == b""
+    with pytest.raises(StorageError, match="none cannot be read: No such file"), files.reading(tmp_path / "none"):
+        files.mapped(tmp_path / "none")
+
+
+def test_what_is_large_is_a_matter_of_size(tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(bytes(100))
+    assert not files.is_large(tmp_path / "file")
+    monkeypatch.setattr(files, "LARGE", 100)
+    assert files.is_large(tmp_path / "file")

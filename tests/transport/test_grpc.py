@@ -1,0 +1,130 @@
+"""What is particular to gRPC: certificates, addresses, and what is no call of the one method."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from grpc import StatusCode, aio
+
+from umbel.errors import ConnectionLost, SettingError
+from umbel.transport import grpc
+from umbel.transport.stream import Stream
+from umbel.trust.authority import Authority
+
+
+async def echo(stream: Stream) -> None:
+    while (data := await stream.receive()) is not None:
+        await stream.send(data)
+
+
+async def said(stream: Stream, data: bytes) -> bytes | None:
+    await stream.send(data)
+    answer = await stream.receive()
+    await stream.close()
+    return answer
+
+
+def test_only_the_pinned_authority_is_trusted(tmp_path: Path) -> None:
+    async def main() -> None:
+        own, other = Authority(tmp_path / "own"), Authority(tmp_path / "other")
+        serving = own.serving()
+        listener = await grpc.serve("127.0.0.1:0", serving.certificate, serving.key, echo)
+        assert await said(await grpc.connect(listener.address, own.root()), b"x") == b"x"
+        with pytest.raises(ConnectionLost, match="another certificate"):
+            await grpc.connect(listener.address, other.root())
+        with pytest.raises(ConnectionLost):
+            await grpc.connect(listener.address, None)  # plaintext
+        reader, writer = await asyncio.open_connection(*listener.address.split(":"))
+        writer.write(b"GET / HTTP/1.1\r\n\r\n" + bytes(range(256)))
+        with suppress(ConnectionResetError):
+            await reader.read()
+        writer.transport.abort()
+        assert await said(await grpc.connect(listener.address, own.root()), b"y") == b"y"
+        await listener.close()
+
+    asyncio.run(main())
+
+
+def test_plaintext_where_there_is_no_certificate() -> None:
+    async def main() -> None:
+        listener = await grpc.serve("127.0.0.1:0", None, None, echo)
+        assert await said(await grpc.connect(listener.address, None), b"x") == b"x"
+        await listener.close()
+        with pytest.raises(ConnectionLost, match="no connection to 127"):
+            await grpc.connect(listener.address, None)
+
+    asyncio.run(main())
+
+
+def test_an_address_in_use_is_an_error() -> None:
+    async def main() -> None:
+        listener = await grpc.serve("127.0.0.1:0", None, None, echo)
+        with pytest.raises(SettingError, match="cannot listen"):
+            await grpc.serve(listener.address, None, None, echo)
+        await listener.close()
+
+    asyncio.run(main())
+
+
+def test_other_methods_and_too_large_messages_are_refused_and_others_served() -> None:
+    async def main() -> None:
+        listener = await grpc.serve("127.0.0.1:0", None, None, echo)
+        async with aio.insecure_channel(listener.address) as channel:
+            call = channel.unary_unary("/umbel.v1alpha.Umbel/Other")
+            with pytest.raises(aio.AioRpcError) as refused:
+                await call(b"")
+            assert refused.value.code() is StatusCode.UNIMPLEMENTED
+            big = channel.stream_stream(grpc.METHOD)()
+            await big.write(bytes(grpc.MESSAGE_BYTES + 1))
+            with pytest.raises(aio.AioRpcError) as refused:
+                await big.read()
+            assert refused.value.code() is StatusCode.RESOURCE_EXHAUSTED
+        assert await said(await grpc.connect(listener.address, None), b"x") == b"x"
+        await listener.close()
+
+    asyncio.run(main())
+
+
+def test_no_more_streams_than_were_asked_for() -> None:
+    async def main() -> None:
+        listener = await grpc.serve("127.0.0.1:0", None, None, echo, most=2)
+        streams = [await grpc.connect(listener.address, None) for _ in range(2)]
+        refused = await grpc.connect(listener.address, None)
+        with pytest.raises(ConnectionLost, match="2 others are connected"):
+            await refused.receive()
+        await refused.close()
+        for stream in streams:
+            assert await said(stream, b"x") == b"x"
+        await listener.close()
+
+    asyncio.run(main())
+
+
+def test_a_peer_that_never_reads_does_not_hold_up_the_end() -> None:
+    async def main() -> None:
+        over = asyncio.Event()
+
+        async def serve(stream: Stream) -> None:
+            receiving = asyncio.create_task(stream.receive())
+
+            async def send() -> None:
+                while True:
+                    await stream.send(bytes(1 << 20))
+
+            sending = asyncio.create_task(send())
+            await asyncio.wait({sending}, timeout=0.2)
+            sending.cancel()
+            await stream.close()
+            assert await receiving is None
+            over.set()
+
+        listener = await grpc.serve("127.0.0.1:0", None, None, serve)
+        stream = await grpc.connect(listener.address, None)
+        await over.wait()
+        await listener.close()
+        await stream.close()
+
+    asyncio.run(main())

@@ -1,0 +1,258 @@
+"""Policies: what their files may say, and what they let run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+
+import pytest
+
+from umbel.errors import CorruptFile, SettingError, StorageError
+from umbel.transforms import Transform, chain, clip_by_norm, top_k
+from umbel.trust.policy import Approvals, Policy, Range, Step, archive_sha256
+from umbel.wire import messages as m
+
+ARCHIVE = b"an archive"
+SHA = hashlib.sha256(ARCHIVE).digest()
+AUTHOR, OTHER = bytes(range(32)), bytes(32)
+MANIFEST = {"handlers": ["evaluate", "train"]}
+WHOLE = f"""
+allow = ["author:{AUTHOR.hex()}", "archive:{SHA.hex()}"]
+ask = true
+kinds = ["train", "evaluate"]
+smallest_cohort = 10
+
+[[transforms]]
+name = "clip_by_norm"
+most = {{ norm = 1.0 }}
+
+[config.epochs]
+least = 1
+most = 5
+[config.optimizer]
+one_of = ["sgd", "adam"]
+"""
+
+
+def run(*, kinds=("train",), transforms=(), **config):
+    told = {"kinds": list(kinds), "transforms": [part.spec() for part in transforms]}
+    archive = m.Payload(inline=ARCHIVE)
+    return m.RunSpec(run="r", archive=archive, contract=json.dumps(told), config=json.dumps(config))
+
+
+def asked(*transforms, kind="train", cohort=100):
+    return m.AskSpec(run="r", kind=kind, cohort=cohort, transforms=json.dumps(chain(*transforms).spec()))
+
+
+def test_a_file_says_it_all():
+    policy = Policy.read(WHOLE)
+    assert policy == Policy(
+        allow=(f"author:{AUTHOR.hex()}", f"archive:{SHA.hex()}"),
+        ask=True,
+        kinds=("train", "evaluate"),
+        smallest_cohort=10,
+        transforms=(Step("clip_by_norm", {"norm": Range(most=1.0)}),),
+        config={"epochs": Range(1, 5), "optimizer": Range(one_of=("sgd", "adam"))},
+    )
+    assert Policy.read("") == Policy()
+
+
+def test_the_example_in_the_documentation_is_one(tmp_path):
+    from umbel.trust import policy
+
+    text = policy.__doc__.partition("such as::")[2].partition("\n\nWithout")[0]
+    text = "\n".join(line[4:] for line in text.splitlines())
+    found = Policy.read(text.replace("5f0c...", "5f" * 32).replace("9b1d...", "9b" * 32))
+    assert (len(found.allow), found.ask, found.smallest_cohort, len(found.kinds)) == (2, True, 10, 2)
+    assert (len(found.transforms), len(found.config)) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x", "not TOML"),
+        ("allowed = []", "has no 'allowed'"),
+        ("approvals = 1", "has no 'approvals'"),
+        ('allow = "any"', "allow is a list"),
+        ('allow = ["anybody"]', "cannot allow 'anybody'"),
+        ('allow = ["author:12"]', "cannot allow"),
+        ("allow = [3]", "cannot allow"),
+        ('ask = "yes"', "true or false"),
+        ("kinds = [3]", "kinds are text"),
+        ("smallest_cohort = 0", "whole number"),
+        ("smallest_cohort = true", "whole number"),
+        ("transforms = 3", "is a list"),
+        ("transforms = [3]", "cannot have 3"),
+        ('[[transforms]]\nname = "clip_by_norm"\nmax = 1', "cannot have"),
+        ('[[transforms]]\nname = "clip_by_norm"\nmost = 1', "most = { norm = 1.0 }"),
+        ('[[transforms]]\nname = "clip_by_norm"\nmost = { norm = "1" }', "bound is a number"),
+        ("config = 3", "has a table"),
+        ("[config]\nlr = 3", "config.lr has"),
+        ("[config.lr]", "config.lr has"),
+        ("[config.lr]\nmax = 3", "config.lr has"),
+        ("[config.lr]\nmost = true", "bound is a number"),
+        ("[config.lr]\none_of = 3", "is a list"),
+    ],
+)
+def test_what_cannot_be_is_an_error(text, message):
+    with pytest.raises(SettingError) as caught:
+        Policy.read(text)
+    assert message in f"{caught.value}"
+
+
+def test_a_file_is_named_in_its_errors(tmp_path):
+    path = tmp_path / "policy.toml"
+    with pytest.raises(SettingError, match=r"policy\.toml cannot be read"):
+        Policy.load(path)
+    path.write_text("x")
+    with pytest.raises(SettingError, match=r"policy\.toml: it is not TOML"):
+        Policy.load(path)
+    path.write_text(WHOLE)
+    assert Policy.load(path) == Policy.read(WHOLE)
+
+
+def test_nobody_is_allowed_unless_the_owner_says_so():
+    (reason,) = Policy().check_run(run(), MANIFEST, AUTHOR)
+    assert SHA.hex() in reason
+    assert AUTHOR.hex() in reason
+    for rule, author, good in (
+        ("any", b"", True),
+        ("any", AUTHOR, True),
+        (f"author:{AUTHOR.hex()}", AUTHOR, True),
+        (f"author:{AUTHOR.hex()}", OTHER, False),
+        (f"author:{AUTHOR.hex()}", b"", False),
+        (f"archive:{SHA.hex()}", b"", True),
+        (f"archive:{OTHER.hex()}", AUTHOR, False),
+        (f"author:{SHA.hex()}", AUTHOR, False),
+    ):
+        assert (Policy(allow=(rule,)).check_run(run(), MANIFEST, author) == []) is good
+
+
+def test_the_hash_is_that_of_the_archive_wherever_it_is():
+    blob = m.RunSpec(archive=m.Payload(blob=m.Blob(sha256=SHA, size=10)))
+    assert archive_sha256(blob) == archive_sha256(run()) == SHA
+
+
+def test_the_owner_is_asked_for_what_only_lacks_approval(tmp_path):
+    policy = Policy(ask=True, kinds=("train",), approvals=Approvals(tmp_path / "approved"))
+    assert policy.asks_owner(run(), MANIFEST, AUTHOR)
+    assert not policy.asks_owner(run(kinds=["query:x"]), MANIFEST, AUTHOR)
+    assert not Policy().asks_owner(run(), MANIFEST, AUTHOR)
+    policy.approvals.add(SHA)
+    assert not policy.asks_owner(run(), MANIFEST, AUTHOR)
+    assert policy.check_run(run(), MANIFEST, AUTHOR) == []
+
+
+def test_approvals_are_remembered(tmp_path):
+    path = tmp_path / "node" / "approved"
+    approvals = Approvals(path)
+    assert SHA not in approvals
+    approvals.add(SHA)
+    approvals.add(OTHER)
+    approvals.remove(OTHER)
+    again = Approvals(path)
+    assert SHA in again
+    assert OTHER not in again
+    path.write_text("nonsense\n")
+    with pytest.raises(CorruptFile, match="nonsense"):
+        Approvals(path)
+
+
+def test_an_approval_that_cannot_be_kept_is_none(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError):
+        Approvals(tmp_path / "file" / "approved").add(SHA)
+
+
+def test_kinds_are_judged_when_joining_and_at_each_ask():
+    policy = Policy(allow=("any",), kinds=("train",))
+    assert policy.check_run(run(), MANIFEST) == []
+    assert policy.check_run(run(kinds=["train", "query:x"]), MANIFEST) == ["query:x is not answered here, only train"]
+    assert policy.check_run(m.RunSpec(), MANIFEST) == ["evaluate is not answered here, only train"]
+    assert policy.check_ask(asked()) == []
+    assert policy.check_ask(asked(kind="evaluate")) == ["evaluate is not answered here, only train"]
+    assert Policy(kinds=()).check_ask(asked()) == ["train is not answered here, only nothing"]
+
+
+def test_small_cohorts_are_not_answered():
+    policy = Policy(smallest_cohort=10)
+    assert policy.check_ask(asked(cohort=10)) == []
+    (reason,) = policy.check_ask(asked(cohort=9))
+    assert "at least 10" in reason
+
+
+CLIP = Policy(allow=("any",), transforms=(Step("clip_by_norm", {"norm": Range(most=1.0)}),))
+
+
+@pytest.mark.parametrize(
+    ("transforms", "fault"),
+    [
+        ([clip_by_norm(1.0)], None),
+        ([clip_by_norm(0.5)], None),
+        ([top_k(0.1), clip_by_norm(0.5)], None),
+        ([clip_by_norm(3.0), clip_by_norm(0.5)], None),
+        ([], "the app does not ask for that"),
+        ([top_k(0.1)], "the app does not ask for that"),
+        ([clip_by_norm(1.5)], "its norm is 1.5, above 1.0"),
+        ([clip_by_norm(1.0), top_k(0.1)], "top_k after it can enlarge the update again"),
+    ],
+    ids=str,
+)
+def test_required_transforms_have_to_be_there_and_to_hold(transforms, fault):
+    for reasons in (CLIP.check_ask(asked(*transforms)), CLIP.check_run(run(transforms=transforms), MANIFEST)):
+        assert reasons == [] if fault is None else fault in reasons[0]
+
+
+def test_evaluations_need_no_transforms():
+    assert CLIP.check_ask(asked(kind="evaluate")) == []
+    assert CLIP.check_run(run(kinds=["evaluate"]), MANIFEST) == []
+    assert CLIP.check_ask(asked(kind="query:x")) != []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "[]", "{}", "3", "null", "nonsense", '["clip_by_norm"]', '{"name": "clip_by_norm"}', "[" * 100_000,
+        '{"name": "clip_by_norm", "version": 1, "settings": {"norm": "1"}}',
+        '{"name": "clip_by_norm", "version": 1, "settings": {"norm": NaN}}',
+        '{"name": "clip_by_norm", "version": 1, "settings": {"norm": true}}',
+        '{"name": "clip_by_norm", "version": 1, "settings": {}}',
+        '{"name": "chain", "version": 1, "settings": {}}',
+        json.dumps([clip_by_norm(1.0).spec(), {"name": "unknown", "version": 1, "settings": {}}]),
+    ],
+)  # fmt: skip
+def test_hostile_transforms_are_refused(text):
+    ask = asked()
+    ask.transforms = text
+    assert CLIP.check_ask(ask)
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "{", '{"kinds": 3}', "[" * 100_000])
+def test_a_hostile_contract_is_refused(text):
+    spec = run()
+    spec.contract = text
+    assert "cannot be read" in Policy(allow=("any",)).check_run(spec, MANIFEST)[0]
+    spec = run()
+    spec.config = "[]"
+    assert "cannot be read" in Policy(allow=("any",)).check_run(spec, MANIFEST)[0]
+
+
+def test_settings_have_to_be_within_their_ranges():
+    policy = Policy(allow=("any",), config={"epochs": Range(1, 5), "optimizer": Range(one_of=("sgd", 1))})
+    good = {"epochs": 3, "optimizer": "sgd"}
+    assert policy.check_ask(asked(), good) == []
+    assert policy.check_run(run(**good), MANIFEST) == []
+    assert policy.check_run(run(), MANIFEST) == []  # the ask may bring them
+    assert policy.check_ask(asked()) == []
+    assert len(policy.check_ask(asked(), {})) == 2
+    for epochs in (0, 6, math.nan, "3", None, True, [3]):
+        (reason,) = policy.check_ask(asked(), {**good, "epochs": epochs})
+        assert reason.startswith("the setting epochs is")
+        assert policy.check_run(run(**{**good, "epochs": epochs}), MANIFEST)
+    for optimizer in ("adam", True, 1.0, None):
+        assert policy.check_ask(asked(), {**good, "optimizer": optimizer})
+
+
+def test_a_transform_that_changes_nothing_is_none():
+    assert "does not ask" in CLIP.check_ask(asked(Transform()))[0]

@@ -1,0 +1,314 @@
+"""The recorded vectors are what their generator writes, and Umbel reads and writes each of them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from google.protobuf import json_format
+
+from umbel import encoding
+from umbel.arrays import Arrays
+from umbel.errors import CorruptFile, ProtocolError, UpdateRejected
+from umbel.folds import Partial, fold_from_spec
+from umbel.randomness import Key
+from umbel.sums import ArraySum, ExactScalar
+from umbel.transforms import transform_from_spec
+from umbel.transport import frames
+from umbel.transport.handshake import FROM_SERVER, TO_SERVER
+from umbel.trust import identity, tokens
+from umbel.update import Like, as_delta, check
+from umbel.wire import messages as m
+
+PROTO = Path(__file__).parents[2] / "proto"
+FOLDER = PROTO / "umbel" / "v1alpha" / "vectors"
+
+
+def generator() -> Any:
+    spec = importlib.util.spec_from_file_location("make_vectors", PROTO / "make_vectors.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+make = generator()
+
+
+@cache
+def read(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text("utf-8"))
+    return found
+
+
+def each(file: str, part: str = "vectors") -> pytest.MarkDecorator:
+    rows = read(file)[part]
+    return pytest.mark.parametrize("row", [pytest.param(row, id=str(row.get("name", i))) for i, row in enumerate(rows)])
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two trees are the same to the last bit."""
+    return bool(make.described(one) == make.described(other))
+
+
+@pytest.mark.parametrize("name", list(make.FILES))
+def test_files_are_what_the_generator_writes(name: str) -> None:
+    written = (FOLDER / f"{name}.json").read_text("utf-8")
+    assert written == make.text_of(make.FILES[name]()), "run `make proto`"
+
+
+def test_there_are_no_other_files() -> None:
+    assert {path.stem for path in FOLDER.iterdir()} == set(make.FILES)
+
+
+@each("arrays")
+def test_arrays(row: dict[str, Any]) -> None:
+    data, arrays = bytes.fromhex(row["bytes"]), make.arrays_of(row["arrays"])
+    assert arrays.to_bytes() == data
+    assert Arrays.from_bytes(data) == arrays
+
+
+@each("arrays", "wrong")
+def test_wrong_arrays(row: dict[str, Any]) -> None:
+    with pytest.raises(CorruptFile):
+        Arrays.from_bytes(bytes.fromhex(row["bytes"]))
+
+
+@each("trees")
+def test_trees(row: dict[str, Any]) -> None:
+    data, tree = bytes.fromhex(row["bytes"]), make.tree_of(row["tree"])
+    assert encoding.encode(tree) == data
+    assert same(encoding.decode(data), tree)
+
+
+@each("trees", "wrong")
+def test_wrong_trees(row: dict[str, Any]) -> None:
+    with pytest.raises(CorruptFile):
+        encoding.decode(bytes.fromhex(row["bytes"]))
+
+
+def part_of(part: dict[str, str]) -> str | int | bytes:
+    ((kind, text),) = part.items()
+    return int(text) if kind == "int" else bytes.fromhex(text) if kind == "bytes" else text
+
+
+def test_keys() -> None:
+    draws = read("draws")
+    key = Key(bytes.fromhex(draws["key"]))
+    for row in draws["seeds"]:
+        assert Key.from_seed(int(row["seed"])).hex() == row["key"]
+    for row in draws["derive"]:
+        assert key.derive(*map(part_of, row["parts"])).hex() == row["key"]
+    for row in draws["integer"]:
+        assert key.integer(row["bits"]) == int(row["value"])
+    for row in draws["tasks"]:
+        task = key.derive("task").derive(row["kind"], row["round"], row["number"], part_of(row["client"]))
+        assert (task.hex(), str(task.integer(64))) == (row["key"], row["seed"])
+
+
+@each("draws", "draws")
+def test_draws(row: dict[str, Any]) -> None:
+    stream = Key(bytes.fromhex(read("draws")["key"])).draws()
+    stream.words(row.get("after", 0))
+    given = {k: row[k] for k in row if k not in ("name", "after", "values")}
+    for name, value in given.items():
+        if isinstance(value, list):
+            given[name] = [float.fromhex(v) for v in value]
+        elif isinstance(value, str):
+            given[name] = float.fromhex(value) if "0x" in value else int(value)
+    found = getattr(stream, row["name"])(**given).tolist()
+    assert [v.hex() if isinstance(v, float) else str(v) for v in found] == row["values"]
+
+
+@each("updates")
+def test_updates(row: dict[str, Any]) -> None:
+    model, expects, returned, local = (make.tree_of(row[n]) for n in ("model", "expects", "returned", "local"))
+    step, key = transform_from_spec(json.loads(row["transforms"])), Key(bytes.fromhex(read("updates")["key"]))
+    params, data = make.tree_of(row["params"]), bytes.fromhex(row["bytes"])
+    update, left = step.encode(as_delta(returned, expects, model), params, local, key.derive("transform"))
+    assert encoding.encode(update) == data
+    assert same(left, make.tree_of(row["left"]))
+    received = step.decode(encoding.decode(data), params, expects.schema(model))
+    assert same(check(received, expects, model, 0).arrays, make.tree_of(row["decoded"]))
+
+
+@each("updates", "refused")
+def test_refused_updates(row: dict[str, Any]) -> None:
+    model, expects, returned = (make.tree_of(row[n]) for n in ("model", "expects", "returned"))
+    with pytest.raises(UpdateRejected) as error:
+        check(as_delta(returned, expects, model), expects, model, 0)
+    assert error.value.message == row["why"]
+
+
+@each("partials", "scalars")
+def test_exact_sums(row: dict[str, Any]) -> None:
+    exact = ExactScalar()
+    for term in reversed(row["terms"]):
+        exact.add(float.fromhex(term))
+    assert exact.encode() == row["text"]
+    assert ExactScalar.decode(row["text"]).value == float.fromhex(row["value"])
+
+
+@each("partials", "sums")
+def test_sums(row: dict[str, Any]) -> None:
+    terms = [(make.array_of(term["array"]), float.fromhex(term["weight"])) for term in row["terms"]]
+    merged = ArraySum(terms[0][0].shape, terms[0][0].dtype)
+    for array, weight in reversed(terms):
+        one = ArraySum(array.shape, array.dtype)
+        one.add(array, weight)
+        merged.merge(one)
+    data = bytes.fromhex(row["bytes"])
+    assert merged.encode() == data
+    assert np.array_equal(ArraySum.decode(data).value(), make.array_of(row["value"]))
+
+
+@each("partials", "partials")
+def test_partials(row: dict[str, Any]) -> None:
+    fold = fold_from_spec(json.loads(row["fold"]))
+    assert fold is not None
+    data, tree = bytes.fromhex(row["bytes"]), make.tree_of(row["tree"])
+    made = make.folded(fold, [make.tree_of(update) for update in row["updates"]])
+    assert encoding.encode(made.to_tree()) == data == encoding.encode(tree)
+    read_back = Partial.from_tree(fold, encoding.decode(data))
+    assert encoding.encode(read_back.to_tree()) == data
+    if row["answer"] is not None:
+        assert same(read_back.finish().value, make.tree_of(row["answer"]))
+
+
+def parsed(meaning: dict[str, Any]) -> m.Frame:
+    return json_format.ParseDict(meaning, m.Frame())
+
+
+@each("frames")
+def test_frames(row: dict[str, Any]) -> None:
+    data = bytes.fromhex(row["bytes"])
+    assert make.written(parsed(row["meaning"])) == data
+    assert make.meaning(m.Frame.FromString(data)) == row["meaning"]
+
+
+def test_there_is_a_frame_of_each_kind() -> None:
+    found = {
+        body for row in read("frames")["vectors"] for message in row["meaning"].get("messages", []) for body in message
+    }
+    assert found == {field.name for field in m.Message.DESCRIPTOR.fields}
+
+
+@each("frames", "reading")
+def test_frames_that_are_written_otherwise(row: dict[str, Any]) -> None:
+    data = bytes.fromhex(row["bytes"])
+    frame = m.Frame.FromString(data)
+    assert make.meaning(frame) == row["meaning"]
+    assert (make.written(frame) == data) == row["kept"]
+
+
+def code_of(row: dict[str, Any]) -> int:
+    """What a peer is told who sends this frame after its handshake, or as its first one."""
+    limits = json_format.ParseDict(read("frames")["limits"], m.Limits())
+    roles = TO_SERVER if row["sender"] == "node" else FROM_SERVER
+    try:
+        found = frames.read(bytes.fromhex(row["bytes"]), row["next"], limits)
+    except ProtocolError as error:
+        return error.code
+    bodies = {message.WhichOneof("body") for message in found}
+    if row["next"] == 1:
+        return 0 if bodies == {"hello"} else m.CODE_OUT_OF_ORDER
+    return 0 if bodies <= roles[m.ROLE_NODE] else m.CODE_NOT_ALLOWED
+
+
+@each("frames", "wrong")
+def test_wrong_frames(row: dict[str, Any]) -> None:
+    assert m.Code.Name(code_of(row)) == row["code"]
+
+
+@pytest.mark.parametrize("part", ["vectors", "reading"])
+def test_the_other_frames_are_within_the_limits(part: str) -> None:
+    for row in read("frames")[part]:
+        data = bytes.fromhex(row["bytes"])
+        assert frames.read(data, m.Frame.FromString(data).number, frames.standard_limits())
+
+
+@each("handshake", "handshakes")
+def test_handshakes(row: dict[str, Any]) -> None:
+    file = read("handshake")
+    hello, challenge = bytes.fromhex(row["hello"]), bytes.fromhex(row["challenge"])
+    about = identity.transcript(hello, challenge)
+    assert about.hex() == row["transcript"]
+    said = m.Hello.FromString(hello)
+    if said.role == m.ROLE_NODE:
+        assert identity.check_node(said.key, about, bytes.fromhex(row["signature"]))
+        assert not identity.check_node(said.key, about + b"x", bytes.fromhex(row["signature"]))
+    if said.token:
+        token = tokens.Token.parse(file["token"])
+        assert (token.id, token.digest.hex()) == (said.token, file["token_digest"])
+        assert identity.check_seal(token.digest, about, bytes.fromhex(row["seal"]))
+    for line in row["frames"]:
+        data = bytes.fromhex(line["bytes"])
+        assert make.written(parsed(line["meaning"])) == data
+    first, second, _ = (bytes.fromhex(line["bytes"]) for line in row["frames"])
+    assert hello in first
+    assert challenge in second
+
+
+def test_node_ids_and_signed_archives() -> None:
+    file = read("handshake")
+    assert identity.node_id(bytes.fromhex(file["node_key"])) == file["node_id"]
+    for row in file["archives"]:
+        author, sha, signature = (bytes.fromhex(row[name]) for name in ("author", "sha256", "signature"))
+        assert identity.check_archive(author, sha, signature)
+        assert not identity.check_archive(author, sha[::-1], signature)
+
+
+@pytest.mark.parametrize("name", ["exchange", "task"])
+def test_dialogues_number_their_frames(name: str) -> None:
+    numbers: dict[tuple[int, str], list[int]] = {}
+    for line in read(name)["lines"]:
+        if "note" in line:
+            continue
+        data = bytes.fromhex(line["bytes"])
+        assert make.written(parsed(line["meaning"])) == data
+        numbers.setdefault((line["connection"], line["from"]), []).append(m.Frame.FromString(data).number)
+    assert all(found == list(range(found[0], found[0] + len(found))) for found in numbers.values())
+
+
+def messages(name: str) -> list[Any]:
+    lines = [line for line in read(name)["lines"] if "bytes" in line]
+    return [message for line in lines for message in m.Frame.FromString(bytes.fromhex(line["bytes"])).messages]
+
+
+def test_an_update_of_a_dialogue_is_the_one_described() -> None:
+    file = read("task")
+    model, returned = make.tree_of(file["model"]), make.tree_of(file["returned"])
+    said = messages("task")
+    asks = [message.ask_spec for message in said if message.HasField("ask_spec")]
+    assert Arrays.from_bytes(asks[0].model.inline) == model
+    assert same(encoding.decode(asks[0].shared.inline)["expects"], Like())
+    results = [message.result.done for message in said if message.result.HasField("done")]
+    assert {done.SerializeToString(deterministic=True) for done in results} == {make.written(results[0])}
+    assert results[0].update.inline == encoding.encode(as_delta(returned, Like(), model))
+
+
+def test_a_transfer_brings_its_blob_within_credit() -> None:
+    file = read("exchange")
+    data, held, credit = bytes.fromhex(file["blob"]), b"", 0
+    for line in file["lines"]:
+        if "note" in line or "never seen" in line["why"]:
+            continue
+        for message in m.Frame.FromString(bytes.fromhex(line["bytes"])).messages:
+            if message.HasField("want") and len(held) < len(data):
+                assert message.want.offset == len(held)
+                credit = message.want.credit
+            elif message.HasField("credit"):
+                credit += message.credit.bytes
+            elif message.HasField("chunk") and len(held) < len(data):
+                assert message.chunk.offset == len(held)
+                assert len(message.chunk.data) <= min(credit, file["limits"]["chunk_bytes"])
+                held, credit = held + message.chunk.data, credit - len(message.chunk.data)
+    assert held == data
