@@ -8,6 +8,7 @@ from .ask import Ask, Correction
 from .client import Client, Context
 from .errors import UmbelError
 from .folds import Answer, collect, mean, total, weighted_mean
+from .remote.federation import Remote
 from .run import Result, load_model, resume, run
 from .sampling import Everyone, Fixed, Fraction, Poisson, Uniform, Weighted
 from .simulation import Simulation
@@ -41,6 +42,7 @@ __all__ = [
     "Like",
     "Metrics",
     "Poisson",
+    "Remote",
     "Result",
     "Simulation",
     "State",

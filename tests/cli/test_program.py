@@ -12,7 +12,7 @@ import pytest
 from umbel import __version__
 
 SOURCE = Path(__file__).parents[2] / "src"
-COMMANDS = ("new", "run", "resume", "runs", "show", "export")
+COMMANDS = ("new", "run", "resume", "runs", "show", "logs", "export", "stop", "pull")
 
 Command = Callable[..., Any]
 
@@ -21,7 +21,7 @@ def test_help_lists_the_commands_and_the_exit_codes(umbel: Command) -> None:
     for flag in ("--help", "-h"):
         done = umbel(flag)
         assert done.code == 0
-        for name in COMMANDS:
+        for name in (*COMMANDS, "server", "node", "nodes", "operators", "login", "audit", "pack", "diff"):
             assert f"\n  {name} " in done.out
         assert "  143" in done.out or "143 by SIGTERM" in done.out
         assert all(len(line) <= 80 for line in done.out.splitlines())

@@ -16,6 +16,8 @@ from umbel.events import (
     RunResumed,
     RunStarted,
     TaskEnded,
+    Waiting,
+    Warned,
 )
 
 NO_DATA = "its train handler raised ValueError: no data [left] (client.py:3)"
@@ -172,3 +174,21 @@ def test_a_resumed_run_counts_on() -> None:
 def test_metrics_and_lines_have_the_order_of_importance() -> None:
     assert list(metrics_of(committed(1))) == ["test.accuracy", "evaluate.accuracy", "train.loss"]
     assert round_line(Watch(rounds=4), committed(2)).startswith("round 2/4  3 clients  0 failed  test.accuracy 0.2")
+
+
+def test_waiting_and_warnings_are_told() -> None:
+    events = [
+        Waiting(ready=1, wanted=2, refused={"b": "no data"}),
+        STARTED,
+        Warned(round=1, text="nothing heard for 450 s", client="a"),
+        Warned(round=1, text="the server was away"),
+    ]
+    console = Console(file=io.StringIO(), width=100)
+    with progress(console) as observer:
+        for event in events:
+            observer(event)
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    assert lines[0] == "waiting for clients: 1 of 2 ready; client b does not take part: no data"
+    assert lines[2:] == ["round 1: client a: nothing heard for 450 s", "round 1: the server was away"]
+    assert {type(event) for event in events} == {Waiting, RunStarted, Warned}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from umbel.cli.records import Record, find, is_over, records
+from umbel.cli.records import Record, RemoteRecord, find, is_over, log_of, records
 from umbel.errors import CorruptFile, JournalMissing, SettingError
 from umbel.events import RunEvent, RunFinished, RunInterrupted, RunResumed
 
@@ -119,3 +119,19 @@ def test_a_run_is_over_when_its_rounds_are_done(tmp_path: Path, written: Written
     assert not is_over(more.log, None)
     assert more.rounds_asked == 9
     assert not is_over(Record(written(tmp_path, id="c", ends=(finished("failed", error="none"),))).log, None)
+
+
+def test_a_log_that_was_heard_is_the_log_that_was_written(tmp_path: Path, written: Written) -> None:
+    here = Record(written(tmp_path, ends=[finished()]))
+    log = log_of(here.log.events)
+    assert (log.rounds, log.finished, log.pending) == (here.log.rounds, here.log.finished, here.log.pending)
+    there = RemoteRecord.of(here.id, log, "finished", {"server": "h:1"})
+    assert (there.id, there.state, there.result, there.facts) == (here.id, here.state, here.result, {"server": "h:1"})
+    assert here.facts == {"folder": str(here.folder)}
+    with pytest.raises(CorruptFile):
+        log_of(log.events[1:])
+
+
+def test_the_server_knows_more_than_a_log_that_goes_on(tmp_path: Path, written: Written) -> None:
+    log = log_of(Record(written(tmp_path)).log.events)
+    assert RemoteRecord.of(ID, log, "running", {}).state == "running"

@@ -9,6 +9,7 @@ from collections import defaultdict, deque
 import pytest
 
 from umbel.errors import ProtocolError
+from umbel.node import machine
 from umbel.node.machine import (
     ALIVE_SECONDS,
     Approved,
@@ -416,6 +417,22 @@ def test_a_closed_ask_drops_tasks_answers_and_blobs(bench):
     assert said(bench.reconnect(), "result") == []
     with pytest.raises(ProtocolError):
         bench.task("c")
+
+
+@pytest.fixture(autouse=True)
+def nothing_finished_is_kept(monkeypatch):
+    monkeypatch.setattr(machine, "FINISHED", 0)
+
+
+def test_a_run_that_finished_can_get_further_rounds(hosted, monkeypatch):
+    monkeypatch.setattr(machine, "FINISHED", 1)
+    hosted.task("a")
+    hosted.done("a", state=b"s")
+    assert of(hosted.get(close_run=m.CloseRun(run="r", status="finished")), EndRun)
+    hosted.spool.commit()
+    assert hosted.spool.runs() == {"r"}
+    (answer,) = said(hosted.host(), "run_answer")
+    assert answer.ready
 
 
 def test_a_run_that_finished_is_forgotten_and_never_done_again(hosted):

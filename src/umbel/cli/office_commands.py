@@ -117,10 +117,7 @@ def audit(on: str | None, token: str | None, folder: Path, *, count: int, json: 
     if json:
         print(jsons.dumps(rows))
         return
-    lines = [
-        (time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["at"])), row["who"], row["did"], _facts(row["what"]))
-        for row in rows
-    ]
+    lines = [(_date(row["at"]), row["who"][:13], row["did"], _facts(row["what"])) for row in rows]
     _print_table(("when", "who", "did", "what"), lines, "nothing has been done yet")
 
 
@@ -148,4 +145,9 @@ def _when(at: float | None) -> str:
 
 
 def _facts(what: Mapping[str, Any] | None) -> str:
-    return ", ".join(f"{name} {value}" for name, value in (what or {}).items() if value not in (None, "", [], {}))
+    told = {name: value for name, value in (what or {}).items() if value not in (None, "", [], {})}
+    return ", ".join(f"{name} {_date(value) if name == 'until' else value}" for name, value in told.items())
+
+
+def _date(at: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -69,6 +70,8 @@ __all__ = [
     "Ticked",
 ]
 
+FINISHED = 32
+"""So many finished runs are kept for those who want further rounds of them."""
 ALIVE_SECONDS = 5.0
 _REASON_LETTERS = 2000
 _LARGEST_ASK = 2**63 - 1
@@ -104,6 +107,7 @@ class NodeMachine:
         self._runs: dict[str, HostedRun] = {}
         self._numbers = 0
         self._asleep = spool.runs()
+        self._finished: deque[str] = deque()
         self._answers = OwedAnswers(spool)
         self._blobs = NeededBlobs()
         for result in self._answers:
@@ -242,6 +246,8 @@ class NodeMachine:
             self._numbers += 1
             run = self._runs[spec.run] = HostedRun(spec.run, self._numbers, spec)
             self._asleep.discard(spec.run)
+            if spec.run in self._finished:
+                self._finished.remove(spec.run)
         elif run.spec != spec:
             self._end_host(run)
             run.spec, run.denied = spec, False
@@ -365,16 +371,21 @@ class NodeMachine:
             self._out += [EndRun(close.run), Note(f"run {close.run} has {close.status}")]
         self._progress.pop(close.run, None)
         owed = {f"answer {result.task}" for result in self._answers if result.run == close.run}
-        if close.status != "finished":
-            # It may be resumed: what its clients have answered and what they keep has to be here then.
-            self._out += self._blobs.drop_run(close.run, but=owed)
-            self._asleep.add(close.run)
-            return
-        self._answers.drop(close.run)
-        self._out += self._blobs.drop_run(close.run)
-        self._asleep.discard(close.run)
-        if not self._spool.ended(close.run):
-            self._spool.put(Ended(close.run))
+        # It may be resumed, or get further rounds: what its clients have answered and keep has to be here then.
+        self._out += self._blobs.drop_run(close.run, but=owed)
+        self._asleep.add(close.run)
+        if close.status == "finished" and close.run not in self._finished:
+            self._finished.append(close.run)
+            if len(self._finished) > FINISHED:
+                self._forget(self._finished.popleft())
+
+    def _forget(self, run: str) -> None:
+        """A run is over for good."""
+        self._answers.drop(run)
+        self._out += self._blobs.drop_run(run)
+        self._asleep.discard(run)
+        if not self._spool.ended(run):
+            self._spool.put(Ended(run))
 
     def _known(self, run: str, what: str) -> HostedRun:
         if run not in self._runs:

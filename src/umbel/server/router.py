@@ -367,7 +367,8 @@ class Router:
         if known.role == "run":
             if body.run != known.id:
                 raise ProtocolError(f"run {known.id} may not speak of run {body.run[:80]!r}", m.CODE_NOT_ALLOWED)
-            getattr(self, f"_run_{kind}")(self._runs[known.id], body, now)
+            if known.id in self._runs:  # else it is over
+                getattr(self, f"_run_{kind}")(self._runs[known.id], body, now)
         elif known.role == "node":
             node = self._nodes[known.id]
             if kind == "hosted":

@@ -136,7 +136,7 @@ class Deployment:
     """A server, nodes and one run of an app.
 
     `nodes` gives each node's clients with their sources; `faults` what goes wrong; `store` and `spool` make what is
-    kept on disk. `answers` collects what was ever answered: one and the same for each question, whatever happened.
+    kept on disk; `scratch` is a folder for files. `answers` collects what was ever answered: one and the same for each question, whatever happened.
     """
 
     def __init__(
@@ -150,16 +150,19 @@ class Deployment:
         spool: Callable[[str], Any] = lambda name: MemorySpool(),
         slots: int = 1,
         stall: float = 10_000.0,
+        scratch: Path,
     ) -> None:
         self._app = app
         self._faults = faults if faults is not None else Faults()
         self._draws = Key.from_seed(seed).draws()
         self._slots = slots
         self._stall = stall
+        self._make_spool = spool
         self._wanted = sum(map(len, nodes.values()))
         self.time = 0.0
         self.served = 0.0
         self.happened: list[str] = []
+        self._steps = 0
         self.answers: dict[str, bytes] = {}
         self._store = store()
         self._blobs: dict[bytes, bytes] = {}
@@ -173,7 +176,7 @@ class Deployment:
         self._run_back_at = 0.0
         self._inbox: deque[Item] = deque()
         self._run = ""
-        self._folder: Path | None = None
+        self._folder = scratch
         for name, sources in nodes.items():
             row = {"id": name, "name": name, "status": "approved", "clients": sorted(sources), "seen_at": 0.0}
             self._store.put("nodes", row)
@@ -196,8 +199,8 @@ class Deployment:
         while True:
             try:
                 if place is None:
-                    return run(self._app, on=remote, folder=folder, name="virtual", **settings)
-                return resume(self._app, place, on=remote)
+                    return run(self._app, on=remote, folder=folder, id="virtual", **settings)
+                return resume(self._app, place, on=remote, observers=settings.get("observers", ()))
             except Killed:
                 self._cut(self._run_wire)
                 self._inbox.clear()
@@ -210,6 +213,12 @@ class Deployment:
         for _ in range(STEPS):
             if not self._act():
                 return
+
+    def close(self) -> None:
+        """Let go of what is on disk."""
+        self._store.close()
+        for node in self._nodes.values():
+            node.spool.close()
 
     def cut(self, name: str) -> None:
         """Cut the connection of a node."""
@@ -237,8 +246,8 @@ class Deployment:
 
     def step(self, until: float | None) -> None:
         """Let one thing happen, by `until` of served time at the latest."""
-        self.happened_count = getattr(self, "happened_count", 0) + 1
-        if self.happened_count > STEPS:
+        self._steps += 1
+        if self._steps > STEPS:
             raise AssertionError(f"no end in sight: {self.happened[-20:]}")
         if self._misfortune():
             return
@@ -285,7 +294,9 @@ class Deployment:
         self.happened.append(f"node {name} killed")
         node = self._nodes[name]
         self._cut(node.wire)
-        again = self._started(name, node.sources, node.spool.crash() or node.spool)
+        node.spool.close()  # what was not written is lost
+        spool = node.spool if isinstance(node.spool, MemorySpool) else self._make_spool(name)
+        again = self._started(name, node.sources, spool)
         again.blobs, again.back_at = node.blobs, self.time + self._below(20) / 10
         self._nodes[name] = again
 
@@ -440,7 +451,6 @@ class Deployment:
             self._inbox.append(Arrived(blob.sha256, self._file(blob.sha256)))
 
     def _file(self, sha: bytes) -> Path:
-        assert self._folder is not None
         path = self._folder / sha.hex()
         path.write_bytes(self._run_blobs[sha])
         return path

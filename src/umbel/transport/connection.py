@@ -274,7 +274,9 @@ class Connection:
         if isinstance(problem, PeerError):
             problem = problem_of(problem)
         if problem is not None:
-            self._small.append(m.Message(problem=problem).SerializeToString())
+            last = m.Message(problem=problem).SerializeToString()
+            self._small.append(last)
+            self.queued += len(last)
         self._end = end
         self._bulk.clear()
         self._room.release()  # whoever waits to send learns that it is over, and passes it on

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from ..errors import ConnectionLost
+from ..errors import ConnectionLost, PeerError
 
 OnStream = Callable[["Stream"], Awaitable[None]]
 """What serves a stream that somebody has opened; the stream is closed when it returns."""
@@ -133,10 +133,15 @@ class MemoryListener:
 
 
 async def served(on_stream: OnStream, stream: Stream) -> None:
-    """Serve one stream, then close it; that one peer is lost is nobody else's trouble."""
+    """Serve one stream, then close it. What goes wrong with one peer is nobody else's trouble: an error that is not the
+    peer's is told to the event loop's exception handler.
+    """
     try:
         await on_stream(stream)
-    except ConnectionLost:
+    except PeerError:
         pass
+    except Exception as error:
+        told = {"message": f"serving {stream.peer} has failed", "exception": error}
+        asyncio.get_running_loop().call_exception_handler(told)
     finally:
         await stream.close()

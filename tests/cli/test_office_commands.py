@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+
+from umbel.errors import ConnectionLost, Refused
+from umbel.remote.credentials import Credentials
+from umbel.remote.operator import Operator
+from umbel.trust.authority import JoinText
+from umbel.trust.tokens import Token
+from umbel.wire import messages as m
+
+Command = Callable[..., Any]
+LINE = JoinText(b"", Token.new()).text
+NODE = {"id": "ab12cd34ef", "name": "ward", "status": "approved", "clients": list("abcdef"), "joined_at": 1.0}
+ANSWERS: dict[str, dict[str, Any]] = {
+    "server.status": {"you": {"name": "ann", "role": "run"}},
+    "nodes.invite": {"line": f"umbel node h:1 --join {LINE}", "expires_at": 1.0},
+    "nodes.list": {
+        "nodes": [{**NODE, "seen_at": 5.0, "connected": False}, {**NODE, "seen_at": 5.0, "connected": True}]
+    },
+    "nodes.approve": {"node": NODE["id"], "name": "ward"},
+    "nodes.revoke": {"node": NODE["id"], "name": "ward"},
+    "operators.add": {"name": "bob", "role": "run", "line": LINE},
+    "operators.list": {"operators": [{"name": "ann", "role": "admin", "used_at": None}]},
+    "operators.remove": {"name": "bob"},
+    "audit.list": {"records": [{"number": 1, "at": 0.0, "who": "ann", "did": "nodes.revoke", "what": {"node": "ab"}}]},
+}
+
+
+class Office:
+    """A server's office with fixed answers."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+        self.credentials: list[Credentials] = []
+        self.error: Exception | None = None
+        self.address = "h:1"
+
+    def connect(self, credentials: Credentials, **options: Any) -> Self:
+        self.credentials.append(credentials)
+        if self.error is not None:
+            raise self.error
+        return self
+
+    def call(self, method: str, **body: Any) -> dict[str, Any]:
+        self.calls.append((method, body))
+        return ANSWERS[method]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+@pytest.fixture
+def office(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Office:
+    """The office, and its token as this user's."""
+    found = Office()
+    monkeypatch.setattr(Operator, "connect", found.connect)
+    monkeypatch.setenv("UMBEL_HOME", str(folder / "home"))
+    monkeypatch.setenv("UMBEL_TOKEN", LINE)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("line", "call", "said"),
+    [
+        (
+            "nodes invite --name ward --hours 2",
+            ("nodes.invite", {"name": "ward", "hours": 2.0}),
+            "for node ward, for 2 h",
+        ),
+        ("nodes invite", ("nodes.invite", {"name": None, "hours": 24.0}), f"\n  umbel node h:1 --join {LINE}\n"),
+        ("nodes ls", ("nodes.list", {}), "a, b, c, d and 2 others"),
+        ("nodes approve ward", ("nodes.approve", {"node": "ward"}), "node ward (ab12cd34) is approved"),
+        ("nodes revoke ab12", ("nodes.revoke", {"node": "ab12"}), "is revoked: its key is not good any more"),
+        ("operators add bob", ("operators.add", {"name": "bob", "role": "run"}), f"  umbel login h:1 {LINE}\n"),
+        ("operators ls", ("operators.list", {}), "never"),
+        ("operators remove bob", ("operators.remove", {"name": "bob"}), "bob is let in no more"),
+        ("audit -n 3", ("audit.list", {"count": 3}), "node ab"),
+    ],
+)
+def test_commands_ask_the_office(
+    umbel: Command, office: Office, line: str, call: tuple[str, dict[str, Any]], said: str
+) -> None:
+    done = umbel(*line.split(), "--on", "h:1")
+    assert done.code == 0, done.err
+    assert office.calls == [call]
+    assert said in done.out
+    assert office.credentials == [Credentials("h:1", LINE)]
+
+
+@pytest.mark.parametrize("line", ["nodes invite", "nodes ls", "operators add bob", "operators ls", "audit"])
+def test_tables_as_json(umbel: Command, office: Office, line: str) -> None:
+    done = umbel(*line.split(), "--on", "h:1", "--json")
+    (answer,) = [ANSWERS[method] for method, _ in office.calls]
+    assert json.loads(done.out) in (answer, *answer.values())
+
+
+def test_a_token_is_kept_once_it_is_seen_to_be_good(
+    umbel: Command, office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("UMBEL_TOKEN")
+    assert "there is no token for h:1" in umbel("nodes", "ls", "--on", "h:1").said
+    office.error = Refused("the token is not known here", m.CODE_UNAUTHENTICATED)
+    done = umbel("login", "H:1", LINE)
+    assert done.code == 7
+    assert "The server says no" in done.err
+    assert umbel("nodes", "ls", "--on", "h:1").code == 3
+    office.error = None
+    done = umbel("login", "H:1", LINE)
+    assert "h:1 knows you as ann, who may run" in done.out
+    assert LINE not in done.out
+    assert umbel("nodes", "ls", "--on", "h:1").code == 0
+    office.error = ConnectionLost("no connection to h:1", hint="Is it running?")
+    done = umbel("nodes", "ls", "--on", "h:1")
+    assert done.code == 6
+    assert "no connection to h:1" in done.said
+
+
+def test_a_role_that_is_none_is_not_asked_for(umbel: Command, office: Office) -> None:
+    assert umbel("operators", "add", "bob", "--role", "king", "--on", "h:1").code == 3
+    assert office.calls == []

@@ -1,0 +1,69 @@
+"""Small apps: states, randomness, metrics, and each way of asking."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+import umbel
+
+client = umbel.Client()
+
+
+@client.data
+def data(source):
+    """A handful of numbers around the client's index, and what else its source says."""
+    values = np.random.default_rng(source["index"]).normal(source["index"], 1.0, 20)
+    return {"values": values, **source}
+
+
+def misfortune(data, round):
+    """Kill this process, or the node that started it, once, in the round that the client's source says."""
+    if data.get("dies_in") == round and not Path(data["flag"]).exists():
+        Path(data["flag"]).touch()
+        os.kill(os.getpid() if data["who"] == "child" else os.getppid(), 9)
+
+
+@client.train
+def train(model, data, ctx):
+    misfortune(data, ctx.round)
+    n = ctx.state.get("n", 0) + 1
+    ctx.state["n"] = n
+    ctx.state["sum"] = ctx.state.get("sum", 0.0) + float(model["w"].sum())
+    step = ctx.config.get("rate", 0.5) * (model["w"] - data["values"].mean())
+    noise = ctx.rng.normal(size=model["w"].shape) * 1e-3
+    new = model["w"] - step + 0.01 * n + 1e-3 * ctx.state["sum"] + noise
+    return umbel.Update({"w": new}, weight=len(data["values"]) + n, metrics={"n": n, "noise": float(noise[0])})
+
+
+@client.evaluate
+def evaluate(model, data, ctx):
+    return umbel.Metrics({"error": float(((model["w"] - data["values"].mean()) ** 2).mean())}, weight=20)
+
+
+class Own(umbel.Strategy):
+    """Asks each client with a setting and a model of its own."""
+
+    def start(self, model):
+        return umbel.State(model)
+
+    def round(self, state, r):
+        answer = yield umbel.Ask(
+            clients=umbel.Everyone(),
+            model=lambda c: umbel.Arrays({"w": state.model["w"] + 0.1 * c}),
+            config=lambda c: {"rate": 0.1 * (1 + c)},
+            fold=umbel.mean(),
+        )
+        return umbel.State(umbel.Arrays({"w": state.model["w"] + answer.value["w"]}))
+
+
+def app(strategy, rounds=4, **more):
+    return umbel.App(client, model={"w": np.zeros(10)}, strategy=strategy, rounds=rounds, **more)
+
+
+plain = app(umbel.FedAvg(cohort=3))
+long = app(umbel.FedAvg(cohort=3), rounds=14)
+own = app(Own())
+sparse = app(umbel.FedAvg(cohort=4, transforms=(umbel.top_k(0.3, error_feedback=True),)))
+windowed = app(umbel.FedAvg(cohort=4, window=umbel.Window(close_after=3, deadline=600.0, in_flight=2)))
+late = app(umbel.FedAvg(cohort=4, fold=umbel.mean(), window=umbel.Window(close_after=2, late="keep")))

@@ -1,0 +1,288 @@
+"""Servers, nodes and commands as processes of a test's own, in one folder, and what they print."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from umbel.remote.credentials import Credentials
+from umbel.remote.operator import Operator
+
+ROOT = Path(__file__).parents[2]
+POINTS = Path(__file__).with_name("points.py")
+SECONDS = 40.0
+"""What has not come by then will not come."""
+
+
+class Process:
+    """A process, and what it prints, as it comes."""
+
+    def __init__(self, arguments: Sequence[str], folder: Path, environment: dict[str, str]) -> None:
+        self.arguments = arguments
+        self.lines: list[str] = []
+        self._news = threading.Condition()
+        self._over = False
+        self._process = subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self.pid = self._process.pid
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    @property
+    def output(self) -> str:
+        """All that was printed so far."""
+        with self._news:
+            return "".join(self.lines)
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.poll() is None
+
+    def wait_for(self, pattern: str, *, seen: int = 0) -> re.Match[str]:
+        """Wait until it has printed this, beyond the first `seen` characters."""
+
+        def found() -> Any:
+            return re.search(pattern, "".join(self.lines)[seen:]) or self._over
+
+        with self._news:
+            self._news.wait_for(found, SECONDS)
+            match = re.search(pattern, "".join(self.lines)[seen:])
+        assert match is not None, f"{self.arguments} did not print {pattern!r}:\n{self.output}"
+        return match
+
+    def wait(self) -> int:
+        """Wait for its end, and return its exit code."""
+        code = self._process.wait(SECONDS)
+        self._reader.join(SECONDS)
+        return code
+
+    def kill(self) -> None:
+        """End it at once, with no word to it."""
+        self._process.kill()
+        self.wait()
+
+    def stop(self) -> int:
+        """Ask it to end, and wait until it has."""
+        if self.running:
+            self._process.terminate()
+        return self.wait()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as printed:
+            for line in printed:
+                with self._news:
+                    self.lines.append(line)
+                    self._news.notify_all()
+        with self._news:
+            self._over = True
+            self._news.notify_all()
+
+
+class Machines:
+    """One server, its nodes and what operators type, in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.address = ""
+        self.ended: list[Process] = []
+        self.nodes: dict[str, Process] = {}
+        self._server: Process | None = None
+        self._arguments: dict[str, list[str]] = {}
+        for name in ("home", "tmp"):
+            (folder / name).mkdir(parents=True)
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("UMBEL_", "PYTEST_"))}
+        self.environment = {
+            **kept,
+            "HOME": str(folder / "home"),
+            "TMPDIR": str(folder / "tmp"),
+            "UMBEL_HOME": str(folder / "home"),
+            "PYTHONPATH": str(ROOT / "src"),
+            "COLUMNS": "200",
+        }
+
+    # Processes
+
+    def command(self, *arguments: str, point: Sequence[str] = (), **variables: str) -> Process:
+        """Start `umbel` with these arguments, to be killed at a `point` (see `points`)."""
+        program = [str(POINTS), *point, "--"] if point else ["-m", "umbel.cli"]
+        return Process([*program, *arguments], self.folder, {**self.environment, **variables})
+
+    @property
+    def server(self) -> Process:
+        """The server."""
+        assert self._server is not None
+        return self._server
+
+    def start_server(self, *arguments: str, ready: bool = True, point: Sequence[str] = ()) -> Process:
+        """Start the server, for the second time at the address that it had."""
+        listen = self.address or "127.0.0.1:0"
+        fixed = ("server", "--dir", "server", "--http", "no", "--listen", listen)
+        self._arguments["server"] = list(arguments)
+        self._server = self._noted(self.command(*fixed, *arguments, point=point))
+        if ready:
+            self.address = self._server.wait_for(r"server +(127\.0\.0\.1:\d+)")[1]
+            self._server.wait_for("--join")
+        return self._server
+
+    def invitation(self) -> str:
+        """A line that lets one node join."""
+        with self.office() as office:
+            return str(office.call("nodes.invite")["line"]).split()[-1]
+
+    def start_node(self, name: str, *arguments: str, join: str | None = None, address: str = "") -> Process:
+        """Start a node that runs anybody's code, without waiting until it is connected."""
+        joining = ["--join", join] if join is not None else []
+        given = [address or self.address, "--name", name, "--dir", f"node-{name}", *arguments]
+        self._arguments[name] = given
+        self.nodes[name] = self._noted(self.command("node", *given, *joining, "--allow", "any"))
+        return self.nodes[name]
+
+    def start_nodes(self, count: int) -> None:
+        """Start so many nodes, called 0, 1, ..., with one client each, and wait until they are connected."""
+        for index in range(count):
+            self.start_node(str(index), "--source", f"index={index}", join=self.invitation())
+        for node in self.nodes.values():
+            node.wait_for("connected to")
+
+    def start_node_again(self, name: str, point: Sequence[str] = ()) -> Process:
+        """Start a node that has ended, as it was."""
+        given = self._arguments[name]
+        self.nodes[name] = self._noted(self.command("node", *given, "--allow", "any", point=point))
+        return self.nodes[name]
+
+    def _noted(self, process: Process) -> Process:
+        self.ended.append(process)
+        return process
+
+    # Operators
+
+    @property
+    def token(self) -> str:
+        """The line of this machine's own operator."""
+        return str(json.loads((self.folder / "server" / "operator.json").read_text())["token"])
+
+    def credentials(self) -> Credentials:
+        """How this machine's own operator connects."""
+        return Credentials(self.address, self.token)
+
+    def office(self) -> Operator:
+        """A connection to the server; to be closed."""
+        return Operator.connect(self.credentials())
+
+    def submit(self, app: str, seed: int = 0, *arguments: str) -> str:
+        """Have the server begin a run, and return its id."""
+        typed = ("run", app, "--on", self.address, "--seed", str(seed), "--detach", "--json", *arguments)
+        asked = self.command(*typed, UMBEL_TOKEN=self.token)
+        assert asked.wait() == 0, asked.output
+        return str(json.loads(asked.lines[-1])["run"])
+
+    def finished(self, run: str, office: Operator) -> dict[str, Any]:
+        """Follow a run to its end, and return the event that says how it ended."""
+        last: dict[str, Any] = {}
+        for number, record in office.logs(run):
+            last = record if number else last
+        assert last.get("event") == "run_finished", (last, office.call("runs.show", run=run))
+        assert last["error"] is None, last
+        return last
+
+    # What runs
+
+    def run_process(self, run: str) -> int | None:
+        """The process of a run that the server has started."""
+        home = f"HOME={(self.folder / 'server' / 'runs' / run).resolve()}"
+        found = [pid for pid, environment in _environments() if home in environment.split("\0")]
+        return found[0] if found else None
+
+    def children(self, name: str) -> list[int]:
+        """The processes in which a node runs the code of runs."""
+        return [pid for pid in _children(self.nodes[name].pid) if "umbel.node.child" in _command(pid)]
+
+    def left(self) -> list[int]:
+        """The processes that have anything to do with this folder."""
+        return [pid for pid, environment in _environments() if str(self.folder) in environment]
+
+    # The end
+
+    def stop(self) -> None:
+        """End all, and see to it that nothing is left."""
+        for process in [*self.nodes.values(), *([self._server] if self._server is not None else [])]:
+            process.stop()
+        assert not _wait_for_the_end_of(self.left()), "processes are left"
+        assert not [path for path in self.folder.rglob("*") if stat.S_ISSOCK(path.lstat().st_mode)]
+        if self.address:
+            host, _, port = self.address.rpartition(":")
+            with socket.socket() as tried:
+                assert tried.connect_ex((host, int(port))) != 0, "somebody listens still"
+
+    def kill(self) -> None:
+        """End all that is left, where a test has failed."""
+        for process in self.ended:
+            if process.running:
+                process.kill()
+        for pid in _wait_for_the_end_of(self.left(), 5.0):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _environments() -> Iterator[tuple[int, str]]:
+    for place in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            found = place.read_text(errors="replace")
+        except OSError:
+            continue
+        if int(place.parent.name) != os.getpid():
+            yield int(place.parent.name), found
+
+
+def _children(parent: int) -> list[int]:
+    found = []
+    for place in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, above = place.read_text().rpartition(")")[2].split()[:2]
+        except OSError:
+            continue
+        if int(above) == parent and state != "Z":
+            found.append(int(place.parent.name))
+    return found
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _wait_for_the_end_of(pids: Iterable[int], seconds: float = 15.0) -> list[int]:
+    """Wait until processes have ended; gives those that have not."""
+    left = []
+    for pid in pids:
+        try:
+            descriptor = os.pidfd_open(pid)
+        except ProcessLookupError:
+            continue
+        ended, _, _ = select.select([descriptor], [], [], seconds)
+        os.close(descriptor)
+        if not ended:
+            left.append(pid)
+    return left

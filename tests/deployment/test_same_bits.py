@@ -1,0 +1,79 @@
+"""The same seed gives the same model, wherever the clients are."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from tests.deployment.conftest import APP
+from tests.deployment.machines import Machines
+
+import umbel
+from umbel.cli.application import load
+from umbel.remote.federation import Remote
+
+
+def simulated(name, seed):
+    return umbel.run(load(f"{APP}:{name}").app, on=umbel.Simulation(clients=4), seed=seed, folder=None)
+
+
+@pytest.fixture(scope="module")
+def four(machines):
+    machines.start_server()
+    machines.start_nodes(4)
+    return machines
+
+
+def test_a_run_on_four_nodes_ends_with_the_simulations_bits(four):
+    typed = ("run", f"{APP}:plain", "--on", four.address, "--seed", "5", "--json")
+    told = four.command(*typed, UMBEL_TOKEN=four.token)
+    assert told.wait() == 0, told.output
+    found, expected = json.loads(told.lines[-1]), simulated("plain", 5)
+    assert found["model_sha256"] == expected.model_sha256
+    assert found["rounds"] == 4
+    assert found["metrics"] == expected.metrics
+
+
+@pytest.mark.parametrize("name", ["own", "sparse"])
+def test_so_does_one_that_asks_in_other_ways(four, name):
+    run = four.submit(f"{APP}:{name}", 3)
+    with four.office() as office:
+        assert four.finished(run, office)["model_sha256"] == simulated(name, 3).model_sha256
+
+
+@pytest.mark.parametrize("name", ["windowed", "late"])
+def test_one_whose_window_closes_early_comes_to_its_end(four, name):
+    run = four.submit(f"{APP}:{name}", 3)
+    with four.office() as office:
+        assert four.finished(run, office)["rounds"] == 4
+
+
+def test_a_run_from_python_too_and_it_can_be_resumed(four, tmp_path, monkeypatch):
+    monkeypatch.setenv("UMBEL_HOME", four.environment["UMBEL_HOME"])
+    monkeypatch.setenv("UMBEL_TOKEN", four.token)
+    app = load(f"{APP}:plain").app
+    remote = Remote(four.address, clients=4)
+    found = umbel.run(app, on=remote, seed=5, folder=tmp_path)
+    assert found.model_sha256 == simulated("plain", 5).model_sha256
+    half = umbel.run(app, on=remote, seed=5, folder=tmp_path, rounds=2)
+    assert umbel.resume(app, half.folder, on=remote, rounds=4).model_sha256 == found.model_sha256
+    with four.office() as office:
+        about = office.call("runs.show", run=found.run)
+        assert (about["owner"], about["status"], about["rounds"]) == ("local", "finished", 4)
+        did = [(row["who"], row["did"]) for row in office.call("audit.list")["records"]]
+    assert ("local", "runs.drive") in did
+
+
+def test_several_clients_in_one_node(tmp_path_factory):
+    machines = Machines(tmp_path_factory.mktemp("one"))
+    try:
+        machines.start_server()
+        (machines.folder / "clients.json").write_text(json.dumps({str(i): {"index": i} for i in range(4)}))
+        join = machines.invitation()
+        machines.start_node("many", "--clients", "clients.json", "--slots", "2", join=join).wait_for("connected to")
+        run = machines.submit(f"{APP}:plain", 5)
+        with machines.office() as office:
+            assert machines.finished(run, office)["model_sha256"] == simulated("plain", 5).model_sha256
+        machines.stop()
+    finally:
+        machines.kill()

@@ -1,0 +1,172 @@
+"""Whole deployments on a virtual clock: whatever is cut, said twice or killed, the run ends with the simulation's bits.
+
+`make soak` runs any number of further seeds: UMBEL_SOAK=100000 makes it as many.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+import umbel
+from umbel.node.spool import SqliteSpool
+from umbel.store.sql import SqlStore
+from umbel.testing.deployment import Deployment, Faults
+
+QUIET = Faults(0, 0, 0, 0, 0, 0, 0)
+BATCH = 100
+SEEDS = int(os.environ.get("UMBEL_SOAK", "2000"))
+FIRST = int(os.environ.get("UMBEL_SOAK_FROM", "0"))
+
+
+def app_of(kind):
+    client = umbel.Client()
+
+    @client.data
+    def data(source):
+        return np.random.default_rng(source["index"]).normal(3.0, 1.0, 5)
+
+    @client.train
+    def train(model, data, ctx):
+        count = ctx.state.get("count", 0) + 1
+        ctx.state["count"] = count
+        noise = ctx.rng.normal(size=40) * 1e-3
+        w = model["w"] - ctx.config.get("lr", 0.5) * (model["w"] - data.mean()) + 0.01 * count + noise
+        return umbel.Update({"w": w}, weight=len(data), metrics={"count": count})
+
+    @client.evaluate
+    def evaluate(model, data, ctx):
+        return umbel.Metrics({"error": float(((model["w"] - data.mean()) ** 2).mean())}, weight=len(data))
+
+    settings = {"transforms": (umbel.top_k(0.3),)} if kind == "top_k" else {}
+    return umbel.App(client, model={"w": np.zeros(40)}, strategy=umbel.FedAvg(cohort=3, **settings), rounds=2)
+
+
+SOURCES = {str(i): {"index": i, "count": 4} for i in range(4)}
+NODES = {"a": {"0": SOURCES["0"], "1": SOURCES["1"]}, "b": {"2": SOURCES["2"]}, "c": {"3": SOURCES["3"]}}
+
+
+@pytest.fixture(scope="module")
+def undisturbed():
+    """What simulations of the same clients end with."""
+    found = {}
+    for kind in ("plain", "top_k"):
+        result = umbel.run(app_of(kind), on=umbel.Simulation(clients=4), seed=5, folder=None)
+        found[kind] = (result.model_sha256, {name: result.history.series(name) for name in result.history.names})
+    return found
+
+
+def live(tmp_path, seed, undisturbed, **settings):
+    kind = "top_k" if seed % 4 == 3 else "plain"
+    folder = tmp_path / str(seed)
+    folder.mkdir()
+    world = Deployment(app_of(kind), NODES, seed=seed, scratch=folder, **settings)
+    result = world.run(folder, seed=5)
+    sha, series = undisturbed[kind]
+    assert result.model_sha256 == sha, f"seed {seed}: {world.happened}"
+    assert {name: result.history.series(name) for name in result.history.names} == series, f"seed {seed}"
+    world.settle()
+    return world
+
+
+@pytest.mark.parametrize("batch", range(FIRST // BATCH, (FIRST + SEEDS) // BATCH))
+def test_whatever_happens_the_bits_are_those_of_the_simulation(tmp_path, batch, undisturbed):
+    for seed in range(batch * BATCH, batch * BATCH + BATCH):
+        live(tmp_path, seed, undisturbed)
+
+
+@pytest.mark.parametrize("batch", range(5))
+def test_so_are_they_with_everything_in_sqlite(tmp_path, batch, undisturbed):
+    for seed in range(10_000 + 10 * batch, 10_010 + 10 * batch):
+        world = live(
+            tmp_path,
+            seed,
+            undisturbed,
+            store=lambda seed=seed: SqlStore(tmp_path / f"{seed}.db"),
+            spool=lambda name, seed=seed: SqliteSpool(tmp_path / f"{seed}-{name}.db"),
+        )
+        world.close()
+
+
+def test_the_same_seed_gives_the_same_life(tmp_path, undisturbed):
+    lives = [live(tmp_path / name, 7, undisturbed) for name in ("one", "two") if not (tmp_path / name).mkdir()]
+    assert lives[0].happened == lives[1].happened
+    assert lives[0].time == lives[1].time
+
+
+def test_nothing_happens_without_faults(tmp_path, undisturbed):
+    world = live(tmp_path, 0, undisturbed, faults=QUIET)
+    assert world.happened == []
+
+
+def test_an_outage_of_the_server_expires_no_deadline(tmp_path):
+    app = app_of("plain")
+    app.strategy = umbel.FedAvg(cohort=4, window=umbel.Window(deadline=60.0))
+    world = Deployment(app, NODES, seed=1, faults=QUIET, scratch=tmp_path)
+    away = iter([True])
+
+    def watch(event):
+        if event.name == "ask_opened" and next(away, False):
+            world.keep_away("server", 100_000.0)
+
+    result = world.run(tmp_path, seed=5, observers=(watch,))
+    assert world.time > 100_000.0
+    assert [r for r in rounds_of(result) if r["dropped"]] == []
+
+
+def test_a_hospital_that_vanishes_does_not_hang_a_run(tmp_path):
+    world = Deployment(app_of("plain"), NODES, seed=2, faults=QUIET, stall=600.0, scratch=tmp_path)
+    told = []
+
+    def watch(event):
+        if event.name == "round_started" and event.round == 1:
+            world.keep_away("c", 10**6)
+        elif event.name in ("warned", "round_committed"):
+            told.append(event)
+
+    world.run(tmp_path, seed=5, observers=(watch,))
+    warned = [event for event in told if event.name == "warned"]
+    assert warned[0].client == 3
+    assert "no sign of life for 300 s (its node is not connected)" in warned[0].text
+    rounds = [event for event in told if event.name == "round_committed"]
+    assert len(rounds) == 2
+    assert rounds[0].dropped == 1
+    assert 600 <= world.time < 10**6
+
+
+def test_too_few_for_the_quorum_keeps_the_model(tmp_path):
+    app = app_of("plain")
+    app.strategy = umbel.FedAvg(cohort=4, window=umbel.Window(quorum=4))
+    app.max_failed_rounds = 2
+    world = Deployment(app, NODES, seed=3, faults=QUIET, stall=60.0, scratch=tmp_path)
+
+    def watch(event):
+        if event.name == "round_started":
+            world.keep_away("c", 10**6)
+
+    with pytest.raises(umbel.UmbelError, match="2 rounds in a row brought no update"):
+        world.run(tmp_path, seed=5, observers=(watch,))
+
+
+def test_asynchronous_rounds_survive_everything(tmp_path):
+    """Which answers come late is chance here; that nothing hangs, is lost or counted twice is not."""
+    for seed in range(60):
+        app = app_of("plain")
+        window = umbel.Window(in_flight=3, close_after=2, late="keep")
+        app.strategy = umbel.FedAvg(cohort=4, window=window, fold=umbel.mean())
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        world = Deployment(app, NODES, seed=seed, scratch=folder)
+        result = world.run(folder, seed=5)
+        assert result.rounds == 2
+        for r in rounds_of(result):
+            assert r["failed"] is None
+            assert r["clients"] >= 2
+
+
+def rounds_of(result):
+    lines = (result.folder / "events.jsonl").read_text().splitlines()
+    return [event for event in map(json.loads, lines) if event["event"] == "round_committed"]

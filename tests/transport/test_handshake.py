@@ -1,0 +1,283 @@
+"""The handshake: who gets in, and that nothing of it can be faked, changed or used again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from umbel.errors import ConnectionLost, PeerError, ProtocolError, Refused
+from umbel.transport import frames
+from umbel.transport.connection import Connection
+from umbel.transport.handshake import Handshakes, Identity, accept, introduce
+from umbel.transport.stream import Stream, pair
+from umbel.trust import identity
+from umbel.trust.identity import SigningKey
+from umbel.trust.tokens import Token
+from umbel.wire import messages as m
+
+KEY = SigningKey.new()
+TOKEN = Token.new()
+
+
+class Known:
+    """Lets in the node with KEY, and whoever has TOKEN."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def verify(self, hello: m.Hello, challenge: m.Challenge, transcript: bytes, proof: m.Proof) -> Identity:
+        self.asked += 1
+        if hello.role == m.ROLE_NODE:
+            if not identity.check_node(hello.key, transcript, proof.signature):
+                raise Refused("a wrong signature", m.CODE_UNAUTHENTICATED)
+            if hello.key != KEY.public:
+                raise Refused("wait for approval", m.CODE_NOT_APPROVED, retry=True)
+            return Identity(hello.role, identity.node_id(hello.key), hello.name, hello)
+        if hello.token != TOKEN.id or not identity.check_seal(TOKEN.digest, transcript, proof.seal):
+            raise Refused("a wrong token", m.CODE_UNAUTHENTICATED)
+        return Identity(hello.role, hello.token, hello.name, hello)
+
+
+class Signs:
+    def __init__(self, key: SigningKey) -> None:
+        self.key = key
+
+    def proof(self, transcript: bytes) -> m.Proof:
+        return m.Proof(signature=identity.sign_node(self.key, transcript))
+
+
+class Seals:
+    def __init__(self, digest: bytes) -> None:
+        self.digest = digest
+
+    def proof(self, transcript: bytes) -> m.Proof:
+        return m.Proof(seal=identity.seal(self.digest, transcript))
+
+
+def node(key: SigningKey = KEY) -> m.Hello:
+    return m.Hello(role=m.ROLE_NODE, name="north", key=key.public, clients=["a"])
+
+
+def run_hello() -> m.Hello:
+    return m.Hello(role=m.ROLE_RUN, name="run", token=TOKEN.id)
+
+
+async def meeting(
+    hello: m.Hello, prover: Any, wrap: Callable[[Stream], Stream] = lambda s: s, **options: Any
+) -> tuple[Any, Any, Connection, Connection]:
+    """What both sides make of it, and their connections."""
+    one, other = pair()
+    client, server = Connection(wrap(one), grace=1), Connection(other, grace=1)
+    found = await asyncio.gather(
+        introduce(client, prover, hello), accept(server, Known(), server="s", **options), return_exceptions=True
+    )
+    return found[0], found[1], client, server
+
+
+async def part(*connections: Connection) -> None:
+    await asyncio.gather(*(connection.close() for connection in connections))
+
+
+def test_a_node_and_a_run_get_in() -> None:
+    async def main(hello: m.Hello, prover: Any, mine: m.Message, theirs: m.Message) -> None:
+        limits = m.Limits(chunk_bytes=1000, idle_seconds=7)
+        welcome, who, client, server = await meeting(hello, prover, limits=limits, same_machine=lambda who: True)
+        assert welcome.same_machine
+        assert welcome.id == who.id
+        assert (who.name, who.role) == (hello.name, hello.role)
+        assert client.limits == server.limits == welcome.limits
+        assert (client.limits.chunk_bytes, client.limits.idle_seconds) == (1000, 7)
+        assert client.limits.frame_bytes == frames.FRAME_BYTES  # what is not set is the standard
+        client.post(mine)
+        server.post(theirs)
+        assert await server.receive() == [mine]
+        assert await client.receive() == [theirs]
+        client.post(m.Message(welcome=welcome))
+        with pytest.raises(ProtocolError):
+            await server.receive()
+        await part(client, server)
+
+    task, result = m.Message(task=m.Task(run="r")), m.Message(result=m.Result(run="r"))
+    asyncio.run(main(node(), Signs(KEY), result, task))
+    asyncio.run(main(run_hello(), Seals(TOKEN.digest), task, result))
+
+
+@pytest.mark.parametrize(
+    ("hello", "prover", "code"),
+    [
+        (node(), Signs(SigningKey.new()), m.CODE_UNAUTHENTICATED),
+        (node(other := SigningKey.new()), Signs(other), m.CODE_NOT_APPROVED),
+        (run_hello(), Seals(bytes(32)), m.CODE_UNAUTHENTICATED),
+        (m.Hello(role=m.ROLE_RUN, name="x", token="who"), Seals(TOKEN.digest), m.CODE_UNAUTHENTICATED),
+        (m.Hello(role=m.ROLE_NODE, name="x", key=b"short"), Signs(KEY), m.CODE_MALFORMED),
+        (m.Hello(name="x"), Signs(KEY), m.CODE_MALFORMED),
+    ],
+)
+def test_others_do_not(hello: m.Hello, prover: Any, code: int) -> None:
+    async def main() -> None:
+        told, raised, client, server = await meeting(hello, prover)
+        assert isinstance(told, Refused)
+        assert isinstance(raised, PeerError)
+        assert told.code == raised.code == code
+        assert told.retry == (code == m.CODE_NOT_APPROVED)
+        assert client.closed
+        assert server.closed
+        await part(client, server)
+
+    asyncio.run(main())
+
+
+async def talk(stream: Stream, *messages: bytes, number: int = 1) -> list[m.Message]:
+    """Send frames of one message each, then read until the end."""
+    for place, message in enumerate(messages, number):
+        await stream.send(frames.frame(place, [(message,)]))
+    await stream.finish()
+    said: list[m.Message] = []
+    count = number - 1
+    while (data := await stream.receive()) is not None:
+        count += 1
+        said += frames.read(data, count, frames.standard_limits())
+    return said
+
+
+def hello_bytes(**changes: Any) -> bytes:
+    hello = node()
+    hello.MergeFrom(m.Hello(version=m.Version(least=1, most=1), nonce=bytes(32)))
+    hello.MergeFrom(m.Hello(**changes))
+    return hello.SerializeToString()
+
+
+def test_a_proof_from_another_handshake_is_worth_nothing() -> None:
+    async def main() -> None:
+        hello = hello_bytes()
+        proofs = []
+        for _ in range(2):
+            one, other = pair()
+            server = Connection(other, grace=1)
+            accepting = asyncio.create_task(accept(server, Known()))
+            await one.send(frames.frame(1, [(frames.message("hello", hello),)]))
+            data = await one.receive()
+            assert data is not None
+            transcript = identity.transcript(hello, frames.raw_body(data))
+            proofs.append(m.Proof(signature=identity.sign_node(KEY, transcript)))
+            proof = m.Message(proof=proofs[0]).SerializeToString()
+            await one.send(frames.frame(2, [(proof,)]))
+            if len(proofs) == 1:
+                assert (await accepting).name == "north"
+            else:
+                with pytest.raises(Refused, match="wrong signature"):
+                    await accepting
+            await part(server)
+            await one.close()
+
+    asyncio.run(main())
+
+
+def test_what_is_changed_on_the_way_is_noticed() -> None:
+    class Meddler:
+        def __init__(self, stream: Stream) -> None:
+            self.peer, self.receive, self.finish, self.close = (
+                stream.peer, stream.receive, stream.finish, stream.close,
+            )  # fmt: skip
+            self._stream = stream
+
+        async def send(self, data: bytes) -> None:
+            await self._stream.send(data.replace(b"north", b"south"))
+
+    async def main() -> None:
+        told, raised, client, server = await meeting(node(), Signs(KEY), Meddler)
+        assert told.code == raised.code == m.CODE_UNAUTHENTICATED
+        await part(client, server)
+
+    asyncio.run(main())
+
+
+def test_no_version_in_common() -> None:
+    async def main() -> None:
+        one, other = pair()
+        server = Connection(other, grace=1)
+        accepting = asyncio.create_task(accept(server, Known()))
+        said = await talk(one, frames.message("hello", hello_bytes(version=m.Version(least=2, most=3))))
+        assert [x.problem.code for x in said] == [m.CODE_VERSION]
+        with pytest.raises(Refused):
+            await accepting
+        await one.close()
+
+        one, other = pair()
+        client = Connection(one, grace=1)
+        introducing = asyncio.create_task(introduce(client, Signs(KEY), node()))
+        await other.receive()
+        challenge = m.Message(challenge=m.Challenge(version=7, nonce=bytes(32)))
+        await other.send(frames.frame(1, [(challenge.SerializeToString(),)]))
+        with pytest.raises(ProtocolError, match="version 7"):
+            await introducing
+        await other.close()
+
+    asyncio.run(main())
+
+
+def test_it_has_to_be_over_in_time_and_not_too_many_at_once() -> None:
+    async def main() -> None:
+        one, other = pair()
+        server = Connection(other, grace=1)
+        with pytest.raises(ConnectionLost, match="took more than"):
+            await accept(server, Known(), seconds=0.01)
+        assert [x.problem.code for x in await talk(one)] == [m.CODE_TOO_SLOW]
+
+        handshakes = Handshakes(most=1)
+        waiting = Connection(pair()[1], grace=1)
+        pending = asyncio.create_task(accept(waiting, Known(), handshakes=handshakes))
+        await asyncio.sleep(0)
+        told, raised, client, server = await meeting(node(), Signs(KEY), handshakes=handshakes)
+        assert told.code == raised.code == m.CODE_BUSY
+        assert told.retry
+        await waiting.close()
+        with pytest.raises(ConnectionLost):
+            await pending
+        assert handshakes.pending == 0
+        await part(client, server)
+
+    asyncio.run(main())
+
+
+bodies = st.one_of(
+    st.builds(lambda: frames.message("hello", hello_bytes())),
+    st.builds(lambda n: frames.message("hello", hello_bytes(nonce=bytes(n))), st.integers(0, 3)),
+    st.builds(lambda s: m.Message(proof=m.Proof(signature=s)).SerializeToString(), st.binary(max_size=70)),
+    st.sampled_from(
+        [
+            m.Message(ping=m.Ping(id=1)).SerializeToString(),
+            m.Message(result=m.Result(run="r")).SerializeToString(),
+            m.Message(welcome=m.Welcome(id="me")).SerializeToString(),
+            frames.message("hello", bytes(300_000)),
+            b"",
+        ]
+    ),
+    st.binary(max_size=40),
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.lists(bodies, min_size=1, max_size=4), st.booleans())
+def test_nobody_gets_in_by_odd_messages(sequence: list[bytes], together: bool) -> None:
+    async def main() -> None:
+        one, other = pair()
+        server = Connection(other, grace=1)
+        accepting = asyncio.create_task(accept(server, verifier := Known(), seconds=5))
+        if together:
+            sequence[0] = b"".join(sequence)
+            del sequence[1:]
+        said = await talk(one, *sequence)
+        with pytest.raises(PeerError):
+            await accepting
+        assert server.closed
+        assert verifier.asked <= 1
+        assert not any(x.HasField("welcome") for x in said)
+        await one.close()
+
+    asyncio.run(main())
