@@ -1,7 +1,7 @@
 # The README's first two commands come first. All that they install goes into the folder .venv.
 .SILENT:
 .DELETE_ON_ERROR:
-.PHONY: demo test check proto bench bench-peers data clean help
+.PHONY: demo test check soak proto bench bench-peers data clean help
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -13,6 +13,9 @@ PYTEST ?= -n 2
 # What Umbel is measured beside, and options of that, such as: make bench-peers BENCH_PEERS="--quick cnn"
 PEERS := flwr pfl
 BENCH_PEERS ?=
+# How many seeds `make soak` goes through, and which is the first.
+SOAK ?= 20000
+FROM ?= 100000
 
 demo: $(VENV)/demo-ready ## train a small CNN on 100 clients' images, and draw what came out
 	mkdir -p $(RUNS)
@@ -40,6 +43,9 @@ proto: $(VENV)/dev-ready ## compile the protocol's schema anew, and write its ty
 	mv $(WIRE)/umbel/v1alpha/umbel_pb2.pyi $(WIRE)/messages.pyi
 	rmdir -p $(WIRE)/umbel/v1alpha 2> /dev/null || true
 	$(BIN)/python proto/make_vectors.py
+
+soak: $(VENV)/dev-ready ## live through SOAK further lives of a whole deployment, from the seed FROM on; a failing seed replays exactly
+	UMBEL_SOAK=$(SOAK) UMBEL_SOAK_FROM=$(FROM) $(BIN)/python -m pytest $(PYTEST) tests/testing/test_deployment.py -k whatever
 
 bench: $(VENV)/dev-ready ## measure, and print what was measured beside what was aimed at
 	$(BIN)/python -m benchmarks

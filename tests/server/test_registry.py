@@ -130,7 +130,7 @@ def test_a_token_of_one_kind_is_not_good_for_another(office):
         office.refused(m.CODE_UNAUTHENTICATED, office.node, KEY, token)
     for token in (join, run):
         office.refused(m.CODE_UNAUTHENTICATED, office.holder, m.ROLE_OPERATOR, token)
-    for token in (join, admin):
+    for token in (join, Token(run.id, admin.secret)):
         office.refused(m.CODE_UNAUTHENTICATED, office.holder, m.ROLE_RUN, token)
 
 
@@ -325,3 +325,30 @@ def test_no_secret_is_kept(office):
     for token in tokens:
         assert token.secret not in kept
         assert token.secret not in repr(office.registry.audit())
+
+
+def test_an_operator_may_drive_a_run_of_their_own():
+    office = Office()
+    ann, bob = (office.registry.grant("x", name, "run") for name in ("ann", "bob"))
+    watcher = office.registry.grant("x", "eve", "read")
+    identity = office.holder(m.ROLE_RUN, ann)
+    assert (identity.role, identity.id, identity.name) == (m.ROLE_RUN, "somebody", "ann")
+    assert "not bob's" in office.refused(m.CODE_NOT_ALLOWED, office.holder, m.ROLE_RUN, bob)
+    assert "starts no runs" in office.refused(m.CODE_NOT_ALLOWED, office.holder, m.ROLE_RUN, watcher)
+    office.store.put("runs", {"id": "somebody", "owner": "ann"})
+    office.restart()
+    assert office.holder(m.ROLE_RUN, ann).id == "somebody"
+    assert "not bob's" in office.refused(m.CODE_NOT_ALLOWED, office.holder, m.ROLE_RUN, bob)
+    office.store.put("runs", {"id": "somebody", "submission": {"client": {}}})  # the server drives it
+    office.restart()
+    office.refused(m.CODE_NOT_ALLOWED, office.holder, m.ROLE_RUN, ann)
+    assert [row["who"] for row in office.registry.audit() if row["did"] == "runs.drive"] == ["ann", "ann"]
+
+
+def test_an_operators_token_is_known_again_by_its_role():
+    office = Office()
+    token = office.registry.grant("x", "ann", "admin")
+    assert office.registry.holds(token, "admin")
+    assert not office.registry.holds(token, "run")
+    assert not office.registry.holds(Token(token.id, Token.new().secret), "admin")
+    assert not office.registry.holds(Token.new(), "admin")

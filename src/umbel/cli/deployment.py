@@ -55,25 +55,34 @@ def server(
         serve(settings(dir, listen, http, name or [], insecure, force_insecure, quota))
 
 
+Allow = Annotated[
+    list[str] | None,
+    typer.Option("--allow", metavar="AUTHOR|HASH", help="Run what this author signed, or this archive. Repeatable."),
+]
+PolicyFile = Annotated[
+    Path | None, typer.Option("--policy", metavar="FILE", help="What this node does and what not, as TOML or JSON.")
+]
+Source = Annotated[
+    list[str] | None,
+    typer.Option("--source", metavar="KEY=VALUE", help="Where the client's data is: what its code gets. Repeatable."),
+]
+ClientsFile = Annotated[
+    Path | None,
+    typer.Option("--clients", metavar="FILE", help="Several clients: TOML or JSON, names to sources."),
+]
+
+
 def node(
     server: Annotated[
         str, typer.Argument(metavar="SERVER", help="HOST:PORT of the server, or the text of an invitation.")
     ],
     join: Annotated[str | None, typer.Option("--join", metavar="TEXT", help="The text of an invitation.")] = None,
-    source: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--source", metavar="KEY=VALUE", help="Where the client's data is: what its code gets. Repeatable."
-        ),
-    ] = None,
+    source: Source = None,
     name: Annotated[
         str | None, typer.Option("--name", metavar="NAME", help="What the node, and its client, is called.")
     ] = None,
     slots: Annotated[int, typer.Option("--slots", metavar="N", min=1, help="So many tasks at once.")] = 1,
-    clients: Annotated[
-        Path | None,
-        typer.Option("--clients", metavar="FILE", help="Several clients: TOML or JSON, names to sources."),
-    ] = None,
+    clients: ClientsFile = None,
     dir: Annotated[
         Path | None, typer.Option("--dir", metavar="DIR", help="Where its key, its results and its state are kept.")
     ] = None,
@@ -83,15 +92,8 @@ def node(
     listen: Annotated[
         str | None, typer.Option("--listen", metavar="ADDR", help="With --relay: where the nodes below connect.")
     ] = None,
-    allow: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--allow", metavar="AUTHOR|HASH", help="Run what this author signed, or this archive. Repeatable."
-        ),
-    ] = None,
-    policy: Annotated[
-        Path | None, typer.Option("--policy", metavar="FILE", help="What this node does and what not, as TOML or JSON.")
-    ] = None,
+    allow: Allow = None,
+    policy: PolicyFile = None,
     ask: Annotated[bool, typer.Option("--ask", help="Ask here before the code of a run is run.")] = False,
     insecure: Annotated[bool, typer.Option("--insecure", help="Without TLS; only on this machine.")] = False,
     debug: Debug = False,

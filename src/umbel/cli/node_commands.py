@@ -225,10 +225,14 @@ async def _line_typed() -> str:
     loop = asyncio.get_running_loop()
     typed: asyncio.Future[str] = loop.create_future()
 
+    def tell(text: str) -> None:
+        if not typed.done():
+            typed.set_result(text)
+
     def read() -> None:
         text = sys.stdin.readline()
         with suppress(RuntimeError):  # nobody waits for it any more
-            loop.call_soon_threadsafe(lambda: typed.done() or typed.set_result(text))
+            loop.call_soon_threadsafe(tell, text)
 
     threading.Thread(target=read, daemon=True).start()
     return await typed

@@ -78,56 +78,65 @@ def new(
         new(name, framework.value)
 
 
+App = Annotated[
+    str, typer.Argument(metavar="APP", help="A Python file with an umbel.App; FILE:NAME if it has several.")
+]
+Clients = Annotated[
+    int | None,
+    typer.Option("--clients", metavar="N", min=1, help="Simulate N clients; the app's federation by default."),
+]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Same seed, same software, same machine: same model.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change a setting: a key of the app's config, 'rounds', or 'strategy.*' such as strategy.cohort=20. "
+        "Can be repeated.",
+    ),
+]
+Init = Annotated[
+    Path | None, typer.Option("--init", metavar="FILE", help="Begin with this model: an export or a checkpoint.")
+]
+Devices = Annotated[
+    str | None,
+    typer.Option(
+        "--devices",
+        metavar="FLEET",
+        help="Simulate devices in virtual time: phones, boards, workstations, or a CSV file.",
+    ),
+]
+Work = Annotated[
+    float | None,
+    typer.Option("--work", metavar="S", help="Seconds that a task takes on a device of speed 1; 1 by default."),
+]
+Plan = Annotated[bool, typer.Option("--plan", help="Train one client only, and say what the whole run would take.")]
+RunOn = Annotated[
+    str | None,
+    typer.Option("--on", metavar="HOST:PORT", help="Run it on this server's nodes, instead of a simulation."),
+]
+Only = Annotated[
+    list[str] | None,
+    typer.Option("--only", metavar="CLIENT", help="With --on: this client belongs to the run; all by default."),
+]
+Detach = Annotated[bool, typer.Option("--detach", help="With --on: do not follow the run.")]
+
+
 @program.command()
 def run(
-    app: Annotated[
-        str, typer.Argument(metavar="APP", help="A Python file with an umbel.App; FILE:NAME if it has several.")
-    ],
-    clients: Annotated[
-        int | None,
-        typer.Option("--clients", metavar="N", min=1, help="Simulate N clients; the app's federation by default."),
-    ] = None,
+    app: App,
+    clients: Clients = None,
     rounds: Rounds = None,
-    seed: Annotated[
-        int, typer.Option("--seed", metavar="N", help="Same seed, same software, same machine: same model.")
-    ] = 0,
-    set: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Change a setting: a key of the app's config, 'rounds', or 'strategy.*' such as strategy.cohort=20. "
-            "Can be repeated.",
-        ),
-    ] = None,
-    init: Annotated[
-        Path | None, typer.Option("--init", metavar="FILE", help="Begin with this model: an export or a checkpoint.")
-    ] = None,
+    seed: Seed = 0,
+    set: Settings = None,
+    init: Init = None,
     workers: Workers = None,
-    devices: Annotated[
-        str | None,
-        typer.Option(
-            "--devices",
-            metavar="FLEET",
-            help="Simulate devices in virtual time: phones, boards, workstations, or a CSV file.",
-        ),
-    ] = None,
-    work: Annotated[
-        float | None,
-        typer.Option("--work", metavar="S", help="Seconds that a task takes on a device of speed 1; 1 by default."),
-    ] = None,
-    plan: Annotated[
-        bool, typer.Option("--plan", help="Train one client only, and say what the whole run would take.")
-    ] = False,
-    on: Annotated[
-        str | None,
-        typer.Option("--on", metavar="HOST:PORT", help="Run it on this server's nodes, instead of a simulation."),
-    ] = None,
-    only: Annotated[
-        list[str] | None,
-        typer.Option("--only", metavar="CLIENT", help="With --on: this client belongs to the run; all by default."),
-    ] = None,
-    detach: Annotated[bool, typer.Option("--detach", help="With --on: do not follow the run.")] = False,
+    devices: Devices = None,
+    work: Work = None,
+    plan: Plan = False,
+    on: RunOn = None,
+    only: Only = None,
+    detach: Detach = False,
     token: Token = None,
     json: Json = False,
     folder: Folder = RUNS,
@@ -178,7 +187,7 @@ def resume(
     workers: Workers = None,
     on: On = None,
     token: Token = None,
-    detach: Annotated[bool, typer.Option("--detach", help="With --on: do not follow the run.")] = False,
+    detach: Detach = False,
     json: Json = False,
     folder: Folder = RUNS,
     debug: Debug = False,

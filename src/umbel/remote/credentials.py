@@ -104,6 +104,12 @@ def write_own(folder: Path, credentials: Credentials) -> None:
     _write(folder / OPERATOR, {"address": canonical(credentials.address), "token": credentials.line})
 
 
+def own_token(folder: Path) -> Token | None:
+    """The token that a server has left in its folder, if it has. Raises `SettingError` where the file is damaged."""
+    found = _own(folder)
+    return None if found is None else found.token
+
+
 def _own(folder: Path) -> Credentials | None:
     found = _read(folder / OPERATOR)
     if not found:

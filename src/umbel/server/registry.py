@@ -31,6 +31,7 @@ KEPT = 7 * 86400.0
 """For so many seconds a join token that is over is known still, to say why it is not good."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_RUN = re.compile(r"[A-Za-z0-9._-]{1,200}")
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Registry:
         self._records = store.greatest("audit")
         self._nothing = secrets.token_bytes(32)
         self._minute, self._refused = -1, 0
+        self._driven: dict[str, str] = {}
 
     # Nodes
 
@@ -146,6 +148,11 @@ class Registry:
                 return str(row["token"])
         raise SettingError(f"there is no operator {name!r:.80}", hint="`umbel operators ls` lists them.")
 
+    def holds(self, token: Token, role: str) -> bool:
+        """Whether a token is that of an operator with this role."""
+        row = self._tokens.get(token.id)
+        return row is not None and (row["kind"], row["role"], row["digest"]) == ("operator", role, token.digest)
+
     def may(self, identity: Identity, role: str) -> bool:
         """Whether an operator who is connected may, now, do what takes this role."""
         row = self._tokens.get(identity.id)
@@ -184,9 +191,29 @@ class Registry:
             self._put_token({**row, "used_at": self._clock()})
             return Identity(role=hello.role, id=row["id"], name=row["name"], hello=hello)
         if hello.role == m.ROLE_RUN:
+            return self._verify_run(hello, transcript, proof)
+        raise self._refusal(hello, m.CODE_MALFORMED, "a hello says whether it is a node's, a run's or an operator's")
+
+    def _verify_run(self, hello: m.Hello, transcript: bytes, proof: m.Proof) -> Identity:
+        """A run by its own token, or by that of an operator whose program drives it."""
+        known = self._tokens.get(hello.token)
+        if known is None or known["kind"] != "operator":
             row = self._verify_token(hello, "run", transcript, proof)
             return Identity(role=hello.role, id=row["run"], name=row["run"], hello=hello)
-        raise self._refusal(hello, m.CODE_MALFORMED, "a hello says whether it is a node's, a run's or an operator's")
+        row = self._verify_token(hello, "operator", transcript, proof)
+        run, name = hello.name, str(row["name"])
+        if not _RUN.fullmatch(run):
+            raise self._refusal(hello, m.CODE_MALFORMED, f"{run!r:.80} cannot be a run's id")
+        if OPERATOR_ROLES.index(row["role"]) < OPERATOR_ROLES.index("run"):
+            raise self._refusal(hello, m.CODE_NOT_ALLOWED, f"{name} has the role {row['role']}, which starts no runs")
+        for found in self._store.rows("runs", id=run):
+            if found["owner"] != name or found["submission"] is not None:
+                raise self._refusal(hello, m.CODE_NOT_ALLOWED, f"run {run} is not {name}'s to drive")
+        if self._driven.setdefault(run, name) != name:  # of another, and not in the store yet
+            raise self._refusal(hello, m.CODE_NOT_ALLOWED, f"run {run} is not {name}'s to drive")
+        self._put_token({**row, "used_at": self._clock()})
+        self.record(name, "runs.drive", run=run)
+        return Identity(role=hello.role, id=run, name=name, hello=hello)
 
     def _verify_node(self, hello: m.Hello, transcript: bytes, proof: m.Proof) -> Identity:
         key = bytes(hello.key)

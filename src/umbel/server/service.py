@@ -21,7 +21,7 @@ from typing import Any
 
 from ..errors import ConnectionLost, CorruptFile, PeerError, Refused, SettingError, StorageError
 from ..remote.addresses import host_and_port
-from ..remote.credentials import Credentials, write_own
+from ..remote.credentials import Credentials, own_token, write_own
 from ..store.blobs import Blobs
 from ..store.records import Row
 from ..store.sql import SqlStore
@@ -185,7 +185,11 @@ class Service:
         self.store.close()
 
     def _own_token(self) -> Token:
-        """What operators on this machine use; each start makes it anew."""
+        """What operators on this machine use: the one that is in the server's folder already, if it is good still."""
+        with suppress(SettingError):
+            kept = own_token(self.root)
+            if kept is not None and self.registry.holds(kept, "admin"):
+                return kept
         with suppress(SettingError):
             self.registry.remove_operator("server", "local")
         return self.registry.grant("server", "local", "admin")

@@ -1,0 +1,476 @@
+"""Blobs over connections: whole or resumed, shared fairly, within credit and quota, and never from whom they are not due."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from umbel.errors import ConnectionLost, CorruptFile, PeerError, ProtocolError, Refused, StorageError
+from umbel.randomness import Key
+from umbel.store.blobs import Blobs
+from umbel.testing import FaultPlan, Proxy
+from umbel.transport import frames, grpc
+from umbel.transport.connection import Connection
+from umbel.transport.exchange import Depot, Exchange
+from umbel.transport.stream import Stream, pair
+from umbel.wire import messages as m
+
+
+def data_of(size: int, seed: int = 0) -> bytes:
+    return Key.from_seed(seed).draws().words(size // 8 + 1).tobytes()[:size]
+
+
+def everything(run: str, blob: m.Blob) -> bool:
+    return True
+
+
+class Side:
+    """One end: its connection, blobs and exchange, and a task that reads for ever."""
+
+    def __init__(self, stream: Stream, blobs: Blobs | Depot, limits: m.Limits | None = None, **settings: Any) -> None:
+        self.connection = Connection(stream, grace=0.5, limits=limits)
+        may_read = settings.pop("may_read", everything)
+        self.exchange = Exchange(self.connection, blobs, may_read, **settings)
+        self.seen: list[m.Message] = []
+        self.end: PeerError | None = None
+        self.reading = asyncio.create_task(self.read())
+
+    async def read(self) -> None:
+        try:
+            async for message in self.connection.messages():
+                self.seen.append(message)
+        except PeerError as error:
+            self.end = error
+
+    async def close(self) -> None:
+        await self.connection.close()
+        await self.reading
+        await self.exchange.close()
+
+
+def small(chunk: int) -> m.Limits:
+    limits = frames.standard_limits()
+    limits.chunk_bytes = chunk
+    return limits
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    return tmp_path / "here", tmp_path / "there"
+
+
+async def sides(here: Any, there: Any, **settings: Any) -> tuple[Side, Side]:
+    one, other = pair()
+    return Side(one, here, **settings), Side(other, there, **settings)
+
+
+def test_blobs_of_all_sizes_arrive(folders: tuple[Path, Path]) -> None:
+    async def main() -> None:
+        here, there = map(Blobs, folders)
+        a, b = await sides(here, there)
+        steps: list[int] = []
+        for size in (0, 1, 65_536, 100_001, 3 << 20):
+            data = data_of(size, size)
+            blob = there.put(data)
+            path = await a.exchange.fetch(blob, "run", progress=steps.append)
+            assert path.read_bytes() == data
+            assert await a.exchange.fetch(blob) == path
+        assert steps[-1] == 3 << 20
+        assert a.seen == b.seen == []
+        await a.close()
+        await b.close()
+
+    asyncio.run(main())
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.integers(0, 12_000), max_size=4), st.integers(0, 3))
+def test_a_cut_at_any_byte_and_it_goes_on_where_it_was(cuts: list[int], seed: int) -> None:
+    async def main(folder: Path) -> None:
+        here, there = Blobs(folder / "here"), Blobs(folder / "there")
+        data = data_of(10_000, seed)
+        blob = there.put(data)
+        had = 0
+        for cut in cuts:
+            one, other = pair()
+            plan = FaultPlan(seed, cut_after=cut)
+            a, b = Side(one, here), Side(plan.wrap(other), there, small(500))
+            first: list[int] = []
+            try:
+                await a.exchange.fetch(blob, progress=first.append)
+            except ConnectionLost:
+                pass
+            else:
+                assert cut >= 10_000 - had or first == []
+            assert not first or first[0] > had  # what was there is not sent again
+            had = first[-1] if first else had
+            await a.close()
+            await b.close()
+        a, b = await sides(here, there)
+        path = await a.exchange.fetch(blob)
+        assert path.read_bytes() == data
+        assert b.connection.sent.bytes <= 10_000 - had + 500
+        await a.close()
+        await b.close()
+
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(main(Path(folder)))
+
+
+def test_several_at_once_get_their_share_and_small_messages_pass(folders: tuple[Path, Path]) -> None:
+    async def main() -> None:
+        here, there = map(Blobs, folders)
+        blobs = [there.put(data_of(400_000, i)) for i in range(4)]
+        limits = small(4000)
+        a, b = await sides(here, there, limits=limits)
+        order: list[int] = []
+        asked = asyncio.Event()
+
+        def watch(place: int) -> Callable[[int], None]:
+            def step(offset: int) -> None:
+                order.append(place)
+                if len(order) == 20:
+                    b.connection.post(m.Message(log_event=m.LogEvent(number=1)))
+                    asked.set()
+
+            return step
+
+        fetches = [asyncio.create_task(a.exchange.fetch(x, progress=watch(i))) for i, x in enumerate(blobs)]
+        await asked.wait()
+        while not a.seen:
+            await asyncio.sleep(0)
+        assert len(order) < 200  # of more than 400
+        await asyncio.gather(*fetches)
+        assert {place for place in order[:60]} == {0, 1, 2, 3}
+        await a.close()
+        await b.close()
+
+    asyncio.run(main())
+
+
+def test_those_who_want_the_same_blob_share_it(folders: tuple[Path, Path]) -> None:
+    async def main() -> None:
+        here, there = map(Blobs, folders)
+        blob = there.put(data_of(200_000))
+        a, b = await sides(here, there)
+        paths = await asyncio.gather(*(a.exchange.fetch(blob) for _ in range(5)))
+        assert len(set(paths)) == 1
+        assert b.connection.sent.bytes < 201_000
+        await a.close()
+        await b.close()
+
+    asyncio.run(main())
+
+
+def test_what_was_not_granted_or_is_gone_is_not_to_be_had(folders: tuple[Path, Path]) -> None:
+    async def main() -> None:
+        here, there = map(Blobs, folders)
+        depot = Depot(there)
+        blob, other = there.put(b"secret"), m.Blob(sha256=bytes(32), size=5)
+        one, two = pair()
+        a = Side(one, here)
+        b = Side(two, depot, may_read=lambda run, blob: run == "mine")
+        with pytest.raises(Refused, match="not given"):
+            await a.exchange.fetch(blob, "other")
+        assert (await a.exchange.fetch(blob, "mine")).read_bytes() == b"secret"
+        waiting = asyncio.create_task(a.exchange.fetch(other, "mine"))
+        while not b.exchange._serving:
+            await asyncio.sleep(0)
+        depot.settled(other.sha256)
+        with pytest.raises(Refused, match="gone"):
+            await waiting
+        lying = m.Blob(sha256=blob.sha256, size=7)
+        (folders[0] / blob.sha256.hex()[:2] / blob.sha256.hex()).unlink()
+        with pytest.raises(Refused, match="another size"):
+            await a.exchange.fetch(lying, "mine")
+        await a.close()
+        await b.close()
+
+    asyncio.run(main())
+
+
+def test_a_want_waits_for_what_is_still_to_come(folders: tuple[Path, Path]) -> None:
+    async def main() -> None:
+        here, there = map(Blobs, folders)
+        depot = Depot(there)
+        data = data_of(100_000)
+        blob = Blobs(folders[0] / "elsewhere").put(data)
+        a, b = await sides(here, depot)
+        fetch = asyncio.create_task(a.exchange.fetch(blob))
+        while not b.exchange._serving:
+            await asyncio.sleep(0)
+        there.put(data)
+        depot.settled(blob.sha256)
+        assert (await fetch).read_bytes() == data
+        await a.close()
+        await b.close()
+
+    asyncio.run(main())
+
+
+def test_a_full_quota_waits_and_goes_on_when_there_is_room(folders: tuple[Path, Path]) -> None:
+    async def main() -> None:
+        here, there = Blobs(folders[0], quota=150_000), Blobs(folders[1])
+        depot = Depot(here)
+        old = here.put(data_of(100_000, 1))
+        here.hold(old.sha256, "somebody")
+        blobs = [there.put(data_of(100_000, i)) for i in (2, 3)]
+        little = there.put(data_of(10_000, 4))
+        a, b = await sides(depot, there)
+        fetches = [asyncio.create_task(a.exchange.fetch(blob)) for blob in blobs]
+        here.hold(blobs[0].sha256, "somebody")
+        await a.exchange.fetch(little)  # there is room for this one
+        assert not any(fetch.done() for fetch in fetches)
+        assert here.used <= 150_000
+        here.release("somebody")
+        here.collect()
+        depot.freed()
+        await asyncio.wait(fetches, return_when=asyncio.FIRST_COMPLETED)
+        assert sum(fetch.done() for fetch in fetches) == 1
+        assert here.used <= 150_000
+        here.collect()
+        depot.freed()
+        await asyncio.gather(*fetches)
+        blob = there.put(data_of(140_000, 5))
+        never = asyncio.create_task(a.exchange.fetch(blob))
+        await asyncio.sleep(0)
+        await b.close()
+        with pytest.raises(ConnectionLost):
+            await never
+        await a.close()
+
+    asyncio.run(main())
+
+
+def test_a_fetch_that_is_given_up_stops_and_can_be_begun_again(folders: tuple[Path, Path]) -> None:
+    async def main() -> None:
+        here, there = map(Blobs, folders)
+        data = data_of(1_000_000)
+        blob = there.put(data)
+        a, b = await sides(here, there, limits=small(5000), window=20_000)
+        started = asyncio.Event()
+        fetch = asyncio.create_task(a.exchange.fetch(blob, progress=lambda offset: started.set()))
+        await started.wait()
+        fetch.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await fetch
+        assert (await a.exchange.fetch(blob)).read_bytes() == data
+        assert not b.exchange._serving
+        assert a.end is None
+        assert b.end is None
+        await a.close()
+        await b.close()
+
+    asyncio.run(main())
+
+
+def test_what_came_is_checked(folders: tuple[Path, Path]) -> None:
+    async def main() -> None:
+        here, there = map(Blobs, folders)
+        blob = there.put(data_of(50_000))
+        path = there.path(blob.sha256)
+        assert path is not None
+        path.chmod(0o600)
+        path.write_bytes(data_of(50_000, 9))
+        a, b = await sides(here, there)
+        with pytest.raises(CorruptFile):
+            await a.exchange.fetch(blob)
+        assert here.path(blob.sha256) is None
+        assert here.used == 0
+        await a.close()
+        await b.close()
+
+    asyncio.run(main())
+
+
+def test_a_full_disk_is_told_to_whoever_fetches(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        here, there = map(Blobs, folders)
+        blob = there.put(data_of(50_000))
+
+        def part(*args: object) -> Any:
+            raise StorageError("no space left")
+
+        a, b = await sides(here, there)
+        monkeypatch.setattr(here, "part", part)
+        with pytest.raises(StorageError):
+            await a.exchange.fetch(blob)
+        monkeypatch.undo()
+        assert (await a.exchange.fetch(blob)).exists()
+        await a.close()
+        await b.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("lends", [True, False])
+def test_on_one_machine_files_are_linked_where_that_is_allowed(folders: tuple[Path, Path], lends: bool) -> None:
+    async def main() -> None:
+        here, there = map(Blobs, folders)
+        data = data_of(300_000)
+        blob = there.put(data)
+        one, other = pair()
+        a = Side(one, here, same_machine=True)
+        b = Side(other, Depot(there, lends_below=folders[0] if lends else folders[1]))
+        path = await a.exchange.fetch(blob)
+        assert path.read_bytes() == data
+        there_path = there.path(blob.sha256)
+        assert there_path is not None
+        assert (b.connection.sent.bytes < 1000) == lends
+        assert path.samefile(there_path) == lends
+        assert list((folders[0] / "partial").iterdir()) == []
+        await a.close()
+        await b.close()
+
+    asyncio.run(main())
+
+
+def test_a_link_that_is_something_else_is_fetched_instead(folders: tuple[Path, Path]) -> None:
+    class Liar(Blobs):
+        def lend(self, sha256: bytes, place: Any) -> bool:
+            Path(place).write_bytes(b"something else")
+            return True
+
+    async def main() -> None:
+        here, there = Blobs(folders[0]), Liar(folders[1])
+        data = data_of(30_000)
+        blob = there.put(data)
+        one, other = pair()
+        a, b = Side(one, here, same_machine=True), Side(other, Depot(there, lends_below=folders[0]))
+        assert (await a.exchange.fetch(blob)).read_bytes() == data
+        await a.close()
+        await b.close()
+
+    asyncio.run(main())
+
+
+BLOB = m.Blob(sha256=bytes(range(32)), size=1000)
+
+
+def chunk(offset: int, size: int, sha256: bytes = BLOB.sha256) -> m.Message:
+    return m.Message(chunk=m.Chunk(sha256=sha256, offset=offset, data=bytes(size)))
+
+
+@pytest.mark.parametrize(
+    ("answers", "code"),
+    [
+        ([chunk(1, 10)], m.CODE_OUT_OF_ORDER),
+        ([chunk(0, 10), chunk(0, 10)], m.CODE_OUT_OF_ORDER),
+        ([chunk(0, 1001)], m.CODE_TOO_LARGE),
+        ([chunk(0, 0)], m.CODE_TOO_LARGE),
+        ([chunk(0, 101)], m.CODE_TOO_LARGE),  # beyond its credit
+        ([m.Message(want=m.Want(blob=BLOB, offset=1001))], m.CODE_MALFORMED),
+        ([m.Message(want=m.Want())], m.CODE_MALFORMED),
+    ],
+)
+def test_a_sender_that_breaks_the_rules(folders: tuple[Path, Path], answers: list[m.Message], code: int) -> None:
+    async def main() -> None:
+        one, other = pair()
+        a = Side(one, Blobs(folders[0]), window=100)
+        fetch = asyncio.create_task(a.exchange.fetch(BLOB))
+        assert await other.receive() is not None
+        for number, answer in enumerate(answers, 1):
+            await other.send(frames.frame(number, [(answer.SerializeToString(),)]))
+        with pytest.raises(ConnectionLost):
+            await fetch
+        await a.reading
+        assert isinstance(a.end, ProtocolError)
+        assert a.end.code == code
+        await other.close()
+        await a.close()
+
+    asyncio.run(main())
+
+
+messages = st.one_of(
+    st.builds(chunk, st.integers(0, 300), st.integers(0, 200), st.sampled_from([BLOB.sha256, bytes(32), b""])),
+    st.builds(
+        lambda sha, size: m.Message(credit=m.Credit(sha256=sha, bytes=size)),
+        st.sampled_from([BLOB.sha256, bytes(32)]),
+        st.integers(0, (1 << 64) - 1),
+    ),
+    st.builds(lambda r: m.Message(unwanted=m.Unwanted(sha256=BLOB.sha256, reason=r)), st.sampled_from(["", "no"])),
+    st.just(m.Message(linked=m.Linked(sha256=BLOB.sha256))),
+    st.builds(
+        lambda o, c, p: m.Message(want=m.Want(blob=BLOB, offset=o, credit=c, place=p)),
+        st.integers(0, 1100),
+        st.sampled_from([0, 1, 5000, (1 << 64) - 1]),
+        st.sampled_from(["", "/etc/passwd", "\0", "x" * 5000]),
+    ),
+)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(messages, max_size=8))
+def test_whatever_a_peer_says_about_blobs_it_ends_well(sequence: list[m.Message]) -> None:
+    async def main(folder: Path) -> None:
+        blobs = Blobs(folder)
+        one, other = pair()
+        a = Side(one, Depot(blobs, lends_below=folder))
+        fetch = asyncio.create_task(a.exchange.fetch(BLOB))
+        await other.receive()
+        with suppress(ConnectionLost):
+            for number, message in enumerate(sequence, 1):
+                await other.send(frames.frame(number, [(message.SerializeToString(),)]))
+        await other.finish()
+        while await other.receive() is not None:
+            pass
+        with suppress(PeerError, CorruptFile):
+            await fetch
+        await other.close()
+        await a.close()
+        assert isinstance(a.end, PeerError)
+        assert not a.exchange._serving
+        assert not a.exchange._fetching
+        assert not blobs._open
+
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(main(Path(folder)))
+
+
+def test_over_grpc_through_a_proxy_that_throttles_and_cuts(folders: tuple[Path, Path]) -> None:
+    async def main() -> None:
+        here, there = map(Blobs, folders)
+        size = 3 << 20
+        blob = there.put(data_of(size))
+        servers: list[Side] = []
+
+        async def serve(stream: Stream) -> None:
+            side = Side(stream, there)
+            servers.append(side)
+            await side.reading
+            await side.close()
+
+        listener = await grpc.serve("127.0.0.1:0", None, None, serve)
+        async with Proxy(listener.address) as proxy:
+            offsets: list[int] = []
+            for cut in (100_000, 1_000_000, 1_500_000):
+                a = Side(await grpc.connect(proxy.address, None), here)
+                proxy.cut_after(cut)
+                with pytest.raises(ConnectionLost):
+                    await a.exchange.fetch(blob, progress=offsets.append)
+                await a.close()
+            a = Side(await grpc.connect(proxy.address, None), here)
+            proxy.allow(10_000)
+            fetch = asyncio.create_task(a.exchange.fetch(blob, progress=offsets.append))
+            for _ in range(10):
+                reached = proxy.passed + 10_000
+                proxy.allow(10_000)
+                await proxy.reached(reached - 5_000)
+                assert not fetch.done()
+            proxy.allow(None)
+            assert (await fetch).read_bytes() == data_of(size)
+            await a.close()
+        await listener.close(grace=5)
+        assert offsets == sorted(offsets)  # never again what was there
+        assert sum(side.connection.sent.bytes for side in servers) < 3 * size
+
+    asyncio.run(main())
