@@ -3,6 +3,14 @@
 umbel run examples/quickstart-numpy/app.py
 """
 
+# What the client needs wherever it runs; see docs/deploy.md.
+# /// script
+# dependencies = ["numpy"]
+#
+# [tool.umbel]
+# files = ["digits.csv.gz"]
+# ///
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -57,7 +65,7 @@ def train(model, data, ctx):
 app = umbel.App(
     client,
     model={"weights": np.zeros((64, 10), np.float32), "bias": np.zeros(10, np.float32)},
-    strategy=umbel.FedAvg(cohort=10),
+    strategy=umbel.FedAvg(cohort="all"),
     rounds=30,
     config={"lr": 0.2, "epochs": 5},
     federation=umbel.Simulation(clients=20),

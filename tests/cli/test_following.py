@@ -66,6 +66,8 @@ def test_a_run_that_fails_is_an_error() -> None:
         follow(Office(STARTED, failed).operator, "r-1", "h:1")
     with pytest.raises(errors.RunStopped, match="its process ended"):
         follow(Office(STARTED, *ROUNDS).operator, "r-1", "h:1")
+    with pytest.raises(errors.RunStopped, match="the run failed: the federation has 3"):
+        follow(Office(STARTED, exit={"error": "the federation has 3"}).operator, "r-1", "h:1")
     with pytest.raises(errors.RunStopped, match="before it began: the app has no model"):
         follow(Office(exit={"error": "the app has no model"}).operator, "r-1", "h:1")
     with pytest.raises(errors.RunStopped, match="does not say why"):

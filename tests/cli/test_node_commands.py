@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from umbel.cli import node_commands
 from umbel.cli.node_commands import (
     NodeOrder,
     Owner,
-    _alone,
     clients_of,
     node_settings,
     policy_of,
@@ -19,6 +19,7 @@ from umbel.cli.node_commands import (
     source_of,
 )
 from umbel.errors import SettingError
+from umbel.remote import credentials
 from umbel.trust.authority import Authority, JoinText
 from umbel.trust.policy import Approvals
 from umbel.trust.tokens import Token
@@ -67,6 +68,30 @@ def test_a_node_remembers_by_what_its_server_is_known(tmp_path: Path) -> None:
     assert found.token.secret not in (tmp_path / "node" / "server.json").read_text()
     with pytest.raises(SettingError, match="nothing says"):
         server_line(order(tmp_path, "other.example.org:1"))
+
+
+def test_a_node_beside_its_servers_folder_invites_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    invited, used = (JoinText(Authority(tmp_path / "server").public, Token.new()).text for _ in range(2))
+    asked = []
+
+    class Office:
+        def __enter__(self) -> Office:
+            return self
+
+        def __exit__(self, *error: object) -> None: ...
+
+        def call(self, method: str) -> dict[str, str]:
+            asked.append(method)
+            return {"line": f"umbel node localhost:1 --join {invited}"}
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(node_commands.Operator, "connect", lambda found: Office())
+    credentials.write_own(tmp_path / "umbel-server", credentials.Credentials("127.0.0.1:1", used))
+    assert server_line(order(tmp_path)) == JoinText.parse(invited)
+    assert server_line(order(tmp_path)).token is None  # it is known by now
+    assert asked == ["nodes.invite"]
+    with pytest.raises(SettingError, match="nothing says by what"):
+        server_line(order(tmp_path, "ward.example.org:1"))
 
 
 def test_plaintext_is_for_this_machine_unless_somebody_insists(tmp_path: Path) -> None:
@@ -120,10 +145,3 @@ def test_the_owner_is_asked_and_the_answer_remembered(
     assert (b"a" * 32).hex() in capsys.readouterr().err
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
     assert asyncio.run(Owner(Approvals(path)).ask(spec)) is allowed
-
-
-def test_a_folder_is_one_nodes(tmp_path: Path) -> None:
-    with _alone(tmp_path), pytest.raises(SettingError, match="runs in"), _alone(tmp_path):
-        pass
-    with _alone(tmp_path):
-        pass

@@ -192,3 +192,16 @@ def test_waiting_and_warnings_are_told() -> None:
     assert lines[0] == "waiting for clients: 1 of 2 ready; client b does not take part: no data"
     assert lines[2:] == ["round 1: client a: nothing heard for 450 s", "round 1: the server was away"]
     assert {type(event) for event in events} == {Waiting, RunStarted, Warned}
+
+
+def test_waiting_for_clients_takes_few_lines() -> None:
+    waits = [(0, ()), (1, ()), (2, ()), (2, ("b",)), (3, ("b",)), (4, ("b", "c"))]
+    console = Console(file=io.StringIO(), width=100)
+    with progress(console) as observer:
+        for ready, refused in waits:
+            observer(Waiting(ready=ready, wanted=2, refused=dict.fromkeys(refused, "no")))
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    assert [line.split(": ", 1)[1].split(";")[0] for line in lines] == [
+        "0 of 2 ready", "1 of 2 ready", "2 ready", "4 ready"
+    ]  # fmt: skip

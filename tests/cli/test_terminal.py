@@ -22,6 +22,7 @@ from umbel.cli.terminal import ago, duration, in_order, main_metrics, number, pl
         (59.6, "1 min 0 s"),
         (200, "3 min 20 s"),
         (7500, "2 h 5 min"),
+        (86400, "24 h"),
     ],
 )
 def test_durations_have_the_unit_that_fits(seconds: float, text: str) -> None:

@@ -62,7 +62,7 @@ def app(strategy, rounds=4, **more):
 
 
 plain = app(umbel.FedAvg(cohort=3))
-long = app(umbel.FedAvg(cohort=3), rounds=14)
+long = app(umbel.FedAvg(cohort=3), rounds=24)
 own = app(Own())
 sparse = app(umbel.FedAvg(cohort=4, transforms=(umbel.top_k(0.3, error_feedback=True),)))
 windowed = app(umbel.FedAvg(cohort=4, window=umbel.Window(close_after=3, deadline=600.0, in_flight=2)))

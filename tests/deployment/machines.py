@@ -202,9 +202,14 @@ class Machines:
         last: dict[str, Any] = {}
         for number, record in office.logs(run):
             last = record if number else last
-        assert last.get("event") == "run_finished", (last, office.call("runs.show", run=run))
+        assert last.get("event") == "run_finished", (last, office.call("runs.show", run=run), self.printed(run))
         assert last["error"] is None, last
         return last
+
+    def printed(self, run: str) -> str:
+        """What the process of a run has printed."""
+        path = self.folder / "server" / "runs" / run / "run.log"
+        return path.read_text() if path.exists() else ""
 
     # What runs
 

@@ -1,14 +1,16 @@
-"""Starts `umbel` so that its process, or that of a run which its server starts, is killed at one point of its code.
+"""Starts `umbel` so that its process, or that of a run which its server starts, is killed at points of its code.
 
-``points.py FLAG WHO FUNCTION WHEN COUNT TEXT -- ARGUMENTS...``: WHO is ``self`` or ``run``, FUNCTION is
-``module:Class.method``, WHEN is ``before`` or ``after``, and it is killed at the call that is the COUNT-th of those whose
-arguments hold TEXT, once: then there is the file FLAG.
+``points.py FILE WHO -- ARGUMENTS...``: WHO is ``self`` or ``run``; FILE holds a list of points as JSON, each
+``[function, when, count, text]``. A function is ``module:Class.method``, `when` is ``before`` or ``after``: the process
+is killed at the call that is the `count`-th of those whose arguments hold `text`. The next process is killed at the next
+point; how many there were is the length of the file ``FILE.done``.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
+import json
 import os
 import signal
 import sys
@@ -16,15 +18,19 @@ from pathlib import Path
 from typing import Any
 
 
-def install(flag: str, function: str, when: str, count: str, text: str) -> None:
-    """Kill this process at a point, unless that has happened."""
-    if Path(flag).exists():
+def install(file: str) -> None:
+    """Kill this process at the next point, if there is one."""
+    flag = Path(f"{file}.done")
+    done = flag.stat().st_size if flag.exists() else 0
+    points = json.loads(Path(file).read_text())
+    if done == len(points):
         return
+    function, when, count, text = points[done]
     module, _, name = function.partition(":")
     owner, _, method = name.partition(".")
     place = getattr(importlib.import_module(module), owner)
     original = getattr(place, method)
-    left = int(count)
+    left = count
 
     def passed(*arguments: Any, **named: Any) -> bool:
         nonlocal left
@@ -32,8 +38,8 @@ def install(flag: str, function: str, when: str, count: str, text: str) -> None:
         return left == 0
 
     def kill() -> None:
-        with open(flag, "x") as file:
-            os.fsync(file.fileno())
+        with flag.open("a") as written:
+            written.write(".")
         os.kill(os.getpid(), signal.SIGKILL)
 
     @functools.wraps(original)
@@ -52,15 +58,15 @@ def install(flag: str, function: str, when: str, count: str, text: str) -> None:
 def main() -> None:
     """Start what the arguments say."""
     cut = sys.argv.index("--")
-    flag, who, *point = sys.argv[1:cut]
+    file, who = sys.argv[1:cut]
     if who == "run":
         from umbel.server import supervision
 
-        begin = f"import runpy; runpy.run_path({__file__!r})['install'](*{(flag, *point)!r}); "
-        supervision._BEGIN = supervision._BEGIN.replace("import runpy; sys.argv.pop(0)", begin + "sys.argv.pop(0)")
+        begin = f"import runpy; runpy.run_path({__file__!r})['install']({file!r}); "
+        supervision._BEGIN = supervision._BEGIN.replace("import runpy; ", begin)
         assert begin in supervision._BEGIN
     else:
-        install(flag, *point)
+        install(file)
     sys.argv = ["umbel", *sys.argv[cut + 1 :]]
     sys.path.pop(0)  # the folder of this file
     from umbel.cli import main as umbel

@@ -1,4 +1,4 @@
-"""Blobs over connections: whole or resumed, shared fairly, within credit and quota, and never from whom they are not due."""
+"""Blobs over connections: resumed, shared fairly, within credit and quota, and only for those they are due to."""
 
 from __future__ import annotations
 
@@ -104,16 +104,12 @@ def test_a_cut_at_any_byte_and_it_goes_on_where_it_was(cuts: list[int], seed: in
             plan = FaultPlan(seed, cut_after=cut)
             a, b = Side(one, here), Side(plan.wrap(other), there, small(500))
             first: list[int] = []
-            try:
+            with suppress(ConnectionLost):
                 await a.exchange.fetch(blob, progress=first.append)
-            except ConnectionLost:
-                pass
-            else:
-                assert cut >= 10_000 - had or first == []
             assert not first or first[0] > had  # what was there is not sent again
-            had = first[-1] if first else had
             await a.close()
             await b.close()
+            had = here.used
         a, b = await sides(here, there)
         path = await a.exchange.fetch(blob)
         assert path.read_bytes() == data
@@ -149,7 +145,7 @@ def test_several_at_once_get_their_share_and_small_messages_pass(folders: tuple[
             await asyncio.sleep(0)
         assert len(order) < 200  # of more than 400
         await asyncio.gather(*fetches)
-        assert {place for place in order[:60]} == {0, 1, 2, 3}
+        assert set(order[:60]) == {0, 1, 2, 3}
         await a.close()
         await b.close()
 
@@ -182,7 +178,7 @@ def test_what_was_not_granted_or_is_gone_is_not_to_be_had(folders: tuple[Path, P
             await a.exchange.fetch(blob, "other")
         assert (await a.exchange.fetch(blob, "mine")).read_bytes() == b"secret"
         waiting = asyncio.create_task(a.exchange.fetch(other, "mine"))
-        while not b.exchange._serving:
+        while not depot._waiting:
             await asyncio.sleep(0)
         depot.settled(other.sha256)
         with pytest.raises(Refused, match="gone"):
@@ -205,7 +201,7 @@ def test_a_want_waits_for_what_is_still_to_come(folders: tuple[Path, Path]) -> N
         blob = Blobs(folders[0] / "elsewhere").put(data)
         a, b = await sides(here, depot)
         fetch = asyncio.create_task(a.exchange.fetch(blob))
-        while not b.exchange._serving:
+        while not depot._waiting:
             await asyncio.sleep(0)
         there.put(data)
         depot.settled(blob.sha256)
@@ -366,6 +362,7 @@ def chunk(offset: int, size: int, sha256: bytes = BLOB.sha256) -> m.Message:
         ([chunk(0, 10), chunk(0, 10)], m.CODE_OUT_OF_ORDER),
         ([chunk(0, 1001)], m.CODE_TOO_LARGE),
         ([chunk(0, 0)], m.CODE_TOO_LARGE),
+        ([chunk(0, frames.CHUNK_BYTES + 1, bytes(32))], m.CODE_TOO_LARGE),
         ([chunk(0, 101)], m.CODE_TOO_LARGE),  # beyond its credit
         ([m.Message(want=m.Want(blob=BLOB, offset=1001))], m.CODE_MALFORMED),
         ([m.Message(want=m.Want())], m.CODE_MALFORMED),

@@ -73,7 +73,6 @@ def test_what_is_refused() -> None:
     assert refusal(b"\x12\x01\xff") == m.CODE_MALFORMED
     assert refusal(m.Frame(number=1, messages=[ping] * 4097).SerializeToString()) == m.CODE_TOO_LARGE
     assert refusal(bytes(frames.FRAME_BYTES + 1)) == m.CODE_TOO_LARGE
-    assert refusal(one(m.Message(chunk=m.Chunk(data=bytes(frames.CHUNK_BYTES + 1))))) == m.CODE_TOO_LARGE
     assert refusal(one(m.Message(task=m.Task(run=name)))) == m.CODE_TOO_LARGE
     assert refusal(one(m.Message(hosted=m.Hosted(clients=["a", name])))) == m.CODE_TOO_LARGE
     assert refusal(one(m.Message(hosted=m.Hosted(clients=["ü" * 129])))) == m.CODE_TOO_LARGE

@@ -131,6 +131,9 @@ def invite_node(
     hours: Annotated[
         float, typer.Option("--hours", metavar="H", min=0.01, help="How long the invitation is good.")
     ] = 24.0,
+    approval: Annotated[
+        bool, typer.Option("--approval", help="Without a secret: the node waits until it is approved.")
+    ] = False,
     on: At = None,
     token: Token = None,
     dir: Home = SERVER,
@@ -141,7 +144,7 @@ def invite_node(
     with reported(debug):
         from .office_commands import invite
 
-        invite(on, token, dir, name=name, hours=hours, json=json)
+        invite(on, token, dir, name=name, hours=hours, approval=approval, json=json)
 
 
 @nodes.command("ls")

@@ -38,8 +38,15 @@ class Followed:
         """The log so far."""
         return log_of(self.events)
 
-    def ending(self) -> Ending:
-        """How the run ended. Raises `RunStopped` where it failed, `RunInterrupted` where somebody stopped it."""
+    @property
+    def ended(self) -> bool:
+        """Whether the log says how the run ended."""
+        return any(isinstance(event, RunFinished | Interrupted) for event in self.events)
+
+    def ending(self, why: str | None = None) -> Ending:
+        """How the run ended; `why` is what the server says of one whose log does not say it. Raises `RunStopped` where
+        it failed, `RunInterrupted` where somebody stopped it.
+        """
         run = next((event.run for event in self.events if isinstance(event, RunStarted)), "")
         kinds = RunFinished | Interrupted
         last = next((event for event in reversed(self.events) if isinstance(event, kinds)), None)
@@ -47,7 +54,7 @@ class Followed:
         if isinstance(last, Interrupted):
             raise RunInterrupted("the run was stopped; what it learned is kept", run=run, hint=f"Go on with: {again}")
         if last is None or last.error is not None:
-            reason = "its process ended before it was done" if last is None else last.error
+            reason = (why or "its process ended before it was done") if last is None else last.error
             raise RunStopped(f"the run failed: {reason}", run=run, hint=f"When that is mended: {again}")
         history = History([event for event in self.events if isinstance(event, RoundCommitted)])
         on = ["--on", self.server]
@@ -90,14 +97,18 @@ def follow(office: Operator, run: str, on: str) -> Ending:
                 for why, words in (("Follow it again", ["logs", run, "-f"]), ("Stop it", ["stop", run]))
             ),
         )
+    if followed.ended:
+        return followed.ending()
+    found = office.call("runs.show", run=run)
+    why = why_ended(found)
     if not followed.events:
-        found = office.call("runs.show", run=run)
-        raise RunStopped(f"the run {found['status']} before it began: {_why(found)}", run=run)
-    return followed.ending()
+        raise RunStopped(f"the run {found['status']} before it began: {why or 'the server does not say why'}", run=run)
+    return followed.ending(why)
 
 
-def _why(found: Mapping[str, Any]) -> str:
+def why_ended(found: Mapping[str, Any]) -> str:
+    """Why a run failed, by what the server says of it; empty where it does not say."""
     ended = found.get("exit")
     if isinstance(ended, Mapping):
         return str(ended.get("error") or ended.get("reason") or ended)
-    return str(ended or "the server does not say why")
+    return str(ended or "")

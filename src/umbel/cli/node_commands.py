@@ -4,37 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 import signal
 import socket
 import sys
 import threading
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.text import Text
 
-from ..errors import SettingError, StorageError
+from ..errors import SettingError
 from ..journal import write_whole
 from ..node.service import NodeSettings, PolicyGate, run_node
+from ..remote import credentials
 from ..remote.addresses import canonical, host_and_port, is_loopback
+from ..remote.operator import Operator
 from ..transport.stream import Stream
 from ..trust.authority import JoinText
 from ..trust.identity import SigningKey
 from ..trust.policy import Approvals, Policy, archive_sha256
 from ..wire import messages as m
 from .faults import warn
+from .lock import alone
+from .options import SERVER as OWN_SERVER
 from .terminal import log_to_stderr, plural, stderr
 
 FOLDER = Path("umbel-nodes")
 SERVER = "server.json"
 KEY = "node.key"
-LOCK = "lock"
 APPROVED = "approved"
 
 
@@ -71,9 +73,7 @@ def run(order: NodeOrder) -> None:
     """Be a node until somebody stops it. Raises `SettingError` for what cannot be."""
     if order.relay:
         raise SettingError("this release has no relays yet")
-    place = order.place
-    place.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _alone(place):
+    with alone(order.place, "a node", "Call this one otherwise: --name NAME."):
         settings = node_settings(order)
         if not (order.allow or order.policy or _asks(order)):
             warn("nobody's code is allowed here yet: add --allow any, --allow with an author's key, or --ask")
@@ -118,7 +118,8 @@ def node_settings(order: NodeOrder) -> NodeSettings:
 
 
 def server_line(order: NodeOrder) -> JoinText:
-    """How the server is known, and the token to join by; what the node's folder has kept where nothing is said.
+    """How the server is known, and the token to join by; what the node's folder has kept where nothing is said. Where
+    the server's own folder is at hand, the node invites itself: whoever has that folder may let nodes in.
 
     Raises `SettingError` where there is nothing, and for plaintext to another machine that nobody insists on.
     """
@@ -134,10 +135,7 @@ def server_line(order: NodeOrder) -> JoinText:
     elif isinstance(kept, dict) and address in kept:
         join = JoinText.parse(kept[address])
     else:
-        raise SettingError(
-            f"nothing says by what {address} is to be known",
-            hint="Add --join with the text that the server, or `umbel nodes invite`, printed.",
-        )
+        join = _own_invitation(address)
     if not join.authority and not order.insecure and not is_loopback(host_and_port(address)[0]):
         raise SettingError(
             f"{address} would be spoken to without TLS: everyone between could read and change what passes",
@@ -147,6 +145,21 @@ def server_line(order: NodeOrder) -> JoinText:
     if found != kept:
         write_whole(path, (json.dumps(found, indent=2) + "\n").encode())
     return join
+
+
+def _own_invitation(address: str) -> JoinText:
+    """An invitation by the server's own folder, where that is here."""
+    try:
+        if not (OWN_SERVER / credentials.OPERATOR).exists():
+            raise SettingError(f"{OWN_SERVER} is no server's folder")
+        found = credentials.find(address, None, OWN_SERVER)
+    except SettingError:
+        raise SettingError(
+            f"nothing says by what {address} is to be known",
+            hint="Add --join with the text that the server, or `umbel nodes invite`, printed.",
+        ) from None
+    with Operator.connect(found) as server:
+        return JoinText.parse(str(server.call("nodes.invite")["line"]).split()[-1])
 
 
 def clients_of(order: NodeOrder) -> dict[str, Any]:
@@ -236,26 +249,3 @@ async def _line_typed() -> str:
 
     threading.Thread(target=read, daemon=True).start()
     return await typed
-
-
-@contextmanager
-def _alone(place: Path) -> Iterator[None]:
-    """Keep a node's folder to one process."""
-    try:
-        import fcntl
-    except ImportError:
-        yield  # not on Windows
-        return
-    try:
-        file = os.open(place / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise StorageError(f"{place} cannot be written: {error.strerror}") from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(file)
-        raise SettingError(f"a node runs in {place} already", hint="Call this one otherwise: --name NAME.") from None
-    try:
-        yield
-    finally:
-        os.close(file)

@@ -15,6 +15,7 @@ from rich.text import Text
 from ..errors import SettingError
 from ..remote import credentials
 from ..remote.operator import Operator
+from ..trust.authority import JoinText
 from .terminal import ago, duration, plural, stdout
 
 ROLES = ("read", "run", "admin")
@@ -27,16 +28,25 @@ def office(on: str | None, token: str | None, folder: Path) -> Operator:
     return Operator.connect(credentials.find(on, token, folder))
 
 
-def invite(on: str | None, token: str | None, folder: Path, *, name: str | None, hours: float, json: bool) -> None:
-    """Make an invitation and print what its node types."""
-    with office(on, token, folder) as server:
-        found = server.call("nodes.invite", name=name, hours=hours)
+def invite(
+    on: str | None, token: str | None, folder: Path, *, name: str | None, hours: float, approval: bool, json: bool
+) -> None:
+    """Make an invitation and print what its node types; with `approval` one that needs no secret, for any node."""
+    if approval:
+        if name is not None:
+            raise SettingError("--name goes with an invitation for one node, not with --approval")
+        known = credentials.find(on, token, folder)
+        found: dict[str, Any] = {"line": f"umbel node {known.address} --join {JoinText(known.join.authority).text}"}
+        good = "good for any node, which then waits until it is approved"
+    else:
+        with office(on, token, folder) as server:
+            found = server.call("nodes.invite", name=name, hours=hours)
+        good = f"good for {f'node {name}' if name else 'one node'}, for {duration(3600 * hours)}"
     if json:
         print(jsons.dumps(found))
         return
     console = stdout()
-    whom = f"node {name}" if name else "one node"
-    console.print(Text(f"good for {whom}, for {duration(3600 * hours)}; on the machine that has the data:"))
+    console.print(Text(f"{good}; on the machine that has the data:"))
     console.print(Text(f"  {found['line']}", style="cyan"), soft_wrap=True)
 
 

@@ -55,7 +55,7 @@ def _head(record: Record) -> Text:
 def _facts(record: Record) -> Table:
     started, finished = record.log.started, record.log.finished
     facts = {
-        "app": str(started.app.get("path", "a program")),
+        "app": str(started.app.get("path") or started.app.get("file") or "a program"),
         "strategy": f"{started.strategy}, {plural(started.clients, 'client')}, seed {started.seed}",
         "settings": ", ".join(started.settings.get("set", ())),
         "config": ", ".join(f"{name}={_short(value)}" for name, value in started.settings.get("config", {}).items()),

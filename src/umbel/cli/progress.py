@@ -55,6 +55,7 @@ class Watch:
     metrics: dict[str, list[float]] = field(default_factory=dict)
     _reason: str | None = None
     _told: set[str] = field(default_factory=set)
+    _refused: set[str] = field(default_factory=set)
     _open: set[int] = field(default_factory=set)
     _began: float = 0.0
     _spent: list[float] = field(default_factory=list)
@@ -92,6 +93,11 @@ class Watch:
     def reason(self) -> str | None:
         """Why clients failed in this round; None if nobody did, or if an earlier round said the same."""
         return self._reason or None
+
+    def knows(self, event: Waiting) -> bool:
+        """Whether a list of lines needs no further one for this: there are clients enough, and nobody else refuses."""
+        said, self._refused = self._refused, set(event.refused)
+        return event.ready >= event.wanted and self._refused <= said
 
     def seconds_left(self) -> float | None:
         """How long the rest is likely to take, by the last rounds; None as long as there was none."""
@@ -147,7 +153,7 @@ def progress(console: Console) -> Iterator[Observer]:
 
 def _print_line(console: Console, watch: Watch, event: RunEvent) -> None:
     watch.see(event)
-    if text := heading(event):
+    if (text := heading(event)) and not (isinstance(event, Waiting) and watch.knows(event)):
         console.out(text)
     if isinstance(event, Warned):
         console.out(warning(event))
@@ -178,7 +184,8 @@ def heading(event: RunEvent) -> str | None:
         return f"run {event.run}: goes on after round {event.round}{_differences(event.changed)}"
     if isinstance(event, Waiting):
         refused = "".join(f"; client {client} does not take part: {why}" for client, why in event.refused.items())
-        return f"waiting for clients: {event.ready} of {event.wanted} ready{refused}"
+        ready = f"{event.ready} of {event.wanted} ready" if event.ready < event.wanted else f"{event.ready} ready"
+        return f"waiting for clients: {ready}{refused}"
     return None
 
 

@@ -18,7 +18,7 @@ from ..remote.operator import Operator
 from ..remote.pulling import pull
 from . import settings
 from .application import LoadedApp, load
-from .following import Followed, follow
+from .following import Followed, follow, why_ended
 from .list_commands import print_runs, show_record
 from .log_commands import LogPrinter
 from .records import RemoteRecord
@@ -134,6 +134,8 @@ def show_on(run: str, on: str, token: str | None, plot: Path | None) -> None:
     standings = ", ".join(f"{row['client']} {row['standing']}" for row in members[:12])
     more = f" and {plural(len(members) - 12, 'other')}" if len(members) > 12 else ""
     facts = {"server": on, "owner": found["owner"], "clients": standings + more}
+    if not followed.ended:
+        facts["error"] = why_ended(found)
     if not followed.events:
         console = stdout()
         console.print(Text.assemble((found["run"], "bold"), f"  {found['status']}, nothing has happened yet"))

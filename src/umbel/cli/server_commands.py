@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..server.settings import Opened, ServerSettings, byte_count
+from .lock import alone
 from .terminal import log_to_stderr, stdout
 
 NO_PAGES = "no"
@@ -41,7 +42,8 @@ def serve(settings: ServerSettings) -> None:
     from ..server.service import serve as run_server
 
     log_to_stderr()
-    run_server(settings, announce)
+    with alone(settings.folder, "a server", "Give this one a folder of its own: --dir DIR."):
+        run_server(settings, announce)
 
 
 def announce(opened: Opened) -> None:

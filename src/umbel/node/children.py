@@ -93,6 +93,7 @@ class Child:
         self._process: asyncio.subprocess.Process | None = None
         self._orders: asyncio.WriteTransport | None = None
         self._waiting: list[bytes] = []
+        self._kept = b""
         self._doomed = False
 
     async def live(self, path: Path, environment: dict[str, str], heard: Callable[[Message], None]) -> str:
@@ -152,9 +153,12 @@ class Child:
             log.exception("a child process is ended, for what it says cannot be understood")
             self.kill()
 
-    def send(self, type: str, **message: Any) -> None:
-        """Tell the child something."""
-        data = json.dumps({"type": type, **message}).encode() + b"\n"
+    def send(self, type: str, *, with_next: bool = False, **message: Any) -> None:
+        """Tell the child something, or keep it to be told with what comes next: each write wakes it."""
+        data, self._kept = self._kept + json.dumps({"type": type, **message}).encode() + b"\n", b""
+        if with_next:
+            self._kept = data
+            return
         if self._orders is None:
             self._waiting.append(data)
         elif not self._orders.is_closing():
@@ -170,10 +174,11 @@ class Child:
         while self.asks and (len(self.asks) >= KEPT_ASKS or sum(self.asks.values()) + size > KEPT_BYTES):
             gone.append(self.asks.popitem(last=False)[0])
         if gone:
-            self.send("forget", asks=gone)
+            self.send("forget", with_next=True, asks=gone)
         self.asks[ask.ask] = size
         self.send(
             "ask",
+            with_next=True,
             id=ask.ask,
             round=ask.round,
             number=ask.number,

@@ -58,9 +58,9 @@ log = logging.getLogger("umbel.node")
 
 FIRST_WAIT, LONGEST_WAIT = 0.1, 30.0
 APPROVAL_WAIT = 5.0
-GOOD_SECONDS = 1.0
-"""A session that lasted so long was a good one: the next attempt to connect comes at once."""
 MOVED_EVERY = 1.0
+IDLE_COMMIT = 1.0
+"""What nobody waits for is on disk after so many seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,13 +222,14 @@ class Node:
         self._specs: dict[str, m.RunSpec] = {}
         self._held: list[m.Message] = []
         self._changed = asyncio.Event()
+        self._idle_commit: asyncio.TimerHandle | None = None
         self._tick: asyncio.TimerHandle | None = None
         self._moved: dict[bytes, float] = {}
         self._fetches: dict[tuple[str, bytes], asyncio.Task[None]] = {}
         self._preparing: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._collecting = False
-        self._complaint = ""
+        self._complaint, self._welcomed = "", False
         self._closing = asyncio.Event()
         self._committer = self._loop.create_task(self._commit())
 
@@ -239,7 +240,7 @@ class Node:
         settings = self._settings
         wait = settings.first_wait
         while not stopping.is_set():
-            began, refused = self._loop.time(), None
+            self._welcomed, refused = False, None
             try:
                 await self._session(stopping)
             except Refused as error:
@@ -249,7 +250,7 @@ class Node:
                 self._complain(error)
             if stopping.is_set():
                 return
-            if self._loop.time() - began >= GOOD_SECONDS:
+            if self._welcomed:
                 wait = settings.first_wait
             pause = wait
             if refused is not None and not refused.retry:
@@ -268,7 +269,7 @@ class Node:
         try:
             welcome = await introduce(connection, self._settings, self._settings.hello())
             log.info("connected to %s as %s", connection.peer, welcome.id)
-            self._complaint = ""
+            self._complaint, self._welcomed = "", True
             self._connection = connection
             self._exchange = Exchange(
                 connection,
@@ -334,7 +335,10 @@ class Node:
         effects = self._machine.handle(event, self._loop.time())
         for effect in effects:
             self._carry_out(effect)
-        self._changed.set()
+        if self._held:
+            self._changed.set()
+        elif self._idle_commit is None:  # nobody waits for it: it goes with the next, or in a while
+            self._idle_commit = self._loop.call_later(IDLE_COMMIT, self._changed.set)
         if self._tick is not None:
             self._tick.cancel()
             self._tick = None
@@ -380,6 +384,9 @@ class Node:
         while not self._closing.is_set() or self._changed.is_set():
             await self._changed.wait()
             self._changed.clear()
+            if self._idle_commit is not None:
+                self._idle_commit.cancel()
+                self._idle_commit = None
             held, batch, connection = self._held, self._spool.take(), self._connection
             self._held = []
             if batch:

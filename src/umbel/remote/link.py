@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConnectionLost, CorruptFile, PeerError, Refused, StorageError, UmbelError
+from ..errors import ConnectionLost, CorruptFile, PeerError, ProtocolError, Refused, StorageError, UmbelError
 from ..store.blobs import Blobs
 from ..transport import grpc
 from ..transport.connection import Connection
@@ -26,6 +26,8 @@ from .parcels import stored_in
 from .session import Arrived, Down, Item, Missing, Up
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0
+TOGETHER = 0.02
+"""For so many seconds messages are gathered, unless somebody waits."""
 INLINE = 12 << 10
 """What is larger is sent once as a blob, however many get it."""
 
@@ -63,7 +65,8 @@ class ServerLink:
         self._up = False
         self._since = 0.0
         self._before = 0.0
-        self._outgoing: list[m.Message] = []
+        self._outgoing: list[tuple[int, m.Message]] = []
+        self._connections, self._known = 0, 0
         self._lock = threading.Lock()
         self._connection: Connection | None = None
         self._exchange: Exchange | None = None
@@ -88,14 +91,16 @@ class ServerLink:
     def send(self, message: m.Message) -> None:
         """Send a message; while there is no connection it is lost."""
         with self._lock:
-            self._outgoing.append(message)
+            self._outgoing.append((self._known, message))
             first = len(self._outgoing) == 1
         if first and not self._closing:
-            self._loop.call_soon_threadsafe(self._flush)
+            self._loop.call_soon_threadsafe(self._flush_later)
 
     def receive(self, timeout: float | None) -> Item | None:
         """What comes next, within so many seconds of served time. Raises `Refused` where the server says no."""
         until = None if timeout is None else self.served() + timeout
+        if self._outgoing and not self._closing:
+            self._loop.call_soon_threadsafe(self._flush)
         while True:
             # While the server is away its time stands still, and so does what waits for it.
             left = None if until is None or not self._up else max(0.0, until - self.served())
@@ -135,12 +140,13 @@ class ServerLink:
             raise item
         if isinstance(item, Up):
             self._since, self._up = self._clock(), True
+            self._known += 1
         elif isinstance(item, Down):
             self._before, self._up = self.served(), False
         return item
 
     def _adopt(self, path: Path, sha: bytes, size: int) -> None:
-        self._blobs.hold(sha, "kept")
+        self._blobs.hold(sha, sha.hex())
         self._blobs.adopt(path, m.Blob(sha256=sha, size=size), verify=False)
 
     # In the thread of the connection
@@ -161,17 +167,17 @@ class ServerLink:
         self._main = asyncio.current_task()
         tried, was_up = 0, False
         while not self._closing:
-            began = self._clock()
+            tried += 1
             try:
-                was_up = await self._converse() or was_up
+                await self._converse()
+                tried, was_up = 0, True
             except PeerError as error:
                 if not error.retry or not (self._patient or was_up or isinstance(error, Refused)):
                     self._items.put(error)
                     return
-            tried = 0 if self._clock() - began > LONGEST_PAUSE else tried + 1
             await asyncio.sleep(min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(tried, 10)) * random.uniform(0.5, 1.0))
 
-    async def _converse(self) -> bool:
+    async def _converse(self) -> None:
         """One connection, from its beginning to its end. Raises what kept it from beginning, or forbids another."""
         join = self._credentials.join
         assert join.token is not None
@@ -181,9 +187,8 @@ class ServerLink:
             hello = m.Hello(role=m.ROLE_RUN, name=self._run, token=join.token.id)
             welcome = await introduce(connection, TokenProof(join.token), hello)
             depot = Depot(self._blobs, lends_below=Path("/"))
-            self._exchange = Exchange(connection, depot, lambda run, blob: True, same_machine=welcome.same_machine)
-            with self._lock:
-                self._outgoing.clear()
+            self._exchange = Exchange(connection, depot, self._has, same_machine=welcome.same_machine)
+            self._connections += 1
             self._connection = connection
             self._items.put(Up())
             try:
@@ -194,7 +199,6 @@ class ServerLink:
                 self._items.put(Down())
                 if not self._closing and isinstance(error, Refused) and not error.retry:
                     raise
-                return True
         finally:
             self._connection = None
             if self._exchange is not None:
@@ -202,12 +206,24 @@ class ServerLink:
                 self._exchange = None
             await connection.close()
 
+    def _has(self, run: str, blob: m.Blob) -> bool:
+        """A run has all that it names, until it lets go of it."""
+        return self._blobs.path(blob.sha256) is not None
+
+    def _flush_later(self) -> None:
+        """What is sent together goes together; whoever waits for an answer has it go at once."""
+        self._loop.call_later(TOGETHER, self._flush)
+
     def _flush(self) -> None:
         with self._lock:
             outgoing, self._outgoing = self._outgoing, []
-        if self._connection is not None:
-            for message in outgoing:
-                self._connection.post(message)
+        for known, message in outgoing:
+            # What was said before the session knew of this connection relies on what an earlier one has lost.
+            if self._connection is not None and known == self._connections:
+                try:
+                    self._connection.post(message)
+                except ProtocolError as error:  # it is too large for a frame, now and later
+                    self._items.put(error)
 
     def _fetch(self, blob: m.Blob) -> None:
         task = self._loop.create_task(self._fetched(blob))

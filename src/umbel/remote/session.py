@@ -9,6 +9,7 @@ which the server could be reached: an outage expires nothing.
 from __future__ import annotations
 
 import json
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from .. import encoding
 from ..ask import Ask, Task, for_client
 from ..coordinator import Admit, AllFinished, Cancel, Event, Failed, Send, Ticked, Wake
 from ..errors import ClientId, CorruptFile, UmbelError, UpdateRejected
-from ..events import RunEvent, RunFinished
+from ..events import RunEvent, RunFinished, RunResumed
 from ..folds import Partial
 from ..node.executor import Keys
 from ..node.intake import ClosedAsk, Intake
@@ -147,8 +148,9 @@ class Session:
         self._blocked: list[Task] = []
         self._merged: set[str] = set()
         self._blobs: dict[bytes, list[m.Message]] = {}
-        self._held: dict[int, list[bytes]] = {}
+        self._held: dict[int, set[bytes]] = {}
         self._closing: list[int] = []
+        self._closed: deque[tuple[int, int]] = deque()
         self._late: set[int] = set()
         self._events: deque[Event] = deque()
         self._wakes: list[float] = []
@@ -156,8 +158,11 @@ class Session:
         self._up = True
         self._status: str | None = None
         self._freed: list[Task] = []
-        self._log = _Log(deque(json.dumps(event.record()) for event in log if event.logged))
+        self._log = _Log()
         self.members: dict[ClientId, tuple[int, str]] = {}
+        for event in log:
+            if event.logged:
+                self.observe(event)
 
     # What a conductor needs of any session
 
@@ -196,6 +201,8 @@ class Session:
         self._say(log_event=m.LogEvent(run=self._run, number=number, event=text))
         if isinstance(event, RunFinished):
             self._status = "failed" if event.error is not None else "finished"
+        elif isinstance(event, RunResumed):
+            self._status = None
 
     def disconnect(self) -> None:
         """Let go of the server. Where the run is over it is told so; else it keeps what it has for the run's next
@@ -204,12 +211,12 @@ class Session:
         if self._status is not None and self._up:
             self._flush()
             until = self._link.served() + PARTING
-            self._say(close_run=m.CloseRun(run=self._run, status=self._status))
             while self._log.events and self._up and (left := until - self._link.served()) > 0:
                 item = self._link.receive(left)
                 if item is None:
                     break
                 self._take(item)
+            self._say(close_run=m.CloseRun(run=self._run, status=self._status))
         self._link.close()
 
     # What the coordinator commands
@@ -223,7 +230,7 @@ class Session:
         self._open.add(id)
         self._intake.open(id, ask, round, number, params)
         self._flush()
-        self._say(ask_spec=ask_spec(self._run, sent, self._link.store))
+        self._say_ask(sent)
 
     def do(self, command: Send | Admit | Cancel | Wake) -> None:
         """Carry out a command."""
@@ -254,7 +261,15 @@ class Session:
 
     def _message(self, task: Task) -> m.Task:
         base = str(self._states.get(task.client).get("held", ""))
-        return task_message(self._run, self._asks[task.ask], task, self._keys, base, self._link.store)
+        message = task_message(self._run, self._asks[task.ask], task, self._keys, base, self._link.store)
+        self._keep_until_closed(task.ask, message.own)
+        return message
+
+    def _say_ask(self, sent: SentAsk) -> None:
+        spec = ask_spec(self._run, sent, self._link.store)
+        for payload in (spec.model, spec.shared):
+            self._keep_until_closed(sent.id, payload)
+        self._say(ask_spec=spec)
 
     # What the coordinator is told
 
@@ -313,6 +328,8 @@ class Session:
         elif isinstance(item, Arrived):
             for message in self._blobs.pop(item.sha, []):
                 self._answered(message, item.path)
+            if not any(item.sha in held for held in self._held.values()):
+                self._link.release(item.sha)
         elif isinstance(item, Missing):
             for message in self._blobs.pop(item.sha, []):
                 for task in _tasks_of(message):
@@ -352,14 +369,18 @@ class Session:
         while self._log.events and self._log.number <= number:
             self._log.events.popleft()
             self._log.number += 1
+        while self._closed and self._closed[0][0] <= number:
+            self._closed.popleft()
 
     def _say_again(self) -> None:
         """Everything that is still open."""
         self._say(run_spec=self._spec)
+        for _, id in self._closed:
+            self._say(close_ask=m.CloseAsk(run=self._run, ask=id))
         for flying in self._flying.values():
             flying.seen = self._link.served()
         for id in sorted(self._open | {flying.task.ask for flying in self._flying.values()}):
-            self._say(ask_spec=ask_spec(self._run, self._asks[id], self._link.store))
+            self._say_ask(self._asks[id])
         for flying in self._flying.values():
             self._say(task=self._message(flying.task))
         for number, text in enumerate(self._log.events, self._log.number):
@@ -402,9 +423,11 @@ class Session:
             if len(unwanted) < len(ids):
                 self._say(refold=m.Refold(run=self._run, ask=body.ask, without=unwanted))
             return
-        sent = self._asks[body.ask]
         states = {self._flying[r.task].task.client: self._marker(r.task) for r in body.receipts if r.kept}
         try:
+            if any(self._flying[id].task.ask != body.ask for id in ids):
+                raise UpdateRejected("it is of another ask")
+            sent = self._asks[body.ask]
             if not sent.whole:
                 raise UpdateRejected("the window of this ask does not take partials")
             expects, model = for_client(sent.ask.expects, None), for_client(sent.ask.model, None)
@@ -439,7 +462,7 @@ class Session:
 
     def _keep_until_closed(self, ask: int, payload: m.Payload) -> None:
         if payload.HasField("blob"):
-            self._held.setdefault(ask, []).append(payload.blob.sha256)
+            self._held.setdefault(ask, set()).add(payload.blob.sha256)
 
     # The end of asks
 
@@ -466,8 +489,10 @@ class Session:
                 self._send(task)
         closing, self._closing = self._closing, []
         for id in closing:
+            # The server has heard of it once it has the next event of the log.
+            self._closed.append((self._log.number + len(self._log.events), id))
             self._say(close_ask=m.CloseAsk(run=self._run, ask=id))
-            for sha in self._held.pop(id, []):
+            for sha in self._held.pop(id, set()) - set().union(*self._held.values()):
                 self._link.release(sha)
             self._merged = {task for task in self._merged if not task.startswith(f"{id}.")}
 
@@ -497,7 +522,7 @@ class Session:
             self._asks[id] = SentAsk(id, ask, round, number, params, digest, tuple(cohort))
             self._intake.open(id, ask, round, number, params)
             self._late.add(id)
-            self._say(ask_spec=ask_spec(self._run, self._asks[id], self._link.store))
+            self._say_ask(self._asks[id])
 
     def _say(self, **body: Any) -> None:
         if self._up:
@@ -519,4 +544,5 @@ def _loaded(payload: m.Payload, path: Path | None) -> Any:
 
 
 def _receipt(claimed: m.Receipt) -> Receipt:
-    return Receipt(claimed.task, client_id(claimed.client), claimed.weight, dict(claimed.metrics), claimed.seconds)
+    seconds = claimed.seconds if 0 <= claimed.seconds < math.inf else 0.0
+    return Receipt(claimed.task, client_id(claimed.client), claimed.weight, dict(claimed.metrics), seconds)

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from ..errors import ProtocolError
 from ..wire import messages as m
+from . import fields
 from .signals import (
     Connected,
     Drop,
@@ -34,6 +35,8 @@ ENDED = ("finished", "failed", "stopped")
 """What becomes of runs that nobody goes on with."""
 MAILBOX = 10_000
 """How many tasks may wait for one node."""
+MEMBERS = 1000
+"""How many clients one message tells of."""
 ALLOWED: dict[str, frozenset[str]] = {
     "node": frozenset({"run_answer", "result", "partial", "alive", "hosted"}),
     "run": frozenset(
@@ -89,14 +92,11 @@ class _Ask:
 class _Run:
     id: str
     spec: m.RunSpec | None = None
-    status: str = "running"
     peer: str | None = None
-    owner: str = ""
     log: int = 0
     closed: int = -1
     asks: dict[int, _Ask] = field(default_factory=dict)
     standings: dict[str, tuple[int, str]] = field(default_factory=dict)
-    row: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -195,6 +195,10 @@ class Router:
         """Whether a node is connected."""
         return node in self._nodes and self._nodes[node].peer is not None
 
+    def clients(self) -> frozenset[str]:
+        """All clients that its nodes host, connected or not."""
+        return frozenset(self._homes)
+
     def waiting_of(self, run: str) -> int:
         """How many tasks of a run wait for an answer."""
         asks = self._runs[run].asks.values() if run in self._runs else ()
@@ -216,7 +220,7 @@ class Router:
                 self._ended[row["id"]] = (row["status"], row["ended_at"] or 0.0)
                 continue
             spec = m.RunSpec.FromString(row["spec"]) if row["spec"] else None
-            run = self._runs[row["id"]] = _Run(row["id"], spec, row["status"], owner=row["owner"] or "", row=dict(row))
+            run = self._runs[row["id"]] = _Run(row["id"], spec)
             run.log = self._store.greatest("events", run=run.id)
             run.closed = -1 if row["closed"] is None else row["closed"]
             if spec is not None:
@@ -257,6 +261,7 @@ class Router:
                     self._say(event.peer, close_run=m.CloseRun(run=over, status=status))
             self._settle(node, event.clients)
             for known in self._runs.values():
+                self._leave(known)
                 self._invite(known, node)
         elif event.role == "run":
             run = self._runs.get(event.id)
@@ -264,19 +269,18 @@ class Router:
                 run = self._begin(event, now)
             self._supersede(run.peer, event.peer)
             run.peer = event.peer
-            self._say(event.peer, log_ack=m.LogAck(run=run.id, number=run.log))
+            self._say(event.peer, durable=True, log_ack=m.LogAck(run=run.id, number=run.log))
 
     def _begin(self, event: Connected, now: float) -> _Run:
         """A run that is new, or goes on after it was over."""
-        run = self._runs[event.id] = _Run(event.id, owner=event.name)
+        run = self._runs[event.id] = _Run(event.id)
         self._ended.pop(event.id, None)
-        run.row = {"id": event.id, "owner": event.name, "created_at": now}
+        begun: dict[str, Any] = {"owner": event.name, "created_at": now}
         for row in self._store.rows("runs", id=event.id):
-            run.row = {name: value for name, value in row.items() if name != "members"}
+            begun = {}
             run.log = self._store.greatest("events", run=event.id)
             run.closed = -1 if row["closed"] is None else row["closed"]
-        run.row.update(status="running", ended_at=None)
-        self._store.put("runs", run.row)
+        self._store.put("runs", {"id": event.id, "status": "running", "ended_at": None, **begun})
         return run
 
     def _supersede(self, old: str | None, new: str) -> None:
@@ -319,6 +323,11 @@ class Router:
         self._say(node.peer, durable=True, run_spec=run.spec)
         self._stand(run, mine, m.STANDING_PREPARING)
 
+    def _leave(self, run: _Run) -> None:
+        """Clients that no node hosts any more are gone from a run."""
+        gone = [c for c, (standing, _) in run.standings.items() if c not in self._homes]
+        self._stand(run, [c for c in gone if run.standings[c][0] != m.STANDING_REFUSED], m.STANDING_OFFLINE)
+
     def _stand(self, run: _Run, clients: Iterable[str], standing: int, reason: str = "") -> None:
         changed = [c for c in clients if run.standings.get(c) != (standing, reason)]
         for client in changed:
@@ -332,8 +341,8 @@ class Router:
             node = self._nodes.get(self._homes.get(client, ""))
             name = node.name if node is not None else ""
             members.append(m.Member(client=client, node=name, standing=standing, reason=reason))  # type: ignore[arg-type]
-        if members and run.peer is not None:
-            self._say(run.peer, members=m.Members(run=run.id, members=members))
+        for start in range(0, len(members) if run.peer is not None else 0, MEMBERS):
+            self._say(run.peer or "", members=m.Members(run=run.id, members=members[start : start + MEMBERS]))
 
     def _revoked(self, id: str) -> None:
         node = self._nodes.pop(id, None)
@@ -364,6 +373,7 @@ class Router:
         if kind not in ALLOWED.get(known.role, frozenset()):
             raise ProtocolError(f"a {known.role} may not send {kind}", m.CODE_NOT_ALLOWED)
         body = getattr(message, kind)
+        fields.check(kind, body)
         if known.role == "run":
             if body.run != known.id:
                 raise ProtocolError(f"run {known.id} may not speak of run {body.run[:80]!r}", m.CODE_NOT_ALLOWED)
@@ -387,8 +397,7 @@ class Router:
         changed = run.spec is None or run.spec != spec
         run.spec = spec
         if changed:
-            run.row.update(spec=spec.SerializeToString(), name=spec.name or run.id)
-            self._store.put("runs", run.row)
+            self._store.put("runs", {"id": run.id, "spec": spec.SerializeToString(), "name": spec.name or run.id})
             self._need(run, spec.archive, f"{run.id}/")
             for client in self._clients_of(run):
                 run.standings.setdefault(client, (m.STANDING_OFFLINE, ""))
@@ -414,7 +423,8 @@ class Router:
         if ask is None:
             raise ProtocolError(f"task {message.task[:80]!r} of ask {message.ask}, which is not open", m.CODE_UNKNOWN)
         known = ask.tasks.get(message.task)
-        if known is not None and known.message.attempt >= message.attempt:
+        ask.cancelled.discard(message.task)
+        if known is not None and (known.message.attempt >= message.attempt or self._stands(ask, known)):
             self._need(run, known.message.own, f"{run.id}/{message.ask}")
             answer = ask.answers.get(known.answer or "")
             if answer is not None and answer.complete:
@@ -436,6 +446,12 @@ class Router:
         self._store.put("tasks", self._row(run, task))
         self._need(run, message.own, f"{run.id}/{message.ask}")
         self._dispatch(run, ask, task)
+
+    def _stands(self, ask: _Ask, task: _Task) -> bool:
+        """Whether a task has an update for an answer, which counts for all of its attempts: it is never done again."""
+        answer = ask.answers.get(task.answer or "")
+        payload = _payload(answer.message) if answer is not None and answer.complete else None
+        return payload is not None and (not payload.HasField("blob") or self._has(payload.blob.sha256))
 
     def _row(self, run: _Run, task: _Task) -> dict[str, Any]:
         message = task.message
@@ -462,6 +478,7 @@ class Router:
         self._say(node.peer, durable=True, task=task.message)
 
     def _run_cancel(self, run: _Run, body: m.Cancel, now: float) -> None:
+        # Durable, as the tasks are: none may overtake the word that it is not wanted, and come after its ask is closed.
         gone: dict[str, list[str]] = {}
         for id in body.tasks:
             ask = run.asks.get(_ask_of(id))
@@ -474,13 +491,13 @@ class Router:
             if task.answer is None:
                 self._settled(task)
             else:
-                self._drop_answer(run, ask, task.answer, keep=id)
+                self._drop_answer(run, ask, task.answer, keep=body.tasks)
             self._store.delete("tasks", run=run.id, task=id)
             gone.setdefault(task.node, []).append(id)
         for name, tasks in gone.items():
             node = self._nodes.get(name)
             if node is not None and node.peer is not None:
-                self._say(node.peer, cancel=m.Cancel(run=run.id, tasks=tasks))
+                self._say(node.peer, durable=True, cancel=m.Cancel(run=run.id, tasks=tasks))
 
     def _run_close_ask(self, run: _Run, body: m.CloseAsk, now: float) -> None:
         self._close_ask(run, body.ask)
@@ -501,7 +518,7 @@ class Router:
             if (run.id, id) in node.asks:
                 node.asks.discard((run.id, id))
                 if node.peer is not None:
-                    self._say(node.peer, close_ask=m.CloseAsk(run=run.id, ask=id))
+                    self._say(node.peer, durable=True, close_ask=m.CloseAsk(run=run.id, ask=id))
 
     def _run_close_run(self, run: _Run, body: m.CloseRun, now: float) -> None:
         self.end(run.id, body.status if body.status in ENDED else "stopped", now)
@@ -517,16 +534,18 @@ class Router:
         mine = {self._homes[client] for client in self._clients_of(run)}
         for node in self._nodes.values():
             if node.peer is not None and node.id in mine:
-                self._say(node.peer, close_run=m.CloseRun(run=run.id, status=status))
+                self._say(node.peer, durable=True, close_run=m.CloseRun(run=run.id, status=status))
         members = {client: [m.Standing.Name(s), why] for client, (s, why) in run.standings.items()}  # type: ignore[arg-type]
-        self._store.put("runs", {**run.row, "status": status, "ended_at": now, "members": members})
+        self._store.put("runs", {"id": id, "status": status, "ended_at": now, "members": members})
         del self._runs[id]
         self._ended[id] = (status, now)
         self._effects.append(RunEnded(id, status))
 
     def end_now(self, id: str, status: str, now: float) -> list[Effect]:
-        """`end`, from outside of an event."""
+        """`end`, from outside of an event; whoever drives the run is told."""
         self._effects = []
+        if id in self._runs and (peer := self._runs[id].peer) is not None:
+            self._effects.append(Drop(peer, m.CODE_UNKNOWN, f"the run is over: {status}"))
         self.end(id, status, now)
         return self._effects
 
@@ -538,10 +557,14 @@ class Router:
                 continue
             if ask is None or not without.intersection(answer.tasks):
                 continue
-            self._drop_answer(run, ask, answer.id)
             node = self._nodes.get(answer.node)
             if node is not None and node.peer is not None:
-                self._say(node.peer, refold=m.Refold(run=run.id, ask=body.ask, without=sorted(without)))
+                refold = m.Refold(run=run.id, ask=body.ask, without=sorted(without))
+                self._say(node.peer, durable=True, refold=refold)
+            for id in without.intersection(answer.tasks):
+                if ask.tasks.pop(id, None) is not None:  # if the run asks for it yet, the relay still has its answer
+                    self._store.delete("tasks", run=run.id, task=id)
+            self._drop_answer(run, ask, answer.id)
 
     def _run_log_event(self, run: _Run, body: m.LogEvent, now: float) -> None:
         if body.number == 0:
@@ -560,8 +583,7 @@ class Router:
         self._settle(node, body.clients)
         self._store.put("nodes", {"id": node.id, "clients": list(body.clients)})
         for run in self._runs.values():
-            for client in [c for c in run.standings if c not in self._homes]:
-                self._stand(run, [client], m.STANDING_OFFLINE)
+            self._leave(run)
             if any(run.standings.get(c, (0, ""))[0] != m.STANDING_READY for c in node.clients):
                 self._invite(run, node)
 
@@ -584,8 +606,6 @@ class Router:
     def _node_result(self, node: _Node, run: _Run, body: m.Result) -> None:
         ask = run.asks.get(body.ask)
         task = ask.tasks.get(body.task) if ask is not None else None
-        if body.WhichOneof("outcome") is None:
-            raise ProtocolError(f"the result of task {body.task[:80]!r} has no outcome", m.CODE_MALFORMED)
         if ask is None or task is None or task.node != node.id:
             if self._is_over(run, body.ask, body.task):
                 self._ack(node, run, [body.task])
@@ -608,8 +628,6 @@ class Router:
     def _node_partial(self, node: _Node, run: _Run, body: m.Partial) -> None:
         ask = run.asks.get(body.ask)
         ids = [receipt.task for receipt in body.receipts]
-        if not ids or len(set(ids)) < len(ids):
-            raise ProtocolError("a partial has no receipt, or one twice", m.CODE_MALFORMED)
         if ask is None:
             if self._is_over(run, body.ask, ids[0]):
                 self._ack(node, run, ids)
@@ -671,7 +689,7 @@ class Router:
         for id, name in self._arriving.pop((event.run, event.sha), []):
             ask = run.asks.get(id) if run is not None else None
             answer = ask.answers.get(name) if ask is not None else None
-            if run is None or ask is None or answer is None or answer.complete:
+            if run is None or ask is None or answer is None or answer.complete or _sha_of(answer) != event.sha:
                 continue
             if all(t in ask.tasks and ask.tasks[t].answer is None for t in answer.tasks):
                 self._store_answer(run, ask, answer)
@@ -683,7 +701,8 @@ class Router:
         run = self._runs.get(event.run)
         for id, name in self._arriving.pop((event.run, event.sha), []):
             ask = run.asks.get(id) if run is not None else None
-            if ask is not None and name in ask.answers and not ask.answers[name].complete:
+            answer = ask.answers.get(name) if ask is not None else None
+            if ask is not None and answer is not None and not answer.complete and _sha_of(answer) == event.sha:
                 del ask.answers[name]
 
     def _answer(self, run: _Run, answer: _Answer) -> None:
@@ -722,24 +741,25 @@ class Router:
 
     def _forget_answer(self, run: _Run, ask: _Ask, task: _Task) -> None:
         if task.answer is not None:
-            ask.answers.pop(task.answer, None)
-            self._store.delete("answers", run=run.id, id=task.answer)
+            self._drop_answer(run, ask, task.answer, keep=[task.message.task])
         else:
             self._settled(task)
 
-    def _drop_answer(self, run: _Run, ask: _Ask, id: str, keep: str | None = None) -> None:
+    def _drop_answer(self, run: _Run, ask: _Ask, id: str, keep: Iterable[str] = ()) -> None:
         """An answer is not wanted as it is: its other tasks wait again."""
         answer = ask.answers.pop(id, None)
         if answer is None:
             return
         self._store.delete("answers", run=run.id, id=id)
+        kept = set(keep)
         for name in answer.tasks:
             task = ask.tasks.get(name)
-            if task is None or name == keep:
+            if task is None or name in kept:
                 continue
             task.answer = None
             self._wait(task)
             self._store.put("tasks", {"run": run.id, "task": name, "answer": None})
+            self._dispatch(run, ask, task)
 
     # Blobs
 
@@ -764,6 +784,12 @@ def _payload(message: m.Message) -> m.Payload | None:
     if message.WhichOneof("body") == "partial":
         return message.partial.partial
     return message.result.done.update if message.result.HasField("done") else None
+
+
+def _sha_of(answer: _Answer) -> bytes:
+    """The hash of an answer's blob; empty where it has none."""
+    payload = _payload(answer.message)
+    return b"" if payload is None else payload.blob.sha256
 
 
 def _ask_of(task: str) -> int:

@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConnectionLost, CorruptFile, PeerError, Refused, SettingError, StorageError
+from ..errors import ConnectionLost, CorruptFile, PeerError, ProtocolError, Refused, SettingError, StorageError
 from ..remote.addresses import host_and_port
 from ..remote.credentials import Credentials, own_token, write_own
 from ..store.blobs import Blobs
@@ -62,6 +62,8 @@ from .supervision import Exit, Supervisor
 
 _LOG = logging.getLogger("umbel.server")
 ROLES: dict[int, str] = {m.ROLE_NODE: "node", m.ROLE_RUN: "run", m.ROLE_OPERATOR: "operator"}
+LAZY = frozenset({"ack", "log_ack", "close_ask"})
+"""Messages that nobody waits for."""
 RETRY_SECONDS = 1.0
 """After so long a batch that could not be written is tried again."""
 PARTING = 0.5
@@ -139,7 +141,9 @@ class Service:
         self.started_at = time.time()
         self._problem = ""
         self._numbers = 0
+        self._listener: Listener | None = None
         self._durable: list[Say] = []
+        self._unwritten: Any = None
         self._committed_futures: list[asyncio.Future[None]] = []
         self._dirty = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -150,7 +154,7 @@ class Service:
 
     # Life
 
-    async def open(self) -> Listener:
+    async def open(self) -> None:
         """Begin to listen, and go on with the runs that were going on."""
         (self.root / "runs").mkdir(mode=0o700, exist_ok=True)
         for sha, owner in [(hold.sha, hold.owner) for hold in self.router.held()] + list(self.desk.held()):
@@ -160,15 +164,14 @@ class Service:
         if not self.settings.insecure:
             serving = self.authority.serving((*self.settings.names, host_and_port(self.settings.listen)[0]))
             certificate, key = serving.certificate, serving.key
-        listener = await grpc.serve(self.settings.listen, certificate, key, self._serve)
-        self.address = listener.address
+        self._listener = await grpc.serve(self.settings.listen, certificate, key, self._serve)
+        self.address = self._listener.address
         self._task(self._commit_always())
         write_own(self.root, Credentials(self._reached(), self.line(self._own_token())))
         await self.commit()
         for row in self.store.rows("runs"):
             if row["status"] == "running" and row["submission"] is not None:
                 await self.start(row["id"])
-        return listener
 
     async def close(self) -> None:
         """End run processes and connections, and write what is left."""
@@ -178,11 +181,19 @@ class Service:
         await asyncio.gather(
             *(peer.connection.close(problem) for peer in list(self.peers.values())), return_exceptions=True
         )
+        if self._listener is not None:
+            await self._listener.close()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self.store.commit()
-        self.store.close()
+        try:
+            if self._unwritten is not None:
+                self.store.write(self._unwritten)
+            self.store.commit()
+        except StorageError as error:  # it is as if the server had been killed: nobody was told of any of it
+            _LOG.error("the store cannot be written: %s", error.message)
+        finally:
+            self.store.close()
 
     def _own_token(self) -> Token:
         """What operators on this machine use: the one that is in the server's folder already, if it is good still."""
@@ -304,8 +315,13 @@ class Service:
 
     def _post(self, say: Say) -> None:
         peer = self.peers.get(say.peer)
-        if peer is not None:
-            peer.connection.post(say.message)
+        if peer is None:
+            return
+        try:
+            peer.connection.post(say.message, lazy=say.message.WhichOneof("body") in LAZY)
+        except ProtocolError as error:
+            _LOG.error("%s cannot be told of it: %s", peer.id, error.message)
+            self._task(peer.connection.close(error))
 
     async def _fetch(self, fetch: Fetch) -> None:
         peer = self.peers.get(fetch.peer)
@@ -329,7 +345,9 @@ class Service:
             batch, durable, waiting = self.store.take(), self._durable, self._committed_futures
             self._durable, self._committed_futures = [], []
             if batch:
+                self._unwritten = batch
                 await self._write(batch)
+                self._unwritten = None
             for say in durable:
                 self._post(say)
             for future in waiting:
@@ -420,8 +438,8 @@ class Service:
             return
         path = self.root / "runs" / end.run / "error.json"
         told = json.loads(path.read_text()) if path.exists() else {"error": f"its process ended with {end.code}"}
-        self.store.put("runs", {"id": end.run, "exit": {"code": end.code, **told}})
         self.carry(self.router.end_now(end.run, "failed", time.time()))
+        self.store.put("runs", {"id": end.run, "exit": {"code": end.code, **told}})
         await self._mark_over(end.run, "failed")
 
     async def _mark_over(self, run: str, status: str) -> None:
@@ -542,11 +560,10 @@ class Service:
 async def running(settings: ServerSettings, **more: Any) -> AsyncIterator[Service]:
     """A server that is up while in the block; its pages, if any, are up too."""
     service = Service(settings, **more)
-    listener = await service.open()
     try:
+        await service.open()
         yield service
     finally:
-        await listener.close()
         await service.close()
 
 

@@ -1,15 +1,15 @@
-"""A whole deployment in one thread, on a virtual clock: the real run, server and nodes, with faults from a seed.
+"""A whole deployment in one thread, on a virtual clock: the real run, server, relays and nodes; faults from a seed.
 
 Messages cross as bytes over wires that deliver when the schedule says so. Wires are cut, messages come twice, transfers
-break, and the server, nodes and the run are killed at any moment and start again from what they had on disk. The same
-seed gives the same life, so that a failing one can be looked at again and again.
+break, and the server, relays, nodes and the run are killed at any moment and start again from what they had on disk.
+The same seed gives the same life, so that a failing one can be looked at again and again.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,9 @@ from ..randomness import Key
 from ..remote.federation import Remote, Signed
 from ..remote.session import Arrived, Down, Item, Link, Up
 from ..run import Result, resume, run
+from ..server import relaying as relays
 from ..server import signals as servers
+from ..server.folding import bundle
 from ..server.router import Router
 from ..store.records import MemoryStore
 from ..transforms import transform_from_spec
@@ -56,17 +58,42 @@ class Faults:
     run: int = 3
     broken_transfers: int = 20
     most: int = 12
+    relay: int = 6
 
 
 @dataclass(eq=False)
 class Wire:
-    """One connection: what is on its way to the server, and what to the peer."""
+    """One connection to a station: what is on its way there, and what to the peer, who has these blobs."""
 
     peer: str
+    to: Station
+    blobs: dict[bytes, bytes]
     up: deque[bytes] = field(default_factory=deque)
     down: deque[bytes] = field(default_factory=deque)
     transfers: list[tuple[str, str, m.Blob]] = field(default_factory=list)
     alive: bool = True
+
+
+@dataclass(eq=False)
+class Station:
+    """The server, or a relay: what it has on disk and, while it is up, its router and what waits for a commit.
+
+    A relay has a station `above` it, and a `wire` to that one while it is connected.
+    """
+
+    name: str
+    store: Any
+    above: Station | None = None
+    blobs: dict[bytes, bytes] = field(default_factory=dict)
+    router: Router | None = None
+    relaying: relays.Relaying | None = None
+    durable: list[servers.Say | relays.Say] = field(default_factory=list)
+    events: deque[servers.Event | relays.RelayEvent] = field(default_factory=deque)
+    folds: dict[int, relays.Fold] = field(default_factory=dict)
+    at_work: bool = False
+    down_until: float = 0.0
+    wire: Wire | None = None
+    back_at: float = 0.0
 
 
 class Host:
@@ -117,9 +144,10 @@ class Host:
 
 @dataclass(eq=False)
 class Node:
-    """One node: its machine, what it has on disk, and the tasks that it works on."""
+    """One node: its machine, what it has on disk, the tasks that it works on, and where it connects."""
 
     name: str
+    home: Station
     sources: Mapping[str, Any]
     spool: Any
     machine: nodes.NodeMachine
@@ -135,8 +163,9 @@ class Node:
 class Deployment:
     """A server, nodes and one run of an app.
 
-    `nodes` gives each node's clients with their sources; `faults` what goes wrong; `store` and `spool` make what is
-    kept on disk; `scratch` is a folder for files. `answers` collects what was ever answered: one and the same for each question, whatever happened.
+    `nodes` gives each node's clients with their sources; `relays` which nodes, or other relays, connect to each relay
+    and not to the server; `faults` what goes wrong; `store` and `spool` make what is kept on disk; `scratch` is a
+    folder for files. `answers` collects what was ever answered: one and the same for each question, whatever happened.
     """
 
     def __init__(
@@ -145,6 +174,7 @@ class Deployment:
         nodes: Mapping[str, Mapping[str, Any]],
         *,
         seed: int,
+        relays: Mapping[str, Sequence[str]] | None = None,
         faults: Faults | None = None,
         store: Callable[[], Any] = MemoryStore,
         spool: Callable[[str], Any] = lambda name: MemorySpool(),
@@ -164,11 +194,6 @@ class Deployment:
         self.happened: list[str] = []
         self._steps = 0
         self.answers: dict[str, bytes] = {}
-        self._store = store()
-        self._blobs: dict[bytes, bytes] = {}
-        self._durable: list[servers.Say] = []
-        self._router: Router | None = None
-        self._down_until = 0.0
         self._wires: dict[str, Wire] = {}
         self._number = 0
         self._run_blobs: dict[bytes, bytes] = {}
@@ -177,12 +202,28 @@ class Deployment:
         self._inbox: deque[Item] = deque()
         self._run = ""
         self._folder = scratch
-        for name, sources in nodes.items():
-            row = {"id": name, "name": name, "status": "approved", "clients": sorted(sources), "seen_at": 0.0}
-            self._store.put("nodes", row)
-        self._store.commit()
-        self._nodes = {name: self._started(name, sources, spool(name)) for name, sources in nodes.items()}
-        self._start_server()
+        self._stations = {"server": Station("server", store())}
+        self._nodes: dict[str, Node] = {}
+        self._place("server", nodes, relays or {}, store)
+        for station in self._stations.values():
+            self._start(station)
+
+    def _place(self, name: str, nodes: Mapping[str, Any], relays: Mapping[str, Sequence[str]], store: Any) -> list[str]:
+        """Set up all that connects to a station; the clients below it."""
+        station, clients = self._stations[name], []
+        elsewhere = {below for there in relays.values() for below in there}
+        for below in relays.get(name, [each for each in (*relays, *nodes) if each not in elsewhere]):
+            if below in nodes:
+                self._nodes[below] = self._started(below, station, nodes[below], self._make_spool(below))
+                mine = sorted(nodes[below])
+            else:
+                self._stations[below] = Station(below, store(), station)
+                mine = self._place(below, nodes, relays, store)
+            row = {"id": below, "name": below, "status": "approved", "clients": mine, "seen_at": 0.0}
+            station.store.put("nodes", row)
+            clients += mine
+        station.store.commit()
+        return sorted(clients)
 
     # What a test calls
 
@@ -209,14 +250,15 @@ class Deployment:
 
     def settle(self) -> None:
         """Let everything that is still on its way arrive, without further faults."""
-        self._faults = Faults(0, 0, 0, 0, 0, 0, 0)
+        self._faults = Faults(0, 0, 0, 0, 0, 0, 0, 0)
         for _ in range(STEPS):
             if not self._act():
                 return
 
     def close(self) -> None:
         """Let go of what is on disk."""
-        self._store.close()
+        for station in self._stations.values():
+            station.store.close()
         for node in self._nodes.values():
             node.spool.close()
 
@@ -225,9 +267,9 @@ class Deployment:
         self._cut(self._nodes[name].wire)
 
     def keep_away(self, name: str, seconds: float) -> None:
-        """Cut a node off for so long; `"server"` for the server itself."""
-        if name == "server":
-            self._crash_server(seconds)
+        """Cut a node off for so long; the server or a relay is down for so long."""
+        if name in self._stations:
+            self._crash(self._stations[name], seconds)
             return
         self._cut(self._nodes[name].wire)
         self._nodes[name].back_at = self.time + seconds
@@ -262,7 +304,7 @@ class Deployment:
         if len(self.happened) >= faults.most:
             return False
         roll = self._below(1000)
-        for name in ("cuts", "repeats", "server", "node", "run"):
+        for name in ("cuts", "repeats", "server", "node", "run", "relay"):
             chance = getattr(faults, name)
             if roll < chance:
                 getattr(self, f"_fault_{name}")()
@@ -286,7 +328,14 @@ class Deployment:
 
     def _fault_server(self) -> None:
         self.happened.append("server killed")
-        self._crash_server(self._below(30) / 10)
+        self._crash(self._stations["server"], self._below(30) / 10)
+
+    def _fault_relay(self) -> None:
+        found = [station for station in self._stations.values() if station.above is not None]
+        if found:
+            station = found[self._below(len(found))]
+            self.happened.append(f"relay {station.name} killed")
+            self._crash(station, self._below(30) / 10)
 
     def _fault_node(self) -> None:
         names = list(self._nodes)
@@ -296,7 +345,7 @@ class Deployment:
         self._cut(node.wire)
         node.spool.close()  # what was not written is lost
         spool = node.spool if isinstance(node.spool, MemorySpool) else self._make_spool(name)
-        again = self._started(name, node.sources, spool)
+        again = self._started(name, node.home, node.sources, spool)
         again.blobs, again.back_at = node.blobs, self.time + self._below(20) / 10
         self._nodes[name] = again
 
@@ -314,14 +363,20 @@ class Deployment:
             if wire.alive:
                 actions += [(self._deliver_up, wire)] * bool(wire.up) + [(self._deliver_down, wire)] * bool(wire.down)
                 actions += [(self._transfer, wire)] * bool(wire.transfers)
-        if self._router is not None and (self._durable or self._store._queued):
-            actions.append((self._commit_server, None))
+        for station in self._stations.values():
+            if station.router is None:
+                actions += [(self._start, station)] * (station.down_until <= self.time)
+            else:
+                actions += [(self._commit, station)] * bool(station.durable or station.store._queued)
+                actions += [(self._fold, station)] * bool(station.folds)
+                actions += [(self._tick, station)] * self._is_due(station)
+                actions += [(self._connect_relay, station)] * self._may_connect(station.above, station)
         for node in self._nodes.values():
             actions += [(self._work, node)] * bool(node.busy)
             actions += [(self._commit_node, node)] * bool(node.durable)
-            if node.wire is None and node.back_at <= self.time and self._router is not None:
-                actions.append((self._connect_node, node))
-        if self._run and self._run_wire is None and self._run_back_at <= self.time and self._router is not None:
+            actions += [(self._connect_node, node)] * self._may_connect(node.home, node)
+        up = self._stations["server"].router is not None
+        if self._run and self._run_wire is None and self._run_back_at <= self.time and up:
             actions.append((self._connect_run, None))
         if not actions:
             return False
@@ -330,6 +385,13 @@ class Deployment:
         action(*([] if argument is None else [argument]))
         return True
 
+    def _may_connect(self, above: Station | None, peer: Node | Station) -> bool:
+        return above is not None and above.router is not None and peer.wire is None and peer.back_at <= self.time
+
+    def _is_due(self, station: Station) -> bool:
+        at = station.relaying.next_tick if station.relaying is not None else None
+        return at is not None and at <= self.time
+
     def _pass(self, seconds: float) -> None:
         self.time += seconds
         if self._run_wire is not None:
@@ -337,10 +399,12 @@ class Deployment:
 
     def _wait(self, until: float | None) -> None:
         """Nothing can be done now: the next moment at which something can."""
-        times = [node.back_at for node in self._nodes.values() if node.wire is None and node.back_at > self.time]
+        peers = (*self._nodes.values(), *self._stations.values())
+        times = [peer.back_at for peer in peers if peer.wire is None and peer.back_at > self.time]
         times += [node.machine.next_tick for node in self._nodes.values() if node.machine.next_tick is not None]
-        if self._router is None:
-            times.append(self._down_until)
+        times += [station.down_until for station in self._stations.values() if station.router is None]
+        ticks = [station.relaying.next_tick for station in self._stations.values() if station.relaying is not None]
+        times += [at for at in ticks if at is not None]
         if self._run_wire is None and self._run_back_at > self.time:
             times.append(self._run_back_at)
         if until is not None and self._run_wire is not None:
@@ -348,54 +412,115 @@ class Deployment:
         if not times:
             raise AssertionError(f"everybody waits for somebody else at {self.time}: {self.happened}")
         self._pass(max(0.0, min(times) - self.time) + 1e-9)
-        if self._router is None and self.time >= self._down_until:
-            self._start_server()
         for node in self._nodes.values():
             if node.machine.next_tick is not None and node.machine.next_tick <= self.time:
                 self._tell_node(node, nodes.Ticked())
 
-    # The server
+    # The server and relays
 
-    def _start_server(self) -> None:
-        self._router = Router(self._store, self._blobs.__contains__)
+    def _start(self, station: Station) -> None:
+        station.router = Router(station.store, station.blobs.__contains__)
+        if station.above is not None:
+            station.relaying = relays.Relaying(station.store, station.router.clients())
 
-    def _crash_server(self, seconds: float) -> None:
+    def _crash(self, station: Station, seconds: float) -> None:
         for wire in list(self._wires.values()):
-            self._cut(wire, tell_server=False)
-        self._store.take()
-        self._durable.clear()
-        self._router = None
-        self._down_until = self.time + seconds
+            if wire.to is station:
+                self._cut(wire, tell_server=False)
+        station.router = station.relaying = None
+        self._cut(station.wire)
+        station.store.take()
+        station.durable.clear()
+        station.events.clear()
+        station.folds.clear()
+        station.down_until = self.time + seconds
 
-    def _tell_server(self, event: servers.Event) -> None:
-        if self._router is None:
+    def _tell(self, station: Station, event: servers.Event | relays.RelayEvent) -> None:
+        """Tell a station of something, and let it do what follows from that."""
+        station.events.append(event)
+        if station.at_work:
             return
-        for effect in self._router.handle(event, self.time):
-            if isinstance(effect, servers.Say):
-                if effect.durable:
-                    self._durable.append(effect)
-                else:
-                    self._post(effect)
-            elif isinstance(effect, servers.Drop):
-                wire = self._wires.get(effect.peer)
-                if effect.code != m.CODE_SUPERSEDED:
-                    raise AssertionError(f"{effect.peer} was dropped: {effect.text}")
-                self._cut(wire)
-            elif isinstance(effect, servers.Fetch):
-                wire = self._wires.get(effect.peer)
-                if wire is not None:
-                    wire.transfers.append(("up", effect.run, effect.blob))
+        station.at_work = True
+        while station.events and station.router is not None:
+            event = station.events.popleft()
+            if isinstance(event, servers.Event):
+                for effect in station.router.handle(event, self.time):
+                    self._served(station, effect)
+                if station.relaying is not None and isinstance(event, servers.Connected | servers.Received):
+                    station.events.append(relays.Hosting(station.router.clients()))
+            elif station.relaying is not None:
+                for doing in station.relaying.handle(event, self.time):
+                    self._relayed(station, doing)
+        station.at_work = False
 
-    def _post(self, say: servers.Say) -> None:
-        wire = self._wires.get(say.peer)
-        if wire is not None and wire.alive:
-            wire.down.append(say.message.SerializeToString())
+    def _served(self, station: Station, effect: servers.Effect) -> None:
+        """Do what a router says."""
+        if isinstance(effect, servers.Say):
+            if effect.peer.startswith("relay "):
+                station.events.append(relays.Answered(effect.message))
+            elif effect.durable:
+                station.durable.append(effect)
+            else:
+                self._post(station, effect)
+        elif isinstance(effect, servers.Drop):
+            if effect.code != m.CODE_SUPERSEDED:
+                raise AssertionError(f"{effect.peer} was dropped: {effect.text}")
+            self._cut(self._wires.get(effect.peer))
+        elif isinstance(effect, servers.Fetch):
+            wire, way = self._wires.get(effect.peer), "up"
+            if effect.peer.startswith("relay "):
+                wire, way = station.wire, "down"
+            if wire is not None:
+                wire.transfers.append((way, effect.run, effect.blob))
 
-    def _commit_server(self) -> None:
-        self._store.commit()
-        durable, self._durable = self._durable, []
+    def _relayed(self, station: Station, effect: relays.RelayEffect) -> None:
+        """Do what the machine of a relay says."""
+        if isinstance(effect, relays.Tell):
+            station.events.append(effect.event)
+        elif isinstance(effect, relays.Fold):
+            station.folds[effect.number] = effect
+        elif isinstance(effect, relays.Forget):
+            station.folds.pop(effect.number, None)
+        elif effect.durable:
+            station.durable.append(effect)
+        else:
+            self._post(station, effect)
+
+    def _post(self, station: Station, say: servers.Say | relays.Say) -> None:
+        data = say.message.SerializeToString()
+        if isinstance(say, relays.Say):
+            if station.wire is not None:
+                station.wire.up.append(data)
+        elif (wire := self._wires.get(say.peer)) is not None:
+            wire.down.append(data)
+
+    def _commit(self, station: Station) -> None:
+        station.store.commit()
+        durable, station.durable = station.durable, []
         for say in durable:
-            self._post(say)
+            self._post(station, say)
+
+    def _fold(self, station: Station) -> None:
+        number = list(station.folds)[self._below(len(station.folds))]
+        fold = station.folds.pop(number)
+        sheaf = bundle(fold.spec, fold.answers, lambda sha: self._file(station.blobs, sha))
+        if sheaf is None:
+            self._tell(station, relays.Folded(number, None))
+            return
+        payload = _stored(sheaf.data, station.blobs)
+        self._tell(station, relays.Folded(number, payload, sheaf.receipts, sheaf.refused))
+
+    def _tick(self, station: Station) -> None:
+        self._tell(station, relays.Ticked())
+
+    def _connect_relay(self, station: Station) -> None:
+        assert station.above is not None
+        assert station.router is not None
+        clients = station.router.clients()
+        wire = station.wire = self._plug(f"node {station.name}", station.above, station.blobs)
+        event = servers.Connected(wire.peer, "node", station.name, station.name, tuple(sorted(clients)))
+        self._tell(station.above, event)
+        self._tell(station, relays.Reached(clients))
 
     def _cut(self, wire: Wire | None, tell_server: bool = True) -> None:
         if wire is None or not wire.alive:
@@ -411,11 +536,15 @@ class Deployment:
                 node.wire, node.durable = None, []
                 node.back_at = self.time + 0.1 + self._below(10) / 10
                 self._tell_node(node, nodes.Disconnected())
+        for station in self._stations.values():
+            if station.wire is wire:
+                station.wire, station.back_at = None, self.time + 0.1 + self._below(10) / 10
+                self._tell(station, relays.Parted())
         if tell_server:
-            self._tell_server(servers.Lost(wire.peer))
+            self._tell(wire.to, servers.Lost(wire.peer))
 
     def _deliver_up(self, wire: Wire) -> None:
-        self._tell_server(servers.Received(wire.peer, m.Message.FromString(wire.up.popleft())))
+        self._tell(wire.to, servers.Received(wire.peer, m.Message.FromString(wire.up.popleft())))
 
     def _deliver_down(self, wire: Wire) -> None:
         message = m.Message.FromString(wire.down.popleft())
@@ -425,6 +554,9 @@ class Deployment:
         for node in self._nodes.values():
             if node.wire is wire:
                 self._tell_node(node, nodes.Received(message))
+        for station in self._stations.values():
+            if station.wire is wire:
+                self._tell(station, relays.Asked(message))
 
     def _transfer(self, wire: Wire) -> None:
         """A blob crosses, or the transfer breaks, which breaks the connection."""
@@ -433,50 +565,58 @@ class Deployment:
             self.happened.append("transfer broken")
             self._cut(wire)
             return
+        if wire is self._run_wire and way == "up" and blob.sha256 not in wire.blobs:
+            self._tell(wire.to, servers.NotFetched(run, blob.sha256, "the run has let go of it"))
+            return
         node = next((node for node in self._nodes.values() if node.wire is wire), None)
-        theirs = node.blobs if node is not None else self._run_blobs
-        source, target = (theirs, self._blobs) if way == "up" else (self._blobs, theirs)
-        assert self._router is not None
-        allowed = way == "up" or self._router.may_read(wire.peer, run, blob.sha256)
+        below = next((station for station in self._stations.values() if station.wire is wire), None)
+        source, target = (wire.blobs, wire.to.blobs) if way == "up" else (wire.to.blobs, wire.blobs)
+        assert wire.to.router is not None
+        allowed = way == "up" or wire.to.router.may_read(wire.peer, run, blob.sha256)
+        if way == "up" and below is not None and below.relaying is not None:
+            allowed = below.relaying.may_read(run, blob.sha256)
         if blob.sha256 not in source or not allowed:
             wire.transfers.append((way, run, blob))  # it waits until the sender has it, and may give it
             self._pass(0.01)
             return
         target[blob.sha256] = source[blob.sha256]
         if way == "up":
-            self._tell_server(servers.Fetched(run, blob.sha256))
+            self._tell(wire.to, servers.Fetched(run, blob.sha256))
         elif node is not None:
             self._tell_node(node, nodes.Fetched(run, blob.sha256))
+        elif below is not None:
+            self._tell(below, servers.Fetched(run, blob.sha256))
         else:
-            self._inbox.append(Arrived(blob.sha256, self._file(blob.sha256)))
+            self._inbox.append(Arrived(blob.sha256, self._file(wire.blobs, blob.sha256)))
 
-    def _file(self, sha: bytes) -> Path:
+    def _file(self, blobs: Mapping[bytes, bytes], sha: bytes) -> Path:
         path = self._folder / sha.hex()
-        path.write_bytes(self._run_blobs[sha])
+        path.write_bytes(blobs[sha])
         return path
 
     # The run's connection
 
     def _connect_run(self) -> None:
-        wire = self._run_wire = self._plug(f"run {self._run}")
-        self._tell_server(servers.Connected(wire.peer, "run", self._run, "someone"))
+        server = self._stations["server"]
+        wire = self._run_wire = self._plug(f"run {self._run}", server, self._run_blobs)
+        self._tell(server, servers.Connected(wire.peer, "run", self._run, "someone"))
         self._inbox.append(Up())
 
-    def _plug(self, name: str) -> Wire:
+    def _plug(self, name: str, to: Station, blobs: dict[bytes, bytes]) -> Wire:
         self._number += 1
-        wire = Wire(f"{name} #{self._number}")
+        wire = Wire(f"{name} #{self._number}", to, blobs)
         self._wires[wire.peer] = wire
         return wire
 
     # Nodes
 
-    def _started(self, name: str, sources: Mapping[str, Any], spool: Any) -> Node:
-        return Node(name, sources, spool, nodes.NodeMachine(spool, sources, slots=self._slots))
+    def _started(self, name: str, home: Station, sources: Mapping[str, Any], spool: Any) -> Node:
+        return Node(name, home, sources, spool, nodes.NodeMachine(spool, sources, slots=self._slots))
 
     def _connect_node(self, node: Node) -> None:
-        node.wire = self._plug(f"node {node.name}")
+        node.wire = self._plug(f"node {node.name}", node.home, node.blobs)
         event = servers.Connected(node.wire.peer, "node", node.name, node.name, tuple(node.sources))
-        self._tell_server(event)
+        self._tell(node.home, event)
         self._tell_node(node, nodes.Connected(m.Welcome()))
 
     def _tell_node(self, node: Node, event: nodes.Event) -> None:
@@ -521,10 +661,7 @@ class Deployment:
             return
         done = node.hosts[start.run].perform(start, lambda payload: _read(payload, node.blobs))
         if isinstance(done, nodes.TaskDone) and len(done.result.update.inline) > INLINE:
-            data = done.result.update.inline
-            sha = hashlib.sha256(data).digest()
-            node.blobs[sha] = data
-            done.result.update.blob.CopyFrom(m.Blob(sha256=sha, size=len(data)))
+            done.result.update.CopyFrom(_stored(done.result.update.inline, node.blobs))
         self._tell_node(node, done)
 
     def _commit_node(self, node: Node) -> None:
@@ -556,11 +693,7 @@ class _Link:
     def store(self, value: Any) -> m.Payload:
         """A tree or arrays as a payload."""
         data = value.to_bytes() if isinstance(value, Arrays) else encoding.encode(value)
-        if len(data) <= INLINE:
-            return m.Payload(inline=data)
-        sha = hashlib.sha256(data).digest()
-        self._deployment._run_blobs[sha] = data
-        return m.Payload(blob=m.Blob(sha256=sha, size=len(data)))
+        return _stored(data, self._deployment._run_blobs)
 
     def send(self, message: m.Message) -> None:
         """Put a message on the wire."""
@@ -582,7 +715,7 @@ class _Link:
         """Have a blob sent."""
         world = self._deployment
         if blob.sha256 in world._run_blobs:
-            world._inbox.append(Arrived(blob.sha256, world._file(blob.sha256)))
+            world._inbox.append(Arrived(blob.sha256, world._file(world._run_blobs, blob.sha256)))
         elif world._run_wire is not None:
             world._run_wire.transfers.append(("down", world._run, blob))
 
@@ -597,6 +730,15 @@ class _Link:
     def close(self) -> None:
         """End the connection."""
         self._deployment._cut(self._deployment._run_wire)
+
+
+def _stored(data: bytes, blobs: dict[bytes, bytes]) -> m.Payload:
+    """Bytes as a payload; large ones are kept as a blob."""
+    if len(data) <= INLINE:
+        return m.Payload(inline=data)
+    sha = hashlib.sha256(data).digest()
+    blobs[sha] = data
+    return m.Payload(blob=m.Blob(sha256=sha, size=len(data)))
 
 
 def _read(payload: m.Payload, blobs: Mapping[bytes, bytes]) -> bytes:

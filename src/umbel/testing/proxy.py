@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
@@ -66,7 +68,7 @@ class Proxy:
         self.cuts += 1
         self._cut_at = None
         for writer in self._writers:
-            writer.transport.abort()
+            _reset(writer)
         self._writers.clear()
         self._tell()
 
@@ -81,13 +83,13 @@ class Proxy:
 
     async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._refusing:
-            writer.transport.abort()
+            _reset(writer)
             return
         self._writers.add(writer)
         try:
             onward, there = await asyncio.open_connection(self._host, self._port)
         except OSError:
-            writer.transport.abort()
+            _reset(writer)
             return
         if writer not in self._writers:  # cut meanwhile
             there.transport.abort()
@@ -126,3 +128,11 @@ class Proxy:
     def _tell(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+def _reset(writer: asyncio.StreamWriter) -> None:
+    """End a connection as if its line were cut: what is under way is lost, and the other end gets an error."""
+    linger = struct.pack("ii", 1, 0)
+    with suppress(OSError):
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    writer.transport.abort()

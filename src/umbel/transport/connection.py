@@ -19,6 +19,8 @@ BULK = 2
 """Bulk messages that may wait to be sent."""
 QUEUE_BYTES = 256 << 20
 """What may wait for a peer that does not read; beyond, the connection ends, since whatever counts is sent again."""
+LAZY_SECONDS = 0.05
+"""So long a lazy message waits for others to go with."""
 GRACE = 2.0
 """Seconds for a peer to take the last words."""
 
@@ -83,6 +85,7 @@ class Connection:
         self._end: PeerError | None = None
         self._writer = asyncio.create_task(self._write())
         self._timer: asyncio.TimerHandle | None = None
+        self._lazy: asyncio.TimerHandle | None = None
         self._arm()
 
     @property
@@ -95,10 +98,11 @@ class Connection:
         """Why it is over; None while it is not."""
         return self._end
 
-    def post(self, message: m.Message | bytes) -> None:
+    def post(self, message: m.Message | bytes, *, lazy: bool = False) -> None:
         """Have a message sent, soon and before chunks, without waiting; when the connection is over nothing happens.
 
-        A message that goes to many can be given as its bytes. Raises `ProtocolError` for one that no frame can hold.
+        A message that goes to many can be given as its bytes. A `lazy` one waits a moment for others to go with, since
+        each frame has its price. Raises `ProtocolError` for one that no frame can hold.
         """
         if self._end is not None:
             return
@@ -110,7 +114,10 @@ class Connection:
             )
         self._small.append(data)
         self.queued += len(data)
-        self._wake.set()
+        if not lazy:
+            self._wake.set()
+        elif self._lazy is None:
+            self._lazy = asyncio.get_running_loop().call_later(LAZY_SECONDS, self._hurry)
         if self.queued > QUEUE_BYTES:
             self._give_up(ConnectionLost(f"{self.peer} does not read what it is sent", m.CODE_TOO_SLOW))
 
@@ -188,6 +195,10 @@ class Connection:
         idle = self.limits.idle_seconds
         due = self.progressed + (2 if self._pinged else 1) * idle - self.clock()
         self._timer = asyncio.get_running_loop().call_later(min(max(due, 0.05), idle), self._timed)
+
+    def _hurry(self) -> None:
+        self._lazy = None
+        self._wake.set()
 
     def _timed(self) -> None:
         self.beat()
@@ -280,8 +291,9 @@ class Connection:
         self._end = end
         self._bulk.clear()
         self._room.release()  # whoever waits to send learns that it is over, and passes it on
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._lazy):
+            if timer is not None:
+                timer.cancel()
         self._wake.set()
         for callback in self.on_close:
             callback(end)

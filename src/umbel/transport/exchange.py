@@ -360,10 +360,12 @@ class Exchange:
         self.connection.post(m.Message(want=want))
 
     def _arrived(self, chunk: m.Chunk) -> None:
+        data, most = chunk.data, self.connection.limits.chunk_bytes
+        if len(data) > most:
+            raise ProtocolError(f"a chunk of {len(data)} bytes; the limit is {most}", m.CODE_TOO_LARGE)
         incoming = self._incoming.get(chunk.sha256)
-        if incoming is None or not incoming.asked:
-            return  # under way when it was given up
-        incoming.take(chunk)
+        if incoming is not None and incoming.asked:  # otherwise it was under way when it was given up
+            incoming.take(chunk.offset, data)
 
 
 def _write(part: Part, chunks: Sequence[bytes]) -> None:
@@ -430,15 +432,15 @@ class _Incoming:
         self._since = self._clock()
         self._chunks.clear()
 
-    def take(self, chunk: m.Chunk) -> None:
-        size = len(chunk.data)
-        if chunk.offset != self._due:
-            raise ProtocolError(f"a chunk from {chunk.offset} where {self._due} is due", m.CODE_OUT_OF_ORDER)
+    def take(self, offset: int, data: bytes) -> None:
+        size = len(data)
+        if offset != self._due:
+            raise ProtocolError(f"a chunk from {offset} where {self._due} is due", m.CODE_OUT_OF_ORDER)
         if not 0 < size <= min(self._credit, self.blob.size - self._due):
             raise ProtocolError(f"a chunk of {size} bytes; {self._credit} may be sent", m.CODE_TOO_LARGE)
         self._due += size
         self._credit -= size
-        self._chunks.append(chunk.data)
+        self._chunks.append(data)
         self._changed.set()
 
     def link(self) -> None:

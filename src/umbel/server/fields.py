@@ -1,0 +1,39 @@
+"""What the fields of messages have to be before they are kept and passed on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..errors import ProtocolError
+from ..wire import messages as m
+
+KEY_BYTES = 32
+MOST = 2**63
+"""Numbers are below this, so that any store can hold them."""
+
+_NUMBERS = ("ask", "attempt", "number", "round")
+_REQUIRED: dict[str, Callable[[Any], bool]] = {
+    "ask_spec": lambda spec: bool(spec.kind and spec.digest and spec.transforms),
+    "task": lambda task: (
+        task.task == f"{task.ask}.{task.client}"
+        and bool(task.client and task.attempt)
+        and len(task.key) == len(task.data_key) == KEY_BYTES
+    ),
+    "result": lambda result: (
+        result.HasField("failure")
+        or (result.HasField("done") and result.done.HasField("receipt") and result.done.HasField("update"))
+    ),
+    "partial": lambda partial: (
+        partial.HasField("partial") and 0 < len(partial.receipts) == len({each.task for each in partial.receipts})
+    ),
+}
+
+
+def check(kind: str, body: Any) -> None:
+    """Raise `ProtocolError` for a message of this kind that lacks a field, or has a number that is too large."""
+    numbers = [getattr(body, name, 0) for name in _NUMBERS]
+    if max(numbers) >= MOST:
+        raise ProtocolError(f"a {kind} with the number {max(numbers)}; they are below 2^63", m.CODE_MALFORMED)
+    if kind in _REQUIRED and not _REQUIRED[kind](body):
+        raise ProtocolError(f"a {kind} that lacks a field, or whose fields disagree", m.CODE_MALFORMED)

@@ -1,0 +1,123 @@
+"""Answers to an ask, checked and folded on their way to the run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from .. import encoding
+from ..arrays import Arrays
+from ..ask import Ask, Task
+from ..coordinator import Admit, Failed
+from ..errors import StorageError, UmbelError, UpdateRejected
+from ..folds import Partial, fold_from_spec
+from ..node.intake import Intake
+from ..transforms import transform_from_spec
+from ..update import Receipt, Update
+from ..wire import messages as m
+from ..wire.names import client_id
+from .relaying import receipts_of
+
+
+@dataclass(frozen=True, slots=True)
+class Sheaf:
+    """Answers in one: the partial's tree as bytes, its receipts, and the tasks whose answers could not be taken."""
+
+    data: bytes
+    receipts: tuple[m.Receipt, ...]
+    refused: frozenset[str]
+
+
+def bundle(spec: m.AskSpec, answers: Sequence[m.Message], path: Callable[[bytes], Path | None]) -> Sheaf | None:
+    """Fold `Result`s and `Partial`s, as the run itself would; None where that cannot be done here.
+
+    `path` gives the file of a blob. The same answers give the same bytes.
+    """
+    read = partial(_tree, path)
+    try:
+        ask, params = _ask(spec, path)
+    except (UmbelError, ValueError, TypeError, KeyError, AttributeError):
+        return None  # a transform or an expectation that is not known here, or differs by client
+    intake = Intake()
+    intake.open(spec.ask, ask, spec.round, spec.number, params)
+    claimed: dict[str, m.Receipt] = {}
+    for message in answers:
+        claimed.update((receipt.task, receipt) for receipt in receipts_of(message))
+        try:
+            if message.WhichOneof("body") == "partial":
+                _merge(intake, spec.ask, ask, message.partial, read(message.partial.partial))
+            else:
+                payload = message.result.done.update
+                _admit(intake, message.result, read(payload), mapped=payload.HasField("blob"))
+        except (UmbelError, ValueError):
+            continue  # the run is to say what is wrong with it
+    folded = intake.close(spec.ask).partial
+    if not folded.receipts:
+        return None
+    data = encoding.encode(folded.to_tree())
+    receipts = []
+    for task in sorted(folded.receipts):
+        receipt = m.Receipt()
+        receipt.CopyFrom(claimed[task])
+        receipt.weight = folded.receipts[task].weight
+        receipts.append(receipt)
+    return Sheaf(data, tuple(receipts), frozenset(claimed.keys() - folded.receipts.keys()))
+
+
+def _file(path: Callable[[bytes], Path | None], payload: m.Payload) -> Path | None:
+    """The file of a payload; None where it is inline. Raises `StorageError`."""
+    if not payload.HasField("blob"):
+        return None
+    found = path(payload.blob.sha256)
+    if found is None:
+        raise StorageError("a blob that was there is gone")
+    return found
+
+
+def _tree(path: Callable[[bytes], Path | None], payload: m.Payload) -> Any:
+    file = _file(path, payload)
+    return encoding.load_file(file) if file is not None else encoding.decode(payload.inline)
+
+
+def _ask(spec: m.AskSpec, path: Callable[[bytes], Path | None]) -> tuple[Ask, Any]:
+    shared = _tree(path, spec.shared)
+    fold = fold_from_spec(json.loads(spec.fold))
+    if fold is None:
+        raise ValueError("the fold is not known here")
+    if spec.HasField("model"):
+        file = _file(path, spec.model)
+        model = Arrays.from_file(file) if file is not None else Arrays.from_bytes(spec.model.inline)
+    else:
+        model = shared["model"]
+    transform = transform_from_spec(json.loads(spec.transforms))
+    made = Ask(
+        clients=(),
+        kind=spec.kind,
+        lane=spec.lane,
+        model=model,
+        expects=shared["expects"],
+        fold=fold,
+        transforms=transform,
+    )
+    return made, shared.get("params")
+
+
+def _admit(intake: Intake, result: m.Result, update: Any, *, mapped: bool) -> None:
+    if not isinstance(update, Update):
+        raise UpdateRejected("the answer holds no update")
+    told, client = result.done.receipt, client_id(result.client)
+    receipt = Receipt(result.task, client, told.weight, dict(told.metrics), told.seconds)
+    task = Task(result.task, result.ask, client, result.attempt)
+    if not isinstance(intake.arrived(task, update, receipt, None, mapped=mapped), Failed):
+        intake.admit(Admit(result.task, result.ask))
+
+
+def _merge(intake: Intake, number: int, ask: Ask, body: m.Partial, tree: Any) -> None:
+    found = Partial.from_tree(ask.fold, tree, ask.expects, ask.model)  # type: ignore[arg-type]
+    if sorted(found.receipts) != sorted(receipt.task for receipt in body.receipts):
+        raise UpdateRejected("a partial does not hold what its receipts say")
+    intake.merge(number, found, {})
