@@ -22,7 +22,9 @@ MODULES: dict[str, Callable[[bool], list[Row]]] = {
     "simulation": simulation.rows,
     "deployment": deployment.rows,
 }
-PARTS = {f"deployment.{part}": partial(deployment.rows, only=[part]) for part in deployment.PARTS}
+PARTS: dict[str, Callable[[bool], list[Row]]] = {
+    f"deployment.{part}": partial(deployment.rows, only=[part]) for part in deployment.PARTS
+}
 RESULTS = ROOT / "benchmarks" / "results.md"
 
 

@@ -88,12 +88,17 @@ def print_profile(files: Iterable[Path], rounds: int, top: int) -> None:
                 within[name] += int(count)
         number = len(all_seen)
         total = sum(alone.values())
-        print(f"\n{kind}: {number} processes, {cpu[kind]:.2f} CPU-seconds, {loaded} ms of them importing;")
-        print(f"  {total / rounds / number:.3f} ms a round and process besides")
+        # The system may look less often than it was asked to: a look stands for its share of the time.
+        each = 1000 * cpu[kind] / max(1, total + loaded)
+        print(
+            f"\n{kind}: {number} processes, {cpu[kind]:.2f} CPU-seconds, {loaded * each / 1000:.2f} of them importing"
+        )
+        each /= rounds * number
+        print(f"  {total * each:.3f} ms a round and process besides")
         for title, counted in (("with what they call", within), ("alone", alone)):
             print(f"  {title}:")
             for name, count in counted.most_common(top):
-                print(f"    {100 * count / max(1, total):5.1f} %  {count / rounds / number:8.4f} ms  {name}")
+                print(f"    {100 * count / max(1, total):5.1f} %  {count * each:8.3f} ms  {name}")
 
 
 def _function(name: str) -> str:

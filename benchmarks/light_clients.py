@@ -249,7 +249,11 @@ async def _begun(folder: str, join: JoinText, clients: int) -> tuple[Connection,
                         all_ready.set()
 
     hearing = asyncio.create_task(hear())
-    connection.on_close.append(lambda error: hearing.cancel())
+
+    def over(error: PeerError) -> None:
+        hearing.cancel()
+
+    connection.on_close.append(over)
     connection.post(m.Message(run_spec=m.RunSpec(run=RATE_RUN, name="rate", archive=m.Payload(inline=b"none"))))
     await all_ready.wait()
     return connection, results

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from benchmarks import simulation
+from benchmarks import deployment, simulation
+from benchmarks.deployed import Deployment, Program
 from benchmarks.measure import Row, alternate, child, table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,6 +50,31 @@ def test_the_parts_of_simulations_that_are_measured_work() -> None:
     assert {name: len(values) for name, values in sides.items()} == {
         "umbel": 1, "loop": 1, "umbel wall": 1, "loop wall": 1
     }  # fmt: skip
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are looked at as Linux shows them")
+@pytest.mark.parametrize(("part", "rows"), [("two-nodes", 1), ("results", 1), ("idle", 2)])
+def test_deployments_are_measured(part: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("UMBEL_TOKEN", raising=False)
+    found = deployment.rows(quick=True, only=[part])
+    assert len(found) == rows
+    assert all(row.holds is not None for row in found)
+
+
+def test_a_deployment_leaves_no_process_and_no_folder() -> None:
+    with Deployment() as deployed:
+        assert deployed.serve() > 0
+        place, server = deployed.folder, deployed.server
+    assert not place.exists()
+    assert server is not None
+    assert server.over
+
+
+def test_a_program_that_does_not_say_what_is_waited_for_says_what_it_printed(tmp_path: Path) -> None:
+    program = Program((sys.executable, "-c", "print('something else')"), tmp_path, dict(os.environ))
+    with pytest.raises(RuntimeError, match="something else"):
+        program.line("ready")
+    program.end()
 
 
 def test_results_are_written_from_a_full_run_only() -> None:

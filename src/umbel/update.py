@@ -172,6 +172,9 @@ def check(update: Update, expects: Expectation, sent: Arrays | None, client: Cli
     arrays = _as_arrays(update.arrays, "array")
     schema = expects.schema(sent)
     if schema is not None:
+        if update.delta != expects.delta:
+            have, want = ("a difference", "values") if update.delta else ("values", "a difference")
+            raise UpdateRejected(f"the update is {have}, but the ask expects {want}")
         _check_schema(arrays, schema, "array", delta=expects.delta)
         arrays = _typed(arrays, schema, delta=expects.delta)
     else:

@@ -15,6 +15,7 @@ from umbel.cli.node_commands import (
     clients_of,
     node_settings,
     policy_of,
+    relay_settings,
     server_line,
     source_of,
 )
@@ -130,6 +131,17 @@ def test_a_node_as_a_whole(tmp_path: Path) -> None:
     assert again.ask_owner is None
     assert NodeOrder("h:1").called
     assert NodeOrder("h:1", name="x").place == Path("umbel-nodes/x")
+
+
+def test_a_relay_as_a_whole(tmp_path: Path) -> None:
+    found = relay_settings(order(tmp_path, join=PLAIN, name="east", relay=True, listen="127.0.0.1:7421"))
+    assert (found.name, found.below.listen, found.below.http) == ("east", "127.0.0.1:7421", "")
+    assert found.below.folder == tmp_path / "node" / "below"
+    assert found.token == JoinText.parse(PLAIN).token
+    again = relay_settings(order(tmp_path, name="east", relay=True))
+    assert (again.key.public, again.token, again.below.listen) == (found.key.public, None, "127.0.0.1:7420")
+    with pytest.raises(SettingError, match="--allow is for a node that hosts clients"):
+        relay_settings(order(tmp_path, relay=True, allow=("any",)))
 
 
 @pytest.mark.parametrize(

@@ -127,3 +127,12 @@ def test_a_token_is_kept_once_it_is_seen_to_be_good(
 def test_a_role_that_is_none_is_not_asked_for(umbel: Command, office: Office) -> None:
     assert umbel("operators", "add", "bob", "--role", "king", "--on", "h:1").code == 3
     assert office.calls == []
+
+
+def test_an_invitation_by_approval_has_no_secret(umbel: Command, office: Office) -> None:
+    done = umbel("nodes", "invite", "--approval", "--on", "h:1")
+    assert f"umbel node h:1 --join {JoinText(b'').text}\n" in done.out
+    assert JoinText.parse(LINE).token is not None
+    assert str(JoinText.parse(LINE).token.id) not in done.out
+    assert office.calls == []
+    assert "--approval" in umbel("nodes", "invite", "--approval", "--name", "ward", "--on", "h:1").err

@@ -41,6 +41,22 @@ def evaluate(model, data, ctx):
     return umbel.Metrics({"error": float(((model["w"] - data["values"].mean()) ** 2).mean())}, weight=20)
 
 
+@client.query("large")
+def large(model, data, ctx):
+    return umbel.Update({"w": model["w"] + np.arange(len(model["w"])) % 1000})
+
+
+class Large(umbel.Strategy):
+    """Asks for an update as large as the model."""
+
+    def start(self, model):
+        return umbel.State(model)
+
+    def round(self, state, r):
+        answer = yield umbel.Ask(kind="query:large", clients=umbel.Everyone(), model=state.model, expects=umbel.Like())
+        return umbel.State(umbel.Arrays({"w": state.model["w"] + answer.value["w"]}))
+
+
 class Own(umbel.Strategy):
     """Asks each client with a setting and a model of its own."""
 
@@ -62,8 +78,10 @@ def app(strategy, rounds=4, **more):
 
 
 plain = app(umbel.FedAvg(cohort=3))
-long = app(umbel.FedAvg(cohort=3), rounds=24)
+long = app(umbel.FedAvg(cohort=3), rounds=40)
 own = app(Own())
 sparse = app(umbel.FedAvg(cohort=4, transforms=(umbel.top_k(0.3, error_feedback=True),)))
 windowed = app(umbel.FedAvg(cohort=4, window=umbel.Window(close_after=3, deadline=600.0, in_flight=2)))
 late = app(umbel.FedAvg(cohort=4, fold=umbel.mean(), window=umbel.Window(close_after=2, late="keep")))
+whole = app(umbel.FedAvg(cohort=umbel.Everyone()), rounds=6)
+big = umbel.App(client, model={"w": np.ones(30_000_000 // 8)}, strategy=Large(), rounds=1, evaluate_every=0)

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.deployment.machines import Machines
 
+from umbel.cli.application import load
+
 APP = Path(__file__).with_name("apps.py")
+
+
+@cache
+def app_of(name: str) -> Any:
+    """The app of this name in `APP`."""
+    return load(f"{APP}:{name}").app
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

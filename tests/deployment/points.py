@@ -2,8 +2,8 @@
 
 ``points.py FILE WHO -- ARGUMENTS...``: WHO is ``self`` or ``run``; FILE holds a list of points as JSON, each
 ``[function, when, count, text]``. A function is ``module:Class.method``, `when` is ``before`` or ``after``: the process
-is killed at the call that is the `count`-th of those whose arguments hold `text`. The next process is killed at the next
-point; how many there were is the length of the file ``FILE.done``.
+is killed at the call that is the `count`-th of those whose arguments hold `text`. The next process is killed at the
+next point; how many there were is the length of the file ``FILE.done``.
 """
 
 from __future__ import annotations

@@ -11,11 +11,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from tests.deployment.conftest import APP
+from tests.deployment.conftest import APP, app_of
 from tests.deployment.machines import SECONDS, Machines, Process
 
 import umbel
-from umbel.cli.application import load
 from umbel.remote.operator import Operator
 
 NODES = ("0", "1", "2", "3")
@@ -25,7 +24,7 @@ LATEST = 8
 
 
 def undisturbed(name: str, seed: int, rounds: int | None = None) -> str:
-    app = load(f"{APP}:{name}").app
+    app = app_of(name)
     return umbel.run(app, on=umbel.Simulation(clients=4), seed=seed, folder=None, rounds=rounds).model_sha256
 
 
@@ -93,7 +92,7 @@ class Killer:
 def test_at_random_moments(four, seed):
     run = begun(four, "long", seed)
     killer = Killer(four, run, seed, 10)
-    with Operator(four.credentials()) as office:
+    with follower(four) as office:
         last: dict[str, Any] = {}
         for number, record in office.logs(run):
             last = record if number else last
@@ -129,6 +128,7 @@ class Points:
         assert done.exists()
         assert done.stat().st_size == self._count
 
+
 SERVER = [
     ("umbel.store.sql:SqlStore.write", "before", 5, ""),
     ("umbel.store.sql:SqlStore.write", "after", 8, ""),
@@ -155,12 +155,18 @@ RUN = [
 ]
 
 
+def follower(machines: Machines) -> Operator:
+    """Follows a run closely, also while the server dies and comes back."""
+    waiting = threading.Event()
+    return Operator(machines.credentials(), pause=lambda seconds: waiting.wait(min(seconds, 0.1)))
+
+
 def begun(machines: Machines, name: str, seed: int) -> str:
     return machines.submit(f"{APP}:{name}", seed, *(f"--only={client}" for client in NODES))
 
 
 def finishes_undisturbed(machines: Machines, run: str, name: str, seed: int) -> None:
-    with Operator(machines.credentials()) as office:
+    with follower(machines) as office:
         assert machines.finished(run, office)["model_sha256"] == undisturbed(name, seed)
 
 
@@ -192,14 +198,14 @@ def test_of_the_runs_process_at_points_of_its_code(four):
 
 
 def test_in_the_middle_of_a_task(four):
+    died = {}
     for who, name in (("child", "0"), ("node", "1")):
         four.nodes[name].stop()
-        dies = {"flag": str(four.folder / f"died-{who}"), "who": who, "dies_in": 2}
-        extra = [f"--source={key}={value}" for key, value in dies.items()]
-        process = four.start_node(name, "--source", f"index={name}", *extra)
-        if who == "node":
-            again = threading.Thread(target=lambda: process.wait() and four.start_node_again("1"))
-            again.start()
+        dies = {"index": name, "flag": str(four.folder / f"died-{who}"), "who": who, "dies_in": 2}
+        given = [f"--source={key}={value}" for key, value in dies.items()]
+        died[who] = four.start_node(name, *given)
+    again = threading.Thread(target=lambda: died["node"].wait() and four.start_node_again("1"))
+    again.start()
     run = begun(four, "plain", 31)
     finishes_undisturbed(four, run, "plain", 31)
     again.join(SECONDS)
@@ -214,4 +220,3 @@ def test_in_the_end_everything_is_as_it_was(four):
         assert "Traceback" not in process.output, process.output
     for log in four.folder.glob("server/runs/*/run.log"):
         assert "Traceback" not in log.read_text(), log.read_text()
-    json.dumps(sorted(four.nodes))

@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 
 import pytest
-from tests.deployment.conftest import APP
+from tests.deployment.conftest import APP, app_of
 from tests.deployment.machines import Machines
 
 import umbel
-from umbel.cli.application import load
 from umbel.remote.federation import Remote
 
 
 def simulated(name, seed):
-    return umbel.run(load(f"{APP}:{name}").app, on=umbel.Simulation(clients=4), seed=seed, folder=None)
+    return umbel.run(app_of(name), on=umbel.Simulation(clients=4), seed=seed, folder=None)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +50,7 @@ def test_one_whose_window_closes_early_comes_to_its_end(four, name):
 def test_a_run_from_python_too_and_it_can_be_resumed(four, tmp_path, monkeypatch):
     monkeypatch.setenv("UMBEL_HOME", four.environment["UMBEL_HOME"])
     monkeypatch.setenv("UMBEL_TOKEN", four.token)
-    app = load(f"{APP}:plain").app
+    app = app_of("plain")
     remote = Remote(four.address, clients=4)
     found = umbel.run(app, on=remote, seed=5, folder=tmp_path)
     assert found.model_sha256 == simulated("plain", 5).model_sha256

@@ -24,3 +24,13 @@ def test_a_run_is_summed_up_as_it_goes_on() -> None:
     log(store, {"event": "run_resumed", "rounds": 5}, {"event": "round_committed", "round": 2, "train": {"loss": 2.0}})
     found = summaries.of("r")
     assert (found["rounds"], found["asked"], found["metrics"]["train.loss"]) == (2, 5, 2.0)
+
+
+def test_events_that_make_no_sense_are_passed_over():
+    store = MemoryStore()
+    bodies = ['{"event": "round_committed"}', '{"event": "run_started", "rounds": "many"}', "[]",
+              '{"event": "round_committed", "round": 1, "train": {"x": "y"}}']  # fmt: skip
+    for number, body in enumerate(bodies, 1):
+        store.put("events", {"run": "r", "number": number, "at": 0.0, "body": body})
+    store.commit()
+    assert Summaries(store).of("r") == {"rounds": 1, "asked": 1, "metrics": {}}

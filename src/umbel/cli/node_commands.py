@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import re
 import signal
@@ -10,11 +11,11 @@ import socket
 import sys
 import threading
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
@@ -34,10 +35,15 @@ from .lock import alone
 from .options import SERVER as OWN_SERVER
 from .terminal import log_to_stderr, plural, stderr
 
+if TYPE_CHECKING:
+    from ..server.relay import RelaySettings
+
 FOLDER = Path("umbel-nodes")
 SERVER = "server.json"
 KEY = "node.key"
 APPROVED = "approved"
+BELOW = "below"
+"""Where a relay keeps what it keeps as a server."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +77,10 @@ class NodeOrder:
 
 def run(order: NodeOrder) -> None:
     """Be a node until somebody stops it. Raises `SettingError` for what cannot be."""
-    if order.relay:
-        raise SettingError("this release has no relays yet")
     with alone(order.place, "a node", "Call this one otherwise: --name NAME."):
+        if order.relay:
+            _relay(order)
+            return
         settings = node_settings(order)
         if not (order.allow or order.policy or _asks(order)):
             warn("nobody's code is allowed here yet: add --allow any, --allow with an author's key, or --ask")
@@ -84,29 +91,69 @@ def run(order: NodeOrder) -> None:
 
 
 async def _until_stopped(settings: NodeSettings) -> None:
+    gc.freeze()  # what imports have made stays: the collector need not go through it again and again
+    await run_node(settings, _stopping())
+
+
+def _stopping() -> asyncio.Event:
+    """What is set once somebody wants this process to end."""
     stopping = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         with suppress(NotImplementedError):  # not on Windows
             asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    await run_node(settings, stopping)
+    return stopping
+
+
+def _relay(order: NodeOrder) -> None:
+    """Be a relay until somebody stops it."""
+    from ..server.relay import run_relay
+    from .server_commands import announce
+
+    async def until_stopped() -> None:
+        await run_relay(settings, _stopping(), announce)
+
+    settings = relay_settings(order)
+    log_to_stderr()
+    stderr().print(Text(f"relay {settings.name} for {canonical(order.server)}"))
+    asyncio.run(until_stopped())
+
+
+def relay_settings(order: NodeOrder) -> RelaySettings:
+    """A relay as the command line says. Raises `SettingError`."""
+    from ..server.relay import RelaySettings
+    from ..server.settings import ServerSettings
+
+    hosting = {"--source": order.sources, "--clients": order.clients, "--allow": order.allow, "--policy": order.policy}
+    if given := [name for name, value in hosting.items() if value]:
+        raise SettingError(f"{given[0]} is for a node that hosts clients: a relay runs nobody's code")
+    address, join = canonical(order.server), server_line(order)
+    below = ServerSettings(order.place / BELOW, http="", insecure=order.insecure)
+    return RelaySettings(
+        connect=_connecting(address, join.root()),
+        key=SigningKey.kept(order.place / KEY),
+        below=below if order.listen is None else replace(below, listen=order.listen),
+        name=order.called,
+        token=join.token,
+    )
+
+
+def _connecting(address: str, root: bytes | None) -> Callable[[], Awaitable[Stream]]:
+    async def connect() -> Stream:
+        from ..transport import grpc
+
+        return await grpc.connect(address, root)
+
+    return connect
 
 
 def node_settings(order: NodeOrder) -> NodeSettings:
     """A node as the command line says. Raises `SettingError`."""
     place = order.place
     join = server_line(order)
-    address = canonical(order.server)
-    root = join.root()
-
-    async def connect() -> Stream:
-        from ..transport import grpc
-
-        return await grpc.connect(address, root)
-
     approvals = Approvals(place / APPROVED)
     return NodeSettings(
         folder=place,
-        connect=connect,
+        connect=_connecting(canonical(order.server), join.root()),
         key=SigningKey.kept(place / KEY),
         clients=clients_of(order),
         gate=PolicyGate(policy_of(order, approvals)),

@@ -55,6 +55,7 @@ class Watch:
     metrics: dict[str, list[float]] = field(default_factory=dict)
     _reason: str | None = None
     _told: set[str] = field(default_factory=set)
+    _closed: int = 0
     _refused: set[str] = field(default_factory=set)
     _open: set[int] = field(default_factory=set)
     _began: float = 0.0
@@ -80,6 +81,8 @@ class Watch:
             self.asked += event.clients
         elif isinstance(event, AskClosed):
             self._open.discard(event.ask)
+            if event.round != self._closed:  # logs that are read again do not say when a round started
+                self._closed, self.failures, self._reason = event.round, 0, None
             self.failures += len(event.failed)
             if event.failed and self._reason is None:
                 self._reason = self._worded(event)

@@ -40,6 +40,8 @@ def main() -> int:
         where = {"error": str(error), "kind": type(error).__name__}
         (folder / "error.json").write_text(json.dumps(where))
         return next((code for kind, code in CODES if isinstance(error, kind)), 1)
+    except KeyboardInterrupt:  # before the run began, or after its end
+        return 0
     return 0
 
 

@@ -40,7 +40,7 @@ PASSED_ON = {
     "PYTHONPATH", "REQUESTS_CA_BUNDLE", "SSL_CERT_DIR", "SSL_CERT_FILE", "SYSTEMROOT", "TEMP", "TMP", "TMPDIR", "TZ",
     "UMBEL_DATA", "USER", "VIRTUAL_ENV", "XDG_CACHE_HOME",
 }  # fmt: skip
-PASSED_ON_FAMILIES = ("LC_", "CUDA_", "NVIDIA_", "HIP_", "ROCR_", "DYLD_")
+PASSED_ON_FAMILIES = ("LC_", "CUDA_", "NVIDIA_", "HIP_", "ROCR_", "DYLD_", "OPENBLAS_", "MKL_", "NPY_")
 
 
 @dataclass(frozen=True, slots=True)

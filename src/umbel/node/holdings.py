@@ -13,6 +13,8 @@ from .spool import Acknowledged, Answered, Spool
 
 
 class HostStanding(Enum):
+    """How far the host of a run is."""
+
     FETCHING = "its archive is being fetched"
     PREPARING = "its client is being prepared"
     ASKING = "the owner is being asked"

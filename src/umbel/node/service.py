@@ -16,6 +16,7 @@ from .. import encoding, transforms
 from ..contract import mismatch
 from ..errors import ConnectionLost, CorruptFile, PeerError, ProtocolError, Refused, StorageError, UmbelError
 from ..store.blobs import Blobs
+from ..store.pace import Pace
 from ..transport.connection import Connection
 from ..transport.exchange import Depot, Exchange
 from ..transport.handshake import introduce
@@ -223,6 +224,7 @@ class Node:
         self._held: list[m.Message] = []
         self._changed = asyncio.Event()
         self._idle_commit: asyncio.TimerHandle | None = None
+        self._pace = Pace()
         self._tick: asyncio.TimerHandle | None = None
         self._moved: dict[bytes, float] = {}
         self._fetches: dict[tuple[str, bytes], asyncio.Task[None]] = {}
@@ -399,7 +401,8 @@ class Node:
         pause = 1.0
         while True:
             try:
-                return await asyncio.to_thread(self._spool.write, batch)
+                await self._pace.write(self._spool.write, batch)
+                return
             except StorageError as error:
                 if self._closing.is_set():
                     raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..app import App
@@ -57,7 +58,7 @@ class Remote:
         token: str | None = None,
         stall: float = STALL,
         wait: float | None = None,
-        folder: Any = None,
+        folder: str | Path | None = "umbel-server",
         connect: Callable[..., Link] | None = None,
         signed: Signed | None = None,
     ) -> None:

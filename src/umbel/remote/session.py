@@ -283,13 +283,13 @@ class Session:
                 return Ticked()
             if self._stalled(served):
                 break
+            if self._warnings:
+                return Ticked()  # they are told of at once
             if not self._flying and not self._wakes:
                 return None
             item = self._link.receive(self._patience(served))
             if item is not None:
                 self._take(item)
-            if self._warnings:
-                return Ticked()  # they are told of at once
         return self._events.popleft() if self._events else Ticked()
 
     def _patience(self, served: float) -> float | None:

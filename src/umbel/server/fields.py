@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,15 @@ from ..wire import messages as m
 KEY_BYTES = 32
 MOST = 2**63
 """Numbers are below this, so that any store can hold them."""
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
 
 _NUMBERS = ("ask", "attempt", "number", "round")
 _REQUIRED: dict[str, Callable[[Any], bool]] = {
@@ -24,6 +34,7 @@ _REQUIRED: dict[str, Callable[[Any], bool]] = {
         result.HasField("failure")
         or (result.HasField("done") and result.done.HasField("receipt") and result.done.HasField("update"))
     ),
+    "log_event": lambda log: _is_json(log.event),
     "partial": lambda partial: (
         partial.HasField("partial") and 0 < len(partial.receipts) == len({each.task for each in partial.receipts})
     ),

@@ -397,7 +397,8 @@ class Router:
         changed = run.spec is None or run.spec != spec
         run.spec = spec
         if changed:
-            self._store.put("runs", {"id": run.id, "spec": spec.SerializeToString(), "name": spec.name or run.id})
+            named = {"name": spec.name} if spec.name and spec.name != run.id else {}
+            self._store.put("runs", {"id": run.id, "spec": spec.SerializeToString(), **named})
             self._need(run, spec.archive, f"{run.id}/")
             for client in self._clients_of(run):
                 run.standings.setdefault(client, (m.STANDING_OFFLINE, ""))
@@ -514,8 +515,9 @@ class Router:
         for table in ("asks", "tasks", "answers"):
             self._store.delete(table, run=run.id, ask=id)
         self._effects.append(Release(f"{run.id}/{id}"))
+        theirs = {task.node for task in ask.tasks.values()}
         for node in self._nodes.values():
-            if (run.id, id) in node.asks:
+            if (run.id, id) in node.asks or node.id in theirs:  # it may have answered in an earlier session
                 node.asks.discard((run.id, id))
                 if node.peer is not None:
                     self._say(node.peer, durable=True, close_ask=m.CloseAsk(run=run.id, ask=id))

@@ -7,17 +7,19 @@ being written goes into the next (group commit). What must not be seen before it
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import os
 import shutil
 import signal
+import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ..errors import ConnectionLost, CorruptFile, PeerError, ProtocolError, Refused, SettingError, StorageError
 from ..remote.addresses import host_and_port
@@ -64,6 +66,8 @@ _LOG = logging.getLogger("umbel.server")
 ROLES: dict[int, str] = {m.ROLE_NODE: "node", m.ROLE_RUN: "run", m.ROLE_OPERATOR: "operator"}
 LAZY = frozenset({"ack", "log_ack", "close_ask"})
 """Messages that nobody waits for."""
+LAZY_COMMIT = 0.02
+"""So long what nobody waits for, but for a lazy message, may wait to be written with something else."""
 RETRY_SECONDS = 1.0
 """After so long a batch that could not be written is tried again."""
 PARTING = 0.5
@@ -114,6 +118,13 @@ class Peer:
         """A transfer is a sign of life; the connection counts it."""
 
 
+class Insider(Protocol):
+    """Somebody in this process to whom the router speaks as to a peer, and who gets blobs for it."""
+
+    def say(self, peer: str, message: m.Message) -> None: ...
+    async def fetch(self, blob: m.Blob, run: str) -> None: ...
+
+
 class Service:
     """A server that is up; `Offices` for its desk and `Facts` for its pages."""
 
@@ -136,6 +147,7 @@ class Service:
         self.supervisor = Supervisor(committed=self._committed, on_exit=self._run_exited)
         self.summaries = Summaries(self.store)
         self.peers: dict[str, Peer] = {}
+        self.insiders: dict[str, Insider] = {}
         self.commits = pages.Histogram()
         self.address = ""
         self.started_at = time.time()
@@ -146,6 +158,7 @@ class Service:
         self._unwritten: Any = None
         self._committed_futures: list[asyncio.Future[None]] = []
         self._dirty = asyncio.Event()
+        self._later: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._handshakes = Handshakes()
         self._traffic = [0, 0]
@@ -238,14 +251,15 @@ class Service:
         self._numbers += 1
         peer = Peer(self, self._numbers, identity, connection)
         self.peers[peer.id] = peer
-        _LOG.info("%s has connected from %s", peer.id, connection.peer)
+        level = logging.DEBUG if identity.role == m.ROLE_OPERATOR else logging.INFO  # each command connects
+        _LOG.log(level, "%s has connected from %s", peer.id, connection.peer)
         try:
             if identity.role == m.ROLE_OPERATOR:
                 await self._serve_operator(peer)
             else:
                 await self._serve_machine(peer)
         except PeerError as error:
-            _LOG.info("%s is gone: %s", peer.id, error.message)
+            _LOG.log(level, "%s is gone: %s", peer.id, error.message)
         finally:
             self.peers.pop(peer.id, None)
             self._traffic[0] += connection.received.frames
@@ -288,10 +302,12 @@ class Service:
 
     def carry(self, effects: Iterable[Effect]) -> None:
         """Do what the router says."""
+        soon = False
         for effect in effects:
             if isinstance(effect, Say):
                 if effect.durable:
                     self._durable.append(effect)
+                    soon = soon or effect.message.WhichOneof("body") not in LAZY
                 else:
                     self._post(effect)
             elif isinstance(effect, Fetch):
@@ -311,24 +327,32 @@ class Service:
                     self._task(peer.connection.close(problem))
             elif isinstance(effect, RunEnded):
                 self._task(self._ended(effect))
-        self._dirty.set()
+        if soon:
+            self._dirty.set()
+        elif self._later is None:
+            self._later = asyncio.get_running_loop().call_later(LAZY_COMMIT, self._dirty.set)
 
     def _post(self, say: Say) -> None:
+        if (insider := self.insiders.get(say.peer)) is not None:
+            insider.say(say.peer, say.message)
+            return
         peer = self.peers.get(say.peer)
         if peer is None:
             return
         try:
             peer.connection.post(say.message, lazy=say.message.WhichOneof("body") in LAZY)
-        except ProtocolError as error:
-            _LOG.error("%s cannot be told of it: %s", peer.id, error.message)
-            self._task(peer.connection.close(error))
+        except ProtocolError as error:  # whoever made it so large has to do without
+            _LOG.error("what %s is to be told is lost: %s", peer.id, error.message)
 
     async def _fetch(self, fetch: Fetch) -> None:
-        peer = self.peers.get(fetch.peer)
-        if peer is None:
+        insider, peer = self.insiders.get(fetch.peer), self.peers.get(fetch.peer)
+        if insider is None and peer is None:
             return
         try:
-            await peer.exchange.fetch(fetch.blob, fetch.run)
+            if insider is not None:
+                await insider.fetch(fetch.blob, fetch.run)
+            elif peer is not None:
+                await peer.exchange.fetch(fetch.blob, fetch.run)
         except ConnectionLost:
             return  # it is fetched again when whoever has it says so again
         except (Refused, CorruptFile, StorageError) as error:
@@ -342,6 +366,9 @@ class Service:
         while True:
             await self._dirty.wait()
             self._dirty.clear()
+            if self._later is not None:
+                self._later.cancel()
+                self._later = None
             batch, durable, waiting = self.store.take(), self._durable, self._committed_futures
             self._durable, self._committed_futures = [], []
             if batch:
@@ -436,11 +463,23 @@ class Service:
         (row,) = self.store.rows("runs", id=end.run)
         if row["status"] in ENDED:
             return
+        if end.code == 0 and (status := self._said_to_end(end.run)):
+            self.carry(self.router.end_now(end.run, status, time.time()))
+            await self._mark_over(end.run, status)
+            return
         path = self.root / "runs" / end.run / "error.json"
         told = json.loads(path.read_text()) if path.exists() else {"error": f"its process ended with {end.code}"}
         self.carry(self.router.end_now(end.run, "failed", time.time()))
         self.store.put("runs", {"id": end.run, "exit": {"code": end.code, **told}})
         await self._mark_over(end.run, "failed")
+
+    def _said_to_end(self, run: str) -> str | None:
+        """How a run ended by its own log, where it could not say so to the router any more."""
+        last = self._stored_events(run, max(0, self.store.greatest("events", run=run) - 1))
+        event = json.loads(last[-1][1]) if last else {}
+        if event.get("event") != "run_finished":
+            return None
+        return "failed" if event.get("error") is not None else "finished"
 
     async def _mark_over(self, run: str, status: str) -> None:
         """A run that the router never heard of is over too."""
@@ -480,7 +519,10 @@ class Service:
 
     def invitation(self, token: Token) -> str:
         """The line that a node types to join."""
-        return f"umbel node {self.address} --join {self.line(token)}"
+        host, port = host_and_port(self.address)
+        if host in ("0.0.0.0", "::"):
+            host = self.settings.names[0] if self.settings.names else socket.gethostname()
+        return f"umbel node {f'[{host}]' if ':' in host else host}:{port} --join {self.line(token)}"
 
     def line(self, token: Token) -> str:
         """What somebody is given for a token."""
@@ -582,6 +624,7 @@ async def serve_until(settings: ServerSettings, stopping: asyncio.Event, announc
             url = f"http://{host}:{place.result()}"
         token = service.registry.invite("server", None)
         await service.commit()
+        gc.freeze()  # what imports have made stays: the collector need not go through it again and again
         announce(Opened(service.address, url, settings.folder, service.invitation(token)))
         await stopping.wait()
         if showing is not None:
@@ -600,4 +643,14 @@ def serve(settings: ServerSettings, announce: Callable[[Opened], None]) -> None:
         await serve_until(settings, stopping, announce)
 
     os.umask(0o077)
+    _allow_many_files()
     asyncio.run(main())
+
+
+def _allow_many_files() -> None:
+    """Each connection is an open file: take as many as the system lets this process have."""
+    with suppress(ImportError, ValueError, OSError):  # not on Windows
+        import resource
+
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,7 +33,8 @@ class Summaries:
         known = self._known.setdefault(run, _Summary())
         for row in self._store.rows("events", above=known.number, run=run):
             known.number = row["number"]
-            _take(known, json.loads(row["body"]))
+            with suppress(KeyError, TypeError, ValueError, AttributeError):  # whoever drives the run may say anything
+                _take(known, json.loads(row["body"]))
         return {"rounds": known.rounds, "asked": max(known.asked, known.rounds), "metrics": dict(known.metrics)}
 
 

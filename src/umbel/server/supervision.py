@@ -24,6 +24,8 @@ FINAL = frozenset({0, 2, 3, 4})
 """Exit codes by which a run process says that starting it again would end alike; see `umbel --help`."""
 NOT_STARTED = 127
 """Stands for the exit code of a process that the system would not start."""
+ARITHMETIC = ("OPENBLAS_", "MKL_", "NPY_")
+"""Families of variables on which the bits of a result may depend."""
 THREADS = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -103,7 +105,7 @@ def environment(folder: Path, extras: Mapping[str, str]) -> dict[str, str]:
         "LANG": os.environ.get("LANG", "C.UTF-8"),
         "TMPDIR": str(folder / "tmp"),
     }
-    found.update({name: os.environ[name] for name in THREADS if name in os.environ})
+    found.update({n: v for n, v in os.environ.items() if n in THREADS or n.startswith(ARITHMETIC)})
     source = str(Path(__file__).parents[2])
     if source not in site.getsitepackages():
         found["PYTHONPATH"] = source

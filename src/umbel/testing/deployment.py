@@ -399,7 +399,7 @@ class Deployment:
 
     def _wait(self, until: float | None) -> None:
         """Nothing can be done now: the next moment at which something can."""
-        peers = (*self._nodes.values(), *self._stations.values())
+        peers: list[Node | Station] = [*self._nodes.values(), *self._stations.values()]
         times = [peer.back_at for peer in peers if peer.wire is None and peer.back_at > self.time]
         times += [node.machine.next_tick for node in self._nodes.values() if node.machine.next_tick is not None]
         times += [station.down_until for station in self._stations.values() if station.router is None]

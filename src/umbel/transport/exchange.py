@@ -456,9 +456,11 @@ class _Incoming:
             raise self.error
 
     def consumed(self, size: int, offset: int) -> int:
-        """How much more may be sent after `size` bytes are written: more than that while it comes quickly."""
+        """How much more may be sent after `size` bytes are written: more than that, where it comes so quickly that two
+        seconds' worth is more than the window.
+        """
         rate = (offset - self._from) / max(self._clock() - self._since, 1e-3)
-        more = min(size, self._widest - self.window) if self.window < 2 * rate else 0
+        more = max(0, min(int(2 * rate), self._widest) - self.window)
         self.window += more
         self._credit += size + more
         return size + more

@@ -1,0 +1,299 @@
+"""A relay as a process: a server to the nodes below, and one node to the server above."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from .. import transforms
+from ..errors import ConnectionLost, CorruptFile, PeerError, ProtocolError, Refused, StorageError, UmbelError
+from ..transport.connection import Connection
+from ..transport.exchange import Exchange
+from ..transport.handshake import introduce
+from ..transport.stream import Stream
+from ..trust.identity import SigningKey
+from ..trust.proofs import NodeProof
+from ..trust.tokens import Token
+from ..wire import messages as m
+from .folding import bundle
+from .relaying import (
+    Answered,
+    Asked,
+    Fold,
+    Folded,
+    Forget,
+    Hosting,
+    Moved,
+    Parted,
+    Reached,
+    RelayEvent,
+    Relaying,
+    Tell,
+    Ticked,
+    Unfetched,
+)
+from .service import Service
+from .settings import Opened, ServerSettings
+from .signals import Connected, Event, Received, Revoked, Say
+
+log = logging.getLogger("umbel.relay")
+
+ABOVE = "above"
+INLINE = 16 << 10
+"""What is larger crosses as a blob."""
+GOOD_SECONDS = 1.0
+APPROVAL_WAIT = 5.0
+MOVED_EVERY = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelaySettings:
+    """What a relay is.
+
+    - `connect`: opens a stream to the server above. Raises `ConnectionLost`.
+    - `key`, `token`, `name`: by what it is known there, and what lets it join.
+    - `below`: the server that it is to the nodes below.
+    """
+
+    connect: Callable[[], Awaitable[Stream]]
+    key: SigningKey
+    below: ServerSettings
+    name: str = ""
+    token: Token | None = None
+    first_wait: float = 0.1
+    longest_wait: float = 30.0
+
+
+async def run_relay(settings: RelaySettings, stopping: asyncio.Event, announce: Callable[[Opened], None]) -> None:
+    """Be a relay until `stopping` is set; `announce` is told where nodes connect, and by which line one joins.
+
+    Raises `StorageError` or `CorruptFile` where its folder cannot be used.
+    """
+    relay = Relay(settings)
+    try:
+        await relay.below.open()
+        token = relay.below.registry.invite("relay", None)
+        await relay.below.commit()
+        announce(Opened(relay.below.address, None, settings.below.folder, relay.below.invitation(token)))
+        await relay.serve(stopping)
+    finally:
+        await relay.close()
+
+
+class Relay:
+    """What is between a server above and its own server below."""
+
+    def __init__(self, settings: RelaySettings) -> None:
+        self._settings = settings
+        self.below = _Below(settings.below, self)
+        self._machine = Relaying(self.below.store, self.below.router.clients())
+        self._loop = asyncio.get_running_loop()
+        self._connection: Connection | None = None
+        self._exchange: Exchange | None = None
+        self._events: deque[RelayEvent] = deque()
+        self._at_work = False
+        self._tick: asyncio.TimerHandle | None = None
+        self._moved: dict[bytes, float] = {}
+        self._folds: dict[int, asyncio.Task[None]] = {}
+        self._folding = asyncio.Lock()
+        self._complaint = ""
+        self.below.insiders[ABOVE] = self
+
+    # The connection to the server above
+
+    async def serve(self, stopping: asyncio.Event) -> None:
+        """Connect to the server above, and connect again whenever the connection ends, until `stopping` is set."""
+        settings, wait = self._settings, self._settings.first_wait
+        stopped = asyncio.ensure_future(stopping.wait())
+        try:
+            while not stopped.done():
+                began, pause = self._loop.time(), None
+                session = asyncio.ensure_future(self._session())
+                await asyncio.wait({session, stopped}, return_when=asyncio.FIRST_COMPLETED)
+                if stopped.done() and self._connection is not None:
+                    ending = m.Problem(code=m.CODE_SHUTTING_DOWN, text="the relay ends", retry=True)
+                    await self._connection.close(ending)
+                session.cancel()
+                try:
+                    await session
+                except asyncio.CancelledError:
+                    pass
+                except PeerError as error:
+                    pause = self._complain(error)
+                if self._loop.time() - began >= GOOD_SECONDS:
+                    wait = settings.first_wait
+                pause = min(pause if pause is not None else wait, settings.longest_wait)
+                wait = min(2 * wait, settings.longest_wait)
+                await asyncio.wait({stopped}, timeout=pause * random.uniform(0.5, 1.0))
+        finally:
+            stopped.cancel()
+
+    def _complain(self, error: PeerError) -> float | None:
+        """Tell the owner what is wrong, once; for how long to wait at least."""
+        text = f"{error.message} ({error.hint})" if error.hint else error.message
+        log.log(logging.DEBUG if text == self._complaint else logging.WARNING, "%s", text)
+        self._complaint = text
+        if not isinstance(error, Refused) or error.retry:
+            return APPROVAL_WAIT if error.code == m.CODE_NOT_APPROVED else None
+        return self._settings.longest_wait
+
+    async def _session(self) -> None:
+        connection = Connection(await self._settings.connect())
+        hello = self._hello()
+        try:
+            welcome = await introduce(connection, NodeProof(self._settings.key, self._settings.token), hello)
+            log.info("connected to %s as %s", connection.peer, welcome.id)
+            self._complaint = ""
+            self._connection = connection
+            self._exchange = Exchange(
+                connection,
+                self.below.depot,
+                lambda run, blob: self._machine.may_read(run, blob.sha256),
+                same_machine=welcome.same_machine,
+                progress=self._progressed,
+            )
+            self.put(Reached(frozenset(hello.clients)))
+            async for message in connection.messages():
+                try:
+                    self.put(Asked(message))
+                except ProtocolError as error:
+                    await connection.close(error)
+                    raise
+        finally:
+            exchange, self._connection, self._exchange = self._exchange, None, None
+            if exchange is not None:
+                self.put(Parted())
+                await exchange.close()
+            await connection.close()
+
+    def _hello(self) -> m.Hello:
+        settings = self._settings
+        known = [m.Step(name=name, version=version) for name, version in transforms.known_transforms()]
+        return m.Hello(
+            role=m.ROLE_NODE,
+            name=settings.name,
+            key=settings.key.public,
+            token=settings.token.id if settings.token is not None else "",
+            software=f"umbel {version('umbel')}",
+            capabilities=m.Capabilities(transforms=known, archives=True, partials=True),
+            clients=sorted(self.below.router.clients()),
+        )
+
+    def _progressed(self, sha: bytes, offset: int) -> None:
+        now = self._loop.time()
+        if now - self._moved.get(sha, 0.0) >= MOVED_EVERY:
+            self._moved = {each: at for each, at in self._moved.items() if now - at < MOVED_EVERY} | {sha: now}
+            self.put(Moved(sha))
+
+    # The machine
+
+    def put(self, event: RelayEvent) -> None:
+        """Take an event, and do what follows from it. Raises `ProtocolError` where the server above said it."""
+        self._events.append(event)
+        if self._at_work:
+            return
+        self._at_work = True
+        try:
+            while self._events:
+                for effect in self._machine.handle(self._events.popleft(), self._loop.time()):
+                    if isinstance(effect, Tell):
+                        self._tell(effect.event)
+                    elif isinstance(effect, Fold):
+                        self._folds[effect.number] = self._loop.create_task(self._fold(effect))
+                    elif isinstance(effect, Forget):
+                        self._forget(effect.number)
+                    else:
+                        self.below.carry([Say(ABOVE, effect.message, effect.durable)])
+        finally:
+            self._at_work = False
+        if self._tick is not None:
+            self._tick.cancel()
+        at = self._machine.next_tick
+        self._tick = None if at is None else self._loop.call_at(at, self.put, Ticked())
+
+    def _tell(self, event: Event) -> None:
+        if isinstance(event, Connected):
+            self.below.insiders[event.peer] = self
+        self.below.tell(event)
+
+    def say(self, peer: str, message: m.Message) -> None:
+        """What the server below says to a run; and what goes up, once it may."""
+        if peer != ABOVE:
+            self.put(Answered(message))
+        elif self._connection is not None:
+            self._connection.post(message)
+
+    async def fetch(self, blob: m.Blob, run: str) -> None:
+        """Get a blob from above. Raises `ConnectionLost`: it is wanted again in the next session."""
+        if self._exchange is None:
+            raise ConnectionLost("there is no connection to the server above")
+        try:
+            await self._exchange.fetch(blob, run)
+        except ConnectionLost:
+            raise
+        except (Refused, CorruptFile, StorageError) as error:
+            self.put(Unfetched(run, blob.sha256, error.message))
+            raise
+
+    def hosting(self) -> None:
+        """The clients of the nodes below may have changed."""
+        self.put(Hosting(self.below.router.clients()))
+
+    # Folding
+
+    async def _fold(self, fold: Fold) -> None:
+        blobs, owner = self.below.blobs, _owner(fold.number)
+        folded = Folded(fold.number, None)
+        try:
+            async with self._folding:
+                sheaf = await asyncio.to_thread(bundle, fold.spec, fold.answers, blobs.path)
+                if sheaf is not None:
+                    payload = m.Payload(inline=sheaf.data)
+                    if len(sheaf.data) > INLINE:
+                        payload = m.Payload(blob=await asyncio.to_thread(blobs.put, sheaf.data, owner))
+                    folded = Folded(fold.number, payload, sheaf.receipts, sheaf.refused)
+        except UmbelError as error:  # then the answers go up as they came
+            log.warning("answers to ask %s of %s were not folded: %s", fold.spec.ask, fold.spec.run, error.message)
+        except Exception:
+            log.exception("answers to ask %s of %s were not folded", fold.spec.ask, fold.spec.run)
+        self._folds.pop(fold.number, None)
+        self.put(folded)
+
+    def _forget(self, number: int) -> None:
+        self.below.blobs.release(_owner(number))
+        self.below.blobs.collect()
+        self.below.depot.freed()
+
+    async def close(self) -> None:
+        """End everything."""
+        if self._tick is not None:
+            self._tick.cancel()
+        for fold in list(self._folds.values()):
+            fold.cancel()
+        await asyncio.gather(*self._folds.values(), return_exceptions=True)
+        await self.below.close()
+
+
+class _Below(Service):
+    """The server to the nodes below, which tells its relay what clients these host."""
+
+    def __init__(self, settings: ServerSettings, relay: Relay) -> None:
+        super().__init__(settings)
+        self._relay = relay
+
+    def tell(self, event: Event) -> None:
+        """Tell the router what happened, and do what it says."""
+        super().tell(event)
+        who: Any = isinstance(event, Connected) and event.role == "node"
+        if who or isinstance(event, Revoked) or (isinstance(event, Received) and event.message.HasField("hosted")):
+            self._relay.hosting()
+
+
+def _owner(number: int) -> str:
+    return f"relay/{number}"

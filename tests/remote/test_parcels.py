@@ -1,0 +1,122 @@
+"""Asks and tasks as messages: what is the same for all clients crosses once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+
+from umbel import Arrays, Free, Like, Window, encoding, mean, top_k
+from umbel.ask import Ask, Correction, Task
+from umbel.errors import StrategyError
+from umbel.node.executor import RunKeys
+from umbel.randomness import Key
+from umbel.remote.parcels import SentAsk, ask_spec, stored_in, task_message
+from umbel.wire import messages as m
+
+MODEL = Arrays({"w": np.arange(3.0)})
+KEYS = RunKeys(Key.from_seed(1))
+
+
+def stored(value):
+    data = value.to_bytes() if isinstance(value, Arrays) else encoding.encode(value)
+    return m.Payload(inline=data)
+
+
+def sent(params=None, **fields):
+    ask = Ask(**{"clients": 2, "model": MODEL, **fields})
+    return SentAsk(7, ask, round=2, number=1, params=params, digest=b"d" * 32, cohort=(0, "clinic"))
+
+
+def message_of(made, client):
+    return task_message("r", made, Task(f"7.{client}", 7, client, 2), KEYS, "3.0", stored)
+
+
+def test_what_all_clients_get_is_in_the_ask():
+    made = sent(
+        config={"lr": 0.5}, inbox={"c": np.ones(2)}, correction=Correction(0.1), expects=Like(delta=False), params=[1]
+    )
+    spec = ask_spec("r", made, stored)
+    assert (spec.run, spec.ask, spec.round, spec.number, spec.kind, spec.lane) == ("r", 7, 2, 1, "train", "train")
+    assert (spec.digest, spec.cohort, spec.whole) == (b"d" * 32, 2, True)
+    assert Arrays.from_bytes(spec.model.inline).digest == MODEL.digest
+    shared = encoding.decode(spec.shared.inline)
+    assert set(shared) == {"config", "inbox", "correction", "expects", "params"}
+    assert (shared["config"], shared["correction"], shared["params"]) == ({"lr": 0.5}, Correction(0.1), [1])
+    assert list(shared["inbox"]) == ["c"]
+    assert not message_of(made, 0).HasField("own")
+
+
+def test_what_differs_by_client_is_in_its_task():
+    made = sent(
+        model=lambda c: MODEL, config=lambda c: {"who": c}, inbox=lambda c: None if c == 0 else {"i": np.ones(1)}
+    )
+    spec = ask_spec("r", made, stored)
+    assert not spec.HasField("model")
+    assert set(encoding.decode(spec.shared.inline)) == {"correction", "expects", "params"}
+    own = encoding.decode(message_of(made, "clinic").own.inline)
+    assert own["config"] == {"who": "clinic"}
+    assert list(own["inbox"]) == ["i"]
+    assert own["model"].digest == MODEL.digest
+    assert encoding.decode(message_of(made, 0).own.inline)["inbox"] is None
+
+
+def test_an_ask_without_a_model_says_so():
+    spec = ask_spec("r", sent(model=None, kind="query:count", expects=Free()), stored)
+    assert not spec.HasField("model")
+    assert encoding.decode(spec.shared.inline)["model"] is None
+
+
+def test_a_task_has_its_own_keys():
+    made = sent()
+    task = message_of(made, "clinic")
+    assert (task.task, task.ask, task.client, task.attempt, task.base) == ("7.clinic", 7, "clinic", 2, "3.0")
+    assert task.key == KEYS.of_task("train", 2, 1, "clinic").raw
+    assert task.data_key == KEYS.of_data("clinic").raw
+    assert message_of(made, 0).key != task.key
+    assert message_of(made, "0").key != message_of(made, 0).key
+
+
+def test_folds_and_transforms_cross_as_json():
+    spec = ask_spec("r", sent(fold=mean(), transforms=[top_k(0.5)], window=Window(close_after=1)), stored)
+    assert json.loads(spec.fold)[0] == "mean"
+    assert json.loads(spec.transforms)["name"] == "top_k"
+    assert not spec.whole
+
+
+def test_an_ask_is_made_once():
+    made, times = sent(), []
+
+    def counting(value):
+        times.append(value)
+        return stored(value)
+
+    assert ask_spec("r", made, counting) is ask_spec("r", made, counting)
+    assert len(times) == 2
+
+
+def test_settings_that_are_not_plain_are_the_strategys_fault():
+    class Odd(mean):
+        def spec(self):
+            return ["odd", {"at": object()}]
+
+    with pytest.raises(StrategyError, match="its fold has settings that are not plain"):
+        ask_spec("r", sent(fold=Odd()), stored)
+
+
+@pytest.mark.parametrize("value", [Arrays({"w": np.arange(100.0)}), {"text": "x" * 1000}])
+def test_what_is_large_becomes_a_file(tmp_path, value):
+    adopted = []
+    store = stored_in(tmp_path, lambda *found: adopted.append(found), 300)
+    small = store({"a": 1})
+    assert encoding.decode(small.inline) == {"a": 1}
+    assert adopted == []
+    payload = store(value)
+    ((path, sha, size),) = adopted
+    assert payload.blob == m.Blob(sha256=sha, size=size)
+    assert path.parent == tmp_path
+    data = path.read_bytes()
+    assert (hashlib.sha256(data).digest(), len(data)) == (sha, size)
+    assert data == stored(value).inline

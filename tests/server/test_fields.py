@@ -1,0 +1,35 @@
+"""What messages lack is found; test_router.py shows what follows from that."""
+
+from __future__ import annotations
+
+import pytest
+
+from umbel.errors import ProtocolError
+from umbel.server.fields import MOST, check
+from umbel.wire import messages as m
+
+
+def test_whole_messages_pass():
+    key = b"k" * 32
+    check("task", m.Task(task="3.x", ask=3, client="x", attempt=1, key=key, data_key=key))
+    check("ask_spec", m.AskSpec(ask=MOST - 1, kind="train", digest=b"d", transforms="{}"))
+    check("result", m.Result(failure=m.Failure()))
+    check("result", m.Result(done=m.Done(receipt=m.Receipt(), update=m.Payload())))
+    check("partial", m.Partial(receipts=[m.Receipt(task="0.0")], partial=m.Payload()))
+    check("cancel", m.Cancel())
+    check("log_event", m.LogEvent(event="{}"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("close_ask", m.CloseAsk(ask=MOST)),
+        ("log_event", m.LogEvent(number=MOST, event="{}")),
+        ("log_event", m.LogEvent(number=1, event="[")),
+        ("task", m.Task()),
+    ],
+)
+def test_what_is_wrong_is_named(kind, body):
+    with pytest.raises(ProtocolError, match=f"a {kind} ") as caught:
+        check(kind, body)
+    assert caught.value.code == m.CODE_MALFORMED

@@ -1,0 +1,634 @@
+"""A server in this process, and peers that say what the test wants, over gRPC and TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import threading
+from contextlib import asynccontextmanager
+
+import pytest
+
+from umbel.errors import ConnectionLost, PeerError, Refused, SettingError, StorageError
+from umbel.remote.credentials import own_token
+from umbel.server import service as services
+from umbel.server.service import running
+from umbel.server.settings import ServerSettings
+from umbel.server.supervision import Exit
+from umbel.store.blobs import Blobs
+from umbel.transport import grpc
+from umbel.transport.connection import Connection
+from umbel.transport.exchange import Exchange
+from umbel.transport.handshake import introduce
+from umbel.trust import archive
+from umbel.trust.authority import JoinText, root_certificate
+from umbel.trust.identity import SigningKey, node_id, sign_archive
+from umbel.trust.proofs import NodeProof, TokenProof
+from umbel.wire import messages as m
+
+KEY = b"k" * 32
+SPEC = m.RunSpec(run="r", name="mnist")
+ASK = m.AskSpec(run="r", ask=0, kind="train", digest=b"d", transforms="{}")
+CLIENT = archive.build(
+    {"kind": "client", "module": "client", "attribute": "client", "handlers": ["train"], "imports": [], "python": "",
+     "requirements": []},
+    {"client.py": b"x = 1\n"},
+)  # fmt: skip
+APP = archive.build(
+    {"kind": "app", "file": "app.py", "attribute": "", "imports": [], "python": "", "requirements": []},
+    {"app.py": b"y = 1\n"},
+)
+
+
+def task_of(client, ask=0):
+    return m.Task(run="r", task=f"{ask}.{client}", ask=ask, client=client, attempt=1, key=KEY, data_key=KEY)
+
+
+def done_of(client, ask=0, update=None):
+    receipt = m.Receipt(task=f"{ask}.{client}", client=client, weight=1.0)
+    done = m.Done(receipt=receipt, update=update or m.Payload(inline=b"update"))
+    return m.Result(run="r", task=f"{ask}.{client}", ask=ask, client=client, attempt=1, done=done)
+
+
+class Party:
+    """A peer of the server: what it has heard, how it ended, and its blobs."""
+
+    def __init__(self, connection, folder):
+        self.connection = connection
+        self.blobs = Blobs(folder / "blobs")
+        self.exchange = Exchange(connection, self.blobs, lambda run, blob: True)
+        self.heard, self.end = [], None
+        self._news = asyncio.Condition()
+        self._reader = asyncio.create_task(self._listen())
+
+    def say(self, **body):
+        self.connection.post(m.Message(**body))
+
+    def named(self, kind):
+        """What was heard of a kind."""
+        return [getattr(each, kind) for each in self.heard if each.WhichOneof("body") == kind]
+
+    async def hears(self, kind, count=1, where=lambda body: True):
+        """Wait until so many of a kind have come, and give the last."""
+
+        def found():
+            return [body for body in self.named(kind) if where(body)]
+
+        async with self._news:
+            await self._news.wait_for(lambda: len(found()) >= count or self.end is not None)
+        assert len(found()) >= count, (kind, self.heard, self.end)
+        return found()[-1]
+
+    async def over(self):
+        """Wait for the end, and give it."""
+        await self._reader
+        return self.end
+
+    async def settled(self):
+        """Everything that was said before has been taken in by the server."""
+        pings = self.connection.received.frames
+        self.say(ping=m.Ping(id=1))
+        while self.connection.received.frames == pings:
+            await asyncio.sleep(0)
+
+    async def close(self):
+        await self.exchange.close()
+        await self.connection.close()
+        await self._reader
+
+    async def _listen(self):
+        try:
+            while True:
+                self.heard += await self.connection.receive()
+                async with self._news:
+                    self._news.notify_all()
+        except PeerError as error:
+            self.end = error
+        async with self._news:
+            self._news.notify_all()
+
+
+class Office:
+    """A server's surroundings: who connects to it, and is closed with it."""
+
+    def __init__(self, service, folder):
+        self.service = service
+        self.folder = folder
+        self.parties = []
+
+    async def _in(self, prover, hello):
+        stream = await grpc.connect(self.service.address, root_certificate(self.service.authority.public))
+        connection = Connection(stream)
+        try:
+            await introduce(connection, prover, hello)
+        except BaseException:
+            await connection.close()
+            raise
+        self.parties.append(Party(connection, self.folder / f"party-{len(self.parties)}-{id(self)}"))
+        return self.parties[-1]
+
+    async def node(self, key, *clients, join=True):
+        token = self.service.registry.invite("test") if join else None
+        hello = m.Hello(role=m.ROLE_NODE, name="lab", key=key.public, token=token.id if token else "", clients=clients)
+        return await self._in(NodeProof(key, token), hello)
+
+    async def run(self, name="r"):
+        token = self.service.registry.issue_run("test", name)
+        return await self._in(TokenProof(token), m.Hello(role=m.ROLE_RUN, name=name, token=token.id))
+
+    async def operator(self, name="ann", role="admin"):
+        token = self.service.registry.grant("test", name, role)
+        return await self._in(TokenProof(token), m.Hello(role=m.ROLE_OPERATOR, token=token.id))
+
+    async def ready(self, *clients):
+        """A node whose clients are ready for run r, and that run."""
+        node, run = await self.node(SigningKey.new(), *clients), await self.run()
+        run.say(run_spec=SPEC)
+        await node.hears("run_spec")
+        node.say(run_answer=m.RunAnswer(run="r", ready=True))
+        await run.hears("members", where=lambda body: body.members[0].standing == m.STANDING_READY)
+        return node, run
+
+    async def close(self):
+        for party in self.parties:
+            await party.close()
+
+
+async def asked(party, method, id=1, **body):
+    """The answer to a request, with its code."""
+    party.say(request=m.Request(id=id, method=method, body=json.dumps(body)))
+    response = await party.hears("response", where=lambda found: found.id == id and not found.more)
+    return (response.code, response.text) if response.code else json.loads(response.body)
+
+
+@asynccontextmanager
+async def office(folder, **settings):
+    given = {"listen": "127.0.0.1:0", "http": "", **settings}
+    async with running(ServerSettings(folder=folder / "server", **given)) as service:
+        found = Office(service, folder)
+        try:
+            yield found
+        finally:
+            await found.close()
+
+
+def play(act, folder, **settings):
+    """Run a coroutine function with a server of its own."""
+
+    async def main():
+        async with asyncio.timeout(30), office(folder, **settings) as found:
+            await act(found)
+
+    asyncio.run(main())
+
+
+class Gate:
+    """Writes of a store wait here, or fail, as the test says."""
+
+    def __init__(self, service):
+        self.open = threading.Event()
+        self.failing = False
+        self.tried = 0
+        self._loop = asyncio.get_running_loop()
+        self._write = service.store.write
+        self._reached = asyncio.Semaphore(0)
+        service.store.write = self.write
+
+    def write(self, batch):
+        self.tried += 1
+        self._loop.call_soon_threadsafe(self._reached.release)
+        if self.failing:
+            raise StorageError("the disk is full")
+        assert self.open.wait(20)
+        self._write(batch)
+
+    async def reached(self):
+        """Wait for the next write."""
+        await self._reached.acquire()
+
+
+# What crosses a server
+
+
+def test_a_task_goes_to_its_node_and_its_result_to_the_run(tmp_path):
+    async def act(here):
+        node, run = await here.ready("0")
+        run.say(ask_spec=ASK)
+        run.say(task=task_of("0"))
+        assert await node.hears("task") == task_of("0")
+        assert node.named("ask_spec") == [ASK]
+        node.say(alive=m.Alive(run="r", tasks=["0.0"]))
+        await run.hears("alive")
+        node.say(result=done_of("0"))
+        assert await run.hears("result") == done_of("0")
+        assert (await node.hears("ack")).tasks == ["0.0"]
+        assert [row["answer"] for row in here.service.store.rows("tasks")] == ["0.0"]
+        run.say(close_ask=m.CloseAsk(run="r", ask=0))
+        await node.hears("close_ask")
+
+    play(act, tmp_path)
+
+
+def test_blobs_cross_both_ways(tmp_path):
+    async def act(here):
+        node, run = await here.ready("0")
+        model, update = run.blobs.put(b"m" * 100_000, "test"), node.blobs.put(b"u" * 100_000, "test")
+        run.say(ask_spec=m.AskSpec(run="r", kind="train", digest=b"d", transforms="{}", model=m.Payload(blob=model)))
+        run.say(task=task_of("0"))
+        task = await node.hears("ask_spec")
+        assert (await node.exchange.fetch(task.model.blob, "r")).read_bytes() == b"m" * 100_000
+        node.say(result=done_of("0", update=m.Payload(blob=update)))
+        found = (await run.hears("result")).done.update.blob
+        assert (await run.exchange.fetch(found, "r")).read_bytes() == b"u" * 100_000
+        await node.hears("ack")
+        other = await here.node(SigningKey.new(), "5")
+        with pytest.raises(Refused, match="not to be had"):
+            await other.exchange.fetch(model, "r")
+        run.say(close_ask=m.CloseAsk(run="r", ask=0))
+        await node.hears("close_ask")
+        assert here.service.blobs.used == 0
+
+    play(act, tmp_path)
+
+
+def test_a_full_server_lets_finished_work_wait(tmp_path):
+    async def act(here):
+        node, run = await here.ready("0")
+        model, update = run.blobs.put(b"m" * 100_000, "test"), node.blobs.put(b"u" * 100_000, "test")
+        run.say(ask_spec=m.AskSpec(run="r", kind="train", digest=b"d", transforms="{}", model=m.Payload(blob=model)))
+        run.say(task=task_of("0"))
+        await node.exchange.fetch((await node.hears("ask_spec")).model.blob, "r")
+        run.say(ask_spec=m.AskSpec(run="r", ask=1, kind="train", digest=b"e", transforms="{}"))
+        run.say(task=task_of("0", 1))
+        await node.hears("task", 2)
+        node.say(result=done_of("0", 1, m.Payload(blob=update)))
+        await node.settled()
+        assert run.named("result") == []
+        run.say(close_ask=m.CloseAsk(run="r", ask=0))
+        assert (await run.hears("result")).ask == 1
+        await node.hears("ack")
+
+    play(act, tmp_path, quota=150_000)
+
+
+def test_what_a_run_says_of_itself_reaches_those_who_follow_it(tmp_path):
+    async def act(here):
+        run, ann = await here.run(), await here.operator()
+        run.say(run_spec=SPEC)
+        run.say(log_event=m.LogEvent(run="r", number=1, event='{"event": "a"}'))
+        assert (await run.hears("log_ack", where=lambda ack: ack.number)).number == 1
+        ann.say(request=m.Request(id=7, method="runs.logs", body='{"run": "r", "follow": true}'))
+        await ann.hears("response")
+        run.say(log_event=m.LogEvent(run="r", event='{"event": "now"}'))
+        await ann.hears("response", 2)
+        run.say(close_run=m.CloseRun(run="r", status="finished"))
+        last = await ann.hears("response", where=lambda found: not found.more)
+        told = [json.loads(each.body) for each in ann.named("response")]
+        events = [event for each in told for event in each.get("events", [])]
+        assert events == [[1, {"event": "a"}], [0, {"event": "now"}]]
+        assert json.loads(last.body)["status"] == "finished"
+
+    play(act, tmp_path)
+
+
+# The store
+
+
+def test_nothing_is_acknowledged_before_it_is_on_disk(tmp_path):
+    async def act(here):
+        node, run = await here.ready("0")
+        gate = Gate(here.service)
+        run.say(ask_spec=ASK)
+        run.say(task=task_of("0"))
+        await gate.reached()
+        await run.settled()
+        assert node.named("task") == []
+        gate.open.set()
+        await node.hears("task")
+        gate.open.clear()
+        node.say(result=done_of("0"))
+        await run.hears("result")
+        await gate.reached()
+        await node.settled()
+        assert node.named("ack") == []
+        assert here.service.store.rows("answers") == []
+        gate.open.set()
+        await node.hears("ack")
+        assert len(here.service.store.rows("answers")) == 1
+
+    play(act, tmp_path)
+
+
+def test_a_store_that_cannot_be_written_is_a_problem_that_may_pass(tmp_path, monkeypatch):
+    monkeypatch.setattr(services, "RETRY_SECONDS", 0.0)
+
+    async def act(here):
+        node, run = await here.ready("0")
+        run.say(ask_spec=ASK)
+        run.say(task=task_of("0"))
+        await node.hears("task")
+        gate = Gate(here.service)
+        gate.failing = True
+        node.say(result=done_of("0"))
+        for _ in range(3):
+            await gate.reached()
+        assert here.service.status()["problem"] == "the store cannot be written: the disk is full"
+        assert here.service.facts().problem
+        assert node.named("ack") == []
+        assert run.named("result")
+        gate.failing = False
+        gate.open.set()
+        await node.hears("ack")
+        await here.service.commit()
+        assert here.service.status()["problem"] == ""
+        assert len(here.service.store.rows("answers")) == 1
+
+    play(act, tmp_path)
+
+
+@pytest.mark.parametrize("mended", [True, False])
+def test_a_server_that_ends_tries_once_more_to_write(tmp_path, mended):
+    async def main():
+        async with office(tmp_path) as here:
+            ann = await here.operator()
+            gate = Gate(here.service)
+            gate.failing = True
+            ann.say(request=m.Request(id=1, method="nodes.invite"))
+            await gate.reached()
+            assert ann.named("response") == []
+            gate.failing = not mended
+            gate.open.set()
+        async with office(tmp_path) as here:
+            found = [row["did"] for row in here.service.store.rows("audit") if row["who"] == "ann"]
+            assert found == (["nodes.invite"] if mended else [])
+
+    asyncio.run(main())
+
+
+# Connections that end
+
+
+def test_a_peer_that_says_what_it_may_not_is_told_and_nobody_else_notices(tmp_path):
+    async def act(here):
+        node, run = await here.ready("0")
+        other = await here.node(SigningKey.new(), "1")
+        other.say(result=m.Result(run="r", ask=2**63))
+        end = await other.over()
+        assert isinstance(end, Refused)
+        assert end.code == m.CODE_MALFORMED
+        run.say(task=task_of("0", 9))
+        assert (await run.over()).code == m.CODE_UNKNOWN
+        node.say(alive=m.Alive(run="r"))
+        await node.settled()
+        assert node.end is None
+
+    play(act, tmp_path)
+
+
+def test_the_newest_connection_of_a_key_wins(tmp_path):
+    async def act(here):
+        key = SigningKey.new()
+        first = await here.node(key, "0")
+        second = await here.node(key, "0", join=False)
+        end = await first.over()
+        assert (end.code, end.retry) == (m.CODE_SUPERSEDED, False)
+        await second.settled()
+        assert here.service.online(node_id(key.public))
+
+    play(act, tmp_path)
+
+
+def test_a_message_that_no_frame_can_hold_harms_nobody_else(tmp_path):
+    async def act(here):
+        node, run = await here.ready("0")
+        run.connection.limits.frame_bytes += 1000
+        spec = m.RunSpec(run="r", name="mnist", config="x")
+        spec.config *= (4 << 20) - m.Message(run_spec=spec).ByteSize() - 20
+        run.say(run_spec=spec)
+        await run.hears("members", where=lambda body: body.members[0].standing == m.STANDING_PREPARING, count=2)
+        await here.service.commit()
+        run.say(run_spec=SPEC)
+        await node.hears("run_spec", 2)
+        assert node.end is None
+
+    play(act, tmp_path)
+
+
+def test_a_server_that_ends_says_so(tmp_path):
+    async def main():
+        async with office(tmp_path) as here:
+            node, ann = await here.node(SigningKey.new(), "0"), await here.operator()
+            node.say(result=done_of("0"))
+            await here.service.close()
+            for party in (node, ann):
+                end = await party.over()
+                assert isinstance(end, Refused)
+                assert (end.code, end.retry) == (m.CODE_SHUTTING_DOWN, True)
+            with pytest.raises(ConnectionLost):
+                await here.node(SigningKey.new(), "1")
+
+    asyncio.run(main())
+
+
+def test_an_address_in_use_is_an_error_that_leaves_nothing_open(tmp_path):
+    async def act(here):
+        settings = ServerSettings(folder=tmp_path / "second", listen=here.service.address, http="")
+        with pytest.raises(SettingError, match="cannot listen"):
+            async with running(settings):
+                pass
+
+    play(act, tmp_path)
+
+
+# Restarts
+
+
+def test_a_server_that_starts_again_goes_on(tmp_path):
+    key = SigningKey.new()
+
+    async def before(here):
+        node, run = await here.node(key, "0", "1"), await here.run()
+        run.say(run_spec=SPEC)
+        await node.hears("run_spec")
+        node.say(run_answer=m.RunAnswer(run="r", ready=True))
+        run.say(ask_spec=ASK)
+        run.say(task=task_of("0"))
+        run.say(task=task_of("1"))
+        await node.hears("task", 2)
+        node.say(result=done_of("0", update=m.Payload(blob=node.blobs.put(b"u" * 50_000))))
+        await node.hears("ack")
+
+    async def after(here):
+        assert own_token(tmp_path / "server") == token
+        node, run = await here.node(key, "0", "1", join=False), await here.run()
+        assert await node.hears("run_spec") == SPEC
+        node.say(run_answer=m.RunAnswer(run="r", ready=True))
+        assert await node.hears("task") == task_of("1")
+        run.say(run_spec=SPEC)
+        run.say(ask_spec=ASK)
+        run.say(task=task_of("0"))
+        update = (await run.hears("result")).done.update
+        assert (await run.exchange.fetch(update.blob, "r")).read_bytes() == b"u" * 50_000
+
+    play(before, tmp_path)
+    token = own_token(tmp_path / "server")
+    play(after, tmp_path)
+
+
+# Operators
+
+
+def test_operators_are_answered(tmp_path):
+    async def act(here):
+        ann, bob = await here.operator(), await here.operator("bob", "read")
+        await here.node(SigningKey.new(), "0")
+        status = await asked(bob, "server.status")
+        assert status["you"] == {"name": "bob", "role": "read"}
+        assert status["sessions"] == {"operator": 2, "node": 1}
+        assert (await asked(bob, "nodes.invite", 2))[0] == m.CODE_NOT_ALLOWED
+        line = (await asked(ann, "nodes.invite"))["line"].split()[-1]
+        join = JoinText.parse(line)
+        assert join.authority == here.service.authority.public
+        assert (await asked(ann, "nodes.list", 2))["nodes"][0]["connected"]
+        assert (await asked(bob, "no.such", 3))[0] == m.CODE_UNKNOWN
+
+    play(act, tmp_path)
+
+
+def test_a_revoked_node_and_a_removed_operator_are_put_out(tmp_path):
+    async def act(here):
+        key = SigningKey.new()
+        ann, bob, node = await here.operator(), await here.operator("bob", "read"), await here.node(key, "0")
+        await asked(ann, "nodes.revoke", node=node_id(key.public))
+        assert (await node.over()).code == m.CODE_REVOKED
+        with pytest.raises(Refused) as caught:
+            await here.node(key, "0", join=False)
+        assert caught.value.code == m.CODE_REVOKED
+        await asked(ann, "operators.remove", 2, name="bob")
+        assert (await bob.over()).code == m.CODE_REVOKED
+
+    play(act, tmp_path)
+
+
+# Run processes
+
+
+class Supervisors:
+    """Stands for the supervisor: notes what it is told."""
+
+    def __init__(self, service):
+        self.service = service
+        self.started, self.stopped = [], []
+        self.running = {}
+        service.supervisor = self
+
+    def start(self, run, folder, **how):
+        self.started.append((run, how))
+        self.running[run] = 1
+
+    async def stop(self, run, grace=None):
+        self.stopped.append(run)
+        self.running.pop(run, None)
+
+    async def close(self, grace=None):
+        pass
+
+    async def ends(self, code):
+        """The process of run r has ended for good."""
+        self.running.pop("r")
+        self.service._run_exited(Exit("r", code, False))
+        while self.service.store.rows("runs", id="r")[0]["ended_at"] is None:
+            await asyncio.sleep(0)
+
+
+async def submitted(here):
+    """An operator that has submitted run r, and who starts its process."""
+    supervisors, ann, key = Supervisors(here.service), await here.operator(), SigningKey.new()
+    sha = hashlib.sha256(CLIENT).digest()
+    body = {
+        name: {"sha256": blob.sha256.hex(), "size": blob.size}
+        for name, blob in (("client", ann.blobs.put(CLIENT, "t")), ("app", ann.blobs.put(APP, "t")))
+    }
+    body |= {"author": key.public.hex(), "signature": sign_archive(key, sha).hex(), "settings": {"rounds": 3}}
+    assert await asked(ann, "runs.submit", run="r", name="mnist", **body) == {"run": "r"}
+    return ann, supervisors
+
+
+def test_a_run_that_is_submitted_finds_what_it_needs(tmp_path):
+    async def act(here):
+        _, supervisors = await submitted(here)
+        ((run, how),) = supervisors.started
+        assert (run, how["address"]) == ("r", here.service.address)
+        assert JoinText.parse(how["token"]).token is not None
+        folder = tmp_path / "server" / "runs" / "r"
+        assert (folder / "app" / "app.py").read_text() == "y = 1\n"
+        assert (folder / "client.archive").read_bytes() == CLIENT
+        found = json.loads((folder / "submission.json").read_text())
+        assert (found["run"], found["name"], found["settings"]) == ("r", "mnist", {"rounds": 3})
+        assert stat_of(folder) == 0o700
+
+    play(act, tmp_path)
+
+
+def stat_of(folder):
+    return folder.stat().st_mode & 0o777
+
+
+def test_a_run_whose_process_gave_up_has_failed_and_says_why(tmp_path):
+    async def act(here):
+        ann, supervisors = await submitted(here)
+        run = await here.run()
+        run.say(run_spec=SPEC)
+        await run.settled()
+        (tmp_path / "server" / "runs" / "r" / "error.json").write_text('{"error": "no data", "kind": "DataError"}')
+        await supervisors.ends(3)
+        await here.service.commit()
+        found = await asked(ann, "runs.show", 2, run="r")
+        assert found["status"] == "failed"
+        assert found["exit"] == {"code": 3, "error": "no data", "kind": "DataError"}
+        assert (await asked(ann, "runs.resume", 3, run="r", rounds=5)) == {"run": "r"}
+        assert [run for run, _ in supervisors.started] == ["r", "r"]
+        found = await asked(ann, "runs.show", 4, run="r")
+        assert (found["status"], found["exit"], found["settings"]) == ("running", None, {"rounds": 5})
+
+    play(act, tmp_path)
+
+
+def test_a_run_that_said_how_it_went_has_not_failed(tmp_path):
+    async def act(here):
+        _, supervisors = await submitted(here)
+        run = await here.run()
+        run.say(run_spec=SPEC)
+        run.say(close_run=m.CloseRun(run="r", status="finished"))
+        await run.settled()
+        await here.service.commit()
+        await supervisors.ends(0)
+        await here.service.commit()
+        assert here.service.store.rows("runs")[0]["status"] == "finished"
+
+    play(act, tmp_path)
+
+
+def test_a_run_can_be_stopped(tmp_path):
+    async def act(here):
+        ann, supervisors = await submitted(here)
+        assert await asked(ann, "runs.stop", 2, run="r") == {"run": "r"}
+        assert supervisors.stopped == ["r"]
+        assert (await asked(ann, "runs.show", 3, run="r"))["status"] == "stopped"
+
+    play(act, tmp_path)
+
+
+def test_runs_that_were_going_on_are_started_again_with_the_server(tmp_path, monkeypatch):
+    async def act(here):
+        await submitted(here)
+
+    play(act, tmp_path)
+    started = []
+    monkeypatch.setattr(services.Supervisor, "start", lambda self, run, folder, **how: started.append(run))
+
+    async def again(here):
+        assert started == ["r"]
+
+    play(again, tmp_path)
