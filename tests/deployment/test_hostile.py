@@ -197,13 +197,12 @@ def test_each_gets_a_problem_or_an_answer_and_an_honest_run_goes_on(attacker, ro
 
 
 EARLY = (m.Message(ping=m.Ping(id=1)), m.Message(request=m.Request(id=1, method="nodes.list")))
-NOT_YET = pytest.mark.xfail(strict=True, reason="the handshake says CODE_NOT_ALLOWED, against docs/protocol.md")
 
 
 @pytest.mark.parametrize(
     ("role", "messages", "code"),
     [
-        *(pytest.param("nobody", [early], m.CODE_OUT_OF_ORDER, marks=NOT_YET) for early in EARLY),
+        *(("nobody", [early], m.CODE_OUT_OF_ORDER) for early in EARLY),
         ("node", [m.Message(run_spec=m.RunSpec(run="hostile"))], m.CODE_NOT_ALLOWED),
         ("node", [m.Message(request=m.Request(id=1, method="nodes.list"))], m.CODE_NOT_ALLOWED),
         ("node", [m.Message(result=m.Result(run="x", task="1.0", ask=1, client="0", attempt=1))], m.CODE_MALFORMED),

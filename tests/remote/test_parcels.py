@@ -43,7 +43,7 @@ def test_what_all_clients_get_is_in_the_ask():
     assert (spec.digest, spec.cohort, spec.whole) == (b"d" * 32, 2, True)
     assert Arrays.from_bytes(spec.model.inline).digest == MODEL.digest
     shared = encoding.decode(spec.shared.inline)
-    assert set(shared) == {"config", "inbox", "correction", "expects", "params"}
+    assert set(shared) == {"config", "inbox", "correction", "expects", "params", "order"}
     assert (shared["config"], shared["correction"], shared["params"]) == ({"lr": 0.5}, Correction(0.1), [1])
     assert list(shared["inbox"]) == ["c"]
     assert not message_of(made, 0).HasField("own")

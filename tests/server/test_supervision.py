@@ -17,7 +17,7 @@ import pytest
 import umbel
 from umbel.errors import InternalError, StorageError
 from umbel.server import supervision
-from umbel.server.supervision import LOG, NOT_STARTED, Exit, Output, Restarts, Supervisor
+from umbel.server.supervision import ARITHMETIC, LOG, NOT_STARTED, Exit, Output, Restarts, Supervisor
 
 SOURCE = str(Path(umbel.__file__).parents[1])
 READY = "open('ready', 'w').close()"  # a named pipe: whoever reads it is told that the child has come so far
@@ -84,6 +84,9 @@ async def to_the_end(stage):
 def test_a_run_process_knows_its_order_and_little_else(tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_SECRET", "x")
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    for name in [name for name in os.environ if name.startswith(ARITHMETIC)]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
     code = """
         import json, os, sys
         order = json.loads(sys.stdin.readline())
@@ -105,6 +108,7 @@ def test_a_run_process_knows_its_order_and_little_else(tmp_path, monkeypatch):
         "HOME": folder,
         "TMPDIR": f"{folder}/tmp",
         "OMP_NUM_THREADS": "3",
+        "OPENBLAS_CORETYPE": "Haswell",
         **stage.extras,
     }
     assert seen["group"]

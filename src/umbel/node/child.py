@@ -191,7 +191,8 @@ class Child:
             sent = _tree(message["shared"])
             params = sent.get("params")
             if message["model"] is not None:
-                sent["model"] = _arrays(message["model"])
+                model = _arrays(message["model"])
+                sent["model"] = model.select(sent["order"]) if "order" in sent else model
             given: dict[str, Any] = {name: sent[name] if name in sent else self._owned(name) for name in SENT}
             steps = transforms.transform_from_spec(
                 json.loads(message["transforms"] or '{"name": "identity", "version": 1, "settings": {}}')

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 STALL = 900.0
 SETTLING = 60.0
 """For how many seconds a run that has clients enough waits for nodes that are still preparing."""
+RETURNING = 3.0
+"""For how many seconds it waits for nodes that are not connected: after a restart of the server they all come back."""
 
 
 @dataclass(frozen=True)
@@ -207,10 +209,12 @@ def _gathered(
     while True:
         ready = [client for client, (standing, _) in standings.items() if standing == m.STANDING_READY]
         preparing = [client for client, (standing, _) in standings.items() if standing == m.STANDING_PREPARING]
+        offline = [client for client, (standing, _) in standings.items() if standing == m.STANDING_OFFLINE]
         refused = {client: why for client, (standing, why) in standings.items() if standing == m.STANDING_REFUSED}
         passed = link.served() - began
         need = wanted if isinstance(wanted, int) else len(wanted) if wanted is not None else 1
-        if len(ready) >= need and (not preparing or wanted is not None or passed >= SETTLING):
+        settled = passed >= SETTLING or (not preparing and (not offline or passed >= RETURNING))
+        if len(ready) >= need and (wanted is not None or settled):
             return tuple(sorted(ready, key=lambda c: (isinstance(c, str), c))), standings
         if wait is not None and passed >= wait:
             why = "".join(f"; client {client}: {text}" for client, text in list(refused.items())[:3])
@@ -223,7 +227,7 @@ def _gathered(
             told = now
             tell(now)
             link.send(m.Message(log_event=m.LogEvent(run=spec.run, number=0, event=json.dumps(now.record()))))
-        left = [limit - passed for limit in (wait, SETTLING) if limit is not None and limit > passed]
+        left = [limit - passed for limit in (wait, RETURNING, SETTLING) if limit is not None and limit > passed]
         item = link.receive(min(left) if left else None)
         if isinstance(item, Up):
             link.send(m.Message(run_spec=spec))

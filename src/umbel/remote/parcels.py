@@ -61,6 +61,7 @@ def ask_spec(run: str, sent: SentAsk, store: Stored) -> m.AskSpec:
         else:
             assert isinstance(ask.model, Arrays)
             model = store(ask.model)
+            shared["order"] = list(ask.model)  # a file of arrays has an order of its own
     sent.spec = m.AskSpec(
         run=run,
         ask=sent.id,

@@ -115,7 +115,7 @@ class Host:
         task, spec = start.task, start.ask
         sent = encoding.decode(read(spec.shared))
         if spec.HasField("model"):
-            sent["model"] = Arrays.from_bytes(read(spec.model))
+            sent["model"] = Arrays.from_bytes(read(spec.model)).select(sent["order"])
         own = encoding.decode(read(task.own)) if task.HasField("own") else {}
         given: dict[str, Any] = {name: sent[name] if name in sent else own.get(name) for name in SENT}
         import json

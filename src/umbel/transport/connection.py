@@ -47,7 +47,7 @@ class Connection:
     said why), `ProtocolError` (it sent what it may not; it has been told), `ConnectionLost` (anything else).
 
     - `limits`: what frames from the peer are held to, and its `idle_seconds`; the handshake sets them.
-    - `allowed`: the names of bodies that the peer may send now; None for any.
+    - `allowed`: the names of bodies that the peer may send now, None for any; `forbidden` is the code for others.
     - `on_blob`: takes the messages about blobs (an `Exchange` sets it).
     - `on_close`: called once each when the connection is over, with what `receive` raises.
     - `sent`, `received`: traffic so far; `progressed`: the time of the last frame that came.
@@ -66,6 +66,7 @@ class Connection:
         self.clock = clock
         self.limits = limits if limits is not None else frames.standard_limits()
         self.allowed: frozenset[str] | None = None
+        self.forbidden = m.CODE_NOT_ALLOWED
         self.on_blob: Callable[[m.Message], None] | None = None
         self.on_close: list[Callable[[PeerError], None]] = []
         self.sent, self.received = Traffic(), Traffic()
@@ -222,7 +223,7 @@ class Connection:
                 self._finish(Refused(f"{self.peer} says: {found.text}", found.code, retry=found.retry))
                 break
             if self.allowed is not None and name not in self.allowed:
-                raise ProtocolError(f"{name!r} may not come now, or from this peer", m.CODE_NOT_ALLOWED)
+                raise ProtocolError(f"{name!r} may not come now, or from this peer", self.forbidden)
             if name == "ping":
                 self._pong = message.ping.id
                 self._wake.set()

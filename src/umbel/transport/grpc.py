@@ -58,7 +58,7 @@ class _Call:
         try:
             await self._call.write(data)
         except asyncio.CancelledError:
-            if not self._closed or _cancelling():
+            if _cancelling():  # else it is the call that was cancelled, here or by the peer
                 raise
             raise ConnectionLost("the stream is closed") from None
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.UsageError) as error:
@@ -70,7 +70,7 @@ class _Call:
         try:
             data = await self._call.read()
         except asyncio.CancelledError:
-            if not self._closed or _cancelling():
+            if _cancelling():
                 raise
             return None
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.UsageError) as error:

@@ -112,7 +112,7 @@ async def introduce(connection: Connection, prover: Prover, hello: m.Hello, *, s
         connection.post(m.Message(proof=prover.proof(transcript(sent, received))))
         welcome = (await _next(connection, "welcome"))[0].welcome
         connection.limits = _limits(welcome.limits)
-        connection.allowed = FROM_SERVER.get(said.role)
+        connection.allowed, connection.forbidden = FROM_SERVER.get(said.role), m.CODE_NOT_ALLOWED
     return welcome
 
 
@@ -149,7 +149,7 @@ async def accept(
             session=secrets.token_hex(8), id=identity.id, limits=granted, same_machine=same_machine(identity)
         )
         connection.limits = granted
-        connection.allowed = TO_SERVER[identity.role]
+        connection.allowed, connection.forbidden = TO_SERVER[identity.role], m.CODE_NOT_ALLOWED
         connection.post(m.Message(welcome=welcome))
         connection.next_frame()
     return identity
@@ -184,13 +184,8 @@ class _closing:
 
 async def _next(connection: Connection, name: str) -> tuple[m.Message, bytes]:
     """The next message, which has to be of this kind, and its body's bytes."""
-    connection.allowed = frozenset({name})
-    try:
-        (message,) = await connection.receive()
-    except ProtocolError as error:
-        if error.code == m.CODE_NOT_ALLOWED:
-            error.code = m.CODE_OUT_OF_ORDER
-        raise
+    connection.allowed, connection.forbidden = frozenset({name}), m.CODE_OUT_OF_ORDER
+    (message,) = await connection.receive()
     return message, frames.raw_body(connection.raw)
 
 

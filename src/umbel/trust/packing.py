@@ -90,29 +90,31 @@ def _place(client: Client) -> _Place:
     names = list(dict.fromkeys(getattr(handler, "__module__", None) for handler in handlers))
     modules = [module for name in names if (module := sys.modules.get(name or "")) is not None]
     others = [module for module in list(sys.modules.values()) if isinstance(module, ModuleType)]
-    for module in [*modules, *others]:
-        held = [key for key, value in list(vars(module).items()) if value is client]
-        file = getattr(module, "__file__", None)
-        if held and file and Path(file).suffix == ".py":
-            return _found(module, Path(file).resolve(), held[0])
+    # First where the handlers themselves are from: another module may have taken the name since.
+    own = [handler.__globals__ for handler in handlers if hasattr(handler, "__globals__")]
+    for space in [*own, *map(vars, [*modules, *others])]:
+        held = [key for key, value in list(space.items()) if value is client]
+        file = space.get("__file__")
+        if held and isinstance(file, str) and Path(file).suffix == ".py":
+            return _found(str(space.get("__name__")), Path(file).resolve(), held[0])
     raise AppError(
         "the code of the client is in no file",
         hint="Keep the client in a module of its own, as `client = umbel.Client()` outside of functions.",
     )
 
 
-def _found(module: ModuleType, file: Path, attribute: str) -> _Place:
+def _found(name: str, file: Path, attribute: str) -> _Place:
     if _FOREIGN & set(file.parts) or file.is_relative_to(_PACKAGE):
         raise AppError(
             f"the client is in {file}, which is installed",
             hint="Archives hold what stands beside the app: move the client's module there.",
         )
     package = file.name == "__init__.py"
-    parts = module.__name__.split(".")
+    parts = name.split(".")
     tail = list(file.parent.parts if package else file.with_suffix("").parts)
     if tail[-len(parts) :] != parts:  # run as a script, or loaded under a name of the loader's
         return _Place(file, file.parent, file.stem, attribute)
-    return _Place(file, file.parents[len(parts) - (0 if package else 1)], module.__name__, attribute)
+    return _Place(file, file.parents[len(parts) - (0 if package else 1)], name, attribute)
 
 
 def _needs(file: Path, files: _Files) -> dict[str, Any]:
