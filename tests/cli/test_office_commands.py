@@ -15,7 +15,7 @@ from umbel.trust.tokens import Token
 from umbel.wire import messages as m
 
 Command = Callable[..., Any]
-LINE = JoinText(b"", Token.new()).text
+LINE = JoinText(b"", Token("0123456789ab", "0123456789abcdef" * 2)).text
 NODE = {"id": "ab12cd34ef", "name": "ward", "status": "approved", "clients": list("abcdef"), "joined_at": 1.0}
 ANSWERS: dict[str, dict[str, Any]] = {
     "server.status": {"you": {"name": "ann", "role": "run"}},
