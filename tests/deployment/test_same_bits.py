@@ -76,3 +76,27 @@ def test_several_clients_in_one_node(tmp_path_factory):
         machines.stop()
     finally:
         machines.kill()
+
+
+def test_a_relay_between_changes_no_bit(tmp_path_factory):
+    machines = Machines(tmp_path_factory.mktemp("relay"))
+    try:
+        machines.start_server()
+        relay = machines.start_node("east", "--relay", "--listen", "127.0.0.1:0", join=machines.invitation())
+        below = relay.wait_for(r"umbel node (127\.0\.0\.1:\d+) --join (\S+)")
+        relay.wait_for("connected to")
+        inviting = machines.command("nodes", "invite", "--dir", "node-east/below")
+        assert inviting.wait() == 0
+        invited = inviting.wait_for(r"--join (\S+)")[1]
+        for index, join in ((1, below[2]), (2, invited)):
+            machines.start_node(str(index), "--source", f"index={index}", join=join, address=below[1])
+        for index in (0, 3):
+            machines.start_node(str(index), "--source", f"index={index}", join=machines.invitation())
+        for index in range(4):
+            machines.nodes[str(index)].wait_for("connected to")
+        run = machines.submit(f"{APP}:plain", 5, "--only", "0", "--only", "1", "--only", "2", "--only", "3")
+        with machines.office() as office:
+            assert machines.finished(run, office)["model_sha256"] == simulated("plain", 5).model_sha256
+        machines.stop()
+    finally:
+        machines.kill()

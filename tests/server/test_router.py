@@ -202,6 +202,17 @@ def test_clients_come_and_go(world):
     assert world.store.rows("nodes", id="a")[0]["clients"] == ["1", "3"]
 
 
+def test_a_client_of_a_revoked_node_goes_to_the_one_that_took_its_place(world):
+    world.node("c", "0")
+    assert world.said("c1", "run_spec") == []
+    world.store.commit()
+    assert world.store.rows("nodes", id="c")[0]["clients"] == []
+    world.tell(Revoked("a"))
+    assert [spec.run for spec in world.said("c1", "run_spec")] == ["r"]
+    world.ready("c1")
+    assert world.standings() == {"0": (m.STANDING_READY, "")}
+
+
 def test_the_newest_connection_wins(world):
     world.node("a", "0", number=2)
     assert [(drop.peer, drop.code) for drop in world.of(Drop)] == [("a1", m.CODE_SUPERSEDED)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import shutil
 import threading
 from contextlib import asynccontextmanager
 
@@ -270,6 +271,31 @@ def test_a_full_server_lets_finished_work_wait(tmp_path):
         await node.hears("ack")
 
     play(act, tmp_path, quota=150_000)
+
+
+def test_an_update_for_which_the_disk_has_no_room_is_fetched_once_it_has(tmp_path, monkeypatch):
+    monkeypatch.setattr(services, "RETRY_SECONDS", 0.01)
+
+    async def act(here):
+        node, run = await here.ready("0")
+        update = node.blobs.put(b"u" * 100_000, "test")
+        run.say(ask_spec=m.AskSpec(run="r", kind="train", digest=b"d", transforms="{}"))
+        run.say(task=task_of("0"))
+        await node.hears("task")
+        part, tries = here.service.blobs.part, []
+
+        def full(blob, **how):
+            tries.append(blob)
+            if len(tries) < 3:
+                raise StorageError("no space left on device")
+            return part(blob, **how)
+
+        here.service.blobs.part = full
+        node.say(result=done_of("0", update=m.Payload(blob=update)))
+        await node.hears("ack")
+        assert len(tries) == 3
+
+    play(act, tmp_path)
 
 
 def test_what_a_run_says_of_itself_reaches_those_who_follow_it(tmp_path):
@@ -618,6 +644,57 @@ def test_a_run_can_be_stopped(tmp_path):
         assert (await asked(ann, "runs.show", 3, run="r"))["status"] == "stopped"
 
     play(act, tmp_path)
+
+
+def test_a_stop_is_seen_to_its_end_though_whoever_asked_is_gone(tmp_path):
+    async def act(here):
+        ann, _ = await submitted(here)
+        ending, kept = asyncio.Event(), here.service.supervisor.stop
+
+        async def stop(run):
+            begun.set()
+            await ending.wait()
+            return await kept(run)
+
+        begun = asyncio.Event()
+        here.service.supervisor.stop = stop
+        ann.say(request=m.Request(id=2, method="runs.stop", body='{"run": "r"}'))
+        await begun.wait()
+        await ann.close()
+        while any(peer.identity.role == m.ROLE_OPERATOR for peer in here.service.peers.values()):
+            await asyncio.sleep(0)
+        ending.set()
+        while here.service.store.rows("runs", id="r")[0]["ended_at"] is None:
+            await asyncio.sleep(0)
+        assert here.service.store.rows("runs", id="r")[0]["status"] == "stopped"
+
+    play(act, tmp_path)
+
+
+def test_a_run_that_leaves_half_of_a_reason_has_failed(tmp_path):
+    async def act(here):
+        ann, supervisors = await submitted(here)
+        (tmp_path / "server" / "runs" / "r" / "error.json").write_text("")  # its disk was full
+        await supervisors.ends(1)
+        found = await asked(ann, "runs.show", 2, run="r")
+        assert (found["status"], found["exit"]) == ("failed", {"code": 1, "error": "its process ended with 1"})
+
+    play(act, tmp_path)
+
+
+def test_a_run_that_cannot_be_started_has_failed_and_keeps_no_server_from_starting(tmp_path, monkeypatch):
+    async def act(here):
+        await submitted(here)
+
+    play(act, tmp_path)
+    shutil.rmtree(tmp_path / "server" / "runs" / "r")
+    (tmp_path / "server" / "runs" / "r").write_text("no folder")
+
+    async def again(here):
+        (row,) = here.service.store.rows("runs")
+        assert (row["status"], "error" in row["exit"]) == ("failed", True)
+
+    play(again, tmp_path)
 
 
 def test_runs_that_were_going_on_are_started_again_with_the_server(tmp_path, monkeypatch):

@@ -468,6 +468,7 @@ def interrupted_at(line: int, app, folder, on):
 
 
 @pytest.mark.skipif(sys.gettrace() is not None, reason="something else traces")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of a __del__
 def test_an_interrupt_anywhere_leaves_a_run_that_resumes_and_nothing_else(tmp_path):
     made = lambda: app_of(Moving(LATE, MEAN), rounds=2, evaluate_every=0)  # noqa: E731
     on = Simulation(10, workers=2)

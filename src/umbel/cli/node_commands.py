@@ -151,16 +151,20 @@ def node_settings(order: NodeOrder) -> NodeSettings:
     place = order.place
     join = server_line(order)
     approvals = Approvals(place / APPROVED)
+    policy = policy_of(order, approvals)
+    if policy.ask and not (order.ask or sys.stdin.isatty()):
+        warn("the policy says ask, but nobody is at a terminal here: code that is not allowed yet is refused")
+        policy = replace(policy, ask=False)
     return NodeSettings(
         folder=place,
         connect=_connecting(canonical(order.server), join.root()),
         key=SigningKey.kept(place / KEY),
         clients=clients_of(order),
-        gate=PolicyGate(policy_of(order, approvals)),
+        gate=PolicyGate(policy),
         name=order.called,
         token=join.token,
         slots=order.slots,
-        ask_owner=Owner(approvals).ask if _asks(order) else None,
+        ask_owner=Owner(approvals).ask if policy.ask else None,
     )
 
 
@@ -262,6 +266,7 @@ class Owner:
     def __init__(self, approvals: Approvals) -> None:
         self._approvals = approvals
         self._turn: asyncio.Lock | None = None
+        self._typed: asyncio.Future[str] | None = None
 
     async def ask(self, spec: m.RunSpec) -> bool:
         """Whether the code of a run may run here."""
@@ -273,7 +278,9 @@ class Owner:
             print(f"\nrun {spec.run} ({spec.name}) wants to run code here", file=sys.stderr)
             print(f"  archive {sha256.hex()}\n  author  {spec.author.hex() or 'nobody signed it'}", file=sys.stderr)
             print("allow it, now and later? [y/N] ", end="", file=sys.stderr, flush=True)
-            answer = await _line_typed()
+            if self._typed is None or self._typed.done():  # else nobody has answered a question that is over
+                self._typed = asyncio.ensure_future(_line_typed())
+            answer = await asyncio.shield(self._typed)
             if answer.strip().lower() not in ("y", "yes"):
                 return False
             self._approvals.add(sha256)

@@ -161,7 +161,7 @@ class NodeSettings:
     grace: float = 5.0
     environment: Mapping[str, str] = field(default_factory=dict)
     quota: int | None = None
-    lends_below: Path | None = Path("/")
+    lends_below: Path | None = None
     hosts: MakeHosts | None = None
     first_wait: float = FIRST_WAIT
     longest_wait: float = LONGEST_WAIT

@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 from ..errors import AppError, CallerError, Refused, SettingError, StorageError, UmbelError
 from ..store.blobs import Blobs
@@ -118,6 +119,7 @@ class Desk:
         self._offices = offices
         self._now = now
         self._summaries = Summaries(offices.store)
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._methods: dict[str, Callable[[Peer, Body], Awaitable[dict[str, Any]]]] = {
             "server.status": self._status,
             "nodes.list": self._nodes,
@@ -309,6 +311,14 @@ class Desk:
         run, name = _text(body, "run"), _name(body)
         if not _RUN.fullmatch(run):
             raise Refused(f"{run!r:.60} cannot be a run's id", m.CODE_MALFORMED)
+        async with self._turn(run):
+            return await self._submitted(peer, body, run, name)
+
+    def _turn(self, run: str) -> asyncio.Lock:
+        """One thing at a time is done with a run; what comes meanwhile waits, and then sees what became of it."""
+        return self._turns.setdefault(run, asyncio.Lock())
+
+    async def _submitted(self, peer: Peer, body: Body, run: str, name: str) -> dict[str, Any]:
         client, app = _blob(body, "client"), _blob(body, "app")
         author, signature = _bytes(body, "author"), _bytes(body, "signature")
         submission = {key: body[key] for key in ("client", "app", "author", "signature")}
@@ -347,17 +357,24 @@ class Desk:
             raise AppError(f"the archive that is said to be the {kind}'s is not")
 
     async def _stop(self, peer: Peer, body: Body) -> dict[str, Any]:
-        row = self._run(body)
-        if row["ended_at"] is not None:
-            raise Refused(f"run {row['id']} is over: it has {row['status']}", m.CODE_OUT_OF_ORDER)
-        self._offices.registry.record(peer.name, "runs.stop", run=row["id"])
-        await self._offices.stop(row["id"])
-        return {"run": row["id"]}
+        run = self._run(body)["id"]
+        async with self._turn(run):
+            (row,) = self._offices.store.rows("runs", id=run)
+            if row["ended_at"] is not None:
+                raise Refused(f"run {run} is over: it has {row['status']}", m.CODE_OUT_OF_ORDER)
+            self._offices.registry.record(peer.name, "runs.stop", run=run)
+            await self._offices.stop(run)
+        return {"run": run}
 
     async def _resume(self, peer: Peer, body: Body) -> dict[str, Any]:
-        row, rounds = self._run(body), body.get("rounds")
+        run, rounds = self._run(body)["id"], body.get("rounds")
         if rounds is not None and (isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1):
             raise Refused("rounds is a whole number of at least 1", m.CODE_MALFORMED)
+        async with self._turn(run):
+            return await self._resumed(peer, run, rounds)
+
+    async def _resumed(self, peer: Peer, run: str, rounds: int | None) -> dict[str, Any]:
+        (row,) = self._offices.store.rows("runs", id=run)
         if row["ended_at"] is None:
             raise Refused(f"run {row['id']} is going on", m.CODE_OUT_OF_ORDER)
         if row["submission"] is None:

@@ -160,6 +160,13 @@ class Registry:
             return False
         return OPERATOR_ROLES.index(row["role"]) >= OPERATOR_ROLES.index(role)
 
+    def admits(self, identity: Identity) -> bool:
+        """Whether who was let in would be let in still: a node that is approved, a token that is known."""
+        if identity.role != m.ROLE_NODE:
+            return identity.hello.token in self._tokens
+        node = self._nodes.get(identity.id)
+        return node is not None and node.status == "approved"
+
     def role(self, identity: Identity) -> str:
         """The role of an operator who is connected; empty for none."""
         row = self._tokens.get(identity.id)

@@ -39,9 +39,7 @@ MEMBERS = 1000
 """How many clients one message tells of."""
 ALLOWED: dict[str, frozenset[str]] = {
     "node": frozenset({"run_answer", "result", "partial", "alive", "hosted"}),
-    "run": frozenset(
-        {"run_spec", "ask_spec", "task", "cancel", "close_ask", "close_run", "refold", "log_event"},
-    ),
+    "run": frozenset({"run_spec", "ask_spec", "task", "cancel", "close_ask", "close_run", "refold", "log_event"}),
     "operator": frozenset({"request"}),
 }
 """What each role may say."""
@@ -105,6 +103,7 @@ class _Node:
     name: str
     peer: str | None = None
     clients: tuple[str, ...] = ()
+    named: tuple[str, ...] = ()
     seen: float = 0.0
     asks: set[tuple[str, int]] = field(default_factory=set)
     waiting: int = 0
@@ -180,12 +179,9 @@ class Router:
             if run.spec is not None:
                 yield from self._holds(run.spec.archive, f"{run.id}/")
             for id, ask in run.asks.items():
-                for payload in (ask.spec.model, ask.spec.shared):
+                sent = [ask.spec.model, ask.spec.shared, *(task.message.own for task in ask.tasks.values())]
+                for payload in [*sent, *(_payload(answer.message) for answer in ask.answers.values())]:
                     yield from self._holds(payload, f"{run.id}/{id}")
-                for task in ask.tasks.values():
-                    yield from self._holds(task.message.own, f"{run.id}/{id}")
-                for answer in ask.answers.values():
-                    yield from self._holds(_payload(answer.message), f"{run.id}/{id}")
 
     def standings(self, run: str) -> dict[str, tuple[int, str]]:
         """Each client's standing in a run, and why it is refused."""
@@ -255,11 +251,11 @@ class Router:
             self._supersede(node.peer, event.peer)
             node.peer, node.name, node.asks = event.peer, event.name, set()
             before, node.seen = node.seen, now
-            self._store.put("nodes", {"id": node.id, "seen_at": now, "clients": list(event.clients)})
             for over, (status, at) in self._ended.items():
                 if at >= before:
                     self._say(event.peer, close_run=m.CloseRun(run=over, status=status))
             self._settle(node, event.clients)
+            self._store.put("nodes", {"id": node.id, "seen_at": now, "clients": list(node.clients)})
             for known in self._runs.values():
                 self._leave(known)
                 self._invite(known, node)
@@ -304,11 +300,12 @@ class Router:
             self._stand(run, mine, m.STANDING_OFFLINE)
 
     def _settle(self, node: _Node, clients: Iterable[str]) -> None:
-        """A node hosts these clients; one that another node hosts stays there."""
+        """A node hosts these clients; one that another node hosts stays there, also over a restart of the server."""
+        node.named = tuple(clients)
         for client in node.clients:
             if self._homes.get(client) == node.id:
                 del self._homes[client]
-        node.clients = tuple(client for client in clients if self._homes.setdefault(client, node.id) == node.id)
+        node.clients = tuple(client for client in node.named if self._homes.setdefault(client, node.id) == node.id)
 
     def _clients_of(self, run: _Run) -> list[str]:
         if run.spec is None:
@@ -351,15 +348,18 @@ class Router:
         if node.peer is not None:
             self._peers.pop(node.peer, None)
             self._effects.append(Drop(node.peer, m.CODE_REVOKED, "this node was revoked"))
-        gone = [client for client, home in self._homes.items() if home == id]
+        gone = {client: home for client, home in self._homes.items() if home == id}
         for run in self._runs.values():
             self._stand(run, [c for c in gone if c in run.standings], m.STANDING_REFUSED, "its node was revoked")
             for ask in run.asks.values():
                 for task in ask.tasks.values():
                     if task.node == id and task.answer is None:
                         self._fail(run, ask, task, "its node was revoked")
-        for client in gone:
-            del self._homes[client]
+        self._homes = {client: home for client, home in self._homes.items() if home != id}
+        for heir in [other for other in self._nodes.values() if not gone.keys().isdisjoint(other.named)]:
+            self._settle(heir, heir.named)
+            for run in self._runs.values():
+                self._invite(run, heir)
 
     # Messages
 
@@ -583,7 +583,7 @@ class Router:
 
     def _node_hosted(self, node: _Node, body: m.Hosted) -> None:
         self._settle(node, body.clients)
-        self._store.put("nodes", {"id": node.id, "clients": list(body.clients)})
+        self._store.put("nodes", {"id": node.id, "clients": list(node.clients)})
         for run in self._runs.values():
             self._leave(run)
             if any(run.standings.get(c, (0, ""))[0] != m.STANDING_READY for c in node.clients):

@@ -21,7 +21,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..errors import ConnectionLost, CorruptFile, PeerError, ProtocolError, Refused, SettingError, StorageError
+from ..errors import (
+    ConnectionLost,
+    CorruptFile,
+    PeerError,
+    ProtocolError,
+    Refused,
+    SettingError,
+    StorageError,
+    UmbelError,
+)
 from ..remote.addresses import host_and_port
 from ..remote.credentials import Credentials, own_token, write_own
 from ..store.blobs import Blobs
@@ -68,8 +77,11 @@ LAZY = frozenset({"ack", "log_ack", "close_ask"})
 """Messages that nobody waits for."""
 LAZY_COMMIT = 0.02
 """So long what nobody waits for, but for a lazy message, may wait to be written with something else."""
+LASTING = frozenset({"runs.submit", "runs.stop", "runs.resume"})
+"""Requests that are seen to their end also if whoever asked is gone by then: half of one would leave a run that is said
+to be going on and has no process."""
 RETRY_SECONDS = 1.0
-"""After so long a batch that could not be written is tried again."""
+"""After so long what could not be written is tried again."""
 PARTING = 0.5
 
 
@@ -184,7 +196,8 @@ class Service:
         await self.commit()
         for row in self.store.rows("runs"):
             if row["status"] == "running" and row["submission"] is not None:
-                await self.start(row["id"])
+                with suppress(UmbelError):  # that run has failed, and the others go on
+                    await self.start(row["id"])
 
     async def close(self) -> None:
         """End run processes and connections, and write what is left."""
@@ -248,6 +261,9 @@ class Service:
             )
         finally:
             self._dirty.set()  # what the registry noted
+        if not self.registry.admits(identity):  # revoked while the welcome waited for the disk
+            await connection.close(m.Problem(code=m.CODE_REVOKED, text="it was revoked just now"))
+            return
         self._numbers += 1
         peer = Peer(self, self._numbers, identity, connection)
         self.peers[peer.id] = peer
@@ -282,7 +298,9 @@ class Service:
         answering: set[asyncio.Task[None]] = set()
         try:
             async for message in peer.connection.messages():
-                task = asyncio.get_running_loop().create_task(self._answer(peer, message.request))
+                task = self._task(self._answer(peer, message.request))
+                if message.request.method in LASTING:
+                    continue
                 answering.add(task)
                 task.add_done_callback(answering.discard)
         finally:
@@ -345,20 +363,26 @@ class Service:
             _LOG.error("what %s is to be told is lost: %s", peer.id, error.message)
 
     async def _fetch(self, fetch: Fetch) -> None:
-        insider, peer = self.insiders.get(fetch.peer), self.peers.get(fetch.peer)
-        if insider is None and peer is None:
+        while True:
+            insider, peer = self.insiders.get(fetch.peer), self.peers.get(fetch.peer)
+            if insider is None and peer is None:
+                return
+            try:
+                if insider is not None:
+                    await insider.fetch(fetch.blob, fetch.run)
+                elif peer is not None:
+                    await peer.exchange.fetch(fetch.blob, fetch.run)
+            except ConnectionLost:
+                return  # it is fetched again when whoever has it says so again
+            except (Refused, CorruptFile) as error:
+                self.tell(NotFetched(fetch.run, fetch.blob.sha256, error.message))
+                return
+            except StorageError as error:  # whoever has it keeps it, and will not say so again: try until there is room
+                _LOG.error("%s; trying again", error.message)
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
+            self.tell(Fetched(fetch.run, fetch.blob.sha256))
             return
-        try:
-            if insider is not None:
-                await insider.fetch(fetch.blob, fetch.run)
-            elif peer is not None:
-                await peer.exchange.fetch(fetch.blob, fetch.run)
-        except ConnectionLost:
-            return  # it is fetched again when whoever has it says so again
-        except (Refused, CorruptFile, StorageError) as error:
-            self.tell(NotFetched(fetch.run, fetch.blob.sha256, error.message))
-            return
-        self.tell(Fetched(fetch.run, fetch.blob.sha256))
 
     # The store
 
@@ -416,9 +440,17 @@ class Service:
         return self.root / "runs" / run / "run"
 
     async def start(self, run: str) -> None:
-        """Start a run's process, by what the store says of the run."""
+        """Start a run's process, by what the store says of the run. Raises `UmbelError` where it cannot be started, and
+        has failed by that.
+        """
         (row,) = self.store.rows("runs", id=run)
-        await asyncio.to_thread(self._prepare, row)
+        try:
+            await asyncio.to_thread(self._prepare, row)
+        except (UmbelError, OSError) as error:
+            told = error.message if isinstance(error, UmbelError) else f"its folder cannot be written: {error.strerror}"
+            _LOG.error("run %s cannot be started: %s", run, told)
+            await self._has_failed(run, {"error": told})
+            raise StorageError(f"run {run} cannot be started: {told}") from error
         token = self.registry.issue_run("server", run)
         await self.commit()
         root = b"" if self.settings.insecure else self.authority.public
@@ -467,11 +499,15 @@ class Service:
             self.carry(self.router.end_now(end.run, status, time.time()))
             await self._mark_over(end.run, status)
             return
-        path = self.root / "runs" / end.run / "error.json"
-        told = json.loads(path.read_text()) if path.exists() else {"error": f"its process ended with {end.code}"}
-        self.carry(self.router.end_now(end.run, "failed", time.time()))
-        self.store.put("runs", {"id": end.run, "exit": {"code": end.code, **told}})
-        await self._mark_over(end.run, "failed")
+        told = {"error": f"its process ended with {end.code}"}
+        with suppress(OSError, ValueError, TypeError):  # on a full disk it may be there and empty
+            told.update(json.loads((self.root / "runs" / end.run / "error.json").read_text()))
+        await self._has_failed(end.run, {"code": end.code, **told})
+
+    async def _has_failed(self, run: str, why: dict[str, Any]) -> None:
+        self.carry(self.router.end_now(run, "failed", time.time()))
+        self.store.put("runs", {"id": run, "exit": why})
+        await self._mark_over(run, "failed")
 
     def _said_to_end(self, run: str) -> str | None:
         """How a run ended by its own log, where it could not say so to the router any more."""
@@ -514,7 +550,7 @@ class Service:
         """End the connections of an operator."""
         problem = m.Problem(code=m.CODE_REVOKED, text="this token is good no more")
         for peer in self.peers.values():
-            if peer.identity.role == m.ROLE_OPERATOR and peer.identity.id == token:
+            if peer.identity.role != m.ROLE_NODE and peer.identity.hello.token == token:  # runs that it drives, too
                 self._task(peer.connection.close(problem))
 
     def invitation(self, token: Token) -> str:

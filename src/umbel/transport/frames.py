@@ -174,13 +174,17 @@ def _payload_check(payload: m.Payload, limits: m.Limits) -> None:
         _blob_check(payload.blob, limits)
 
 
-def _unchecked(found: Any, limits: m.Limits) -> None:
-    """A chunk is checked by whoever takes its data: each look at it copies it."""
+def _chunk_check(found: Any, limits: m.Limits) -> None:
+    # To look at its data would copy it: its length is what the rest does not take.
+    rest = found.ByteSize() - m.Chunk(sha256=found.sha256, offset=found.offset).ByteSize()
+    size = next((rest - 1 - k for k in range(1, 6) if rest - 1 - k >= 0 and len(varint(rest - 1 - k)) == k), 0)
+    if size > limits.chunk_bytes:
+        raise ProtocolError(f"a chunk of {size} bytes; the limit is {limits.chunk_bytes}", m.CODE_TOO_LARGE)
 
 
 def _check_of(kind: type[Message]) -> Check:
     """All that is checked of one kind of message: its names, and what is inside."""
-    special: dict[str, Check] = {"Blob": _blob_check, "Payload": _payload_check, "Chunk": _unchecked}
+    special: dict[str, Check] = {"Blob": _blob_check, "Payload": _payload_check, "Chunk": _chunk_check}
     if kind.DESCRIPTOR.name in special:
         return special[kind.DESCRIPTOR.name]
     checks: list[Check] = []

@@ -72,7 +72,7 @@ class Prover(Protocol):
 class Handshakes:
     """How many handshakes are under way at a server, and at `most` so many."""
 
-    def __init__(self, most: int = 64) -> None:
+    def __init__(self, most: int = 512) -> None:
         self.most = most
         self.pending = 0
 
