@@ -7,6 +7,7 @@ always the same, wherever the server is.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from contextlib import suppress
 from typing import Any
@@ -39,6 +40,8 @@ _CHANNEL_OPTIONS = (
     ("grpc.enable_http_proxy", 0),
     ("grpc.enable_retries", 0),
 )
+# Its library prints a traceback when a peer is gone before its call's end could be told; that is nobody's fault.
+logging.getLogger("grpc._cython.cygrpc").addFilter(lambda record: "raised in core by" not in record.getMessage())
 _REFUSALS = {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNIMPLEMENTED}
 
 
