@@ -180,10 +180,9 @@ def resume(
             app,
             stack,
             run=log.started.run,
-            name=re.sub(r"-[0-9]{8}-[0-9]{6}-[0-9a-f]{4}$", "", log.started.run),
             config=log.started.settings["config"],
             tell=_teller(observers),
-            members=log.started.federation.get("members"),
+            known=log.started.federation,
             log=log.events,
         )
         conductor = Conductor(app, federation, log.started, journal, states, observers, clock)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from umbel.server.router import MEMBERS, Router
+from umbel.server.router import MEMBERS, RESTING, Router
 from umbel.server.signals import (
     Connected,
     Drop,
@@ -525,6 +525,7 @@ def test_a_run_that_is_over_leaves_its_log(world):
     assert len(world.store.rows("events")) == 1
     world.say("a1", alive=m.Alive(run="r", tasks=["0.0"]))
     assert world.said("a1") == [("close_run", m.CloseRun(run="r", status="finished"))]
+    assert world.durable("close_run"), "it may not overtake an AskSpec that waits for the disk"
 
 
 def test_a_status_that_is_none_counts_as_stopped(world):
@@ -557,6 +558,61 @@ def test_a_run_goes_on_after_it_was_over(world):
     assert (row["exit"], row["submission"]) == ({"code": 4}, {"app": 1})
     world.say("a1", result=done_of("0"))
     assert world.said("a1", "ack"), "ask 0 is over still"
+
+
+@pytest.mark.parametrize("how", ["at once", "after others", "after a restart", "after a crash"])
+@pytest.mark.parametrize("status", ["stopped", "failed"])
+def test_a_run_that_goes_on_gets_the_answers_that_there_were(world, status, how):
+    """Nodes answer a question once: an answer that was acknowledged and is then forgotten is lost for good."""
+    asked(world, "0", "1", "2")
+    world.say("a1", result=done_of("0", update=m.Payload(blob=blob_of("u"))))
+    world.blobs.add(blob_of("u").sha256)
+    world.tell(Fetched("r", blob_of("u").sha256))
+    assert world.said("a1", "ack")
+    world.say("b1", result=failed_of("2", reason="the disk is full"))
+    world.store.commit()
+    world.router.end_now("r", status, world.now)
+    assert not {release.owner for release in world.of(Release)}
+    if how == "after others":
+        for n in range(RESTING):
+            world.tell(Connected(f"q{n}", "run", f"q{n}", "ann"))
+            world.router.end_now(f"q{n}", "stopped", world.now)
+    world.store.commit()
+    if how in ("after a restart", "after a crash"):
+        world.start(crash=how == "after a crash")
+        assert Hold(blob_of("u").sha256, "r/0") in list(world.router.held())
+    if how != "at once":
+        world.node("a", "0", "1", number=2)
+        world.node("b", "2", number=2)
+    a, b = ("a1", "b1") if how == "at once" else ("a2", "b2")
+    world.run(2)
+    assert world.said(a, "run_spec") == world.said(b, "run_spec") == [SPEC]
+    world.say("r2", ask_spec=ask_of())
+    told = {}
+    for client in ("0", "1", "2"):
+        world.say("r2", task=task_of(client))
+        told[client] = world.said("r2", "result")
+    assert told == {"0": [done_of("0", update=m.Payload(blob=blob_of("u")))], "1": [], "2": []}
+    world.ready(a)
+    assert [kind for kind, _ in world.said(a)] == ["ask_spec", "task"]
+    assert [body.task for body in world.said(a, "task")] == ["0.1"]
+    world.ready(b)
+    assert [kind for kind, _ in world.said(b)] == ["ask_spec", "task"]
+    world.say("r2", close_run=m.CloseRun(run="r", status="finished"))
+    assert {release.owner for release in world.of(Release)} == {"r/0", "r/"}
+    world.store.commit()
+    assert not world.store.rows("answers")
+
+
+def test_a_host_that_died_and_is_tried_again_is_no_refusal(world):
+    asked(world, "0")
+    world.say("a1", run_answer=m.RunAnswer(run="r", retry=True, reason="killed"))
+    assert world.standings() == {"0": (m.STANDING_PREPARING, "killed"), "1": (m.STANDING_PREPARING, "killed")}
+    assert not world.said("r1", "result")
+    world.say("r1", task=task_of("1"))
+    assert world.said("a1") == world.said("r1") == []
+    world.ready("a1")
+    assert [body.task for body in world.said("a1", "task")] == ["0.0", "0.1"]
 
 
 def test_ending_a_run_changes_nothing_that_others_keep_of_it(world):

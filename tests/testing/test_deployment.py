@@ -16,7 +16,7 @@ from umbel.node.spool import SqliteSpool
 from umbel.store.sql import SqlStore
 from umbel.testing.deployment import Deployment, Faults
 
-QUIET = Faults(0, 0, 0, 0, 0, 0, 0)
+QUIET = Faults.none()
 BATCH = 100
 SEEDS = int(os.environ.get("UMBEL_SOAK", "2000"))
 FIRST = int(os.environ.get("UMBEL_SOAK_FROM", "0"))
@@ -42,7 +42,18 @@ def app_of(kind):
         return umbel.Metrics({"error": float(((model["w"] - data.mean()) ** 2).mean())}, weight=len(data))
 
     settings = {"transforms": (umbel.top_k(0.3),)} if kind == "top_k" else {}
-    return umbel.App(client, model={"w": np.zeros(40)}, strategy=umbel.FedAvg(cohort=3, **settings), rounds=2)
+    strategy = Twice() if kind == "twice" else umbel.FedAvg(cohort=3, **settings)
+    return umbel.App(client, model={"w": np.zeros(40)}, strategy=strategy, rounds=2)
+
+
+class Twice(umbel.Strategy):
+    """Asks the same clients twice a round; the second time they go on from what the first has left with them."""
+
+    def round(self, state, r):
+        for _ in range(2):
+            answer = yield umbel.Ask(clients="all", model=state.model)
+            state = state.replace(model=umbel.Arrays({"w": state.model["w"] + answer.value["w"]}))
+        return state
 
 
 SOURCES = {str(i): {"index": i, "count": 4} for i in range(4)}
@@ -53,14 +64,14 @@ NODES = {"a": {"0": SOURCES["0"], "1": SOURCES["1"]}, "b": {"2": SOURCES["2"]}, 
 def undisturbed():
     """What simulations of the same clients end with."""
     found = {}
-    for kind in ("plain", "top_k"):
+    for kind in ("plain", "top_k", "twice"):
         result = umbel.run(app_of(kind), on=umbel.Simulation(clients=4), seed=5, folder=None)
         found[kind] = (result.model_sha256, {name: result.history.series(name) for name in result.history.names})
     return found
 
 
 def live(tmp_path, seed, undisturbed, **settings):
-    kind = "top_k" if seed % 4 == 3 else "plain"
+    kind = ("plain", "twice", "plain", "top_k")[seed % 4]
     folder = tmp_path / str(seed)
     folder.mkdir()
     world = Deployment(app_of(kind), NODES, seed=seed, scratch=folder, **settings)

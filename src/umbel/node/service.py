@@ -38,6 +38,7 @@ from .signals import (
     Event,
     Fetch,
     Fetched,
+    HostDied,
     HostReady,
     HostRefused,
     Moved,
@@ -466,8 +467,11 @@ class Node:
         try:
             archive = await asyncio.to_thread(self._archive, spec)
             verdict = await asyncio.to_thread(self._settings.gate.check, spec, archive)
-        except (UmbelError, OSError) as error:
-            verdict = Verdict("deny", error.message if isinstance(error, UmbelError) else str(error))
+        except (StorageError, OSError) as error:  # the node's disk, not the run
+            self._told(HostDied(run, error.message if isinstance(error, UmbelError) else str(error)))
+            return
+        except UmbelError as error:
+            verdict = Verdict("deny", error.message)
         if verdict.word == "deny":
             self._told(HostRefused(run, verdict.reason))
         elif verdict.word == "allow" or effect.approved:

@@ -33,6 +33,8 @@ from .signals import (
 
 ENDED = ("finished", "failed", "stopped")
 """What becomes of runs that nobody goes on with."""
+RESTING = 8
+"""So many runs that were stopped or have failed are kept in memory; others are read again if they go on."""
 MAILBOX = 10_000
 """How many tasks may wait for one node."""
 MEMBERS = 1000
@@ -131,6 +133,7 @@ class Router:
         self._runs: dict[str, _Run] = {}
         self._homes: dict[str, str] = {}
         self._ended: dict[str, tuple[str, float]] = {}
+        self._resting: dict[str, _Run] = {}
         self._effects: list[Effect] = []
         self._arriving: dict[tuple[str, bytes], list[tuple[int, str]]] = {}
         self.answers = 0
@@ -175,7 +178,8 @@ class Router:
 
     def held(self) -> Iterator[Hold]:
         """The blobs that are needed, to be held again after a restart."""
-        for run in self._runs.values():
+        resting = (self._restored(row) for row in self._store.rows("runs") if row["status"] in ENDED[1:])
+        for run in (*self._runs.values(), *resting):
             if run.spec is not None:
                 yield from self._holds(run.spec.archive, f"{run.id}/")
             for id, ask in run.asks.items():
@@ -215,32 +219,33 @@ class Router:
             if row["status"] in ENDED:
                 self._ended[row["id"]] = (row["status"], row["ended_at"] or 0.0)
                 continue
-            spec = m.RunSpec.FromString(row["spec"]) if row["spec"] else None
-            run = self._runs[row["id"]] = _Run(row["id"], spec)
-            run.log = self._store.greatest("events", run=run.id)
-            run.closed = -1 if row["closed"] is None else row["closed"]
-            if spec is not None:
-                for client in self._clients_of(run):
-                    run.standings[client] = (m.STANDING_OFFLINE, "")
-        for row in self._store.rows("asks"):
-            if row["run"] in self._runs:
-                self._runs[row["run"]].asks[row["ask"]] = _Ask(m.AskSpec.FromString(row["spec"]))
-        for row in self._store.rows("tasks"):
-            ask = self._ask(row["run"], row["ask"])
-            if ask is not None:
+            run = self._runs[row["id"]] = self._restored(row)
+            for client in self._clients_of(run):
+                run.standings[client] = (m.STANDING_OFFLINE, "")
+            self._wait_again(run)
+
+    def _restored(self, row: Mapping[str, Any]) -> _Run:
+        """A run as it is on disk."""
+        run = _Run(row["id"], m.RunSpec.FromString(row["spec"]) if row["spec"] else None)
+        run.log = self._store.greatest("events", run=run.id)
+        run.closed = -1 if row["closed"] is None else row["closed"]
+        for row in self._store.rows("asks", run=run.id):
+            run.asks[row["ask"]] = _Ask(m.AskSpec.FromString(row["spec"]))
+        for row in self._store.rows("tasks", run=run.id):
+            if (ask := run.asks.get(row["ask"])) is not None:
                 ask.tasks[row["task"]] = _Task(m.Task.FromString(row["message"]), row["node"], row["answer"])
-                if row["answer"] is None:
-                    self._wait(ask.tasks[row["task"]])
-        for row in self._store.rows("answers"):
-            ask = self._ask(row["run"], row["ask"])
-            if ask is not None:
+        for row in self._store.rows("answers", run=run.id):
+            if (ask := run.asks.get(row["ask"])) is not None:
                 message = m.Message.FromString(row["message"])
                 tasks = tuple(id for id, task in ask.tasks.items() if task.answer == row["id"])
                 node = ask.tasks[tasks[0]].node if tasks else ""
                 ask.answers[row["id"]] = _Answer(row["id"], message, tasks, node)
+        return run
 
-    def _ask(self, run: str, ask: int) -> _Ask | None:
-        return self._runs[run].asks.get(ask) if run in self._runs else None
+    def _wait_again(self, run: _Run) -> None:
+        for task in (task for ask in run.asks.values() for task in ask.tasks.values()):
+            if task.answer is None:
+                self._wait(task)
 
     # Who is there
 
@@ -268,14 +273,14 @@ class Router:
             self._say(event.peer, durable=True, log_ack=m.LogAck(run=run.id, number=run.log))
 
     def _begin(self, event: Connected, now: float) -> _Run:
-        """A run that is new, or goes on after it was over."""
-        run = self._runs[event.id] = _Run(event.id)
+        """A run that is new, or goes on after it was over: with the answers that it had then."""
         self._ended.pop(event.id, None)
-        begun: dict[str, Any] = {"owner": event.name, "created_at": now}
-        for row in self._store.rows("runs", id=event.id):
-            begun = {}
-            run.log = self._store.greatest("events", run=event.id)
-            run.closed = -1 if row["closed"] is None else row["closed"]
+        rows = self._store.rows("runs", id=event.id)
+        run = self._resting.pop(event.id, None) or (self._restored(rows[0]) if rows else _Run(event.id))
+        run.spec = None  # until the run says it: nodes have to hear of it anew
+        self._runs[event.id] = run
+        self._wait_again(run)
+        begun = {} if rows else {"owner": event.name, "created_at": now}
         self._store.put("runs", {"id": event.id, "status": "running", "ended_at": None, **begun})
         return run
 
@@ -386,7 +391,8 @@ class Router:
                 return
             run = self._runs.get(body.run)
             if body.run in self._ended:
-                self._say(peer, close_run=m.CloseRun(run=body.run, status=self._ended[body.run][0]))
+                # Durable, as all that may be on its way to the node about this run: it must come last.
+                self._say(peer, durable=True, close_run=m.CloseRun(run=body.run, status=self._ended[body.run][0]))
             if run is None or all(self._homes.get(c) != node.id for c in self._clients_of(run)):
                 return  # not known yet after a restart, over, or none of this node's business
             getattr(self, f"_node_{kind}")(node, run, body)
@@ -526,22 +532,47 @@ class Router:
         self.end(run.id, body.status if body.status in ENDED else "stopped", now)
 
     def end(self, id: str, status: str, now: float) -> None:
-        """A run is over: forget all that was kept for it but its log. Effects join those of the event at hand."""
+        """A run is over. Of one that has finished all is forgotten but its log; one that was stopped or has failed may
+        go on, and then gets the answers that there are: nodes answer a question once. Effects join those of the event
+        at hand.
+        """
         run = self._runs.get(id)
         if run is None:
             return
-        for ask in list(run.asks):
-            self._close_ask(run, ask)
-        self._effects.append(Release(f"{run.id}/"))
+        if status == "finished":
+            for ask in list(run.asks):
+                self._close_ask(run, ask)
+            self._effects.append(Release(f"{run.id}/"))
         mine = {self._homes[client] for client in self._clients_of(run)}
         for node in self._nodes.values():
+            node.asks = {(of, ask) for of, ask in node.asks if of != run.id}
             if node.peer is not None and node.id in mine:
                 self._say(node.peer, durable=True, close_run=m.CloseRun(run=run.id, status=status))
         members = {client: [m.Standing.Name(s), why] for client, (s, why) in run.standings.items()}  # type: ignore[arg-type]
         self._store.put("runs", {"id": id, "status": status, "ended_at": now, "members": members})
         del self._runs[id]
         self._ended[id] = (status, now)
+        if status != "finished":
+            self._rest(run)
         self._effects.append(RunEnded(id, status))
+
+    def _rest(self, run: _Run) -> None:
+        """Keep the updates that are on disk, or will be in a moment; let go of failures and of what is under way."""
+        for ask in run.asks.values():
+            for task in ask.tasks.values():
+                self._settled(task)
+            for answer in list(ask.answers.values()):
+                if answer.complete and _payload(answer.message) is not None:
+                    continue
+                del ask.answers[answer.id]
+                self._store.delete("answers", run=run.id, id=answer.id)
+                for name in answer.tasks if answer.complete else ():
+                    ask.tasks[name].answer = None
+                    self._store.put("tasks", {"run": run.id, "task": name, "answer": None})
+        run.peer, run.standings = None, {}
+        self._resting[run.id] = run
+        while len(self._resting) > RESTING:
+            del self._resting[next(iter(self._resting))]
 
     def end_now(self, id: str, status: str, now: float) -> list[Effect]:
         """`end`, from outside of an event; whoever drives the run is told."""
@@ -592,6 +623,9 @@ class Router:
     def _node_run_answer(self, node: _Node, run: _Run, body: m.RunAnswer) -> None:
         about = set(body.clients)
         mine = [c for c in self._clients_of(run) if self._homes[c] == node.id and (not about or c in about)]
+        if body.retry:
+            self._stand(run, mine, m.STANDING_PREPARING, body.reason[:1000])
+            return
         if not body.ready:
             self._stand(run, mine, m.STANDING_REFUSED, body.reason[:1000] or "it said no")
             for ask in run.asks.values():
