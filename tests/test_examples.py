@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.conftest import PATIENCE
 
 from umbel.data import HEART_COLUMNS, HOSPITALS
 
@@ -40,7 +41,7 @@ def python(*arguments: object, folder: Path = ROOT, fails: bool = False, **envir
         capture_output=True,
         text=True,
         encoding="utf-8",
-        timeout=300,
+        timeout=2 * PATIENCE,
     )
     assert (done.returncode != 0) == fails, done.stdout + done.stderr
     assert "Warning" not in done.stderr, done.stderr

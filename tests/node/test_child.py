@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.conftest import PATIENCE
 
 import umbel
 from umbel import Arrays, Ask, FedAvg, Like, Simulation, Update, encoding, mean, top_k
@@ -177,9 +178,9 @@ class Process:
     def close(self):
         """End it, unless it has ended, and say how."""
         if self.over:
-            self.process.wait(20)
+            self.process.wait(PATIENCE)
         os.close(self._orders)
-        code = self.process.wait(20)
+        code = self.process.wait(PATIENCE)
         self._lines.close()
         return code
 
