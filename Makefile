@@ -34,8 +34,8 @@ demo: $(VENV)/demo-ready ## train a small CNN on 100 clients' images, and draw w
 test: $(VENV)/dev-ready ## run the tests, in an order drawn anew each time; not those marked as slow
 	$(SUITE) -m "not slow" $(PYTEST)
 
-test-all: $(VENV)/dev-ready ## run all tests, the slow ones too
-	$(SUITE) $(PYTEST)
+test-all: $(VENV)/dev-ready ## run all tests, the slow ones too, and laws on more examples
+	$(SUITE) --hypothesis-profile=full $(PYTEST)
 
 check: $(VENV)/dev-ready ## lint, format, types, and the rules of the layout
 	$(BIN)/ruff check .

@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 PATIENCE = 240.0
 """So many seconds a test waits for another process or thread before it fails: on a busy machine all take their time."""
@@ -23,11 +24,17 @@ OF_LIBRARIES = ("PYTEST_", "KMP_", "GRPC_", "TORCH", "MPL", "QT_")
 # Runs in tests train in the test's own process unless a test says otherwise.
 os.environ.setdefault("UMBEL_WORKERS", "0")
 
+# How many examples a law is tried on, the same ones each time. `make test-all` takes --hypothesis-profile=full.
+settings.register_profile("quick", max_examples=50, deadline=None, derandomize=True)
+settings.register_profile("full", settings.get_profile("quick"), max_examples=400)
+settings.load_profile("quick")
+
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Say how to have the same order again; pytest-randomly's own line is not printed with -q."""
-    if terminal := session.config.pluginmanager.get_plugin("terminalreporter"):
-        terminal.write_line(f"order of the tests: --randomly-seed={session.config.getoption('randomly_seed')}")
+    terminal = session.config.pluginmanager.get_plugin("terminalreporter")
+    if terminal is not None and (seed := session.config.getoption("randomly_seed", None)) is not None:
+        terminal.write_line(f"order of the tests: --randomly-seed={seed}")
 
 
 def strays(names: Iterable[str]) -> set[str]:

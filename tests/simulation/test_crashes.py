@@ -206,7 +206,7 @@ def test_a_worker_that_dies_after_others_gave_what_they_held_of_an_ask(monkeypat
     count=st.integers(1, 3),
     seed=st.integers(0, 99),
 )
-@settings(deadline=None, derandomize=True, max_examples=12)
+@settings(max_examples=12)
 def test_any_scenario_with_kills(asks, fleet, count, seed):
     on = {"devices": FLEETS[fleet]()} if fleet else {}
     made = lambda: app_of(Moving(*(asked(*ask) for ask in asks)), evaluate_every=2)  # noqa: E731

@@ -454,7 +454,7 @@ def asked(kind, clients, window, shape):
     workers=WHOLE(1, 4),
     every=WHOLE(0, 2),
 )
-@settings(deadline=None, derandomize=True, max_examples=30)
+@settings(max_examples=30)
 def test_any_scenario(asks, fleet, workers, every):
     made = lambda: app_of(Moving(*(asked(*ask) for ask in asks)), evaluate_every=every)  # noqa: E731
     the_same(made, clients=8, workers=(workers,), devices=FLEETS[fleet]() if fleet else None)
