@@ -63,6 +63,7 @@ def test_an_example_is_short_and_explained(folder: Path) -> None:
         assert len(file.read_text(encoding="utf-8").splitlines()) <= 120, file
 
 
+@pytest.mark.slow
 def test_quickstart_pytorch_reaches_93_percent(tmp_path: Path, images: Path) -> None:
     app = EXAMPLES / "quickstart-pytorch" / "app.py"
     summary = umbel_run(app, tmp_path, "--clients", 100, UMBEL_DATA=images)
@@ -103,6 +104,7 @@ def test_quickstart_numpy_needs_the_base_install_only() -> None:
     assert loaded & {"torch", "sklearn", "scipy", "pandas", "mlxtend", "matplotlib"} == set()
 
 
+@pytest.mark.slow
 @with_heart
 def test_hospitals_together_are_as_good_as_pooled_and_better_than_any_alone() -> None:
     code = f"import compare, json; print(json.dumps(compare.main({str(HEART)!r}, 20).tolist()))"

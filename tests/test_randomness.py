@@ -499,11 +499,12 @@ class TestLimits:
         assert chosen.size == np.unique(chosen).size == k
         assert not k or (chosen.min() >= 0 and chosen.max() < population)
 
-    def test_sample_of_millions(self):
-        for population, k in ((1_000_000, 1_000_000), (2_000_000, 1_000_000), (2**62, 300_000)):
-            chosen = KEY.draws().sample(population, k)
-            assert np.unique(chosen).size == k
-            assert chosen.max() < population
+    @pytest.mark.slow
+    @pytest.mark.parametrize(("population", "k"), [(1_000_000, 1_000_000), (2_000_000, 1_000_000), (2**62, 300_000)])
+    def test_sample_of_millions(self, population, k):
+        chosen = KEY.draws().sample(population, k)
+        assert np.unique(chosen).size == k
+        assert chosen.max() < population
 
     def test_sample_needs_memory_for_what_it_takes(self):
         KEY.draws().sample(15_000_000, 1000)

@@ -19,7 +19,7 @@ from umbel.testing.deployment import Deployment, Faults
 QUIET = Faults(0, 0, 0, 0, 0, 0, 0)
 BATCH = 100
 SEEDS = int(os.environ.get("UMBEL_SOAK", "2000"))
-QUICK = 4
+QUICK = 2
 """So many batches, the first ones, are not slow."""
 FIRST = int(os.environ.get("UMBEL_SOAK_FROM", "0"))
 
