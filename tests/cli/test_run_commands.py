@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.conftest import PATIENCE
 
 SOURCE = Path(__file__).parents[2] / "src"
 Command = Callable[..., Any]
@@ -178,7 +179,7 @@ def test_a_changed_or_moved_app_is_noticed(umbel: Command, folder: Path) -> None
 def test_a_run_that_a_program_began_needs_its_app(umbel: Command, folder: Path) -> None:
     code = "import umbel, app; umbel.run(app.app, on=umbel.Simulation(clients=4), rounds=2)"
     environment = {**os.environ, "PYTHONPATH": f"{SOURCE}:{folder}"}
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=PATIENCE)
     done = umbel("resume", "last", "--rounds", 3)
     assert done.code == 3
     assert "not started by `umbel run`" in done.said
@@ -236,7 +237,7 @@ def test_a_stopped_run_resumes_to_the_same_model(
     paused: subprocess.Popen[str], umbel: Command, number: signal.Signals, code: int, state: str
 ) -> None:
     paused.send_signal(number)
-    out, err = paused.communicate(timeout=60)
+    out, err = paused.communicate(timeout=PATIENCE)
     assert paused.returncode == code
     assert out == ""
     if number != signal.SIGKILL:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from tests.cli.conftest import APP
+from tests.conftest import PATIENCE
 
 import umbel
 from umbel.cli import runner
@@ -154,5 +155,5 @@ def test_it_ends_with_its_server():
     """The other end of its standard input is the server's."""
     code = "from umbel.cli import runner; runner._end_with_server()"
     environment = {"PYTHONPATH": str(Path(umbel.__file__).parents[1])}
-    done = subprocess.run([sys.executable, "-c", code], input=b"more\n", env=environment, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", code], input=b"more\n", env=environment, timeout=PATIENCE, check=False)
     assert done.returncode == 70

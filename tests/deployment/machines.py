@@ -16,13 +16,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.conftest import PATIENCE as SECONDS
+
 from umbel.remote.credentials import Credentials
 from umbel.remote.operator import Operator
 
 ROOT = Path(__file__).parents[2]
 POINTS = Path(__file__).with_name("points.py")
-SECONDS = 40.0
-"""What has not come by then will not come."""
 
 
 class Process:
@@ -279,7 +279,7 @@ def _command(pid: int) -> str:
         return ""
 
 
-def _wait_for_the_end_of(pids: Iterable[int], seconds: float = 15.0) -> list[int]:
+def _wait_for_the_end_of(pids: Iterable[int], seconds: float = SECONDS) -> list[int]:
     """Wait until processes have ended; gives those that have not."""
     left = []
     for pid in pids:

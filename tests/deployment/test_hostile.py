@@ -177,7 +177,7 @@ def test_each_gets_a_problem_or_an_answer_and_an_honest_run_goes_on(attacker, ro
     machines = attacker.machines
     run = machines.submit(f"{APP}:whole", 4, "--only=0", "--only=1")
 
-    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
+    @settings(suppress_health_check=list(HealthCheck), database=None)
     @given(st.lists(STEPS, min_size=1, max_size=5))
     def attacked(steps):
         problem = attacker.attack(role, steps)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.conftest import PATIENCE
 
 from umbel import Arrays, Free, Like, encoding
 from umbel.errors import AppError
@@ -118,7 +119,7 @@ class Bench:
 
     async def next(self):
         """The next event that is not about progress."""
-        while isinstance(event := await asyncio.wait_for(self.events.get(), 20), Stepped):
+        while isinstance(event := await asyncio.wait_for(self.events.get(), PATIENCE), Stepped):
             pass
         return event
 
@@ -245,7 +246,7 @@ async def test_a_task_that_does_not_stop_is_killed_with_its_child(tmp_path):
         await b.ready()
         pid = (await b.done(b.ask(1))).result.receipt.metrics["pid"]
         b.start(b.ask(2, "query:hang"))
-        assert await asyncio.wait_for(b.events.get(), 20) == Stepped("r", "2.0")
+        assert await asyncio.wait_for(b.events.get(), PATIENCE) == Stepped("r", "2.0")
         b.children.stop(Stop("r", "2.0", 1))
         assert await b.next() == TaskFailed("r", "2.0", 1, "it was not wanted any more", True)
         assert (await b.done(b.ask(3))).result.receipt.metrics["pid"] != pid
@@ -257,7 +258,7 @@ def test_processor_time_is_progress(tmp_path):
         async with bench(tmp_path, look_every=0.02) as b:
             await b.ready()
             b.start(b.ask(1, "query:spin"))
-            assert await asyncio.wait_for(b.events.get(), 20) == Stepped("r", "1.0")
+            assert await asyncio.wait_for(b.events.get(), PATIENCE) == Stepped("r", "1.0")
 
     asyncio.run(run())
 

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
+from tests.conftest import PATIENCE
 
 from umbel import Arrays, Like, encoding
 from umbel.errors import ConnectionLost, Refused
@@ -99,12 +100,12 @@ class Server:
     async def hear(self, name):
         """The next message of this kind."""
         while True:
-            message = await asyncio.wait_for(self.heard.get(), 20)
+            message = await asyncio.wait_for(self.heard.get(), PATIENCE)
             if message.WhichOneof("body") == name:
                 return getattr(message, name)
 
     async def session(self):
-        return await asyncio.wait_for(self.sessions.get(), 20)
+        return await asyncio.wait_for(self.sessions.get(), PATIENCE)
 
     async def close(self):
         while self._tasks:
@@ -181,7 +182,7 @@ async def node(server, folder, **settings):
     try:
         yield made
         stopping.set()
-        await asyncio.wait_for(running, 20)
+        await asyncio.wait_for(running, PATIENCE)
         await server.close()
     finally:
         running.cancel()

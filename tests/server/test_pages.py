@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 
 import httpx
 import pytest
+from tests.conftest import PATIENCE
 
 from umbel.errors import SettingError
 from umbel.server.pages import ROWS, Histogram, NodeFacts, RunFacts, ServerFacts, application, html, metrics, serve
@@ -238,7 +239,7 @@ def test_serving_until_cancelled():
                 await client.get("/health")
         return answer
 
-    answer = asyncio.run(asyncio.wait_for(play(), 30))
+    answer = asyncio.run(asyncio.wait_for(play(), PATIENCE))
     assert answer.status_code == 200
     assert "server" not in answer.headers
 

@@ -8,6 +8,7 @@ import logging
 from contextlib import asynccontextmanager
 
 import numpy as np
+from tests.conftest import PATIENCE as SECONDS
 
 import umbel
 from umbel import Arrays, Like, Update, encoding
@@ -29,7 +30,6 @@ from umbel.trust.proofs import TokenProof
 from umbel.wire import messages as m
 
 MODEL = Arrays({"w": np.zeros(20_000, np.float32)})
-SECONDS = 20.0
 
 
 def update_of(client):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from umbel.server.router import MEMBERS, RESTING, Router
@@ -864,7 +864,6 @@ EVENTS = st.one_of(
 )  # fmt: skip
 
 
-@settings(max_examples=250, deadline=None)
 @given(st.lists(EVENTS, max_size=40))
 def test_whatever_is_said_is_answered_by_effects(events):
     world = World(mailbox=2)

@@ -10,6 +10,7 @@ import threading
 from contextlib import asynccontextmanager
 
 import pytest
+from tests.conftest import PATIENCE
 
 from umbel.errors import ConnectionLost, PeerError, Refused, SettingError, StorageError
 from umbel.remote.credentials import own_token
@@ -178,7 +179,7 @@ def play(act, folder, **settings):
     """Run a coroutine function with a server of its own."""
 
     async def main():
-        async with asyncio.timeout(30), office(folder, **settings) as found:
+        async with asyncio.timeout(PATIENCE), office(folder, **settings) as found:
             await act(found)
 
     asyncio.run(main())
@@ -201,7 +202,7 @@ class Gate:
         self._loop.call_soon_threadsafe(self._reached.release)
         if self.failing:
             raise StorageError("the disk is full")
-        assert self.open.wait(20)
+        assert self.open.wait(PATIENCE)
         self._write(batch)
 
     async def reached(self):

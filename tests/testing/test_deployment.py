@@ -19,6 +19,8 @@ from umbel.testing.deployment import Deployment, Faults
 QUIET = Faults.none()
 BATCH = 100
 SEEDS = int(os.environ.get("UMBEL_SOAK", "2000"))
+QUICK = 2
+"""So many batches, the first ones, are not slow."""
 FIRST = int(os.environ.get("UMBEL_SOAK_FROM", "0"))
 
 
@@ -83,7 +85,13 @@ def live(tmp_path, seed, undisturbed, **settings):
     return world
 
 
-@pytest.mark.parametrize("batch", range(FIRST // BATCH, (FIRST + SEEDS) // BATCH))
+BATCHES = [
+    pytest.param(batch, marks=pytest.mark.slow if batch >= QUICK else ())
+    for batch in range(FIRST // BATCH, (FIRST + SEEDS) // BATCH)
+]
+
+
+@pytest.mark.parametrize("batch", BATCHES)
 def test_whatever_happens_the_bits_are_those_of_the_simulation(tmp_path, batch, undisturbed):
     for seed in range(batch * BATCH, batch * BATCH + BATCH):
         live(tmp_path, seed, undisturbed)

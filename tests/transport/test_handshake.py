@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from umbel.errors import ConnectionLost, PeerError, ProtocolError, Refused
@@ -262,7 +262,6 @@ bodies = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=150)
 @given(st.lists(bodies, min_size=1, max_size=4), st.booleans())
 def test_nobody_gets_in_by_odd_messages(sequence: list[bytes], together: bool) -> None:
     async def main() -> None:
