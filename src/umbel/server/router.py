@@ -7,13 +7,19 @@ is on disk: that is how a result is stored before it is acknowledged.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from ..errors import ProtocolError
 from ..wire import messages as m
 from . import fields
+from .ledger import Answer as _Answer
+from .ledger import Ask as _Ask
+from .ledger import Node as _Node
+from .ledger import Peer as _Peer
+from .ledger import Records, ask_of, payload_of, sha_of
+from .ledger import Run as _Run
+from .ledger import Task as _Task
 from .signals import (
     Connected,
     Drop,
@@ -43,76 +49,6 @@ ALLOWED: dict[str, frozenset[str]] = {
     "operator": frozenset({"request"}),
 }
 """What each role may say."""
-
-
-class Records(Protocol):
-    """The store, as far as a router needs it."""
-
-    def rows(self, table: str, /, **where: Any) -> list[dict[str, Any]]:
-        """What is on disk."""
-
-    def greatest(self, table: str, /, **where: Any) -> int:
-        """The highest number among rows."""
-
-    def put(self, table: str, row: Mapping[str, Any], /) -> None:
-        """Keep a row."""
-
-    def delete(self, table: str, /, **where: Any) -> None:
-        """Remove rows."""
-
-
-@dataclass(slots=True)
-class _Task:
-    message: m.Task
-    node: str
-    answer: str | None = None
-    waiting: bool = False
-
-
-@dataclass(slots=True)
-class _Answer:
-    id: str
-    message: m.Message
-    tasks: tuple[str, ...]
-    node: str
-    complete: bool = True
-
-
-@dataclass(slots=True)
-class _Ask:
-    spec: m.AskSpec
-    cancelled: set[str] = field(default_factory=set)
-    tasks: dict[str, _Task] = field(default_factory=dict)
-    answers: dict[str, _Answer] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class _Run:
-    id: str
-    spec: m.RunSpec | None = None
-    peer: str | None = None
-    log: int = 0
-    closed: int = -1
-    asks: dict[int, _Ask] = field(default_factory=dict)
-    standings: dict[str, tuple[int, str]] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class _Node:
-    id: str
-    name: str
-    peer: str | None = None
-    clients: tuple[str, ...] = ()
-    named: tuple[str, ...] = ()
-    seen: float = 0.0
-    asks: set[tuple[str, int]] = field(default_factory=set)
-    waiting: int = 0
-
-
-@dataclass(slots=True)
-class _Peer:
-    role: str
-    id: str
 
 
 class Router:
@@ -180,7 +116,7 @@ class Router:
                 yield from self._holds(run.spec.archive, f"{run.id}/")
             for id, ask in run.asks.items():
                 sent = [ask.spec.model, ask.spec.shared, *(task.message.own for task in ask.tasks.values())]
-                for payload in [*sent, *(_payload(answer.message) for answer in ask.answers.values())]:
+                for payload in [*sent, *(payload_of(answer.message) for answer in ask.answers.values())]:
                     yield from self._holds(payload, f"{run.id}/{id}")
 
     def standings(self, run: str) -> dict[str, tuple[int, str]]:
@@ -451,7 +387,7 @@ class Router:
     def _stands(self, ask: _Ask, task: _Task) -> bool:
         """Whether a task has an update for an answer, which counts for all of its attempts: it is never done again."""
         answer = ask.answers.get(task.answer or "")
-        payload = _payload(answer.message) if answer is not None and answer.complete else None
+        payload = payload_of(answer.message) if answer is not None and answer.complete else None
         return payload is not None and (not payload.HasField("blob") or self._has(payload.blob.sha256))
 
     def _row(self, run: _Run, task: _Task) -> dict[str, Any]:
@@ -482,7 +418,7 @@ class Router:
         # Durable, as the tasks are: none may overtake the word that it is not wanted, and come after its ask is closed.
         gone: dict[str, list[str]] = {}
         for id in body.tasks:
-            ask = run.asks.get(_ask_of(id))
+            ask = run.asks.get(ask_of(id))
             if ask is None:
                 continue
             ask.cancelled.add(id)
@@ -644,10 +580,10 @@ class Router:
             self._take(run, ask, _Answer(f"partial {ids[0]}", m.Message(partial=body), tuple(ids), node.id))
 
     def _node_alive(self, node: _Node, run: _Run, body: m.Alive) -> None:
-        over = [id for id in body.tasks if self._is_over(run, _ask_of(id), id)]
+        over = [id for id in body.tasks if self._is_over(run, ask_of(id), id)]
         if over and node.peer is not None:
             self._say(node.peer, cancel=m.Cancel(run=run.id, tasks=over))
-        mine = [id for id in body.tasks if (ask := run.asks.get(_ask_of(id))) and id in ask.tasks]
+        mine = [id for id in body.tasks if (ask := run.asks.get(ask_of(id))) and id in ask.tasks]
         if mine and run.peer is not None:
             self._say(run.peer, alive=m.Alive(run=run.id, tasks=mine))
 
@@ -655,7 +591,7 @@ class Router:
 
     def _take(self, run: _Run, ask: _Ask, answer: _Answer) -> None:
         """An answer is here, or will be once its blob is."""
-        payload = _payload(answer.message)
+        payload = payload_of(answer.message)
         if payload is not None and payload.HasField("blob") and not self._has(payload.blob.sha256):
             answer.complete = False
             node = self._nodes[answer.node]
@@ -672,7 +608,7 @@ class Router:
         answer.complete = True
         ask.answers[answer.id] = answer
         self.answers += 1
-        for hold in self._holds(_payload(answer.message), f"{run.id}/{ask.spec.ask}"):
+        for hold in self._holds(payload_of(answer.message), f"{run.id}/{ask.spec.ask}"):
             self._effects.append(hold)
         row = {"run": run.id, "id": answer.id, "ask": ask.spec.ask, "message": answer.message.SerializeToString()}
         self._store.put("answers", row)
@@ -691,7 +627,7 @@ class Router:
         for id, name in self._arriving.pop((event.run, event.sha), []):
             ask = run.asks.get(id) if run is not None else None
             answer = ask.answers.get(name) if ask is not None else None
-            if run is None or ask is None or answer is None or answer.complete or _sha_of(answer) != event.sha:
+            if run is None or ask is None or answer is None or answer.complete or sha_of(answer) != event.sha:
                 continue
             if all(t in ask.tasks and ask.tasks[t].answer is None for t in answer.tasks):
                 self._store_answer(run, ask, answer)
@@ -704,7 +640,7 @@ class Router:
         for id, name in self._arriving.pop((event.run, event.sha), []):
             ask = run.asks.get(id) if run is not None else None
             answer = ask.answers.get(name) if ask is not None else None
-            if ask is not None and answer is not None and not answer.complete and _sha_of(answer) == event.sha:
+            if ask is not None and answer is not None and not answer.complete and sha_of(answer) == event.sha:
                 del ask.answers[name]
 
     def _answer(self, run: _Run, answer: _Answer) -> None:
@@ -779,22 +715,3 @@ class Router:
 
     def _say(self, peer: str, durable: bool = False, **body: Any) -> None:
         self._effects.append(Say(peer, m.Message(**body), durable))
-
-
-def _payload(message: m.Message) -> m.Payload | None:
-    """Where an answer's arrays are."""
-    if message.WhichOneof("body") == "partial":
-        return message.partial.partial
-    return message.result.done.update if message.result.HasField("done") else None
-
-
-def _sha_of(answer: _Answer) -> bytes:
-    """The hash of an answer's blob; empty where it has none."""
-    payload = _payload(answer.message)
-    return b"" if payload is None else payload.blob.sha256
-
-
-def _ask_of(task: str) -> int:
-    """The ask that a task belongs to, by its id; -1 where the id is none."""
-    head = task.partition(".")[0]
-    return int(head) if head.isascii() and head.isdecimal() and len(head) < 19 else -1
