@@ -58,13 +58,17 @@ class Ask:
 
 @dataclass(slots=True)
 class Run:
-    """A run that goes on; `closed` is its last ask that is over, `log` its last event."""
+    """A run that goes on; `closed` is its last ask that is over, `log` its last event.
+
+    `over` is how and when it had ended, for one that has connected again and done nothing since.
+    """
 
     id: str
     spec: m.RunSpec | None = None
     peer: str | None = None
     log: int = 0
     closed: int = -1
+    over: tuple[str, float] | None = None
     asks: dict[int, Ask] = field(default_factory=dict)
     standings: dict[str, tuple[int, str]] = field(default_factory=dict)
 

@@ -32,6 +32,7 @@ from .signals import (
     NotFetched,
     Received,
     Release,
+    RunBegun,
     RunEnded,
     Say,
     Tell,
@@ -204,16 +205,25 @@ class Router:
             self._say(event.peer, durable=True, log_ack=m.LogAck(run=run.id, number=run.log))
 
     def _begin(self, event: Connected, now: float) -> _Run:
-        """A run that is new, or goes on after it was over."""
+        """A run that is new, or was over. By a connection alone it does not go on: see `_goes_on`."""
         run = self._runs[event.id] = _Run(event.id)
-        self._ended.pop(event.id, None)
+        ended = self._ended.pop(event.id, None)
         begun: dict[str, Any] = {"owner": event.name, "created_at": now}
         for row in self._store.rows("runs", id=event.id):
             begun = {}
             run.log = self._store.greatest("events", run=event.id)
             run.closed = -1 if row["closed"] is None else row["closed"]
-        self._store.put("runs", {"id": event.id, "status": "running", "ended_at": None, **begun})
+            run.over = ended if row["status"] in ENDED else None
+        if run.over is None:
+            self._store.put("runs", {"id": event.id, "status": "running", "ended_at": None, **begun})
         return run
+
+    def _goes_on(self, run: _Run) -> None:
+        """A run has done something that it had not done before: if it was over, it is not any more."""
+        if run.over is not None:
+            run.over = None
+            self._store.put("runs", {"id": run.id, "status": "running", "ended_at": None})
+            self._effects.append(RunBegun(run.id))
 
     def _supersede(self, old: str | None, new: str) -> None:
         if old is not None and old != new:
@@ -225,7 +235,10 @@ class Router:
         if known is None:
             return
         if known.role == "run" and known.id in self._runs and self._runs[known.id].peer == peer:
-            self._runs[known.id].peer = None
+            run = self._runs[known.id]
+            run.peer = None
+            if run.over is not None:
+                self.end(run.id, *run.over)
         node = self._nodes.get(known.id) if known.role == "node" else None
         if node is None or node.peer != peer:
             return
@@ -350,6 +363,7 @@ class Router:
             self._close_ask(run, spec.ask)
             known = None
         if known is None:
+            self._goes_on(run)
             run.asks[spec.ask] = _Ask(spec)
             self._store.put("asks", {"run": run.id, "ask": spec.ask, "spec": spec.SerializeToString()})
         for payload in (spec.model, spec.shared):
@@ -466,6 +480,8 @@ class Router:
         run = self._runs.get(id)
         if run is None:
             return
+        status, now = run.over or (status, now)  # a run that had nothing left to do ended when it did
+        self._peers.pop(run.peer or "", None)
         for ask in list(run.asks):
             self._close_ask(run, ask)
         self._effects.append(Release(f"{run.id}/"))
@@ -509,6 +525,7 @@ class Router:
             self._effects.append(Tell(run.id, 0, body.event))
             return
         if body.number == run.log + 1:
+            self._goes_on(run)
             run.log = body.number
             self._store.put("events", {"run": run.id, "number": body.number, "at": now, "body": body.event})
             self._effects.append(Tell(run.id, body.number, body.event))
