@@ -543,15 +543,28 @@ def test_a_node_that_was_away_learns_which_runs_have_ended_since(world):
     assert world.said("a3") == []
 
 
-def test_a_run_goes_on_after_it_was_over(world):
+def over(world, status):
+    """Run r has begun, asked, and ended."""
     world.say("r1", log_event=m.LogEvent(run="r", number=1, event="{}"))
     asked(world, "0")
     world.say("r1", close_ask=m.CloseAsk(run="r", ask=0))
-    world.say("r1", close_run=m.CloseRun(run="r", status="stopped"))
+    world.say("r1", close_run=m.CloseRun(run="r", status=status))
     world.store.put("runs", {"id": "r", "exit": {"code": 4}, "submission": {"app": 1}})
     world.store.commit()
+    return world.store.rows("runs")[0]
+
+
+def status_of(world):
+    world.store.commit()
+    (row,) = world.store.rows("runs")
+    return row["status"], row["ended_at"]
+
+
+def test_a_run_goes_on_after_it_was_over(world):
+    over(world, "stopped")
     world.run(2)
     assert world.said("a1", "run_spec")
+    world.say("r2", log_event=m.LogEvent(run="r", number=2, event="{}"))
     world.store.commit()
     (row,) = world.store.rows("runs")
     assert (row["status"], row["ended_at"], row["owner"], row["closed"]) == ("running", None, "ann", 0)
@@ -613,6 +626,49 @@ def test_a_host_that_died_and_is_tried_again_is_no_refusal(world):
     assert world.said("a1") == world.said("r1") == []
     world.ready("a1")
     assert [body.task for body in world.said("a1", "task")] == ["0.0", "0.1"]
+
+
+@pytest.mark.parametrize("status", ["finished", "failed", "stopped"])
+def test_a_connection_alone_makes_no_run_go_on(world, status):
+    ended_at = over(world, status)["ended_at"]
+    world.run(2)
+    assert status_of(world) == (status, ended_at)
+    world.say("r2", log_event=m.LogEvent(run="r", number=1, event="{}"))  # as it says all that was, once more
+    assert status_of(world) == (status, ended_at)
+    world.tell(Lost("r2"))
+    assert status_of(world) == (status, ended_at)
+    assert world.said("a1", "close_run") == [m.CloseRun(run="r", status=status)]
+    world.node("b", "2", number=2)
+    assert world.said("b2", "run_spec") == []
+    world.run(3)
+    world.say("r3", close_run=m.CloseRun(run="r", status="finished"))  # nothing was left to do
+    assert status_of(world) == (status, ended_at)
+
+
+def test_a_run_that_asks_goes_on(world):
+    over(world, "finished")
+    world.run(2)
+    world.say("r2", ask_spec=ask_of(1))
+    assert status_of(world) == ("running", None)
+    world.tell(Lost("r2"))
+    assert status_of(world) == ("running", None)
+
+
+def test_a_run_that_its_server_goes_on_with_goes_on_at_once(world):
+    over(world, "stopped")
+    world.store.put("runs", {"id": "r", "status": "running", "ended_at": None})  # as the desk does
+    world.store.commit()
+    world.run(2)
+    world.tell(Lost("r2"))
+    assert status_of(world) == ("running", None)
+
+
+def test_who_spoke_for_a_run_that_is_over_speaks_for_it_no_more(world):
+    over(world, "stopped")
+    world.run(2)
+    world.say("r1", log_event=m.LogEvent(run="r", number=2, event="{}"))
+    assert world.effects == []
+    assert status_of(world)[0] == "stopped"
 
 
 def test_ending_a_run_changes_nothing_that_others_keep_of_it(world):

@@ -15,7 +15,8 @@ from typing import Any, TypeAlias
 from ..errors import ProtocolError
 from ..folds import fold_from_spec
 from ..wire import messages as m
-from .router import ENDED, Records
+from .ledger import Records, ask_of
+from .router import ENDED
 from .signals import Connected, Event, Lost, Received
 
 OWNER = "the server above"
@@ -345,7 +346,7 @@ class Relaying:
     def _cancel(self, run: _Run, body: m.Cancel) -> None:
         known: dict[int, list[str]] = {}
         for id in body.tasks:
-            number = _ask_of(id)
+            number = ask_of(id)
             if number in run.asks and run.asks[number].tasks.pop(id, None) is not None:
                 known.setdefault(number, []).append(id)
         gone = [id for tasks in known.values() for id in tasks]
@@ -629,8 +630,3 @@ def _tasks_of(message: m.Message) -> list[str]:
     if message.WhichOneof("body") == "partial":
         return [receipt.task for receipt in message.partial.receipts]
     return [message.result.task]
-
-
-def _ask_of(task: str) -> int:
-    head = task.partition(".")[0]
-    return int(head) if head.isascii() and head.isdecimal() and len(head) < 19 else -1
