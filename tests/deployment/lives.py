@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -26,7 +27,7 @@ from tests.deployment.machines import Machines, Process
 
 import umbel
 from umbel.cli.application import load
-from umbel.errors import JournalMissing, UmbelError
+from umbel.errors import CallerError, JournalMissing, UmbelError
 from umbel.remote.operator import Operator
 
 APPS = Path(__file__).with_name("lasting.py")
@@ -45,6 +46,8 @@ DECK = ("server", "relay", "node", "node", "child", "child", "child", "run", "ru
 """What is killed, shuffled anew whenever all were drawn."""
 INWARDS = ("child", "run", "node", "relay", "server")
 """Who is killed first, of several at once: whoever would else be taken along by the death of another."""
+
+HOW = ("stopped", "stopped by a command", "killed and stopped", "stopped and killed")
 
 ATTEMPTS, TRIES = 2, 2
 """So often a node's child, or the run's process, may die without progress between and be started again; see
@@ -184,12 +187,26 @@ class Kill:
         return f"{self.victim} after {self.moment}, round {self.round}{'' if self.died else ' (does not count)'}"
 
 
+@dataclass(frozen=True)
+class Stop:
+    """How a run was stopped, and whether an ask was open."""
+
+    how: str
+    moment: Moment
+    round: int
+    amid: bool
+
+    def __str__(self) -> str:
+        where = "amid an ask" if self.amid else "between asks"
+        return f"{self.how} after {self.moment}, {where}, {self.round} rounds committed"
+
+
 class Life:
     """One run on `machines`, and what happens to it; `own` where its user drives it, else its server does."""
 
     def __init__(self, machines: Machines, app: str, seed: int, rounds: int, own: bool = False) -> None:
         self.kills: list[Kill] = []
-        self.stops: list[str] = []
+        self.stops: list[Stop] = []
         self.app, self.seed, self.rounds, self.own = app, seed, rounds, own
         self._machines = machines
         self._draw = random.Random(seed)
@@ -258,6 +275,7 @@ class Life:
         return deaths.living(process.pid) if process is not None else None
 
     def _look(self) -> None:
+        """Wait a moment, and fail where it is known that all is lost."""
         assert not self.follower.left_out, self.follower.left_out
         self._dog.look(len(self.follower.events) + len(self.kills) + len(self.stops))
 
@@ -319,10 +337,11 @@ class Life:
             self._tried[name] = 0
         return self._tried[name] < (ATTEMPTS if victim.kind == "child" else TRIES)
 
-    def drawn_moment(self) -> Moment:
-        """A moment within about two rounds."""
-        of = self._draw.choice(("events", "writes", "own writes", "ticks"))
-        return Moment(of, self._draw.randint(0, {"events": 20, "writes": 30, "own writes": 6, "ticks": 6}[of]))
+    def drawn_moment(self, victim: Victim, rounds: int) -> Moment:
+        """A moment within about so many rounds."""
+        most = {"events": 15, "writes": 20, "own writes": 3, "ticks": 1 if victim.kind == "child" else 4}
+        of = self._draw.choice(tuple(most))
+        return Moment(of, self._draw.randint(0, rounds * most[of]))
 
     def kill(self, victims: Sequence[Victim], moment: Moment) -> None:
         """Kill them at the same moment, note what came of it, and start them again."""
@@ -360,7 +379,7 @@ class Life:
             victims = [self.drawn_victim()]
             if self._draw.random() < 0.25 and (other := self.drawn_victim()) != victims[0]:
                 victims.append(other)
-            moment = self.drawn_moment()
+            moment = self.drawn_moment(victims[0], 2)
             while True:
                 first = victims[0]
                 if not self.until(lambda: self.found(first) is not None) or not self.come(moment, first):  # noqa: B023
@@ -385,25 +404,37 @@ class Life:
         """Be stopped so often, some times with its process killed before or meanwhile, and go on."""
         run = Victim("run")
         while len(self.stops) < times and self.going:
-            moment = self.drawn_moment()
-            how = self._draw.choice(("stopped", "stopped", "killed, stopped", "stopped, killed"))
-            if moment.of in ("ticks", "own writes") and not self.until(lambda: self.found(run) is not None):
+            moment, how = self.drawn_moment(run, 4), self._draw.choice(HOW)
+            if not self.until(lambda: self.found(run) is not None) or not self.come(moment, run):
                 return
-            if not self.come(moment, run):
-                return
-            if how == "killed, stopped":
+            if how == "killed and stopped":
                 self.kill([run], moment)
+            with ThreadPoolExecutor(1) as pool:
+                asked = pool.submit(self._is_stopped, how == "stopped by a command")
+                if how == "stopped and killed":
+                    self.come(Moment("writes", self._draw.randint(0, 3)), run)
+                    self.kill([run], moment)
+                if not asked.result():
+                    return
+            opened = [e["event"] for _, e in self.follower.events if e["event"] in ("ask_opened", "ask_closed")][-1:]
+            self.stops.append(Stop(how, moment, self.round, opened == ["ask_opened"]))
+            again = self._command("resume", self.run, "--detach")
+            assert again.wait() == 0, again.output
+
+    def _is_stopped(self, typed: bool) -> bool:
+        """Stop the run; whether it was not over."""
+        if typed:
             asked = self._command("stop", self.run)
-            if how == "stopped, killed":
-                one, least = deaths.living(asked.pid), self._draw.randint(20, 80)
-                self.until(lambda: not asked.running or (one is not None and one.ticks >= least))  # noqa: B023
-                self.kill([run], moment)
-            if asked.wait() == 0:
-                self.stops.append(f"{how} after {moment}, round {self.round}")
-                again = self._command("resume", self.run, "--detach")
-                assert again.wait() == 0, again.output
-            else:
-                assert "is over" in asked.output, asked.output
+            assert asked.wait() == 0 or "is over" in asked.output, asked.output
+            return asked.wait() == 0
+        with self._machines.office() as office:
+            try:
+                office.call("runs.stop", run=self.run)
+            except CallerError as error:
+                if "is over" not in error.message:
+                    raise
+                return False
+        return True
 
     def _command(self, *typed: str) -> Process:
         machines = self._machines
@@ -435,6 +466,8 @@ class Life:
         rows = [f"{self.app}, seed {self.seed}, {self.rounds} rounds, driven by its {'user' if self.own else 'server'}"]
         rows += [f"  killed: {kill}" for kill in self.kills]
         rows += [f"  {stop}" for stop in self.stops]
+        if not self.follower.left_out and self.follower.finished:
+            return "\n".join(rows)
         told = [record for number, record in list(self.follower.events) if number]
         rows += [f"  {json.dumps(record)[:300]}" for record in told if record["event"] == "warned"]
         short = [r for r in told if r["event"] == "ask_closed" and r["failed"]]

@@ -28,7 +28,7 @@ from contextlib import contextmanager
 
 import pytest
 from tests.deployment.conftest import APP, app_of
-from tests.deployment.lives import KINDS, lived, populate
+from tests.deployment.lives import HOW, KINDS, Stop, lived, populate
 from tests.deployment.machines import SECONDS, Machines, Process
 
 import umbel
@@ -36,7 +36,7 @@ from umbel.remote.operator import Operator
 
 LIVES = (("plain", False), ("stateful", False), ("sparse", False), ("late", False), ("stateful", True))
 """The apps of lives, one after the other, and whether their user drives them."""
-ROUNDS = 40
+ROUNDS = 24
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_some_kills(grown):
     assert life.deaths.total() >= 4, life.report()
 
 
-def test_a_stop_in_the_middle(grown):
+def test_stops_at_some_moments(grown):
     with lived(grown, "late", 1, 12) as life:
         life.be_stopped(2)
     assert len(life.stops) == 2, life.report()
@@ -98,7 +98,8 @@ def test_a_hundred_kills(tmp_path_factory):
 
 @pytest.mark.slow
 def test_twenty_stops(tmp_path_factory):
-    stopped, failed = 0, []
+    stops: list[Stop] = []
+    failed: list[str] = []
     for seed in seeds("UMBEL_STOPS"):
         app, _ = LIVES[seed % 4]
         try:
@@ -106,11 +107,14 @@ def test_twenty_stops(tmp_path_factory):
                 life.be_stopped(5)
         except pytest.fail.Exception as error:
             failed.append(f"UMBEL_STOPS={seed}: {error}")
-        stopped += len(life.stops)
-        print(f"{life.report()}\n{stopped} stops, {len(failed)} lives failed", flush=True)
-        if stopped >= 20 and not os.environ.get("UMBEL_STOPS"):
+        stops += life.stops
+        print(f"{life.report()}\n{len(stops)} stops, {len(failed)} lives failed", flush=True)
+        if len(stops) >= 20 and not os.environ.get("UMBEL_STOPS"):
             break
     assert not failed, "\n\n".join(failed)
+    if not os.environ.get("UMBEL_STOPS"):
+        assert {stop.how for stop in stops} == set(HOW)
+        assert sum(stop.amid for stop in stops) >= 5, [str(stop) for stop in stops]
 
 
 NODES = ("0", "1", "2", "3")
@@ -196,6 +200,7 @@ def finishes_undisturbed(machines: Machines, run: str, name: str, seed: int) -> 
         assert machines.finished(run, office)["model_sha256"] == undisturbed(name, seed)
 
 
+@pytest.mark.slow
 def test_of_the_server_at_points_of_its_code(four):
     points = Points(four, "server", SERVER)
     run = begun(four, "long", 11)
@@ -205,6 +210,7 @@ def test_of_the_server_at_points_of_its_code(four):
     points.passed()
 
 
+@pytest.mark.slow
 def test_of_a_node_at_points_of_its_code(four):
     four.nodes["2"].stop()
     points = Points(four, "node", NODE)
@@ -214,6 +220,7 @@ def test_of_a_node_at_points_of_its_code(four):
     points.passed()
 
 
+@pytest.mark.slow
 def test_of_the_runs_process_at_points_of_its_code(four):
     four.server.stop()
     points = Points(four, "run", RUN)
@@ -223,6 +230,7 @@ def test_of_the_runs_process_at_points_of_its_code(four):
     points.passed()
 
 
+@pytest.mark.slow
 def test_in_the_middle_of_a_task(four):
     died = {}
     for who, name in (("child", "0"), ("node", "1")):
@@ -238,6 +246,7 @@ def test_in_the_middle_of_a_task(four):
     assert {path.name for path in four.folder.glob("died-*")} == {"died-child", "died-node"}
 
 
+@pytest.mark.slow
 def test_in_the_end_everything_is_as_it_was(four):
     """No error was printed, no run is going on, and nothing was answered twice."""
     with four.office() as office:
