@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import signal
 import threading
 import time
@@ -35,7 +36,7 @@ OWN = Path(__file__).with_name("own.py")
 CLIENTS = 6
 PATIENCE = 300.0
 """A life hangs, on whatever machine, where so many seconds have brought no news of its run."""
-LOOK = 0.002
+LOOK = 0.0005
 
 RELAY = "east"
 DIRECT = ("0", "1")
@@ -340,7 +341,7 @@ class Life:
     def drawn_moment(self, victim: Victim, rounds: int) -> Moment:
         """A moment within about so many rounds."""
         most = {"events": 15, "writes": 20, "own writes": 3, "ticks": 1 if victim.kind == "child" else 4}
-        of = self._draw.choice(tuple(most))
+        of = self._draw.choice((*most, "own writes"))
         return Moment(of, self._draw.randint(0, rounds * most[of]))
 
     def kill(self, victims: Sequence[Victim], moment: Moment) -> None:
@@ -379,7 +380,7 @@ class Life:
             victims = [self.drawn_victim()]
             if self._draw.random() < 0.25 and (other := self.drawn_victim()) != victims[0]:
                 victims.append(other)
-            moment = self.drawn_moment(victims[0], 2)
+            moment = self.drawn_moment(victims[0], 1)
             while True:
                 first = victims[0]
                 if not self.until(lambda: self.found(first) is not None) or not self.come(moment, first):  # noqa: B023
@@ -454,6 +455,8 @@ class Life:
             assert self._process.wait() == 0, self._process.output
         for process in self._machines.ended:
             assert "Traceback" not in process.output, process.output
+            hosted = re.findall(rf"run {self.run} \(.*\) is hosted", process.output)
+            assert len(hosted) <= 1 + len(self.stops), f"a node began anew that had not died:\n{process.output}"
         for log in self._machines.folder.glob("server/runs/*/run.log"):
             assert "Traceback" not in log.read_text(), log.read_text()
 
@@ -483,7 +486,7 @@ def lived(machines: Machines, app: str, seed: int, rounds: int, own: bool = Fals
     try:
         yield life
         life.end()
-    except (AssertionError, TimeoutError) as error:
-        pytest.fail(f"{error}\n{life.report()}\n{machines.report()}", pytrace=False)
+    except Exception as error:
+        pytest.fail(f"{type(error).__name__}: {error}\n{life.report()}\n{machines.report()}", pytrace=False)
     finally:
         life.close()

@@ -310,7 +310,7 @@ def _command(pid: int) -> str:
         return ""
 
 
-def _wait_for_the_end_of(pids: Iterable[int], seconds: float = 15.0) -> list[int]:
+def _wait_for_the_end_of(pids: Iterable[int], seconds: float = SECONDS) -> list[int]:
     """Wait until processes have ended; gives those that have not."""
     left = []
     for pid in pids:
