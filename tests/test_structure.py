@@ -59,6 +59,7 @@ TESTED_ELSEWHERE = {
     "server.ledger": "server/test_router.py",
     "server.signals": "server/test_router.py",
     "strategies.fedadagrad": "strategies/test_fedopt.py",  # four compositions of FedAvg, one line each
+    "testing.host": "testing/test_deployment.py",
     "strategies.fedadam": "strategies/test_fedopt.py",
     "strategies.fedavgm": "strategies/test_fedopt.py",
     "strategies.fedyogi": "strategies/test_fedopt.py",

@@ -16,20 +16,23 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import PATIENCE as SECONDS
-
 from umbel.remote.credentials import Credentials
 from umbel.remote.operator import Operator
 
+from tests.conftest import PATIENCE as SECONDS
+
 ROOT = Path(__file__).parents[2]
 POINTS = Path(__file__).with_name("points.py")
+TAIL = 25
+"""So many last lines of what each process printed are shown where something has failed."""
 
 
 class Process:
-    """A process, and what it prints, as it comes."""
+    """A process, and what it prints, as it comes; the file `log` has it too."""
 
-    def __init__(self, arguments: Sequence[str], folder: Path, environment: dict[str, str]) -> None:
+    def __init__(self, arguments: Sequence[str], folder: Path, environment: dict[str, str], log: Path) -> None:
         self.arguments = arguments
+        self.log = log
         self.lines: list[str] = []
         self._news = threading.Condition()
         self._over = False
@@ -89,8 +92,10 @@ class Process:
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        with self._process.stdout as printed:
+        with self._process.stdout as printed, self.log.open("w") as log:
             for line in printed:
+                log.write(line)
+                log.flush()
                 with self._news:
                     self.lines.append(line)
                     self._news.notify_all()
@@ -108,8 +113,9 @@ class Machines:
         self.ended: list[Process] = []
         self.nodes: dict[str, Process] = {}
         self._server: Process | None = None
+        self._started = 0
         self._arguments: dict[str, list[str]] = {}
-        for name in ("home", "tmp"):
+        for name in ("home", "tmp", "printed"):
             (folder / name).mkdir(parents=True)
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("UMBEL_", "PYTEST_"))}
         self.environment = {
@@ -126,7 +132,13 @@ class Machines:
     def command(self, *arguments: str, point: Sequence[str] = (), **variables: str) -> Process:
         """Start `umbel` with these arguments, to be killed at a `point` (see `points`)."""
         program = [str(POINTS), *point, "--"] if point else ["-m", "umbel.cli"]
-        return Process([*program, *arguments], self.folder, {**self.environment, **variables})
+        return self.program(*program, *arguments, **variables)
+
+    def program(self, *arguments: str, **variables: str) -> Process:
+        """Start Python with these arguments."""
+        self._started += 1
+        log = self.folder / "printed" / f"{self._started:03d}.log"
+        return self._noted(Process(arguments, self.folder, {**self.environment, **variables}, log))
 
     @property
     def server(self) -> Process:
@@ -139,15 +151,15 @@ class Machines:
         listen = self.address or "127.0.0.1:0"
         fixed = ("server", "--dir", "server", "--http", "no", "--listen", listen)
         self._arguments["server"] = list(arguments)
-        self._server = self._noted(self.command(*fixed, *arguments, point=point))
+        self._server = self.command(*fixed, *arguments, point=point)
         if ready:
             self.address = self._server.wait_for(r"server +(127\.0\.0\.1:\d+)")[1]
             self._server.wait_for("--join")
         return self._server
 
-    def invitation(self) -> str:
-        """A line that lets one node join."""
-        with self.office() as office:
+    def invitation(self, relay: str | None = None) -> str:
+        """A line that lets one node join, at the server or below a relay."""
+        with self.office(relay) as office:
             return str(office.call("nodes.invite")["line"]).split()[-1]
 
     def start_node(self, name: str, *arguments: str, join: str | None = None, address: str = "") -> Process:
@@ -156,8 +168,15 @@ class Machines:
         given = [address or self.address, "--name", name, "--dir", f"node-{name}", *arguments]
         self._arguments[name] = given
         allowed = [] if "--relay" in arguments else ["--allow", "any"]
-        self.nodes[name] = self._noted(self.command("node", *given, *joining, *allowed))
+        self.nodes[name] = self.command("node", *given, *joining, *allowed)
         return self.nodes[name]
+
+    def start_relay(self, name: str) -> str:
+        """Start a relay, and return the address at which it is the server of the nodes below."""
+        relay = self.start_node(name, "--relay", "--listen", "127.0.0.1:0", join=self.invitation())
+        below = relay.wait_for(r"umbel node (127\.0\.0\.1:\d+) --join")[1]
+        self._arguments[name][-1] = below
+        return below
 
     def start_nodes(self, count: int) -> None:
         """Start so many nodes, called 0, 1, ..., with one client each, and wait until they are connected."""
@@ -169,7 +188,8 @@ class Machines:
     def start_node_again(self, name: str, point: Sequence[str] = ()) -> Process:
         """Start a node that has ended, as it was."""
         given = self._arguments[name]
-        self.nodes[name] = self._noted(self.command("node", *given, "--allow", "any", point=point))
+        allowed = [] if "--relay" in given else ["--allow", "any"]
+        self.nodes[name] = self.command("node", *given, *allowed, point=point)
         return self.nodes[name]
 
     def _noted(self, process: Process) -> Process:
@@ -181,15 +201,17 @@ class Machines:
     @property
     def token(self) -> str:
         """The line of this machine's own operator."""
-        return str(json.loads((self.folder / "server" / "operator.json").read_text())["token"])
+        return self.credentials().line
 
-    def credentials(self) -> Credentials:
-        """How this machine's own operator connects."""
-        return Credentials(self.address, self.token)
+    def credentials(self, relay: str | None = None) -> Credentials:
+        """How this machine's own operator connects to the server, or to a relay."""
+        folder = self.folder / ("server" if relay is None else f"node-{relay}/below")
+        found = json.loads((folder / "operator.json").read_text())
+        return Credentials(self.address if relay is None else found["address"], found["token"])
 
-    def office(self) -> Operator:
-        """A connection to the server; to be closed."""
-        return Operator.connect(self.credentials())
+    def office(self, relay: str | None = None) -> Operator:
+        """A connection to the server, or to a relay; to be closed."""
+        return Operator.connect(self.credentials(relay))
 
     def submit(self, app: str, seed: int = 0, *arguments: str) -> str:
         """Have the server begin a run, and return its id."""
@@ -211,6 +233,15 @@ class Machines:
         """What the process of a run has printed."""
         path = self.folder / "server" / "runs" / run / "run.log"
         return path.read_text() if path.exists() else ""
+
+    def report(self) -> str:
+        """The last of what every process has printed: those of this folder's own, of runs, and of nodes' children."""
+        told = {f"{process.log.name} {' '.join(process.arguments)}": process.output for process in self.ended}
+        for pattern in ("server/runs/*/run.log", "node-*/logs/*.log"):
+            for path in sorted(self.folder.glob(pattern)):
+                told[str(path.relative_to(self.folder))] = path.read_text(errors="replace")
+        parts = [f"--- {what}\n" + "\n".join(text.splitlines()[-TAIL:]) for what, text in told.items() if text]
+        return "\n".join([*parts, f"All of it is in {self.folder}"])
 
     # What runs
 

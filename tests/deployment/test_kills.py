@@ -1,26 +1,123 @@
-"""kill -9 of anything at any moment: the run goes on, and ends with the model that nothing has disturbed."""
+"""kill -9 of anything at any moment, and `umbel stop` at any: a run ends with the model that nothing has disturbed.
+
+Each *life* of a run is drawn from a seed: its app, who dies, when, two at once or again during recovery. When is a
+number of things that were seen to happen (`lives.Moment`), and a death counts only if that process, by its id and the
+time it began, was alive just before, died of the signal, and the run was not over (`deaths.kill`). What died is started
+again, as a supervisor would: servers, relays, nodes and runs of a user's own by the test, processes of runs by their
+server, children by their node.
+
+A failing life prints its seed, what was done to it, and the last that every process printed. It is lived again by
+
+    UMBEL_KILLS=SEED python -m pytest -n 0 tests/deployment/test_kills.py -k hundred
+    UMBEL_STOPS=SEED python -m pytest -n 0 tests/deployment/test_kills.py -k twenty
+
+with the same draws; real processes come to these moments by other ways each time, so several tries (``SEED,SEED,SEED``)
+may be needed.
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-import random
 import signal
 import threading
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import pytest
 from tests.deployment.conftest import APP, app_of
+from tests.deployment.lives import HOW, KINDS, Stop, lived, populate
 from tests.deployment.machines import SECONDS, Machines, Process
 
 import umbel
 from umbel.remote.operator import Operator
 
+LIVES = (("plain", False), ("stateful", False), ("sparse", False), ("late", False), ("stateful", True))
+"""The apps of lives, one after the other, and whether their user drives them."""
+ROUNDS = 24
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
+    """A server, a relay and four nodes."""
+    with fresh(tmp_path_factory) as machines:
+        yield machines
+
+
+@contextmanager
+def fresh(factory: pytest.TempPathFactory) -> Iterator[Machines]:
+    """A server, a relay and four nodes, of which nothing is left in the end."""
+    machines = Machines(factory.mktemp("kills"))
+    try:
+        yield populate(machines)
+        machines.stop()
+    finally:
+        machines.kill()
+
+
+def seeds(variable: str) -> Iterator[int]:
+    """Those that are asked for, or 1, 2, ..."""
+    asked = os.environ.get(variable)
+    return itertools.count(1) if not asked else iter([int(seed) for seed in asked.split(",")])
+
+
+def test_some_kills(grown):
+    with lived(grown, "sparse", 3, 12) as life:
+        life.be_killed(4)
+    assert life.deaths.total() >= 4, life.report()
+
+
+def test_stops_at_some_moments(grown):
+    with lived(grown, "late", 1, 12) as life:
+        life.be_stopped(2)
+    assert len(life.stops) == 2, life.report()
+
+
+@pytest.mark.slow
+def test_a_hundred_kills(tmp_path_factory):
+    died: Counter[str] = Counter()
+    failed: list[str] = []
+    for seed in seeds("UMBEL_KILLS"):
+        app, own = LIVES[seed % len(LIVES)]
+        try:
+            with fresh(tmp_path_factory) as machines, lived(machines, app, seed, ROUNDS, own) as life:
+                life.be_killed(10)
+        except pytest.fail.Exception as error:
+            failed.append(f"UMBEL_KILLS={seed}: {error}")
+        died += life.deaths
+        print(f"{life.report()}\n{dict(died)}, {len(failed)} lives failed", flush=True)
+        if died.total() >= 100 and not os.environ.get("UMBEL_KILLS"):
+            break
+    assert not failed, "\n\n".join(failed)
+    if not os.environ.get("UMBEL_KILLS"):
+        assert died.total() >= 100
+        assert min(died[kind] for kind in KINDS) >= 5, died
+
+
+@pytest.mark.slow
+def test_twenty_stops(tmp_path_factory):
+    stops: list[Stop] = []
+    failed: list[str] = []
+    for seed in seeds("UMBEL_STOPS"):
+        app, _ = LIVES[seed % 4]
+        try:
+            with fresh(tmp_path_factory) as machines, lived(machines, app, seed, ROUNDS) as life:
+                life.be_stopped(5)
+        except pytest.fail.Exception as error:
+            failed.append(f"UMBEL_STOPS={seed}: {error}")
+        stops += life.stops
+        print(f"{life.report()}\n{len(stops)} stops, {len(failed)} lives failed", flush=True)
+        if len(stops) >= 20 and not os.environ.get("UMBEL_STOPS"):
+            break
+    assert not failed, "\n\n".join(failed)
+    if not os.environ.get("UMBEL_STOPS"):
+        assert {stop.how for stop in stops} == set(HOW)
+        assert sum(stop.amid for stop in stops) >= 5, [str(stop) for stop in stops]
+
+
 NODES = ("0", "1", "2", "3")
-VICTIMS = ("server", "run", "node", "child", "all", "run", "node", "child", "server and node", "two nodes")
-LATEST = 8
-"""So many events after a round was committed, at most, something is killed: there are about 14 in a round."""
 
 
 def undisturbed(name: str, seed: int, rounds: int | None = None) -> str:
@@ -33,73 +130,6 @@ def four(machines: Machines) -> Machines:
     machines.start_server()
     machines.start_nodes(4)
     return machines
-
-
-class Killer:
-    """Kills processes while a run goes on, each when a round was committed since the last and some events have come."""
-
-    def __init__(self, machines: Machines, run: str, seed: int, kills: int) -> None:
-        self.done: list[str] = []
-        self._machines, self._run, self._kills = machines, run, kills
-        self._draw = random.Random(seed)
-        self._victims = self._draw.sample(VICTIMS, len(VICTIMS))
-        self._round = self._seen = 0
-        self._left: int | None = None
-
-    def saw(self, record: dict[str, Any]) -> None:
-        """Take in an event of the run."""
-        if record["event"] == "round_committed" and record["round"] > self._seen:
-            self._seen = record["round"]
-        if self._left is None and self._seen > self._round and len(self.done) < self._kills:
-            self._round, self._left = self._seen, self._draw.randint(0, LATEST)
-        if self._left is not None:
-            if self._left <= 0 and self._kill(self._victims[len(self.done) % len(VICTIMS)]):
-                self._left = None
-            else:
-                self._left -= 1
-
-    def _kill(self, victim: str) -> bool:
-        """Kill and start again; False where there is no such process now."""
-        machines, name = self._machines, self._draw.choice(NODES)
-        if victim in ("child"):
-            pid = machines.run_process(self._run) if victim == "run" else next(iter(machines.children(name)), None)
-            try:
-                if pid is None:
-                    return False
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                return False
-        elif victim == "all":
-            for process in (machines.server, *machines.nodes.values()):
-                process.kill()
-            machines.start_server(ready=False)
-            for each in NODES:
-                machines.start_node_again(each)
-        else:
-            if "server" in victim:
-                machines.server.kill()
-            names = self._draw.sample(NODES, 2 if "two" in victim else 1) if "node" in victim else []
-            for each in names:
-                machines.nodes[each].kill()
-                machines.start_node_again(each)
-            if "server" in victim:
-                machines.start_server(ready=False)
-        self.done.append(victim)
-        return True
-
-
-@pytest.mark.parametrize("seed", [1, 2])
-def test_at_random_moments(four, seed):
-    run = begun(four, "long", seed)
-    killer = Killer(four, run, seed, 10)
-    with follower(four) as office:
-        last: dict[str, Any] = {}
-        for number, record in office.logs(run):
-            last = record if number else last
-            killer.saw(record)
-        assert last["event"] == "run_finished", (last, office.call("runs.show", run=run))
-    assert len(killer.done) == 10, killer.done
-    assert (last["error"], last["model_sha256"]) == (None, undisturbed("long", seed))
 
 
 class Points:
@@ -170,6 +200,7 @@ def finishes_undisturbed(machines: Machines, run: str, name: str, seed: int) -> 
         assert machines.finished(run, office)["model_sha256"] == undisturbed(name, seed)
 
 
+@pytest.mark.slow
 def test_of_the_server_at_points_of_its_code(four):
     points = Points(four, "server", SERVER)
     run = begun(four, "long", 11)
@@ -179,6 +210,7 @@ def test_of_the_server_at_points_of_its_code(four):
     points.passed()
 
 
+@pytest.mark.slow
 def test_of_a_node_at_points_of_its_code(four):
     four.nodes["2"].stop()
     points = Points(four, "node", NODE)
@@ -188,6 +220,7 @@ def test_of_a_node_at_points_of_its_code(four):
     points.passed()
 
 
+@pytest.mark.slow
 def test_of_the_runs_process_at_points_of_its_code(four):
     four.server.stop()
     points = Points(four, "run", RUN)
@@ -197,6 +230,7 @@ def test_of_the_runs_process_at_points_of_its_code(four):
     points.passed()
 
 
+@pytest.mark.slow
 def test_in_the_middle_of_a_task(four):
     died = {}
     for who, name in (("child", "0"), ("node", "1")):
@@ -212,6 +246,7 @@ def test_in_the_middle_of_a_task(four):
     assert {path.name for path in four.folder.glob("died-*")} == {"died-child", "died-node"}
 
 
+@pytest.mark.slow
 def test_in_the_end_everything_is_as_it_was(four):
     """No error was printed, no run is going on, and nothing was answered twice."""
     with four.office() as office:

@@ -1,0 +1,70 @@
+"""Apps whose model shows every task that was lost, done twice or begun with another state; for six clients."""
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+import umbel
+
+client = umbel.Client()
+
+CLIENTS = 6
+TARDY = 5
+"""The client whose answers are late in every other round; the last, for a simulation takes answers in their order."""
+
+
+@client.data
+def data(source):
+    """A handful of numbers around the client's index."""
+    return np.random.default_rng(source["index"]).normal(source["index"], 1.0, 20)
+
+
+def wait_for_the_next_round(gate, ctx):
+    """Be late where one has to be: until others are at the next round, which is when the ask of this one is closed."""
+    (gate / str(ctx.round)).touch()
+    while ctx.client == TARDY and ctx.round % 2 and not (gate / str(ctx.round + 1)).exists():
+        ctx.step()
+        threading.Event().wait(0.005)
+
+
+@client.train
+def train(model, data, ctx):
+    if ctx.config["gate"]:
+        wait_for_the_next_round(Path(ctx.config["gate"]), ctx)
+    step = 0.5 * (model["w"] - data.mean())
+    noise = ctx.rng.normal(size=model["w"].shape) * 1e-3
+    if ctx.config["keeps"]:
+        ctx.state["n"] = ctx.state.get("n", 0) + 1
+        ctx.state["sum"] = ctx.state.get("sum", 0.0) + float(model["w"].sum())
+        step = step - 0.01 * ctx.state["n"] - 1e-3 * ctx.state["sum"]
+    return umbel.Update({"w": model["w"] - step + noise}, weight=len(data), metrics={"noise": float(noise[0])})
+
+
+@client.evaluate
+def evaluate(model, data, ctx):
+    return umbel.Metrics({"error": float(((model["w"] - data.mean()) ** 2).mean())}, weight=20)
+
+
+class Tardy(umbel.FedAvg):
+    """Leaves one client's answer out in odd rounds, and waits for it in even ones: which tasks are late, and how late,
+    is the same however fast anybody is.
+    """
+
+    def ask(self, state, r):
+        left = umbel.Window(close_after=CLIENTS - 1, late="keep") if r % 2 else umbel.Window(late="keep")
+        return replace(super().ask(state, r), window=left)
+
+
+def app(strategy, size=10, keeps=False, **more):
+    config = {"gate": "", "keeps": keeps}
+    return umbel.App(client, model={"w": np.zeros(size)}, strategy=strategy, rounds=40, config=config, **more)
+
+
+plain = app(umbel.FedAvg(cohort=4), size=3000)  # so large that it travels as blobs
+stateful = app(umbel.FedAvg(cohort=umbel.Everyone()), keeps=True)
+sparse = app(umbel.FedAvg(cohort=umbel.Everyone(), transforms=(umbel.top_k(0.3, error_feedback=True),)), size=30)
+late = app(
+    Tardy(cohort=umbel.Everyone(), fold=umbel.mean()), size=3000, keeps=True, evaluate_every=0
+)  # a node that waits for others must not have to evaluate meanwhile
