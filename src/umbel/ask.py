@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
 
 from . import encoding
-from .arrays import Arrays
+from .arrays import Arrays, Schema
 from .errors import ClientId, StrategyError
 from .folds import Fold, weighted_mean
 from .sampling import Sampler, as_sampler
 from .transforms import Transform, chain
-from .update import Expectation, Like
+from .update import NUMBERS, Expectation, Like, check_agreement
 from .window import Window
 
 Value = TypeVar("Value")
@@ -46,7 +46,8 @@ class Ask:
     - `clients`: a sampler, a number or a fraction of clients to draw, or the clients themselves.
     - `model`, `config`, `inbox`, `correction`: what the client gets; each a value, or a function of the client, called
       when its task is sent. `config` is plain and is laid over the app's; `inbox` holds arrays.
-    - `expects`: what its update has to look like: `Like(...)` a model, or `Free(...)`.
+    - `expects`: what its update has to look like: `Like(...)` a model, or `Free(...)`. An evaluation answers with
+      numbers alone, whatever is given here.
     - `fold`, `transforms`, `window`: see there.
     - `lane`: tasks that outlive the ask (a window with `late="keep"`) count in the next ask of the same lane.
     """
@@ -75,7 +76,9 @@ class Ask:
             raise StrategyError(f"an ask's window is a Window(...), not {self.window!r:.60}")
         if not isinstance(self.fold, Fold):
             raise StrategyError(f"{self.fold!r} is not a fold", hint="Write fold=mean(), with the parentheses.")
-        if not callable(self.expects):
+        if self.kind == "evaluate":
+            object.__setattr__(self, "expects", NUMBERS)
+        elif not callable(self.expects):
             transforms.check(self.fold, self.expects)
         if self.lane is None:
             object.__setattr__(self, "lane", self.kind)
@@ -91,6 +94,23 @@ class Ask:
         assert isinstance(self.transforms, Transform)
         return self.transforms
 
+    def schema(self, client: ClientId | None) -> Schema | None:
+        """What the arrays of a client's update have to look like; None where they are free, or for no client at all
+        where that is a question of the client. Raises `StrategyError` where such an update cannot be had.
+        """
+        if client is None and (callable(self.model) or callable(self.expects)):
+            return None
+        return self.agreed(for_client(self.model, client), for_client(self.expects, client))
+
+    def agreed(self, model: Arrays | None, expects: Expectation) -> Schema | None:
+        """The schema of an update to this model as it is expected, once it is known that this can be had, and goes
+        together with the transforms. Raises `StrategyError`.
+        """
+        if callable(self.expects):
+            self.transform.check(self.fold, expects)
+        check_agreement(expects, model)
+        return expects.schema(model)
+
     def digest(self, cohort: Sequence[ClientId]) -> str:
         """A hash of everything that is asked; values that are functions are taken for the first client of the
         cohort.
@@ -104,7 +124,7 @@ class Ask:
             self.kind,
             list(cohort),
             model.digest if model is not None else None,
-            repr(sorted(for_client(self.config, first).items()))
+            repr(sorted(for_client(self.config, first).items(), key=repr))
             if first is not None or not callable(self.config)
             else None,
             Arrays(inbox).digest if inbox else None,

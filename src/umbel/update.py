@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -112,6 +112,8 @@ class Free:
 
 
 Expectation = Like | Free
+NUMBERS = Like(NO_ARRAYS, delta=False)
+"""What is expected of an evaluation: metrics and a weight, no arrays."""
 
 
 @dataclass(slots=True)
@@ -145,15 +147,7 @@ def as_delta(update: Update, expects: Expectation, sent: Arrays | None) -> Updat
         arrays = arrays.select(n for n in arrays if n in schema or n not in known)
     _check_schema(arrays, schema, "array", delta=update.delta)
     if expects.delta and not update.delta:
-        if sent is None:
-            raise StrategyError("an ask that expects differences has to send the model they refer to")
-        for name, role in schema.roles.items() if sent is not known else ():
-            if role == "parameter" and (name not in sent or sent[name].shape != arrays[name].shape):
-                raise StrategyError(
-                    f"the ask expects the difference of array {name!r}, but the model that it sends has no such array",
-                    hint="Send the model that Like(...) names, or expect values with Like(delta=False).",
-                )
-        arrays = difference(arrays, sent, schema)
+        arrays = difference(arrays, check_agreement(expects, sent), schema)
     elif update.delta and not expects.delta:
         raise UpdateRejected(
             "the update is a difference (delta=True), but the ask expects values", hint="Return the new values."
@@ -161,6 +155,25 @@ def as_delta(update: Update, expects: Expectation, sent: Arrays | None) -> Updat
     else:
         arrays = _typed(arrays, schema, delta=update.delta)
     return Update(_own(arrays), update.weight, update.metrics, aux, expects.delta)
+
+
+def check_agreement(expects: Expectation, sent: Arrays | None) -> Arrays:
+    """Raise `StrategyError` where an ask that sends this model cannot expect that of an update; gives the model that
+    differences refer to.
+    """
+    schema = expects.schema(sent)
+    if schema is None or not expects.delta:
+        return NO_ARRAYS
+    if sent is None:
+        raise StrategyError("an ask that expects differences has to send the model they refer to")
+    known = expects.model if isinstance(expects, Like) and expects.model is not None else sent
+    for name, (shape, _, role) in schema.items() if sent is not known else ():
+        if role == "parameter" and (name not in sent or sent[name].shape != shape):
+            raise StrategyError(
+                f"the ask expects the difference of array {name!r}, but the model that it sends has no such array",
+                hint="Send the model that Like(...) names, or expect values with Like(delta=False).",
+            )
+    return sent
 
 
 def check(update: Update, expects: Expectation, sent: Arrays | None, client: ClientId) -> Contribution:
@@ -179,6 +192,7 @@ def check(update: Update, expects: Expectation, sent: Arrays | None, client: Cli
         arrays = _typed(arrays, schema, delta=expects.delta)
     else:
         _check_size(arrays, expects, "array")
+        arrays = _in_order(arrays, sorted(arrays))
     return check_values(replace(update, arrays=arrays), expects, client)
 
 
@@ -233,7 +247,13 @@ def _check_aux(update: Update, expects: Expectation) -> Arrays:
         _check_schema(aux, schema, "aux array", delta=False)
     else:
         _check_size(aux, expects.aux, "aux array")
-    return aux
+    return _in_order(aux, sorted(aux) if schema is None else schema)
+
+
+def _in_order(arrays: Arrays, names: Iterable[str]) -> Arrays:
+    """The arrays in an order that does not depend on who returned them first."""
+    chosen = list(names)
+    return arrays if list(arrays) == chosen else arrays.select(chosen)
 
 
 def _check_size(arrays: Arrays, expects: Expectation, what: str) -> None:

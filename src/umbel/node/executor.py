@@ -28,6 +28,7 @@ from ..errors import (
     UpdateRejected,
 )
 from ..randomness import Key
+from ..transforms import place
 from ..update import (
     NO_ARRAYS,
     Like,
@@ -327,7 +328,8 @@ class Executor(Intake):
             if ask.kind != "evaluate":
                 update = as_delta(update, expects, model)
             if transformed:
-                update, local = self._encode(ask, update, ready.opened.params, local, ctx.key)
+                where = place(str(ask.lane), ask.transform, expects.schema(model))
+                update, local = self._encode(ask, update, ready.opened.params, local, where, ctx.key)
         trusted = isinstance(expects, Like) and not transformed
         user = dict(ctx.state) if ctx.state else {}
         state = None
@@ -350,13 +352,12 @@ class Executor(Intake):
         return Result(task.client, contribution, receipt, work.state)
 
     def _encode(
-        self, ask: Ask, update: Update, params: Any, local: dict[str, Any], key: Key
+        self, ask: Ask, update: Update, params: Any, local: dict[str, Any], where: str, key: Key
     ) -> tuple[Update, dict[str, Any]]:
-        lane = str(ask.lane)
-        update, left = ask.transform.encode(update, params, local.get(lane), key.derive("transform"))
-        after = {name: part for name, part in local.items() if name != lane}
+        update, left = ask.transform.encode(update, params, local.get(where), key.derive("transform"))
+        after = {name: part for name, part in local.items() if name != where}
         if left is not None:
-            after[lane] = left
+            after[where] = left
         return update, after
 
     def _call(self, kind: str, model: Arrays | None, ctx: Context, seed: int) -> Any:

@@ -40,7 +40,9 @@ class OpenAsk:
         if not any(map(callable, parts)):
             self._shared = parts
             return parts
-        return tuple(for_client(part, client) for part in parts)
+        sent = tuple(for_client(part, client) for part in parts)
+        ask.agreed(sent[0], sent[4])
+        return sent
 
 
 @dataclass(slots=True)

@@ -84,6 +84,8 @@ def task_message(run: str, sent: SentAsk, task: Task, keys: Keys, base: str, sto
     """The message that has a client do its share of an ask."""
     client = task.client
     own = {name: for_client(getattr(sent.ask, name), client) for name in sent.routed}
+    if not own.keys().isdisjoint(("model", "expects")):
+        sent.ask.agreed(*(own.get(name, getattr(sent.ask, name)) for name in ("model", "expects")))
     if own.get("inbox") is not None:
         own["inbox"] = Arrays(own["inbox"])
     if "config" in own:
