@@ -326,7 +326,7 @@ def _model() -> Arrays:
             "head": np.array([9.0], np.float32),
         },
         {"mean": "buffer", "head": "personal"},
-    )
+    ).as_sent()
 
 
 def _new_weights() -> dict[str, Array]:
@@ -338,7 +338,7 @@ def _new_weights() -> dict[str, Array]:
         "g": np.array([1.0078125, -3.0], BFLOAT16),
         "count": np.array([12]),
         "mean": np.array([0.75], np.float32),
-        "head": model["head"],
+        "head": np.array([9.0], np.float32),
     }
 
 

@@ -37,6 +37,30 @@ class Correction:
     proximal: float = 0.0
     linear: Arrays | None = None
 
+    def __post_init__(self) -> None:
+        if self.linear is not None:
+            object.__setattr__(self, "linear", self.linear.as_given())
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A function of the client whose arrays leave the run: personal ones go without their values."""
+
+    function: Callable[[ClientId], Any]
+    model: bool
+
+    def __call__(self, client: ClientId) -> Any:
+        return _outgoing(self.function(client), model=self.model)
+
+
+def _outgoing(value: Any, *, model: bool) -> Any:
+    if callable(value):
+        return value if isinstance(value, Outgoing) else Outgoing(value, model)
+    if not isinstance(value, Mapping):
+        return value
+    arrays = value if isinstance(value, Arrays) else Arrays(value)
+    return arrays.as_sent() if model else arrays.as_given()
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ask:
@@ -45,7 +69,8 @@ class Ask:
     - `kind`: `"train"`, `"evaluate"`, or `"query:<name>"`: which handler of the client answers.
     - `clients`: a sampler, a number or a fraction of clients to draw, or the clients themselves.
     - `model`, `config`, `inbox`, `correction`: what the client gets; each a value, or a function of the client, called
-      when its task is sent. `config` is plain and is laid over the app's; `inbox` holds arrays.
+      when its task is sent. `config` is plain and is laid over the app's; `inbox` holds arrays. Personal arrays stay
+      here: of those of a model clients are told the names alone.
     - `expects`: what its update has to look like: `Like(...)` a model, or `Free(...)`. An evaluation answers with
       numbers alone, whatever is given here.
     - `fold`, `transforms`, `window`: see there.
@@ -70,8 +95,8 @@ class Ask:
             raise StrategyError(f"an ask is of kind 'train', 'evaluate' or 'query:<name>', not {self.kind!r}")
         transforms = self.transforms if isinstance(self.transforms, Transform) else chain(*self.transforms)
         object.__setattr__(self, "transforms", transforms)
-        if isinstance(self.model, Mapping) and not isinstance(self.model, Arrays):
-            object.__setattr__(self, "model", Arrays(self.model))
+        object.__setattr__(self, "model", _outgoing(self.model, model=True))
+        object.__setattr__(self, "inbox", _outgoing(self.inbox, model=False))
         if not isinstance(self.window, Window):
             raise StrategyError(f"an ask's window is a Window(...), not {self.window!r:.60}")
         if not isinstance(self.fold, Fold):

@@ -71,6 +71,10 @@ class Like:
     delta: bool = True
     aux: Like | Free | None = None
 
+    def __post_init__(self) -> None:
+        if self.model is not None:
+            object.__setattr__(self, "model", self.model.as_sent())
+
     def schema(self, sent: Arrays | None) -> Schema:
         """The arrays that the holder has to return when `sent` is the model it got."""
         model = self.model if self.model is not None else sent
@@ -134,14 +138,15 @@ class Contribution:
 def as_delta(update: Update, expects: Expectation, sent: Arrays | None) -> Update:
     """Check what a handler returned and bring it into the form that the ask expects; runs where the data is.
 
-    Roles come from the model. Personal arrays and arrays that were not asked for although the model has them are left
-    out; any other name that was not asked for is an error. Raises `UpdateRejected`.
+    Roles come from the model. Arrays that are personal, by the model or by their own role, and arrays that were not
+    asked for although the model has them are left out; any other name that was not asked for is an error. Raises
+    `UpdateRejected`.
     """
     schema = expects.schema(sent)
     aux = _own(_shared(_as_arrays(update.aux, "aux array"), sent))
-    arrays = _as_arrays(update.arrays, "array")
+    arrays = _shared(_as_arrays(update.arrays, "array"), sent)
     if schema is None:
-        return Update(_own(_shared(arrays, sent)), update.weight, update.metrics, aux, update.delta)
+        return Update(_own(arrays), update.weight, update.metrics, aux, update.delta)
     known = expects.model if isinstance(expects, Like) and expects.model is not None else sent
     if len(arrays) != len(schema) and known is not None:
         arrays = arrays.select(n for n in arrays if n in schema or n not in known)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 from tests.testing.every_ask import SHAPE, all_pairs, app_of, is_sound, pairs_of, random_shape
 
 import umbel
+from umbel import Arrays
 from umbel.testing.deployment import Deployment, Faults
 
 QUIET = Faults(0, 0, 0, 0, 0, 0, 0)
@@ -107,3 +109,41 @@ def test_shapes_at_random(seed, tmp_path):
         groups.append(shapes[:most])
         shapes = shapes[most:]
     check(groups, tmp_path, nodes, relays)
+
+
+FIRST, MINE = np.full(100, 1234.5678), np.full(100, 8765.4321)
+"""The values that the run begins with, and those that clients come to."""
+
+
+@pytest.mark.parametrize(
+    "expects", [umbel.Like(), umbel.Free(), umbel.Like(delta=False)], ids=["like", "free", "values"]
+)
+def test_values_of_personal_arrays_reach_nobody(expects, tmp_path):
+    client, got = umbel.Client(), []
+
+    @client.train
+    def train(model, data, ctx):
+        got.append((sorted(model), list(ctx.state)))
+        ctx.state["mine"] = MINE
+        returned = {"w": model["w"] + 1, "mine": MINE}
+        return umbel.Update(returned if ctx.client % 2 else Arrays(returned, {"mine": "personal"}))
+
+    class Asks(umbel.Strategy):
+        def round(self, state, r):
+            model = state.model if r < 3 else lambda c: state.model
+            answer = yield umbel.Ask(clients="all", model=model, expects=expects, fold=umbel.mean())
+            return umbel.State(state.model.replace(answer.value))
+
+    model = Arrays({"mine": FIRST, "w": np.arange(100.0)}, {"mine": "personal"})
+    app = umbel.App(client, model=model, strategy=Asks(), rounds=3, evaluate_every=0)
+    world = Deployment(app, APART, seed=4, relays={"r": ["a", "b"]}, faults=QUIET, scratch=tmp_path)
+    result = world.run(tmp_path, seed=3)
+    assert result.model["mine"].tolist() == FIRST.tolist()  # the run's own, which no client was sent
+    assert got == [(["w"], [])] * 5 + [(["w"], ["mine"])] * 10
+    parties = [*world._stations.values(), *world._nodes.values()]
+    crossed = [data for party in parties for data in party.blobs.values()] + list(world.answers.values())
+    assert any(np.arange(100.0).tobytes() in data for data in crossed)
+    for value in (FIRST, MINE):
+        assert not any(value.tobytes()[:64] in data for data in crossed)
+    kept = [path.read_bytes() for path in result.folder.rglob("*") if path.is_file()]
+    assert not any(MINE.tobytes()[:64] in data for data in kept)

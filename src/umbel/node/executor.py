@@ -286,9 +286,9 @@ class Executor(Intake):
             kind=ask.kind,
             config={**self._config, **config},
             key=key,
-            inbox=NO_ARRAYS if inbox is None else inbox if isinstance(inbox, Arrays) else Arrays(inbox),
+            inbox=NO_ARRAYS if inbox is None else inbox,
             state=kept.get("user", {}) if kept else {},
-            correction=None if correction is None else LocalCorrection(correction, model),
+            correction=None if correction is None else LocalCorrection(correction, opened.given(model)),
             device=self._device,
             on_step=self._on_step,
         )
@@ -297,7 +297,7 @@ class Executor(Intake):
     def _handle(self, task: Task, ready: Ready) -> Ready:
         ctx = ready.ctx
         began = time.perf_counter()
-        ready.returned = self._call(ctx.kind, ready.sent[0], ctx, ready.seed)
+        ready.returned = self._call(ctx.kind, ready.opened.given(ready.sent[0]), ctx, ready.seed)
         ready.seconds = time.perf_counter() - began
         if ctx.correction is not None and not ctx.correction.taken:
             raise UnusedCorrection(
