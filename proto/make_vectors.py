@@ -330,7 +330,6 @@ def _model() -> Arrays:
 
 
 def _new_weights() -> dict[str, Array]:
-    model = _model()
     return {
         "w": np.array([[0.7, 0.1], [-0.3, 1e10]], np.float32),
         "b": np.array([1.1, -1e-300]),
