@@ -1,5 +1,6 @@
 """What the conductor, the journal and the executor promise together, where it is easy to break."""
 
+import dataclasses
 import os
 
 import numpy as np
@@ -171,3 +172,95 @@ def test_a_cohort_has_no_client_twice():
     app = app_of(lambda m, d, c: Update(m), strategy=Twofold())
     with pytest.raises(umbel.UmbelError, match="client twice"):
         umbel.run(app, on=Simulation(2), folder=None)
+
+
+# What transforms keep
+
+
+class Script(Strategy):
+    """Asks one thing after the other, all in one lane, and keeps what it is told."""
+
+    def __init__(self, *asks):
+        self.asks = asks
+        self.told = []
+
+    def round(self, state, r):
+        answer = yield umbel.Ask(clients="all", lane="one", fold=mean(), **self.asks[r - 1])
+        self.told.append({n: a.tolist() for n, a in answer.value.items()})
+        return state
+
+
+def steps(model, data, ctx):
+    return Update({n: a + np.arange(1, 1 + a.size, dtype=a.dtype).reshape(a.shape) for n, a in model.items()})
+
+
+W = Arrays({"w": np.zeros(2)})
+HALF = umbel.top_k(0.5)
+
+
+def scripted(*asks, on=None, folder=None, **settings):
+    strategy = Script(*asks)
+    app = app_of(steps, W, strategy=strategy, rounds=len(asks), evaluate_every=0)
+    umbel.run(app, on=on or Simulation(1), folder=folder, **settings)
+    return strategy.told
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"model": Arrays({"w": np.zeros(3)}), "transforms": HALF},
+        {"model": Arrays({"other": np.zeros(2)}), "transforms": HALF},
+        {"model": Arrays({"w": np.zeros(2, np.float32)}), "transforms": HALF},
+        {"model": W},
+        {"model": W, "transforms": (HALF, umbel.clip_by_norm(9.0))},
+        {"model": W, "transforms": umbel.clip_by_norm(9.0)},
+    ],
+    ids=["another shape", "other names", "another dtype", "no transform", "a chain", "another transform"],
+)
+def test_an_ask_between_that_is_another_question_leaves_what_transforms_keep(other):
+    same = {"model": W, "transforms": HALF}
+    first, _, third = scripted(same, other, same)
+    assert first == {"w": [0.0, 2.0]}
+    assert third == {"w": [2.0, 0.0]}  # the 1 of the first and that of this one
+
+
+def test_what_is_left_out_survives_other_settings_of_the_same_transform():
+    assert scripted({"model": W, "transforms": HALF}, {"model": W, "transforms": umbel.top_k(1.0)})[1] == {
+        "w": [2.0, 2.0]
+    }
+
+
+def test_an_evaluation_in_the_same_lane_leaves_what_transforms_keep():
+    client = umbel.Client()
+    client.train(steps)
+    client.evaluate(lambda model, data, ctx: {"x": 1.0})
+    same = {"model": W, "transforms": HALF}
+    strategy = Script(same, {**same, "kind": "evaluate"}, same)
+    umbel.run(umbel.App(client, model=W, strategy=strategy, rounds=3, evaluate_every=0), on=Simulation(1), folder=None)
+    assert strategy.told == [{"w": [0.0, 2.0]}, {}, {"w": [2.0, 0.0]}]
+
+
+@dataclasses.dataclass(frozen=True)
+class Count(umbel.Transform):
+    """Counts its asks in its state and adds that to the answer."""
+
+    name = "test_count"
+
+    def init(self, schema):
+        return {"arrays": sorted(schema or ()), "asks": 0}
+
+    def finish(self, answer, state, key):
+        state = {**state, "asks": state["asks"] + 1}
+        return dataclasses.replace(answer, value=answer.value.map(lambda n, a: a + 100 * state["asks"])), state
+
+
+def test_so_it_is_with_what_the_coordinator_keeps_after_a_restart_too(tmp_path):
+    count = {"model": W, "transforms": Count()}
+    other = {"model": Arrays({"w": np.zeros(3)}), "transforms": Count()}
+    strategy = Script({"model": W}, count, other, {"model": W, "transforms": (Count(), umbel.top_k(1.0))}, count, count)
+    app = app_of(steps, W, strategy=strategy, rounds=5, evaluate_every=0)
+    folder = umbel.run(app, on=Simulation(1), folder=tmp_path).folder
+    umbel.resume(app, folder, on=Simulation(1), rounds=6)
+    assert [told["w"] for told in strategy.told] == [
+        [1.0, 2.0], [101.0, 102.0], [101.0, 102.0, 103.0], [101.0, 102.0], [201.0, 202.0], [301.0, 302.0],
+    ]  # fmt: skip

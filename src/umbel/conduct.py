@@ -12,7 +12,7 @@ from typing import Any
 
 from .app import App
 from .arrays import Arrays
-from .ask import Ask, Task, for_client
+from .ask import Ask, Task
 from .coordinator import (
     AllFinished,
     Close,
@@ -61,7 +61,7 @@ from .randomness import Key
 from .sampling import Uniform
 from .software import changes, software
 from .strategy import State
-from .update import Free
+from .transforms import place
 from .window import Window
 
 Reply = Answer | NothingToFold
@@ -81,6 +81,7 @@ class Going:
     cohort: Sequence[ClientId]
     digest: str
     began: float
+    place: str
     transform_state: Any
     reply: Reply | None = None
 
@@ -349,9 +350,7 @@ class Conductor:
             if clients is None:
                 clients = Uniform(min(100, len(self._federation.clients)))
             model = self._progress.state.model
-            (reply,) = self._serve(
-                [Ask(kind="evaluate", clients=clients, model=model, expects=Free(), fold=total())], r
-            )
+            (reply,) = self._serve([Ask(kind="evaluate", clients=clients, model=model, fold=total())], r)
             found = dict(reply.metrics) if isinstance(reply, Answer) else {}
         seed_generators(self._key.derive("test", r))
         return found, self.app.run_test(self._progress.state.model) or {}
@@ -421,12 +420,11 @@ class Conductor:
             lane = f"{lane}#{index}"
             ask = replace(ask, lane=lane)
         cohort = self._cohort(ask, self._key.derive("cohort", r, number))
-        if lane not in progress.transforms:
-            model = for_client(ask.model, cohort[0] if cohort else None)
-            progress.transforms[lane] = ask.transform.init(model.schema if model is not None else None)
-        state = progress.transforms[lane]
+        schema = ask.schema(cohort[0] if cohort else None)
+        kept = place(lane, ask.transform, schema)
+        state = progress.transforms[kept] if kept in progress.transforms else ask.transform.init(schema)
         digest = ask.digest(cohort) if self._journal.folder is not None else ""
-        self._going[id] = item = Going(id, number, ask, lane, cohort, digest, self._clock(), state)
+        self._going[id] = item = Going(id, number, ask, lane, cohort, digest, self._clock(), kept, state)
         self._session.open(id, ask, r, number, ask.transform.send(state), cohort)
         return item
 
@@ -473,7 +471,8 @@ class Conductor:
         if record.answer is None:
             item.reply = NothingToFold(record.reason or "too few updates", round=record.round)
             return
-        item.reply, self._progress.transforms[item.lane] = self._journal.load(record.answer)
+        item.reply, state = self._journal.load(record.answer)
+        self._keep_state(item, state)
 
     def _work(self, commands: list[Command], r: int) -> None:
         waiting = any(item.reply is None for item in self._going.values())
@@ -508,7 +507,7 @@ class Conductor:
         if isinstance(reply, Answer):
             answer = self._journal.save(f"answers/ask-{item.id:06d}.safetensors", (reply, state), durable=durable)
             reply, state = self._journal.mapped(answer, (reply, state))
-            self._progress.transforms[item.lane] = state
+            self._keep_state(item, state)
             self._states.advance(item.id, closed.states, since=self._first_ask)
         item.reply = reply
         self._account.add(closed.account)
@@ -533,6 +532,11 @@ class Conductor:
             ),
             durable=durable,
         )
+
+    def _keep_state(self, item: Going, state: Any) -> None:
+        """What the transforms of an ask know after it."""
+        if state is not None:
+            self._progress.transforms[item.place] = state
 
     def _finish(self, item: Going, r: int, command: Close, closed: ClosedAsk) -> tuple[Reply, Any]:
         partial, failed = closed.partial, _failed(item, command, closed)

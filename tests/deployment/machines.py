@@ -16,10 +16,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.conftest import PATIENCE as SECONDS
+
 from umbel.remote.credentials import Credentials
 from umbel.remote.operator import Operator
-
-from tests.conftest import PATIENCE as SECONDS
 
 ROOT = Path(__file__).parents[2]
 POINTS = Path(__file__).with_name("points.py")

@@ -39,7 +39,7 @@ def update_of(client):
 class Gate:
     """Lets everything in."""
 
-    judges_config = False
+    judges_tasks = False
 
     def check(self, spec, archive):
         return Verdict("allow")
@@ -47,7 +47,7 @@ class Gate:
     def against_ask(self, spec, ask):
         return ""
 
-    def against_config(self, ask, config):
+    def against_task(self, ask, sent):
         return ""
 
 
