@@ -34,7 +34,7 @@ from umbel import (
     mean,
     top_k,
 )
-from umbel.errors import AppError, CorruptFile, SettingError, StorageError
+from umbel.errors import AppError, CorruptFile, RunFailed, SettingError, StorageError
 from umbel.events import (
     AskClosed,
     AskOpened,
@@ -564,9 +564,12 @@ def test_below_the_quorum_a_round_brings_nothing():
 
     window = Window(deadline=3.0, quorum=3)
     app = app_of(client_of(train), strategy=FedAvg(cohort=4, window=window), rounds=1)
-    result = run(app, clock=clock)
+    with pytest.raises(RunFailed, match="round 1 brought no update: 2 of 4 clients gave an update, 3 are") as caught:
+        run(app, clock=clock)
+    result = caught.value.result
     assert result.model == Arrays(ZEROS)
     assert result.history[0].failed == "2 of 4 clients gave an update, 3 are needed"
+    assert (result.history[0].clients, result.history[0].dropped) == (2, 2)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])

@@ -100,15 +100,21 @@ def test_the_failure_of_one_client_is_told_and_the_run_goes_on(umbel: Command, m
     assert done.err.count("3 clients  1 failed") == 3
 
 
-def test_a_run_whose_clients_all_fail_stops_and_can_be_resumed(umbel: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_whose_clients_all_fail_has_failed_and_can_be_resumed(
+    umbel: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FAILING", "all")
     done = umbel("run", "app.py", "--clients", 4)
     assert done.code == 4
-    assert "The run stopped" in done.said
+    assert "The run failed" in done.said
+    assert "round 1 brought no update: 0 of 3 clients" in done.said
     assert "its disk is gone" in done.said
+    assert "go on with: umbel resume demo-" in done.said
     assert done.out == ""
+    assert [row["state"] for row in json.loads(umbel("runs", "--json").out)] == ["failed"]
     monkeypatch.delenv("FAILING")
-    assert umbel("resume", "last", "--rounds", 5, "--json").summary["rounds"] == 5
+    assert umbel("resume", "last", "--json").summary["rounds"] == 4
+    assert [row["state"] for row in json.loads(umbel("runs", "--json").out)] == ["finished"]
 
 
 BROKEN = {

@@ -20,8 +20,8 @@ from umbel.errors import (
     CorruptFile,
     InternalError,
     Refused,
+    RunFailed,
     RunInterrupted,
-    RunStopped,
     SettingError,
     StorageError,
 )
@@ -63,7 +63,7 @@ def ending_with(monkeypatch, error):
     [
         (AppError("its model is wrong"), 3),
         (SettingError("no clients", hint="Name some."), 3),
-        (RunStopped("too many rounds failed"), 4),
+        (RunFailed("too many rounds failed"), 4),
         (StorageError("the disk is full"), 5),
         (CorruptFile("a file is damaged"), 5),
         (RunInterrupted("stopped"), 0),

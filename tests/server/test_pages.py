@@ -138,6 +138,13 @@ def test_the_page_says_what_is_going_on():
     assert "default-src 'none'" in page.headers["content-security-policy"]
 
 
+def test_a_failed_run_is_red():
+    runs = (RunFacts(id="r1", name="mnist", status="finished"), RunFacts(id="r2", name="mnist", status="failed"))
+    page = get(Known(runs=runs), "/").text
+    assert page.count('class="bad"') == 1
+    assert '<td><span class="bad">failed</span></td>' in page
+
+
 def test_the_page_of_an_empty_server():
     assert Reader(html(facts_with(problem="the disk is full"))).words.count("None.") == 2
     assert "the disk is full" in html(facts_with(problem="the disk is full"))

@@ -38,7 +38,7 @@ from umbel import (
     top_k,
     total,
 )
-from umbel.errors import AppError, CallerError
+from umbel.errors import AppError, CallerError, RunFailed
 from umbel.events import TaskEnded
 from umbel.simulation import Fleet, Kind, Spread, crew, processes
 
@@ -184,8 +184,12 @@ STRATEGIES = {
 
 
 def run(app, workers, clients=10, *, folder=None, observers=(), seed=5, **on):
+    """What a run comes to, also where it fails."""
     federation = Simulation(clients, workers=workers, **on)
-    return umbel.run(app, on=federation, seed=seed, folder=folder, observers=observers)
+    try:
+        return umbel.run(app, on=federation, seed=seed, folder=folder, observers=observers)
+    except RunFailed as error:
+        return error.result
 
 
 def app_of(strategy, *, hook=None, model=None, **settings) -> App:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import umbel
+from umbel.errors import RunFailed
 from umbel.node.spool import SqliteSpool
 from umbel.store.sql import SqlStore
 from umbel.testing.deployment import Deployment, Faults
@@ -189,3 +190,23 @@ def test_asynchronous_rounds_survive_everything(tmp_path):
 def rounds_of(result):
     lines = (result.folder / "events.jsonl").read_text().splitlines()
     return [event for event in map(json.loads, lines) if event["event"] == "round_committed"]
+
+
+def test_a_run_whose_clients_all_fail_has_failed_and_goes_on_once_they_are_mended(tmp_path):
+    app, broken = app_of("plain"), [True]
+    train = app.client.handlers["train"]
+
+    def handler(model, data, ctx):
+        if broken:
+            raise OSError("the table is locked")
+        return train(model, data, ctx)
+
+    app.client.handlers["train"] = handler
+    world = Deployment(app, NODES, seed=4, faults=QUIET, scratch=tmp_path)
+    with pytest.raises(RunFailed, match=r"round 1 brought no update: 0 of 3 .*the table is locked") as caught:
+        world.run(tmp_path, seed=5)
+    assert caught.value.result.rounds == 1
+    broken.clear()
+    result = world.run(tmp_path, seed=5)
+    assert (result.failed, result.reason) == (None, "rounds")
+    assert [r["failed"] is None for r in rounds_of(result)] == [False, True, True]

@@ -14,7 +14,7 @@ import numpy as np
 from .. import encoding
 from ..arrays import Arrays
 from ..ask import Ask, Task
-from ..client import Client, Context, LocalCorrection
+from ..client import Client, Context, LocalCorrection, Unwanted
 from ..coordinator import Failed, Finished
 from ..errors import (
     AppError,
@@ -205,8 +205,8 @@ class Executor(Intake):
     def run_all(self, tasks: Sequence[Task], begins: Callable[[Task], bool] | None = None) -> list[Finished | Failed]:
         """Do tasks one after the other, then check what they returned; see `run`.
 
-        `begins` is told each task before its handler is called; where it says no, that task and all after it are left
-        undone, and have no outcome.
+        `begins` is told each task before its handler is called; where it says no, or a handler's `ctx.step()` raises
+        `Unwanted`, that task and all after it are left undone, and have no outcome.
         """
         # Whatever comes between two handlers finds the processor's caches full of the handler's code and data. So it is
         # as little as can be: all is prepared before, and taken and checked after.
@@ -219,7 +219,10 @@ class Executor(Intake):
         for task, each in zip(tasks, ready, strict=True):
             if begins is not None and not begins(task):
                 break
-            done.append(each if isinstance(each, Failed) else self._attempt(task, self._handle, each))
+            try:
+                done.append(each if isinstance(each, Failed) else self._attempt(task, self._handle, each))
+            except Unwanted:
+                break
             before, last = last, clock()
             self.seconds.append(last - before)
             if isinstance(each, Ready) and (len(tasks) == 1 or not _keep(each, done)):

@@ -196,7 +196,9 @@ class Deployment:
     # What a test calls
 
     def run(self, folder: Path, **settings: Any) -> Result:
-        """Run the app to its end, through everything that happens."""
+        """Run the app to its end, through everything that happens; a run that has failed in this folder is gone on
+        with.
+        """
         remote = Remote(
             "virtual",
             connect=self._connect,
@@ -204,7 +206,8 @@ class Deployment:
             stall=self._stall,
             clients=self._wanted,
         )
-        place = None
+        begun = folder / "virtual"
+        place = begun if (begun / "events.jsonl").exists() else None
         while True:
             try:
                 if place is None:
