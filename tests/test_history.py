@@ -67,12 +67,16 @@ def test_the_picture_has_a_panel_for_each_metric(history, tmp_path):
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_picture_of_nothing_is_no_error(tmp_path):
+@pytest.mark.parametrize("rounds", [[], ROUNDS[2:3]])
+def test_of_nothing_there_is_no_picture(tmp_path, rounds):
     pytest.importorskip("matplotlib")
-    assert History([]).plot(tmp_path / "empty.png").axes == []
+    with pytest.raises(SettingError, match="nothing to draw"):
+        History(rounds).plot(tmp_path / "empty.png")
+    assert not (tmp_path / "empty.png").exists()
 
 
 def test_without_matplotlib_one_is_told_what_to_install(history, monkeypatch):
+    monkeypatch.delitem(sys.modules, "umbel.figure", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r'pip install "umbel\[plot\]"'):
         history.plot()

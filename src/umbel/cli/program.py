@@ -226,7 +226,7 @@ def runs(
 def show(
     run: Run,
     plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE", help="Draw the curves to this PNG (needs umbel[plot]).")
+        Path | None, typer.Option("--plot", metavar="FILE", help="Draw the curves to this PNG (needs umbel\\[plot]).")
     ] = None,
     on: On = None,
     token: Token = None,

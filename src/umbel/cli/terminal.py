@@ -29,8 +29,9 @@ def stderr() -> Console:
 
 
 def _console(stream: TextIO) -> Console:
+    # No markup: what stands in brackets was written by somebody, and is shown as it is.
     width = None if stream.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
-    return Console(file=stream, highlight=False, emoji=False, width=width)
+    return Console(file=stream, highlight=False, emoji=False, markup=False, width=width)
 
 
 def log_to_stderr() -> None:
