@@ -79,6 +79,7 @@ def test_curves_are_drawn_to_a_file(umbel: Command, trained: dict[str, Any], fol
 
 
 def test_drawing_says_what_it_needs(umbel: Command, trained: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "umbel.figure", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     done = umbel("show", "last", "--plot", "curves.png")
     assert done.code == 3
@@ -146,3 +147,16 @@ def test_a_damaged_checkpoint_is_not_exported(umbel: Command, trained: dict[str,
     assert done.code == 5
     assert "round-0006.safetensors" in done.said
     assert not Path("model").exists()
+
+
+def test_of_a_run_without_rounds_there_is_nothing_to_draw(
+    umbel: Command, folder: Path, written: Callable[..., Path]
+) -> None:
+    pytest.importorskip("matplotlib")
+    written(Path("umbel-runs"), id="none-20260101-000000-aa", rounds=0)
+    done = umbel("show", "none", "--plot", "curves.png")
+    assert done.code == 3
+    assert "drawn" not in done.out
+    assert "there is nothing to draw: no round has a metric (run none-20260101-000000-aa)" in done.said
+    assert "0 of 3 rounds" in done.out
+    assert not Path("curves.png").exists()

@@ -50,7 +50,9 @@ def show(reference: str, folder: Path, plot: Path | None) -> None:
 
 
 def show_record(record: Record, plot: Path | None) -> None:
-    """Print the page of a record, and draw its curves to a file where one is given."""
+    """Print the page of a record, and draw its curves to a file where one is given. Raises `SettingError` where there
+    are none to draw.
+    """
     console = stdout()
     console.print(page(record, console.width))
     if plot is not None:
@@ -124,6 +126,8 @@ def _plot(record: Record, file: Path) -> None:
         History(record.log.rounds).plot(file, title=record.id)
     except ImportError as error:
         raise CallerError(str(error)) from error
+    except SettingError as error:
+        raise error.located(run=record.id) from None
     except ValueError as error:
         raise SettingError(f"{file} cannot be drawn: {error}", hint="Name a .png, .svg or .pdf file.") from error
     except OSError as error:

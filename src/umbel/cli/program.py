@@ -25,6 +25,7 @@ Exit codes:
   6    the server: not reached, or lost
   7    the server says no: an unknown token, a role that may not
   130  stopped by Ctrl-C, 143 by SIGTERM: umbel resume goes on
+With --json, what failed is an object "error" on stdout.
 """
 
 program = typer.Typer(
@@ -143,7 +144,7 @@ def run(
     debug: Debug = False,
 ) -> None:
     """Train an app's model in a simulated federation, or on a server's nodes."""
-    with reported(debug):
+    with reported(debug, json):
         if on is not None:
             simulated = {"--clients": clients, "--init": init, "--workers": workers, "--devices": devices}
             refuse({**simulated, "--work": work, "--plan": plan or None}, "goes with a simulation, not with --on")
@@ -193,7 +194,7 @@ def resume(
     debug: Debug = False,
 ) -> None:
     """Go on with a run where it stopped."""
-    with reported(debug):
+    with reported(debug, json):
         if on is not None:
             refuse({"--app": app, "--workers": workers}, "goes with a run on this machine, not with --on")
             from .remote_commands import resume_on
@@ -211,7 +212,7 @@ def runs(
     on: On = None, token: Token = None, folder: Folder = RUNS, json: TableJson = False, debug: Debug = False
 ) -> None:
     """List the runs, the latest last."""
-    with reported(debug):
+    with reported(debug, json):
         if on is not None:
             from .remote_commands import runs_on
 
@@ -256,7 +257,7 @@ def logs(
     debug: Debug = False,
 ) -> None:
     """Print what has happened in a run."""
-    with reported(debug):
+    with reported(debug, json):
         if on is not None:
             from .remote_commands import logs_on
 

@@ -139,6 +139,8 @@ def show_on(run: str, on: str, token: str | None, plot: Path | None) -> None:
     if not followed.events:
         console = stdout()
         console.print(Text.assemble((found["run"], "bold"), f"  {found['status']}, nothing has happened yet"))
+        if plot is not None:
+            raise SettingError("there is nothing to draw: nothing has happened yet", run=found["run"])
         return
     show_record(RemoteRecord.of(found["run"], followed.log(), found["status"], facts), plot)
 
