@@ -52,6 +52,14 @@ def test_an_unknown_name_is_answered_with_those_that_there_are(history, name):
     assert history.last(name) is None
 
 
+def test_metrics_are_the_newest_or_those_of_one_round(history):
+    newest = {"evaluate.accuracy": 0.75, "test.accuracy": 0.4, "test.f.1": 0.1, "train.loss": math.inf}
+    assert history.metrics() == newest
+    assert list(history.metrics()) == history.names
+    assert history.metrics(1) == {"train.loss": 2.0}
+    assert history.metrics(3) == history.metrics(7) == {}
+
+
 def test_without_metrics_there_are_none():
     with pytest.raises(SettingError, match=r"There are: none\."):
         History(ROUNDS[2:3]).series("train.loss")

@@ -224,7 +224,7 @@ class Conductor:
                 )
 
     def _finish_log(self, event: RunFinished) -> None:
-        metrics = {name: pairs[-1][1] for name, pairs in ((n, self._history.series(n)) for n in self._history.names)}
+        metrics = self._history.metrics(event.best_round)
         self._journal.summarise({**event.record(), "strategy": self.started.strategy, "metrics": metrics})
         self._tell(event, durable=True)
 

@@ -48,6 +48,17 @@ class History(Sequence[RoundCommitted]):
         """The newest value of a metric; None where no round has one."""
         return self.series(name)[-1][1] if name in self.names else None
 
+    def metrics(self, round: int | None = None) -> dict[str, float]:
+        """The newest value of every metric, by names such as `test.accuracy`; of one `round`, those that it has."""
+        chosen = [r for r in self if round in (None, r.round)]
+        found = {
+            f"{part}.{name}": value
+            for r in chosen
+            for part in ("train", "evaluate", "test")
+            for name, value in getattr(r, part).items()
+        }
+        return dict(sorted(found.items()))
+
     def plot(self, path: str | Path | None = None, *, title: str | None = None) -> Figure:
         """Draw every metric over the rounds, one panel a metric, and write the picture to `path` where one is given.
 

@@ -49,8 +49,10 @@ class Result:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The newest value of every metric, by names such as `test.accuracy`."""
-        return {name: self.history.series(name)[-1][1] for name in self.history.names}
+        """The newest value of every metric, by names such as `test.accuracy`; where `model` is that of the best round,
+        the metrics of that round.
+        """
+        return self.history.metrics(self.best_round)
 
     @property
     def model_sha256(self) -> str:

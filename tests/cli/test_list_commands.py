@@ -138,6 +138,18 @@ def test_the_best_model_is_exported_where_the_app_keeps_it(umbel: Command, folde
     summary = umbel("run", "best.py", "--clients", 4, "--rounds", 6, "--json").summary
     umbel("export", "last", "model")
     assert hashlib.sha256((folder / "model").read_bytes()).hexdigest() == summary["model_sha256"]
+    best = summary["best_round"]
+    assert best is not None
+    log = [json.loads(line) for line in Path(summary["folder"], "events.jsonl").read_text().splitlines()]
+    (round,) = (event for event in log if event["event"] == "round_committed" and event["round"] == best)
+    assert summary["metrics"]["train.loss"] == round["train"]["loss"]
+    assert json.loads((Path(summary["folder"]) / "summary.json").read_text())["metrics"] == summary["metrics"]
+    (row,) = json.loads(umbel("runs", "--json").out)
+    assert (row["metrics"], row["best_round"]) == (summary["metrics"], best)
+    assert f"(round {best})" in umbel("runs").out
+    assert f"of round {best}, the best" in umbel("show", "last").out
+    again = umbel("resume", "last", "--json").summary
+    assert (again["metrics"], again["best_round"]) == (summary["metrics"], best)
 
 
 def test_a_damaged_checkpoint_is_not_exported(umbel: Command, trained: dict[str, Any]) -> None:

@@ -32,8 +32,8 @@ def runs(folder: Path, *, json: bool) -> None:
 
 
 def print_runs(rows: list[dict[str, Any]], *, json: bool, nothing: str) -> None:
-    """Print a table of runs, each with `run`, `app`, `rounds`, `asked`, `state`, `metrics` and `began`; `nothing` where
-    there are none.
+    """Print a table of runs, each with `run`, `app`, `rounds`, `asked`, `state`, `metrics`, `best_round` and `began`;
+    `nothing` where there are none.
     """
     console = stdout()
     if json:
@@ -89,7 +89,14 @@ def _row(record: Record) -> dict[str, Any]:
     try:
         log = record.log
     except CorruptFile:
-        nothing: dict[str, Any] = {"app": "", "rounds": 0, "asked": 0, "state": "damaged", "metrics": {}}
+        nothing: dict[str, Any] = {
+            "app": "",
+            "rounds": 0,
+            "asked": 0,
+            "state": "damaged",
+            "metrics": {},
+            "best_round": None,
+        }
         return {"run": record.id, **nothing, "began": started}
     history = History(log.rounds)
     path = log.started.app.get("path")
@@ -99,7 +106,8 @@ def _row(record: Record) -> dict[str, Any]:
         "rounds": len(history),
         "asked": record.rounds_asked,
         "state": record.state,
-        "metrics": plain({name: history.series(name)[-1][1] for name in history.names}),
+        "metrics": plain(history.metrics(record.best_round)),
+        "best_round": record.best_round,
         "began": started,
     }
 
@@ -112,7 +120,8 @@ def _table(rows: list[dict[str, Any]], wide: bool) -> Table:
     table.columns[0].min_width = max(len(row["run"]) for row in rows)
     for row in rows:
         metrics = {name: float("nan") if value is None else value for name, value in row["metrics"].items()}
-        shown = [f"{name} {number(value)}" for name, value in (main_metrics(metrics).items() if metrics else ())]
+        of = "" if row["best_round"] is None else f" (round {row['best_round']})"
+        shown = [f"{name} {number(value)}{of}" for name, value in (main_metrics(metrics).items() if metrics else ())]
         state = Text(row["state"], style=STATES.get(row["state"], "red"))
         where = ["/".join(Path(row["app"]).parts[-2:])] if wide else []
         began = ago((now - datetime.fromisoformat(row["began"])).total_seconds())

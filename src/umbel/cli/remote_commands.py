@@ -115,6 +115,7 @@ def runs_on(on: str, token: str | None, *, json: bool) -> None:
             "asked": row["asked"],
             "state": row["status"],
             "metrics": row["metrics"],
+            "best_round": row["best_round"],
             "began": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["created_at"])),
         }
         for row in found
