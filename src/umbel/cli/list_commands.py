@@ -89,15 +89,8 @@ def _row(record: Record) -> dict[str, Any]:
     try:
         log = record.log
     except CorruptFile:
-        nothing: dict[str, Any] = {
-            "app": "",
-            "rounds": 0,
-            "asked": 0,
-            "state": "damaged",
-            "metrics": {},
-            "best_round": None,
-        }
-        return {"run": record.id, **nothing, "began": started}
+        nothing: dict[str, Any] = {"app": "", "rounds": 0, "asked": 0, "state": "damaged", "metrics": {}}
+        return {"run": record.id, **nothing, "best_round": None, "began": started}
     history = History(log.rounds)
     path = log.started.app.get("path")
     return {
