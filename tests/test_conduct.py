@@ -7,7 +7,9 @@ import pytest
 
 import umbel
 from umbel import App, Arrays, Ask, Client, EarlyStop, FedAvg, Free, Simulation, State, Strategy, Update, collect, mean
+from umbel.coordinator import Failed
 from umbel.errors import NothingToFold, RunStopped, SettingError, StorageError
+from umbel.events import TaskEnded
 from umbel.journal import Journal
 
 
@@ -171,3 +173,34 @@ def test_a_cohort_has_no_client_twice():
     app = app_of(lambda m, d, c: Update(m), strategy=Twofold())
     with pytest.raises(umbel.UmbelError, match="client twice"):
         umbel.run(app, on=Simulation(2), folder=None)
+
+
+class Stumbling(Simulation):
+    """Loses the first task once, and tells of the last one's end twice."""
+
+    def connect(self, *given):
+        session = super().connect(*given)
+        ends = session.next_event
+        told = []
+
+        def next_event():
+            if not told:
+                told.append(Failed("0.0", "its process is gone", retry=True))
+            elif len(told) == 4:
+                told.append(told[-1])
+            else:
+                told.append(ends())
+            return told[-1]
+
+        session.next_event = next_event
+        return session
+
+
+def test_the_end_of_a_task_is_told_once_and_not_before_it_is_tried_no_more():
+    ended = []
+    app = app_of(lambda m, d, c: Update({"w": m["w"] + 1}), rounds=1)
+    see = lambda event: ended.append(event) if isinstance(event, TaskEnded) else None  # noqa: E731
+    result = umbel.run(app, on=Stumbling(4, workers=0), folder=None, observers=[see])
+    assert result.history[0].clients == 4
+    assert sorted(event.task for event in ended) == ["0.0", "0.1", "0.2", "0.3"]
+    assert {event.reason for event in ended} == {None}

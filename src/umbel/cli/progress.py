@@ -64,8 +64,9 @@ class Watch:
     def see(self, event: RunEvent) -> None:
         """Take in the next event."""
         if isinstance(event, TaskEnded):
-            self.done += event.reason is None
-            self.failed += event.reason is not None
+            if event.ask in self._open:  # else it is late, and not among those that are asked now
+                self.done += event.reason is None
+                self.failed += event.reason is not None
         elif isinstance(event, RunStarted):
             self.rounds = event.rounds
         elif isinstance(event, RunResumed):
