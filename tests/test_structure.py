@@ -22,7 +22,7 @@ FILES = sorted(path for path in SOURCE.rglob("*.py") if path.parent.name != "tem
 
 PURE = (
     "errors", "sums", "randomness", "arrays", "encoding", "update", "folds", "optimizers", "sampling", "transforms",
-    "window", "ask", "strategy", "strategies", "client", "contract", "app", "coordinator", "events", "figure",
+    "window", "ask", "strategy", "strategies", "client", "contract", "app", "config", "coordinator", "events", "figure",
     "history",
 )  # fmt: skip
 """The core, in its reading order: no clock, no global generator, no input or output."""
