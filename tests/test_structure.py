@@ -28,8 +28,8 @@ PURE = (
 """The core, in its reading order: no clock, no global generator, no input or output."""
 
 DRIVERS = (
-    "journal", "software", "wire", "trust", "transport", "store", "node", "conduct", "simulation", "run", "remote",
-    "preflight", "server", "umbel",
+    "blame", "journal", "software", "wire", "trust", "transport", "store", "node", "conduct", "simulation", "run",
+    "remote", "preflight", "server", "umbel",
 )  # fmt: skip
 """What runs the core, in its reading order; `umbel` is the package's own ``__init__``."""
 

@@ -506,10 +506,10 @@ class Conductor:
         return [task for task in tasks if self._coordinator.state_of(task) is TaskState.SENT]
 
     def _tell_ended(self, event: Event, tasks: Sequence[str]) -> None:
-        reason = event.reason if isinstance(event, Failed) else None
+        reason, trace = (event.reason, event.trace) if isinstance(event, Failed) else (None, "")
         for task in tasks:
             if self._coordinator.state_of(task) not in (TaskState.QUEUED, TaskState.SENT):  # else it is tried again
-                self._tell(TaskEnded(ask=int(task.split(".", 1)[0]), task=task, reason=reason))
+                self._tell(TaskEnded(ask=int(task.split(".", 1)[0]), task=task, reason=reason, trace=trace))
 
     def _close(self, command: Close, r: int) -> None:
         item = self._going.pop(command.ask)

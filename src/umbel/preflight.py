@@ -161,7 +161,9 @@ def _measured(session: Any, id: int, ask: Ask, cohort: tuple[ClientId, ...], rou
 
 def _failed(client: ClientId, event: Failed | None) -> ClientError:
     reason = event.reason if event is not None else "it gave no answer"
-    return HandlerFailed(reason, round=1, client=client)
+    found = HandlerFailed(reason, round=1, client=client)
+    found.trace = event.trace if event is not None else ""
+    return found
 
 
 def _resident(pid: int) -> int:

@@ -119,6 +119,7 @@ def node(
                 policy=policy,
                 ask=ask,
                 insecure=insecure,
+                debug=debug,
             )
         )
 

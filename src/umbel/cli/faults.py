@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json as jsons
 import signal
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -73,6 +74,8 @@ def reported(debug: bool = False, json: bool = False, exits: Callable[[int], NoR
         raise
     except (Exception, KeyboardInterrupt) as error:
         if debug:
+            if trace := getattr(error, "trace", ""):
+                print(f"In a worker process:\n{trace}", file=sys.stderr)
             traceback.print_exception(error)
         show(error)
         if json:

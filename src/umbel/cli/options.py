@@ -66,7 +66,7 @@ Json = Annotated[
     bool, typer.Option("--json", help="Print the result, or the error, as one line of JSON, the last of stdout.")
 ]
 TableJson = Annotated[bool, typer.Option("--json", help="Print the table, or the error, as one line of JSON.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error, of clients' code too.")]
 On = Annotated[str | None, typer.Option("--on", metavar="HOST:PORT", help="A server: instead of this machine.")]
 At = Annotated[
     str | None, typer.Option("--on", metavar="HOST:PORT", help="The server; by default that of --dir, on this machine.")

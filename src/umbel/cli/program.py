@@ -172,7 +172,17 @@ def run(
         if plan:
             plan_run(app, wanted=wanted, rounds=rounds, seed=seed, assignments=set or [], json=json)
             return
-        run(app, wanted=wanted, rounds=rounds, seed=seed, assignments=set or [], init=init, json=json, folder=folder)
+        run(
+            app,
+            wanted=wanted,
+            rounds=rounds,
+            seed=seed,
+            assignments=set or [],
+            init=init,
+            json=json,
+            folder=folder,
+            debug=debug,
+        )
 
 
 @program.command()
@@ -204,7 +214,7 @@ def resume(
         refuse({"--detach": detach or None, "--token": token}, "goes with --on")
         from .run_commands import resume
 
-        resume(run, rounds=rounds, app=app, workers=workers, json=json, folder=folder)
+        resume(run, rounds=rounds, app=app, workers=workers, json=json, folder=folder, debug=debug)
 
 
 @program.command()
