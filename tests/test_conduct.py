@@ -25,8 +25,9 @@ from umbel import (
     mean,
     top_k,
 )
+from umbel.coordinator import Failed
 from umbel.errors import NothingToFold, RunFailed, RunInterrupted, SettingError, StorageError
-from umbel.events import AskClosed, RunResumed, Warned
+from umbel.events import AskClosed, RunResumed, TaskEnded, Warned
 from umbel.journal import Journal, read_log
 from umbel.optimizers import adam
 from umbel.simulation import Fleet, Kind
@@ -422,3 +423,34 @@ def test_so_it_is_with_what_the_coordinator_keeps_after_a_restart_too(tmp_path):
     assert [told["w"] for told in strategy.told] == [
         [1.0, 2.0], [101.0, 102.0], [101.0, 102.0, 103.0], [101.0, 102.0], [201.0, 202.0], [301.0, 302.0],
     ]  # fmt: skip
+
+
+class Stumbling(Simulation):
+    """Loses the first task once, and tells of the last one's end twice."""
+
+    def connect(self, *given):
+        session = super().connect(*given)
+        ends = session.next_event
+        told = []
+
+        def next_event():
+            if not told:
+                told.append(Failed("0.0", "its process is gone", retry=True))
+            elif len(told) == 4:
+                told.append(told[-1])
+            else:
+                told.append(ends())
+            return told[-1]
+
+        session.next_event = next_event
+        return session
+
+
+def test_the_end_of_a_task_is_told_once_and_not_before_it_is_tried_no_more():
+    ended = []
+    app = app_of(lambda m, d, c: Update({"w": m["w"] + 1}), rounds=1)
+    see = lambda event: ended.append(event) if isinstance(event, TaskEnded) else None  # noqa: E731
+    result = umbel.run(app, on=Stumbling(4, workers=0), folder=None, observers=[see])
+    assert result.history[0].clients == 4
+    assert sorted(event.task for event in ended) == ["0.0", "0.1", "0.2", "0.3"]
+    assert {event.reason for event in ended} == {None}

@@ -70,3 +70,15 @@ def test_what_is_large_is_a_matter_of_size(tmp_path, monkeypatch):
     assert not files.is_large(tmp_path / "file")
     monkeypatch.setattr(files, "LARGE", 100)
     assert files.is_large(tmp_path / "file")
+
+
+@pytest.mark.parametrize("named", [None, "", "relative", "./here"])
+def test_a_users_folder_is_in_the_home_where_nothing_whole_is_named(tmp_path, monkeypatch, named):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    if named is not None:
+        monkeypatch.setenv("XDG_CONFIG_HOME", named)
+    assert files.user_folder("XDG_CONFIG_HOME", ".config") == tmp_path / ".config" / "umbel"
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "x"))
+    assert files.user_folder("XDG_CONFIG_HOME", ".config") == tmp_path / "x" / "umbel"

@@ -52,6 +52,14 @@ def test_an_unknown_name_is_answered_with_those_that_there_are(history, name):
     assert history.last(name) is None
 
 
+def test_metrics_are_the_newest_or_those_of_one_round(history):
+    newest = {"evaluate.accuracy": 0.75, "test.accuracy": 0.4, "test.f.1": 0.1, "train.loss": math.inf}
+    assert history.metrics() == newest
+    assert list(history.metrics()) == history.names
+    assert history.metrics(1) == {"train.loss": 2.0}
+    assert history.metrics(3) == history.metrics(7) == {}
+
+
 def test_without_metrics_there_are_none():
     with pytest.raises(SettingError, match=r"There are: none\."):
         History(ROUNDS[2:3]).series("train.loss")
@@ -74,12 +82,16 @@ def test_the_picture_of_a_failed_run_says_so_in_red(history):
     assert (whole._suptitle.get_color(), failed._suptitle.get_color()) == ("black", "#CC3333")
 
 
-def test_a_picture_of_nothing_is_no_error(tmp_path):
+@pytest.mark.parametrize("rounds", [[], ROUNDS[2:3]])
+def test_of_nothing_there_is_no_picture(tmp_path, rounds):
     pytest.importorskip("matplotlib")
-    assert History([]).plot(tmp_path / "empty.png").axes == []
+    with pytest.raises(SettingError, match="nothing to draw"):
+        History(rounds).plot(tmp_path / "empty.png")
+    assert not (tmp_path / "empty.png").exists()
 
 
 def test_without_matplotlib_one_is_told_what_to_install(history, monkeypatch):
+    monkeypatch.delitem(sys.modules, "umbel.figure", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r'pip install "umbel\[plot\]"'):
         history.plot()

@@ -40,7 +40,7 @@ from umbel import (
     total,
 )
 from umbel import conduct as conduct_module
-from umbel.errors import NondeterministicStrategy, SettingError
+from umbel.errors import NondeterministicStrategy, RunInterrupted, SettingError
 from umbel.events import AskClosed, RoundCommitted, RunFinished, RunResumed
 from umbel.journal import LOG, Journal, read_log
 from umbel.node import state
@@ -498,3 +498,31 @@ def test_a_state_is_what_the_strategy_says(tmp_path):
 
     place = half(tmp_path, Counting())
     assert resume(app(Counting()), place).rounds == 3
+
+
+def test_a_resumed_round_took_as_long_as_all_that_was_done_for_it(tmp_path):
+    """Else what its clients did would be more than its time, and training more than all of it."""
+    now, stopping = [0.0], [True]
+    client = Client()
+
+    @client.query("mean")
+    def query(model, data, ctx):
+        now[0] += 1.0
+        return Update({"sum": np.ones(4), "n": np.int64(1)})
+
+    @client.train
+    def train(model, data, ctx):
+        if stopping[0]:
+            raise KeyboardInterrupt
+        now[0] += 1.0
+        return Update(model)
+
+    made = App(client, model={"w": np.zeros(4)}, strategy=TwoInARow(), rounds=1, evaluate_every=0)
+    how = {"on": Simulation(clients=CLIENTS, workers=0), "clock": lambda: now[0]}
+    with pytest.raises(RunInterrupted):
+        umbel.run(made, folder=tmp_path, **how)
+    stopping[0] = False
+    (folder,) = tmp_path.iterdir()
+    (event,) = umbel.resume(made, folder, **how).history
+    assert event.seconds == 4.0 + 3.0
+    assert event.account["processes"] == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 from dataclasses import replace
@@ -378,6 +379,9 @@ def test_the_best_model_is_kept(values, mode, best, kept, tmp_path):
     assert result.best_round == best
     assert result.model == run(app_of(rounds=best or 6)).model
     assert result.rounds == 6
+    if best:
+        assert result.metrics["test.accuracy"] == values[best - 1]
+        assert result.metrics == result.history.metrics(best)
     if kept:
         left = {int(p.stem[-4:]) for p in (result.folder / "checkpoints").iterdir()}
         assert left == {4, 5, 6} | ({best} if best else set())
@@ -385,6 +389,9 @@ def test_the_best_model_is_kept(values, mode, best, kept, tmp_path):
             measured(values, keep_best=KeepBest("test.accuracy", mode)), result.folder, on=Simulation(8)
         )
         assert again.model == result.model
+        if best:
+            assert again.metrics == result.metrics
+            assert json.loads((result.folder / "summary.json").read_text())["metrics"] == result.metrics
 
 
 def test_a_metric_that_is_named_alone_is_to_be_high():

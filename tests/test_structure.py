@@ -22,14 +22,14 @@ FILES = sorted(path for path in SOURCE.rglob("*.py") if path.parent.name != "tem
 
 PURE = (
     "errors", "sums", "randomness", "arrays", "encoding", "update", "folds", "optimizers", "sampling", "transforms",
-    "window", "ask", "strategy", "strategies", "client", "contract", "app", "coordinator", "events", "outcome",
-    "history",
+    "window", "ask", "strategy", "strategies", "client", "contract", "app", "config", "coordinator", "events",
+    "outcome", "figure", "history",
 )  # fmt: skip
 """The core, in its reading order: no clock, no global generator, no input or output."""
 
 DRIVERS = (
-    "journal", "software", "wire", "trust", "transport", "store", "node", "conduct", "simulation", "run", "remote",
-    "preflight", "server", "umbel",
+    "blame", "journal", "software", "wire", "trust", "transport", "store", "node", "conduct", "simulation", "run",
+    "remote", "preflight", "server", "umbel",
 )  # fmt: skip
 """What runs the core, in its reading order; `umbel` is the package's own ``__init__``."""
 
@@ -39,6 +39,7 @@ EDGES = ("data", "testing", "torch", "cli")
 ORDER = (PURE[0], "files", *PURE[1:], *DRIVERS, *EDGES)  # all stand on how files are written and mapped
 
 HEAVY = {
+    "figure": {"matplotlib"},
     "torch": {"torch"},
     "cli": {"typer", "rich", "click"},
     "wire": {"google"},

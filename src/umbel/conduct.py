@@ -23,6 +23,7 @@ from .coordinator import (
     Finished,
     Opened,
     Stopped,
+    TaskState,
     Ticked,
 )
 from .errors import (
@@ -145,6 +146,8 @@ class Conductor:
         self._account = Account()
         self._progress: Progress
         self._seconds = 0.0
+        self._since = 0.0
+        self._replayed = 0.0
 
     @property
     def round(self) -> int:
@@ -192,10 +195,10 @@ class Conductor:
 
     def _drive(self) -> RunFinished:
         reason = "early stop" if self._is_early() else "rounds"
+        self._since = self._clock()
         while reason == "rounds" and self.round < self._last_round:
-            began = self._clock()
             try:
-                self._round(self.round + 1, began)
+                self._round(self.round + 1)
             except UmbelError as error:
                 raise error.located(round=self.round + 1) from error.__cause__
             if failed := verdict(self.rounds, self._last_round, self.app.max_failed_rounds):
@@ -221,7 +224,7 @@ class Conductor:
                 )
 
     def _finish_log(self, event: RunFinished) -> None:
-        metrics = {name: pairs[-1][1] for name, pairs in ((n, self._history.series(n)) for n in self._history.names)}
+        metrics = self._history.metrics(event.best_round)
         self._journal.summarise({**event.record(), "strategy": self.started.strategy, "metrics": metrics})
         self._tell(event, durable=True)
 
@@ -264,7 +267,7 @@ class Conductor:
 
     # A round
 
-    def _round(self, r: int, began: float) -> None:
+    def _round(self, r: int) -> None:
         self._tell(RoundStarted(round=r, rounds=self._last_round))
         progress, failed = self._progress, None
         self._first_ask = progress.next_ask
@@ -281,7 +284,9 @@ class Conductor:
                 f"round {r} was over without ask {leftover[0]}, which the log has",
                 hint="A strategy may depend on nothing but its state, the round and the answers.",
             )
-        seconds = self._clock() - began
+        # From commit to commit, and with what recorded asks took: the account has the work of all that time.
+        now = self._clock()
+        seconds, self._since, self._replayed = now - self._since + self._replayed, now, 0.0
         self._seconds += seconds
         account, self._account = self._account, Account()
         metrics: dict[str, float] = {}
@@ -299,7 +304,7 @@ class Conductor:
                 test=tested,
                 seconds=round(seconds, 6),
                 failed=failed,
-                account=asdict(account),
+                account={**asdict(account), "processes": max(1, self._federation.describe()["workers"])},
                 clock=self._now() if self._session.now is not None else None,
             )
         )
@@ -402,6 +407,7 @@ class Conductor:
         if self._recorded and self._session.now is not None:
             self._forget_unless_all(going)
         commands: list[Command] = []
+        self._replayed += max((self._recorded[i.id].seconds for i in going if i.id in self._recorded), default=0.0)
         for item in going:
             if item.id in self._recorded:
                 self._replay(item, self._recorded.pop(item.id))
@@ -500,15 +506,22 @@ class Conductor:
             event: Event = self._session.next_event() or Ticked()
             for client, text in self._session.warnings():
                 self._tell(Warned(round=r, client=client, text=text))
-            if self._observers:
-                self._tell_ended(event)
+            out = self._out(event) if self._observers else []
             commands = self._coordinator.handle(event, self._now())
+            self._tell_ended(event, out)
 
-    def _tell_ended(self, event: Event) -> None:
-        if isinstance(event, Failed | Finished | AllFinished):
-            reason = event.reason if isinstance(event, Failed) else None
-            for task in event.tasks if isinstance(event, AllFinished) else [event.task]:
-                self._tell(TaskEnded(ask=int(task.split(".", 1)[0]), task=task, reason=reason))
+    def _out(self, event: Event) -> list[str]:
+        """The tasks that an event says to be over and that were out until now."""
+        if not isinstance(event, Failed | Finished | AllFinished):
+            return []
+        tasks = event.tasks if isinstance(event, AllFinished) else [event.task]
+        return [task for task in tasks if self._coordinator.state_of(task) is TaskState.SENT]
+
+    def _tell_ended(self, event: Event, tasks: Sequence[str]) -> None:
+        reason, trace = (event.reason, event.trace) if isinstance(event, Failed) else (None, "")
+        for task in tasks:
+            if self._coordinator.state_of(task) not in (TaskState.QUEUED, TaskState.SENT):  # else it is tried again
+                self._tell(TaskEnded(ask=int(task.split(".", 1)[0]), task=task, reason=reason, trace=trace))
 
     def _close(self, command: Close, r: int) -> None:
         item = self._going.pop(command.ask)

@@ -85,11 +85,14 @@ class AllFinished:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """Event: a task has no result; `retry` when another attempt may have one."""
+    """Event: a task has no result; `retry` when another attempt may have one. `trace` is the traceback of the client's
+    code, where the client is in this process or a worker of it.
+    """
 
     task: str
     reason: str
     retry: bool = False
+    trace: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,9 @@ ClientId = int | str
 
 
 class UmbelError(Exception):
-    """Base of all errors of this package; `run`, `round` and `client` say where it happened."""
+    """Base of all errors of this package; `run`, `round` and `client` say where it happened, `trace` is the traceback
+    of the worker process that it happened in, where that was another one.
+    """
 
     retry = False
     """Whether the same call may succeed later without anybody changing anything."""
@@ -58,6 +60,7 @@ class UmbelError(Exception):
         self.round = round
         self.client = client
         self.hint = hint
+        self.trace = ""
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Whatever a subclass's own __init__ takes: a worker process sends errors to the main one.

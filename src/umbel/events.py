@@ -90,13 +90,16 @@ class AskOpened(RunEvent):
 
 @dataclass(frozen=True, kw_only=True)
 class TaskEnded(RunEvent):
-    """A client's task is over; `reason` says why it failed, None if it did not."""
+    """A client's task is over; `reason` says why it failed, None if it did not. In a simulation `trace` is the
+    traceback of the client's code, of the first that failed for a reason.
+    """
 
     name: ClassVar[str] = "task_ended"
     logged: ClassVar[bool] = False
     ask: int
     task: str
     reason: str | None = None
+    trace: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -97,3 +97,13 @@ class writing:
                 f"{self.path} cannot be written: {error.strerror}",
                 hint="Nothing learned before is lost: make room or mend the folder, then `umbel resume` the run.",
             ) from error
+
+
+def user_folder(variable: str, otherwise: str) -> Path:
+    """The folder `umbel` of this user below what an XDG variable names, or below `otherwise` in the home where it names
+    nothing, or no whole path, which the specification says to ignore.
+
+    Never raises: the home of a user who has none is a folder that does not exist.
+    """
+    named = os.environ.get(variable, "")
+    return (Path(named) if os.path.isabs(named) else Path(os.path.expanduser("~"), otherwise)) / "umbel"

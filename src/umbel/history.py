@@ -48,21 +48,34 @@ class History(Sequence[RoundCommitted]):
         """The newest value of a metric; None where no round has one."""
         return self.series(name)[-1][1] if name in self.names else None
 
+    def metrics(self, round: int | None = None) -> dict[str, float]:
+        """The newest value of every metric, by names such as `test.accuracy`; of one `round`, those that it has."""
+        chosen = [r for r in self if round in (None, r.round)]
+        found = {
+            f"{part}.{name}": value
+            for r in chosen
+            for part in ("train", "evaluate", "test")
+            for name, value in getattr(r, part).items()
+        }
+        return dict(sorted(found.items()))
+
     def plot(self, path: str | Path | None = None, *, title: str | None = None, failed: bool = False) -> Figure:
         """Draw every metric over the rounds, one panel a metric, and write the picture to `path` where one is given.
 
-        Where the run has `failed`, its title says so in red.
+        Where the run has `failed`, its title says so in red. A notebook shows the `Figure` that is a cell's value.
+        Raises `SettingError` where no round has a metric.
         """
         try:
-            from matplotlib.backends.backend_agg import FigureCanvasAgg
-            from matplotlib.figure import Figure
             from matplotlib.ticker import MaxNLocator
+
+            from .figure import Picture
         except ImportError as error:
             raise ImportError('drawing needs matplotlib: pip install "umbel[plot]"') from error
         metrics = sorted({n.partition(".")[2] for n in self.names})
-        rows = max(1, len(metrics))
-        figure = Figure(figsize=(7.5, 0.8 + 2.7 * rows), layout="constrained")
-        FigureCanvasAgg(figure)
+        if not metrics:
+            raise SettingError("there is nothing to draw: no round has a metric")
+        rows = len(metrics)
+        figure = Picture(figsize=(7.5, 0.8 + 2.7 * rows), layout="constrained")
         for number, metric in enumerate(metrics):
             axes = figure.add_subplot(rows, 1, number + 1)
             for part, colour in (("train", "#0072B2"), ("evaluate", "#E69F00"), ("test", "#009E73")):
@@ -76,7 +89,7 @@ class History(Sequence[RoundCommitted]):
             axes.grid(alpha=0.3)
             axes.legend(frameon=False)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        figure.axes[-1].set_xlabel("round") if figure.axes else None
+        figure.axes[-1].set_xlabel("round")
         if title:
             figure.suptitle(f"{title} failed" if failed else title, color="#CC3333" if failed else None)
         if path is not None:

@@ -13,13 +13,14 @@ from typing import Any
 
 from .app import App
 from .ask import Ask, Task, for_client
+from .config import laid_over
 from .coordinator import Admit, Failed, Send
 from .errors import ClientError, ClientId, HandlerFailed, StrategyError
 from .folds import total
 from .node.seeding import generators_kept, seed_generators
 from .node.state import ClientStates
 from .randomness import Key
-from .run import federation_of, plain_config
+from .run import federation_of
 from .sampling import Uniform
 from .update import Like
 
@@ -66,7 +67,7 @@ def preflight(
     The settings are those of `run`. Nothing is written. Raises `HandlerFailed` where the client fails.
     """
     federation = federation_of(app, on)
-    settings = plain_config({**app.config, **(config or {})})
+    settings = laid_over(app.config, config)
     count = rounds or app.rounds
     key = Key.from_seed(seed)
     with generators_kept():
@@ -160,7 +161,9 @@ def _measured(session: Any, id: int, ask: Ask, cohort: tuple[ClientId, ...], rou
 
 def _failed(client: ClientId, event: Failed | None) -> ClientError:
     reason = event.reason if event is not None else "it gave no answer"
-    return HandlerFailed(reason, round=1, client=client)
+    found = HandlerFailed(reason, round=1, client=client)
+    found.trace = event.trace if event is not None else ""
+    return found
 
 
 def _resident(pid: int) -> int:

@@ -15,6 +15,7 @@ from . import encoding, files
 from .app import App
 from .arrays import Arrays
 from .conduct import Conductor
+from .config import laid_over
 from .errors import AppError, CorruptFile, RunFailed, RunInterrupted, SettingError, StorageError, UmbelError
 from .events import Observer, RunEvent, RunStarted
 from .history import History
@@ -52,8 +53,10 @@ class Result:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The newest value of every metric, by names such as `test.accuracy`."""
-        return {name: self.history.series(name)[-1][1] for name in self.history.names}
+        """The newest value of every metric, by names such as `test.accuracy`; where `model` is that of the best round,
+        the metrics of that round.
+        """
+        return self.history.metrics(self.best_round)
 
     @property
     def model_sha256(self) -> str:
@@ -85,7 +88,7 @@ def run(
     """Run an app to its end.
 
     - `on`: the federation, such as `Simulation(clients=100)`; by default the app's own.
-    - `rounds`, `config`: instead of the app's, and over the app's.
+    - `rounds`, `config`: instead of the app's, and over the app's, which has to have such names and kinds of values.
     - `seed`: same seed, same software, same machine: same bits.
     - `init`: a model to begin with: arrays, or a file that `umbel export` or a run's checkpoint made.
     - `folder`: where runs are kept, each in a folder of its own; None to keep nothing on disk.
@@ -103,7 +106,7 @@ def run(
         raise SettingError(f"the seed is a whole number, not {seed!r}")
     if rounds is not None and (isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1):
         raise SettingError(f"rounds is a whole number of at least 1, not {rounds!r}")
-    plain = plain_config({**app.config, **(config or {})})
+    plain = laid_over(app.config, config)
     with generators_kept():
         seed_generators(Key.from_seed(seed).derive("model"))
         model = app.initial_model() if init is None else _initial(app, init)
@@ -305,29 +308,9 @@ def _initial(app: App, init: Arrays | str | Path) -> Arrays:
     return Arrays({n: model[n] for n in wanted}, wanted.roles)
 
 
-def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings as the log gives them back, so that a resumed run sees the same."""
-    try:
-        plain: dict[str, Any] = json.loads(json.dumps(config))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise SettingError(
-            f"the config cannot be kept in the run's log: {error}",
-            hint="Use numbers, text, lists and dictionaries with text as keys.",
-        ) from error
-    if repr(plain) != repr(_listed(config)):
-        raise SettingError("the config has keys that are not text", hint="Write {'1': 0.5} for {1: 0.5}.")
-    return plain
-
-
 def _plain_tree(tree: Any) -> Any:
     """A plain tree as the log gives it back."""
     return json.loads(json.dumps(tree))
-
-
-def _listed(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _listed(v) for k, v in value.items()}
-    return [_listed(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def federation_of(app: App, on: Any) -> Any:

@@ -47,6 +47,18 @@ def test_shares_add_up_to_all_processes() -> None:
     assert "devices" not in told
 
 
+def test_a_run_that_was_resumed_with_other_workers_has_shares_of_both() -> None:
+    rounds = [committed(1, training=4.0, processes=1), committed(2, training=12.0, processes=4)]
+    told = account(record_of(rounds, workers=1))["time"]
+    assert told.startswith("10 s of 1 to 4 processes: training 64%, ")
+    assert told.endswith("waiting and the rest 36%")
+
+
+def test_no_share_is_more_than_the_whole() -> None:
+    told = account(record_of([committed(1, training=15.2, folding=0.0)], workers=2))["time"]
+    assert told == "5.0 s of 2 processes: training 100%, data 0%, folding 0%, waiting and the rest 0%"
+
+
 def test_devices_have_an_account_of_their_own() -> None:
     spent = {"device_seconds": 60.0, "bytes_down": 2000, "bytes_up": 1000, "joules": 1500.0}
     event = RoundCommitted(round=1, asks=1, seconds=5.0, account=spent, clock=7200.0)

@@ -7,7 +7,7 @@ import pytest
 
 import umbel
 from umbel.cli.application import blame, load
-from umbel.errors import AppError
+from umbel.errors import AppError, UmbelError
 
 pytestmark = pytest.mark.usefixtures("folder")
 
@@ -142,3 +142,23 @@ def test_the_deepest_own_line_is_to_blame(folder: Path) -> None:
     outer = AppError("it went wrong")
     outer.__cause__ = caught.value
     assert blame(outer, folder) == "deep.py:6: return int('x')"
+
+
+WRONG = [
+    'FedAvg(cohort="al")', "FedAvg(fold=3)", "FedAvg(window=3)", "FedAvgM(cohort=-1)", "FedProx(mu=-1.0)",
+    "FedAdam(lr=-1.0)", "FedYogi(tau=0)", "FedAdagrad(beta2=2)", "FedAvg(transforms=(3,))", "Window(quorum=-1)",
+    "Window(late=3)", "Uniform(0)", "Fraction(2)", "Poisson(2)", 'Weighted(2, "x")', "Fixed([])", "clip_by_norm(-1)",
+    "top_k(0)", 'EarlyStop("x")', 'EarlyStop("test.x", patience=0)', 'KeepBest("test.x", mode="best")',
+    'Ask(kind="x", clients=1)', "Ask(clients=1, window=3)", "Simulation(0)", "Simulation([])",
+    "optimizers.sgd(lr=-1)", "simulation.devices.Device(speed=-1)",
+    "simulation.devices.Spread(0)", "FedAvg(cohrt=3)", "Window(3, quorm=1)",
+]  # fmt: skip
+"""What is refused when it is made, by dataclasses above all, whose ``__init__`` is in no file."""
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_is_refused_when_it_is_made_is_noted_with_its_line(wrong: str) -> None:
+    name = write("bad.py", f"import umbel\nimport umbel.simulation.devices\n\n\nmade = umbel.{wrong}\n")
+    with pytest.raises(UmbelError) as caught:
+        load(name)
+    assert caught.value.__notes__ == [f"bad.py:5: made = umbel.{wrong}"]

@@ -34,3 +34,13 @@ def test_an_ending_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(capsys.readouterr().out)
     assert found["metrics"] == {"test.loss": pytest.approx(1 / 3)}
     assert (found["run"], found["rounds"], found["server"], found["reason"]) == ("r-1", 3, "h:1", "rounds")
+
+
+def test_of_the_best_model_the_metrics_are_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    ending(best=2).print(True)
+    found = json.loads(capsys.readouterr().out)
+    assert (found["metrics"], found["best_round"]) == ({"test.loss": 0.5}, 2)
+    ending(best=2).print(False)
+    out = capsys.readouterr().out
+    assert "metrics of round 2" in out
+    assert ["test.loss", "0.5"] in [line.split()[:2] for line in out.splitlines()]

@@ -1,14 +1,20 @@
 from __future__ import annotations
 
+import json
 import signal
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import typer
+from typer.main import get_command
 
 from umbel import errors
 from umbel.cli import faults
 from umbel.cli.faults import describe, exit_code, reported, show, stop_signals
+from umbel.cli.program import program
 
 
 def every_error(kind: type[errors.UmbelError] = errors.UmbelError) -> list[type[errors.UmbelError]]:
@@ -120,3 +126,73 @@ def test_a_signal_interrupts_once_and_its_echo_not(number: signal.Signals, monke
 def test_a_warning_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     faults.warn("the app [app.py] has changed")
     assert capsys.readouterr().err == "warning: the app [app.py] has changed\n"
+
+
+def with_json(command: Any = None, *path: str) -> list[tuple[str, ...]]:
+    """All commands that take --json."""
+    command = command or get_command(program)
+    if not hasattr(command, "commands"):
+        return [path] if any("--json" in option.opts for option in command.params) else []
+    return [found for name, below in command.commands.items() for found in with_json(below, *path, name)]
+
+
+FAILING = {
+    ("run",): ("run", "gone.py"),
+    ("resume",): ("resume", "last"),
+    ("runs",): ("runs", "--on", "h:1"),
+    ("logs",): ("logs", "last"),
+    ("nodes", "invite"): ("nodes", "invite"),
+    ("nodes", "ls"): ("nodes", "ls"),
+    ("operators", "add"): ("operators", "add", "ann"),
+    ("operators", "ls"): ("operators", "ls"),
+    ("audit",): ("audit",),
+    ("pack",): ("pack", "gone.py"),
+}
+
+
+@pytest.mark.parametrize("path", with_json(), ids=" ".join)
+def test_what_failed_is_said_as_json(
+    umbel: Callable[..., Any], folder: Path, path: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(folder))
+    for variable in ("UMBEL_HOME", "UMBEL_TOKEN"):
+        monkeypatch.delenv(variable, raising=False)
+    done = umbel(*FAILING[path], "--json")
+    assert done.code == 3
+    (line,) = done.out.splitlines()
+    (found,) = json.loads(line).values()
+    assert found.keys() == {"kind", "message", "hint", "notes", "run", "round", "client", "exit_code"}
+    assert found["kind"] in ("AppError", "SettingError", "JournalMissing")
+    assert found["message"] in done.said
+    assert found["exit_code"] == 3
+    assert umbel(*FAILING[path]).out == ""
+
+
+@pytest.mark.parametrize("path", with_json(), ids=" ".join)
+def test_a_wrong_command_line_is_said_as_json(umbel: Callable[..., Any], path: tuple[str, ...]) -> None:
+    done = umbel(*FAILING[path], "--json", "--frobnicate")
+    assert done.code == 2
+    (found,) = json.loads(done.out).values()
+    assert found["message"] == "No such option: --frobnicate"
+    assert found["exit_code"] == 2
+    assert "Usage: umbel" in done.err
+
+
+def test_of_a_run_that_stopped_the_json_says_which_and_when(
+    umbel: Callable[..., Any], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAILING", "all")
+    done = umbel("run", "app.py", "--clients", 4, "--workers", 0, "--json")
+    found = json.loads(done.out)["error"]
+    assert (found["kind"], found["exit_code"], done.code) == ("RunStopped", 4, 4)
+    assert found["run"].startswith("demo-")
+    assert found["round"] is not None
+    assert "umbel resume" in found["hint"]
+
+
+def test_a_bug_too_is_said_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit), reported(json=True):
+        raise ZeroDivisionError("by zero")
+    found = json.loads(capsys.readouterr().out)["error"]
+    assert (found["kind"], found["exit_code"]) == ("ZeroDivisionError", 1)
+    assert "bug in Umbel" in found["hint"]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -48,6 +49,12 @@ def test_a_run_is_followed_to_its_end(capsys: pytest.CaptureFixture[str]) -> Non
     err = capsys.readouterr().err
     assert "run r-1: FedAvg, 3 clients, 2 rounds, seed 5" in err
     assert "round 2/2  3 clients" in err
+
+
+def test_the_metrics_of_a_run_are_those_of_its_model() -> None:
+    found = follow(Office(STARTED, *ROUNDS, replace(FINISHED, best_round=1)).operator, "r-1", "h:1")
+    assert found.summary["metrics"] == {"train.loss": 1.0}
+    assert found.summary["best_round"] == 1
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

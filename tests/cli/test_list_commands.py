@@ -79,6 +79,7 @@ def test_curves_are_drawn_to_a_file(umbel: Command, trained: dict[str, Any], fol
 
 
 def test_drawing_says_what_it_needs(umbel: Command, trained: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "umbel.figure", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     done = umbel("show", "last", "--plot", "curves.png")
     assert done.code == 3
@@ -137,6 +138,18 @@ def test_the_best_model_is_exported_where_the_app_keeps_it(umbel: Command, folde
     summary = umbel("run", "best.py", "--clients", 4, "--rounds", 6, "--json").summary
     umbel("export", "last", "model")
     assert hashlib.sha256((folder / "model").read_bytes()).hexdigest() == summary["model_sha256"]
+    best = summary["best_round"]
+    assert best is not None
+    log = [json.loads(line) for line in Path(summary["folder"], "events.jsonl").read_text().splitlines()]
+    (round,) = (event for event in log if event["event"] == "round_committed" and event["round"] == best)
+    assert summary["metrics"]["train.loss"] == round["train"]["loss"]
+    assert json.loads((Path(summary["folder"]) / "summary.json").read_text())["metrics"] == summary["metrics"]
+    (row,) = json.loads(umbel("runs", "--json").out)
+    assert (row["metrics"], row["best_round"]) == (summary["metrics"], best)
+    assert f"(round {best})" in umbel("runs").out
+    assert f"of round {best}, the best" in umbel("show", "last").out
+    again = umbel("resume", "last", "--json").summary
+    assert (again["metrics"], again["best_round"]) == (summary["metrics"], best)
 
 
 def test_a_damaged_checkpoint_is_not_exported(umbel: Command, trained: dict[str, Any]) -> None:
@@ -146,3 +159,16 @@ def test_a_damaged_checkpoint_is_not_exported(umbel: Command, trained: dict[str,
     assert done.code == 5
     assert "round-0006.safetensors" in done.said
     assert not Path("model").exists()
+
+
+def test_of_a_run_without_rounds_there_is_nothing_to_draw(
+    umbel: Command, folder: Path, written: Callable[..., Path]
+) -> None:
+    pytest.importorskip("matplotlib")
+    written(Path("umbel-runs"), id="none-20260101-000000-aa", rounds=0)
+    done = umbel("show", "none", "--plot", "curves.png")
+    assert done.code == 3
+    assert "drawn" not in done.out
+    assert "there is nothing to draw: no round has a metric (run none-20260101-000000-aa)" in done.said
+    assert "0 of 3 rounds" in done.out
+    assert not Path("curves.png").exists()

@@ -136,3 +136,19 @@ def test_an_invitation_by_approval_has_no_secret(umbel: Command, office: Office)
     assert str(JoinText.parse(LINE).token.id) not in done.out
     assert office.calls == []
     assert "--approval" in umbel("nodes", "invite", "--approval", "--name", "ward", "--on", "h:1").err
+
+
+def test_names_in_brackets_are_printed_as_they_are(
+    umbel: Command, office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "[red]ward[/]"
+    node = {**NODE, "name": name, "clients": [name], "seen_at": 5.0, "connected": False}
+    monkeypatch.setitem(ANSWERS, "nodes.list", {"nodes": [node]})
+    monkeypatch.setitem(ANSWERS, "nodes.revoke", {"node": NODE["id"], "name": name})
+    monkeypatch.setitem(ANSWERS, "operators.list", {"operators": [{"name": name, "role": "run", "used_at": None}]})
+    record = {"number": 1, "at": 0.0, "who": name, "did": name, "what": {name: name}}
+    monkeypatch.setitem(ANSWERS, "audit.list", {"records": [record]})
+    assert umbel("nodes", "ls", "--on", "h:1", "--token", LINE).out.count(name) == 2
+    assert name in umbel("nodes", "revoke", name, "--on", "h:1", "--token", LINE).out
+    assert name in umbel("operators", "ls", "--on", "h:1", "--token", LINE).out
+    assert umbel("audit", "--on", "h:1", "--token", LINE).out.count(name) == 4

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,13 @@ def test_a_page_tells_the_facts(tmp_path: Path, written: Written) -> None:
         "model sha256 0123456789ab, of round 2, the best",
     ):
         assert fact.split() in lines
+
+
+def test_a_page_has_the_metrics_of_the_best_model(tmp_path: Path, written: Written) -> None:
+    end = RunFinished(run="", rounds=3, reason="rounds", best_round=2, model_sha256="0123456789abcdef")
+    text = " ".join(shown(written(tmp_path, ends=[end])).split())
+    assert "metrics of round 2: test.accuracy 0.6, evaluate.accuracy 0.55, evaluate.loss 2, train.loss 1.5" in text
+    assert "of round" not in shown(written(tmp_path / "x", ends=[replace(end, best_round=None)]))
 
 
 def test_rounds_stand_in_a_table_with_who_is_missing(tmp_path: Path, written: Written) -> None:

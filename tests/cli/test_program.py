@@ -3,14 +3,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.conftest import PATIENCE
+from typer.main import get_command
 
 from umbel import __version__
+from umbel.cli.program import program
 
 SOURCE = Path(__file__).parents[2] / "src"
 COMMANDS = ("new", "run", "resume", "runs", "show", "logs", "export", "stop", "pull")
@@ -83,3 +85,26 @@ def test_the_overview_loads_neither_rich_nor_a_framework() -> None:
 
 def test_the_module_runs_as_a_program() -> None:
     assert python("-m", "umbel.cli", "--version").stdout == f"umbel {__version__}\n"
+
+
+def pages(command: Any, *path: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """All commands with their names, groups too."""
+    yield path, command
+    for name, below in getattr(command, "commands", {}).items():
+        yield from pages(below, *path, name)
+
+
+@pytest.mark.parametrize("path", [path for path, _ in pages(get_command(program))], ids=" ".join)
+def test_help_says_every_word_that_was_written(
+    umbel: Command, path: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    command = dict(pages(get_command(program)))[path]
+    shown = " ".join(umbel(*path, "--help").out.split())
+    for text in (command.help, *(getattr(option, "help", None) for option in command.params)):
+        for line in (text or "").splitlines():
+            assert " ".join(line.split()).replace("\\[", "[") in shown
+
+
+def test_help_names_what_pictures_need(umbel: Command) -> None:
+    assert "(needs umbel[plot])" in " ".join(umbel("show", "--help").out.split())

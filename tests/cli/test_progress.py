@@ -164,6 +164,13 @@ def test_asks_that_are_open_at_once_are_counted_together() -> None:
     assert (watch.asked, watch.done, watch.kind) == (3, 3, "evaluate")
 
 
+def test_late_tasks_are_not_among_those_that_are_asked_now() -> None:
+    late = [TaskEnded(ask=0, task=f"0.{client}") for client in (7, 8)]
+    failed = TaskEnded(ask=0, task="0.9", reason="gone")
+    watch = watched([RoundStarted(round=1, rounds=2), *asked(1, 0, 2), *late, failed, *asked(1, 1, 2), *late, failed])
+    assert (watch.asked, watch.done, watch.failed) == (2, 2, 0)
+
+
 def test_a_resumed_run_counts_on() -> None:
     watch = watched([RunResumed(run="app-1", round=2, rounds=9)])
     assert (watch.committed, watch.rounds) == (2, 9)

@@ -27,7 +27,7 @@ EVENTS: list[RunEvent] = [
 ]
 ROW = {
     "run": "demo-1", "name": "demo", "owner": "ann", "status": "finished", "created_at": 100.0, "ended_at": 200.0,
-    "rounds": 1, "asked": 1, "metrics": {"train.loss": 0.5},
+    "rounds": 1, "asked": 1, "metrics": {"train.loss": 0.5}, "best_round": None,
 }  # fmt: skip
 
 

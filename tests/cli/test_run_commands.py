@@ -255,3 +255,28 @@ def test_a_stopped_run_resumes_to_the_same_model(
     assert resumed.summary["rounds"] == 5
     whole = umbel("run", "pausing.py", "--clients", 4, "--seed", 8, "--folder", "whole", "--json")
     assert resumed.summary["model_sha256"] == whole.summary["model_sha256"]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_debug_shows_what_clients_raised(
+    umbel: Command, folder: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAILING", "all")
+    command = ("run", "app.py", "--clients", 4, "--rounds", 3, "--workers", workers)
+    done = umbel(*command, "--debug")
+    assert done.err.count('raise ValueError("its disk is gone")') == 1
+    assert "in train" in done.err
+    assert "Traceback" not in umbel(*command).err
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_debug_shows_where_an_error_that_ends_the_run_arose(umbel: Command, folder: Path, workers: int) -> None:
+    text = (folder / "app.py").read_text()
+    (folder / "app.py").write_text(text.replace("    goal = ", "    umbel.Window(quorum=-1)\n    goal = "))
+    command = ("run", "app.py", "--clients", 4, "--workers", workers)
+    done = umbel(*command, "--debug")
+    assert done.code == 3
+    assert "    umbel.Window(quorum=-1)" in done.err.split("╭")[0]
+    line = text[: text.index("    goal = ")].count("\n") + 1
+    assert f"app.py:{line}: umbel.Window(quorum=-1)" in done.err.split("╭")[1]
+    assert "Traceback" not in umbel(*command).err

@@ -1,11 +1,18 @@
 from __future__ import annotations
 
+import io
 import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.table import Table
 
+from umbel.cli.progress import progress
 from umbel.cli.terminal import ago, duration, in_order, main_metrics, number, plain, plural, sparkline, stderr, stdout
 
 
@@ -75,5 +82,74 @@ def test_any_values_have_a_sparkline(values: list[float], width: int) -> None:
 def test_pipes_are_wide(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
     assert stdout().width == stderr().width == 120
-    stdout().print("[bold]brackets are text only in Text")
-    assert capsys.readouterr().out == "brackets are text only in Text\n"
+    stdout().print("[bold]brackets are text")
+    assert capsys.readouterr().out == "[bold]brackets are text\n"
+
+
+TRICKY = "[red]x[/] [/y]"
+"""What rich would take for its own markup: it would be eaten, or end the program."""
+
+
+@pytest.mark.parametrize("console", [stdout, stderr])
+def test_what_stands_in_brackets_is_printed_as_it_is(
+    capsys: pytest.CaptureFixture[str], console: Callable[[], Any]
+) -> None:
+    table = Table(TRICKY)
+    table.add_row(TRICKY)  # str, not Text
+    console().print(TRICKY)
+    console().print(table)
+    printed = capsys.readouterr()
+    assert (printed.out + printed.err).count(TRICKY) == 3
+
+
+APP = f"""
+import umbel
+client = umbel.Client()
+
+@client.train
+def train(model, data, ctx):
+    if ctx.client == 1:
+        raise ValueError({TRICKY!r})
+    return umbel.Update({{"w": model["w"] + 1}}, weight=1, metrics={{{TRICKY!r}: 1.0}})
+
+app = umbel.App(
+    client, model={{"w": [0.0]}}, strategy=umbel.FedAvg(cohort=4), rounds=2, config={{"name": {TRICKY!r}}}
+)
+"""
+
+
+def test_no_command_eats_brackets(umbel: Callable[..., Any], folder: Path) -> None:
+    (folder / "app.py").write_text(APP)
+    done = umbel("run", "app.py", "--clients", 4, "--workers", 0)
+    assert done.code == 0
+    assert f"train.{TRICKY} 1" in done.err
+    assert f"ValueError: {TRICKY}" in done.err
+    assert f"train.{TRICKY}" in done.out
+    page = umbel("show", "last").out
+    assert f"name={TRICKY}" in page
+    assert page.count(TRICKY) >= 4  # the setting, the column, the chart, the failure
+    assert f"ValueError: {TRICKY}" in umbel("logs", "last").out
+    next(Path("umbel-runs").iterdir()).rename("umbel-runs/[red]app[y]")
+    assert "[red]app[y]" in umbel("runs").out
+    for command in (("show", TRICKY), ("export", TRICKY, "m.safetensors"), ("run", f"{TRICKY}.py")):
+        assert TRICKY in umbel(*command).said
+
+
+def test_nor_does_live_progress(umbel: Callable[..., Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    from umbel.events import RoundCommitted, RoundStarted, RunStarted, Warned
+
+    screen = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", screen)
+    with progress(stderr()) as observer:
+        observer(RunStarted(run=TRICKY, format=1, seed=0, rounds=1, clients=1, strategy="FedAvg"))
+        observer(RoundStarted(round=1, rounds=1))
+        observer(Warned(round=1, text=f"warned {TRICKY}", client=TRICKY))
+        observer(RoundCommitted(round=1, asks=1, train={TRICKY: 1.0}))
+    shown = screen.getvalue()
+    for text in (f"run {TRICKY}", f"client {TRICKY}: warned {TRICKY}", f"train.{TRICKY}"):
+        assert text in shown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 from contextlib import asynccontextmanager
@@ -213,6 +214,30 @@ async def test_a_failure_of_the_client_is_told(tmp_path):
         failed = await b.done(b.ask(1, "query:fail"), attempt=2)
         assert failed.reason.startswith("its query:fail handler raised RuntimeError: it broke")
         assert (failed.task, failed.attempt, failed.retry) == ("1.0", 2, False)
+
+
+@on_loop
+async def test_a_traceback_stays_on_the_node(tmp_path):
+    noted = []
+    handler = logging.Handler()
+    handler.emit = noted.append
+    logger = logging.getLogger("umbel.node")
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    try:
+        async with bench(tmp_path) as b:
+            await b.ready()
+            failed = await b.done(b.ask(1, "query:fail"))
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(logging.NOTSET)
+    assert "Traceback" not in repr(failed)
+    assert "raise RuntimeError" not in repr(failed)
+    assert "Traceback" not in b.children.log_of("r").read_text()  # its end is told where a process dies
+    (record,) = [record for record in noted if "failed" in record.getMessage()]
+    assert record.levelno == logging.DEBUG  # printed with --debug only
+    for said in ("run r, task 1.0 failed:", "Traceback (most recent call last)", "raise RuntimeError"):
+        assert said in record.getMessage()
 
 
 @on_loop

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+from dataclasses import make_dataclass
 
 import numpy as np
 import pytest
@@ -458,3 +460,32 @@ def test_after_a_restart_a_late_task_gives_the_same_bits(states):
     again.executor.open(id, load_ask(saved), 6, 2, transform.send(transform.init(MODEL.schema)))
     assert outcome(again, id) == outcome(bench, id)
     assert isinstance(again.run(id, 2), Finished)
+
+
+# Where it failed
+
+
+Made = make_dataclass("Made", [("size", int)], namespace={"__post_init__": lambda self: json.loads("{")})
+
+
+def test_a_failure_names_the_deepest_line_of_the_clients_own_code(states):
+    for handler in (
+        lambda model, data, ctx: np.ones(2).reshape(3),
+        lambda model, data, ctx: json.loads("{"),
+        lambda model, data, ctx: Made(),
+    ):
+        bench = Bench(states, train=handler)
+        event = bench.run(bench.open(), 0)
+        assert event.reason.endswith(f"(test_executor.py:{handler.__code__.co_firstlineno})")
+        assert event.trace.startswith("Traceback")
+
+
+def test_a_traceback_is_kept_once_for_a_reason_and_not_for_all(states):
+    def train(model, data, ctx):
+        raise ValueError(f"no data {0 if ctx.client < 3 else ctx.client}")
+
+    bench = Bench(states, train=train)
+    id = bench.open()
+    traces = [bench.run(id, client).trace for client in range(30)]
+    assert [bool(trace) for trace in traces] == [True, False, False, *[True] * 9, *[False] * 18]
+    assert 'raise ValueError(f"no data' in traces[0]

@@ -94,5 +94,14 @@ def test_a_damaged_file_is_named(home: Path, tmp_path: Path) -> None:
 
 
 def test_without_a_variable_files_are_in_the_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("UMBEL_HOME", raising=False)
+    for variable in ("UMBEL_HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(variable, raising=False)
     assert credentials.home() == Path.home() / ".config" / "umbel"
+
+
+def test_files_follow_the_variable_of_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("UMBEL_HOME", raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    credentials.author_key()
+    keep(Credentials("a:1", line()))
+    assert sorted(path.name for path in (tmp_path / "umbel").iterdir()) == ["author.key", "servers.json"]

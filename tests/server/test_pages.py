@@ -150,6 +150,17 @@ def test_the_page_of_an_empty_server():
     assert "the disk is full" in html(facts_with(problem="the disk is full"))
 
 
+@pytest.mark.parametrize("failed", [1, 2, 7])
+def test_not_all_is_well_over_a_failed_run(failed):
+    runs = tuple(RunFacts(id=f"<r{number}>", name="x", status="failed") for number in range(failed))
+    words = " ".join(Reader(html(facts_with(runs=(*RUNS, *runs)))).words)
+    assert "All is well" not in words
+    assert "The server is well." in words
+    named = ", ".join(run.id for run in runs[:5]) + (", ..." if failed > 5 else "")
+    assert f"{failed} run{'s' * (failed > 1)} failed: {named}" in words
+    assert get(Known(runs=runs), "/health").status_code == 200  # it is the server's
+
+
 def test_whatever_things_are_called_it_is_only_text():
     node = NodeFacts(id=NASTY, name=NASTY, status=NASTY)
     run = RunFacts(id=NASTY, name="$server", status=NASTY, owner=NASTY)

@@ -17,10 +17,11 @@ def log(store: MemoryStore, *events: dict[str, Any]) -> None:
 def test_a_run_is_summed_up_as_it_goes_on() -> None:
     store = MemoryStore()
     summaries = Summaries(store)
-    assert summaries.of("r") == {"rounds": 0, "asked": 0, "metrics": {}}
+    assert summaries.of("r") == {"rounds": 0, "asked": 0, "metrics": {}, "best_round": None}
     log(store, {"event": "run_started", "rounds": 2}, {"event": "ask_closed"})
     log(store, {"event": "round_committed", "round": 1, "train": {"loss": 3.0}, "test": {"loss": float("inf")}})
-    assert summaries.of("r") == {"rounds": 1, "asked": 2, "metrics": {"train.loss": 3.0, "test.loss": None}}
+    assert summaries.of("r")["metrics"] == {"train.loss": 3.0, "test.loss": None}
+    assert (summaries.of("r")["rounds"], summaries.of("r")["asked"]) == (1, 2)
     log(store, {"event": "run_resumed", "rounds": 5}, {"event": "round_committed", "round": 2, "train": {"loss": 2.0}})
     found = summaries.of("r")
     assert (found["rounds"], found["asked"], found["metrics"]["train.loss"]) == (2, 5, 2.0)
@@ -33,4 +34,20 @@ def test_events_that_make_no_sense_are_passed_over():
     for number, body in enumerate(bodies, 1):
         store.put("events", {"run": "r", "number": number, "at": 0.0, "body": body})
     store.commit()
-    assert Summaries(store).of("r") == {"rounds": 1, "asked": 1, "metrics": {}}
+    assert Summaries(store).of("r") == {"rounds": 1, "asked": 1, "metrics": {}, "best_round": None}
+
+
+def test_a_run_that_keeps_its_best_model_has_the_metrics_of_that() -> None:
+    store = MemoryStore()
+    log(store, {"event": "run_started", "rounds": 3})
+    for r, accuracy in ((1, 0.5), (2, 0.9), (3, 0.7)):
+        log(store, {"event": "round_committed", "round": r, "train": {"loss": 1 / r}, "test": {"accuracy": accuracy}})
+    summaries = Summaries(store)
+    assert summaries.of("r")["metrics"]["test.accuracy"] == 0.7
+    log(store, {"event": "run_finished", "best_round": 2})
+    for known in (summaries, Summaries(store)):
+        found = known.of("r")
+        assert (found["metrics"], found["best_round"]) == ({"train.loss": 0.5, "test.accuracy": 0.9}, 2)
+    log(store, {"event": "run_resumed", "rounds": 4}, {"event": "round_committed", "round": 4, "train": {"loss": 0.1}})
+    found = summaries.of("r")
+    assert (found["metrics"], found["best_round"]) == ({"train.loss": 0.1, "test.accuracy": 0.7}, None)

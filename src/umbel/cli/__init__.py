@@ -14,6 +14,9 @@ Exit codes:
  130  stopped by Ctrl-C; `umbel resume` goes on
  143  stopped by SIGTERM; `umbel resume` goes on
 ====  ==================================================================================================================
+
+With ``--json`` a command that fails prints, besides, one line of JSON on stdout: an object ``error`` with ``kind``,
+``message``, ``hint``, ``notes``, ``run``, ``round``, ``client`` and ``exit_code``.
 """
 
 from __future__ import annotations
@@ -31,5 +34,5 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without Unicode gets question marks, not a crash
-    with reported(exits=sys.exit):
+    with reported(json="--json" in sys.argv, exits=sys.exit):
         program(prog_name="umbel")

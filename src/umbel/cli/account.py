@@ -16,8 +16,8 @@ def account(record: Record) -> dict[str, str]:
     rounds = record.log.rounds
     if not rounds:
         return {}
-    workers = int(record.log.started.federation.get("workers", 0))
-    lines = {"time": _shares(rounds, max(1, workers), record.seconds)}
+    workers = max(1, int(record.log.started.federation.get("workers", 0)))
+    lines = {"time": _shares(rounds, workers, record.seconds)}
     hits, loads = _sum(rounds, "data_hits"), _sum(rounds, "data_loads")
     if hits + loads:
         kept = hits / (hits + loads)
@@ -28,10 +28,13 @@ def account(record: Record) -> dict[str, str]:
 
 
 def _shares(rounds: Iterable[RoundCommitted], workers: int, seconds: float) -> str:
-    whole = workers * seconds
+    rounds = list(rounds)
+    counts = [int(event.account.get("processes", workers)) for event in rounds]  # a run may be resumed on others
     spent = {part: _sum(rounds, part) for part in PARTS}
-    spent["waiting and the rest"] = max(0.0, whole - sum(spent.values()))
-    where = processes(workers)
+    whole = max(sum(n * event.seconds for n, event in zip(counts, rounds, strict=True)), sum(spent.values()))
+    spent["waiting and the rest"] = whole - sum(spent.values())
+    few, many = min(counts), max(counts)
+    where = processes(many) if few == many else f"{few} to {processes(many)}"
     shares = ", ".join(f"{part} {value / whole:.0%}" for part, value in spent.items()) if whole else "none"
     return f"{duration(seconds)} of {where}: {shares}"
 

@@ -6,20 +6,18 @@ import hashlib
 import importlib.util
 import re
 import sys
-import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from .. import errors
 from ..app import App
+from ..blame import is_own, own_frame
 from ..client import Client
 from ..errors import AppError, UmbelError
 
 PLAIN_STEMS = ("app", "main")
 LONGEST_TITLE = 32
-PACKAGE = Path(errors.__file__).resolve().parent
 
 
 @dataclass(frozen=True)
@@ -67,25 +65,18 @@ def file_of(reference: str) -> Path | None:
 
 def blame(error: BaseException, folder: Path) -> str | None:
     """Where in the user's own code an error arose, such as ``client.py:12: loss = 1 / 0``; None if nowhere."""
-    if isinstance(error, SyntaxError) and error.filename and _is_own(error.filename, folder):
+    if isinstance(error, SyntaxError) and error.filename and is_own(error.filename, folder):
         return f"{Path(error.filename).name}:{error.lineno}: {(error.text or '').strip()}".rstrip(": ")
     if error.__cause__ is not None and (deeper := blame(error.__cause__, folder)):
         return deeper
-    own = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_own(frame.filename, folder)]
-    return f"{Path(own[-1].filename).name}:{own[-1].lineno}: {own[-1].line or ''}".rstrip(": ") if own else None
+    own = own_frame(error, folder)
+    return None if own is None else f"{Path(own.filename).name}:{own.lineno}: {own.line or ''}".rstrip(": ")
 
 
 def note_place(error: UmbelError, folder: Path) -> None:
     """Note on an error where in the user's own code it arose."""
     if not getattr(error, "__notes__", None) and (place := blame(error, folder)):
         error.add_note(place)
-
-
-def _is_own(filename: str, folder: Path) -> bool:
-    path = Path(filename).resolve()
-    if path.is_relative_to(PACKAGE) or {"site-packages", "dist-packages"} & set(path.parts):
-        return False
-    return path.is_relative_to(folder)
 
 
 def _file(reference: str) -> tuple[Path, str | None]:

@@ -119,6 +119,7 @@ def node(
                 policy=policy,
                 ask=ask,
                 insecure=insecure,
+                debug=debug,
             )
         )
 
@@ -141,7 +142,7 @@ def invite_node(
     debug: Debug = False,
 ) -> None:
     """Make an invitation, good for one node."""
-    with reported(debug):
+    with reported(debug, json):
         from .office_commands import invite
 
         invite(on, token, dir, name=name, hours=hours, approval=approval, json=json)
@@ -152,7 +153,7 @@ def list_nodes(
     on: At = None, token: Token = None, dir: Home = SERVER, json: TableJson = False, debug: Debug = False
 ) -> None:
     """List the nodes and their clients."""
-    with reported(debug):
+    with reported(debug, json):
         from .office_commands import list_nodes
 
         list_nodes(on, token, dir, json=json)
@@ -200,7 +201,7 @@ def add_operator(
     debug: Debug = False,
 ) -> None:
     """Let somebody use the server, and print their token."""
-    with reported(debug):
+    with reported(debug, json):
         from .office_commands import add_operator
 
         add_operator(on, token, dir, name=name, role=role, json=json)
@@ -211,7 +212,7 @@ def list_operators(
     on: At = None, token: Token = None, dir: Home = SERVER, json: TableJson = False, debug: Debug = False
 ) -> None:
     """List who may use the server."""
-    with reported(debug):
+    with reported(debug, json):
         from .office_commands import list_operators
 
         list_operators(on, token, dir, json=json)
@@ -249,7 +250,7 @@ def audit(
     debug: Debug = False,
 ) -> None:
     """Print who did what on a server."""
-    with reported(debug):
+    with reported(debug, json):
         from .office_commands import audit
 
         audit(on, token, dir, count=count, json=json)
@@ -264,7 +265,7 @@ def pack(
     debug: Debug = False,
 ) -> None:
     """Make two archives: of the client, which nodes run, and of the app."""
-    with reported(debug):
+    with reported(debug, json):
         from .archive_commands import pack
 
         pack(app, to, json=json)

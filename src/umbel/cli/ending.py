@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -38,7 +38,8 @@ class Ending:
         return {
             "run": self.run,
             "rounds": len(self.history),
-            "metrics": plain({name: self.history.series(name)[-1][1] for name in self.history.names}),
+            "metrics": plain(self.history.metrics(self.best_round)),
+            "best_round": self.best_round,
             "seconds": self.seconds,
             "model_sha256": self.model_sha256,
             **self.place,
@@ -64,15 +65,18 @@ class Ending:
             facts.add_row(name, Text(value, overflow="fold"))
         for name, command in self.commands.items():
             facts.add_row(name, Text(shlex.join(command), style="cyan", overflow="fold"))
-        stdout().print(Padding(Group(head, Text(), _metrics(self.history), Text(), facts), (1, 1), expand=False))
+        stdout().print(Padding(Group(head, Text(), *self._metrics(), Text(), facts), (1, 1), expand=False))
 
-
-def _metrics(history: History) -> Table:
-    table = Table.grid(padding=(0, 2))
-    table.add_column()
-    table.add_column(justify="right")
-    for name in in_order(history.names):
-        values = [value for _, value in history.series(name)]
-        course = Text(sparkline(values) if len(values) > 1 else "", style=COLOURS[name.partition(".")[0]])
-        table.add_row(name, Text(number(values[-1]), style="bold"), course)
-    return table
+    def _metrics(self) -> Iterator[RenderableType]:
+        """The metrics of the model that the run ends with, each with its course over all rounds."""
+        if self.best_round is not None:
+            yield Text(f"metrics of round {self.best_round}", style="dim")
+        table = Table.grid(padding=(0, 2))
+        table.add_column()
+        table.add_column(justify="right")
+        metrics = self.history.metrics(self.best_round)
+        for name in in_order(metrics):
+            values = [value for _, value in self.history.series(name)]
+            course = Text(sparkline(values) if len(values) > 1 else "", style=COLOURS[name.partition(".")[0]])
+            table.add_row(name, Text(number(metrics[name]), style="bold"), course)
+        yield table

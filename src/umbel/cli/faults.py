@@ -1,8 +1,17 @@
-"""Errors as the shell sees them: one panel on stderr and a documented exit code."""
+"""Errors as the shell sees them: one panel on stderr, a documented exit code, and, with `--json`, an object on stdout
+that says the same.
+
+::
+
+    {"error": {"kind": "SettingError", "message": "there is no setting 'lrr'", "hint": "Did you mean lr? ...",
+               "notes": [], "run": null, "round": null, "client": null, "exit_code": 3}}
+"""
 
 from __future__ import annotations
 
+import json as jsons
 import signal
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,6 +41,8 @@ TITLES: tuple[tuple[type[UmbelError], str], ...] = (
     (errors.Refused, "The server says no"),
     (errors.PeerError, "The server"),
 )
+UsageError: Any = typer.BadParameter.__base__
+"""What typer raises for a wrong command line, wherever this release of it keeps that."""
 BUG = "This is a bug in Umbel: please report it with what --debug shows and the command that you typed."
 PANEL_WIDTH = 88
 INTERRUPTED = 128 + signal.SIGINT
@@ -54,16 +65,22 @@ def exit_code(error: BaseException) -> int:
 
 
 @contextmanager
-def reported(debug: bool = False, exits: Callable[[int], NoReturn] | None = None) -> Iterator[None]:
-    """Turn what is raised inside into a panel and an exit; `debug` prints the traceback before it."""
+def reported(debug: bool = False, json: bool = False, exits: Callable[[int], NoReturn] | None = None) -> Iterator[None]:
+    """Turn what is raised inside into a panel and an exit; `debug` prints the traceback before it, `json` the error as
+    an object on stdout after it.
+    """
     try:
         yield
     except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
         raise
     except (Exception, KeyboardInterrupt) as error:
         if debug:
+            if trace := getattr(error, "trace", ""):
+                print(f"In a worker process:\n{trace}", file=sys.stderr)
             traceback.print_exception(error)
         show(error)
+        if json:
+            print_json(error)
         if exits is not None:
             exits(exit_code(error))
         raise typer.Exit(exit_code(error)) from None
@@ -90,6 +107,21 @@ def show(error: BaseException) -> None:
     console.print(
         Panel(Group(*parts), title=title, title_align="left", border_style=style, padding=(0, 1), width=width)
     )
+
+
+def print_json(error: BaseException) -> None:
+    """Print an error as one line of JSON on stdout."""
+    usage = isinstance(error, UsageError)
+    message, hint = (error.format_message(), None) if usage else describe(error)[1:]  # type: ignore[attr-defined]
+    found = {
+        "kind": type(error).__name__,
+        "message": error.message if isinstance(error, UmbelError) else message,
+        "hint": hint,
+        "notes": list(getattr(error, "__notes__", ())),
+        **{name: getattr(error, name, None) for name in ("run", "round", "client")},
+        "exit_code": 2 if usage else exit_code(error),
+    }
+    print(jsons.dumps({"error": found}), flush=True)
 
 
 def describe(error: BaseException) -> tuple[str, str, str | None]:

@@ -32,8 +32,8 @@ def runs(folder: Path, *, json: bool) -> None:
 
 
 def print_runs(rows: list[dict[str, Any]], *, json: bool, nothing: str) -> None:
-    """Print a table of runs, each with `run`, `app`, `rounds`, `asked`, `state`, `metrics` and `began`; `nothing` where
-    there are none.
+    """Print a table of runs, each with `run`, `app`, `rounds`, `asked`, `state`, `metrics`, `best_round` and `began`;
+    `nothing` where there are none.
     """
     console = stdout()
     if json:
@@ -50,7 +50,9 @@ def show(reference: str, folder: Path, plot: Path | None) -> None:
 
 
 def show_record(record: Record, plot: Path | None) -> None:
-    """Print the page of a record, and draw its curves to a file where one is given."""
+    """Print the page of a record, and draw its curves to a file where one is given. Raises `SettingError` where there
+    are none to draw.
+    """
     console = stdout()
     console.print(page(record, console.width))
     if plot is not None:
@@ -88,7 +90,7 @@ def _row(record: Record) -> dict[str, Any]:
         log = record.log
     except CorruptFile:
         nothing: dict[str, Any] = {"app": "", "rounds": 0, "asked": 0, "state": "damaged", "metrics": {}}
-        return {"run": record.id, **nothing, "began": started}
+        return {"run": record.id, **nothing, "best_round": None, "began": started}
     history = History(log.rounds)
     path = log.started.app.get("path")
     return {
@@ -97,7 +99,8 @@ def _row(record: Record) -> dict[str, Any]:
         "rounds": len(history),
         "asked": record.rounds_asked,
         "state": record.state,
-        "metrics": plain({name: history.series(name)[-1][1] for name in history.names}),
+        "metrics": plain(history.metrics(record.best_round)),
+        "best_round": record.best_round,
         "began": started,
     }
 
@@ -110,7 +113,8 @@ def _table(rows: list[dict[str, Any]], wide: bool) -> Table:
     table.columns[0].min_width = max(len(row["run"]) for row in rows)
     for row in rows:
         metrics = {name: float("nan") if value is None else value for name, value in row["metrics"].items()}
-        shown = [f"{name} {number(value)}" for name, value in (main_metrics(metrics).items() if metrics else ())]
+        of = "" if row["best_round"] is None else f" (round {row['best_round']})"
+        shown = [f"{name} {number(value)}{of}" for name, value in (main_metrics(metrics).items() if metrics else ())]
         state = Text(row["state"], style=STATES.get(row["state"], "red"))
         where = ["/".join(Path(row["app"]).parts[-2:])] if wide else []
         began = ago((now - datetime.fromisoformat(row["began"])).total_seconds())
@@ -124,6 +128,8 @@ def _plot(record: Record, file: Path) -> None:
         History(record.log.rounds).plot(file, title=record.id, failed=record.state == "failed")
     except ImportError as error:
         raise CallerError(str(error)) from error
+    except SettingError as error:
+        raise error.located(run=record.id) from None
     except ValueError as error:
         raise SettingError(f"{file} cannot be drawn: {error}", hint="Name a .png, .svg or .pdf file.") from error
     except OSError as error:

@@ -63,6 +63,7 @@ class NodeOrder:
     policy: Path | None = None
     ask: bool = False
     insecure: bool = False
+    debug: bool = False
 
     @property
     def called(self) -> str:
@@ -84,7 +85,7 @@ def run(order: NodeOrder) -> None:
         settings = node_settings(order)
         if not (order.allow or order.policy or _asks(order)):
             warn("nobody's code is allowed here yet: add --allow any, --allow with an author's key, or --ask")
-        log_to_stderr()
+        log_to_stderr(order.debug)
         hosted = f"{plural(len(settings.clients), 'client')}: {', '.join(settings.clients)}"
         stderr().print(Text(f"node {settings.name} for {canonical(order.server)}, {hosted}"))
         asyncio.run(_until_stopped(settings))
@@ -113,7 +114,7 @@ def _relay(order: NodeOrder) -> None:
         await run_relay(settings, _stopping(), announce)
 
     settings = relay_settings(order)
-    log_to_stderr()
+    log_to_stderr(order.debug)
     stderr().print(Text(f"relay {settings.name} for {canonical(order.server)}"))
     asyncio.run(until_stopped())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,13 +11,25 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import SettingError
+from .faults import UsageError, print_json
 
 RUNS = Path("umbel-runs")
 SERVER = Path("umbel-server")
 
 
 class Commands(TyperGroup):
-    """All commands. Their overview is plain text: loading rich to draw it would take longer than all else."""
+    """All commands. Their overview is plain text: loading rich to draw it would take longer than all else. A wrong
+    command line, too, is said as JSON where that was asked for.
+    """
+
+    def invoke(self, ctx: Any) -> Any:
+        """Do the command that the context names."""
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            if ctx.parent is None and "--json" in sys.argv and isinstance(error, UsageError):
+                print_json(error)
+            raise
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the overview into `formatter`."""
@@ -49,9 +62,11 @@ Workers = Annotated[
 Rounds = Annotated[
     int | None, typer.Option("--rounds", metavar="N", min=1, help="How many rounds; the app's by default.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON, the last of stdout.")]
-TableJson = Annotated[bool, typer.Option("--json", help="Print the table as one line of JSON.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print the result, or the error, as one line of JSON, the last of stdout.")
+]
+TableJson = Annotated[bool, typer.Option("--json", help="Print the table, or the error, as one line of JSON.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error, of clients' code too.")]
 On = Annotated[str | None, typer.Option("--on", metavar="HOST:PORT", help="A server: instead of this machine.")]
 At = Annotated[
     str | None, typer.Option("--on", metavar="HOST:PORT", help="The server; by default that of --dir, on this machine.")

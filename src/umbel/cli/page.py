@@ -64,8 +64,12 @@ def _facts(record: Record) -> Table:
         **account(record),
     }
     if finished is not None and record.state != "unfinished":
-        best = "" if finished.best_round is None else f", of round {finished.best_round}, the best"
+        best = "" if record.best_round is None else f", of round {record.best_round}, the best"
         facts["model"] = f"sha256 {finished.model_sha256[:12]}{best}"
+        if record.best_round is not None:
+            found = History(record.log.rounds).metrics(record.best_round)
+            listed = ", ".join(f"{name} {number(found[name])}" for name in in_order(found))
+            facts["metrics"] = f"of round {record.best_round}: {listed}"
         facts["error"] = finished.error or ""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)

@@ -25,6 +25,7 @@ Exit codes:
   6    the server: not reached, or lost
   7    the server says no: an unknown token, a role that may not
   130  stopped by Ctrl-C, 143 by SIGTERM: umbel resume goes on
+With --json, what failed is an object "error" on stdout.
 """
 
 program = typer.Typer(
@@ -143,7 +144,7 @@ def run(
     debug: Debug = False,
 ) -> None:
     """Train an app's model in a simulated federation, or on a server's nodes."""
-    with reported(debug):
+    with reported(debug, json):
         if on is not None:
             simulated = {"--clients": clients, "--init": init, "--workers": workers, "--devices": devices}
             refuse({**simulated, "--work": work, "--plan": plan or None}, "goes with a simulation, not with --on")
@@ -171,7 +172,17 @@ def run(
         if plan:
             plan_run(app, wanted=wanted, rounds=rounds, seed=seed, assignments=set or [], json=json)
             return
-        run(app, wanted=wanted, rounds=rounds, seed=seed, assignments=set or [], init=init, json=json, folder=folder)
+        run(
+            app,
+            wanted=wanted,
+            rounds=rounds,
+            seed=seed,
+            assignments=set or [],
+            init=init,
+            json=json,
+            folder=folder,
+            debug=debug,
+        )
 
 
 @program.command()
@@ -193,7 +204,7 @@ def resume(
     debug: Debug = False,
 ) -> None:
     """Go on with a run where it stopped."""
-    with reported(debug):
+    with reported(debug, json):
         if on is not None:
             refuse({"--app": app, "--workers": workers}, "goes with a run on this machine, not with --on")
             from .remote_commands import resume_on
@@ -203,7 +214,7 @@ def resume(
         refuse({"--detach": detach or None, "--token": token}, "goes with --on")
         from .run_commands import resume
 
-        resume(run, rounds=rounds, app=app, workers=workers, json=json, folder=folder)
+        resume(run, rounds=rounds, app=app, workers=workers, json=json, folder=folder, debug=debug)
 
 
 @program.command()
@@ -211,7 +222,7 @@ def runs(
     on: On = None, token: Token = None, folder: Folder = RUNS, json: TableJson = False, debug: Debug = False
 ) -> None:
     """List the runs, the latest last."""
-    with reported(debug):
+    with reported(debug, json):
         if on is not None:
             from .remote_commands import runs_on
 
@@ -226,7 +237,7 @@ def runs(
 def show(
     run: Run,
     plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE", help="Draw the curves to this PNG (needs umbel[plot]).")
+        Path | None, typer.Option("--plot", metavar="FILE", help="Draw the curves to this PNG (needs umbel\\[plot]).")
     ] = None,
     on: On = None,
     token: Token = None,
@@ -256,7 +267,7 @@ def logs(
     debug: Debug = False,
 ) -> None:
     """Print what has happened in a run."""
-    with reported(debug):
+    with reported(debug, json):
         if on is not None:
             from .remote_commands import logs_on
 

@@ -32,6 +32,7 @@ from ..events import (
 from .terminal import COLOURS, duration, in_order, number, plural, sparkline
 
 MOST_METRICS = 6
+MOST_TRACES = 10
 RECENT = 10
 STEPS = {"train": "training", "evaluate": "evaluating"}
 
@@ -44,6 +45,7 @@ class Watch:
     """
 
     clock: Callable[[], float] = time.monotonic
+    debug: bool = False
     rounds: int = 0
     round: int = 0
     committed: int = 0
@@ -55,6 +57,7 @@ class Watch:
     metrics: dict[str, list[float]] = field(default_factory=dict)
     _reason: str | None = None
     _told: set[str] = field(default_factory=set)
+    _traced: set[str] = field(default_factory=set)
     _closed: int = 0
     _refused: set[str] = field(default_factory=set)
     _open: set[int] = field(default_factory=set)
@@ -64,8 +67,9 @@ class Watch:
     def see(self, event: RunEvent) -> None:
         """Take in the next event."""
         if isinstance(event, TaskEnded):
-            self.done += event.reason is None
-            self.failed += event.reason is not None
+            if event.ask in self._open:  # else it is late, and not among those that are asked now
+                self.done += event.reason is None
+                self.failed += event.reason is not None
         elif isinstance(event, RunStarted):
             self.rounds = event.rounds
         elif isinstance(event, RunResumed):
@@ -96,6 +100,15 @@ class Watch:
     def reason(self) -> str | None:
         """Why clients failed in this round; None if nobody did, or if an earlier round said the same."""
         return self._reason or None
+
+    def trace(self, event: RunEvent) -> str:
+        """The traceback of what a client raised, where it is to be shown: once for each reason, and of a few only."""
+        if not (self.debug and isinstance(event, TaskEnded) and event.trace and event.reason):
+            return ""
+        if event.reason in self._traced or len(self._traced) >= MOST_TRACES:
+            return ""
+        self._traced.add(event.reason)
+        return f"task {event.task} failed:\n{event.trace.rstrip()}"
 
     def knows(self, event: Waiting) -> bool:
         """Whether a list of lines needs no further one for this: there are clients enough, and nobody else refuses."""
@@ -136,9 +149,11 @@ def round_line(watch: Watch, event: RoundCommitted) -> str:
 
 
 @contextmanager
-def progress(console: Console) -> Iterator[Observer]:
-    """An observer that shows a run on `console`: bars that go away at the end in a terminal, and lines elsewhere."""
-    watch = Watch()
+def progress(console: Console, debug: bool = False) -> Iterator[Observer]:
+    """An observer that shows a run on `console`: bars that go away at the end in a terminal, and lines elsewhere. With
+    `debug` also the tracebacks of what clients raised.
+    """
+    watch = Watch(debug=debug)
     if not console.is_terminal:
         yield lambda event: _print_line(console, watch, event)
         return
@@ -156,6 +171,8 @@ def progress(console: Console) -> Iterator[Observer]:
 
 def _print_line(console: Console, watch: Watch, event: RunEvent) -> None:
     watch.see(event)
+    if trace := watch.trace(event):
+        console.out(trace)
     if (text := heading(event)) and not (isinstance(event, Waiting) and watch.knows(event)):
         console.out(text)
     if isinstance(event, Warned):
@@ -168,6 +185,8 @@ def _print_line(console: Console, watch: Watch, event: RunEvent) -> None:
 
 def _update(view: Live, watch: Watch, title: Text, event: RunEvent) -> None:
     watch.see(event)
+    if trace := watch.trace(event):
+        view.console.print(Text(trace), soft_wrap=True)
     if text := heading(event):
         title.plain = text
     if isinstance(event, Warned):

@@ -69,11 +69,15 @@ class Record:
         return sum(event.seconds for event in self.log.rounds)
 
     @property
+    def best_round(self) -> int | None:
+        """The round whose model is the result, where the run is over and says that it is the best."""
+        finished = self.log.finished
+        return finished.best_round if finished is not None and self.state != "unfinished" else None
+
+    @property
     def result(self) -> RoundCommitted | None:
         """The round whose model is the result: the best where the run says so, or else the last."""
-        finished = self.log.finished
-        best = finished.best_round if finished is not None and self.state != "unfinished" else None
-        fitting = [event for event in self.log.rounds if best in (None, event.round)]
+        fitting = [event for event in self.log.rounds if self.best_round in (None, event.round)]
         return fitting[-1] if fitting else None
 
     @property

@@ -115,6 +115,7 @@ def runs_on(on: str, token: str | None, *, json: bool) -> None:
             "asked": row["asked"],
             "state": row["status"],
             "metrics": row["metrics"],
+            "best_round": row["best_round"],
             "began": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["created_at"])),
         }
         for row in found
@@ -139,6 +140,8 @@ def show_on(run: str, on: str, token: str | None, plot: Path | None) -> None:
     if not followed.events:
         console = stdout()
         console.print(Text.assemble((found["run"], "bold"), f"  {found['status']}, nothing has happened yet"))
+        if plot is not None:
+            raise SettingError("there is nothing to draw: nothing has happened yet", run=found["run"])
         return
     show_record(RemoteRecord.of(found["run"], followed.log(), found["status"], facts), plot)
 

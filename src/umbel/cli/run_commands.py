@@ -41,6 +41,7 @@ def run(
     init: Path | None,
     json: bool,
     folder: Path,
+    debug: bool = False,
 ) -> None:
     """Load an app, run it and print what came out."""
     with stop_signals():
@@ -63,7 +64,7 @@ def run(
                 observers=(observer,),
             )
 
-        result = _watched(begin, loaded, folder)
+        result = _watched(begin, loaded, folder, debug)
     _ending(result, folder).print(json)
 
 
@@ -97,7 +98,14 @@ def _prepared(
 
 
 def resume(
-    reference: str, *, rounds: int | None, app: str | None, workers: int | None, json: bool, folder: Path
+    reference: str,
+    *,
+    rounds: int | None,
+    app: str | None,
+    workers: int | None,
+    json: bool,
+    folder: Path,
+    debug: bool = False,
 ) -> None:
     """Find a run and its app, go on with it and print what came out."""
     with stop_signals():
@@ -111,7 +119,7 @@ def resume(
 
         if is_over(record.log, rounds):
             warn(f"this run is over after {plural(len(record.log.rounds), 'round')}; --rounds N goes on with it")
-        result = _watched(go_on, loaded, record.folder.parent)
+        result = _watched(go_on, loaded, record.folder.parent, debug)
     _ending(result, record.folder.parent).print(json)
 
 
@@ -134,9 +142,9 @@ def _app_of(record: Record, app: str | None) -> LoadedApp:
     return loaded
 
 
-def _watched(work: Callable[[Observer], Result], loaded: LoadedApp, folder: Path) -> Result:
+def _watched(work: Callable[[Observer], Result], loaded: LoadedApp, folder: Path, debug: bool) -> Result:
     """Do the work under a progress display, and say of its errors where they arose and how to go on."""
-    with _explained(loaded, folder), progress(stderr()) as observer:
+    with _explained(loaded, folder), progress(stderr(), debug) as observer:
         return work(observer)
 
 

@@ -36,8 +36,12 @@ def main() -> int:
     try:
         _drive(folder, submission, order)
     except UmbelError as error:
-        print(error, file=sys.stderr, flush=True)
-        where = {"error": str(error), "kind": type(error).__name__}
+        from .application import note_place
+
+        note_place(error, folder / "app")
+        text = " ".join([str(error), *(f"({note})" for note in getattr(error, "__notes__", ()))])
+        print(text, file=sys.stderr, flush=True)
+        where = {"error": text, "kind": type(error).__name__}
         (folder / "error.json").write_text(json.dumps(where))
         return next((code for kind, code in CODES if isinstance(error, kind)), 1)
     except KeyboardInterrupt:  # before the run began, or after its end

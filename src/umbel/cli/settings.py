@@ -5,10 +5,7 @@ from __future__ import annotations
 import ast
 import copy
 import dataclasses
-import difflib
 import math
-import numbers
-import textwrap
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,19 +13,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
 from ..app import App
+from ..config import NAMES, atom, unknown
 from ..errors import CallerError, SettingError
 
 ATOMS = (bool, int, float, str)
 ORDER = (type(None), bool, int, float, list, tuple, str, object)
-NAMES = {
-    type(None): "none",
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    list: "a list such as [1, 2]",
-    tuple: "a list such as 1, 2",
-    str: "text",
-}
 
 
 @dataclass(frozen=True)
@@ -153,7 +142,7 @@ def _fitting(old: Any, hint: Any, text: str) -> Any:
 def _kinds(old: Any, hint: Any) -> tuple[Any, ...]:
     """The types that a value may have, and `object` for any literal; empty where nothing that can be typed would do."""
     if hint is Any:
-        return (int, float) if _atom(old) in (int, float) else (object,)
+        return (int, float) if atom(old) in (int, float) else (object,)
     if get_origin(hint) in (Union, types.UnionType):
         return tuple(kind for part in get_args(hint) for kind in _kinds(None, part) if kind is not object)
     if get_origin(hint) is Literal:
@@ -162,18 +151,9 @@ def _kinds(old: Any, hint: Any) -> tuple[Any, ...]:
         return (hint,)
     if hint is type(None):
         return (type(None), object) if old is None else (type(None),)
-    if isinstance(hint, type) and (atom := _atom(old)) is not None:
-        return (atom,)
+    if isinstance(hint, type) and (plain := atom(old)) is not None:
+        return (plain,)
     return (type(old),) if isinstance(old, list | tuple) and not _parts(old) else ()
-
-
-def _atom(value: Any) -> type | None:
-    """The plain type of a value, numpy's scalars included."""
-    if isinstance(value, bool | str):
-        return type(value) if type(value) in ATOMS else None
-    if isinstance(value, numbers.Integral):
-        return int
-    return float if isinstance(value, numbers.Real) else None
 
 
 def _parse(text: str, kinds: tuple[Any, ...]) -> Any:
@@ -211,12 +191,7 @@ def _literal(text: str) -> Any:
 
 
 def _unknown(app: App, name: str) -> SettingError:
-    known = names(app)
-    close = [other for other in known if other.endswith(f".{name}")]
-    close += [other for other in difflib.get_close_matches(name, known, n=3) if other not in close]
-    guess = f"Did you mean {' or '.join(close)}?\n" if close else ""
-    strategy = [other for other in known if other.startswith("strategy.")]
-    lists = {"config": [other for other in known if other not in [*strategy, "rounds"]], "run": ["rounds"]}
-    lines = [f"{title:<9} {', '.join(found)}" for title, found in {**lists, "strategy": strategy}.items() if found]
-    wrapped = (textwrap.fill(line, 74, subsequent_indent=" " * 10, break_on_hyphens=False) for line in lines)
-    return SettingError(f"there is no setting {name!r}", hint=guess + "\n".join(wrapped))
+    found = names(app)
+    strategy = [other for other in found if other.startswith("strategy.")]
+    config = [other for other in found if other not in [*strategy, "rounds"]]
+    return unknown(name, {"config": config, "run": ["rounds"], "strategy": strategy})

@@ -29,12 +29,14 @@ def stderr() -> Console:
 
 
 def _console(stream: TextIO) -> Console:
+    # No markup: what stands in brackets was written by somebody, and is shown as it is.
     width = None if stream.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
-    return Console(file=stream, highlight=False, emoji=False, width=width)
+    return Console(file=stream, highlight=False, emoji=False, markup=False, width=width)
 
 
-def log_to_stderr() -> None:
-    """Have what a server or a node notes printed on stderr, a line each."""
+def log_to_stderr(debug: bool = False) -> None:
+    """Have what a server or a node notes printed on stderr, a line each; with `debug` also what finds faults."""
+    logging.getLogger("umbel").setLevel(logging.DEBUG if debug else logging.INFO)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
 
 

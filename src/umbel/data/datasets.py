@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from umbel.errors import DataError
+from umbel.files import user_folder
 from umbel.randomness import Key
 
 Floats32 = npt.NDArray[np.float32]
@@ -149,11 +150,7 @@ def _split(images: Floats32, labels: Ints, test: int, seed: int, name: str) -> S
 
 def _cache_folder() -> Path:
     chosen = os.environ.get("UMBEL_DATA")
-    if chosen:
-        return Path(chosen)
-    parent = os.environ.get("XDG_CACHE_HOME")
-    # Unlike Path.home(), this never raises: a folder that does not exist is merely not cached in.
-    return (Path(parent) if parent else Path(os.path.expanduser("~/.cache"))) / "umbel"
+    return Path(chosen) if chosen else user_folder("XDG_CACHE_HOME", ".cache")
 
 
 def _read_cache(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[Any]] | None:

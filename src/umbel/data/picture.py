@@ -42,16 +42,16 @@ def draw(
 
     Up to 60 clients are bars, coloured by class; more are a map of clients by classes, the clients ordered by their
     largest class, beside a histogram of the clients' sizes. `classes` names the classes 0, 1, ...; `path` (.png, .svg
-    or .pdf) is written when given. Needs matplotlib: a `DataError` names what to install when it is absent.
+    or .pdf) is written when given. A notebook shows the `Figure` where it is the value of a cell. Needs matplotlib: a
+    `DataError` names what to install when it is absent.
     """
     if path is not None and Path(path).suffix.lower() not in _FORMATS:
         raise DataError(f"a picture is written as {', '.join(_FORMATS)}, not as {Path(path).name!r}")
     counts = partition.counts(labels, None if classes is None else len(classes))
     names = [_short(name) for name in (range(counts.shape[1]) if classes is None else classes)]
-    figure_class, canvas, settings = _matplotlib()
+    picture, settings = _matplotlib()
     with settings({"svg.hashsalt": "umbel", "font.size": 9.0}):
-        figure: Figure = figure_class(layout="constrained")
-        canvas(figure)
+        figure: Figure = picture(layout="constrained")
         if partition.clients <= _MOST_BARS:
             _bars(figure, partition, counts, names)
         else:
@@ -205,12 +205,12 @@ def _spread(values: Ints) -> str:
     return f"min {least:,.0f}, median {middle:,g}, max {most:,.0f}"
 
 
-def _matplotlib() -> tuple[Any, Any, Any]:
-    """The figure, a canvas in memory and the context of settings; not pyplot, which would choose a window system."""
+def _matplotlib() -> tuple[Any, Any]:
+    """The figure and the context of settings."""
     try:
         from matplotlib import rc_context
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+
+        from umbel.figure import Picture
     except ImportError as error:
         raise DataError("a picture needs matplotlib", hint='Install it with: pip install "umbel[plot]"') from error
-    return Figure, FigureCanvasAgg, rc_context
+    return Picture, rc_context

@@ -208,7 +208,7 @@ class Child:
         try:
             found = self._answer(message)
             if isinstance(found, Failed):
-                self._pipes.send("failed", **names, reason=found.reason, retry=found.retry)
+                self._pipes.send("failed", **names, reason=found.reason, retry=found.retry, trace=found.trace)
             else:
                 self._pipes.send("done", **names, **_written(found, Path(message["result"])))
         except Unwanted:

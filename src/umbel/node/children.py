@@ -437,6 +437,8 @@ class Children:
         cancelled = kind == "cancelled"
         reason = "it was not wanted any more" if cancelled else message["reason"]
         retry = cancelled or message["retry"]
+        if not cancelled and message.get("trace"):  # what the data holds may be in it: it stays on this machine
+            log.debug("run %s, task %s failed:\n%s", hosted.name, message["task"], message["trace"])
         self._tell(TaskFailed(hosted.name, start.task.task, start.task.attempt, reason, retry))
 
     def _done(self, hosted: Run, start: Start, result: Path, message: Message) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from .. import encoding
 from ..arrays import Arrays
 from ..ask import Ask, Task
+from ..blame import own_frame
 from ..client import Client, Context, LocalCorrection, Unwanted
 from ..coordinator import Failed, Finished
 from ..errors import (
@@ -373,7 +374,7 @@ class Executor(Intake):
         except (CallerError, ClientError):
             raise
         except (Exception, SystemExit, GeneratorExit) as error:
-            frame = traceback.extract_tb(error.__traceback__)[-1]
+            frame = own_frame(error) or traceback.extract_tb(error.__traceback__)[-1]
             place = f"{frame.filename.rsplit('/', 1)[-1]}:{frame.lineno}"
             raise HandlerFailed(f"{step} raised {type(error).__name__}: {told(error)} ({place})") from error
 

@@ -11,11 +11,15 @@ import numpy as np
 
 from ..arrays import Arrays
 from ..ask import Ask, Task, for_client
+from ..blame import traced
 from ..coordinator import Admit, Failed, Finished
 from ..errors import CallerError, ClientError, ClientId, UmbelError, UpdateRejected
 from ..folds import Partial
 from ..update import Contribution, Receipt, Update, check
 from .account import Account
+
+MOST_TRACES = 10
+"""Of so many reasons why clients failed a traceback is kept."""
 
 
 @dataclass(slots=True)
@@ -83,6 +87,7 @@ class Intake:
         self._asks: dict[int, OpenAsk] = {}
         self._origin: dict[int, OpenAsk] = {}
         self._results: dict[str, Result] = {}
+        self._traced: set[str] = set()
 
     def open(self, id: int, ask: Ask, round: int, number: int, params: Any) -> None:
         """Make an ask known before its results come: the `number`-th of its round, from 0."""
@@ -144,7 +149,14 @@ class Intake:
             raise error.located(round=self._origin[task.ask].round, client=task.client) from error.__cause__
         except ClientError as error:
             reason = f"{error.message} ({error.hint})" if error.hint else error.message
-            return Failed(task.id, reason, retry=error.retry)
+            return Failed(task.id, reason, retry=error.retry, trace=self._trace(reason, error))
+
+    def _trace(self, reason: str, error: ClientError) -> str:
+        """The traceback of the client's own code, once for a reason, and of some reasons only."""
+        if error.__cause__ is None or reason in self._traced or len(self._traced) >= MOST_TRACES:
+            return ""
+        self._traced.add(reason)
+        return traced(error.__cause__)
 
     def admit(self, command: Admit) -> None:
         """Fold a result that waits."""

@@ -9,8 +9,8 @@ else can pass for the server. Which one a command uses, the first that there is:
 4. ``operator.json`` in the server's folder (``--dir``, or ``umbel-server`` where one is): the server has written it at
    its first start, for commands on its own machine. It also says which server is meant where none is named.
 
-``servers.json`` and ``author.key`` are in ``$UMBEL_HOME``, or else in ``~/.config/umbel``, and readable by their owner
-alone.
+``servers.json`` and ``author.key`` are in ``$UMBEL_HOME``, or else in ``$XDG_CONFIG_HOME/umbel``, by default
+``~/.config/umbel``, and readable by their owner alone.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SettingError, StorageError
+from ..files import user_folder
 from ..trust import keyfile
 from ..trust.authority import JoinText
 from ..trust.identity import SigningKey
@@ -62,7 +63,7 @@ class Credentials:
 def home() -> Path:
     """Where the files of this user are."""
     found = os.environ.get(HOME)
-    return Path(found) if found else Path.home() / ".config" / "umbel"
+    return Path(found) if found else user_folder("XDG_CONFIG_HOME", ".config")
 
 
 def author_key() -> SigningKey:

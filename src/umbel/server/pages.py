@@ -28,6 +28,8 @@ BOUNDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0
 """Upper bounds, in seconds, of the buckets for how long a commit takes."""
 ROWS = 500
 """How many nodes and runs the page lists."""
+NAMED = 5
+"""How many failed runs it names first."""
 
 
 class Histogram:
@@ -264,7 +266,7 @@ def html(known: ServerFacts) -> str:
         server=escape(known.server),
         software=escape(known.software),
         uptime=_span(known.now - known.started_at),
-        health=f'<p class="bad">{escape(known.problem)}</p>' if known.problem else "<p>All is well.</p>",
+        health=_health(known),
         runs=_table(
             ("run", "", "status", "round", "clients ready", "tasks waiting", "owner"),
             [
@@ -281,6 +283,16 @@ def html(known: ServerFacts) -> str:
         ),
         storage=_table((), storage, len(storage)),
     )
+
+
+def _health(known: ServerFacts) -> str:
+    """How the server is, and which runs came to nothing."""
+    failed = [run.id for run in known.runs if run.status == "failed"]
+    if known.problem or not failed:
+        return f'<p class="bad">{escape(known.problem)}</p>' if known.problem else "<p>All is well.</p>"
+    more = ", ..." if len(failed) > NAMED else ""
+    runs = "1 run" if len(failed) == 1 else f"{len(failed)} runs"
+    return f'<p>The server is well.</p><p class="bad">{runs} failed: {escape(", ".join(failed[:NAMED]))}{more}</p>'
 
 
 @dataclass(frozen=True)

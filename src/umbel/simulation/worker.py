@@ -11,7 +11,6 @@ import signal
 import socket
 import sys
 import threading
-import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,7 @@ from typing import Any
 
 from .. import encoding
 from ..ask import Ask, Task
+from ..blame import own_frame, traced
 from ..client import Unwanted
 from ..coordinator import Admit, Failed
 from ..errors import AppError, ClientId, UmbelError
@@ -330,12 +330,10 @@ def _received(channel: Channel) -> Any:
 
 
 def _placed(error: UmbelError) -> UmbelError:
-    """The error with a note of where in the user's code it arose, since its traceback cannot be sent."""
-    package = str(Path(__file__).parents[1])
-    raised: BaseException = error.__cause__ or error
-    own = [f for f in traceback.extract_tb(raised.__traceback__) if not f.filename.startswith((package, "<"))]
-    if own:
-        error.add_note(f"{Path(own[-1].filename).name}:{own[-1].lineno}: {own[-1].line or ''}".rstrip(": "))
+    """The error with a note of where in the user's code it arose, and its traceback as text."""
+    error.trace = traced(error)
+    if own := own_frame(error.__cause__ or error):
+        error.add_note(f"{Path(own.filename).name}:{own.lineno}: {own.line or ''}".rstrip(": "))
     return error
 
 
