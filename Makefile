@@ -1,7 +1,7 @@
 # The README's first two commands come first. All that they install goes into the folder .venv.
 .SILENT:
 .DELETE_ON_ERROR:
-.PHONY: demo test test-all check soak proto bench bench-peers data clean help
+.PHONY: demo test test-all test-busy check soak proto bench bench-peers data clean help
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -13,6 +13,9 @@ PYTEST ?= -n 2
 # Tests run in an order drawn from a seed, which is printed: make test SEED=3141 has the same order again.
 SEED ?=
 SUITE = $(BIN)/python -m pytest --durations=20 $(SEED:%=--randomly-seed=%)
+# How often `make test-busy` runs the tests, and beside how many busy loops.
+TIMES ?= 10
+LOOPS ?= 2
 # What Umbel is measured beside, and options of that, such as: make bench-peers BENCH_PEERS="--quick cnn"
 PEERS := flwr pfl
 BENCH_PEERS ?=
@@ -36,6 +39,9 @@ test: $(VENV)/dev-ready ## run the tests, in an order drawn anew each time; not 
 
 test-all: $(VENV)/dev-ready ## run all tests, the slow ones too, and laws on more examples
 	$(SUITE) --hypothesis-profile=full $(PYTEST)
+
+test-busy: $(VENV)/dev-ready ## run the tests TIMES times, each in another order, with LOOPS busy loops beside them
+	.ci/busy $(TIMES) $(LOOPS)
 
 check: $(VENV)/dev-ready ## lint, format, types, and the rules of the layout
 	$(BIN)/ruff check .

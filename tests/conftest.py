@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 PATIENCE = 240.0
 """So many seconds a test waits for another process or thread before it fails: on a busy machine all take their time."""
@@ -25,7 +25,8 @@ OF_LIBRARIES = ("PYTEST_", "KMP_", "GRPC_", "TORCH", "MPL", "QT_")
 os.environ.setdefault("UMBEL_WORKERS", "0")
 
 # How many examples a law is tried on, the same ones each time. `make test-all` takes --hypothesis-profile=full.
-settings.register_profile("quick", max_examples=50, deadline=None, derandomize=True)
+SLOW = (HealthCheck.too_slow,)  # on a busy machine all is
+settings.register_profile("quick", max_examples=50, deadline=None, derandomize=True, suppress_health_check=SLOW)
 settings.register_profile("full", settings.get_profile("quick"), max_examples=400)
 settings.load_profile("quick")
 

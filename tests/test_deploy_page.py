@@ -11,11 +11,9 @@ are exchanged for free ones.
 from __future__ import annotations
 
 import os
-import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -28,6 +26,7 @@ from pathlib import Path
 
 import pytest
 from tests.conftest import PATIENCE
+from tests.deployment.machines import free_ports
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "deploy.md"
@@ -179,17 +178,6 @@ class Terminal:
 
 def _joined(printed: str) -> str:
     return "".join(f"{line}\n" for line in plain(printed))
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens at, nor is given by chance: systems draw from 32768 on."""
-    found: list[int] = []
-    for port in random.sample(range(20_000, 30_000), 1000):
-        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            found.append(port)
-        if len(found) == count:
-            return found
-    raise AssertionError("there are no free ports")
 
 
 class Reader:

@@ -28,6 +28,7 @@ from benchmarks.peers.workloads import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.conftest import PATIENCE
 
 ROOT = Path(__file__).resolve().parent.parent
 REGRESSION, CNN, NOOP = WORKLOADS["regression"], WORKLOADS["cnn"], WORKLOADS["noop-3000"]
@@ -161,7 +162,7 @@ def test_a_run_tells_what_a_process_said_and_took(monkeypatch: pytest.MonkeyPatc
         "np.savez(os.environ['PEERS_FOLDER'] + '/model.npz', w=np.arange(3))\n"
         "print('chatter'); meter.say({'pids': mine, 'child': child.pid, 'memory': meter.memory(mine)})"
     )
-    outcome = launch.run([sys.executable, "-c", code], {}, 60.0)
+    outcome = launch.run([sys.executable, "-c", code], {}, PATIENCE)
     assert outcome.why is None
     assert outcome.said is not None
     assert outcome.model is not None
@@ -182,7 +183,7 @@ def test_a_run_tells_what_a_process_said_and_took(monkeypatch: pytest.MonkeyPatc
 )  # fmt: skip
 @LINUX
 def test_a_side_that_fails_says_why(code: str, why: str) -> None:
-    outcome = launch.run([sys.executable, "-c", code], {}, 0.0 if "sleep" in code else 60.0)
+    outcome = launch.run([sys.executable, "-c", code], {}, 0.0 if "sleep" in code else PATIENCE)
     assert outcome.why is not None
     assert why in outcome.why
 

@@ -36,7 +36,7 @@ def test_one_client_tells_what_a_run_takes():
     assert found.bytes_up == 8000 * 4 * 30
     assert (found.rounds, found.workers) == (30, 2)
     assert found.memory > 2 * 10_000_000
-    assert 0 < found.seconds < 60
+    assert found.seconds > 0
 
 
 def test_work_is_shared_by_workers_and_the_test_is_not():
@@ -44,9 +44,8 @@ def test_work_is_shared_by_workers_and_the_test_is_not():
     one, four = (preflight(slow, on=umbel.Simulation(20, workers=w)) for w in (1, 4))
     for found in (one, four):
         (train,) = found.parts
-        assert found.seconds == pytest.approx(
-            10 * 4 * train.seconds / found.workers + found.test_seconds * 10, rel=0.5, abs=1e-3
-        )
+        shared = 10 * 4 * train.seconds + 20 * train.data_seconds  # each client's data are loaded once
+        assert found.seconds == pytest.approx(shared / found.workers + found.test_seconds * 10)
 
 
 def test_nothing_is_written(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import select
 import signal
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +150,7 @@ class Machines:
 
     def start_server(self, *arguments: str, ready: bool = True, point: Sequence[str] = ()) -> Process:
         """Start the server, for the second time at the address that it had."""
-        listen = self.address or "127.0.0.1:0"
+        listen = self.address or f"127.0.0.1:{free_ports(1)[0]}"
         fixed = ("server", "--dir", "server", "--http", "no", "--listen", listen)
         self._arguments["server"] = list(arguments)
         self._server = self.command(*fixed, *arguments, point=point)
@@ -269,8 +271,7 @@ class Machines:
         assert not [path for path in self.folder.rglob("*") if stat.S_ISSOCK(path.lstat().st_mode)]
         if self.address:
             host, _, port = self.address.rpartition(":")
-            with socket.socket() as tried:
-                assert tried.connect_ex((host, int(port))) != 0, "somebody listens still"
+            socket.create_server((host, int(port))).close()  # nobody listens any more
 
     def kill(self) -> None:
         """End all that is left, where a test has failed."""
@@ -279,6 +280,17 @@ class Machines:
                 process.kill()
         for pid in _wait_for_the_end_of(self.left(), 5.0):
             os.kill(pid, signal.SIGKILL)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens at, and that nobody is given by chance: systems draw theirs from 32768 on."""
+    found: list[int] = []
+    for port in random.sample(range(20_000, 30_000), 1000):
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise AssertionError("there are no free ports")
 
 
 def _environments() -> Iterator[tuple[int, str]]:

@@ -12,6 +12,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from grpc import aio, ssl_channel_credentials
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.conftest import PATIENCE
 from tests.deployment.conftest import APP, app_of
 from tests.deployment.peers import Raw, connected, node_hello, reach, token_of
 
@@ -107,7 +108,7 @@ class Attacker:
 
     def attack(self, role: str, steps: list[tuple[str, Any]]) -> m.Problem | None:
         """Do the steps, and then ask for a sign of life; gives the problem that the server had, if it had one."""
-        return asyncio.run_coroutine_threadsafe(self._attack(role, steps), self._loop).result(60)
+        return asyncio.run_coroutine_threadsafe(self._attack(role, steps), self._loop).result(PATIENCE)
 
     async def _attack(self, role: str, steps: list[tuple[str, Any]]) -> m.Problem | None:
         raw = await self._raw(role)

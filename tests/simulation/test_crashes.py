@@ -31,7 +31,6 @@ from tests.simulation.test_workers import (
     Moving,
     app_of,
     asked,
-    light_workers,  # noqa: F401
     run,
     train,
 )

@@ -40,22 +40,11 @@ from umbel import (
 )
 from umbel.errors import AppError, CallerError, RunFailed
 from umbel.events import TaskEnded
-from umbel.simulation import Fleet, Kind, Spread, crew, processes
+from umbel.simulation import Fleet, Kind, Spread, crew
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 ASYNC = Window(in_flight=4, close_after=2, late="keep")
-
-
 MODULES = crew._modules
-
-
-@pytest.fixture(autouse=True, scope="module")
-def light_workers():
-    """Torch, where other tests have loaded it, is not loaded for workers that do without."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(crew, "_modules", lambda client: [])
-        processes._close()
-        yield
 
 
 def burning_client(hook=None) -> Client:

@@ -1,0 +1,18 @@
+"""Worker processes load what they need, and not what other tests have loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from umbel.simulation import crew, processes
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _light_workers() -> Iterator[None]:
+    """Torch, where other tests have loaded it, is not loaded for workers that do without."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(crew, "_modules", lambda client: [])
+        processes._close()
+        yield
