@@ -1,7 +1,7 @@
 # The README's first two commands come first. All that they install goes into the folder .venv.
 .SILENT:
 .DELETE_ON_ERROR:
-.PHONY: demo test check soak proto bench bench-peers data clean help
+.PHONY: demo test test-all check soak proto bench bench-peers data clean help
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -10,6 +10,9 @@ RUNS := umbel-runs
 WIRE := src/umbel/wire
 # pytest's own options, such as: make test PYTEST="-n 0 -x tests/test_sums.py"
 PYTEST ?= -n 2
+# Tests run in an order drawn from a seed, which is printed: make test SEED=3141 has the same order again.
+SEED ?=
+SUITE = $(BIN)/python -m pytest --durations=20 $(SEED:%=--randomly-seed=%)
 # What Umbel is measured beside, and options of that, such as: make bench-peers BENCH_PEERS="--quick cnn"
 PEERS := flwr pfl
 BENCH_PEERS ?=
@@ -28,8 +31,11 @@ demo: $(VENV)/demo-ready ## train a small CNN on 100 clients' images, and draw w
 	echo "          $(RUNS)/demo-clients.png  which digits each client holds"
 	echo "Next      source $(BIN)/activate; umbel new my-app; docs/tutorial.md"
 
-test: $(VENV)/dev-ready ## run all tests
-	$(BIN)/python -m pytest $(PYTEST)
+test: $(VENV)/dev-ready ## run the tests, in an order drawn anew each time; not those marked as slow
+	$(SUITE) -m "not slow" $(PYTEST)
+
+test-all: $(VENV)/dev-ready ## run all tests, the slow ones too, and laws on more examples
+	$(SUITE) --hypothesis-profile=full $(PYTEST)
 
 check: $(VENV)/dev-ready ## lint, format, types, and the rules of the layout
 	$(BIN)/ruff check .

@@ -93,7 +93,7 @@ def test_large_pickles_take_no_copy():
 
 
 @given(order=st.permutations(sorted(EVERY)))
-@settings(deadline=None, derandomize=True, max_examples=20)
+@settings(max_examples=20)
 def test_the_order_of_names_changes_neither_bytes_nor_digest(order):
     a, b = Arrays(EVERY), Arrays({n: EVERY[n] for n in order})
     assert a == b
@@ -193,7 +193,6 @@ def made(chosen):
 
 
 @given(chosen=MANY, text=st.none() | st.text(max_size=9))
-@settings(deadline=None, derandomize=True, max_examples=200)
 def test_the_bytes_are_those_of_the_safetensors_package(chosen, text):
     arrays, metadata = made(chosen), {} if text is None else {"umbel": text}
     expected = save({n: np.ascontiguousarray(a) if a.ndim else a for n, a in arrays.items()}, metadata or None)
@@ -280,7 +279,6 @@ def test_headers_that_do_not_fit_their_file_are_a_corrupt_file(header, body, tmp
 
 
 @given(data=st.binary(max_size=60), size=st.integers(0, 2**64 - 1) | st.integers(0, 60))
-@settings(deadline=None, derandomize=True, max_examples=300)
 def test_random_bytes_are_a_corrupt_file(data, size):
     with contextlib.suppress(CorruptFile):
         assert read_safetensors(size.to_bytes(8, "little") + data) == ({}, {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -155,3 +156,24 @@ def test_the_digest_is_the_same_in_another_process():
     environment = {**os.environ, "PYTHONPATH": str(Path(umbel.__file__).parents[1]), "PYTHONHASHSEED": "7"}
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert found.stdout.strip() == ask().digest(COHORT)
+
+
+OWN = Arrays({"w": np.zeros(2), "head": np.full(3, 7.0, np.float32)}, {"head": "personal"})
+
+
+@pytest.mark.parametrize("value", [OWN, lambda c: OWN], ids=["a value", "a function of the client"])
+def test_values_of_personal_arrays_are_in_no_part_of_an_ask(value):
+    made = ask(model=value, inbox=value, correction=Correction(0.1, OWN), expects=Like(OWN, aux=Like(OWN)))
+    model, inbox = for_client(made.model, 3), for_client(made.inbox, 3)
+    for found in (model, made.expects.model, made.expects.aux.model):
+        assert (found.roles["head"], found["head"].dtype, found["head"].tolist()) == ("personal", np.float32, [])
+        assert found.as_given() == OWN.select(["w"])
+    assert list(inbox) == list(made.correction.linear) == ["w"]
+    again = dataclasses.replace(made, lane="other")
+    assert for_client(again.model, 3) == model
+    assert OWN["head"].tolist() == [7.0] * 3
+
+
+def test_a_model_without_personal_arrays_is_sent_as_it_is():
+    assert ask().model is MODEL
+    assert ask(model=lambda c: MODEL).model(3) is MODEL

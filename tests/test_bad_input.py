@@ -16,8 +16,8 @@ from umbel.errors import (
     AppError,
     CallerError,
     CorruptFile,
+    RunFailed,
     RunInterrupted,
-    RunStopped,
     SamplingError,
     SettingError,
     StorageError,
@@ -166,7 +166,7 @@ def test_when_all_updates_are_bad_the_run_stops_and_says_why(what, tmp_path):
     def from_round_two(update, ctx):
         return spoil(update, ctx) if ctx.round >= 2 else update
 
-    with pytest.raises(RunStopped) as caught:
+    with pytest.raises(RunFailed) as caught:
         run(app_of(from_round_two, rounds=9), tmp_path)
     error = caught.value
     place = only(tmp_path)
@@ -183,27 +183,29 @@ def test_when_all_updates_are_bad_the_run_stops_and_says_why(what, tmp_path):
     assert log.finished.error == error.message
 
 
-def test_a_run_that_stopped_goes_on_once_what_was_wrong_is_mended(tmp_path):
+def test_a_run_that_failed_goes_on_once_what_was_wrong_is_mended(tmp_path):
     def broken(update, ctx):
         raise OSError("the table is locked")
 
     whole = run(app_of(), rounds=4)
-    with pytest.raises(RunStopped, match=r"2 rounds in a row.*the table is locked"):
+    with pytest.raises(RunFailed, match=r"2 rounds in a row.*the table is locked"):
         run(app_of(lambda u, ctx: broken(u, ctx) if ctx.round > 2 else u, max_failed_rounds=2), tmp_path)
     resumed = resume(app_of(), only(tmp_path), rounds=6)
     assert [r.failed is None for r in resumed.history] == [True, True, False, False, True, True]
     assert [r.train for r in resumed.history][:2] == [r.train for r in whole.history][:2]
+    assert resumed.failed is None
 
 
 def test_it_gives_up_only_after_failures_in_a_row():
-    result = run(app_of(lambda u, ctx: 1 / 0 if ctx.round % 3 else u, max_failed_rounds=3), rounds=9)
-    assert [r.failed is None for r in result.history] == [False, False, True] * 3
-    with pytest.raises(RunStopped, match="1 rounds in a row"):
-        run(app_of(lambda u, ctx: 1 / 0, max_failed_rounds=1))
+    result = run(app_of(lambda u, ctx: 1 / 0 if (ctx.round - 1) % 3 else u, max_failed_rounds=3), rounds=10)
+    assert [r.failed is None for r in result.history] == [True, *[False, False, True] * 3]
+    with pytest.raises(RunFailed, match="round 2 brought no update") as caught:
+        run(app_of(lambda u, ctx: 1 / 0 if ctx.round == 2 else u, max_failed_rounds=1))
+    assert caught.value.result.rounds == 2
 
 
 def test_when_all_weights_are_zero_the_run_stops_and_says_so():
-    with pytest.raises(RunStopped) as caught:
+    with pytest.raises(RunFailed) as caught:
         run(app_of(lambda u, ctx: Update(u.arrays, 0)))
     assert "the weights of all 4 updates are zero" in str(caught.value)
     assert caught.value.round == 3

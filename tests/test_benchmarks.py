@@ -23,6 +23,7 @@ ROWS = [
 ]
 
 
+@pytest.mark.slow
 def test_a_quick_run_prints_every_row_with_its_bar() -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run(
@@ -40,6 +41,7 @@ def test_a_quick_run_prints_every_row_with_its_bar() -> None:
     assert "smoke test" in lines[-1]
 
 
+@pytest.mark.slow
 def test_the_parts_of_simulations_that_are_measured_work() -> None:
     assert len(set(simulation.call(simulation.same_bits, 1))) == 1
     said = simulation.call(simulation.noop, 1_000, 10, 2, "phones")
@@ -52,6 +54,7 @@ def test_the_parts_of_simulations_that_are_measured_work() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are looked at as Linux shows them")
 @pytest.mark.parametrize(("part", "rows"), [("two-nodes", 1), ("results", 1), ("idle", 2)])
 def test_deployments_are_measured(part: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:

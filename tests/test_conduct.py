@@ -1,14 +1,35 @@
 """What the conductor, the journal and the executor promise together, where it is easy to break."""
 
+import dataclasses
 import os
+import pickle
 
 import numpy as np
 import pytest
 
 import umbel
-from umbel import App, Arrays, Ask, Client, EarlyStop, FedAvg, Free, Simulation, State, Strategy, Update, collect, mean
-from umbel.errors import NothingToFold, RunStopped, SettingError, StorageError
-from umbel.journal import Journal
+from umbel import (
+    App,
+    Arrays,
+    Ask,
+    Client,
+    EarlyStop,
+    FedAvg,
+    Free,
+    Simulation,
+    State,
+    Strategy,
+    Update,
+    Window,
+    collect,
+    mean,
+    top_k,
+)
+from umbel.errors import NothingToFold, RunFailed, RunInterrupted, SettingError, StorageError
+from umbel.events import AskClosed, RunResumed, Warned
+from umbel.journal import Journal, read_log
+from umbel.optimizers import adam
+from umbel.simulation import Fleet, Kind
 
 
 def app_of(train, model=None, **settings):
@@ -70,7 +91,7 @@ def stubborn(ctx):
 ODDITIES = {
     "exit": lambda ctx: os.sys.exit(0),
     "its own NothingToFold": lambda ctx: (_ for _ in ()).throw(NothingToFold("mine")),
-    "its own RunStopped": lambda ctx: (_ for _ in ()).throw(RunStopped("mine")),
+    "its own RunFailed": lambda ctx: (_ for _ in ()).throw(RunFailed("mine")),
     "an unprintable error": lambda ctx: (_ for _ in ()).throw(Unprintable()),
     "ragged lists": lambda ctx: Update({"w": [[1, 2], [3]]}),
     "an odd state": lambda ctx: ctx.state.update(x=object()),
@@ -122,23 +143,161 @@ def test_the_config_is_what_a_resumed_run_will_see(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_rounds_that_brought_nothing_are_not_success_after_a_resume(tmp_path):
-    broken = [True]
+def failing(*rounds, **settings):
+    """An app whose handler raises in these rounds, and counts by one in the others."""
 
     def train(model, data, ctx):
-        if broken[0]:
+        if ctx.round in rounds:
             raise OSError("no data")
         return Update({"w": model["w"] + 1})
 
-    app = app_of(train, rounds=3)
-    with pytest.raises(RunStopped, match="no data") as caught:
-        umbel.run(app, on=Simulation(2), folder=tmp_path)
-    assert "--rounds 6" in caught.value.hint
-    broken[0] = False
-    (folder,) = tmp_path.iterdir()
-    with pytest.raises(RunStopped):
-        umbel.resume(app, folder, on=Simulation(2))
-    assert umbel.resume(app, folder, on=Simulation(2), rounds=6).model["w"].tolist() == [3, 3]
+    return app_of(train, **settings)
+
+
+def test_a_run_that_learned_nothing_has_failed(tmp_path):
+    with pytest.raises(RunFailed, match=r"round 1 brought no update: 0 of 2 .* \(client 0\): .* OSError: no") as caught:
+        umbel.run(failing(1, 2), on=Simulation(2), folder=tmp_path)
+    error, log = caught.value, read_log(next(tmp_path.iterdir()))
+    assert (log.finished.reason, log.finished.error) == ("failed", error.message)
+    assert (error.result.failed, error.result.reason, error.result.rounds) == (error.message, "failed", 1)
+    assert f"umbel resume {error.run}" in error.hint
+    again = pickle.loads(pickle.dumps(error))
+    assert (again.result.model, again.message) == (error.result.model, error.message)
+
+
+def test_a_run_whose_last_round_brought_nothing_has_failed_and_loses_nothing():
+    with pytest.raises(RunFailed, match="round 4 brought no update") as caught:
+        umbel.run(failing(2, 4, rounds=4), on=Simulation(2), folder=None)
+    assert caught.value.result.model["w"].tolist() == [2, 2]
+    assert [(r.clients, r.dropped) for r in caught.value.result.history] == [(2, 0), (0, 2), (2, 0), (0, 2)]
+    assert umbel.run(failing(2, 3, rounds=4), on=Simulation(2), folder=None).failed is None
+
+
+@pytest.mark.parametrize(
+    ("broken", "rounds"), [((1, 2, 3), [1]), ((3, 4, 5), [1, 2, 3, 4, 5]), ((6,), [1, 2, 3, 4, 5, 6])]
+)
+def test_a_failed_run_that_is_mended_makes_up_for_its_failed_rounds(broken, rounds, tmp_path):
+    on = Simulation(2)
+    with pytest.raises(RunFailed) as caught:
+        umbel.run(failing(*broken, rounds=6), on=on, folder=tmp_path)
+    assert [r.round for r in caught.value.result.history] == rounds
+    folder = caught.value.result.folder
+    lost = sum(r.failed is not None for r in caught.value.result.history)
+    with pytest.raises(RunFailed):  # not mended: it fails again, and at once
+        umbel.resume(failing(*range(1, 99), rounds=6), folder, on=on)
+    assert len(read_log(folder).rounds) == len(rounds) + 1
+
+    def die(event):
+        if isinstance(event, RunResumed):
+            raise KeyboardInterrupt
+
+    with pytest.raises(RunInterrupted):
+        umbel.resume(failing(rounds=6), folder, on=on, observers=[die])
+    result = umbel.resume(failing(rounds=6), folder, on=on)
+    assert (result.failed, result.reason) == (None, "rounds")
+    assert result.model["w"].tolist() == [6, 6]
+    assert result.rounds == 6 + lost + 1
+    assert umbel.resume(failing(rounds=6), folder, on=on).rounds == result.rounds
+
+
+class Cohorts:
+    """Draws these cohorts, one after the other, as a sampler may that throws dice."""
+
+    def __init__(self, *cohorts):
+        self.left = list(cohorts)
+
+    def draw(self, clients, key):
+        return self.left.pop(0)
+
+    def spec(self):
+        return {"name": "cohorts"}
+
+
+@pytest.mark.parametrize("settings", [{}, {"transforms": top_k(0.5)}, {"server": adam()}], ids=str)
+@pytest.mark.parametrize("quorum", [0, 1])
+def test_a_round_in_which_nobody_is_drawn_is_legal(quorum, settings):
+    window = Window(quorum=quorum)
+    for drawn in ([(), (0, 1), ()], [(0, 1), (), (), (), ()], [()] * 5):
+        strategy = FedAvg(cohort=Cohorts(*drawn), window=window, **settings)
+        result = umbel.run(failing(rounds=len(drawn), strategy=strategy), on=Simulation(2), folder=None)
+        assert result.failed is None
+        assert [(r.clients, r.failed) for r in result.history] == [(len(cohort), None) for cohort in drawn]
+        assert bool(result.model["w"].any()) == any(drawn)
+    strategy = FedAvg(cohort=Cohorts((), (0, 1), ()), window=window, **settings)
+    with pytest.raises(RunFailed, match=r"round 2 brought no update: 0 of 2 .*no data"):
+        umbel.run(failing(2, rounds=3, strategy=strategy), on=Simulation(2), folder=None)
+    strategy = FedAvg(cohort=Cohorts((0, 1), (0, 1), ()), window=window, **settings)
+    with pytest.raises(RunFailed, match=r"round 2 brought no update: 0 of 2 .*no data"):
+        umbel.run(failing(2, rounds=3, strategy=strategy), on=Simulation(2), folder=None)
+
+
+def test_an_empty_cohort_is_legal_after_a_resume_too(tmp_path):
+    class Twice(FedAvg):
+        def round(self, state, r):
+            state = self.apply(state, (yield self.ask(state, r)))
+            return self.apply(state, (yield self.ask(state, r)))
+
+    def die(event):
+        if isinstance(event, AskClosed) and event.ask == 0:
+            raise KeyboardInterrupt
+
+    made = lambda quorum: failing(strategy=Twice(cohort=Cohorts((), (0,), ()), window=Window(quorum=quorum)), rounds=1)  # noqa: E731
+    for quorum in (0, 1):
+        with pytest.raises(RunInterrupted) as caught:
+            umbel.run(made(quorum), on=Simulation(2), folder=tmp_path, observers=[die])
+        result = umbel.resume(made(quorum), tmp_path / caught.value.run, on=Simulation(2))
+        assert [(r.clients, r.failed) for r in result.history] == [(1 - quorum, None)]
+
+
+def test_clients_none_of_whom_is_online_are_no_empty_cohort():
+    asleep = Simulation(2, devices=Fleet(Kind("pc", opens=3600.0, lasts=60.0), work=1.0))
+    with pytest.raises(RunFailed, match="nobody was asked: no client that the sampler drew is online") as caught:
+        umbel.run(failing(), on=asleep, folder=None)
+    assert [(r.clients, r.dropped) for r in caught.value.result.history] == [(0, 2)]
+
+
+class Patient(Strategy):
+    """Takes it calmly when nobody answers."""
+
+    def round(self, state, r):
+        try:
+            yield Ask(clients="all", model=state.model)
+        except NothingToFold as error:
+            return state.replace(told=(error.asked, error.came))
+        return state
+
+
+def test_a_strategy_that_makes_do_with_nothing_does_not_make_it_a_success():
+    with pytest.raises(RunFailed, match="round 1 brought no update: 0 of 2 clients"):
+        umbel.run(failing(1, 2, strategy=Patient()), on=Simulation(2), folder=None)
+
+
+def test_a_strategy_may_say_itself_that_there_is_nothing():
+    class Choosy(Strategy):
+        def round(self, state, r):
+            yield Ask(clients="all", model=state.model)
+            raise NothingToFold("it is not good enough")
+
+    with pytest.raises(RunFailed, match="2 rounds in a row brought no update; the last: it is not good enough"):
+        umbel.run(failing(strategy=Choosy()), on=Simulation(2), folder=None)
+
+
+def test_a_run_whose_evaluation_fails_has_learned_and_says_so_once(tmp_path):
+    app, seen = failing(rounds=5), []
+
+    @app.client.evaluate
+    def evaluate(model, data, ctx):
+        if ctx.round != 3:
+            raise OSError("no table")
+        return umbel.Metrics({"accuracy": 1.0})
+
+    result = umbel.run(app, on=Simulation(2), folder=tmp_path, observers=[seen.append])
+    warned = [event for event in seen if isinstance(event, Warned)]
+    assert [event.round for event in warned] == [1, 4]
+    assert "no client could evaluate the model: 0 of 2 clients" in warned[0].text
+    assert "no table" in warned[0].text
+    assert (result.failed, result.history.series("evaluate.accuracy")) == (None, [(3, 1.0)])
+    assert result.model["w"].tolist() == [5, 5]
 
 
 @pytest.mark.parametrize("watch", [{"keep_best": "train.nope"}, {"early_stop": EarlyStop("train.nope")}], ids=str)
@@ -171,3 +330,95 @@ def test_a_cohort_has_no_client_twice():
     app = app_of(lambda m, d, c: Update(m), strategy=Twofold())
     with pytest.raises(umbel.UmbelError, match="client twice"):
         umbel.run(app, on=Simulation(2), folder=None)
+
+
+# What transforms keep
+
+
+class Script(Strategy):
+    """Asks one thing after the other, all in one lane, and keeps what it is told."""
+
+    def __init__(self, *asks):
+        self.asks = asks
+        self.told = []
+
+    def round(self, state, r):
+        answer = yield umbel.Ask(clients="all", lane="one", fold=mean(), **self.asks[r - 1])
+        self.told.append({n: a.tolist() for n, a in answer.value.items()})
+        return state
+
+
+def steps(model, data, ctx):
+    return Update({n: a + np.arange(1, 1 + a.size, dtype=a.dtype).reshape(a.shape) for n, a in model.items()})
+
+
+W = Arrays({"w": np.zeros(2)})
+HALF = umbel.top_k(0.5)
+
+
+def scripted(*asks, on=None, folder=None, **settings):
+    strategy = Script(*asks)
+    app = app_of(steps, W, strategy=strategy, rounds=len(asks), evaluate_every=0)
+    umbel.run(app, on=on or Simulation(1), folder=folder, **settings)
+    return strategy.told
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"model": Arrays({"w": np.zeros(3)}), "transforms": HALF},
+        {"model": Arrays({"other": np.zeros(2)}), "transforms": HALF},
+        {"model": Arrays({"w": np.zeros(2, np.float32)}), "transforms": HALF},
+        {"model": W},
+        {"model": W, "transforms": (HALF, umbel.clip_by_norm(9.0))},
+        {"model": W, "transforms": umbel.clip_by_norm(9.0)},
+    ],
+    ids=["another shape", "other names", "another dtype", "no transform", "a chain", "another transform"],
+)
+def test_an_ask_between_that_is_another_question_leaves_what_transforms_keep(other):
+    same = {"model": W, "transforms": HALF}
+    first, _, third = scripted(same, other, same)
+    assert first == {"w": [0.0, 2.0]}
+    assert third == {"w": [2.0, 0.0]}  # the 1 of the first and that of this one
+
+
+def test_what_is_left_out_survives_other_settings_of_the_same_transform():
+    assert scripted({"model": W, "transforms": HALF}, {"model": W, "transforms": umbel.top_k(1.0)})[1] == {
+        "w": [2.0, 2.0]
+    }
+
+
+def test_an_evaluation_in_the_same_lane_leaves_what_transforms_keep():
+    client = umbel.Client()
+    client.train(steps)
+    client.evaluate(lambda model, data, ctx: {"x": 1.0})
+    same = {"model": W, "transforms": HALF}
+    strategy = Script(same, {**same, "kind": "evaluate"}, same)
+    umbel.run(umbel.App(client, model=W, strategy=strategy, rounds=3, evaluate_every=0), on=Simulation(1), folder=None)
+    assert strategy.told == [{"w": [0.0, 2.0]}, {}, {"w": [2.0, 0.0]}]
+
+
+@dataclasses.dataclass(frozen=True)
+class Count(umbel.Transform):
+    """Counts its asks in its state and adds that to the answer."""
+
+    name = "test_count"
+
+    def init(self, schema):
+        return {"arrays": sorted(schema or ()), "asks": 0}
+
+    def finish(self, answer, state, key):
+        state = {**state, "asks": state["asks"] + 1}
+        return dataclasses.replace(answer, value=answer.value.map(lambda n, a: a + 100 * state["asks"])), state
+
+
+def test_so_it_is_with_what_the_coordinator_keeps_after_a_restart_too(tmp_path):
+    count = {"model": W, "transforms": Count()}
+    other = {"model": Arrays({"w": np.zeros(3)}), "transforms": Count()}
+    strategy = Script({"model": W}, count, other, {"model": W, "transforms": (Count(), umbel.top_k(1.0))}, count, count)
+    app = app_of(steps, W, strategy=strategy, rounds=5, evaluate_every=0)
+    folder = umbel.run(app, on=Simulation(1), folder=tmp_path).folder
+    umbel.resume(app, folder, on=Simulation(1), rounds=6)
+    assert [told["w"] for told in strategy.told] == [
+        [1.0, 2.0], [101.0, 102.0], [101.0, 102.0, 103.0], [101.0, 102.0], [201.0, 202.0], [301.0, 302.0],
+    ]  # fmt: skip

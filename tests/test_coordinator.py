@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from umbel import Window, coordinator
@@ -33,7 +33,6 @@ from umbel.coordinator import (
 from umbel.errors import InternalError
 from umbel.testing import Schedule, replay
 
-EXAMPLES = settings(deadline=None, derandomize=True, max_examples=150)
 SEEDS = st.integers(0, 2**64)
 
 
@@ -158,7 +157,6 @@ class Ledger:
         assert not command.late or window.late == "keep"
 
 
-@EXAMPLES
 @given(SEEDS, st.integers(1, 3), st.integers(1, 3))
 def test_any_schedule_keeps_the_promises_and_closes_every_ask(seed, lanes, attempts):
     schedule = Schedule(seed, lanes=lanes, attempts=attempts)
@@ -167,14 +165,12 @@ def test_any_schedule_keeps_the_promises_and_closes_every_ask(seed, lanes, attem
     assert not ledger.open
 
 
-@EXAMPLES
 @given(SEEDS, st.sampled_from(["keep", "drop"]))
 def test_many_asks_of_few_clients_in_one_lane(seed, late):
     ledger = Ledger().check(Schedule(seed, asks=20, clients=3, lanes=1, late=late).run())
     assert all(book.closed for book in ledger.books.values())
 
 
-@EXAMPLES
 @given(SEEDS)
 def test_the_same_log_replays_to_the_same_commands_and_the_same_seed_to_the_same_log(seed):
     log = Schedule(seed).run()
@@ -215,7 +211,6 @@ def test_the_schedules_bring_about_everything_worth_checking():
     assert min(seen.values()) >= 10, seen
 
 
-@EXAMPLES
 @given(st.data())
 def test_one_that_is_restarted_between_two_asks_goes_on_like_one_that_is_not(data):
     """`Opened.late` restores a lane: from there on both command the same."""

@@ -5,7 +5,7 @@ import hashlib
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from umbel import encoding
@@ -54,7 +54,6 @@ def same(a, b):
 
 
 @given(TREES)
-@settings(deadline=None, derandomize=True, max_examples=200)
 def test_a_tree_comes_back_bit_for_bit(tree):
     data = encoding.encode(tree)
     back = encoding.decode(data)
@@ -142,7 +141,6 @@ def test_damage_to_a_header_is_a_corrupt_file_or_another_tree_and_nothing_else()
 
 
 @given(TREES)
-@settings(deadline=None, derandomize=True, max_examples=100)
 def test_a_file_holds_the_bytes_of_the_tree_and_comes_back_mapped(tmp_path_factory, tree):
     path = tmp_path_factory.getbasetemp() / "tree"
     sha256, size = encoding.save_file(path, tree)

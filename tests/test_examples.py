@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.conftest import PATIENCE
 
 from umbel.data import HEART_COLUMNS, HOSPITALS
 
@@ -40,7 +41,7 @@ def python(*arguments: object, folder: Path = ROOT, fails: bool = False, **envir
         capture_output=True,
         text=True,
         encoding="utf-8",
-        timeout=300,
+        timeout=2 * PATIENCE,
     )
     assert (done.returncode != 0) == fails, done.stdout + done.stderr
     assert "Warning" not in done.stderr, done.stderr
@@ -62,6 +63,7 @@ def test_an_example_is_short_and_explained(folder: Path) -> None:
         assert len(file.read_text(encoding="utf-8").splitlines()) <= 120, file
 
 
+@pytest.mark.slow
 def test_quickstart_pytorch_reaches_93_percent(tmp_path: Path, images: Path) -> None:
     app = EXAMPLES / "quickstart-pytorch" / "app.py"
     summary = umbel_run(app, tmp_path, "--clients", 100, UMBEL_DATA=images)
@@ -102,6 +104,7 @@ def test_quickstart_numpy_needs_the_base_install_only() -> None:
     assert loaded & {"torch", "sklearn", "scipy", "pandas", "mlxtend", "matplotlib"} == set()
 
 
+@pytest.mark.slow
 @with_heart
 def test_hospitals_together_are_as_good_as_pooled_and_better_than_any_alone() -> None:
     code = f"import compare, json; print(json.dumps(compare.main({str(HEART)!r}, 20).tolist()))"

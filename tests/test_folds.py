@@ -9,7 +9,7 @@ from fractions import Fraction
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from umbel import encoding, folds
@@ -18,7 +18,6 @@ from umbel.errors import NothingToFold, StrategyError, UpdateRejected
 from umbel.folds import Answer, Fold, Partial, collect, fold_from_spec, mean, mean_metrics, total, weighted_mean
 from umbel.update import Contribution, Free, Like, Receipt, Update, check
 
-PROPERTY = settings(deadline=None, derandomize=True, max_examples=60)
 DTYPES = (np.float16, np.float32, np.float64, ml_dtypes.bfloat16, np.int32, np.uint8, np.bool_)
 FOLDS: list[Fold] = [weighted_mean(), mean(), total(), collect(), weighted_mean(max_weight=3.0)]
 
@@ -75,7 +74,6 @@ def by_tree(fold, items, rng):
 
 @pytest.mark.parametrize("fold", FOLDS, ids=repr)
 @given(items=updates(), seed=st.integers(0, 2**32))
-@PROPERTY
 def test_any_order_and_any_tree_of_merges_give_the_same_bits(fold, items, seed):
     expected = bits(folded(fold, items).finish())
     rng = np.random.default_rng(seed)
@@ -85,7 +83,6 @@ def test_any_order_and_any_tree_of_merges_give_the_same_bits(fold, items, seed):
 
 @pytest.mark.parametrize("fold", FOLDS, ids=repr)
 @given(items=updates(least=3, most=6))
-@PROPERTY
 def test_merge_is_associative_and_commutative_and_add_is_merge_of_one(fold, items):
     def parts():
         return [folded(fold, [items[0]]), folded(fold, items[1:-1]), folded(fold, [items[-1]])]
@@ -118,7 +115,6 @@ def test_the_mean_of_one_update_is_that_update(fold, dtype):
 
 
 @given(seed=st.integers(0, 2**32), count=st.sampled_from([1, 2, 15, 16, 17, 33]))
-@PROPERTY
 def test_the_weighted_mean_is_that_of_exact_arithmetic(seed, count):
     rng = np.random.default_rng(seed)
     values, weights = rng.normal(size=(count, 3)).astype(np.float32), rng.integers(1, 1000, count).astype(float)
@@ -212,7 +208,6 @@ def test_finish_leaves_the_partial_as_it_was():
 
 
 @given(items=updates(least=2, most=40), seed=st.integers(0, 2**32))
-@PROPERTY
 def test_stale_updates_fold_to_the_same_bits_in_any_order(items, seed):
     rng = np.random.default_rng(seed)
     factors = rng.choice([1.0, 0.5, 3**-0.5], len(items))
@@ -247,7 +242,6 @@ def test_batches_make_no_difference(count, size):
 
 
 @given(seed=st.integers(0, 2**32), dtype=st.sampled_from([np.uint8, np.uint16, np.uint32, np.uint64]))
-@PROPERTY
 def test_unsigned_totals_wrap_around_like_modular_arithmetic_in_any_order(seed, dtype):
     rng = np.random.default_rng(seed)
     top = np.iinfo(dtype).max
@@ -321,7 +315,6 @@ def seen_as_mapped(items, flags=None):
 
 @pytest.mark.parametrize("fold", FOLDS, ids=repr)
 @given(items=updates(most=40), seed=st.integers(0, 2**32), stretch=st.sampled_from([1, 2, 3, 1 << 18]))
-@PROPERTY
 def test_mapped_updates_fold_to_the_same_bits_whatever_the_stretches(fold, items, seed, stretch):
     rng = np.random.default_rng(seed)
     expected = bits(by_tree(fold, items, rng).finish())
@@ -383,7 +376,6 @@ def received(fold, data, **known):
 
 @pytest.mark.parametrize("fold", SENDABLE, ids=repr)
 @given(items=updates(), seed=st.integers(0, 2**32))
-@PROPERTY
 def test_any_split_of_updates_into_partials_gives_the_bytes_of_one(fold, items, seed):
     rng = np.random.default_rng(seed)
     expected = sent(folded(fold, items))
@@ -398,7 +390,6 @@ def test_any_split_of_updates_into_partials_gives_the_bytes_of_one(fold, items, 
 
 @pytest.mark.parametrize("fold", SENDABLE, ids=repr)
 @given(items=updates(least=2), seed=st.integers(0, 2**32))
-@PROPERTY
 def test_partials_that_were_sent_merge_to_the_same_bits(fold, items, seed):
     expected = bits(folded(fold, items).finish())
     cut = int(np.random.default_rng(seed).integers(0, len(items)))
@@ -596,7 +587,6 @@ def test_sums_of_integers_that_cannot_be_are_refused(row):
 
 @pytest.mark.parametrize("fold", SENDABLE[:3], ids=repr)
 @given(data=st.data())
-@settings(deadline=None, derandomize=True, max_examples=300)
 def test_a_flipped_bit_is_refused_or_makes_another_partial_that_finishes(fold, data):
     encoded = sent(whole(fold))
     at = data.draw(st.integers(0, 8 * len(encoded) - 1))

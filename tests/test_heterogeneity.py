@@ -87,6 +87,7 @@ def test_more_epochs_take_more_time_and_energy_in_proportion(lab) -> None:
     assert ten.accuracy >= one.accuracy
 
 
+@pytest.mark.slow
 def test_every_part_runs_and_is_drawn(lab, tmp_path) -> None:
     pytest.importorskip("matplotlib")
     for name, (run, draw) in heterogeneity.PARTS.items():

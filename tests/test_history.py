@@ -67,6 +67,13 @@ def test_the_picture_has_a_panel_for_each_metric(history, tmp_path):
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_picture_of_a_failed_run_says_so_in_red(history):
+    pytest.importorskip("matplotlib")
+    whole, failed = (history.plot(title="a run", failed=failed) for failed in (False, True))
+    assert (whole.get_suptitle(), failed.get_suptitle()) == ("a run", "a run failed")
+    assert (whole._suptitle.get_color(), failed._suptitle.get_color()) == ("black", "#CC3333")
+
+
 def test_a_picture_of_nothing_is_no_error(tmp_path):
     pytest.importorskip("matplotlib")
     assert History([]).plot(tmp_path / "empty.png").axes == []

@@ -11,7 +11,7 @@ import textwrap
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from umbel import Arrays, State, files
@@ -19,7 +19,6 @@ from umbel.errors import CorruptFile, JournalMissing, StorageError
 from umbel.events import AskClosed, RoundCommitted, RoundStarted, RunFinished, RunResumed, RunStarted
 from umbel.journal import LOG, Journal, load_checked, read_log, seal, unseal, write_whole
 
-EXAMPLES = settings(deadline=None, derandomize=True, max_examples=200)
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=10),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
@@ -59,7 +58,6 @@ def write(folder, events):
 # Records
 
 
-@EXAMPLES
 @given(RECORDS)
 def test_a_record_comes_back_from_its_line(record):
     line = seal(record)
@@ -68,7 +66,6 @@ def test_a_record_comes_back_from_its_line(record):
     assert unseal(line) == record
 
 
-@EXAMPLES
 @given(RECORDS, st.data())
 def test_a_line_with_any_byte_changed_is_refused(record, data):
     line = bytearray(seal(record))

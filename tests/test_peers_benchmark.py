@@ -26,7 +26,7 @@ from benchmarks.peers.workloads import (
     initial,
     quick,
 )
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -213,7 +213,6 @@ def test_figures_are_a_client() -> None:
     assert table.cpu_per_client(done(0.2, cpu=0.05), REGRESSION) == pytest.approx(0.5)
 
 
-@settings(deadline=None, derandomize=True)
 @given(st.lists(st.tuples(st.floats(0.01, 10), st.floats(0.01, 10)), min_size=1, max_size=5))
 def test_ratios_are_medians_within_the_turns(pairs: list[tuple[float, float]]) -> None:
     turns = [{"a": done(a), "b": done(b)} for a, b in pairs]

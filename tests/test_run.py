@@ -34,7 +34,7 @@ from umbel import (
     mean,
     top_k,
 )
-from umbel.errors import AppError, CorruptFile, SettingError, StorageError
+from umbel.errors import AppError, CorruptFile, RunFailed, SettingError, StorageError
 from umbel.events import (
     AskClosed,
     AskOpened,
@@ -472,13 +472,13 @@ def test_arrays_that_are_personal_never_leave():
 
     def train(model, data, ctx):
         got.append(sorted(model))
-        own = ctx.state.get("head", model["head"])
+        own = ctx.state.get("head", np.zeros(2))
         ctx.state["head"] = own + 1 + ctx.client
         return Update({"body": model["body"] + own.mean(), "head": own})
 
     model = Arrays({"body": np.zeros(2), "head": np.zeros(2)}, {"head": "personal"})
     result = run(app_of(client_of(train), model=model, strategy=FedAvg(cohort="all"), rounds=3), 2)
-    assert got == [["body", "head"]] * 6
+    assert got == [["body"]] * 6
     assert result.model["body"].tolist() == [4.5, 4.5]  # 0, then the mean of 1 and 2, then that of 2 and 4
     assert result.model["head"].tolist() == [0.0, 0.0]
 
@@ -564,9 +564,12 @@ def test_below_the_quorum_a_round_brings_nothing():
 
     window = Window(deadline=3.0, quorum=3)
     app = app_of(client_of(train), strategy=FedAvg(cohort=4, window=window), rounds=1)
-    result = run(app, clock=clock)
+    with pytest.raises(RunFailed, match="round 1 brought no update: 2 of 4 clients gave an update, 3 are") as caught:
+        run(app, clock=clock)
+    result = caught.value.result
     assert result.model == Arrays(ZEROS)
     assert result.history[0].failed == "2 of 4 clients gave an update, 3 are needed"
+    assert (result.history[0].clients, result.history[0].dropped) == (2, 2)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])

@@ -13,7 +13,7 @@ from itertools import permutations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from umbel.errors import CallerError, SamplingError, SettingError
@@ -34,7 +34,6 @@ SAMPLERS = [
     Fixed(("eva", "anna")),
 ]
 seeds = st.integers(0, 2**64)
-check = settings(deadline=None, derandomize=True, max_examples=60)
 
 
 class Unwalkable(Sequence[ClientId]):
@@ -82,7 +81,6 @@ class TestEverySampler:
         assert spec["name"] == type(sampler).__name__.lower()
         assert pickle.loads(pickle.dumps(sampler)).spec() == spec
 
-    @check
     @given(seed=seeds)
     def test_draws_different_clients_that_exist_and_again_the_same(self, sampler, seed):
         key = Key.from_seed(seed)
@@ -101,7 +99,6 @@ class TestEveryone:
 
 
 class TestUniform:
-    @check
     @given(seeds, st.integers(1, 400), st.integers(1, 2**50))
     def test_size_range_and_distinctness(self, seed, cohort, population):
         cohort = min(cohort, population)
@@ -170,7 +167,6 @@ class TestFraction:
     def test_rounds_half_up_as_written(self, fraction, population, size):
         assert len(Fraction(fraction).draw(range(population), KEY)) == size
 
-    @check
     @given(seeds, st.floats(1e-6, 1.0), st.integers(1, 10_000), st.integers(1, 20))
     def test_size(self, seed, fraction, population, minimum):
         sampler = Fraction(fraction, minimum=minimum)
@@ -236,7 +232,6 @@ class TestWeighted:
         assert counts["carla"] == 0
         assert abs(scatter([counts[c] for c in ("anna", "ben", "dan", "eva")], [500, 1000, 1500, 2000])) < 4
 
-    @check
     @given(seeds, st.lists(st.floats(0, 1e6), min_size=1, max_size=40), st.data())
     def test_size_distinctness_and_no_weight_no_ask(self, seed, weights, data):
         usable = [i for i, w in enumerate(weights) if w > 0]

@@ -13,13 +13,12 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import umbel.sums as sums
 from umbel.sums import ArraySum, ExactScalar, magnitude
 
-quick = settings(deadline=None, derandomize=True, max_examples=60)
 seeds = st.integers(0, 2**32 - 1)
 finite = st.floats(allow_nan=False, allow_infinity=False)
 
@@ -94,7 +93,6 @@ def same_bits(a, b):
 
 
 @pytest.mark.parametrize("dtype", FLOATS + INTEGERS, ids=str)
-@quick
 @given(seed=seeds)
 def test_any_order_and_any_tree_give_the_same_bytes(dtype, seed):
     shape, xs, weights = some_terms(seed, dtype)
@@ -108,7 +106,6 @@ def test_any_order_and_any_tree_give_the_same_bytes(dtype, seed):
 
 
 @pytest.mark.parametrize("dtype", FLOATS + INTEGERS, ids=str)
-@quick
 @given(seed=seeds)
 def test_value_is_the_correctly_rounded_sum_of_the_definition(dtype, seed):
     shape, xs, weights = some_terms(seed, dtype)
@@ -165,7 +162,6 @@ def test_sums_of_billions_of_additions_are_exact():
         assert total.count == 2**41
 
 
-@quick
 @given(
     rows=st.lists(st.integers(-(2**61), 2**61), min_size=3, max_size=3),
     over=st.lists(st.integers(-(2**40), 2**40), min_size=3, max_size=3),
@@ -321,7 +317,6 @@ def test_other_shapes_and_dtypes_are_refused():
         total.add_many([np.ones(2, np.float32)], [1.0, 2.0])
 
 
-@quick
 @given(seed=seeds, position=st.floats(0, 1), byte=st.integers(0, 255), wide=st.booleans())
 def test_damaged_bytes_are_refused_or_are_another_sum(seed, position, byte, wide):
     with pytest.MonkeyPatch.context() as patch:
@@ -396,7 +391,6 @@ def test_magnitude_of_integers_and_booleans():
 # ---- scalars --------------------------------------------------------------------------------------------------------
 
 
-@quick
 @given(xs=st.lists(st.tuples(finite, finite), max_size=12), seed=seeds)
 def test_exact_scalars_hold_the_exact_sum(xs, seed):
     total, products_too = ExactScalar(), ExactScalar()
@@ -420,7 +414,6 @@ def test_exact_scalars_hold_the_exact_sum(xs, seed):
     assert parts[1].encode() == total.encode()
 
 
-@quick
 @given(st.lists(st.floats(-1e100, 1e100), max_size=20))
 def test_exact_scalars_agree_with_fsum(xs):
     total = ExactScalar()

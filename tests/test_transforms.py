@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from umbel.arrays import Arrays
@@ -24,7 +24,6 @@ from umbel.transforms import (
 from umbel.update import Free, Like, Update, check
 
 KEY = Key.from_seed(0)
-PROPERTY = settings(deadline=None, derandomize=True, max_examples=80)
 TRANSFORMS = [Transform(), clip_by_norm(0.5), clip_by_norm(2.0), top_k(0.3), top_k(0.5, error_feedback=False)]
 
 
@@ -45,7 +44,6 @@ def same(a, b):
 
 
 @given(parts=st.lists(st.sampled_from(TRANSFORMS), min_size=3, max_size=3), seed=st.integers(0, 1000))
-@PROPERTY
 def test_chaining_is_associative(parts, seed):
     a, b, c = parts
     left, right, flat = chain(chain(a, b), c), chain(a, chain(b, c)), chain(a, b, c)
@@ -54,7 +52,6 @@ def test_chaining_is_associative(parts, seed):
 
 
 @given(parts=st.lists(st.sampled_from(TRANSFORMS), max_size=3), seed=st.integers(0, 1000))
-@PROPERTY
 def test_a_chain_does_what_its_parts_do_one_inside_the_other(parts, seed):
     expected = update(seed)
     params, sent = [], expected
@@ -87,7 +84,6 @@ def test_an_unknown_or_double_name_is_an_error():
 
 
 @given(seed=st.integers(0, 1000), scale=st.sampled_from([1e-3, 1.0, 1e6]), norm=st.sampled_from([0.1, 1.0, 50.0]))
-@PROPERTY
 def test_clipping_bounds_the_norm_and_leaves_small_updates_and_buffers_alone(seed, scale, norm):
     item = update(seed, scale=scale)
     clipped, _ = through(clip_by_norm(norm), item)
@@ -121,7 +117,6 @@ def test_a_norm_has_to_be_positive_and_finite(norm):
 
 
 @given(seeds=st.lists(st.integers(0, 1000), min_size=1, max_size=6), fraction=st.sampled_from([0.05, 0.3, 1.0]))
-@PROPERTY
 def test_error_feedback_loses_nothing(seeds, fraction):
     transform, local = top_k(fraction), None
     for seed in seeds:
@@ -202,7 +197,6 @@ def test_values_whose_squares_overflow_do_not_slip_through_a_clip(value):
 
 
 @given(exponent=st.floats(-20, 38), norm=st.floats(1e-6, 1e6), seed=st.integers(0, 1000))
-@PROPERTY
 def test_what_clipping_makes_passes_its_own_check(exponent, norm, seed):
     rng = np.random.default_rng(seed)
     arrays = Arrays({"w": (rng.uniform(-1, 1, 9) * 10**exponent).astype(np.float32)})
@@ -226,7 +220,6 @@ def test_what_is_not_finite_goes_on_to_be_rejected_by_name(transform, bad):
     dtypes=st.tuples(*[st.sampled_from([np.int64, np.int64, np.int32, np.uint64, np.float64, np.bool_])] * 2),
     fraction=st.sampled_from([1e-9, 0.3, 1.0]),
 )
-@settings(deadline=None, derandomize=True, max_examples=400)
 def test_whatever_a_sparse_update_holds_it_is_dense_or_rejected(shape, indices, count, dtypes, fraction):
     with np.errstate(all="ignore"):
         parts = {

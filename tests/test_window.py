@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from umbel.errors import StrategyError
@@ -53,7 +53,6 @@ def test_a_quorum_that_can_never_be_reached_is_an_error():
 
 
 @given(staleness=st.integers(0, 10_000), exponent=st.floats(0, 4))
-@settings(deadline=None, derandomize=True)
 def test_an_update_counts_less_the_later_it_comes(staleness, exponent):
     window = Window(staleness_exponent=exponent)
     factor = window.discount(staleness)

@@ -53,7 +53,8 @@ class App:
       for never.
     - `evaluate_clients`: who evaluates (a number, a fraction, a sampler); by default up to 100 clients drawn at random.
     - `early_stop`, `keep_best`: see there.
-    - `max_failed_rounds`: give up after so many rounds in a row without an update.
+    - `max_failed_rounds`: the run fails after so many rounds in a row without an update. It also fails where nobody's
+      update comes in the first round, and where the last round brings none; see `RunFailed`.
     - `federation`: where it runs unless the caller says otherwise, such as `Simulation(clients=[...])`.
     """
 

@@ -1,8 +1,9 @@
 """Named, read-only arrays with roles: what models, updates and messages are made of.
 
 A **role** says how an array is treated: a `parameter` is trained, clipped, noised and stepped; a `buffer` (running
-statistics, counters) travels as a value and is never any of these; a `personal` array never leaves its holder. Where
-nobody says, floating-point arrays are parameters and all others buffers.
+statistics, counters) travels as a value and is never any of these; a `personal` array never leaves its holder, and what
+a run has under its name is the run's own. Where nobody says, floating-point arrays are parameters and all others
+buffers.
 """
 
 from __future__ import annotations
@@ -216,6 +217,18 @@ class Arrays(Mapping[str, Array]):
     def of_role(self, *roles: Role) -> Arrays:
         """The arrays that have one of these roles."""
         return self.select(n for n, role in self._roles.items() if role in roles)
+
+    def as_sent(self) -> Arrays:
+        """What of these arrays may be sent: of the personal ones name, dtype and role, as empty arrays, no values."""
+        mine = {n for n, role in self._roles.items() if role == "personal"}
+        if all(self._arrays[n].shape == (0,) for n in mine):
+            return self
+        sent = {n: np.zeros(0, a.dtype) if n in mine else a for n, a in self._arrays.items()}
+        return Arrays.trusted(sent, self._roles)
+
+    def as_given(self) -> Arrays:
+        """What of these arrays the code of a client gets to see: all but the personal ones, which it has itself."""
+        return self.of_role("parameter", "buffer") if self.has_personal else self
 
     def replace(self, arrays: Mapping[str, Any]) -> Arrays:
         """These arrays with some of them exchanged or added; names that stay keep their role and place."""

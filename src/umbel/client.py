@@ -118,6 +118,13 @@ class Context:
             self._on_step()
 
 
+class Unwanted(BaseException):
+    """Ends a task that nobody waits for any more, from within `Context.step`.
+
+    It is no `Exception`, so that a handler's own ways with errors let it pass.
+    """
+
+
 class Client:
     """The handlers of a data holder, registered by decorators.
 

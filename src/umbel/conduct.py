@@ -12,7 +12,7 @@ from typing import Any
 
 from .app import App
 from .arrays import Arrays
-from .ask import Ask, Task, for_client
+from .ask import Ask, Task
 from .coordinator import (
     AllFinished,
     Close,
@@ -30,7 +30,6 @@ from .errors import (
     InternalError,
     NondeterministicStrategy,
     NothingToFold,
-    RunStopped,
     SamplingError,
     SettingError,
     StrategyError,
@@ -57,12 +56,12 @@ from .node.account import Account
 from .node.intake import ClosedAsk
 from .node.seeding import generators_kept, seed_generators
 from .node.state import ClientStates
+from .outcome import failures, shortage, verdict
 from .randomness import Key
 from .sampling import Uniform
 from .software import changes, software
 from .strategy import State
-from .update import Free
-from .window import Window
+from .transforms import place
 
 Reply = Answer | NothingToFold
 KEPT_CHECKPOINTS = 3
@@ -72,15 +71,19 @@ REDRAWS = 30
 
 @dataclass(slots=True)
 class Going:
-    """An ask on its way: its place in its round, what was asked of whom, since when, the state of its transforms."""
+    """An ask on its way: its place in its round, what was asked of whom, since when, the state of its transforms;
+    `drawn` counts those whom the sampler drew, who need not all be online.
+    """
 
     id: int
     number: int
     ask: Ask
     lane: str
     cohort: Sequence[ClientId]
+    drawn: int
     digest: str
     began: float
+    place: str
     transform_state: Any
     reply: Reply | None = None
 
@@ -138,6 +141,7 @@ class Conductor:
         self._last_round = started.rounds
         self._finished: RunFinished | None = None
         self._best: tuple[int, Arrays] | None = None
+        self._unevaluated = False
         self._account = Account()
         self._progress: Progress
         self._seconds = 0.0
@@ -159,7 +163,11 @@ class Conductor:
         """Start from a checkpoint and the asks recorded since."""
         self.rounds = list(log.rounds)
         self._seconds = sum(r.seconds for r in self.rounds)
-        self._last_round = max(self.started.rounds, log.rounds_wanted, rounds or 0)
+        self._last_round = max(self.started.rounds, log.rounds_wanted)
+        if log.finished is not None and log.finished.error is not None:
+            # The failed rounds in which it ended are made up for.
+            self._last_round += sum(event.round > log.resumed_after for event in failures(self.rounds))
+        self._last_round = max(self._last_round, rounds or 0)
         if log.finished is not None and (log.finished.error is None and self.round >= self._last_round):
             self._finished = log.finished
         self._recorded = {record.ask: record for record in log.pending}
@@ -184,33 +192,22 @@ class Conductor:
 
     def _drive(self) -> RunFinished:
         reason = "early stop" if self._is_early() else "rounds"
-        if self.round >= self._last_round and len(self._failures()) >= self.app.max_failed_rounds:
-            raise self._gave_up()
         while reason == "rounds" and self.round < self._last_round:
             began = self._clock()
             try:
                 self._round(self.round + 1, began)
             except UmbelError as error:
                 raise error.located(round=self.round + 1) from error.__cause__
-            if len(self._failures()) >= self.app.max_failed_rounds:
-                stopped = self._gave_up()
-                self._finish_log(self._end("failed", stopped.message))
-                raise stopped
+            if failed := verdict(self.rounds, self._last_round, self.app.max_failed_rounds):
+                event = self._end("failed", failed)
+                self._finish_log(event)
+                return event
             self._check_metrics()
             if self._is_early():
                 reason = "early stop"
         event = self._end(reason)
         self._finish_log(event)
         return event
-
-    def _gave_up(self) -> RunStopped:
-        failures = self._failures()
-        more = f" with --rounds {self.round + len(failures)}" if self.round >= self._last_round else ""
-        return RunStopped(
-            f"{len(failures)} rounds in a row brought no update; the last: {failures[-1]}",
-            round=self.round,
-            hint=f"Mend what made the clients fail, then `umbel resume` the run{more}.",
-        )
 
     def _check_metrics(self) -> None:
         """Once there are metrics, a name that is not among them is a slip that would go unnoticed to the end."""
@@ -271,11 +268,13 @@ class Conductor:
         self._tell(RoundStarted(round=r, rounds=self._last_round))
         progress, failed = self._progress, None
         self._first_ask = progress.next_ask
-        train: list[Answer] = []
+        served: list[Going] = []
         try:
-            progress.state = self._generate(r, train)
+            progress.state = self._generate(r, served)
         except NothingToFold as error:
-            failed = error.message
+            drew_nobody = not error.asked and any(item.reply is error for item in served)
+            failed = None if drew_nobody else error.message
+        failed = failed or _nothing_came(served)
         evaluated, tested = self._evaluate(r) if failed is None else ({}, {})
         if leftover := sorted(self._recorded):
             raise NondeterministicStrategy(
@@ -286,14 +285,15 @@ class Conductor:
         self._seconds += seconds
         account, self._account = self._account, Account()
         metrics: dict[str, float] = {}
-        for answer in train:
-            metrics.update(answer.metrics)
+        counts = [_counts(item) for item in served]
+        for item in served:
+            metrics.update(item.reply.metrics if isinstance(item.reply, Answer) else {})
         self._commit(
             RoundCommitted(
                 round=r,
                 asks=progress.next_ask,
-                clients=sum(a.count for a in train),
-                dropped=sum(a.asked - a.count for a in train),
+                clients=sum(came for came, _ in counts),
+                dropped=sum(asked - came for came, asked in counts),
                 train=metrics,
                 evaluate=evaluated,
                 test=tested,
@@ -304,7 +304,7 @@ class Conductor:
             )
         )
 
-    def _generate(self, r: int, train: list[Answer]) -> State:
+    def _generate(self, r: int, served: list[Going]) -> State:
         rounds = self.app.strategy.round(self._progress.state, r)
         if not hasattr(rounds, "send"):
             raise StrategyError(
@@ -316,8 +316,9 @@ class Conductor:
             if state is not None:
                 return state
             single = isinstance(asked, Ask)
-            replies = self._serve([asked] if single else asked, r)
-            train.extend(reply for reply in replies if isinstance(reply, Answer))
+            going = self._serve([asked] if single else asked, r)
+            served += going
+            replies = [item.reply for item in going]
             failure = next((reply for reply in replies if isinstance(reply, NothingToFold)), None)
             reply = replies[0] if single else replies
             advance, argument = (rounds.send, reply) if failure is None else (rounds.throw, failure)
@@ -349,12 +350,23 @@ class Conductor:
             if clients is None:
                 clients = Uniform(min(100, len(self._federation.clients)))
             model = self._progress.state.model
-            (reply,) = self._serve(
-                [Ask(kind="evaluate", clients=clients, model=model, expects=Free(), fold=total())], r
-            )
-            found = dict(reply.metrics) if isinstance(reply, Answer) else {}
+            (item,) = self._serve([Ask(kind="evaluate", clients=clients, model=model, fold=total())], r)
+            found = self._evaluated(item, r)
         seed_generators(self._key.derive("test", r))
         return found, self.app.run_test(self._progress.state.model) or {}
+
+    def _evaluated(self, item: Going, r: int) -> dict[str, float]:
+        """The metrics of an evaluation. One that fails is no failure of the run, whose model it does not change; it is
+        told once, until one succeeds again.
+        """
+        reply = item.reply
+        if isinstance(reply, Answer):
+            self._unevaluated = False
+            return dict(reply.metrics)
+        if not self._unevaluated and isinstance(reply, NothingToFold) and reply.asked:
+            self._unevaluated = True
+            self._tell(Warned(round=r, text=f"no client could evaluate the model: {reply.message}"))
+        return {}
 
     def _commit(self, event: RoundCommitted) -> None:
         progress = self._progress
@@ -381,7 +393,7 @@ class Conductor:
 
     # Asks
 
-    def _serve(self, asks: Sequence[Ask], r: int) -> list[Reply]:
+    def _serve(self, asks: Sequence[Ask], r: int) -> list[Going]:
         if not isinstance(asks, list | tuple) or not asks or not all(isinstance(ask, Ask) for ask in asks):
             raise StrategyError(
                 f"round {r} of {self.started.strategy} yielded {asks!r:.80}, not an Ask or a list of them"
@@ -396,10 +408,9 @@ class Conductor:
             else:
                 commands += self._open(item, r)
         self._work(commands, r)
-        replies = [item.reply for item in going]
-        if not all(isinstance(reply, Answer | NothingToFold) for reply in replies):
+        if any(item.reply is None for item in going):
             raise InternalError("an ask has no reply")
-        return replies  # type: ignore[return-value]
+        return going
 
     def _forget_unless_all(self, going: Sequence[Going]) -> None:
         """In virtual time asks that are open at once overlap: those that closed before the run stopped are done again,
@@ -420,27 +431,27 @@ class Conductor:
         while any(item.lane == lane for item in self._going.values()):
             lane = f"{lane}#{index}"
             ask = replace(ask, lane=lane)
-        cohort = self._cohort(ask, self._key.derive("cohort", r, number))
-        if lane not in progress.transforms:
-            model = for_client(ask.model, cohort[0] if cohort else None)
-            progress.transforms[lane] = ask.transform.init(model.schema if model is not None else None)
-        state = progress.transforms[lane]
+        cohort, drawn = self._cohort(ask, self._key.derive("cohort", r, number))
+        schema = ask.schema(cohort[0] if cohort else None)
+        kept = place(lane, ask.transform, schema)
+        state = progress.transforms[kept] if kept in progress.transforms else ask.transform.init(schema)
         digest = ask.digest(cohort) if self._journal.folder is not None else ""
-        self._going[id] = item = Going(id, number, ask, lane, cohort, digest, self._clock(), state)
+        self._going[id] = item = Going(id, number, ask, lane, cohort, drawn, digest, self._clock(), kept, state)
         self._session.open(id, ask, r, number, ask.transform.send(state), cohort)
         return item
 
-    def _cohort(self, ask: Ask, key: Key) -> tuple[ClientId, ...]:
+    def _cohort(self, ask: Ask, key: Key) -> tuple[tuple[ClientId, ...], int]:
+        """Who is asked, and how many the sampler drew."""
         cohort = self._drawn(ask, key)
         if all(map(self._session.online, cohort)):
-            return cohort
+            return cohort, len(cohort)
         # Whoever is not online cannot be asked; others are drawn in their place, as far as the sampler finds any.
         wanted, found = len(cohort), dict.fromkeys(filter(self._session.online, cohort))
         for again in range(REDRAWS):
             if len(found) >= wanted:
                 break
             found.update(dict.fromkeys(filter(self._session.online, self._drawn(ask, key.derive("again", again)))))
-        return tuple(found)[:wanted]
+        return tuple(found)[:wanted], wanted
 
     def _drawn(self, ask: Ask, key: Key) -> tuple[ClientId, ...]:
         drawn = ask.sampler.draw(self._federation.clients, key)
@@ -471,9 +482,10 @@ class Conductor:
             self._session.advance_to(record.clock)
         self._account.add(Account(**record.account))  # type: ignore[arg-type]
         if record.answer is None:
-            item.reply = NothingToFold(record.reason or "too few updates", round=record.round)
+            item.reply = _nothing(item, record.count, len(record.failed), record.reason or "too few updates")
             return
-        item.reply, self._progress.transforms[item.lane] = self._journal.load(record.answer)
+        item.reply, state = self._journal.load(record.answer)
+        self._keep_state(item, state)
 
     def _work(self, commands: list[Command], r: int) -> None:
         waiting = any(item.reply is None for item in self._going.values())
@@ -508,7 +520,7 @@ class Conductor:
         if isinstance(reply, Answer):
             answer = self._journal.save(f"answers/ask-{item.id:06d}.safetensors", (reply, state), durable=durable)
             reply, state = self._journal.mapped(answer, (reply, state))
-            self._progress.transforms[item.lane] = state
+            self._keep_state(item, state)
             self._states.advance(item.id, closed.states, since=self._first_ask)
         item.reply = reply
         self._account.add(closed.account)
@@ -534,17 +546,26 @@ class Conductor:
             durable=durable,
         )
 
+    def _keep_state(self, item: Going, state: Any) -> None:
+        """What the transforms of an ask know after it."""
+        if state is not None:
+            self._progress.transforms[item.place] = state
+
     def _finish(self, item: Going, r: int, command: Close, closed: ClosedAsk) -> tuple[Reply, Any]:
         partial, failed = closed.partial, _failed(item, command, closed)
-        if len(partial.receipts) < item.ask.window.quorum:
-            return NothingToFold(
-                _shortage(len(partial.receipts), failed, len(item.cohort), item.ask.window)
-            ), item.transform_state
+        came, quorum = len(partial.receipts), item.ask.window.quorum
+        if came < quorum:
+            return _nothing(item, came, len(failed), _shortage(item, came, failed)), item.transform_state
         try:
             answer = partial.finish(failed, command.asked)
+        except NothingToFold as error:
+            if came:
+                return _nothing(item, came, len(failed), error.message), item.transform_state
+            answer = Answer(Arrays(), failed=failed, asked=command.asked)  # of a quorum of nobody
+        try:
             return item.ask.transform.finish(answer, item.transform_state, self._key.derive("finish", r, item.number))
         except NothingToFold as error:
-            return error, item.transform_state
+            return _nothing(item, came, len(failed), error.message), item.transform_state
 
     # Late tasks across a resume
 
@@ -570,14 +591,6 @@ class Conductor:
         return [LateTask(Task(*row[:4]), row[5]) for row in rows]
 
     # What is best, and when to stop
-
-    def _failures(self) -> list[str]:
-        failures: list[str] = []
-        for r in reversed(self.rounds):
-            if r.failed is None:
-                break
-            failures.insert(0, r.failed)
-        return failures
 
     def _values(self, name: str) -> list[tuple[int, float]]:
         history = self._history
@@ -630,11 +643,34 @@ def _garbage_frozen() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _shortage(got: int, failed: Mapping[ClientId, str], cohort: int, window: Window) -> str:
-    if not cohort and not got:
-        return "nobody was asked: the sampler drew no client"
-    text = f"{got} of {cohort} clients gave an update, {window.quorum} are needed"
-    if failed:
-        client, reason = next(iter(failed.items()))
-        text += f"; {len(failed)} failed, the first (client {client}): {reason}"
-    return text
+def _counts(item: Going) -> tuple[int, int]:
+    """How many updates came for an ask, and of how many clients they would have been."""
+    reply = item.reply
+    if isinstance(reply, Answer):
+        return reply.count, reply.asked
+    assert reply is not None
+    return reply.came, reply.asked
+
+
+def _nothing_came(served: Sequence[Going]) -> str | None:
+    """Why nobody's update came for any of a round's asks, though clients were asked, whatever the strategy made of
+    that; None where somebody's did. Evaluations count where there is nothing else.
+    """
+    items = [item for item in served if item.ask.kind != "evaluate"] or list(served)
+    missed = [item for item in items if _counts(item)[1]]
+    if not missed or any(_counts(item)[0] for item in missed):
+        return None
+    reply = missed[0].reply
+    return _shortage(missed[0], 0, reply.failed) if isinstance(reply, Answer) else reply.message  # type: ignore[union-attr]
+
+
+def _nothing(item: Going, came: int, failed: int, message: str) -> NothingToFold:
+    """What a strategy is told of an ask that came to nothing."""
+    return NothingToFold(message, asked=max(item.drawn, came, failed), came=came)
+
+
+def _shortage(item: Going, came: int, failed: Mapping[ClientId, str]) -> str:
+    if not item.cohort and not came and not failed:
+        why = "no client that the sampler drew is online" if item.drawn else "the sampler drew no client"
+        return f"nobody was asked: {why}"
+    return shortage(came, len(item.cohort), item.ask.window.quorum, failed)

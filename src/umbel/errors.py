@@ -18,7 +18,7 @@
     │   └── ClientCrashed             the client's process died (retried elsewhere first)
     ├── RunError                      the run cannot go on, though nobody wrote anything wrong
     │   ├── NothingToFold             an ask closed with too few updates, or with no weight at all
-    │   ├── RunStopped                too many rounds in a row without an update
+    │   ├── RunFailed                too many rounds in a row without an update
     │   └── RunInterrupted            somebody asked the run to stop; it can be resumed
     ├── PeerError                     between two processes
     │   ├── ConnectionLost            the stream ended or nothing came for too long; connect again
@@ -151,13 +151,29 @@ class RunError(UmbelError):
 
 
 class NothingToFold(RunError):
-    """An ask closed with fewer updates than its quorum, or with no weight at all."""
+    """An ask closed with fewer updates than its quorum, or with no weight at all.
+
+    `came` updates of `asked` clients were there; nobody is asked where a sampler draws an empty cohort.
+    """
 
     retry = True
 
+    def __init__(self, message: str, *, asked: int = 0, came: int = 0, **more: Any) -> None:
+        super().__init__(message, **more)
+        self.asked = asked
+        self.came = came
 
-class RunStopped(RunError):
-    """Too many rounds in a row brought no update."""
+
+class RunFailed(RunError):
+    """Nobody's update came in a run's first round, in its last, or in too many rounds in a row.
+
+    `result` is what the run has come to all the same, an `umbel.run.Result`; None where it is not at hand, as for a run
+    on a server.
+    """
+
+    def __init__(self, message: str, *, result: Any = None, **more: Any) -> None:
+        super().__init__(message, **more)
+        self.result = result
 
 
 class RunInterrupted(RunError):

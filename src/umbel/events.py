@@ -168,7 +168,7 @@ class RunInterrupted(RunEvent):
 
 @dataclass(frozen=True, kw_only=True)
 class RunFinished(RunEvent):
-    """The run is over. `reason` is `"rounds"`, `"early stop"` or `"failed"`."""
+    """The run is over. `reason` is `"rounds"`, `"early stop"` or `"failed"`, where `error` says why."""
 
     name: ClassVar[str] = "run_finished"
     run: str

@@ -29,7 +29,7 @@ _STRETCH = 1 << 18  # elements of an array whose bins (16 or 24 bytes an element
 
 _VERSION = 1  # of a partial's tree
 _MOST_DIMENSIONS = 32
-_MOST_UNSEEN = 1 << 28  # elements of a sum of zeros where the ask does not say how many there are
+_MOST_UNSEEN = 1 << 26  # elements of sums of zeros where the ask does not say how many there are
 
 
 class Fold(ABC):
@@ -626,7 +626,7 @@ def _lists(columns: Any) -> list[list[Any]]:
 
 
 def _check_expected(acc: Sums, expects: Expectation | None, sent: Arrays | None) -> None:
-    """Refuse a partial that is not of the arrays that the ask expects."""
+    """Refuse a partial that is not of the arrays that the ask expects; those of one that is get their order."""
     schema = expects.schema(sent) if expects is not None else None
     if expects is not None and schema is not None:
         found = {n: (acc.shapes[n], acc.dtypes[n], acc.roles[n]) for n in acc.arrays}
@@ -637,16 +637,19 @@ def _check_expected(acc: Sums, expects: Expectation | None, sent: Arrays | None)
         if found != wanted:
             name = min(n for n in {*found, *wanted} if found.get(n) != wanted.get(n))
             raise UpdateRejected(f"array {name!r} of the partial is not what the ask expects, or only one has it")
+        acc.arrays = {name: acc.arrays[name] for name in schema}
         return
     sizes = {n: math.prod(shape) for n, shape in acc.shapes.items()}
     most = expects.max_bytes if isinstance(expects, Free) else None
     nbytes = sum(size * acc.dtypes[n].itemsize for n, size in sizes.items())
     if most is not None and nbytes > most:
         raise UpdateRejected(f"the partial's arrays are of {nbytes} bytes, the ask allows {most}")
-    for name, summed in acc.arrays.items():
-        # A sum of zeros has no bins, whatever its shape; its answer would have to be allocated.
-        if isinstance(summed, ArraySum) and not summed.nbytes and sizes[name] > _MOST_UNSEEN:
-            raise UpdateRejected(f"array {name!r} of the partial is {sizes[name]} zeros, and nobody asked for so many")
+    # A sum of zeros has no bins, whatever its shape; its answer would have to be allocated.
+    unseen = [n for n, summed in acc.arrays.items() if isinstance(summed, ArraySum) and not summed.nbytes]
+    if (zeros := sum(sizes[name] for name in unseen)) > _MOST_UNSEEN:
+        raise UpdateRejected(
+            f"arrays such as {unseen[0]!r} of the partial are {zeros} zeros, and nobody asked for those"
+        )
 
 
 def mean_metrics(receipts: Iterable[Receipt]) -> dict[str, float]:

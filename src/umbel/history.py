@@ -48,8 +48,11 @@ class History(Sequence[RoundCommitted]):
         """The newest value of a metric; None where no round has one."""
         return self.series(name)[-1][1] if name in self.names else None
 
-    def plot(self, path: str | Path | None = None, *, title: str | None = None) -> Figure:
-        """Draw every metric over the rounds, one panel a metric, and write the picture to `path` where one is given."""
+    def plot(self, path: str | Path | None = None, *, title: str | None = None, failed: bool = False) -> Figure:
+        """Draw every metric over the rounds, one panel a metric, and write the picture to `path` where one is given.
+
+        Where the run has `failed`, its title says so in red.
+        """
         try:
             from matplotlib.backends.backend_agg import FigureCanvasAgg
             from matplotlib.figure import Figure
@@ -75,7 +78,7 @@ class History(Sequence[RoundCommitted]):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         figure.axes[-1].set_xlabel("round") if figure.axes else None
         if title:
-            figure.suptitle(title)
+            figure.suptitle(f"{title} failed" if failed else title, color="#CC3333" if failed else None)
         if path is not None:
             figure.savefig(path, dpi=130)
         return figure

@@ -47,7 +47,7 @@ def unseal(line: bytes) -> dict[str, Any]:
 @dataclass
 class RunLog:
     """What a log says: how the run started, its committed rounds, asks closed since the last of them, and how it
-    ended.
+    ended, if it has since it was last gone on with; `resumed_after` is the round after which it was.
     """
 
     started: RunStarted
@@ -57,6 +57,7 @@ class RunLog:
     events: list[RunEvent] = field(default_factory=list)
     intact: int = 0
     rounds_wanted: int = 0
+    resumed_after: int = 0
 
 
 class Journal:
@@ -179,10 +180,11 @@ def read_log(folder: Path) -> RunLog:
         intact += len(line) + 1
     if not events or not isinstance(events[0], RunStarted):
         raise CorruptFile(f"{path} does not begin with the start of a run", hint="Start the run again.")
-    return _sorted_out(events, events[0], intact)
+    return sorted_out(events, events[0], intact)
 
 
-def _sorted_out(events: list[RunEvent], started: RunStarted, intact: int) -> RunLog:
+def sorted_out(events: list[RunEvent], started: RunStarted, intact: int = 0) -> RunLog:
+    """What the events of a log say."""
     history = RunLog(started, events=events, intact=intact)
     for event in events:
         if isinstance(event, RoundCommitted):
@@ -194,6 +196,7 @@ def _sorted_out(events: list[RunEvent], started: RunStarted, intact: int) -> Run
             history.finished = event
         elif isinstance(event, RunResumed):
             history.rounds_wanted = max(history.rounds_wanted, event.rounds)
+            history.finished, history.resumed_after = None, event.round
     return history
 
 

@@ -21,7 +21,7 @@ from .node.state import ClientStates
 from .randomness import Key
 from .run import federation_of, plain_config
 from .sampling import Uniform
-from .update import Free, Like
+from .update import Like
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def preflight(
             parts = [_measured(session, 0, ask, cohort, count)]
             if app.evaluate_every and "evaluate" in app.client.handlers:
                 who = app.evaluate_clients or Uniform(min(100, len(federation.clients)))
-                evaluation = Ask(kind="evaluate", clients=who, model=model, expects=Free(), fold=total())
+                evaluation = Ask(kind="evaluate", clients=who, model=model, fold=total())
                 asked = tuple(evaluation.sampler.draw(federation.clients, key.derive("cohort", 1, 1)))
                 again = -(-count // app.evaluate_every)
                 parts.append(_measured(session, 1, evaluation, (cohort[0], *asked[1:]), again))
@@ -133,7 +133,7 @@ def _measured(session: Any, id: int, ask: Ask, cohort: tuple[ClientId, ...], rou
     """Do one client's task twice: the first loads its data and warms up, the second tells what a task takes."""
     client = cohort[0]
     model = for_client(ask.model, client)
-    params = ask.transform.send(ask.transform.init(model.schema if model is not None else None))
+    params = ask.transform.send(ask.transform.init(ask.schema(client)))
     accounts = []
     for turn in range(2):
         number = 2 * id + turn

@@ -15,7 +15,7 @@ from . import encoding, files
 from .app import App
 from .arrays import Arrays
 from .conduct import Conductor
-from .errors import AppError, CorruptFile, RunInterrupted, SettingError, StorageError, UmbelError
+from .errors import AppError, CorruptFile, RunFailed, RunInterrupted, SettingError, StorageError, UmbelError
 from .events import Observer, RunEvent, RunStarted
 from .history import History
 from .journal import FORMAT, Journal, load_checked, read_log
@@ -32,7 +32,9 @@ RUNS = "umbel-runs"
 
 @dataclass(frozen=True)
 class Result:
-    """What a run ends with: the final (or best) model, the history, and why it ended (`"rounds"` or `"early stop"`)."""
+    """What a run ends with: the final (or best) model, the history, and why it ended: `"rounds"`, `"early stop"`, or
+    `"failed"`, where `failed` says why: see `RunFailed`.
+    """
 
     run: str
     model: Arrays
@@ -41,6 +43,7 @@ class Result:
     seconds: float
     folder: Path | None = None
     best_round: int | None = None
+    failed: str | None = None
 
     @property
     def rounds(self) -> int:
@@ -59,7 +62,7 @@ class Result:
 
     def plot(self, path: str | Path | None = None) -> Figure:
         """Draw the metrics over the rounds; see `History.plot`."""
-        return self.history.plot(path, title=self.run)
+        return self.history.plot(path, title=self.run, failed=self.failed is not None)
 
 
 def run(
@@ -91,8 +94,9 @@ def run(
     - `observers`: called with every event.
     - `id`, `place`: the run's id, and its folder below `folder`, where they are not to be made here.
 
-    Raises `RunStopped` when too many rounds in a row brought nothing, `RunInterrupted` on Ctrl-C, `StorageError` on a
-    full disk: the run can be resumed after each. `CallerError`s say what to mend.
+    Raises `RunFailed` when nobody's update came in the first round or the last, or in too many in a row; its `result`
+    has what was learned until then. `RunInterrupted` on Ctrl-C, `StorageError` on a full disk: the run can be resumed
+    after each. `CallerError`s say what to mend.
     """
     federation = federation_of(app, on)
     if isinstance(seed, bool) or not isinstance(seed, int):
@@ -143,7 +147,8 @@ def resume(
     """Go on with the run in `folder` where it stopped: after its last committed round, with the asks recorded since.
 
     The app, its federation and the software have to be those of the run; `rounds` may be more than it was started with.
-    A run that had come to its end returns its result. Raises `CorruptFile` for a damaged folder,
+    A run that had come to its end returns its result; one that failed has as many rounds more as had failed at its end.
+    Raises `CorruptFile` for a damaged folder,
     `NondeterministicStrategy` when the strategy asks something else than the log says.
     """
     place = Path(folder)
@@ -180,10 +185,9 @@ def resume(
             app,
             stack,
             run=log.started.run,
-            name=re.sub(r"-[0-9]{8}-[0-9]{6}-[0-9a-f]{4}$", "", log.started.run),
             config=log.started.settings["config"],
             tell=_teller(observers),
-            members=log.started.federation.get("members"),
+            known=log.started.federation,
             log=log.events,
         )
         conductor = Conductor(app, federation, log.started, journal, states, observers, clock)
@@ -245,7 +249,7 @@ def _conduct(conductor: Conductor, place: Path | None, start: Callable[[], None]
         raise error.located(run=run) from error.__cause__
     finally:
         conductor.release()
-    return Result(
+    result = Result(
         run=run,
         model=conductor.final_model(),
         history=History(conductor.rounds),
@@ -253,7 +257,13 @@ def _conduct(conductor: Conductor, place: Path | None, start: Callable[[], None]
         seconds=finished.seconds,
         folder=place,
         best_round=finished.best_round,
+        failed=finished.error,
     )
+    if finished.error is not None:
+        kept = "It was kept nowhere; pass folder=... to run()." if place is None else f"Then: umbel resume {run}"
+        hint = f"Mend what made the clients fail. {kept}"
+        raise RunFailed(finished.error, run=run, round=conductor.round, hint=hint, result=result)
+    return result
 
 
 def load_model(path: str | Path) -> Arrays:

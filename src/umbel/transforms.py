@@ -2,11 +2,13 @@
 
 A transform is a frozen dataclass with a registered name and version, so that a node knows whether it can take part. The
 coordinator owns its state, checkpoints it, and sends what `send` makes of it with each task. What a holder must
-remember between its tasks is `local`.
+remember between its tasks is `local`. Both are kept for each lane, each transform and each schema by itself (`place`).
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -48,7 +50,7 @@ class Transform:
         """Raise `StrategyError` where this step and the rest of the ask disagree."""
 
     def init(self, schema: Schema | None) -> Any:
-        """The state before the first round; `schema` is that of the model."""
+        """The state before the first ask; `schema` is what the ask expects of updates, None where that is free."""
         return None
 
     def send(self, state: Any) -> Any:
@@ -178,6 +180,18 @@ def chain(*transforms: Transform) -> Transform:
         else:
             raise StrategyError(f"{transform!r} is not a transform")
     return Transform() if not parts else parts[0] if len(parts) == 1 else Chain(tuple(parts))
+
+
+def place(lane: str, transform: Transform, schema: Schema | None) -> str:
+    """Where what a transform keeps between asks has its place: the same for asks of one lane whose updates look alike
+    and go through the same steps.
+
+    Settings do not count, so that they may change from round to round and nothing is lost.
+    """
+    parts = transform.parts if isinstance(transform, Chain) else (transform,)
+    rows = None if schema is None else [[n, list(s.shape), s.dtype.name, s.role] for n, s in sorted(schema.items())]
+    text = json.dumps([[[part.name, part.version] for part in parts], rows])
+    return f"{lane}/{hashlib.sha256(text.encode()).hexdigest()[:32]}"
 
 
 @register_transform

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -71,6 +71,10 @@ class Like:
     delta: bool = True
     aux: Like | Free | None = None
 
+    def __post_init__(self) -> None:
+        if self.model is not None:
+            object.__setattr__(self, "model", self.model.as_sent())
+
     def schema(self, sent: Arrays | None) -> Schema:
         """The arrays that the holder has to return when `sent` is the model it got."""
         model = self.model if self.model is not None else sent
@@ -112,6 +116,8 @@ class Free:
 
 
 Expectation = Like | Free
+NUMBERS = Like(NO_ARRAYS, delta=False)
+"""What is expected of an evaluation: metrics and a weight, no arrays."""
 
 
 @dataclass(slots=True)
@@ -132,28 +138,21 @@ class Contribution:
 def as_delta(update: Update, expects: Expectation, sent: Arrays | None) -> Update:
     """Check what a handler returned and bring it into the form that the ask expects; runs where the data is.
 
-    Roles come from the model. Personal arrays and arrays that were not asked for although the model has them are left
-    out; any other name that was not asked for is an error. Raises `UpdateRejected`.
+    Roles come from the model. Arrays that are personal, by the model or by their own role, and arrays that were not
+    asked for although the model has them are left out; any other name that was not asked for is an error. Raises
+    `UpdateRejected`.
     """
     schema = expects.schema(sent)
     aux = _own(_shared(_as_arrays(update.aux, "aux array"), sent))
-    arrays = _as_arrays(update.arrays, "array")
+    arrays = _shared(_as_arrays(update.arrays, "array"), sent)
     if schema is None:
-        return Update(_own(_shared(arrays, sent)), update.weight, update.metrics, aux, update.delta)
+        return Update(_own(arrays), update.weight, update.metrics, aux, update.delta)
     known = expects.model if isinstance(expects, Like) and expects.model is not None else sent
     if len(arrays) != len(schema) and known is not None:
         arrays = arrays.select(n for n in arrays if n in schema or n not in known)
     _check_schema(arrays, schema, "array", delta=update.delta)
     if expects.delta and not update.delta:
-        if sent is None:
-            raise StrategyError("an ask that expects differences has to send the model they refer to")
-        for name, role in schema.roles.items() if sent is not known else ():
-            if role == "parameter" and (name not in sent or sent[name].shape != arrays[name].shape):
-                raise StrategyError(
-                    f"the ask expects the difference of array {name!r}, but the model that it sends has no such array",
-                    hint="Send the model that Like(...) names, or expect values with Like(delta=False).",
-                )
-        arrays = difference(arrays, sent, schema)
+        arrays = difference(arrays, check_agreement(expects, sent), schema)
     elif update.delta and not expects.delta:
         raise UpdateRejected(
             "the update is a difference (delta=True), but the ask expects values", hint="Return the new values."
@@ -161,6 +160,25 @@ def as_delta(update: Update, expects: Expectation, sent: Arrays | None) -> Updat
     else:
         arrays = _typed(arrays, schema, delta=update.delta)
     return Update(_own(arrays), update.weight, update.metrics, aux, expects.delta)
+
+
+def check_agreement(expects: Expectation, sent: Arrays | None) -> Arrays:
+    """Raise `StrategyError` where an ask that sends this model cannot expect that of an update; gives the model that
+    differences refer to.
+    """
+    schema = expects.schema(sent)
+    if schema is None or not expects.delta:
+        return NO_ARRAYS
+    if sent is None:
+        raise StrategyError("an ask that expects differences has to send the model they refer to")
+    known = expects.model if isinstance(expects, Like) and expects.model is not None else sent
+    for name, (shape, _, role) in schema.items() if sent is not known else ():
+        if role == "parameter" and (name not in sent or sent[name].shape != shape):
+            raise StrategyError(
+                f"the ask expects the difference of array {name!r}, but the model that it sends has no such array",
+                hint="Send the model that Like(...) names, or expect values with Like(delta=False).",
+            )
+    return sent
 
 
 def check(update: Update, expects: Expectation, sent: Arrays | None, client: ClientId) -> Contribution:
@@ -179,6 +197,7 @@ def check(update: Update, expects: Expectation, sent: Arrays | None, client: Cli
         arrays = _typed(arrays, schema, delta=expects.delta)
     else:
         _check_size(arrays, expects, "array")
+        arrays = _in_order(arrays, sorted(arrays))
     return check_values(replace(update, arrays=arrays), expects, client)
 
 
@@ -233,7 +252,13 @@ def _check_aux(update: Update, expects: Expectation) -> Arrays:
         _check_schema(aux, schema, "aux array", delta=False)
     else:
         _check_size(aux, expects.aux, "aux array")
-    return aux
+    return _in_order(aux, sorted(aux) if schema is None else schema)
+
+
+def _in_order(arrays: Arrays, names: Iterable[str]) -> Arrays:
+    """The arrays in an order that does not depend on who returned them first."""
+    chosen = list(names)
+    return arrays if list(arrays) == chosen else arrays.select(chosen)
 
 
 def _check_size(arrays: Arrays, expects: Expectation, what: str) -> None:

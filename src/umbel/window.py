@@ -14,7 +14,8 @@ class Window:
 
     - `in_flight`: at most so many tasks at once, late ones of the same lane included (None: all).
     - `close_after`: close once so many updates are admitted (None: once no task can still arrive).
-    - `quorum`: with fewer updates than this the ask fails with `NothingToFold`.
+    - `quorum`: with fewer updates than this the ask fails with `NothingToFold`. With 0 it never does for want of
+      updates: the answer has no arrays then.
     - `deadline`: close after so many seconds of served time; an outage of the server does not count.
     - `late`: what becomes of tasks still out when the ask closes: `"drop"` cancels them; `"keep"` lets them finish and
       count in a later ask of the same lane.

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from umbel.cli.chart import Canvas, chart, nice_ticks, tick_label
@@ -71,7 +71,6 @@ def test_nothing_finite_draws_nothing() -> None:
     assert len(drawn([(1, math.nan), (2, 1.0)], [(1, math.nan)])) == len(drawn([(2, 1.0)]))
 
 
-@settings(deadline=None, derandomize=True)
 @given(st.lists(some_curves, min_size=1, max_size=2), st.integers(40, 120), st.integers(4, 12))
 def test_any_curves_fit_their_space(series: list[list[tuple[int, float]]], width: int, height: int) -> None:
     lines = drawn(*series, width=width, height=height)
@@ -82,7 +81,6 @@ def test_any_curves_fit_their_space(series: list[list[tuple[int, float]]], width
         assert not finite or any(f" {name} {finite[-1]:.4g}" in line for line in lines)
 
 
-@settings(deadline=None, derandomize=True)
 @given(st.floats(-1e12, 1e12) | st.floats(-1, 1), st.floats(1e-6, 1e12))
 def test_ticks_are_few_round_and_around_the_values(low: float, span: float) -> None:
     high = low + span

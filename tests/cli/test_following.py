@@ -62,15 +62,15 @@ def test_an_interrupt_stops_following_and_not_the_run(number: signal.Signals, co
 
 def test_a_run_that_fails_is_an_error() -> None:
     failed = RunFinished(run="r-1", rounds=1, reason="failed", error="nobody trained")
-    with pytest.raises(errors.RunStopped, match="nobody trained"):
+    with pytest.raises(errors.RunFailed, match="nobody trained"):
         follow(Office(STARTED, failed).operator, "r-1", "h:1")
-    with pytest.raises(errors.RunStopped, match="its process ended"):
+    with pytest.raises(errors.RunFailed, match="its process ended"):
         follow(Office(STARTED, *ROUNDS).operator, "r-1", "h:1")
-    with pytest.raises(errors.RunStopped, match="the run failed: the federation has 3"):
+    with pytest.raises(errors.RunFailed, match="the run failed: the federation has 3"):
         follow(Office(STARTED, exit={"error": "the federation has 3"}).operator, "r-1", "h:1")
-    with pytest.raises(errors.RunStopped, match="before it began: the app has no model"):
+    with pytest.raises(errors.RunFailed, match="before it began: the app has no model"):
         follow(Office(exit={"error": "the app has no model"}).operator, "r-1", "h:1")
-    with pytest.raises(errors.RunStopped, match="does not say why"):
+    with pytest.raises(errors.RunFailed, match="does not say why"):
         follow(Office().operator, "r-1", "h:1")
 
 

@@ -107,7 +107,7 @@ def test_a_resumed_run_says_where_it_goes_on_and_what_differs() -> None:
 def test_a_terminal_shows_bars_and_each_new_failure_once() -> None:
     text = written(RUN, terminal=True)
     assert text.count("no data [left]") == 1
-    assert "round 3/4  nothing learned" in text
+    assert "\x1b[31mround 3/4  nothing learned" in text
     assert "\x1b[2K" in text  # the bars go away at the end
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.conftest import PATIENCE
 
 SOURCE = Path(__file__).parents[2] / "src"
 Command = Callable[..., Any]
@@ -99,15 +100,21 @@ def test_the_failure_of_one_client_is_told_and_the_run_goes_on(umbel: Command, m
     assert done.err.count("3 clients  1 failed") == 3
 
 
-def test_a_run_whose_clients_all_fail_stops_and_can_be_resumed(umbel: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_whose_clients_all_fail_has_failed_and_can_be_resumed(
+    umbel: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FAILING", "all")
     done = umbel("run", "app.py", "--clients", 4)
     assert done.code == 4
-    assert "The run stopped" in done.said
+    assert "The run failed" in done.said
+    assert "round 1 brought no update: 0 of 3 clients" in done.said
     assert "its disk is gone" in done.said
+    assert "go on with: umbel resume demo-" in done.said
     assert done.out == ""
+    assert [row["state"] for row in json.loads(umbel("runs", "--json").out)] == ["failed"]
     monkeypatch.delenv("FAILING")
-    assert umbel("resume", "last", "--rounds", 5, "--json").summary["rounds"] == 5
+    assert umbel("resume", "last", "--json").summary["rounds"] == 4
+    assert [row["state"] for row in json.loads(umbel("runs", "--json").out)] == ["finished"]
 
 
 BROKEN = {
@@ -178,7 +185,7 @@ def test_a_changed_or_moved_app_is_noticed(umbel: Command, folder: Path) -> None
 def test_a_run_that_a_program_began_needs_its_app(umbel: Command, folder: Path) -> None:
     code = "import umbel, app; umbel.run(app.app, on=umbel.Simulation(clients=4), rounds=2)"
     environment = {**os.environ, "PYTHONPATH": f"{SOURCE}:{folder}"}
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=PATIENCE)
     done = umbel("resume", "last", "--rounds", 3)
     assert done.code == 3
     assert "not started by `umbel run`" in done.said
@@ -236,7 +243,7 @@ def test_a_stopped_run_resumes_to_the_same_model(
     paused: subprocess.Popen[str], umbel: Command, number: signal.Signals, code: int, state: str
 ) -> None:
     paused.send_signal(number)
-    out, err = paused.communicate(timeout=60)
+    out, err = paused.communicate(timeout=PATIENCE)
     assert paused.returncode == code
     assert out == ""
     if number != signal.SIGKILL:

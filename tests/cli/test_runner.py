@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from tests.cli.conftest import APP
+from tests.conftest import PATIENCE
 
 import umbel
 from umbel.cli import runner
@@ -19,8 +20,8 @@ from umbel.errors import (
     CorruptFile,
     InternalError,
     Refused,
+    RunFailed,
     RunInterrupted,
-    RunStopped,
     SettingError,
     StorageError,
 )
@@ -62,7 +63,7 @@ def ending_with(monkeypatch, error):
     [
         (AppError("its model is wrong"), 3),
         (SettingError("no clients", hint="Name some."), 3),
-        (RunStopped("too many rounds failed"), 4),
+        (RunFailed("too many rounds failed"), 4),
         (StorageError("the disk is full"), 5),
         (CorruptFile("a file is damaged"), 5),
         (RunInterrupted("stopped"), 0),
@@ -154,5 +155,5 @@ def test_it_ends_with_its_server():
     """The other end of its standard input is the server's."""
     code = "from umbel.cli import runner; runner._end_with_server()"
     environment = {"PYTHONPATH": str(Path(umbel.__file__).parents[1])}
-    done = subprocess.run([sys.executable, "-c", code], input=b"more\n", env=environment, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", code], input=b"more\n", env=environment, timeout=PATIENCE, check=False)
     assert done.returncode == 70

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from umbel import App, Client, FedAdam, FedAvg, FedProx, Strategy, clip_by_norm, mean, top_k
@@ -170,14 +170,12 @@ def test_a_strategy_without_fields_has_no_settings() -> None:
         apply(app(Plain()), ["strategy.cohort=3"])
 
 
-@settings(deadline=None, derandomize=True)
 @given(st.sampled_from(names(app())), st.text(max_size=12))
 def test_any_text_is_taken_or_refused(name: str, text: str) -> None:
     with suppress(SettingError):
         assert names(apply(app(), [f"{name}={text}"]).app) == names(app())
 
 
-@settings(deadline=None, derandomize=True)
 @given(st.floats(allow_nan=False), st.integers(-(10**9), 10**9))
 def test_numbers_arrive_as_they_are(number: float, whole: int) -> None:
     changed = apply(app(), [f"lr={number!r}", f"steps={whole}"])

@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from umbel.cli.terminal import ago, duration, in_order, main_metrics, number, plain, plural, sparkline, stderr, stdout
@@ -67,7 +67,6 @@ def test_a_sparkline_rises_with_its_values() -> None:
     assert sparkline(range(1000), width=8) == "▁▂▃▄▅▆▇█"
 
 
-@settings(deadline=None, derandomize=True)
 @given(st.lists(st.floats(width=32), max_size=60), st.integers(2, 30))
 def test_any_values_have_a_sparkline(values: list[float], width: int) -> None:
     assert len(sparkline(values, width)) == min(width, sum(map(math.isfinite, values)))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from umbel.data import HEART_COLUMNS, HOSPITALS, datasets, digits, heart, mnist5k
@@ -100,7 +100,6 @@ class TestCache:
         path.write_bytes(path.read_bytes()[:left])
         assert datasets._read_cache(path) is None
 
-    @settings(deadline=None, derandomize=True, max_examples=60)
     @given(place=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255))
     def test_a_damaged_file_is_as_none_or_whole(self, damaged: Path, place: float, flip: int) -> None:
         whole = (damaged / "whole").read_bytes()

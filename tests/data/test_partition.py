@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from umbel.data import Partition, by, dirichlet, iid, shards
@@ -34,7 +34,6 @@ def assert_everything_given_once(partition: Partition, items: int) -> None:
 
 
 @pytest.mark.parametrize("name", SPLITS)
-@settings(deadline=None, derandomize=True)
 @given(labels=some_labels, seed=st.integers(0, 2**64), data=st.data())
 def test_every_item_has_one_holder_and_the_seed_decides(
     name: str, labels: list[int], seed: int, data: st.DataObject
@@ -110,7 +109,6 @@ class TestPartition:
         with pytest.raises(DataError, match=r"too large[\s\S]*np.unique"):
             partition.counts([0, 0, 0, 10**15])
 
-    @settings(deadline=None, derandomize=True)
     @given(labels=st.lists(st.integers(0, 9), min_size=1, max_size=80), seed=st.integers(0, 99))
     def test_counts_are_those_of_a_plain_count(self, labels: list[int], seed: int) -> None:
         partition = iid(labels, min(4, len(labels)), seed)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from umbel.data.skew import balanced_counts, log_dirichlet_draws, log_gamma_draws, skewed_counts
@@ -16,7 +16,6 @@ KEY = Key.from_seed(7)
 some_sizes = st.lists(st.integers(1, 40), min_size=1, max_size=8).map(np.array)
 
 
-@settings(deadline=None, derandomize=True)
 @given(sizes=some_sizes, exponent=st.floats(-300, 300), data=st.data())
 def test_every_item_of_every_class_is_dealt(sizes: np.ndarray, exponent: float, data: st.DataObject) -> None:
     clients = data.draw(st.integers(1, sizes.sum()))
@@ -76,7 +75,6 @@ def test_log_of_a_small_gamma_is_that_of_a_power() -> None:
     assert np.exp(logs).mean() == pytest.approx(0.5, abs=0.01)
 
 
-@settings(deadline=None, derandomize=True)
 @given(exponent=st.floats(-300, 300), rows=st.integers(1, 4), columns=st.integers(1, 30))
 def test_proportions_are_finite_and_sum_to_one(exponent: float, rows: int, columns: int) -> None:
     logs = log_dirichlet_draws(np.full((rows, columns), 10.0**exponent), KEY.draws())

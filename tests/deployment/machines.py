@@ -16,13 +16,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.conftest import PATIENCE as SECONDS
+
 from umbel.remote.credentials import Credentials
 from umbel.remote.operator import Operator
 
 ROOT = Path(__file__).parents[2]
 POINTS = Path(__file__).with_name("points.py")
-SECONDS = 600.0
-"""What has not come by then will not come, however busy the machine is; nothing that goes well waits for it to pass."""
 TAIL = 25
 """So many last lines of what each process printed are shown where something has failed."""
 

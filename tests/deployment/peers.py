@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from tests.conftest import PATIENCE as SECONDS
 from tests.deployment.machines import Machines
 
 from umbel.errors import PeerError
@@ -16,7 +17,6 @@ from umbel.trust.proofs import NodeProof
 from umbel.trust.tokens import Token
 from umbel.wire import messages as m
 
-SECONDS = 20.0
 GONE = (PeerError, asyncio.CancelledError)
 """The latter is gRPC's word for a stream that the other side has reset."""
 

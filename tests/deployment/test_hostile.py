@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from google.protobuf.descriptor import FieldDescriptor
+from grpc import aio, ssl_channel_credentials
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.deployment.conftest import APP, app_of
 from tests.deployment.peers import Raw, connected, node_hello, reach, token_of
 
 import umbel
-from umbel.transport import frames
+from umbel.transport import frames, grpc
+from umbel.transport.handshake import Handshakes
+from umbel.trust.authority import JoinText
 from umbel.trust.identity import SigningKey
 from umbel.trust.proofs import NodeProof, TokenProof
 from umbel.wire import messages as m
@@ -177,7 +181,7 @@ def test_each_gets_a_problem_or_an_answer_and_an_honest_run_goes_on(attacker, ro
     machines = attacker.machines
     run = machines.submit(f"{APP}:whole", 4, "--only=0", "--only=1")
 
-    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
+    @settings(suppress_health_check=list(HealthCheck), database=None)
     @given(st.lists(STEPS, min_size=1, max_size=5))
     def attacked(steps):
         problem = attacker.attack(role, steps)
@@ -220,3 +224,37 @@ def test_what_is_wrong_is_named(attacker, role, messages, code):
     tries = (attacker.attack(role, [("say", messages)]) for _ in range(5))
     problem = next(found for found in tries if found is not None and found.code)
     assert m.Code.Name(problem.code) == m.Code.Name(code), problem
+
+
+def test_nobody_is_kept_out_by_others_who_connect_and_do_not_say_who_they_are(attacker):
+    """Streams that say nothing, that stop after Hello, and sockets that say nothing at all; more than have a place."""
+    machines = attacker.machines
+    root = JoinText.parse(machines.token).root()
+
+    async def scenario() -> None:
+        host, port = machines.address.split(":")
+        sockets = [await asyncio.open_connection(host, port) for _ in range(20)]
+        channels, calls = [], []
+        for number in range(7):
+            options = (*grpc._CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", grpc.SERVER_NAME), ("number", number))
+            channels.append(aio.secure_channel(machines.address, ssl_channel_credentials(root), options))
+            calls += [channels[-1].stream_stream(grpc.METHOD)() for _ in range(90)]
+            await asyncio.gather(*(call.wait_for_connection() for call in calls[-90:]))
+        hello = m.Hello(role=m.ROLE_OPERATOR, token="x", nonce=bytes(32), version=m.Version(least=1, most=1))
+        half = frames.frame(1, [[m.Message(hello=hello).SerializeToString()]])
+        assert len(calls) > Handshakes().most
+        for call in calls[::2]:
+            with suppress(aio.AioRpcError, asyncio.CancelledError, asyncio.InvalidStateError):
+                await call.write(half)
+        prover = TokenProof(token_of(attacker.lines["operator"]))
+        connection = await connected(machines, prover, m.Hello(role=m.ROLE_OPERATOR, token=prover.token.id))
+        assert not connection.closed
+        await connection.close()
+        told = m.Frame.FromString(await calls[1].read()).messages[0]  # the oldest that has not said anything
+        assert (told.problem.code, told.problem.retry) == (m.CODE_BUSY, True)
+        for channel in channels:
+            await channel.close()
+        for _, writer in sockets:
+            writer.close()
+
+    asyncio.run(scenario())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, fields
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from umbel.node.account import Account
@@ -13,7 +13,6 @@ amounts = st.lists(st.integers(0, 10**9), min_size=len(fields(Account)), max_siz
 
 
 @given(ours=amounts, theirs=amounts)
-@settings(deadline=None, derandomize=True, max_examples=50)
 def test_every_entry_is_added(ours, theirs):
     account, other = Account(*ours), Account(*theirs)
     account.add(other)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.conftest import PATIENCE
 
 import umbel
 from umbel import Arrays, Ask, FedAvg, Like, Simulation, Update, encoding, mean, top_k
@@ -25,6 +26,8 @@ from umbel.transforms import Transform
 from umbel.update import Receipt
 
 SOURCE = Path(umbel.__file__).parents[1]
+KEYS = RunKeys(Key.from_seed(7).derive("task"))
+"""Those of the run that the child of this file is in, whose tests share what it has loaded."""
 MODEL = Arrays({"w": np.arange(3, dtype=np.float32), "b": np.zeros(2)})
 CLIENT = """
 import os, random, signal, sys, time
@@ -156,11 +159,10 @@ class Process:
         path.write_bytes(data)
         return {"file": str(path)}
 
-    def task(self, id, client, *, attempt=1, key=None, data_key=None, base=None, own=None):
-        secret = Key.from_seed(5)
+    def task(self, id, client, *, attempt=1, key=None, base=None, own=None):
         self.send(
             "task", ask=id, task=f"{id}.{client}", client=str(client), attempt=attempt,
-            key=(key or secret).hex(), data_key=(data_key or secret).hex(),
+            key=(key or Key.from_seed(5)).hex(), data_key=KEYS.of_data(client).hex(),
             base=self.part("base", base) if base else None,
             own=self.part("own", encoding.encode(own)) if own else None,
             result=str(self.folder / f"result-{id}.{client}"),
@@ -176,9 +178,9 @@ class Process:
     def close(self):
         """End it, unless it has ended, and say how."""
         if self.over:
-            self.process.wait(20)
+            self.process.wait(PATIENCE)
         os.close(self._orders)
-        code = self.process.wait(20)
+        code = self.process.wait(PATIENCE)
         self._lines.close()
         return code
 
@@ -218,9 +220,8 @@ def test_it_says_what_it_can(child):
 class Remote:
     """Rounds of a strategy whose clients are in a child, folded here."""
 
-    def __init__(self, child, seed, first):
+    def __init__(self, child, first):
         self.child, self.id, self.states = child, first, {}
-        self.keys = RunKeys(Key.from_seed(seed).derive("task"))
 
     def round(self, strategy, state, r):
         asks = strategy.round(state, r)
@@ -232,8 +233,8 @@ class Remote:
         intake.open(self.id, ask, r, 0, params)
         self.child.open(self.id, ask, r, 0, params)
         for client in reversed(range(4)):
-            key, data_key = self.keys.of_task("train", r, 0, client), self.keys.of_data(client)
-            told = self.child.done(self.id, client, key=key, data_key=data_key, base=self.states.get(client))
+            key = KEYS.of_task("train", r, 0, client)
+            told = self.child.done(self.id, client, key=key, base=self.states.get(client))
             assert told["type"] == "done", told
             task = Task(told["task"], self.id, client)
             update = encoding.decode(bytes_of(told["update"]))
@@ -255,7 +256,7 @@ def test_results_have_the_bits_of_a_simulation(child, transforms):
     strategy = FedAvg(cohort=4, transforms=transforms)
     app = umbel.App(namespace["client"], model=MODEL, strategy=strategy, rounds=3, config={"lr": 0.5}, evaluate_every=0)
     expected = umbel.run(app, on=Simulation(clients=4), seed=7, folder=None).model
-    remote = Remote(child, 7, 1000 + 100 * len(transforms))
+    remote = Remote(child, 1000 + 100 * len(transforms))
     state = strategy.start(MODEL)
     for r in (1, 2, 3):
         state = remote.round(strategy, state, r)
@@ -326,6 +327,8 @@ def test_a_cancel_ends_a_task_at_its_next_step(child):
 
 
 def test_prints_go_to_the_log(child):
+    child.open(10, Ask(clients=(), model=MODEL))
+    assert child.done(10, 3)["type"] == "done"
     assert "training 3" in (child.folder / "log").read_text()
 
 

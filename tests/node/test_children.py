@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.conftest import PATIENCE
 
 from umbel import Arrays, Free, Like, encoding
 from umbel.errors import AppError
 from umbel.node.children import Children, ChildSettings, Program, holder
-from umbel.node.signals import HostReady, HostRefused, Start, Stepped, Stop, TaskDone, TaskFailed
+from umbel.node.signals import HostDied, HostReady, HostRefused, Start, Stepped, Stop, TaskDone, TaskFailed
 from umbel.randomness import Key
 from umbel.store.blobs import Blobs
 from umbel.wire import messages as m
@@ -92,7 +94,7 @@ class Bench:
 
     def unpack(self, archive, folder):
         if self.fault:
-            raise AppError(self.fault)
+            raise self.fault if isinstance(self.fault, Exception) else AppError(self.fault)
         folder.mkdir()
         (folder / "held.py").write_text(self.code)
         return Program(folder, "held", "client")
@@ -117,7 +119,7 @@ class Bench:
 
     async def next(self):
         """The next event that is not about progress."""
-        while isinstance(event := await asyncio.wait_for(self.events.get(), 20), Stepped):
+        while isinstance(event := await asyncio.wait_for(self.events.get(), PATIENCE), Stepped):
             pass
         return event
 
@@ -244,7 +246,7 @@ async def test_a_task_that_does_not_stop_is_killed_with_its_child(tmp_path):
         await b.ready()
         pid = (await b.done(b.ask(1))).result.receipt.metrics["pid"]
         b.start(b.ask(2, "query:hang"))
-        assert await asyncio.wait_for(b.events.get(), 20) == Stepped("r", "2.0")
+        assert await asyncio.wait_for(b.events.get(), PATIENCE) == Stepped("r", "2.0")
         b.children.stop(Stop("r", "2.0", 1))
         assert await b.next() == TaskFailed("r", "2.0", 1, "it was not wanted any more", True)
         assert (await b.done(b.ask(3))).result.receipt.metrics["pid"] != pid
@@ -256,7 +258,7 @@ def test_processor_time_is_progress(tmp_path):
         async with bench(tmp_path, look_every=0.02) as b:
             await b.ready()
             b.start(b.ask(1, "query:spin"))
-            assert await asyncio.wait_for(b.events.get(), 20) == Stepped("r", "1.0")
+            assert await asyncio.wait_for(b.events.get(), PATIENCE) == Stepped("r", "1.0")
 
     asyncio.run(run())
 
@@ -298,10 +300,46 @@ async def test_a_client_that_cannot_be_imported_is_refused(tmp_path):
         refused = await b.ready()
         assert isinstance(refused, HostRefused)
         assert "No module named 'unheard_of'" in refused.reason
-        b.code = "print('before')\nimport os\nos.abort()"
-        refused = await b.ready()
-        assert isinstance(refused, HostRefused)
-        assert "was killed by SIGABRT; its log ends: " in refused.reason
+        b.code = "raise SystemExit(3)"
+        assert isinstance(await b.ready(), HostRefused)
+
+
+@on_loop
+async def test_a_child_that_dies_while_it_prepares_is_no_refusal(tmp_path):
+    async with bench(tmp_path, code="print('before')\nimport os\nos.abort()") as b:
+        died = await b.ready()
+        assert isinstance(died, HostDied)
+        assert "was killed by SIGABRT; its log ends: " in died.reason
+        b.code = "import os\nos._exit(9)"
+        died = await b.ready()
+        assert isinstance(died, HostDied)
+        assert "ended with exit code 9" in died.reason
+        b.code = CLIENT
+        assert isinstance(await b.ready(), HostReady)
+
+
+@on_loop
+async def test_a_disk_that_fails_while_it_prepares_is_no_refusal(tmp_path):
+    async with bench(tmp_path, fault=OSError(28, "No space left on device")) as b:
+        died = await b.ready()
+        assert isinstance(died, HostDied)
+        assert "No space left" in died.reason
+
+
+@on_loop
+async def test_a_child_that_is_killed_between_tasks_is_replaced(tmp_path):
+    async with bench(tmp_path) as b:
+        await b.ready()
+        pid = int((await b.done(b.ask(1))).result.receipt.metrics["pid"])
+        os.kill(pid, signal.SIGKILL)
+        while Path(f"/proc/{pid}").exists():
+            await asyncio.sleep(0)
+        done = await b.done(b.ask(2))
+        if isinstance(done, TaskFailed):  # it was given the task before it was known to be dead
+            assert done.retry
+            done = await b.done(b.ask(2), attempt=2)
+        assert done.result.receipt.metrics["pid"] != pid
+        assert b.events.empty()
 
 
 @on_loop

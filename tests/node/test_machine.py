@@ -11,7 +11,9 @@ import pytest
 from umbel.errors import ProtocolError
 from umbel.node import machine
 from umbel.node.machine import (
+    AGAIN_AT_MOST,
     ALIVE_SECONDS,
+    HOST_TRIES,
     Approved,
     Connected,
     Denied,
@@ -19,6 +21,7 @@ from umbel.node.machine import (
     EndRun,
     Fetch,
     Fetched,
+    HostDied,
     HostReady,
     HostRefused,
     Moved,
@@ -171,12 +174,83 @@ def test_a_refused_run_says_why_and_refuses_its_tasks(bench):
 
 
 def test_what_was_refused_is_tried_again_in_a_later_session(bench):
+    bench.run()
+    (answer,) = said(bench(HostRefused("r", "needs torch>=2.6")), "run_answer")
+    assert said(bench.run(), "run_answer") == [answer]
+    bench.reconnect()
+    assert of(bench.run(), Prepare)
+
+
+def test_a_host_that_dies_while_it_prepares_is_tried_again(bench):
+    bench.run()
+    bench.ask()
+    bench.task()
+    effects = bench(HostDied("r", "killed by SIGKILL"))
+    (answer,) = said(effects, "run_answer")
+    assert (answer.ready, answer.retry, answer.reason) == (False, True, "killed by SIGKILL")
+    assert not said(effects, "result")
+    assert not of(effects, Prepare)
+    assert said(bench.run(), "run_answer") == [answer]
+    assert not of(bench(Ticked(), bench.machine.next_tick - 1e-6), Prepare)
+    (prepare,) = of(bench(Ticked(), bench.machine.next_tick), Prepare)
+    assert not prepare.approved
+    assert bench.machine.next_tick is None
+    effects = bench(HostReady("r", KINDS, STEPS))
+    assert said(effects, "run_answer") == [m.RunAnswer(run="r", ready=True)]
+    assert started(effects) == [("r", "1.a")]
+
+
+def test_a_host_that_always_dies_is_refused_in_the_end(bench):
+    bench.run()
+    bench.ask()
+    bench.task()
+    waits = []
+    for _ in range(HOST_TRIES - 1):
+        assert said(bench(HostDied("r", "no memory")), "run_answer")[0].retry
+        waits.append(bench.machine.next_tick - bench.now)
+        assert of(bench(Ticked(), bench.machine.next_tick), Prepare)
+    assert waits == [min(2.0**k / 4, AGAIN_AT_MOST) for k in range(HOST_TRIES - 1)]
+    effects = bench(HostDied("r", "no memory"))
+    assert said(effects, "run_answer") == [m.RunAnswer(run="r", reason=f"no memory ({HOST_TRIES} times in a row)")]
+    assert refused(effects).startswith("no memory")
+    assert bench.machine.next_tick is None
+    bench.reconnect()
+    assert of(bench.run(), Prepare)
+    assert said(bench(HostDied("r", "no memory")), "run_answer")[0].retry
+
+
+def test_deaths_count_anew_once_a_host_was_ready(bench):
+    bench.run()
+    for _ in range(HOST_TRIES):
+        assert said(bench(HostDied("r", "no memory")), "run_answer")[0].retry
+        bench(Ticked(), bench.machine.next_tick)
+        assert said(bench(HostReady("r", KINDS, STEPS)), "run_answer")[0].ready
+        bench.run(config=str(bench.now))
+
+
+def test_a_host_that_dies_is_not_tried_for_a_run_that_is_over(bench):
+    bench.run()
+    bench(HostDied("r", "killed"))
+    bench.get(close_run=m.CloseRun(run="r", status="stopped"))
+    assert bench.machine.next_tick is None
+    assert bench(Ticked(), 1000.0) == []
+
+
+def test_the_owner_is_not_asked_again_for_a_host_that_died(bench):
+    bench.run()
+    bench(OwnerAsked("r"))
+    bench(Approved("r"))
+    bench(HostDied("r", "killed"))
+    assert [prepare.approved for prepare in of(bench(Ticked(), bench.machine.next_tick), Prepare)] == [True]
+    assert [prepare.approved for prepare in of(bench.run(config="{}"), Prepare)] == [False]
+
+
+def test_an_archive_that_cannot_be_fetched_is_tried_again(bench):
     bench.run(archive=payload("zip"))
     (answer,) = said(bench(NotFetched("r", blob_of("zip").sha256, "the disk is full")), "run_answer")
-    assert answer.reason == "its archive cannot be fetched: the disk is full"
-    assert said(bench.run(archive=payload("zip")), "run_answer") == [answer]
-    bench.reconnect()
-    assert of(bench.run(archive=payload("zip")), Fetch)
+    assert (answer.reason, answer.retry) == ("its archive cannot be fetched: the disk is full", True)
+    assert of(bench(Ticked(), bench.machine.next_tick), Fetch) == [Fetch("r", blob_of("zip"))]
+    assert of(bench(Fetched("r", blob_of("zip").sha256)), Prepare)
 
 
 def test_the_owner_is_asked_and_allows_it(bench):

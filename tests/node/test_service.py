@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
+from tests.conftest import PATIENCE
 
 from umbel import Arrays, Like, encoding
 from umbel.errors import ConnectionLost, Refused
@@ -99,12 +100,12 @@ class Server:
     async def hear(self, name):
         """The next message of this kind."""
         while True:
-            message = await asyncio.wait_for(self.heard.get(), 20)
+            message = await asyncio.wait_for(self.heard.get(), PATIENCE)
             if message.WhichOneof("body") == name:
                 return getattr(message, name)
 
     async def session(self):
-        return await asyncio.wait_for(self.sessions.get(), 20)
+        return await asyncio.wait_for(self.sessions.get(), PATIENCE)
 
     async def close(self):
         while self._tasks:
@@ -114,8 +115,8 @@ class Server:
 class Gate:
     """Says what it is told to."""
 
-    def __init__(self, verdict=None, *, judges_config=False):
-        self.verdict, self.judges_config = verdict or Verdict("allow"), judges_config
+    def __init__(self, verdict=None, *, judges_tasks=False):
+        self.verdict, self.judges_tasks = verdict or Verdict("allow"), judges_tasks
         self.seen = []
 
     def check(self, spec, archive):
@@ -125,8 +126,9 @@ class Gate:
     def against_ask(self, spec, ask):
         return "not here" if ask.kind == "query:secret" else ""
 
-    def against_config(self, ask, config):
-        return "" if config["lr"] < 1 else f"the lr is {config['lr']}"
+    def against_task(self, ask, sent):
+        self.sent = sent
+        return "" if sent["config"]["lr"] < 1 else f"the lr is {sent['config']['lr']}"
 
 
 class FakeHosts:
@@ -181,7 +183,7 @@ async def node(server, folder, **settings):
     try:
         yield made
         stopping.set()
-        await asyncio.wait_for(running, 20)
+        await asyncio.wait_for(running, PATIENCE)
         await server.close()
     finally:
         running.cancel()
@@ -351,7 +353,7 @@ async def test_the_owner_is_asked(tmp_path):
 @on_loop
 async def test_settings_are_judged_where_they_are_known(tmp_path):
     server = Server(tmp_path)
-    async with node(server, tmp_path, gate=Gate(judges_config=True)) as made:
+    async with node(server, tmp_path, gate=Gate(judges_tasks=True)) as made:
         await server.session()
         server.post(run_spec=spec(config='{"lr": 0.1}'))
         server.post(ask_spec=ask(1))
@@ -362,6 +364,35 @@ async def test_settings_are_judged_where_they_are_known(tmp_path):
         failure = (await server.hear("result")).failure
         assert (failure.reason, failure.retry) == ("the lr is 5.0", False)
         assert [start.task.task for start in made[0].started] == ["1.0"]
+
+
+@on_loop
+async def test_what_is_judged_is_what_the_client_would_get(tmp_path):
+    """Also where a run says one thing to all, and another with the task: the child takes the first."""
+    server, gate = Server(tmp_path), Gate(judges_tasks=True)
+    async with node(server, tmp_path, gate=gate):
+        await server.session()
+        server.post(run_spec=spec(config='{"lr": 0.1, "n": 1}'))
+        said = ask(1, config={"lr": 5.0})
+        server.post(ask_spec=said)
+        sweet = {"config": {"lr": 0.2}, "expects": Like(names=("none",)), "model": Arrays({"other": np.zeros(1)})}
+        told = task(1)
+        told.own.inline = encoding.encode(sweet)
+        server.post(task=told)
+        assert (await server.hear("result")).failure.reason == "the lr is 5.0"
+        assert gate.sent["config"] == {"lr": 5.0, "n": 1}
+        assert gate.sent["expects"] == Like()
+        assert gate.sent["model"] == MODEL
+        routed = ask(2)
+        routed.ClearField("model")
+        routed.shared.inline = encoding.encode({"inbox": None, "correction": None, "params": None})
+        server.post(ask_spec=routed)
+        told = task(2)
+        told.own.inline = encoding.encode(sweet)
+        server.post(task=told)
+        assert (await server.hear("result")).HasField("done")
+        assert (gate.sent["config"], gate.sent["expects"]) == ({"lr": 0.2, "n": 1}, sweet["expects"])
+        assert gate.sent["model"] == sweet["model"]
 
 
 @on_loop

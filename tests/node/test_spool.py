@@ -6,7 +6,7 @@ import sqlite3
 import threading
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from umbel.errors import CorruptFile, StorageError
@@ -220,7 +220,6 @@ STEPS = st.one_of(
 )  # fmt: skip
 
 
-@settings(deadline=None, derandomize=True, max_examples=100)
 @given(st.lists(st.one_of(STEPS, st.none()), max_size=30))
 def test_both_kinds_hold_the_same(tmp_path_factory, steps):
     """None stands for a commit."""

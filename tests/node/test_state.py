@@ -6,7 +6,7 @@ import sqlite3
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from umbel import Arrays, encoding
@@ -62,7 +62,6 @@ def test_it_goes_back_to_the_last_commit_and_the_asks_that_were_recorded(states)
 OPERATIONS = st.lists(st.tuples(st.sets(st.integers(0, 3), max_size=3), st.booleans()), max_size=12)
 
 
-@settings(deadline=None, derandomize=True, max_examples=100)
 @given(OPERATIONS, st.data())
 def test_whatever_was_written_since_the_commit_can_be_taken_back(operations, data):
     """Against a model that keeps every version: asks write, some of them commit, then the run dies."""

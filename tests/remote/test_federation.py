@@ -78,10 +78,10 @@ def members(**standings):
     return m.Message(members=m.Members(run="r", members=told))
 
 
-def enlisted(link, told=None, members=None, **settings):
+def enlisted(link, told=None, known=None, **settings):
     remote = Remote("here:1", connect=lambda address, **how: link, signed=Signed(b"z", b"a", b"s"), **settings)
     tell = (told if told is not None else []).append
-    return remote.enlist(APP, run="r", name="mnist", config={"lr": 1}, tell=tell, members=members)
+    return remote.enlist(APP, run="r", name="mnist", config={"lr": 1}, tell=tell, known=known)
 
 
 def said(link, kind):
@@ -180,13 +180,25 @@ def test_what_the_server_says_no_to_is_an_error():
 
 def test_a_run_that_goes_on_does_not_wait():
     link = Script()
-    found = enlisted(link, members=[0, "x"], clients=5)
+    found = enlisted(link, known={"members": [0, "x"], "name": "mnist", "clients": []}, clients=5)
     assert found.clients == (0, "x")
-    assert list(said(link, "run_spec")[0].clients) == ["0", "x"]
     assert found.describe()["members"] == [0, "x"]
     assert found.plan()["threads"] == "1"
     found.close()
     assert link.closed
+
+
+@pytest.mark.parametrize("clients", [None, 2, [0, "x"], ["x"]])
+def test_a_run_that_goes_on_tells_nodes_just_what_it_told_them_before(clients):
+    """Anything else, and every node would kill its child and begin anew."""
+    link = Script(members(_0=READY, _x=READY))
+    began = enlisted(link, clients=clients)
+    known = json.loads(json.dumps(began.describe()))
+    for other in (None, 1, ["y"]):
+        again = enlisted(Script(), known=known, clients=other)
+        assert again.clients == began.clients
+        assert again.describe() == began.describe()
+        assert again._spec == said(link, "run_spec")[0]
 
 
 def test_the_session_knows_what_was_said_of_its_clients():
@@ -206,7 +218,7 @@ def test_the_client_is_packed_and_signed_by_its_author(tmp_path, monkeypatch):
     monkeypatch.setattr("umbel.trust.packing.pack_client", lambda found: b"packed" if found is client else b"")
     link = Script()
     remote = Remote("here:1", connect=lambda address, **how: link)
-    remote.enlist(APP, run="r", name="mnist", config={}, members=[0])
+    remote.enlist(APP, run="r", config={}, known={"members": [0], "name": "mnist", "clients": []})
     (spec,) = said(link, "run_spec")
     assert spec.archive.inline == b"packed"
     assert spec.author == author_key().public

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from tests.conftest import PATIENCE as SECONDS
 
 from umbel import Arrays, encoding
 from umbel.errors import ConnectionLost, ProtocolError, Refused
@@ -24,7 +25,6 @@ from umbel.trust.tokens import Token
 from umbel.wire import messages as m
 
 SPEC = m.RunSpec(run="r", name="mnist")
-SECONDS = 20
 
 
 class World:

@@ -13,7 +13,7 @@ import pytest
 from umbel import Arrays, Window, encoding, mean, weighted_mean
 from umbel.ask import Ask, Task
 from umbel.coordinator import Admit, AllFinished, Cancel, Failed, Finished, Send, Ticked, Wake
-from umbel.events import RoundStarted, RunFinished, RunInterrupted, RunResumed
+from umbel.events import AskClosed, RoundCommitted, RoundStarted, RunFinished, RunInterrupted, RunResumed
 from umbel.folds import Partial
 from umbel.node.executor import RunKeys
 from umbel.randomness import Key
@@ -280,7 +280,23 @@ def test_a_blocked_task_may_be_cancelled(asked):
     finish(asked, done(0), done(1))
     asked.said()
     assert asked.session.next_event() is None
-    assert asked.said() == ["close_ask"]
+    assert asked.said() == []
+
+
+# Who takes part
+
+
+def test_clients_that_refuse_or_are_tried_again_are_told_of(asked):
+    told = [
+        m.Member(client="0", standing=m.STANDING_PREPARING, reason="killed by SIGKILL"),
+        m.Member(client="1", standing=m.STANDING_REFUSED, reason="no data"),
+        m.Member(client="2", standing=m.STANDING_PREPARING),
+    ]
+    assert asked.next({"members": m.Members(run="r", members=told)}) == Ticked()
+    assert asked.session.warnings() == [
+        (0, "it is not ready, and is tried again: killed by SIGKILL"),
+        (1, "it does not take part: no data"),
+    ]
 
 
 # Signs of life
@@ -359,6 +375,8 @@ def test_a_large_update_is_fetched_and_let_go_of_with_its_ask(asked, tmp_path):
     assert len(asked.session.close(0).partial.receipts) == 2
     assert asked.link.released == []
     asked.session.next_event()
+    assert asked.link.released == []
+    asked.session.forget(set())
     assert asked.link.released == [sha]
 
 
@@ -458,15 +476,32 @@ def test_a_window_that_does_not_take_all_takes_no_partials(stage):
 # The end of asks
 
 
-def test_an_ask_is_closed_on_the_server_only_after_the_run_recorded_it(asked):
+def test_an_ask_is_closed_on_the_server_only_after_its_round_is_committed(asked):
     finish(asked, done(0), done(1))
-    assert asked.said() == []
     asked.open(1)
-    assert asked.said() == ["close_ask", "ask_spec"]
+    assert asked.session.next_event() is None
+    assert asked.said() == ["ask_spec"]
+    asked.session.close(1)
+    assert asked.said() == []
+    asked.session.forget(set())
+    assert asked.said("close_ask") == [m.CloseAsk(run="r", ask=0), m.CloseAsk(run="r", ask=1)]
+
+
+def test_a_run_that_goes_on_closes_what_its_last_round_may_have_left_open(tmp_path):
+    fields = {"kind": "train", "lane": "train", "digest": "", "cohort": [0], "count": 1}
+    closed = [AskClosed(ask=k, round=1 + k // 2, **fields) for k in range(5)]
+    committed = [RoundCommitted(round=r, asks=2 * r, clients=2, dropped=0) for r in (1, 2)]
+    log = [*closed[:2], committed[0], *closed[2:4], committed[1], closed[4]]
+    stage = Stage(tmp_path, log=log)
+    stage.session.forget(set())
+    assert [body.ask for body in stage.said("close_ask")] == [2, 3]
+    stage.session.forget(set())
+    assert stage.said() == []
 
 
 def test_the_end_of_an_ask_is_said_again_unless_the_server_has_heard_of_it(asked):
     finish(asked, done(0), done(1))
+    asked.session.forget(set())
     asked.open(1)
     asked.send(0, ask=1)
     asked.said()

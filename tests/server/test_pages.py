@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 
 import httpx
 import pytest
+from tests.conftest import PATIENCE
 
 from umbel.errors import SettingError
 from umbel.server.pages import ROWS, Histogram, NodeFacts, RunFacts, ServerFacts, application, html, metrics, serve
@@ -137,6 +138,13 @@ def test_the_page_says_what_is_going_on():
     assert "default-src 'none'" in page.headers["content-security-policy"]
 
 
+def test_a_failed_run_is_red():
+    runs = (RunFacts(id="r1", name="mnist", status="finished"), RunFacts(id="r2", name="mnist", status="failed"))
+    page = get(Known(runs=runs), "/").text
+    assert page.count('class="bad"') == 1
+    assert '<td><span class="bad">failed</span></td>' in page
+
+
 def test_the_page_of_an_empty_server():
     assert Reader(html(facts_with(problem="the disk is full"))).words.count("None.") == 2
     assert "the disk is full" in html(facts_with(problem="the disk is full"))
@@ -238,7 +246,7 @@ def test_serving_until_cancelled():
                 await client.get("/health")
         return answer
 
-    answer = asyncio.run(asyncio.wait_for(play(), 30))
+    answer = asyncio.run(asyncio.wait_for(play(), PATIENCE))
     assert answer.status_code == 200
     assert "server" not in answer.headers
 

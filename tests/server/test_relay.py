@@ -8,6 +8,7 @@ import logging
 from contextlib import asynccontextmanager
 
 import numpy as np
+from tests.conftest import PATIENCE as SECONDS
 
 import umbel
 from umbel import Arrays, Like, Update, encoding
@@ -29,7 +30,6 @@ from umbel.trust.proofs import TokenProof
 from umbel.wire import messages as m
 
 MODEL = Arrays({"w": np.zeros(20_000, np.float32)})
-SECONDS = 20.0
 
 
 def update_of(client):
@@ -39,7 +39,7 @@ def update_of(client):
 class Gate:
     """Lets everything in."""
 
-    judges_config = False
+    judges_tasks = False
 
     def check(self, spec, archive):
         return Verdict("allow")
@@ -47,7 +47,7 @@ class Gate:
     def against_ask(self, spec, ask):
         return ""
 
-    def against_config(self, ask, config):
+    def against_task(self, ask, sent):
         return ""
 
 

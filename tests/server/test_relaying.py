@@ -40,6 +40,7 @@ FOLDED = m.Payload(inline=b"folded")
 MEAN, COLLECT = json.dumps(umbel.mean().spec()), json.dumps(umbel.collect().spec())
 SEEDS = int(os.environ.get("UMBEL_SOAK", "40"))
 READY, OFFLINE, REFUSED = m.STANDING_READY, m.STANDING_OFFLINE, m.STANDING_REFUSED
+PREPARING = m.STANDING_PREPARING
 
 
 def ask_of(id=1, *, whole=True, fold=MEAN, **more):
@@ -329,6 +330,8 @@ def test_it_says_which_of_its_clients_take_part():
     world.asked(run_spec=SPEC)
     world.answered(members=members_of(c0=OFFLINE, c2=READY))
     assert world.said("run_answer") == [m.RunAnswer(run="r", ready=True, clients=["0", "2"])]
+    world.answered(members=members_of(c0=PREPARING, c1=PREPARING))  # died, and is tried again; client 0 was ready once
+    assert world.said("run_answer") == [m.RunAnswer(run="r", retry=True, reason="why", clients=["1"])]
 
 
 def test_it_says_whom_it_hosts_when_that_changes():

@@ -10,6 +10,7 @@ import threading
 from contextlib import asynccontextmanager
 
 import pytest
+from tests.conftest import PATIENCE
 
 from umbel.errors import ConnectionLost, PeerError, Refused, SettingError, StorageError
 from umbel.remote.credentials import own_token
@@ -138,6 +139,11 @@ class Office:
         token = self.service.registry.issue_run("test", name)
         return await self._in(TokenProof(token), m.Hello(role=m.ROLE_RUN, name=name, token=token.id))
 
+    async def by(self, line, name="r"):
+        """A run that connects by the token in a line."""
+        token = JoinText.parse(line).token
+        return await self._in(TokenProof(token), m.Hello(role=m.ROLE_RUN, name=name, token=token.id))
+
     async def operator(self, name="ann", role="admin"):
         token = self.service.registry.grant("test", name, role)
         return await self._in(TokenProof(token), m.Hello(role=m.ROLE_OPERATOR, token=token.id))
@@ -178,7 +184,7 @@ def play(act, folder, **settings):
     """Run a coroutine function with a server of its own."""
 
     async def main():
-        async with asyncio.timeout(30), office(folder, **settings) as found:
+        async with asyncio.timeout(PATIENCE), office(folder, **settings) as found:
             await act(found)
 
     asyncio.run(main())
@@ -201,7 +207,7 @@ class Gate:
         self._loop.call_soon_threadsafe(self._reached.release)
         if self.failing:
             raise StorageError("the disk is full")
-        assert self.open.wait(20)
+        assert self.open.wait(PATIENCE)
         self._write(batch)
 
     async def reached(self):
@@ -669,6 +675,88 @@ def test_a_stop_is_seen_to_its_end_though_whoever_asked_is_gone(tmp_path):
         assert here.service.store.rows("runs", id="r")[0]["status"] == "stopped"
 
     play(act, tmp_path)
+
+
+async def finishes(here, ann, supervisors, run):
+    run.say(close_run=m.CloseRun(run="r", status="finished"))
+    await run.settled()
+
+
+async def is_stopped(here, ann, supervisors, run):
+    assert await asked(ann, "runs.stop", 2, run="r") == {"run": "r"}
+
+
+async def fails(here, ann, supervisors, run):
+    await supervisors.ends(3)
+
+
+@pytest.mark.parametrize(("end", "status"), [(finishes, "finished"), (is_stopped, "stopped"), (fails, "failed")])
+def test_the_token_of_a_run_is_worth_nothing_after_its_end(tmp_path, end, status):
+    async def act(here):
+        ann, supervisors = await submitted(here)
+        first = supervisors.started[0][1]["token"]
+        run = await here.by(first)
+        run.say(run_spec=SPEC)
+        await run.settled()
+        await end(here, ann, supervisors, run)
+        with pytest.raises(Refused) as caught:
+            await here.by(first)
+        assert caught.value.code == m.CODE_UNAUTHENTICATED
+        await here.service.commit()
+        assert (await asked(ann, "runs.show", 3, run="r"))["status"] == status
+        assert await asked(ann, "runs.resume", 4, run="r") == {"run": "r"}
+        second = supervisors.started[1][1]["token"]
+        await run.over()  # by the first token
+        again = await here.by(second)
+        again.say(run_spec=SPEC)
+        again.say(log_event=m.LogEvent(run="r", number=1, event="{}"))
+        await again.hears("log_ack", where=lambda body: body.number == 1)
+        with pytest.raises(Refused):
+            await here.by(first)
+        assert (await asked(ann, "runs.show", 5, run="r"))["status"] == "running"
+
+    play(act, tmp_path)
+
+
+def test_a_run_of_a_users_own_program_goes_on_by_what_it_does(tmp_path):
+    async def act(here):
+        ann, token = await here.operator(), here.service.registry.grant("test", "bea", "run")
+
+        async def program():
+            found = await here._in(TokenProof(token), m.Hello(role=m.ROLE_RUN, name="r", token=token.id))
+            found.say(run_spec=SPEC)
+            await found.settled()
+            return found
+
+        run = await program()
+        run.say(log_event=m.LogEvent(run="r", number=1, event="{}"))
+        run.say(close_run=m.CloseRun(run="r", status="finished"))
+        await run.settled()
+        await run.close()
+        again = await program()
+        assert (await asked(ann, "runs.show", 1, run="r"))["status"] == "finished"
+        again.say(log_event=m.LogEvent(run="r", number=2, event='{"event": "run_resumed"}'))
+        await again.hears("log_ack", where=lambda body: body.number == 2)
+        assert (await asked(ann, "runs.show", 2, run="r"))["status"] == "running"
+        ann.say(request=m.Request(id=3, method="runs.logs", body='{"run": "r", "from": 2, "follow": true}'))
+        again.say(log_event=m.LogEvent(run="r", number=3, event="{}"))
+        await ann.hears("response", where=lambda found: found.id == 3 and "[3," in found.body)
+
+    play(act, tmp_path)
+
+
+def test_a_token_of_a_run_that_was_over_is_swept_when_the_server_starts(tmp_path):
+    async def act(here):
+        await here.operator()
+        here.service.registry.issue_run("test", "r")
+        here.service.store.put("runs", {"id": "r", "status": "stopped", "ended_at": 1.0})
+
+    play(act, tmp_path)
+
+    async def again(here):
+        assert [row["kind"] for row in here.service.store.rows("tokens") if row["kind"] == "run"] == []
+
+    play(again, tmp_path)
 
 
 def test_a_run_that_leaves_half_of_a_reason_has_failed(tmp_path):

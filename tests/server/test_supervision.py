@@ -13,6 +13,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from tests.conftest import PATIENCE
 
 import umbel
 from umbel.errors import InternalError, StorageError
@@ -65,7 +66,7 @@ def staged(act, tmp_path, code, **how):
     async def play():
         stage = Stage(tmp_path, code, **how)
         try:
-            await asyncio.wait_for(act(stage), 60)
+            await asyncio.wait_for(act(stage), PATIENCE)
         finally:
             await stage.supervisor.close(grace=0)
         return stage
@@ -265,7 +266,7 @@ def test_it_dies_with_the_server(tmp_path, ending):
     try:
         process.kill()
         process.wait()
-        assert select.select([watched], [], [], 30)[0]
+        assert select.select([watched], [], [], PATIENCE)[0]
     finally:
         os.close(watched)
 

@@ -8,7 +8,7 @@ from itertools import chain
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from umbel import Arrays, Ask, Window
@@ -59,7 +59,6 @@ steps = st.one_of(
 
 
 @given(workers=st.integers(1, 3), plan=st.lists(steps, max_size=40))
-@settings(deadline=None, derandomize=True, max_examples=150)
 def test_every_ticket_is_handed_out_once(workers, plan):
     backlog, tickets, waiting, handed = Backlog(workers), [], Counter(), []
 

@@ -104,7 +104,7 @@ def test_every_value_arrives_as_it_was_sent(family):
     with connected(family) as ends:
 
         @given(sent=st.lists(values, min_size=1, max_size=3))
-        @settings(deadline=None, derandomize=True, max_examples=40)
+        @settings(max_examples=40)
         def check(sent):
             for value in sent:
                 assert same(carried(ends, value), value)

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.conftest import PATIENCE
 from tests.simulation.test_workers import (
     ASKS,
     ASYNC,
@@ -73,7 +74,7 @@ def workers() -> list[int]:
     return children(forkserver(os.getpid()))
 
 
-def gone(descriptors: list[int], seconds: float = 30.0) -> bool:
+def gone(descriptors: list[int], seconds: float = PATIENCE) -> bool:
     """Wait for the ends of processes, given by `os.pidfd_open`, and close these descriptors."""
     left = list(descriptors)
     while left:
@@ -205,7 +206,7 @@ def test_a_worker_that_dies_after_others_gave_what_they_held_of_an_ask(monkeypat
     count=st.integers(1, 3),
     seed=st.integers(0, 99),
 )
-@settings(deadline=None, derandomize=True, max_examples=12)
+@settings(max_examples=12)
 def test_any_scenario_with_kills(asks, fleet, count, seed):
     on = {"devices": FLEETS[fleet]()} if fleet else {}
     made = lambda: app_of(Moving(*(asked(*ask) for ask in asks)), evaluate_every=2)  # noqa: E731
@@ -536,7 +537,7 @@ def umbel_command(place, *arguments):
 
 def finished(place, *arguments):
     with umbel_command(place, *arguments, "--json") as process:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
     return json.loads(out)["model_sha256"]
 
@@ -557,7 +558,7 @@ def test_a_command_that_is_stopped_leaves_a_run_that_resumes_and_no_process(numb
             os.killpg(process.pid, number)  # a terminal tells everybody
         else:
             process.send_signal(number)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[number], err
     assert "Traceback" not in err
     assert gone(family)
@@ -582,7 +583,8 @@ def test_several_runs_in_threads_share_the_process_that_makes_workers():
     assert found == [whole] * 3
 
 
-def test_nothing_is_left_when_a_run_is_over():
+def test_nothing_is_left_when_a_run_is_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     before = set(os.listdir("/proc/self/fd"))
     run(app_of(FedAvg(cohort=4)), 2)
     descriptors = set(os.listdir("/proc/self/fd"))
@@ -591,5 +593,5 @@ def test_nothing_is_left_when_a_run_is_over():
         left = [os.pidfd_open(pid) for pid in workers()]
         assert gone(left)
     assert len(os.listdir("/proc/self/fd")) <= max(len(before) + 2, len(descriptors))
-    assert not [name for name in os.listdir(tempfile.gettempdir()) if name.startswith("umbel-status")]
+    assert list(tmp_path.iterdir()) == []
     assert processes._known[0].alive

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from umbel.errors import DataError, SettingError
@@ -21,7 +21,6 @@ from umbel.randomness import Key
 from umbel.simulation import devices
 from umbel.simulation.devices import DAY, Device, Fleet, Kind, Spread, Trip
 
-checked = settings(deadline=None, derandomize=True, max_examples=150)
 KEY = Key.from_seed(5)
 MIXED = {
     "fast": Kind(share=3, speed=Spread(2.0, 0.5), download=Spread(1e6, 1.0), upload=Spread(1e5, 1.0)),
@@ -61,7 +60,6 @@ def trip(device: Device, *, at: float = 0.0, work: float = 1.0, down: int = 0, u
 # Devices of a fleet
 
 
-@checked
 @given(seeds, st.lists(clients, max_size=20))
 def test_a_device_depends_on_the_seed_and_the_client_alone(seed: Any, asked: Any) -> None:
     there, back = Fleet(MIXED, seed=seed), Fleet(MIXED, seed=seed)
@@ -144,7 +142,6 @@ def test_a_fleet_travels_without_its_memory() -> None:
 # When a device is available
 
 
-@checked
 @given(any_device, moments)
 def test_availability_holds_together(device: Device, at: Any) -> None:
     soon = device.next_online(at)
@@ -161,7 +158,6 @@ def test_availability_holds_together(device: Device, at: Any) -> None:
         assert (soon, device.online_until(soon)) == (at, math.inf)
 
 
-@checked
 @given(st.floats(0, DAY, exclude_max=True), st.floats(1, DAY - 1), st.integers(0, 1000))
 def test_the_moments_of_opening_and_closing(opens: Any, lasts: Any, day: Any) -> None:
     device = Device(opens=opens, lasts=lasts)
@@ -187,7 +183,6 @@ def test_an_availability_over_midnight() -> None:
 # What becomes of a task
 
 
-@checked
 @given(any_device, moments, st.floats(0, 1e4), st.integers(0, 10**9), st.integers(0, 10**9), st.integers(0, 99))
 def test_a_trip_adds_up(device: Device, at: Any, work: Any, down: Any, up: Any, seed: Any) -> None:
     assume(down / device.download + up / device.upload < 1e9)

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 
 import pytest
+from tests.conftest import PATIENCE
 
 from umbel.simulation import forkserver
 from umbel.simulation.status import Status
@@ -75,7 +76,7 @@ def served():
             channel.close()
         server.close()
         with suppress(subprocess.TimeoutExpired):
-            server.process.wait(20)
+            server.process.wait(PATIENCE)
         server.process.kill()
         server.process.wait()
         server.process.stderr.close()
@@ -86,7 +87,7 @@ def ended(*watched):
     """Whether all of these processes end."""
     left = set(watched)
     while left:
-        found, _, _ = select.select(left, [], [], 20)
+        found, _, _ = select.select(left, [], [], PATIENCE)
         if not found:
             break
         left -= set(found)
@@ -132,7 +133,7 @@ def test_it_ends_with_its_socket_and_takes_all_workers_along():
     with served() as server:
         watched = [server.fork(index)[1] for index in range(2)]
         server.close()
-        assert server.process.wait(20) == 0
+        assert server.process.wait(PATIENCE) == 0
         assert ended(*watched)
 
 
@@ -141,7 +142,7 @@ def test_half_a_request_is_no_request(torn):
     with served() as server:
         server.ours.sendall(torn)
         server.close()
-        assert server.process.wait(20) == 0
+        assert server.process.wait(PATIENCE) == 0
 
 
 def test_workers_do_not_outlive_it():

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.conftest import PATIENCE
 
 from umbel import App, Arrays, Client, FedAvg, Simulation, Update, run
 from umbel.errors import InternalError
@@ -272,7 +273,7 @@ def test_nothing_is_left_of_a_main_process_that_is_killed(tmp_path, how, busy):
         main.kill()
         left = set(watched)
         while left:
-            ended, _, _ = select.select(left, [], [], 20)
+            ended, _, _ = select.select(left, [], [], PATIENCE)
             if not ended:
                 break
             left -= set(ended)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from umbel import Ask
@@ -110,7 +110,6 @@ times = st.sampled_from([0.0, 0.5, 1.0, 1.5, 1e6])
 
 
 @given(entries=st.lists(st.tuples(st.booleans(), times), max_size=20))
-@settings(deadline=None, derandomize=True, max_examples=80)
 def test_time_goes_on_and_what_arrives_at_a_deadline_is_in_time(entries):
     timeline, sent, ask = Timeline(), [], asked(0)
     for number, (deadline, at) in enumerate(entries):
@@ -146,7 +145,6 @@ def test_what_is_not_wanted_or_told_of_does_not_arrive():
 
 
 @given(wanted=st.lists(st.booleans(), max_size=30))
-@settings(deadline=None, derandomize=True, max_examples=80)
 def test_what_is_forgotten_leaves_the_others_as_they_were(wanted):
     timeline, ask = Timeline(), asked(0)
     tickets = [ticket(ask, number, ends=float(number * 7 % 10)) for number in range(len(wanted))]

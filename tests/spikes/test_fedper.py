@@ -9,6 +9,7 @@ from umbel import Arrays, FedAvg, Metrics, Update
 
 client = umbel.Client()
 SHARED = np.array([2.0, -1.0])
+HEAD = np.zeros(1)  # where everyone's own part begins: no personal array comes with the model
 x = np.random.default_rng(5).normal(size=(40, 2))
 
 
@@ -19,7 +20,7 @@ def data(source):
 
 @client.train
 def train(model, y, ctx):
-    base, head = model["base"], ctx.state.get("head", model["head"])
+    base, head = model["base"], ctx.state.get("head", HEAD)
     for _ in range(10):
         error = (x @ base + head - y) / len(y)
         base, head = base - 0.3 * x.T @ error, head - 0.3 * error.sum()
@@ -29,7 +30,7 @@ def train(model, y, ctx):
 
 @client.evaluate
 def evaluate(model, y, ctx):
-    head = ctx.state.get("head", model["head"])
+    head = ctx.state.get("head", HEAD)
     return Metrics({"error": float(np.abs(x @ model["base"] + head - y).mean())})
 
 

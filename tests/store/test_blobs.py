@@ -8,7 +8,7 @@ import os
 import threading
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from umbel.errors import CorruptFile, InternalError, ProtocolError, StorageError
@@ -16,7 +16,6 @@ from umbel.store import blobs as module
 from umbel.store.blobs import Blobs, digest
 from umbel.wire import messages as m
 
-EXAMPLES = settings(deadline=None, derandomize=True, max_examples=60)
 DATA = bytes(range(256)) * 20
 
 
@@ -197,7 +196,6 @@ def test_a_part_becomes_a_blob(blobs, folder):
     assert left(folder) == [BLOB.sha256.hex()]
 
 
-@EXAMPLES
 @given(cuts=st.lists(st.integers(0, len(DATA)), max_size=6), restarts=st.lists(st.booleans(), min_size=7, max_size=7))
 def test_a_part_goes_on_where_it_stopped(cuts, restarts, tmp_path_factory):
     folder = tmp_path_factory.mktemp("blobs")

@@ -5,14 +5,12 @@ from __future__ import annotations
 import threading
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from umbel.errors import InternalError
 from umbel.store.records import TABLES, MemoryStore, Schema
 from umbel.store.sql import SqlStore
-
-EXAMPLES = settings(deadline=None, derandomize=True, max_examples=60)
 
 
 class Memory:
@@ -256,7 +254,6 @@ class Model:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-@EXAMPLES
 @given(steps=STEPS)
 def test_any_steps_leave_what_a_dictionary_would_hold(kind, steps, tmp_path_factory):
     opened = kind(tmp_path_factory.mktemp("store"))

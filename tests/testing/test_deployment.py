@@ -12,13 +12,16 @@ import numpy as np
 import pytest
 
 import umbel
+from umbel.errors import RunFailed
 from umbel.node.spool import SqliteSpool
 from umbel.store.sql import SqlStore
 from umbel.testing.deployment import Deployment, Faults
 
-QUIET = Faults(0, 0, 0, 0, 0, 0, 0)
+QUIET = Faults.none()
 BATCH = 100
 SEEDS = int(os.environ.get("UMBEL_SOAK", "2000"))
+QUICK = 2
+"""So many batches, the first ones, are not slow."""
 FIRST = int(os.environ.get("UMBEL_SOAK_FROM", "0"))
 
 
@@ -42,7 +45,18 @@ def app_of(kind):
         return umbel.Metrics({"error": float(((model["w"] - data.mean()) ** 2).mean())}, weight=len(data))
 
     settings = {"transforms": (umbel.top_k(0.3),)} if kind == "top_k" else {}
-    return umbel.App(client, model={"w": np.zeros(40)}, strategy=umbel.FedAvg(cohort=3, **settings), rounds=2)
+    strategy = Twice() if kind == "twice" else umbel.FedAvg(cohort=3, **settings)
+    return umbel.App(client, model={"w": np.zeros(40)}, strategy=strategy, rounds=2)
+
+
+class Twice(umbel.Strategy):
+    """Asks the same clients twice a round; the second time they go on from what the first has left with them."""
+
+    def round(self, state, r):
+        for _ in range(2):
+            answer = yield umbel.Ask(clients="all", model=state.model)
+            state = state.replace(model=umbel.Arrays({"w": state.model["w"] + answer.value["w"]}))
+        return state
 
 
 SOURCES = {str(i): {"index": i, "count": 4} for i in range(4)}
@@ -53,14 +67,14 @@ NODES = {"a": {"0": SOURCES["0"], "1": SOURCES["1"]}, "b": {"2": SOURCES["2"]}, 
 def undisturbed():
     """What simulations of the same clients end with."""
     found = {}
-    for kind in ("plain", "top_k"):
+    for kind in ("plain", "top_k", "twice"):
         result = umbel.run(app_of(kind), on=umbel.Simulation(clients=4), seed=5, folder=None)
         found[kind] = (result.model_sha256, {name: result.history.series(name) for name in result.history.names})
     return found
 
 
 def live(tmp_path, seed, undisturbed, **settings):
-    kind = "top_k" if seed % 4 == 3 else "plain"
+    kind = ("plain", "twice", "plain", "top_k")[seed % 4]
     folder = tmp_path / str(seed)
     folder.mkdir()
     world = Deployment(app_of(kind), NODES, seed=seed, scratch=folder, **settings)
@@ -72,7 +86,13 @@ def live(tmp_path, seed, undisturbed, **settings):
     return world
 
 
-@pytest.mark.parametrize("batch", range(FIRST // BATCH, (FIRST + SEEDS) // BATCH))
+BATCHES = [
+    pytest.param(batch, marks=pytest.mark.slow if batch >= QUICK else ())
+    for batch in range(FIRST // BATCH, (FIRST + SEEDS) // BATCH)
+]
+
+
+@pytest.mark.parametrize("batch", BATCHES)
 def test_whatever_happens_the_bits_are_those_of_the_simulation(tmp_path, batch, undisturbed):
     for seed in range(batch * BATCH, batch * BATCH + BATCH):
         live(tmp_path, seed, undisturbed)
@@ -170,3 +190,23 @@ def test_asynchronous_rounds_survive_everything(tmp_path):
 def rounds_of(result):
     lines = (result.folder / "events.jsonl").read_text().splitlines()
     return [event for event in map(json.loads, lines) if event["event"] == "round_committed"]
+
+
+def test_a_run_whose_clients_all_fail_has_failed_and_goes_on_once_they_are_mended(tmp_path):
+    app, broken = app_of("plain"), [True]
+    train = app.client.handlers["train"]
+
+    def handler(model, data, ctx):
+        if broken:
+            raise OSError("the table is locked")
+        return train(model, data, ctx)
+
+    app.client.handlers["train"] = handler
+    world = Deployment(app, NODES, seed=4, faults=QUIET, scratch=tmp_path)
+    with pytest.raises(RunFailed, match=r"round 1 brought no update: 0 of 3 .*the table is locked") as caught:
+        world.run(tmp_path, seed=5)
+    assert caught.value.result.rounds == 1
+    broken.clear()
+    result = world.run(tmp_path, seed=5)
+    assert (result.failed, result.reason) == (None, "rounds")
+    assert [r["failed"] is None for r in rounds_of(result)] == [False, True, True]

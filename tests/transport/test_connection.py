@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from umbel.errors import ConnectionLost, PeerError, ProtocolError, Refused
@@ -246,7 +246,6 @@ def hostile() -> st.SearchStrategy[list[bytes]]:
     return st.lists(whole, min_size=1, max_size=6)
 
 
-@settings(deadline=None, max_examples=100)
 @given(hostile())
 def test_hostile_frames_end_their_own_connection_only(sequence: list[bytes]) -> None:
     async def main() -> None:

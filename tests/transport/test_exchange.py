@@ -91,7 +91,7 @@ def test_blobs_of_all_sizes_arrive(folders: tuple[Path, Path]) -> None:
     asyncio.run(main())
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(st.integers(0, 12_000), max_size=4), st.integers(0, 3))
 def test_a_cut_at_any_byte_and_it_goes_on_where_it_was(cuts: list[int], seed: int) -> None:
     async def main(folder: Path) -> None:
@@ -405,7 +405,6 @@ messages = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=100)
 @given(st.lists(messages, max_size=8))
 def test_whatever_a_peer_says_about_blobs_it_ends_well(sequence: list[m.Message]) -> None:
     async def main(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from contextlib import suppress
 from pathlib import Path
 
@@ -98,6 +99,30 @@ def test_no_more_streams_than_were_asked_for() -> None:
         await refused.close()
         for stream in streams:
             assert await said(stream, b"x") == b"x"
+        await listener.close()
+
+    asyncio.run(main())
+
+
+def test_whoever_connects_and_opens_no_stream_is_put_out(tmp_path: Path) -> None:
+    async def main() -> None:
+        own = Authority(tmp_path / "own")
+        serving = own.serving()
+        listener = await grpc.serve("127.0.0.1:0", serving.certificate, serving.key, echo, seconds=0.5)
+        staying = await grpc.connect(listener.address, own.root())
+        trusting = ssl.create_default_context(cadata=own.root().decode())
+        trusting.set_alpn_protocols(["h2"])
+        host, port = listener.address.split(":")
+        silent, quiet = await asyncio.open_connection(host, port)
+        secret, writer = await asyncio.open_connection(host, port, ssl=trusting, server_hostname=grpc.SERVER_NAME)
+        writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5))  # and empty settings
+        async with asyncio.timeout(30):
+            for reader in (silent, secret):
+                with suppress(ConnectionResetError, ssl.SSLError):
+                    await reader.read(-1)
+        quiet.transport.abort()
+        writer.transport.abort()
+        assert await said(staying, b"x") == b"x"
         await listener.close()
 
     asyncio.run(main())

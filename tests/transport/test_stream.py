@@ -200,17 +200,19 @@ def test_a_sender_waits_for_a_receiver_that_does_not_read(binding: Binding) -> N
 
         async with binding(slow) as (connect, _):
             stream = await connect()
-            sent = 0
+            sent, begun = 0, asyncio.Event()
 
             async def send() -> None:
                 nonlocal sent
                 for _ in range(count):
                     await stream.send(bytes(1 << 20))
                     sent += 1
+                    begun.set()
 
             sending = asyncio.create_task(send())
+            await begun.wait()
             await asyncio.wait({sending}, timeout=0.2)  # there is no event for what does not happen
-            assert 0 < sent < count // 2
+            assert sent < count // 2
             go.set()
             await sending
             assert await stream.receive() == b"all"

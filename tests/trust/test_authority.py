@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 import grpc
 import pytest
 from cryptography import x509
+from tests.conftest import PATIENCE
 
 from umbel.errors import SettingError
 from umbel.trust.authority import LIFE, RENEWAL, SERVER_NAME, Authority, JoinText, root_certificate
@@ -41,7 +42,7 @@ def reached(serving, root):
             async with grpc.aio.secure_channel(
                 f"127.0.0.1:{port}", grpc.ssl_channel_credentials(root), options
             ) as channel:
-                return await channel.unary_unary("/echo/Echo")(b"hi", timeout=5)
+                return await channel.unary_unary("/echo/Echo")(b"hi", timeout=PATIENCE)
         except grpc.aio.AioRpcError as error:
             return error.code()
         finally:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.conftest import strays
 
 import umbel
 from umbel.cli.application import load
@@ -32,15 +33,10 @@ def train(model, data, ctx):
 
 
 @pytest.fixture(autouse=True)
-def _modules():
-    """Modules of one test are not those of the next."""
-    before, path = set(sys.modules), list(sys.path)
-    yield
-    sys.path[:] = path
-    for name in set(sys.modules) - before:
-        file = getattr(sys.modules[name], "__file__", None)
-        if file and not {"site-packages", "umbel"} & set(Path(file).parts) and "/lib/python" not in file:
-            del sys.modules[name]
+def _modules(monkeypatch):
+    """What others have called their modules, such as client, is free here."""
+    for name in strays(list(sys.modules)):
+        monkeypatch.delitem(sys.modules, name)
 
 
 def folder(place, **files):

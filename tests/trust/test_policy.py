@@ -6,8 +6,10 @@ import hashlib
 import json
 import math
 
+import numpy as np
 import pytest
 
+from umbel import Arrays, Free, Like
 from umbel.errors import CorruptFile, SettingError, StorageError
 from umbel.transforms import Transform, chain, clip_by_norm, top_k
 from umbel.trust.policy import Approvals, Policy, Range, Step, archive_sha256
@@ -241,18 +243,60 @@ def test_a_hostile_contract_is_refused(text):
 def test_settings_have_to_be_within_their_ranges():
     policy = Policy(allow=("any",), config={"epochs": Range(1, 5), "optimizer": Range(one_of=("sgd", 1))})
     good = {"epochs": 3, "optimizer": "sgd"}
-    assert policy.check_ask(asked(), good) == []
+    assert policy.check_task(asked(), {"config": good}) == []
     assert policy.check_run(run(**good), MANIFEST) == []
     assert policy.check_run(run(), MANIFEST) == []  # the ask may bring them
     assert policy.check_ask(asked()) == []
-    assert len(policy.check_ask(asked(), {})) == 2
+    assert len(policy.check_task(asked(), {"config": {}})) == 2
     for epochs in (0, 6, math.nan, "3", None, True, [3]):
-        (reason,) = policy.check_ask(asked(), {**good, "epochs": epochs})
+        (reason,) = policy.check_task(asked(), {"config": {**good, "epochs": epochs}})
         assert reason.startswith("the setting epochs is")
         assert policy.check_run(run(**{**good, "epochs": epochs}), MANIFEST)
     for optimizer in ("adam", True, 1.0, None):
-        assert policy.check_ask(asked(), {**good, "optimizer": optimizer})
+        assert policy.check_task(asked(), {"config": {**good, "optimizer": optimizer}})
 
 
 def test_a_transform_that_changes_nothing_is_none():
     assert "does not ask" in CLIP.check_ask(asked(Transform()))[0]
+
+
+MODEL = Arrays({"w": np.zeros(2), "mean": np.zeros(2), "n": np.array(1)}, {"mean": "buffer"})
+PLAIN = MODEL.select(["w"])
+
+
+@pytest.mark.parametrize(
+    ("expects", "model", "fault"),
+    [
+        (Like(), PLAIN, None),
+        (Like(names=("w",)), MODEL, None),
+        (Like(PLAIN), MODEL, None),
+        (Like(), MODEL, "the buffers 'mean', 'n'"),
+        (Like(MODEL), PLAIN, "the buffers 'mean', 'n'"),
+        (Like(names=("n",)), MODEL, "the buffers 'n'"),
+        (Like(aux=Like(PLAIN)), PLAIN, "aux arrays"),
+        (Like(aux=Free()), PLAIN, "aux arrays"),
+        (Like(delta=False), PLAIN, "values and not differences"),
+        (Free(), PLAIN, "a free answer"),
+        (None, PLAIN, "a free answer"),
+        ({"delta": True}, PLAIN, "a free answer"),
+        (Like(), None, "cannot be read"),
+    ],
+    ids=str,
+)
+def test_a_bound_that_is_required_has_to_bound_all_that_is_answered(expects, model, fault):
+    spec = asked(top_k(0.1), clip_by_norm(0.5))
+    reasons = CLIP.check_task(spec, {"config": {}, "expects": expects, "model": model})
+    assert reasons == [] if fault is None else fault in reasons[0]
+    assert "clip_by_norm" in "".join(reasons) or fault is None
+    sent = {"config": {}, "expects": expects, "model": model}
+    assert Policy().check_task(spec, sent) == []
+    sparse = Policy(transforms=(Step("top_k"),))  # it bounds nothing, and is there for another reason
+    assert sparse.check_task(spec, sent) == []
+    spec.kind = "evaluate"
+    assert CLIP.check_task(spec, sent) == []
+
+
+def test_tasks_are_judged_where_that_makes_a_difference():
+    assert CLIP.judges_tasks
+    assert Policy(config={"lr": Range(most=1)}).judges_tasks
+    assert not Policy(allow=("any",), kinds=("train",), smallest_cohort=9).judges_tasks

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from umbel.wire.names import client_id, client_text
 
-check = settings(deadline=None, derandomize=True)
 
-
-@check
 @given(st.integers(0, 10**18 - 1))
 def test_an_index_comes_back(client: int) -> None:
     found = client_id(client_text(client))
@@ -19,7 +16,6 @@ def test_an_index_comes_back(client: int) -> None:
     assert type(found) is int
 
 
-@check
 @given(st.text(min_size=1))
 def test_every_text_comes_back_as_itself(text: str) -> None:
     assert client_text(client_id(text)) == text

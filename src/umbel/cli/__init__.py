@@ -7,7 +7,7 @@ Exit codes:
    1  a bug in Umbel; `--debug` shows where
    2  the command line itself: an unknown command or option, a value that is not of its kind
    3  something to change: the app, its strategy, a setting, the data, the name of a run (`CallerError`)
-   4  the run stopped: its clients brought no update (`RunError`)
+   4  the run failed: nobody's update came in its first round, its last, or too many in a row (`RunFailed`)
    5  the disk: full, not writable, a damaged file (`StorageError`)
    6  the server: not reached, lost, or it does not speak as it should (`PeerError`)
    7  the server says no: an unknown token, a role that may not (`Refused`)

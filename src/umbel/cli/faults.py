@@ -24,6 +24,7 @@ TITLES: tuple[tuple[type[UmbelError], str], ...] = (
     (errors.DataError, "The data"),
     (errors.CallerError, "Something is missing"),
     (errors.RunInterrupted, "Interrupted"),
+    (errors.RunFailed, "The run failed"),
     (errors.RunError, "The run stopped"),
     (errors.ClientError, "A client"),
     (errors.CorruptFile, "A damaged file"),

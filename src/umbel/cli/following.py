@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import RunInterrupted, RunStopped
+from ..errors import RunFailed, RunInterrupted
 from ..events import EVENTS, RoundCommitted, RunEvent, RunFinished, RunStarted
 from ..events import RunInterrupted as Interrupted
 from ..history import History
@@ -44,7 +44,7 @@ class Followed:
         return any(isinstance(event, RunFinished | Interrupted) for event in self.events)
 
     def ending(self, why: str | None = None) -> Ending:
-        """How the run ended; `why` is what the server says of one whose log does not say it. Raises `RunStopped` where
+        """How the run ended; `why` is what the server says of one whose log does not say it. Raises `RunFailed` where
         it failed, `RunInterrupted` where somebody stopped it.
         """
         run = next((event.run for event in self.events if isinstance(event, RunStarted)), "")
@@ -55,7 +55,7 @@ class Followed:
             raise RunInterrupted("the run was stopped; what it learned is kept", run=run, hint=f"Go on with: {again}")
         if last is None or last.error is not None:
             reason = (why or "its process ended before it was done") if last is None else last.error
-            raise RunStopped(f"the run failed: {reason}", run=run, hint=f"When that is mended: {again}")
+            raise RunFailed(f"the run failed: {reason}", run=run, hint=f"When that is mended: {again}")
         history = History([event for event in self.events if isinstance(event, RoundCommitted)])
         on = ["--on", self.server]
         return Ending(
@@ -102,7 +102,7 @@ def follow(office: Operator, run: str, on: str) -> Ending:
     found = office.call("runs.show", run=run)
     why = why_ended(found)
     if not followed.events:
-        raise RunStopped(f"the run {found['status']} before it began: {why or 'the server does not say why'}", run=run)
+        raise RunFailed(f"the run {found['status']} before it began: {why or 'the server does not say why'}", run=run)
     return followed.ending(why)
 
 

@@ -121,7 +121,7 @@ def _table(rows: list[dict[str, Any]], wide: bool) -> Table:
 
 def _plot(record: Record, file: Path) -> None:
     try:
-        History(record.log.rounds).plot(file, title=record.id)
+        History(record.log.rounds).plot(file, title=record.id, failed=record.state == "failed")
     except ImportError as error:
         raise CallerError(str(error)) from error
     except ValueError as error:

@@ -20,7 +20,7 @@ Exit codes:
   1    a bug in Umbel: --debug shows where
   2    a wrong command line
   3    something to change: the app, its strategy, a setting, the data
-  4    the run stopped: its clients brought no update
+  4    the run failed: its clients brought no update
   5    the disk: full, not writable, a damaged file
   6    the server: not reached, or lost
   7    the server says no: an unknown token, a role that may not

@@ -173,9 +173,10 @@ def _update(view: Live, watch: Watch, title: Text, event: RunEvent) -> None:
     if isinstance(event, Warned):
         view.console.print(Text(warning(event), style="yellow"))
     if isinstance(event, RoundCommitted):
-        reason = round_line(watch, event) if event.failed is not None else watch.reason
-        if reason:
-            view.console.print(Text(f"round {event.round}: " * (event.failed is None) + reason, style="yellow"))
+        if event.failed is not None:
+            view.console.print(Text(round_line(watch, event), style="red"))
+        elif watch.reason:
+            view.console.print(Text(f"round {event.round}: {watch.reason}", style="yellow"))
 
 
 def heading(event: RunEvent) -> str | None:

@@ -11,8 +11,8 @@ from functools import cached_property
 from pathlib import Path
 
 from ..errors import CorruptFile, JournalMissing, SettingError
-from ..events import AskClosed, RoundCommitted, RunEvent, RunFinished, RunInterrupted, RunResumed, RunStarted
-from ..journal import LOG, RunLog, read_log
+from ..events import RoundCommitted, RunEvent, RunFinished, RunInterrupted, RunResumed, RunStarted
+from ..journal import LOG, RunLog, read_log, sorted_out
 
 LAST = "last"
 
@@ -117,18 +117,7 @@ def log_of(events: Sequence[RunEvent]) -> RunLog:
     """A run's log by its events. Raises `CorruptFile` where they do not begin with the start of a run."""
     if not events or not isinstance(events[0], RunStarted):
         raise CorruptFile("the log does not begin with the start of a run")
-    found = RunLog(events[0], events=list(events))
-    for event in events:
-        if isinstance(event, RoundCommitted):
-            found.rounds.append(event)
-            found.pending.clear()
-        elif isinstance(event, AskClosed):
-            found.pending.append(event)
-        elif isinstance(event, RunFinished):
-            found.finished = event
-        elif isinstance(event, RunResumed):
-            found.rounds_wanted = max(found.rounds_wanted, event.rounds)
-    return found
+    return sorted_out(list(events), events[0])
 
 
 def records(folder: Path) -> list[Record]:

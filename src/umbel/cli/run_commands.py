@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.padding import Padding
 
-from ..errors import AppError, RunInterrupted, SettingError, UmbelError
+from ..errors import AppError, RunFailed, RunInterrupted, SettingError, UmbelError
 from ..events import Observer
 from ..preflight import preflight
 from ..run import RUNS, Result
@@ -146,6 +146,10 @@ def _explained(loaded: LoadedApp, folder: Path) -> Iterator[None]:
         yield
     except RunInterrupted as error:
         error.hint = f"Go on with: {_command('resume', error.run or 'last', folder)}"
+        raise
+    except RunFailed as error:
+        again, seen = (_command(verb, error.run or "last", folder) for verb in ("resume", "show"))
+        error.hint = f"Mend what made the clients fail, then go on with: {again}\nWhat there is of the run: {seen}"
         raise
     except UmbelError as error:
         note_place(error, loaded.path.parent)

@@ -52,7 +52,7 @@ from typing import Any
 from .. import encoding, transforms
 from ..arrays import Arrays
 from ..ask import SENT, Ask, Task
-from ..client import Client
+from ..client import Client, Unwanted
 from ..coordinator import Failed
 from ..errors import AppError, ClientId, UmbelError
 from ..folds import mean
@@ -67,12 +67,6 @@ TELL_SECONDS = 0.2
 """At least so long between two lines that tell of progress."""
 
 Message = dict[str, Any]
-
-
-class Unwanted(BaseException):
-    """Nobody waits for this task any more. It is no `Exception`, so that a client's own handling of errors lets it
-    pass.
-    """
 
 
 class Pipes:

@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import InternalError, UmbelError
+from ..errors import InternalError, StorageError, UmbelError
 from ..store.blobs import Blobs
 from ..wire import messages as m
 from .child import INLINE_BYTES, Message
-from .signals import Event, HostReady, HostRefused, Start, Stepped, Stop, TaskDone, TaskFailed
+from .signals import Event, HostDied, HostReady, HostRefused, Start, Stepped, Stop, TaskDone, TaskFailed
 
 log = logging.getLogger("umbel.node")
 
@@ -257,7 +257,7 @@ class Children:
         shutil.rmtree(settings.folder / "runs", ignore_errors=True)  # of a node that was killed
 
     def prepare(self, run: str, spec: m.RunSpec, archive: Path) -> None:
-        """Unpack the client and start the run's first child; `HostReady` or `HostRefused` follows."""
+        """Unpack the client and start the run's first child; `HostReady`, `HostRefused` or `HostDied` follows."""
         self.end_run(run)
         hosted = Run(run, self._settings.folder / "runs" / f"{run}.{next(self._numbers)}")
         self._runs[run] = hosted
@@ -342,8 +342,12 @@ class Children:
         try:
             hosted.config = json.loads(config or "{}")
             hosted.program = await asyncio.to_thread(self._unpacked, hosted.folder, archive)
-        except (UmbelError, OSError, ValueError) as error:
-            self._refused(hosted, f"the client's archive or config cannot be used: {error}")
+        except (StorageError, OSError) as error:
+            self._tell_of(hosted, HostDied(hosted.name, f"the client's archive cannot be unpacked: {error}"))
+            return
+        except (UmbelError, ValueError) as error:
+            why = f"the client's archive or config cannot be used: {error}"
+            self._tell_of(hosted, HostRefused(hosted.name, why))
             return
         if self._hosts(hosted):
             self._born(hosted)
@@ -355,9 +359,9 @@ class Children:
     def _hosts(self, hosted: Run) -> bool:
         return self._runs.get(hosted.name) is hosted
 
-    def _refused(self, hosted: Run, reason: str) -> None:
+    def _tell_of(self, hosted: Run, event: Event) -> None:
         if self._hosts(hosted):
-            self._tell(HostRefused(hosted.name, reason))
+            self._tell(event)
 
     def _born(self, hosted: Run) -> Child:
         assert hosted.program is not None
@@ -400,7 +404,7 @@ class Children:
             return
         reason = refusal[0] if refusal else f"the process of the client {ended}{_tail(path)}"
         if not hosted.ready:
-            self._refused(hosted, reason)
+            self._tell(HostRefused(hosted.name, reason) if refusal else HostDied(hosted.name, reason))
         elif child.task is not None:
             start = child.task.task
             why = "it was not wanted any more" if child.stopped else reason

@@ -14,7 +14,7 @@ import numpy as np
 from .. import encoding
 from ..arrays import Arrays
 from ..ask import Ask, Task
-from ..client import Client, Context, LocalCorrection
+from ..client import Client, Context, LocalCorrection, Unwanted
 from ..coordinator import Failed, Finished
 from ..errors import (
     AppError,
@@ -28,6 +28,7 @@ from ..errors import (
     UpdateRejected,
 )
 from ..randomness import Key
+from ..transforms import place
 from ..update import (
     NO_ARRAYS,
     Like,
@@ -204,8 +205,8 @@ class Executor(Intake):
     def run_all(self, tasks: Sequence[Task], begins: Callable[[Task], bool] | None = None) -> list[Finished | Failed]:
         """Do tasks one after the other, then check what they returned; see `run`.
 
-        `begins` is told each task before its handler is called; where it says no, that task and all after it are left
-        undone, and have no outcome.
+        `begins` is told each task before its handler is called; where it says no, or a handler's `ctx.step()` raises
+        `Unwanted`, that task and all after it are left undone, and have no outcome.
         """
         # Whatever comes between two handlers finds the processor's caches full of the handler's code and data. So it is
         # as little as can be: all is prepared before, and taken and checked after.
@@ -218,7 +219,10 @@ class Executor(Intake):
         for task, each in zip(tasks, ready, strict=True):
             if begins is not None and not begins(task):
                 break
-            done.append(each if isinstance(each, Failed) else self._attempt(task, self._handle, each))
+            try:
+                done.append(each if isinstance(each, Failed) else self._attempt(task, self._handle, each))
+            except Unwanted:
+                break
             before, last = last, clock()
             self.seconds.append(last - before)
             if isinstance(each, Ready) and (len(tasks) == 1 or not _keep(each, done)):
@@ -285,9 +289,9 @@ class Executor(Intake):
             kind=ask.kind,
             config={**self._config, **config},
             key=key,
-            inbox=NO_ARRAYS if inbox is None else inbox if isinstance(inbox, Arrays) else Arrays(inbox),
+            inbox=NO_ARRAYS if inbox is None else inbox,
             state=kept.get("user", {}) if kept else {},
-            correction=None if correction is None else LocalCorrection(correction, model),
+            correction=None if correction is None else LocalCorrection(correction, opened.given(model)),
             device=self._device,
             on_step=self._on_step,
         )
@@ -296,7 +300,7 @@ class Executor(Intake):
     def _handle(self, task: Task, ready: Ready) -> Ready:
         ctx = ready.ctx
         began = time.perf_counter()
-        ready.returned = self._call(ctx.kind, ready.sent[0], ctx, ready.seed)
+        ready.returned = self._call(ctx.kind, ready.opened.given(ready.sent[0]), ctx, ready.seed)
         ready.seconds = time.perf_counter() - began
         if ctx.correction is not None and not ctx.correction.taken:
             raise UnusedCorrection(
@@ -327,7 +331,8 @@ class Executor(Intake):
             if ask.kind != "evaluate":
                 update = as_delta(update, expects, model)
             if transformed:
-                update, local = self._encode(ask, update, ready.opened.params, local, ctx.key)
+                where = place(str(ask.lane), ask.transform, expects.schema(model))
+                update, local = self._encode(ask, update, ready.opened.params, local, where, ctx.key)
         trusted = isinstance(expects, Like) and not transformed
         user = dict(ctx.state) if ctx.state else {}
         state = None
@@ -350,13 +355,12 @@ class Executor(Intake):
         return Result(task.client, contribution, receipt, work.state)
 
     def _encode(
-        self, ask: Ask, update: Update, params: Any, local: dict[str, Any], key: Key
+        self, ask: Ask, update: Update, params: Any, local: dict[str, Any], where: str, key: Key
     ) -> tuple[Update, dict[str, Any]]:
-        lane = str(ask.lane)
-        update, left = ask.transform.encode(update, params, local.get(lane), key.derive("transform"))
-        after = {name: part for name, part in local.items() if name != lane}
+        update, left = ask.transform.encode(update, params, local.get(where), key.derive("transform"))
+        after = {name: part for name, part in local.items() if name != where}
         if left is not None:
-            after[lane] = left
+            after[where] = left
         return update, after
 
     def _call(self, kind: str, model: Arrays | None, ctx: Context, seed: int) -> Any:

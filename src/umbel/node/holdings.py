@@ -44,7 +44,8 @@ class Slot:
 class HostedRun:
     """A run as its node knows it: how far its host is, its open asks, and its tasks, waiting and at work.
 
-    `newest` is the newest ask that was ever seen; `fed` says that asks have come in this session.
+    `newest` is the newest ask that was ever seen; `fed` says that asks have come in this session. Its host has
+    died `tries` times in a row before it was ready, and is tried again at `again_at`.
     """
 
     id: str
@@ -52,8 +53,11 @@ class HostedRun:
     spec: m.RunSpec
     standing: HostStanding = HostStanding.PREPARING
     reason: str = ""
+    approved: bool = False
     denied: bool = False
     refused_in: int = 0
+    tries: int = 0
+    again_at: float | None = None
     kinds: frozenset[str] = frozenset()
     steps: frozenset[tuple[str, int]] = frozenset()
     asks: dict[int, m.AskSpec] = field(default_factory=dict)

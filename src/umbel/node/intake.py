@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import Arrays
 from ..ask import Ask, Task, for_client
 from ..coordinator import Admit, Failed, Finished
 from ..errors import CallerError, ClientError, ClientId, UmbelError, UpdateRejected
@@ -30,6 +31,7 @@ class OpenAsk:
     refused: dict[ClientId, str] = field(default_factory=dict)
     at_once: int | None = None
     _shared: tuple[Any, ...] | None = None
+    _given: tuple[Arrays, Arrays] | None = None
 
     def sent_to(self, client: ClientId) -> tuple[Any, ...]:
         """The model, config, inbox, correction and expectation for one client; computed once if none is a function."""
@@ -40,7 +42,17 @@ class OpenAsk:
         if not any(map(callable, parts)):
             self._shared = parts
             return parts
-        return tuple(for_client(part, client) for part in parts)
+        sent = tuple(for_client(part, client) for part in parts)
+        ask.agreed(sent[0], sent[4])
+        return sent
+
+    def given(self, model: Any) -> Any:
+        """What handlers get of a model; the same object for the same, which frameworks load faster."""
+        if model is None:
+            return None
+        if self._given is None or self._given[0] is not model:
+            self._given = (model, model.as_given())
+        return self._given[1]
 
 
 @dataclass(slots=True)

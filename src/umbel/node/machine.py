@@ -21,6 +21,7 @@ from .signals import (
     Event,
     Fetch,
     Fetched,
+    HostDied,
     HostReady,
     HostRefused,
     Moved,
@@ -51,6 +52,7 @@ __all__ = [
     "Event",
     "Fetch",
     "Fetched",
+    "HostDied",
     "HostReady",
     "HostRefused",
     "Moved",
@@ -73,6 +75,10 @@ __all__ = [
 FINISHED = 32
 """So many finished runs are kept for those who want further rounds of them."""
 ALIVE_SECONDS = 5.0
+HOST_TRIES = 8
+"""A host that dies so many times in a row before it is ready is refused."""
+AGAIN_AFTER, AGAIN_AT_MOST = 0.25, 30.0
+"""Seconds until a host that died is tried again, at first, and however often that has doubled."""
 _REASON_LETTERS = 2000
 _LARGEST_ASK = 2**63 - 1
 _RUN_NAME = re.compile(r"[A-Za-z0-9._-]{1,200}")
@@ -140,7 +146,7 @@ class NodeMachine:
                 self._not_fetched(run, sha, reason)
             case Moved(run, sha):
                 self._moved(run, sha)
-            case HostReady() | HostRefused() | OwnerAsked() | Approved() | Denied():
+            case HostReady() | HostRefused() | HostDied() | OwnerAsked() | Approved() | Denied():
                 if event.run in self._runs:
                     self._host(self._runs[event.run], event)
             case TaskDone():
@@ -151,8 +157,10 @@ class NodeMachine:
                 self._step(run, task)
             case Ticked():
                 pass
+        self._try_hosts()
         self._fill()
-        self._tell_alive()
+        times = (self._tell_alive(), *(run.again_at for run in self._runs.values()))
+        self.next_tick = min((at for at in times if at is not None), default=None)
         return self._out
 
     def needed(self) -> set[tuple[str, bytes]]:
@@ -190,13 +198,12 @@ class NodeMachine:
             self._answers.said(result)
             self._say(durable=durable, result=result)
 
-    def _tell_alive(self) -> None:
-        self.next_tick = None
+    def _tell_alive(self) -> float | None:
+        """Say which tasks make progress, or when that is due."""
         if not self._connected or not self._progress:
-            return
+            return None
         if self._now < self._alive_at + ALIVE_SECONDS:
-            self.next_tick = self._alive_at + ALIVE_SECONDS
-            return
+            return self._alive_at + ALIVE_SECONDS
         for run in self._runs.values():
             tasks = self._progress.pop(run.id, set())
             if self._stepped and run.standing is HostStanding.READY:
@@ -209,6 +216,7 @@ class NodeMachine:
         self._progress.clear()
         self._stepped = False
         self._alive_at = self._now
+        return None
 
     # messages
 
@@ -250,10 +258,11 @@ class NodeMachine:
                 self._finished.remove(spec.run)
         elif run.spec != spec:
             self._end_host(run)
-            run.spec, run.denied = spec, False
+            run.spec, run.approved, run.denied = spec, False, False
         elif run.standing is not HostStanding.REFUSED or run.denied or run.refused_in == self._session:
             self._tell_standing(run)
             return
+        run.tries = 0
         self._prepare(run)
 
     def _ask_spec(self, spec: m.AskSpec) -> None:
@@ -395,7 +404,7 @@ class NodeMachine:
     # hosts
 
     def _prepare(self, run: HostedRun) -> None:
-        run.reason = ""
+        run.reason, run.again_at = "", None
         run.against.clear()
         blob = _blob_of(run.spec, "archive")
         if blob is not None:
@@ -404,11 +413,28 @@ class NodeMachine:
                 run.standing = HostStanding.FETCHING
                 return
         run.standing = HostStanding.PREPARING
-        self._out.append(Prepare(run.id, run.spec))
+        self._out.append(Prepare(run.id, run.spec, run.approved))
 
-    def _host(self, run: HostedRun, event: HostReady | HostRefused | OwnerAsked | Approved | Denied) -> None:
+    def _try_hosts(self) -> None:
+        for run in self._runs.values():
+            if run.again_at is not None and run.again_at <= self._now:
+                self._prepare(run)
+
+    def _prepare_again(self, run: HostedRun, reason: str) -> None:
+        """What should have hosted a run did not come to be, for a reason that may be gone the next time."""
+        run.tries += 1
+        if run.tries >= HOST_TRIES:
+            self._refuse_run(run, f"{reason} ({run.tries} times in a row)")
+            return
+        wait = min(AGAIN_AFTER * 2.0 ** (run.tries - 1), AGAIN_AT_MOST)
+        run.standing, run.again_at, run.reason = HostStanding.PREPARING, self._now + wait, reason[:_REASON_LETTERS]
+        self._out.append(Note(f"run {run.id} ({run.spec.name}) is tried again in {wait:g} s: {run.reason}"))
+        self._tell_standing(run)
+
+    def _host(self, run: HostedRun, event: HostReady | HostRefused | HostDied | OwnerAsked | Approved | Denied) -> None:
         match event:
             case HostReady():
+                run.tries, run.reason = 0, ""
                 run.kinds, run.steps = event.handlers, event.transforms
                 run.standing = HostStanding.READY
                 run.against.clear()
@@ -421,12 +447,14 @@ class NodeMachine:
                         self._refuse(held.task, reason)
             case HostRefused():
                 self._refuse_run(run, event.reason)
+            case HostDied():
+                self._prepare_again(run, event.reason)
             case OwnerAsked():
                 run.standing = HostStanding.ASKING
                 self._out.append(Note(f"run {run.id} ({run.spec.name}) waits for the owner's approval"))
             case Approved() if run.standing is HostStanding.ASKING:
-                run.standing = HostStanding.PREPARING
-                self._out.append(Prepare(run.id, run.spec, approved=True))
+                run.approved, run.standing = True, HostStanding.PREPARING
+                self._out.append(Prepare(run.id, run.spec, run.approved))
             case Denied():
                 run.denied = True
                 self._end_host(run)
@@ -436,6 +464,7 @@ class NodeMachine:
 
     def _refuse_run(self, run: HostedRun, reason: str) -> None:
         run.standing, run.reason, run.refused_in = HostStanding.REFUSED, reason[:_REASON_LETTERS], self._session
+        run.again_at = None
         run.against.clear()
         self._out.append(Note(f"run {run.id} ({run.spec.name}) is refused: {run.reason}"))
         self._tell_standing(run)
@@ -444,15 +473,16 @@ class NodeMachine:
             self._refuse(held.task, run.reason)
 
     def _tell_standing(self, run: HostedRun) -> None:
-        if run.standing in (HostStanding.READY, HostStanding.REFUSED):
+        again = run.again_at is not None
+        if again or run.standing in (HostStanding.READY, HostStanding.REFUSED):
             ready = run.standing is HostStanding.READY
-            self._say(run_answer=m.RunAnswer(run=run.id, ready=ready, reason=run.reason))
+            self._say(run_answer=m.RunAnswer(run=run.id, ready=ready, reason=run.reason, retry=again))
 
     def _end_host(self, run: HostedRun) -> None:
         """Kill the child; the tasks that it worked on wait again."""
         self._out.append(EndRun(run.id))
         self._out += self._blobs.drop(run.id, {"archive"})
-        run.past = run.seconds(self._now)
+        run.past, run.again_at = run.seconds(self._now), None
         again = {slot.held.task.task: slot.held for slot in run.busy.values() if slot.wanted}
         run.busy.clear()
         run.queue = again | run.queue
@@ -510,7 +540,7 @@ class NodeMachine:
             return
         self._blobs.lost(run_id, sha)
         if "archive" in users:
-            self._refuse_run(run, f"its archive cannot be fetched: {reason}")
+            self._prepare_again(run, f"its archive cannot be fetched: {reason}")
         for held in [held for held in run.queue.values() if sha in held.blobs]:
             self._let_go(run, [held.task.task])
             told = f"what the task of client {held.task.client} needs cannot be fetched: {reason}"

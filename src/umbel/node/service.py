@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from .. import encoding, transforms
+from ..arrays import Arrays
 from ..contract import mismatch
 from ..errors import ConnectionLost, CorruptFile, PeerError, ProtocolError, Refused, StorageError, UmbelError
 from ..store.blobs import Blobs
@@ -38,6 +39,7 @@ from .signals import (
     Event,
     Fetch,
     Fetched,
+    HostDied,
     HostReady,
     HostRefused,
     Moved,
@@ -76,15 +78,16 @@ class Gate(Protocol):
     """What a node lets in. Reasons are empty where nothing speaks against it.
 
     - `check` judges a run and its archive, which may be large: it is called in another thread. An `UmbelError` denies.
-    - `against_ask` judges what a run asks, without settings.
-    - `against_config` judges the settings that a client would get; it is called only where `judges_config` is true.
+    - `against_ask` judges what a run asks of all its clients, as far as it is known before anything is fetched.
+    - `against_task` judges what one client would get: its `config`, its `model`, and what its update is expected to be
+      (`expects`). It is called only where `judges_tasks` is true.
     """
 
-    judges_config: bool
+    judges_tasks: bool
 
     def check(self, spec: m.RunSpec, archive: Path) -> Verdict: ...
     def against_ask(self, spec: m.RunSpec, ask: m.AskSpec) -> str: ...
-    def against_config(self, ask: m.AskSpec, config: Mapping[str, Any]) -> str: ...
+    def against_task(self, ask: m.AskSpec, sent: Mapping[str, Any]) -> str: ...
 
 
 class PolicyGate:
@@ -92,7 +95,7 @@ class PolicyGate:
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
-        self.judges_config = bool(policy.config)
+        self.judges_tasks = policy.judges_tasks
 
     def check(self, spec: m.RunSpec, archive: Path) -> Verdict:
         """Judge a run by its archive, the policy and what is installed. Raises `AppError` and `OSError`."""
@@ -110,9 +113,9 @@ class PolicyGate:
         """Why an ask is not answered here."""
         return "; ".join(self._policy.check_ask(ask))
 
-    def against_config(self, ask: m.AskSpec, config: Mapping[str, Any]) -> str:
-        """Why an ask is not answered with these settings."""
-        return "; ".join(self._policy.check_ask(ask, config))
+    def against_task(self, ask: m.AskSpec, sent: Mapping[str, Any]) -> str:
+        """Why an ask is not answered by a client that gets this."""
+        return "; ".join(self._policy.check_task(ask, sent))
 
 
 class Hosts(Protocol):
@@ -466,8 +469,11 @@ class Node:
         try:
             archive = await asyncio.to_thread(self._archive, spec)
             verdict = await asyncio.to_thread(self._settings.gate.check, spec, archive)
-        except (UmbelError, OSError) as error:
-            verdict = Verdict("deny", error.message if isinstance(error, UmbelError) else str(error))
+        except (StorageError, OSError) as error:  # the node's disk, not the run
+            self._told(HostDied(run, error.message if isinstance(error, UmbelError) else str(error)))
+            return
+        except UmbelError as error:
+            verdict = Verdict("deny", error.message)
         if verdict.word == "deny":
             self._told(HostRefused(run, verdict.reason))
         elif verdict.word == "allow" or effect.approved:
@@ -496,17 +502,25 @@ class Node:
         return path
 
     def _against(self, start: Start) -> str:
-        """Why the settings of a task are not allowed; empty if they are."""
+        """Why what a task's client would get is not allowed; empty if it is."""
         gate = self._settings.gate
-        if not gate.judges_config:
+        if not gate.judges_tasks:
             return ""
         try:
-            config: dict[str, Any] = json.loads(self._specs[start.run].config or "{}")
-            for payload in (start.ask.shared, start.task.own):
-                config.update(self._tree(payload).get("config", {}))
+            # As the child takes them: what the ask sends to all is not replaced by what a task says.
+            sent = {**self._tree(start.task.own), **self._tree(start.ask.shared)}
+            if start.ask.HasField("model"):
+                sent["model"] = self._model(start.ask.model)
+            sent["config"] = {**json.loads(self._specs[start.run].config or "{}"), **sent.get("config", {})}
         except (ValueError, TypeError, AttributeError, KeyError, UmbelError) as error:
-            return f"the settings cannot be read: {error}"
-        return gate.against_config(start.ask, config)
+            return f"what is sent with it cannot be read: {error}"
+        return gate.against_task(start.ask, sent)
+
+    def _model(self, payload: m.Payload) -> Arrays | None:
+        if payload.WhichOneof("at") != "blob":
+            return Arrays.from_bytes(payload.inline)
+        path = self._blobs.path(payload.blob.sha256)
+        return None if path is None else Arrays.from_file(path)
 
     def _tree(self, payload: m.Payload) -> dict[str, Any]:
         if payload.WhichOneof("at") == "blob":

@@ -70,6 +70,14 @@ class HostRefused:
 
 
 @dataclass(frozen=True, slots=True)
+class HostDied:
+    """What should host a run died before it was ready, or its disk failed it: another try may end otherwise."""
+
+    run: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class OwnerAsked:
     """The policy leaves a run to the node's owner; `Prepare` comes again once the owner has said yes."""
 
@@ -137,6 +145,7 @@ Event: TypeAlias = (
     | Moved
     | HostReady
     | HostRefused
+    | HostDied
     | OwnerAsked
     | Approved
     | Denied
@@ -170,7 +179,7 @@ class Fetch:
 class Prepare:
     """Verify, check the policy and the requirements, unpack and start the child; its archive, if a blob, is there.
 
-    Answer `HostReady`, `HostRefused` or `OwnerAsked`, the last not when `approved`: the owner has said yes.
+    Answer `HostReady`, `HostRefused`, `HostDied` or `OwnerAsked`, the last not when `approved`: the owner has said yes.
     """
 
     run: str

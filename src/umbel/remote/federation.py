@@ -86,14 +86,17 @@ class Remote:
         app: App,
         *,
         run: str,
-        name: str,
         config: Mapping[str, Any],
+        name: str = "",
         tell: Callable[[RunEvent], None] = lambda event: None,
-        members: Sequence[ClientId] | None = None,
+        known: Mapping[str, Any] | None = None,
         log: Iterable[RunEvent] = (),
     ) -> Enlisted:
-        """Make a run known to the server, and wait until its clients are ready; `members` are those of a run that goes
-        on, which are not waited for. Raises `SettingError` where they do not come, `Refused` where the server says no.
+        """Make a run known to the server, and wait until its clients are ready.
+
+        `known` is what `Enlisted.describe` gave for a run that goes on. Its clients are not waited for, and nodes are
+        told just what they were told before, for else they would have to begin anew. Raises `SettingError` where
+        clients do not come, `Refused` where the server says no.
         """
         from ..wire import messages as m
         from ..wire.names import client_text
@@ -101,7 +104,9 @@ class Remote:
         signed = self._signed if self._signed is not None else _signed(app)
         link = (self._connect or _connect)(self._address, token=self._token, folder=self._folder, run=run)
         try:
-            wanted = members if members is not None else self._wanted if not isinstance(self._wanted, int) else None
+            named = () if self._wanted is None or isinstance(self._wanted, int) else self._wanted
+            if known is not None:
+                name, named = known["name"], known["clients"]
             spec = m.RunSpec(
                 run=run,
                 name=name,
@@ -110,11 +115,11 @@ class Remote:
                 signature=signed.signature,
                 contract=json.dumps(app.contract()),
                 config=json.dumps(dict(config)),
-                clients=[client_text(client) for client in wanted or ()],
+                clients=[client_text(client) for client in named],
             )
-            clients: tuple[ClientId, ...] = tuple(members or ())
+            clients: tuple[ClientId, ...] = tuple(known["members"] if known is not None else ())
             standings: dict[ClientId, tuple[int, str]] = {}
-            if members is None:
+            if known is None:
                 clients, standings = _gathered(link, spec, self._wanted, self._wait, tell)
             else:
                 link.send(m.Message(run_spec=spec))
@@ -148,8 +153,14 @@ class Enlisted:
         return {"plan": "one task at a time in a process", "threads": "1"}
 
     def describe(self) -> dict[str, Any]:
-        """Who takes part, as a plain tree, for the log."""
-        return {"workers": 0, "devices": None, "members": list(self.clients)}
+        """Who takes part, by what name and of which clients, where those were named, as a plain tree for the log."""
+        return {
+            "workers": 0,
+            "devices": None,
+            "members": list(self.clients),
+            "name": self._spec.name,
+            "clients": list(self._spec.clients),
+        }
 
     def connect(
         self,

@@ -52,8 +52,6 @@ def ask_spec(run: str, sent: SentAsk, store: Stored) -> m.AskSpec:
     shared = {**shared, "params": sent.params}
     if "config" in shared:
         shared["config"] = dict(shared["config"])
-    if shared.get("inbox") is not None:
-        shared["inbox"] = Arrays(shared["inbox"])
     model = None
     if "model" not in sent.routed:
         if ask.model is None:
@@ -84,8 +82,8 @@ def task_message(run: str, sent: SentAsk, task: Task, keys: Keys, base: str, sto
     """The message that has a client do its share of an ask."""
     client = task.client
     own = {name: for_client(getattr(sent.ask, name), client) for name in sent.routed}
-    if own.get("inbox") is not None:
-        own["inbox"] = Arrays(own["inbox"])
+    if not own.keys().isdisjoint(("model", "expects")):
+        sent.ask.agreed(*(own.get(name, getattr(sent.ask, name)) for name in ("model", "expects")))
     if "config" in own:
         own["config"] = dict(own["config"])
     return m.Task(

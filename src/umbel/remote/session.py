@@ -20,7 +20,7 @@ from .. import encoding
 from ..ask import Ask, Task, for_client
 from ..coordinator import Admit, AllFinished, Cancel, Event, Failed, Send, Ticked, Wake
 from ..errors import ClientId, CorruptFile, UmbelError, UpdateRejected
-from ..events import RunEvent, RunFinished, RunResumed
+from ..events import AskClosed, RoundCommitted, RunEvent, RunFinished, RunResumed
 from ..folds import Partial
 from ..node.executor import Keys
 from ..node.intake import ClosedAsk, Intake
@@ -149,9 +149,8 @@ class Session:
         self._merged: set[str] = set()
         self._blobs: dict[bytes, list[m.Message]] = {}
         self._held: dict[int, set[bytes]] = {}
-        self._closing: list[int] = []
+        self._done: set[int] = set()
         self._closed: deque[tuple[int, int]] = deque()
-        self._late: set[int] = set()
         self._events: deque[Event] = deque()
         self._wakes: list[float] = []
         self._warnings: list[tuple[ClientId | None, str]] = []
@@ -160,9 +159,14 @@ class Session:
         self._freed: list[Task] = []
         self._log = _Log()
         self.members: dict[ClientId, tuple[int, str]] = {}
+        since: set[int] = set()
         for event in log:
             if event.logged:
                 self.observe(event)
+            if isinstance(event, AskClosed):
+                since.add(event.ask)
+            elif isinstance(event, RoundCommitted):  # the server may not have been told that its asks are over
+                self._done, since = since, set()
 
     # What a conductor needs of any session
 
@@ -209,7 +213,6 @@ class Session:
         session.
         """
         if self._status is not None and self._up:
-            self._flush()
             until = self._link.served() + PARTING
             while self._log.events and self._up and (left := until - self._link.served()) > 0:
                 item = self._link.receive(left)
@@ -363,6 +366,8 @@ class Session:
             self.members[client] = (member.standing, member.reason)
             if member.standing == m.STANDING_REFUSED:
                 self._warnings.append((client, f"it does not take part: {member.reason}"))
+            elif member.standing == m.STANDING_PREPARING and member.reason:
+                self._warnings.append((client, f"it is not ready, and is tried again: {member.reason}"))
 
     def _logged(self, number: int) -> None:
         """The server has all events up to this one."""
@@ -467,42 +472,41 @@ class Session:
     # The end of asks
 
     def close(self, id: int) -> ClosedAsk:
-        """Hand over what an ask came to. The server forgets it once the run has recorded that."""
+        """Hand over what an ask came to. The server keeps its answers until the round is committed."""
         opened = self._intake.close(id)
         self._open.discard(id)
         closed = ClosedAsk(opened.partial, opened.states, opened.refused, self._intake.take_account())
-        if self._asks[id].ask.window.late == "keep":
-            self._late.add(id)
-        else:
-            self._closing.append(id)
+        self._done.add(id)
         self._freed += self._blocked
         self._blocked = []
         return closed
 
     def _flush(self) -> None:
-        """Do what had to wait until the conductor recorded how an ask ended."""
+        """Send the tasks that had to wait until the conductor recorded how an ask ended."""
         freed, self._freed = self._freed, []
         for task in freed:
             if self._is_blocked(task):
                 self._blocked.append(task)
             else:
                 self._send(task)
-        closing, self._closing = self._closing, []
-        for id in closing:
+
+    def forget(self, keep: set[int]) -> None:
+        """Forget all asks but these, whose tasks may still come: a round is committed, and not asked again.
+
+        Only now does the server forget them, and with it the nodes, which answer each question once: a run that dies
+        between the end of an ask and that of its round, or whose log loses its last lines, is given the same answers.
+        """
+        over = sorted(self._done - keep)
+        self._done &= keep
+        for id in over:
             # The server has heard of it once it has the next event of the log.
             self._closed.append((self._log.number + len(self._log.events), id))
             self._say(close_ask=m.CloseAsk(run=self._run, ask=id))
             for sha in self._held.pop(id, set()) - set().union(*self._held.values()):
                 self._link.release(sha)
             self._merged = {task for task in self._merged if not task.startswith(f"{id}.")}
-
-    def forget(self, keep: set[int]) -> None:
-        """Forget all asks but these, whose tasks may still come."""
-        self._closing += sorted(self._late - keep)
-        self._late &= keep
         self._asks = {id: sent for id, sent in self._asks.items() if id in keep or id in self._open}
         self._intake.forget(keep)
-        self._flush()
 
     def save_asks(self, tasks: Sequence[Task]) -> list[Any]:
         """What is needed to go on with these tasks after a restart, as a plain tree."""
@@ -521,7 +525,7 @@ class Session:
             ask = load_ask(tree)
             self._asks[id] = SentAsk(id, ask, round, number, params, digest, tuple(cohort))
             self._intake.open(id, ask, round, number, params)
-            self._late.add(id)
+            self._done.add(id)
             self._say_ask(self._asks[id])
 
     def _say(self, **body: Any) -> None:

@@ -268,7 +268,7 @@ def html(known: ServerFacts) -> str:
         runs=_table(
             ("run", "", "status", "round", "clients ready", "tasks waiting", "owner"),
             [
-                (run.id, run.name, run.status, _Bar(run.round, run.rounds), run.ready, run.waiting, run.owner)
+                (run.id, run.name, _Status(run.status), _Bar(run.round, run.rounds), run.ready, run.waiting, run.owner)
                 for run in known.runs[:ROWS]
             ],
             len(known.runs),
@@ -288,9 +288,17 @@ class _Bar:
     done: int
     of: int
 
-    def __str__(self) -> str:
+    def __html__(self) -> str:
         bar = f'<progress value="{self.done}" max="{self.of}"></progress> ' if self.of else ""
         return f"{bar}{self.done}{f' of {self.of}' if self.of else ''}"
+
+
+@dataclass(frozen=True)
+class _Status:
+    name: str
+
+    def __html__(self) -> str:
+        return f'<span class="bad">{self.name}</span>' if self.name == "failed" else escape(self.name)
 
 
 def _table(heads: tuple[str, ...], rows: Sequence[Sequence[object]], of: int) -> str:
@@ -298,7 +306,8 @@ def _table(heads: tuple[str, ...], rows: Sequence[Sequence[object]], of: int) ->
         return "<p>None.</p>"
     lines = ["".join(f"<th>{escape(head)}</th>" for head in heads)] if heads else []
     for row in rows:
-        lines.append("".join(f"<td>{cell if isinstance(cell, _Bar) else escape(str(cell))}</td>" for cell in row))
+        cells = (cell.__html__() if isinstance(cell, _Bar | _Status) else escape(str(cell)) for cell in row)
+        lines.append("".join(f"<td>{cell}</td>" for cell in cells))
     table = "<table>" + "".join(f"<tr>{line}</tr>\n" for line in lines) + "</table>"
     return table + (f"<p>and {of - len(rows)} more</p>" if of > len(rows) else "")
 

@@ -15,7 +15,8 @@ from typing import Any, TypeAlias
 from ..errors import ProtocolError
 from ..folds import fold_from_spec
 from ..wire import messages as m
-from .router import ENDED, Records
+from .ledger import Records, ask_of
+from .router import ENDED
 from .signals import Connected, Event, Lost, Received
 
 OWNER = "the server above"
@@ -171,7 +172,7 @@ class _Run:
     peer: str = ""
     asked: bool = False
     clients: set[str] = field(default_factory=set)
-    told: dict[str, str] = field(default_factory=dict)
+    told: dict[str, tuple[bool, bool, str]] = field(default_factory=dict)
     asks: dict[int, _Ask] = field(default_factory=dict)
     progress: set[str] = field(default_factory=set)
 
@@ -262,24 +263,25 @@ class Relaying:
 
     def _members(self, run: _Run, members: Iterable[m.Member]) -> None:
         """Tell above which clients take part, where that is not what it was told in this session."""
-        ready: list[str] = []
-        refused: dict[str, list[str]] = {}
+        news: dict[tuple[bool, bool, str], list[str]] = {}  # ready, retry, reason
         for member in members:
             if member.standing == m.STANDING_READY:
                 run.clients.add(member.client)
             elif member.standing == m.STANDING_REFUSED:
                 run.clients.discard(member.client)
-            taking_part = member.client in run.clients
-            if not run.asked or not (taking_part or member.standing == m.STANDING_REFUSED):
+            if member.client in run.clients:
+                word = (True, False, "")
+            elif member.standing == m.STANDING_REFUSED:
+                word = (False, False, member.reason or "it is refused")
+            elif member.standing == m.STANDING_PREPARING and member.reason:
+                word = (False, True, member.reason)
+            else:
                 continue
-            word = "" if taking_part else member.reason or "it is refused"
-            if run.told.get(member.client) != word:
+            if run.asked and run.told.get(member.client) != word:
                 run.told[member.client] = word
-                (refused.setdefault(word, []) if word else ready).append(member.client)
-        if ready:
-            self._say(run_answer=m.RunAnswer(run=run.id, ready=True, clients=ready))
-        for reason, clients in refused.items():
-            self._say(run_answer=m.RunAnswer(run=run.id, reason=reason, clients=clients))
+                news.setdefault(word, []).append(member.client)
+        for (ready, retry, reason), clients in sorted(news.items(), reverse=True):
+            self._say(run_answer=m.RunAnswer(run=run.id, ready=ready, retry=retry, reason=reason, clients=clients))
 
     # From above
 
@@ -344,7 +346,7 @@ class Relaying:
     def _cancel(self, run: _Run, body: m.Cancel) -> None:
         known: dict[int, list[str]] = {}
         for id in body.tasks:
-            number = _ask_of(id)
+            number = ask_of(id)
             if number in run.asks and run.asks[number].tasks.pop(id, None) is not None:
                 known.setdefault(number, []).append(id)
         gone = [id for tasks in known.values() for id in tasks]
@@ -628,8 +630,3 @@ def _tasks_of(message: m.Message) -> list[str]:
     if message.WhichOneof("body") == "partial":
         return [receipt.task for receipt in message.partial.receipts]
     return [message.result.task]
-
-
-def _ask_of(task: str) -> int:
-    head = task.partition(".")[0]
-    return int(head) if head.isascii() and head.isdecimal() and len(head) < 19 else -1

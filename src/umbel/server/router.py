@@ -7,13 +7,19 @@ is on disk: that is how a result is stored before it is acknowledged.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from ..errors import ProtocolError
 from ..wire import messages as m
 from . import fields
+from .ledger import Answer as _Answer
+from .ledger import Ask as _Ask
+from .ledger import Node as _Node
+from .ledger import Peer as _Peer
+from .ledger import Records, ask_of, payload_of, restored, sha_of
+from .ledger import Run as _Run
+from .ledger import Task as _Task
 from .signals import (
     Connected,
     Drop,
@@ -26,6 +32,7 @@ from .signals import (
     NotFetched,
     Received,
     Release,
+    RunBegun,
     RunEnded,
     Say,
     Tell,
@@ -33,6 +40,8 @@ from .signals import (
 
 ENDED = ("finished", "failed", "stopped")
 """What becomes of runs that nobody goes on with."""
+RESTING = 8
+"""So many runs that were stopped or have failed are kept in memory; others are read again if they go on."""
 MAILBOX = 10_000
 """How many tasks may wait for one node."""
 MEMBERS = 1000
@@ -43,76 +52,6 @@ ALLOWED: dict[str, frozenset[str]] = {
     "operator": frozenset({"request"}),
 }
 """What each role may say."""
-
-
-class Records(Protocol):
-    """The store, as far as a router needs it."""
-
-    def rows(self, table: str, /, **where: Any) -> list[dict[str, Any]]:
-        """What is on disk."""
-
-    def greatest(self, table: str, /, **where: Any) -> int:
-        """The highest number among rows."""
-
-    def put(self, table: str, row: Mapping[str, Any], /) -> None:
-        """Keep a row."""
-
-    def delete(self, table: str, /, **where: Any) -> None:
-        """Remove rows."""
-
-
-@dataclass(slots=True)
-class _Task:
-    message: m.Task
-    node: str
-    answer: str | None = None
-    waiting: bool = False
-
-
-@dataclass(slots=True)
-class _Answer:
-    id: str
-    message: m.Message
-    tasks: tuple[str, ...]
-    node: str
-    complete: bool = True
-
-
-@dataclass(slots=True)
-class _Ask:
-    spec: m.AskSpec
-    cancelled: set[str] = field(default_factory=set)
-    tasks: dict[str, _Task] = field(default_factory=dict)
-    answers: dict[str, _Answer] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class _Run:
-    id: str
-    spec: m.RunSpec | None = None
-    peer: str | None = None
-    log: int = 0
-    closed: int = -1
-    asks: dict[int, _Ask] = field(default_factory=dict)
-    standings: dict[str, tuple[int, str]] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class _Node:
-    id: str
-    name: str
-    peer: str | None = None
-    clients: tuple[str, ...] = ()
-    named: tuple[str, ...] = ()
-    seen: float = 0.0
-    asks: set[tuple[str, int]] = field(default_factory=set)
-    waiting: int = 0
-
-
-@dataclass(slots=True)
-class _Peer:
-    role: str
-    id: str
 
 
 class Router:
@@ -131,6 +70,7 @@ class Router:
         self._runs: dict[str, _Run] = {}
         self._homes: dict[str, str] = {}
         self._ended: dict[str, tuple[str, float]] = {}
+        self._resting: dict[str, _Run] = {}
         self._effects: list[Effect] = []
         self._arriving: dict[tuple[str, bytes], list[tuple[int, str]]] = {}
         self.answers = 0
@@ -175,12 +115,13 @@ class Router:
 
     def held(self) -> Iterator[Hold]:
         """The blobs that are needed, to be held again after a restart."""
-        for run in self._runs.values():
+        resting = (restored(self._store, row) for row in self._store.rows("runs") if row["status"] in ENDED[1:])
+        for run in (*self._runs.values(), *resting):
             if run.spec is not None:
                 yield from self._holds(run.spec.archive, f"{run.id}/")
             for id, ask in run.asks.items():
                 sent = [ask.spec.model, ask.spec.shared, *(task.message.own for task in ask.tasks.values())]
-                for payload in [*sent, *(_payload(answer.message) for answer in ask.answers.values())]:
+                for payload in [*sent, *(payload_of(answer.message) for answer in ask.answers.values())]:
                     yield from self._holds(payload, f"{run.id}/{id}")
 
     def standings(self, run: str) -> dict[str, tuple[int, str]]:
@@ -215,32 +156,15 @@ class Router:
             if row["status"] in ENDED:
                 self._ended[row["id"]] = (row["status"], row["ended_at"] or 0.0)
                 continue
-            spec = m.RunSpec.FromString(row["spec"]) if row["spec"] else None
-            run = self._runs[row["id"]] = _Run(row["id"], spec)
-            run.log = self._store.greatest("events", run=run.id)
-            run.closed = -1 if row["closed"] is None else row["closed"]
-            if spec is not None:
-                for client in self._clients_of(run):
-                    run.standings[client] = (m.STANDING_OFFLINE, "")
-        for row in self._store.rows("asks"):
-            if row["run"] in self._runs:
-                self._runs[row["run"]].asks[row["ask"]] = _Ask(m.AskSpec.FromString(row["spec"]))
-        for row in self._store.rows("tasks"):
-            ask = self._ask(row["run"], row["ask"])
-            if ask is not None:
-                ask.tasks[row["task"]] = _Task(m.Task.FromString(row["message"]), row["node"], row["answer"])
-                if row["answer"] is None:
-                    self._wait(ask.tasks[row["task"]])
-        for row in self._store.rows("answers"):
-            ask = self._ask(row["run"], row["ask"])
-            if ask is not None:
-                message = m.Message.FromString(row["message"])
-                tasks = tuple(id for id, task in ask.tasks.items() if task.answer == row["id"])
-                node = ask.tasks[tasks[0]].node if tasks else ""
-                ask.answers[row["id"]] = _Answer(row["id"], message, tasks, node)
+            run = self._runs[row["id"]] = restored(self._store, row)
+            for client in self._clients_of(run):
+                run.standings[client] = (m.STANDING_OFFLINE, "")
+            self._wait_again(run)
 
-    def _ask(self, run: str, ask: int) -> _Ask | None:
-        return self._runs[run].asks.get(ask) if run in self._runs else None
+    def _wait_again(self, run: _Run) -> None:
+        for task in (task for ask in run.asks.values() for task in ask.tasks.values()):
+            if task.answer is None:
+                self._wait(task)
 
     # Who is there
 
@@ -268,16 +192,27 @@ class Router:
             self._say(event.peer, durable=True, log_ack=m.LogAck(run=run.id, number=run.log))
 
     def _begin(self, event: Connected, now: float) -> _Run:
-        """A run that is new, or goes on after it was over."""
-        run = self._runs[event.id] = _Run(event.id)
-        self._ended.pop(event.id, None)
-        begun: dict[str, Any] = {"owner": event.name, "created_at": now}
-        for row in self._store.rows("runs", id=event.id):
-            begun = {}
-            run.log = self._store.greatest("events", run=event.id)
-            run.closed = -1 if row["closed"] is None else row["closed"]
-        self._store.put("runs", {"id": event.id, "status": "running", "ended_at": None, **begun})
+        """A run that is new, or was over: with the answers that it had then. By a connection alone it does not go on:
+        see `_goes_on`.
+        """
+        ended = self._ended.pop(event.id, None)
+        rows = self._store.rows("runs", id=event.id)
+        run = self._resting.pop(event.id, None) or (restored(self._store, rows[0]) if rows else _Run(event.id))
+        run.spec = None  # until the run says it: nodes have to hear of it anew
+        run.over = ended if rows and rows[0]["status"] in ENDED else None
+        self._runs[event.id] = run
+        self._wait_again(run)
+        if run.over is None:
+            begun = {} if rows else {"owner": event.name, "created_at": now}
+            self._store.put("runs", {"id": event.id, "status": "running", "ended_at": None, **begun})
         return run
+
+    def _goes_on(self, run: _Run) -> None:
+        """A run has done something that it had not done before: if it was over, it is not any more."""
+        if run.over is not None:
+            run.over = None
+            self._store.put("runs", {"id": run.id, "status": "running", "ended_at": None})
+            self._effects.append(RunBegun(run.id))
 
     def _supersede(self, old: str | None, new: str) -> None:
         if old is not None and old != new:
@@ -289,7 +224,10 @@ class Router:
         if known is None:
             return
         if known.role == "run" and known.id in self._runs and self._runs[known.id].peer == peer:
-            self._runs[known.id].peer = None
+            run = self._runs[known.id]
+            run.peer = None
+            if run.over is not None:
+                self.end(run.id, *run.over)
         node = self._nodes.get(known.id) if known.role == "node" else None
         if node is None or node.peer != peer:
             return
@@ -386,7 +324,8 @@ class Router:
                 return
             run = self._runs.get(body.run)
             if body.run in self._ended:
-                self._say(peer, close_run=m.CloseRun(run=body.run, status=self._ended[body.run][0]))
+                # Durable, as all that may be on its way to the node about this run: it must come last.
+                self._say(peer, durable=True, close_run=m.CloseRun(run=body.run, status=self._ended[body.run][0]))
             if run is None or all(self._homes.get(c) != node.id for c in self._clients_of(run)):
                 return  # not known yet after a restart, over, or none of this node's business
             getattr(self, f"_node_{kind}")(node, run, body)
@@ -414,12 +353,14 @@ class Router:
             self._close_ask(run, spec.ask)
             known = None
         if known is None:
+            self._goes_on(run)
             run.asks[spec.ask] = _Ask(spec)
             self._store.put("asks", {"run": run.id, "ask": spec.ask, "spec": spec.SerializeToString()})
         for payload in (spec.model, spec.shared):
             self._need(run, payload, f"{run.id}/{spec.ask}")
 
     def _run_task(self, run: _Run, message: m.Task, now: float) -> None:
+        self._goes_on(run)
         ask = run.asks.get(message.ask)
         if ask is None:
             raise ProtocolError(f"task {message.task[:80]!r} of ask {message.ask}, which is not open", m.CODE_UNKNOWN)
@@ -451,7 +392,7 @@ class Router:
     def _stands(self, ask: _Ask, task: _Task) -> bool:
         """Whether a task has an update for an answer, which counts for all of its attempts: it is never done again."""
         answer = ask.answers.get(task.answer or "")
-        payload = _payload(answer.message) if answer is not None and answer.complete else None
+        payload = payload_of(answer.message) if answer is not None and answer.complete else None
         return payload is not None and (not payload.HasField("blob") or self._has(payload.blob.sha256))
 
     def _row(self, run: _Run, task: _Task) -> dict[str, Any]:
@@ -482,7 +423,7 @@ class Router:
         # Durable, as the tasks are: none may overtake the word that it is not wanted, and come after its ask is closed.
         gone: dict[str, list[str]] = {}
         for id in body.tasks:
-            ask = run.asks.get(_ask_of(id))
+            ask = run.asks.get(ask_of(id))
             if ask is None:
                 continue
             ask.cancelled.add(id)
@@ -526,22 +467,49 @@ class Router:
         self.end(run.id, body.status if body.status in ENDED else "stopped", now)
 
     def end(self, id: str, status: str, now: float) -> None:
-        """A run is over: forget all that was kept for it but its log. Effects join those of the event at hand."""
+        """A run is over. Of one that has finished all is forgotten but its log; one that was stopped or has failed may
+        go on, and then gets the answers that there are: nodes answer a question once. Effects join those of the event
+        at hand.
+        """
         run = self._runs.get(id)
         if run is None:
             return
-        for ask in list(run.asks):
-            self._close_ask(run, ask)
-        self._effects.append(Release(f"{run.id}/"))
+        status, now = run.over or (status, now)  # a run that had nothing left to do ended when it did
+        self._peers.pop(run.peer or "", None)
+        if status == "finished":
+            for ask in list(run.asks):
+                self._close_ask(run, ask)
+            self._effects.append(Release(f"{run.id}/"))
         mine = {self._homes[client] for client in self._clients_of(run)}
         for node in self._nodes.values():
+            node.asks = {(of, ask) for of, ask in node.asks if of != run.id}
             if node.peer is not None and node.id in mine:
                 self._say(node.peer, durable=True, close_run=m.CloseRun(run=run.id, status=status))
         members = {client: [m.Standing.Name(s), why] for client, (s, why) in run.standings.items()}  # type: ignore[arg-type]
         self._store.put("runs", {"id": id, "status": status, "ended_at": now, "members": members})
         del self._runs[id]
         self._ended[id] = (status, now)
+        if status != "finished":
+            self._rest(run)
         self._effects.append(RunEnded(id, status))
+
+    def _rest(self, run: _Run) -> None:
+        """Keep the updates that are on disk, or will be in a moment; let go of failures and of what is under way."""
+        for ask in run.asks.values():
+            for task in ask.tasks.values():
+                self._settled(task)
+            for answer in list(ask.answers.values()):
+                if answer.complete and payload_of(answer.message) is not None:
+                    continue
+                del ask.answers[answer.id]
+                self._store.delete("answers", run=run.id, id=answer.id)
+                for name in answer.tasks if answer.complete else ():
+                    ask.tasks[name].answer = None
+                    self._store.put("tasks", {"run": run.id, "task": name, "answer": None})
+        run.peer, run.standings = None, {}
+        self._resting[run.id] = run
+        while len(self._resting) > RESTING:
+            del self._resting[next(iter(self._resting))]
 
     def end_now(self, id: str, status: str, now: float) -> list[Effect]:
         """`end`, from outside of an event; whoever drives the run is told."""
@@ -573,6 +541,7 @@ class Router:
             self._effects.append(Tell(run.id, 0, body.event))
             return
         if body.number == run.log + 1:
+            self._goes_on(run)
             run.log = body.number
             self._store.put("events", {"run": run.id, "number": body.number, "at": now, "body": body.event})
             self._effects.append(Tell(run.id, body.number, body.event))
@@ -592,6 +561,9 @@ class Router:
     def _node_run_answer(self, node: _Node, run: _Run, body: m.RunAnswer) -> None:
         about = set(body.clients)
         mine = [c for c in self._clients_of(run) if self._homes[c] == node.id and (not about or c in about)]
+        if body.retry:
+            self._stand(run, mine, m.STANDING_PREPARING, body.reason[:1000])
+            return
         if not body.ready:
             self._stand(run, mine, m.STANDING_REFUSED, body.reason[:1000] or "it said no")
             for ask in run.asks.values():
@@ -644,10 +616,10 @@ class Router:
             self._take(run, ask, _Answer(f"partial {ids[0]}", m.Message(partial=body), tuple(ids), node.id))
 
     def _node_alive(self, node: _Node, run: _Run, body: m.Alive) -> None:
-        over = [id for id in body.tasks if self._is_over(run, _ask_of(id), id)]
+        over = [id for id in body.tasks if self._is_over(run, ask_of(id), id)]
         if over and node.peer is not None:
             self._say(node.peer, cancel=m.Cancel(run=run.id, tasks=over))
-        mine = [id for id in body.tasks if (ask := run.asks.get(_ask_of(id))) and id in ask.tasks]
+        mine = [id for id in body.tasks if (ask := run.asks.get(ask_of(id))) and id in ask.tasks]
         if mine and run.peer is not None:
             self._say(run.peer, alive=m.Alive(run=run.id, tasks=mine))
 
@@ -655,7 +627,7 @@ class Router:
 
     def _take(self, run: _Run, ask: _Ask, answer: _Answer) -> None:
         """An answer is here, or will be once its blob is."""
-        payload = _payload(answer.message)
+        payload = payload_of(answer.message)
         if payload is not None and payload.HasField("blob") and not self._has(payload.blob.sha256):
             answer.complete = False
             node = self._nodes[answer.node]
@@ -672,7 +644,7 @@ class Router:
         answer.complete = True
         ask.answers[answer.id] = answer
         self.answers += 1
-        for hold in self._holds(_payload(answer.message), f"{run.id}/{ask.spec.ask}"):
+        for hold in self._holds(payload_of(answer.message), f"{run.id}/{ask.spec.ask}"):
             self._effects.append(hold)
         row = {"run": run.id, "id": answer.id, "ask": ask.spec.ask, "message": answer.message.SerializeToString()}
         self._store.put("answers", row)
@@ -691,7 +663,7 @@ class Router:
         for id, name in self._arriving.pop((event.run, event.sha), []):
             ask = run.asks.get(id) if run is not None else None
             answer = ask.answers.get(name) if ask is not None else None
-            if run is None or ask is None or answer is None or answer.complete or _sha_of(answer) != event.sha:
+            if run is None or ask is None or answer is None or answer.complete or sha_of(answer) != event.sha:
                 continue
             if all(t in ask.tasks and ask.tasks[t].answer is None for t in answer.tasks):
                 self._store_answer(run, ask, answer)
@@ -704,7 +676,7 @@ class Router:
         for id, name in self._arriving.pop((event.run, event.sha), []):
             ask = run.asks.get(id) if run is not None else None
             answer = ask.answers.get(name) if ask is not None else None
-            if ask is not None and answer is not None and not answer.complete and _sha_of(answer) == event.sha:
+            if ask is not None and answer is not None and not answer.complete and sha_of(answer) == event.sha:
                 del ask.answers[name]
 
     def _answer(self, run: _Run, answer: _Answer) -> None:
@@ -779,22 +751,3 @@ class Router:
 
     def _say(self, peer: str, durable: bool = False, **body: Any) -> None:
         self._effects.append(Say(peer, m.Message(**body), durable))
-
-
-def _payload(message: m.Message) -> m.Payload | None:
-    """Where an answer's arrays are."""
-    if message.WhichOneof("body") == "partial":
-        return message.partial.partial
-    return message.result.done.update if message.result.HasField("done") else None
-
-
-def _sha_of(answer: _Answer) -> bytes:
-    """The hash of an answer's blob; empty where it has none."""
-    payload = _payload(answer.message)
-    return b"" if payload is None else payload.blob.sha256
-
-
-def _ask_of(task: str) -> int:
-    """The ask that a task belongs to, by its id; -1 where the id is none."""
-    head = task.partition(".")[0]
-    return int(head) if head.isascii() and head.isdecimal() and len(head) < 19 else -1

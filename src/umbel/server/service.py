@@ -64,6 +64,7 @@ from .signals import (
     Received,
     Release,
     Revoked,
+    RunBegun,
     RunEnded,
     Say,
     Tell,
@@ -193,6 +194,9 @@ class Service:
         self.address = self._listener.address
         self._task(self._commit_always())
         write_own(self.root, Credentials(self._reached(), self.line(self._own_token())))
+        for row in self.store.rows("runs"):
+            if row["status"] in ENDED:
+                self.registry.end_run(row["id"])
         await self.commit()
         for row in self.store.rows("runs"):
             if row["status"] == "running" and row["submission"] is not None:
@@ -343,7 +347,10 @@ class Service:
                 if peer is not None:
                     problem = m.Problem(code=effect.code, text=effect.text, retry=effect.retry)  # type: ignore[arg-type]
                     self._task(peer.connection.close(problem))
+            elif isinstance(effect, RunBegun):
+                self.feeds.begun(effect.run)
             elif isinstance(effect, RunEnded):
+                self.registry.end_run(effect.run)
                 self._task(self._ended(effect))
         if soon:
             self._dirty.set()
@@ -451,12 +458,21 @@ class Service:
             _LOG.error("run %s cannot be started: %s", run, told)
             await self._has_failed(run, {"error": told})
             raise StorageError(f"run {run} cannot be started: {told}") from error
-        token = self.registry.issue_run("server", run)
+        token = self._fresh_token(run)
         await self.commit()
         root = b"" if self.settings.insecure else self.authority.public
         line = JoinText(root, token).text
         self._stopping.discard(run)
         self.supervisor.start(run, self.root / "runs" / run, token=line, address=self._reached())
+
+    def _fresh_token(self, run: str) -> Token:
+        """The token of a run's process that is to be started; who has connected by an earlier one is put out."""
+        token = self.registry.issue_run("server", run)
+        problem = m.Problem(code=m.CODE_REVOKED, text="this token is good no more")
+        for peer in self.peers.values():
+            if peer.identity.role == m.ROLE_RUN and peer.identity.id == run:
+                self._task(peer.connection.close(problem))
+        return token
 
     def _prepare(self, row: Row) -> None:
         """Lay out the folder of a run's process: its app, its client's archive, and what it was submitted with."""
@@ -519,6 +535,7 @@ class Service:
 
     async def _mark_over(self, run: str, status: str) -> None:
         """A run that the router never heard of is over too."""
+        self.registry.end_run(run)
         await self.commit()
         if not self._is_over(run):
             self.store.put("runs", {"id": run, "status": status, "ended_at": time.time()})

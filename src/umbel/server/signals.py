@@ -115,6 +115,13 @@ class Tell:
 
 
 @dataclass(frozen=True, slots=True)
+class RunBegun:
+    """Effect: a run that was over goes on."""
+
+    run: str
+
+
+@dataclass(frozen=True, slots=True)
 class RunEnded:
     """Effect: a run is over."""
 
@@ -122,4 +129,4 @@ class RunEnded:
     status: str
 
 
-Effect = Say | Drop | Fetch | Hold | Release | Tell | RunEnded
+Effect = Say | Drop | Fetch | Hold | Release | Tell | RunBegun | RunEnded

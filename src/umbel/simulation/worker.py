@@ -20,8 +20,9 @@ from typing import Any
 
 from .. import encoding
 from ..ask import Ask, Task
+from ..client import Unwanted
 from ..coordinator import Admit, Failed
-from ..errors import AppError, ClientError, ClientId, UmbelError
+from ..errors import AppError, ClientId, UmbelError
 from ..node.executor import Executor, RunKeys
 from ..randomness import Key
 from .channel import Channel, Parcel
@@ -79,10 +80,6 @@ class Report:
     failed: dict[str, Failed] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
-
-
-class NotWanted(ClientError):
-    """Nobody waits for this task any more."""
 
 
 class Shipped:
@@ -212,8 +209,6 @@ class Worker:
         self._sources = beginning.sources
         self._states = Shipped()
         self._routes: dict[int, dict[str, Routed]] = {}
-        self._at = ""
-        self._broken_off: set[str] = set()
         client = _unpickled(beginning.client)
         _limit_memory(beginning.memory)
         self.executor = Executor(
@@ -252,7 +247,6 @@ class Worker:
     def _do(self, batch: int, portions: list[Portion]) -> None:
         self._row[PLACE] = 0
         self._row[BATCH] = batch
-        self._broken_off.clear()
         report = Report(batch)
         for ask, clients, folded, states, sent, admits in portions:
             self._states.now = states
@@ -276,10 +270,7 @@ class Worker:
         """Do tasks, then check and fold their results."""
         outcomes = self.executor.run_all(tasks, self._begins)
         for task, outcome in zip(tasks, outcomes, strict=False):
-            if task.id in self._broken_off:
-                self.executor.cancel(task.id)
-                report.skipped.append(task.id)
-            elif isinstance(outcome, Failed):
+            if isinstance(outcome, Failed):
                 report.failed[task.id] = outcome
             elif folded:
                 self.executor.admit(Admit(task.id, task.ask))
@@ -295,14 +286,12 @@ class Worker:
             return False
         row[STEPS] = 0
         row[PLACE] += 1
-        self._at = task.id
         return True
 
     def _step(self) -> None:
         self._row[STEPS] += 1
         if self._row[CANCELLED] >= self._row[BATCH]:
-            self._broken_off.add(self._at)
-            raise NotWanted("nobody waits for this task any more")
+            raise Unwanted
 
     def _admit(self, commands: list[Admit]) -> None:
         for command in commands:

@@ -72,9 +72,11 @@ class FedAvg(Strategy):
         )
 
     def apply(self, state: State, answer: Answer) -> State:
-        """The state after the server optimiser's step by the answer."""
+        """The state after the server optimiser's step by the answer; the same state for an empty one."""
         model: Arrays = state.model
         value: Arrays = answer.value
+        if not value:
+            return state  # nobody's update, and the window's quorum is 0
         masters = {n: state.masters.get(n, a) for n, a in model.of_role("parameter").items() if n in value}
         difference = {n: value[n].astype(m.dtype, copy=False) for n, m in masters.items()}
         with np.errstate(all="ignore"):  # what is not finite is an error by name, below

@@ -8,6 +8,7 @@ The same seed gives the same life, so that a failing one can be looked at again 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,13 +18,8 @@ from typing import Any
 from .. import encoding
 from ..app import App
 from ..arrays import Arrays
-from ..ask import SENT, Ask, Task
-from ..client import Client
-from ..coordinator import Failed
-from ..folds import mean
+from ..errors import RunInterrupted
 from ..node import machine as nodes
-from ..node.child import TaskKeys
-from ..node.executor import Executor
 from ..node.spool import MemorySpool
 from ..randomness import Key
 from ..remote.federation import Remote, Signed
@@ -34,31 +30,48 @@ from ..server import signals as servers
 from ..server.folding import bundle
 from ..server.router import Router
 from ..store.records import MemoryStore
-from ..transforms import transform_from_spec
 from ..wire import messages as m
-from ..wire.names import client_id
+from .host import Host
 
 INLINE = 256
 """What is larger crosses as a blob."""
 STEPS = 200_000
 
 
+HOST_STEPS = frozenset({("identity", 1), ("clip_by_norm", 1), ("top_k", 1)})
+
+
 class Killed(BaseException):
-    """The process of the run is gone, at once."""
+    """The process of the run is gone, at once; with `power`, what it had not forced onto the disk is, too."""
+
+    def __init__(self, power: bool = False) -> None:
+        self.power = power
 
 
 @dataclass(frozen=True)
 class Faults:
-    """How often, out of 1,000 steps, something goes wrong, and how many times at most in one life."""
+    """How often, out of 1,000 steps, something goes wrong, and how many times at most in one life.
+
+    Connections are cut, messages come twice, transfers break; the server, a relay, a node, a node's `child` or the
+    run's process is killed; the run's machine loses its `power`; the run is told to `stop`, and resumed.
+    """
 
     cuts: int = 8
     repeats: int = 8
     server: int = 4
     node: int = 6
+    child: int = 20
     run: int = 3
+    power: int = 2
+    stop: int = 3
+    relay: int = 6
     broken_transfers: int = 20
     most: int = 12
-    relay: int = 6
+
+    @classmethod
+    def none(cls) -> Faults:
+        """Nothing goes wrong."""
+        return cls(most=0)
 
 
 @dataclass(eq=False)
@@ -96,52 +109,6 @@ class Station:
     back_at: float = 0.0
 
 
-class Host:
-    """The clients of one run on one node, in this process; a stand-in for the node's child."""
-
-    def __init__(self, client: Client, sources: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-        self._keys = TaskKeys()
-        self._kept: dict[str, Any] = {}
-        self._client = client
-        self._sources = {client_id(name): source for name, source in sources.items()}
-        self._config = config
-
-    def get(self, client: Any) -> dict[str, Any]:
-        """The state of the client at work."""
-        return self._kept
-
-    def perform(self, start: nodes.Start, read: Callable[[m.Payload], bytes]) -> nodes.TaskDone | nodes.TaskFailed:
-        """Do a task as a child does it."""
-        task, spec = start.task, start.ask
-        sent = encoding.decode(read(spec.shared))
-        if spec.HasField("model"):
-            sent["model"] = Arrays.from_bytes(read(spec.model)).select(sent["order"])
-        own = encoding.decode(read(task.own)) if task.HasField("own") else {}
-        given: dict[str, Any] = {name: sent[name] if name in sent else own.get(name) for name in SENT}
-        import json
-
-        steps = transform_from_spec(json.loads(spec.transforms))
-        ask = Ask(clients=(), kind=spec.kind, lane=spec.lane, transforms=steps, fold=mean(), **given)
-        executor = Executor(
-            self._client, self._sources.__getitem__, config=self._config, keys=self._keys, states=self, data_cache=0
-        )
-        self._keys.task, self._keys.data = Key(task.key), Key(task.data_key)
-        self._kept = {} if start.base is None else dict(encoding.decode(start.base))
-        executor.open(spec.ask, ask, spec.round, spec.number, sent.get("params"))
-        found = executor.answer(Task(task.task, task.ask, client_id(task.client), task.attempt))
-        if isinstance(found, Failed):
-            return nodes.TaskFailed(start.run, task.task, task.attempt, found.reason, found.retry)
-        receipt = m.Receipt(
-            task=task.task,
-            client=task.client,
-            weight=found.receipt.weight,
-            metrics=dict(found.receipt.metrics),
-            kept=found.state is not None,
-        )
-        done = m.Done(receipt=receipt, update=m.Payload(inline=encoding.encode(found.update)))
-        return nodes.TaskDone(start.run, task.task, task.attempt, done, found.state)
-
-
 @dataclass(eq=False)
 class Node:
     """One node: its machine, what it has on disk, the tasks that it works on, and where it connects."""
@@ -152,6 +119,7 @@ class Node:
     spool: Any
     machine: nodes.NodeMachine
     blobs: dict[bytes, bytes] = field(default_factory=dict)
+    preparing: dict[str, nodes.Prepare] = field(default_factory=dict)
     hosts: dict[str, Host] = field(default_factory=dict)
     busy: dict[tuple[str, str, int], nodes.Start] = field(default_factory=dict)
     stopped: set[tuple[str, str, int]] = field(default_factory=set)
@@ -228,7 +196,9 @@ class Deployment:
     # What a test calls
 
     def run(self, folder: Path, **settings: Any) -> Result:
-        """Run the app to its end, through everything that happens."""
+        """Run the app to its end, through everything that happens; a run that has failed in this folder is gone on
+        with.
+        """
         remote = Remote(
             "virtual",
             connect=self._connect,
@@ -236,21 +206,33 @@ class Deployment:
             stall=self._stall,
             clients=self._wanted,
         )
-        place = None
+        begun = folder / "virtual"
+        place = begun if (begun / "events.jsonl").exists() else None
         while True:
             try:
                 if place is None:
                     return run(self._app, on=remote, folder=folder, id="virtual", **settings)
                 return resume(self._app, place, on=remote, observers=settings.get("observers", ()))
-            except Killed:
+            except (Killed, RunInterrupted, KeyboardInterrupt) as end:
                 self._cut(self._run_wire)
                 self._inbox.clear()
-                if place is None and self._run and (folder / self._run / "events.jsonl").exists():
-                    place = folder / self._run
+                if isinstance(end, Killed) and end.power:
+                    _lose_unsynced(folder / self._run)
+                elif not isinstance(end, Killed):
+                    self._stop()
+                log = folder / self._run / "events.jsonl"
+                place = log.parent if self._run and log.exists() and log.stat().st_size else None
+
+    def _stop(self) -> None:
+        """The server is told that the run has stopped."""
+        server = self._stations["server"]
+        if server.router is not None:
+            for effect in server.router.end_now(self._run, "stopped", self.time):
+                self._served(server, effect)
 
     def settle(self) -> None:
         """Let everything that is still on its way arrive, without further faults."""
-        self._faults = Faults(0, 0, 0, 0, 0, 0, 0, 0)
+        self._faults = Faults.none()
         for _ in range(STEPS):
             if not self._act():
                 return
@@ -304,7 +286,7 @@ class Deployment:
         if len(self.happened) >= faults.most:
             return False
         roll = self._below(1000)
-        for name in ("cuts", "repeats", "server", "node", "run", "relay"):
+        for name in ("cuts", "repeats", "server", "node", "child", "run", "power", "stop", "relay"):
             chance = getattr(faults, name)
             if roll < chance:
                 getattr(self, f"_fault_{name}")()
@@ -349,10 +331,36 @@ class Deployment:
         again.blobs, again.back_at = node.blobs, self.time + self._below(20) / 10
         self._nodes[name] = again
 
+    def _fault_child(self) -> None:
+        found = [node for node in self._nodes.values() if node.preparing or node.busy]
+        if not found:
+            return
+        node = found[self._below(len(found))]
+        if node.preparing:
+            run, _ = node.preparing.popitem()
+            self.happened.append(f"child of {node.name} killed while it prepared")
+            self._tell_node(node, nodes.HostDied(run, "killed"))
+            return
+        key, start = list(node.busy.items())[self._below(len(node.busy))]
+        if start.task.attempt == 1:  # a client that kills its host again and again is failed, as it should be
+            self.happened.append(f"child of {node.name} killed at task {start.task.task}")
+            del node.busy[key]
+            self._tell_node(node, nodes.TaskFailed(*key, "killed", True))
+
     def _fault_run(self) -> None:
         if self._run_wire is not None:
             self.happened.append("run killed")
             raise Killed
+
+    def _fault_power(self) -> None:
+        if self._run_wire is not None:
+            self.happened.append("the run's machine lost its power")
+            raise Killed(power=True)
+
+    def _fault_stop(self) -> None:
+        if self._run_wire is not None:
+            self.happened.append("stopped")
+            raise KeyboardInterrupt
 
     # One step
 
@@ -372,6 +380,7 @@ class Deployment:
                 actions += [(self._tick, station)] * self._is_due(station)
                 actions += [(self._connect_relay, station)] * self._may_connect(station.above, station)
         for node in self._nodes.values():
+            actions += [(self._prepared, node)] * bool(node.preparing)
             actions += [(self._work, node)] * bool(node.busy)
             actions += [(self._commit_node, node)] * bool(node.durable)
             actions += [(self._connect_node, node)] * self._may_connect(node.home, node)
@@ -635,22 +644,20 @@ class Deployment:
                 elif node.wire is not None:
                     node.wire.transfers.append(("down", effect.run, effect.blob))
             elif isinstance(effect, nodes.Prepare):
-                self._prepare(node, effect)
+                node.preparing[effect.run] = effect
             elif isinstance(effect, nodes.Start):
                 node.busy[effect.run, effect.task.task, effect.task.attempt] = effect
             elif isinstance(effect, nodes.Stop):
                 node.stopped.add((effect.run, effect.task, effect.attempt))
             elif isinstance(effect, nodes.EndRun):
+                node.preparing.pop(effect.run, None)
                 node.hosts.pop(effect.run, None)
                 node.busy = {key: start for key, start in node.busy.items() if key[0] != effect.run}
 
-    def _prepare(self, node: Node, effect: nodes.Prepare) -> None:
-        import json
-
-        node.hosts[effect.run] = Host(self._app.client, node.sources, json.loads(effect.spec.config))
-        handlers = frozenset(self._app.client.handlers)
-        steps = frozenset({("identity", 1), ("clip_by_norm", 1), ("top_k", 1)})
-        self._tell_node(node, nodes.HostReady(effect.run, handlers, steps))
+    def _prepared(self, node: Node) -> None:
+        run, effect = node.preparing.popitem()
+        node.hosts[run] = Host(self._app.client, node.sources, json.loads(effect.spec.config))
+        self._tell_node(node, nodes.HostReady(run, frozenset(self._app.client.handlers), HOST_STEPS))
 
     def _work(self, node: Node) -> None:
         key = list(node.busy)[self._below(len(node.busy))]
@@ -730,6 +737,21 @@ class _Link:
     def close(self) -> None:
         """End the connection."""
         self._deployment._cut(self._deployment._run_wire)
+
+
+def _lose_unsynced(place: Path) -> None:
+    """Take from a run's folder what a power cut may take: all since its log was last forced onto the disk."""
+    path = place / "events.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    while lines:
+        event = json.loads(lines[-1])
+        if event["event"] in ("round_committed", "run_finished", "run_interrupted"):
+            break
+        if answer := event.get("answer"):
+            (place / answer["file"]).unlink(missing_ok=True)
+        lines.pop()
+    if path.exists():
+        path.write_bytes(b"".join(lines))
 
 
 def _stored(data: bytes, blobs: dict[bytes, bytes]) -> m.Payload:

@@ -33,7 +33,13 @@ _OPTIONS = (
     ("grpc.http2.lookahead_bytes", 8 << 20),
     ("grpc.http2.max_frame_size", 1 << 20),
 )
-_SERVER_OPTIONS = (*_OPTIONS, ("grpc.so_reuseport", 0))  # a port in use is an error, not shared
+_SERVER_OPTIONS = (
+    *_OPTIONS,
+    ("grpc.so_reuseport", 0),  # a port in use is an error, not shared
+    ("grpc.max_concurrent_streams", 100),  # of one connection
+)
+SECONDS = 20.0
+"""A connection over which no stream was opened by then is ended."""
 _CHANNEL_OPTIONS = (
     *_OPTIONS,
     ("grpc.use_local_subchannel_pool", 1),  # connections of their own, which end with the channel
@@ -226,15 +232,24 @@ async def connect(address: str, ca_pem: bytes | None) -> Stream:
 
 
 async def serve(
-    address: str, certificate: bytes | None, key: bytes | None, on_stream: OnStream, *, most: int = 10_000
+    address: str,
+    certificate: bytes | None,
+    key: bytes | None,
+    on_stream: OnStream,
+    *,
+    most: int = 10_000,
+    seconds: float = SECONDS,
 ) -> Listener:
     """Listen at `address`, ``host:port`` with port 0 for any that is free, and call `on_stream` for each stream.
 
     `certificate` and `key` are PEM, and mean TLS; None for both means plaintext. At most `most` streams at a time.
+    Who has not opened one after `seconds`, in TLS or before it, is put out.
     Raises `SettingError` where the address cannot be had or the certificate is none.
     """
     method = _Method()
-    server = grpc.aio.server(options=_SERVER_OPTIONS)
+    patience = round(1000 * seconds)
+    slow = (("grpc.server_handshake_timeout_ms", patience), ("grpc.max_connection_idle_ms", patience))
+    server = grpc.aio.server(options=(*_SERVER_OPTIONS, *slow))
     server.add_generic_rpc_handlers((method,))
     try:
         if certificate is None or key is None:

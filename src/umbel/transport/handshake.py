@@ -11,11 +11,13 @@ be changed on the way or used again.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import secrets
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
+from urllib.parse import unquote
 
 from ..errors import ConnectionLost, PeerError, ProtocolError, Refused
 from ..trust.identity import KEY_BYTES, transcript
@@ -69,23 +71,61 @@ class Prover(Protocol):
     def proof(self, transcript: bytes) -> m.Proof: ...
 
 
+def origin(peer: str) -> str:
+    """By what connections count as from one place: the address without its port, of IPv6 the network of 64 bits that
+    one host may have all to itself.
+    """
+    kind, _, where = unquote(peer).partition(":")
+    host = where.rpartition(":")[0].strip("[]").partition("%")[0]
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host or kind
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    return str(address.ipv4_mapped or ipaddress.ip_network((address, 64), strict=False))
+
+
 class Handshakes:
-    """How many handshakes are under way at a server, and at `most` so many."""
+    """The handshakes that are under way at a server: at `most` so many.
+
+    Where one more comes, the oldest from the place that has the most of them is given up, so that nobody keeps others
+    out by connecting and saying nothing. Who has been let in does not count.
+    """
 
     def __init__(self, most: int = 512) -> None:
         self.most = most
-        self.pending = 0
+        self._pending: dict[str, list[asyncio.Timeout]] = {}
 
-    @contextmanager
-    def place(self) -> Iterator[None]:
-        """Take part while in the block. Raises `Refused` where there are too many."""
+    @property
+    def pending(self) -> int:
+        """How many there are."""
+        return sum(map(len, self._pending.values()))
+
+    @asynccontextmanager
+    async def place(self, peer: str) -> AsyncIterator[None]:
+        """Take part while in the block. Raises `Refused` where it was given up for another."""
         if self.pending >= self.most:
-            raise Refused(f"{self.pending} others are connecting just now", m.CODE_BUSY, retry=True)
-        self.pending += 1
+            crowd = max(self._pending.values(), key=len)
+            crowd.pop(0).reschedule(0.0)
+        place = origin(peer)
         try:
-            yield
-        finally:
-            self.pending -= 1
+            async with asyncio.timeout(None) as mine:
+                self._pending.setdefault(place, []).append(mine)
+                try:
+                    yield
+                finally:
+                    self._left(place, mine)
+        except TimeoutError:
+            if not mine.expired():
+                raise
+            raise Refused("too many are connecting just now", m.CODE_BUSY, retry=True) from None
+
+    def _left(self, place: str, mine: asyncio.Timeout) -> None:
+        if mine in self._pending.get(place, ()):
+            self._pending[place].remove(mine)
+        if not self._pending.get(place):
+            self._pending.pop(place, None)
 
 
 async def introduce(connection: Connection, prover: Prover, hello: m.Hello, *, seconds: float = SECONDS) -> m.Welcome:
@@ -133,7 +173,7 @@ async def accept(
     Raises `Refused`, `ProtocolError` or `ConnectionLost`; the peer has been told then and the connection is closed.
     """
     async with _closing(connection, seconds):
-        with (handshakes or Handshakes()).place():
+        async with (handshakes or Handshakes()).place(connection.peer):
             connection.limits = frames.handshake_limits()
             hello, said = await _next(connection, "hello")
             _check_hello(hello.hello)
@@ -142,8 +182,8 @@ async def accept(
             connection.post(frames.message("challenge", sent))
             proof, _ = await _next(connection, "proof")
             identity = verifier.verify(hello.hello, challenge, transcript(said, sent), proof.proof)
-            if settled is not None:
-                await settled()
+        if settled is not None:
+            await settled()
         granted = _limits(limits if limits is not None else frames.standard_limits())
         welcome = m.Welcome(
             session=secrets.token_hex(8), id=identity.id, limits=granted, same_machine=same_machine(identity)

@@ -12,6 +12,8 @@ A policy is a TOML file, such as::
     smallest_cohort = 10
 
     # Steps that every update has to go through, and how far their settings may go. Later steps may not enlarge it.
+    # Where a step bounds updates, asks whose answers hold what it does not bound are refused: buffers, aux arrays,
+    # values in place of differences, free answers.
     [[transforms]]
     name = "clip_by_norm"
     most = { norm = 1.0 }
@@ -23,7 +25,8 @@ A policy is a TOML file, such as::
     [config.optimizer]
     one_of = ["sgd", "adam"]
 
-Without a file nobody's code is allowed. Evaluations answer with numbers alone: they need no transforms.
+Without a file nobody's code is allowed. Evaluations answer with numbers alone: they need no transforms. These numbers,
+and the metrics and the weight of any update, are not bounded.
 
 A policy judges what the run says of itself, as cohorts and transforms; the code of the client is judged by whoever
 approves its archive.
@@ -40,8 +43,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ..errors import CorruptFile, SettingError, StorageError, StrategyError
+from ..errors import CorruptFile, SettingError, StorageError, StrategyError, UmbelError
 from ..transforms import transform_from_spec
+from ..update import Like
 from ..wire import messages as m
 from . import keyfile
 
@@ -220,16 +224,32 @@ class Policy:
         """Whether the owner is to be asked, since nothing but an approval of the archive is missing."""
         return self.ask and not self.is_allowed(archive_sha256(spec), author) and not self._check_rules(spec, manifest)
 
-    def check_ask(self, spec: m.AskSpec, config: Mapping[str, Any] | None = None) -> list[str]:
-        """Why an ask is not answered here; empty if it is. `config` are the settings that the client would get: the
-        app's, with those of the ask and the task laid over them; without them they are not judged.
-        """
+    @property
+    def judges_tasks(self) -> bool:
+        """Whether what a client would get makes a difference."""
+        return bool(self.config or self.transforms)
+
+    def check_ask(self, spec: m.AskSpec) -> list[str]:
+        """Why an ask is not answered here, as far as that is known without what clients are sent; empty if it is."""
         reasons = self._check_kinds([spec.kind])
         if spec.cohort < self.smallest_cohort:
             reasons.append(f"a cohort of {spec.cohort} is asked, and here it has to be at least {self.smallest_cohort}")
         if spec.kind != "evaluate":
             reasons += self._check_steps(spec.transforms)
-        return reasons + ([] if config is None else self._check_config(config, whole=True))
+        return reasons
+
+    def check_task(self, spec: m.AskSpec, sent: Mapping[str, Any]) -> list[str]:
+        """Why an ask is not answered by a client that is sent this; empty if it is. `config` are the app's settings
+        with those of the ask and the task laid over them; `model` and `expects` are as the ask has them.
+        """
+        reasons = self.check_ask(spec) + self._check_config(sent["config"], whole=True)
+        if reasons or spec.kind == "evaluate":
+            return reasons
+        required = {step.name for step in self.transforms}
+        parts = map(transform_from_spec, _parts(json.loads(spec.transforms))) if required else ()
+        bounds = [part.name for part in parts if part.name in required and part.bounds]
+        free = _unbounded(sent.get("expects"), sent.get("model")) if bounds else None
+        return [] if free is None else [f"{free}, which {bounds[0]} does not bound, and it has to bound all here"]
 
     def _check_rules(self, spec: m.RunSpec, manifest: Mapping[str, Any]) -> list[str]:
         try:
@@ -273,6 +293,22 @@ class Policy:
             elif (fault := allowed.fault(config[key])) is not None:
                 reasons.append(f"the setting {key} {fault}")
         return reasons
+
+
+def _unbounded(expects: Any, model: Any) -> str | None:
+    """What an answer may hold beside differences of parameters; None where there is no such thing."""
+    if not isinstance(expects, Like):
+        return "the ask expects a free answer"
+    if not expects.delta:
+        return "the ask expects values and not differences"
+    if expects.aux is not None:
+        return "the ask expects aux arrays"
+    try:
+        roles = expects.schema(model).roles
+    except UmbelError as error:
+        return f"the ask expects what cannot be read ({error.message})"
+    others = sorted(name for name, role in roles.items() if role != "parameter")
+    return f"the ask expects the buffers {', '.join(map(repr, others[:5]))}" if others else None
 
 
 def archive_sha256(spec: m.RunSpec) -> bytes:

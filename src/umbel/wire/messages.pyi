@@ -1044,10 +1044,13 @@ class RunAnswer(_message.Message):
     READY_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     CLIENTS_FIELD_NUMBER: _builtins.int
+    RETRY_FIELD_NUMBER: _builtins.int
     run: _builtins.str
     ready: _builtins.bool
     reason: _builtins.str
     """why not"""
+    retry: _builtins.bool
+    """not ready yet: what hosts it died, and the node tries again by itself"""
     @_builtins.property
     def clients(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """which of the node's clients this is about; empty: all"""
@@ -1059,10 +1062,11 @@ class RunAnswer(_message.Message):
         ready: _builtins.bool = ...,
         reason: _builtins.str = ...,
         clients: _abc.Iterable[_builtins.str] | None = ...,
+        retry: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clients", b"clients", "ready", b"ready", "reason", b"reason", "run", b"run"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clients", b"clients", "ready", b"ready", "reason", b"reason", "retry", b"retry", "run", b"run"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,133 @@
+"""What a router knows: runs with their asks, tasks and answers, nodes, and who is connected."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from ..wire import messages as m
+
+
+class Records(Protocol):
+    """The store, as far as a router needs it."""
+
+    def rows(self, table: str, /, **where: Any) -> list[dict[str, Any]]:
+        """What is on disk."""
+
+    def greatest(self, table: str, /, **where: Any) -> int:
+        """The highest number among rows."""
+
+    def put(self, table: str, row: Mapping[str, Any], /) -> None:
+        """Keep a row."""
+
+    def delete(self, table: str, /, **where: Any) -> None:
+        """Remove rows."""
+
+
+@dataclass(slots=True)
+class Task:
+    """A task, who has it, and the id of its answer; `waiting` while it counts for its node's mailbox."""
+
+    message: m.Task
+    node: str
+    answer: str | None = None
+    waiting: bool = False
+
+
+@dataclass(slots=True)
+class Answer:
+    """What came for some tasks from a node; not `complete` as long as its blob is on the way."""
+
+    id: str
+    message: m.Message
+    tasks: tuple[str, ...]
+    node: str
+    complete: bool = True
+
+
+@dataclass(slots=True)
+class Ask:
+    """An ask that is open."""
+
+    spec: m.AskSpec
+    cancelled: set[str] = field(default_factory=set)
+    tasks: dict[str, Task] = field(default_factory=dict)
+    answers: dict[str, Answer] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Run:
+    """A run that goes on; `closed` is its last ask that is over, `log` its last event.
+
+    `over` is how and when it had ended, for one that has connected again and done nothing since.
+    """
+
+    id: str
+    spec: m.RunSpec | None = None
+    peer: str | None = None
+    log: int = 0
+    closed: int = -1
+    over: tuple[str, float] | None = None
+    asks: dict[int, Ask] = field(default_factory=dict)
+    standings: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Node:
+    """An approved node: the `clients` that it hosts, and those that it has `named`."""
+
+    id: str
+    name: str
+    peer: str | None = None
+    clients: tuple[str, ...] = ()
+    named: tuple[str, ...] = ()
+    seen: float = 0.0
+    asks: set[tuple[str, int]] = field(default_factory=set)
+    waiting: int = 0
+
+
+@dataclass(slots=True)
+class Peer:
+    """A connection."""
+
+    role: str
+    id: str
+
+
+def restored(store: Records, row: Mapping[str, Any]) -> Run:
+    """A run as it is on disk, by its row; none of its tasks is `waiting` yet."""
+    run = Run(row["id"], m.RunSpec.FromString(row["spec"]) if row["spec"] else None)
+    run.log = store.greatest("events", run=run.id)
+    run.closed = -1 if row["closed"] is None else row["closed"]
+    for row in store.rows("asks", run=run.id):
+        run.asks[row["ask"]] = Ask(m.AskSpec.FromString(row["spec"]))
+    for row in store.rows("tasks", run=run.id):
+        if (ask := run.asks.get(row["ask"])) is not None:
+            ask.tasks[row["task"]] = Task(m.Task.FromString(row["message"]), row["node"], row["answer"])
+    for row in store.rows("answers", run=run.id):
+        if (ask := run.asks.get(row["ask"])) is not None:
+            message = m.Message.FromString(row["message"])
+            tasks = tuple(id for id, task in ask.tasks.items() if task.answer == row["id"])
+            node = ask.tasks[tasks[0]].node if tasks else ""
+            ask.answers[row["id"]] = Answer(row["id"], message, tasks, node)
+    return run
+
+
+def payload_of(message: m.Message) -> m.Payload | None:
+    """Where an answer's arrays are."""
+    if message.WhichOneof("body") == "partial":
+        return message.partial.partial
+    return message.result.done.update if message.result.HasField("done") else None
+
+
+def sha_of(answer: Answer) -> bytes:
+    """The hash of an answer's blob; empty where it has none."""
+    payload = payload_of(answer.message)
+    return b"" if payload is None else payload.blob.sha256
+
+
+def ask_of(task: str) -> int:
+    """The ask that a task belongs to, by its id; -1 where the id is none."""
+    head = task.partition(".")[0]
+    return int(head) if head.isascii() and head.isdecimal() and len(head) < 19 else -1
