@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.conftest import PATIENCE
 from tests.deployment import deaths
 from tests.deployment.deaths import Living
 from tests.deployment.machines import Machines, Process
@@ -34,8 +35,6 @@ from umbel.remote.operator import Operator
 APPS = Path(__file__).with_name("lasting.py")
 OWN = Path(__file__).with_name("own.py")
 CLIENTS = 6
-PATIENCE = 300.0
-"""A life hangs, on whatever machine, where so many seconds have brought no news of its run."""
 LOOK = 0.0005
 
 RELAY = "east"

@@ -126,10 +126,17 @@ def undisturbed(name: str, seed: int, rounds: int | None = None) -> str:
 
 
 @pytest.fixture(scope="module")
-def four(machines: Machines) -> Machines:
+def four(machines: Machines) -> Iterator[Machines]:
+    """A server and four nodes. In the end no error was printed, and no run is going on."""
     machines.start_server()
     machines.start_nodes(4)
-    return machines
+    yield machines
+    with machines.office() as office:
+        assert {row["status"] for row in office.call("runs.list")["runs"]} <= {"finished"}
+    for process in machines.ended:
+        assert "Traceback" not in process.output, process.output
+    for log in machines.folder.glob("server/runs/*/run.log"):
+        assert "Traceback" not in log.read_text(), log.read_text()
 
 
 class Points:
@@ -244,14 +251,3 @@ def test_in_the_middle_of_a_task(four):
     finishes_undisturbed(four, run, "plain", 31)
     again.join(SECONDS)
     assert {path.name for path in four.folder.glob("died-*")} == {"died-child", "died-node"}
-
-
-@pytest.mark.slow
-def test_in_the_end_everything_is_as_it_was(four):
-    """No error was printed, no run is going on, and nothing was answered twice."""
-    with four.office() as office:
-        assert {row["status"] for row in office.call("runs.list")["runs"]} == {"finished"}
-    for process in four.ended:
-        assert "Traceback" not in process.output, process.output
-    for log in four.folder.glob("server/runs/*/run.log"):
-        assert "Traceback" not in log.read_text(), log.read_text()
