@@ -39,13 +39,6 @@ LIVES = (("plain", False), ("stateful", False), ("sparse", False), ("late", Fals
 ROUNDS = 24
 
 
-@pytest.fixture(scope="module")
-def grown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
-    """A server, a relay and four nodes."""
-    with fresh(tmp_path_factory) as machines:
-        yield machines
-
-
 @contextmanager
 def fresh(factory: pytest.TempPathFactory) -> Iterator[Machines]:
     """A server, a relay and four nodes, of which nothing is left in the end."""
@@ -63,15 +56,12 @@ def seeds(variable: str) -> Iterator[int]:
     return itertools.count(1) if not asked else iter([int(seed) for seed in asked.split(",")])
 
 
-def test_some_kills(grown):
-    with lived(grown, "sparse", 3, 8) as life:
+def test_some_kills_and_a_stop(tmp_path_factory):
+    """A small part of what the slow tests do."""
+    with fresh(tmp_path_factory) as machines, lived(machines, "late", 1, 8) as life:
         life.be_killed(3)
-    assert life.deaths.total() >= 3, life.report()
-
-
-def test_stops_at_some_moments(grown):
-    with lived(grown, "late", 1, 8) as life:
         life.be_stopped(1)
+    assert life.deaths.total() >= 3, life.report()
     assert len(life.stops) == 1, life.report()
 
 
