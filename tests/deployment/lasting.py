@@ -1,5 +1,6 @@
 """Apps whose model shows every task that was lost, done twice or begun with another state; for six clients."""
 
+import hashlib
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,9 @@ def wait_for_the_next_round(gate, ctx):
 def train(model, data, ctx):
     if ctx.config["gate"]:
         wait_for_the_next_round(Path(ctx.config["gate"]), ctx)
+    for _ in range(4):  # so that whoever is killed is often at work
+        hashlib.sha256(bytes(4 << 20))
+        ctx.step()
     step = 0.5 * (model["w"] - data.mean())
     noise = ctx.rng.normal(size=model["w"].shape) * 1e-3
     if ctx.config["keeps"]:

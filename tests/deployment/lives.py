@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.conftest import PATIENCE
 from tests.deployment import deaths
 from tests.deployment.deaths import Living
 from tests.deployment.machines import Machines, Process
@@ -34,8 +35,6 @@ from umbel.remote.operator import Operator
 APPS = Path(__file__).with_name("lasting.py")
 OWN = Path(__file__).with_name("own.py")
 CLIENTS = 6
-PATIENCE = 300.0
-"""A life hangs, on whatever machine, where so many seconds have brought no news of its run."""
 LOOK = 0.0005
 
 RELAY = "east"
@@ -155,10 +154,11 @@ def left_out(record: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Victim:
-    """Whom to kill: what it is, and the node that it is or belongs to."""
+    """Whom to kill: what it is, and the node that it is or belongs to, and which of its children."""
 
     kind: str
     node: str = ""
+    which: int = 0
 
     def __str__(self) -> str:
         return f"{self.kind} {self.node}".strip()
@@ -269,7 +269,7 @@ class Life:
         machines = self._machines
         if victim.kind == "child":
             pids = machines.children(victim.node)
-            return deaths.living(pids[-1]) if pids else None
+            return deaths.living(pids[victim.which % len(pids)]) if pids else None
         if victim.kind == "run" and not self.own:
             return deaths.living(machines.run_process(self.run))
         process = self._process_of(victim)
@@ -324,7 +324,7 @@ class Life:
                 self._deck = self._draw.sample(DECK, len(DECK))
             kind = self._deck.pop()
             node = self._draw.choice(NODES) if kind in ("node", "child") else RELAY if kind == "relay" else ""
-            victim = Victim(kind, node)
+            victim = Victim(kind, node, self._draw.randrange(2) if kind == "child" else 0)
             if self._may_die(victim):
                 return victim
 
@@ -340,13 +340,19 @@ class Life:
 
     def drawn_moment(self, victim: Victim, rounds: int) -> Moment:
         """A moment within about so many rounds."""
-        most = {"events": 15, "writes": 20, "own writes": 3, "ticks": 1 if victim.kind == "child" else 4}
+        most = {"events": 15, "writes": 20, "own writes": 3, "ticks": 4}
+        if victim.kind == "child" and self._draw.random() < 0.4:
+            return Moment("ticks", 1)  # it is at work: between tasks it uses none
         of = self._draw.choice((*most, "own writes"))
         return Moment(of, self._draw.randint(0, rounds * most[of]))
 
     def kill(self, victims: Sequence[Victim], moment: Moment) -> None:
         """Kill them at the same moment, note what came of it, and start them again."""
-        found = {victim: one for victim in victims if (one := self.found(victim)) is not None}
+        found: dict[Victim, Living] = {}
+        for victim in victims:
+            one = self.found(victim)
+            if one is not None and one not in found.values():
+                found[victim] = one
         order = sorted(found, key=lambda victim: INWARDS.index(victim.kind))
         round = self.round
         died = deaths.kill([found[victim] for victim in order], lambda: self.going, self._look)

@@ -39,13 +39,6 @@ LIVES = (("plain", False), ("stateful", False), ("sparse", False), ("late", Fals
 ROUNDS = 24
 
 
-@pytest.fixture(scope="module")
-def grown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
-    """A server, a relay and four nodes."""
-    with fresh(tmp_path_factory) as machines:
-        yield machines
-
-
 @contextmanager
 def fresh(factory: pytest.TempPathFactory) -> Iterator[Machines]:
     """A server, a relay and four nodes, of which nothing is left in the end."""
@@ -63,16 +56,13 @@ def seeds(variable: str) -> Iterator[int]:
     return itertools.count(1) if not asked else iter([int(seed) for seed in asked.split(",")])
 
 
-def test_some_kills(grown):
-    with lived(grown, "sparse", 3, 12) as life:
-        life.be_killed(4)
-    assert life.deaths.total() >= 4, life.report()
-
-
-def test_stops_at_some_moments(grown):
-    with lived(grown, "late", 1, 12) as life:
-        life.be_stopped(2)
-    assert len(life.stops) == 2, life.report()
+def test_some_kills_and_a_stop(tmp_path_factory):
+    """A small part of what the slow tests do."""
+    with fresh(tmp_path_factory) as machines, lived(machines, "late", 1, 8) as life:
+        life.be_killed(3)
+        life.be_stopped(1)
+    assert life.deaths.total() >= 3, life.report()
+    assert len(life.stops) == 1, life.report()
 
 
 @pytest.mark.slow
@@ -126,10 +116,17 @@ def undisturbed(name: str, seed: int, rounds: int | None = None) -> str:
 
 
 @pytest.fixture(scope="module")
-def four(machines: Machines) -> Machines:
+def four(machines: Machines) -> Iterator[Machines]:
+    """A server and four nodes. In the end no error was printed, and no run is going on."""
     machines.start_server()
     machines.start_nodes(4)
-    return machines
+    yield machines
+    with machines.office() as office:
+        assert {row["status"] for row in office.call("runs.list")["runs"]} <= {"finished"}
+    for process in machines.ended:
+        assert "Traceback" not in process.output, process.output
+    for log in machines.folder.glob("server/runs/*/run.log"):
+        assert "Traceback" not in log.read_text(), log.read_text()
 
 
 class Points:
@@ -244,14 +241,3 @@ def test_in_the_middle_of_a_task(four):
     finishes_undisturbed(four, run, "plain", 31)
     again.join(SECONDS)
     assert {path.name for path in four.folder.glob("died-*")} == {"died-child", "died-node"}
-
-
-@pytest.mark.slow
-def test_in_the_end_everything_is_as_it_was(four):
-    """No error was printed, no run is going on, and nothing was answered twice."""
-    with four.office() as office:
-        assert {row["status"] for row in office.call("runs.list")["runs"]} == {"finished"}
-    for process in four.ended:
-        assert "Traceback" not in process.output, process.output
-    for log in four.folder.glob("server/runs/*/run.log"):
-        assert "Traceback" not in log.read_text(), log.read_text()
