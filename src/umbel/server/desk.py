@@ -84,6 +84,7 @@ class Offices(Protocol):
     """What a desk works through.
 
     `commit` returns when all that was put into the store is on disk. `online` tells whether a node is connected,
+    `elsewhere` which clients it names that another node hosts, by the name of that one,
     `standings` each client's standing in a run with its reason. `revoked` ends the connections of a node, by its id,
     `dismissed` those of an operator, by its token's id. `start` and `stop` do so with a run's process, by what the
     store says of the run; `stop` returns when it has ended. `folder` is where a run keeps its files.
@@ -101,6 +102,7 @@ class Offices(Protocol):
     def feeds(self) -> Feeds: ...
     async def commit(self) -> None: ...
     def online(self, node: str) -> bool: ...
+    def elsewhere(self, node: str) -> dict[str, str]: ...
     def standings(self, run: str) -> dict[str, tuple[int, str]]: ...
     def revoked(self, node: str) -> None: ...
     def dismissed(self, token: str) -> None: ...
@@ -204,6 +206,7 @@ class Desk:
                 {
                     **{column: getattr(node, column) for column in columns},
                     "clients": list(node.clients),
+                    "elsewhere": self._offices.elsewhere(node.id),
                     "connected": node.status == "approved" and self._offices.online(node.id),
                 }
                 for node in self._offices.registry.nodes()

@@ -37,13 +37,16 @@ class Task:
 
 @dataclass(slots=True)
 class Answer:
-    """What came for some tasks from a node; not `complete` as long as its blob is on the way."""
+    """What came for some tasks from a node; not `complete` as long as its blob is on the way, over the connection of
+    this `peer`.
+    """
 
     id: str
     message: m.Message
     tasks: tuple[str, ...]
     node: str
     complete: bool = True
+    peer: str | None = None
 
 
 @dataclass(slots=True)
@@ -112,3 +115,23 @@ def ask_of(task: str) -> int:
     """The ask that a task belongs to, by its id; -1 where the id is none."""
     head = task.partition(".")[0]
     return int(head) if head.isascii() and head.isdecimal() and len(head) < 19 else -1
+
+
+def attempt_of(answer: Answer) -> int:
+    """Which attempt at a task has given an answer; 0 for a partial."""
+    return answer.message.result.attempt if answer.message.WhichOneof("body") == "result" else 0
+
+
+def task_row(run: Run, task: Task) -> dict[str, Any]:
+    """A task as the store has it."""
+    message = task.message
+    return {
+        "run": run.id,
+        "task": message.task,
+        "ask": message.ask,
+        "client": message.client,
+        "node": task.node,
+        "attempt": message.attempt,
+        "message": message.SerializeToString(),
+        "answer": task.answer,
+    }

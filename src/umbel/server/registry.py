@@ -79,6 +79,11 @@ class Registry:
             found.append(replace(node, seen_at=seen, clients=node.clients if clients is None else tuple(clients)))
         return sorted(found, key=lambda node: node.name)
 
+    @property
+    def approved(self) -> int:
+        """How many nodes are approved."""
+        return sum(node.status == "approved" for node in self._nodes.values())
+
     def node(self, reference: str) -> Node:
         """The node with this id, name, or beginning of its id (four characters or more)."""
         if reference in self._nodes:

@@ -160,6 +160,9 @@ class Relay:
             )
             self.put(Reached(frozenset(hello.clients)))
             async for message in connection.messages():
+                if message.HasField("notice"):
+                    log.warning("the server above says: %s", message.notice.text)
+                    continue
                 try:
                     self.put(Asked(message))
                 except ProtocolError as error:

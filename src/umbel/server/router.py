@@ -12,12 +12,13 @@ from typing import Any
 
 from ..errors import ProtocolError
 from ..wire import messages as m
-from . import fields
+from . import fields, notices
+from .fields import MOST
 from .ledger import Answer as _Answer
 from .ledger import Ask as _Ask
 from .ledger import Node as _Node
 from .ledger import Peer as _Peer
-from .ledger import Records, ask_of, payload_of, sha_of
+from .ledger import Records, ask_of, attempt_of, payload_of, sha_of, task_row
 from .ledger import Run as _Run
 from .ledger import Task as _Task
 from .signals import (
@@ -42,8 +43,8 @@ ENDED = ("finished", "failed", "stopped")
 """What becomes of runs that nobody goes on with."""
 MAILBOX = 10_000
 """How many tasks may wait for one node."""
-MEMBERS = 1000
-"""How many clients one message tells of."""
+MEMBERS = 500
+"""How many clients one message tells of: with names and reasons as long as they may be it fits into a frame."""
 ALLOWED: dict[str, frozenset[str]] = {
     "node": frozenset({"run_answer", "result", "partial", "alive", "hosted"}),
     "run": frozenset({"run_spec", "ask_spec", "task", "cancel", "close_ask", "close_run", "refold", "log_event"}),
@@ -56,13 +57,21 @@ class Router:
     """One server's runs, nodes and mailboxes.
 
     `store` keeps what must not be lost, `has` tells whether a blob is complete on this side, `mailbox` bounds the tasks
-    that wait for one node.
+    that wait for one node, and `largest` a blob of a node or of a run.
     """
 
-    def __init__(self, store: Records, has: Callable[[bytes], bool], *, mailbox: int = MAILBOX) -> None:
+    def __init__(
+        self,
+        store: Records,
+        has: Callable[[bytes], bool],
+        *,
+        mailbox: int = MAILBOX,
+        largest: Callable[[str], int] = lambda role: MOST,
+    ) -> None:
         self._store = store
         self._has = has
         self._mailbox = mailbox
+        self._largest = largest
         self._peers: dict[str, _Peer] = {}
         self._nodes: dict[str, _Node] = {}
         self._runs: dict[str, _Run] = {}
@@ -120,6 +129,14 @@ class Router:
                 for payload in [*sent, *(payload_of(answer.message) for answer in ask.answers.values())]:
                     yield from self._holds(payload, f"{run.id}/{id}")
 
+    def stored(self) -> Iterator[tuple[str, m.Blob]]:
+        """The blobs of answers, each with the node that it came from."""
+        for run in self._runs.values():
+            for answer in [answer for ask in run.asks.values() for answer in ask.answers.values()]:
+                payload = payload_of(answer.message)
+                if payload is not None and payload.HasField("blob"):
+                    yield answer.node, payload.blob
+
     def standings(self, run: str) -> dict[str, tuple[int, str]]:
         """Each client's standing in a run, and why it is refused."""
         return dict(self._runs[run].standings) if run in self._runs else {}
@@ -127,6 +144,12 @@ class Router:
     def online(self, node: str) -> bool:
         """Whether a node is connected."""
         return node in self._nodes and self._nodes[node].peer is not None
+
+    def elsewhere(self, node: str) -> dict[str, str]:
+        """The clients that a node names and another one hosts, each with the name of that one."""
+        named = self._nodes[node].named if node in self._nodes else ()
+        others = {client: self._nodes[self._homes[client]] for client in named if self._homes.get(client) != node}
+        return {client: other.name for client, other in others.items()}
 
     def clients(self) -> frozenset[str]:
         """All clients that its nodes host, connected or not."""
@@ -191,8 +214,10 @@ class Router:
             for over, (status, at) in self._ended.items():
                 if at >= before:
                     self._say(event.peer, close_run=m.CloseRun(run=over, status=status))
-            self._settle(node, event.clients)
+            gone = self._settle(node, event.clients)
             self._store.put("nodes", {"id": node.id, "seen_at": now, "clients": list(node.clients)})
+            self._tell_elsewhere(node)
+            self._pass_on(gone)
             for known in self._runs.values():
                 self._leave(known)
                 self._invite(known, node)
@@ -248,13 +273,34 @@ class Router:
             mine = [c for c in self._clients_of(run) if self._homes.get(c) == node.id]
             self._stand(run, mine, m.STANDING_OFFLINE)
 
-    def _settle(self, node: _Node, clients: Iterable[str]) -> None:
-        """A node hosts these clients; one that another node hosts stays there, also over a restart of the server."""
-        node.named = tuple(clients)
-        for client in node.clients:
+    def _settle(self, node: _Node, clients: Iterable[str]) -> set[str]:
+        """A node hosts these clients; one that another node hosts stays there, also over a restart of the server.
+
+        Gives those that it hosts no more.
+        """
+        node.named, before = tuple(dict.fromkeys(clients)), node.clients
+        for client in before:
             if self._homes.get(client) == node.id:
                 del self._homes[client]
         node.clients = tuple(client for client in node.named if self._homes.setdefault(client, node.id) == node.id)
+        return set(before).difference(node.clients)
+
+    def _tell_elsewhere(self, node: _Node) -> None:
+        if node.peer is not None and (listed := list(self.elsewhere(node.id))):
+            self._say(node.peer, notice=m.Notice(text=notices.elsewhere(listed)))
+
+    def _pass_on(self, gone: set[str]) -> None:
+        """Clients that their node hosts no more go to whoever named them, too."""
+        for heir in [other for other in self._nodes.values() if not gone.isdisjoint(other.named)]:
+            before = heir.clients
+            self._settle(heir, heir.named)
+            if not (new := [client for client in heir.clients if client not in before]):
+                continue
+            self._store.put("nodes", {"id": heir.id, "clients": list(heir.clients)})
+            if heir.peer is not None:
+                self._say(heir.peer, notice=m.Notice(text=notices.here(new)))
+            for run in self._runs.values():
+                self._invite(run, heir)
 
     def _clients_of(self, run: _Run) -> list[str]:
         if run.spec is None:
@@ -305,10 +351,7 @@ class Router:
                     if task.node == id and task.answer is None:
                         self._fail(run, ask, task, "its node was revoked")
         self._homes = {client: home for client, home in self._homes.items() if home != id}
-        for heir in [other for other in self._nodes.values() if not gone.keys().isdisjoint(other.named)]:
-            self._settle(heir, heir.named)
-            for run in self._runs.values():
-                self._invite(run, heir)
+        self._pass_on(set(gone))
 
     # Messages
 
@@ -394,7 +437,7 @@ class Router:
             self._fail(run, ask, task, f"the mailbox of node {node.name} is full: {node.waiting} tasks wait in it")
             return
         self._wait(task)
-        self._store.put("tasks", self._row(run, task))
+        self._store.put("tasks", task_row(run, task))
         self._need(run, message.own, f"{run.id}/{message.ask}")
         self._dispatch(run, ask, task)
 
@@ -403,19 +446,6 @@ class Router:
         answer = ask.answers.get(task.answer or "")
         payload = payload_of(answer.message) if answer is not None and answer.complete else None
         return payload is not None and (not payload.HasField("blob") or self._has(payload.blob.sha256))
-
-    def _row(self, run: _Run, task: _Task) -> dict[str, Any]:
-        message = task.message
-        return {
-            "run": run.id,
-            "task": message.task,
-            "ask": message.ask,
-            "client": message.client,
-            "node": task.node,
-            "attempt": message.attempt,
-            "message": message.SerializeToString(),
-            "answer": task.answer,
-        }
 
     def _dispatch(self, run: _Run, ask: _Ask, task: _Task) -> None:
         node = self._nodes.get(task.node)
@@ -462,6 +492,9 @@ class Router:
         for task in ask.tasks.values():
             if task.answer is None:
                 self._settled(task)
+        for answer in ask.answers.values():
+            if not answer.complete:
+                self._forget_arriving(run, ask, answer)
         for table in ("asks", "tasks", "answers"):
             self._store.delete(table, run=run.id, ask=id)
         self._effects.append(Release(f"{run.id}/{id}"))
@@ -535,8 +568,10 @@ class Router:
     # What nodes say
 
     def _node_hosted(self, node: _Node, body: m.Hosted) -> None:
-        self._settle(node, body.clients)
+        gone = self._settle(node, body.clients)
         self._store.put("nodes", {"id": node.id, "clients": list(node.clients)})
+        self._tell_elsewhere(node)
+        self._pass_on(gone)
         for run in self._runs.values():
             self._leave(run)
             if any(run.standings.get(c, (0, ""))[0] != m.STANDING_READY for c in node.clients):
@@ -609,9 +644,18 @@ class Router:
     def _take(self, run: _Run, ask: _Ask, answer: _Answer) -> None:
         """An answer is here, or will be once its blob is."""
         payload = payload_of(answer.message)
+        if reason := fields.too_large(answer, ask.spec, self._largest("node")):
+            for id in answer.tasks:
+                self._fail(run, ask, ask.tasks[id], f"client {ask.tasks[id].message.client}: {reason}")
+            self._ack(self._nodes[answer.node], run, answer.tasks)
+            return
         if payload is not None and payload.HasField("blob") and not self._has(payload.blob.sha256):
-            answer.complete = False
-            node = self._nodes[answer.node]
+            node, before = self._nodes[answer.node], ask.answers.get(answer.id)
+            answer.complete, answer.peer = False, node.peer
+            if before is not None and not before.complete and sha_of(before) != payload.blob.sha256:
+                if before.peer == node.peer and attempt_of(before) >= attempt_of(answer):
+                    raise ProtocolError(f"another answer to {answer.id} is on its way", m.CODE_OUT_OF_ORDER)
+                self._forget_arriving(run, ask, before)
             waiting = self._arriving.setdefault((run.id, payload.blob.sha256), [])
             if (ask.spec.ask, answer.id) not in waiting:
                 waiting.append((ask.spec.ask, answer.id))
@@ -638,6 +682,12 @@ class Router:
         node = self._nodes.get(answer.node)
         if node is not None:
             self._ack(node, run, answer.tasks)
+
+    def _forget_arriving(self, run: _Run, ask: _Ask, answer: _Answer) -> None:
+        key = (run.id, sha_of(answer))
+        left = [each for each in self._arriving.pop(key, []) if each != (ask.spec.ask, answer.id)]
+        if left:
+            self._arriving[key] = left
 
     def _fetched(self, event: Fetched) -> None:
         run = self._runs.get(event.run)
@@ -677,7 +727,7 @@ class Router:
         self._settled(task)
         task.answer = answer.id
         ask.answers[answer.id] = answer
-        self._store.put("tasks", self._row(run, task))
+        self._store.put("tasks", task_row(run, task))
         row = {"run": run.id, "id": answer.id, "ask": t.ask, "message": answer.message.SerializeToString()}
         self._store.put("answers", row)
         self._answer(run, answer)
@@ -722,6 +772,9 @@ class Router:
         """A run named a blob: have it, unless it is here."""
         if not payload.HasField("blob"):
             return
+        if payload.blob.size > (most := self._largest("run")):
+            text = f"{payload.blob.size:,} bytes, where all that this server stores may take {most:,}: see its --quota"
+            raise ProtocolError(text, m.CODE_TOO_LARGE)
         self._effects.append(Hold(payload.blob.sha256, owner))
         if not self._has(payload.blob.sha256) and run.peer is not None:
             self._effects.append(Fetch(run.peer, run.id, payload.blob))

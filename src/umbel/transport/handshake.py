@@ -42,8 +42,8 @@ TO_SERVER: dict[int, frozenset[str]] = {
 }
 """What each role may send after its Welcome."""
 FROM_SERVER: dict[int, frozenset[str]] = {
-    m.ROLE_NODE: _EITHER | _WORK,
-    m.ROLE_RUN: _EITHER | _OUTCOME | {"members", "log_ack", "close_run"},
+    m.ROLE_NODE: _EITHER | _WORK | {"notice"},
+    m.ROLE_RUN: _EITHER | _OUTCOME | {"members", "log_ack", "close_run", "notice"},
     m.ROLE_OPERATOR: _EITHER | {"response"},
 }
 """What the server may send to each."""
@@ -186,7 +186,11 @@ async def accept(
             await settled()
         granted = _limits(limits if limits is not None else frames.standard_limits())
         welcome = m.Welcome(
-            session=secrets.token_hex(8), id=identity.id, limits=granted, same_machine=same_machine(identity)
+            session=secrets.token_hex(8),
+            id=identity.id,
+            limits=granted,
+            same_machine=same_machine(identity),
+            name=identity.name,
         )
         connection.limits = granted
         connection.allowed, connection.forbidden = TO_SERVER[identity.role], m.CODE_NOT_ALLOWED
