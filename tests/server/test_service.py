@@ -604,6 +604,27 @@ def test_a_revoked_node_and_a_removed_operator_are_put_out(tmp_path):
     play(act, tmp_path)
 
 
+def test_one_operator_does_not_take_all_connections(tmp_path, monkeypatch):
+    monkeypatch.setattr(services, "OPERATOR_CONNECTIONS", 2)
+
+    async def act(here):
+        token = here.service.registry.grant("test", "ann", "read")
+
+        async def connect():
+            return await here._in(TokenProof(token), m.Hello(role=m.ROLE_OPERATOR, token=token.id))
+
+        first, second, third = [await connect() for _ in range(3)]
+        end = await third.over()
+        assert (end.code, end.retry) == (m.CODE_BUSY, True)
+        assert first.end is second.end is None
+        await first.close()
+        while len(here.service.peers) > 1:
+            await asyncio.sleep(0)
+        assert isinstance(await asked(await connect(), "server.status"), dict)
+
+    play(act, tmp_path)
+
+
 # Run processes
 
 

@@ -149,6 +149,8 @@ class Relay:
         try:
             welcome = await introduce(connection, NodeProof(self._settings.key, self._settings.token), hello)
             log.info("connected to %s as %s", connection.peer, welcome.id)
+            if welcome.name not in ("", self._settings.name):
+                log.warning("%s calls this relay %s, not %s", connection.peer, welcome.name, self._settings.name)
             self._complaint = ""
             self._connection = connection
             self._exchange = Exchange(

@@ -82,6 +82,8 @@ LAZY_COMMIT = 0.02
 LASTING = frozenset({"runs.submit", "runs.stop", "runs.resume"})
 """Requests that are seen to their end also if whoever asked is gone by then: half of one would leave a run that is said
 to be going on and has no process."""
+OPERATOR_CONNECTIONS = 100
+"""So many connections may be there by the token of one operator."""
 RETRY_SECONDS = 1.0
 """After so long what could not be written is tried again."""
 PARTING = 0.5
@@ -293,6 +295,11 @@ class Service:
             self._dirty.set()  # what the registry noted
         if not self.registry.admits(identity):  # revoked while the welcome waited for the disk
             await connection.close(m.Problem(code=m.CODE_REVOKED, text="it was revoked just now"))
+            return
+        same = [peer for peer in self.peers.values() if peer.identity.id == identity.id]
+        if identity.role == m.ROLE_OPERATOR and len(same) >= OPERATOR_CONNECTIONS:
+            text = f"{len(same)} others have connected by this token"
+            await connection.close(m.Problem(code=m.CODE_BUSY, text=text, retry=True))
             return
         self._numbers += 1
         peer = Peer(self, self._numbers, identity, connection)

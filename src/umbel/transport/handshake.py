@@ -31,6 +31,9 @@ NONCE_BYTES = 32
 SECONDS = 20.0
 """A handshake that is not over by then has failed."""
 
+CAPABILITIES = 256
+"""So many kinds, transforms and dtypes a peer may bring."""
+
 _EITHER = frozenset({"ping", "pong"}) | BLOB_MESSAGES
 _WORK = frozenset({"run_spec", "ask_spec", "task", "cancel", "close_ask", "close_run", "refold", "ack"})
 _OUTCOME = frozenset({"run_answer", "result", "partial", "alive"})
@@ -241,6 +244,9 @@ def _check_hello(hello: m.Hello) -> None:
         raise ProtocolError(f"{hello.role} is no role", m.CODE_MALFORMED)
     if len(hello.key) != (KEY_BYTES if hello.role == m.ROLE_NODE else 0):
         raise ProtocolError(f"a key of {len(hello.key)} bytes; a node has one of {KEY_BYTES}", m.CODE_MALFORMED)
+    brings = hello.capabilities
+    if max(len(brings.kinds), len(brings.transforms), len(brings.dtypes)) > CAPABILITIES:
+        raise ProtocolError(f"more than {CAPABILITIES} kinds, transforms or dtypes", m.CODE_TOO_LARGE)
     _check_nonce(hello.nonce)
 
 
