@@ -682,6 +682,14 @@ def test_a_connection_alone_makes_no_run_go_on(world, status):
     assert status_of(world) == (status, ended_at)
 
 
+def test_a_run_that_connects_before_its_end_is_on_disk_does_not_go_on(world):
+    world.say("r1", close_run=m.CloseRun(run="r", status="stopped"))
+    assert world.store.rows("runs") == []
+    ended_at = world.now
+    world.run(2)
+    assert status_of(world) == ("stopped", ended_at)
+
+
 def test_a_run_that_asks_goes_on(world):
     over(world, "finished")
     world.run(2)
@@ -695,6 +703,7 @@ def test_a_run_that_its_server_goes_on_with_goes_on_at_once(world):
     over(world, "stopped")
     world.store.put("runs", {"id": "r", "status": "running", "ended_at": None})  # as the desk does
     world.store.commit()
+    world.router.resumed("r")
     world.run(2)
     world.tell(Lost("r2"))
     assert status_of(world) == ("running", None)

@@ -232,16 +232,21 @@ class Router:
     def _begin(self, event: Connected, now: float) -> _Run:
         """A run that is new, or was over. By a connection alone it does not go on: see `_goes_on`."""
         run = self._runs[event.id] = _Run(event.id)
-        ended = self._ended.pop(event.id, None)
+        run.over = self._ended.pop(event.id, None)
         begun: dict[str, Any] = {"owner": event.name, "created_at": now}
         for row in self._store.rows("runs", id=event.id):
             begun = {}
             run.log = self._store.greatest("events", run=event.id)
             run.closed = -1 if row["closed"] is None else row["closed"]
-            run.over = ended if row["status"] in ENDED else None
+            if run.over is None and row["status"] in ENDED:
+                run.over = (row["status"], row["ended_at"] or 0.0)
         if run.over is None:
             self._store.put("runs", {"id": event.id, "status": "running", "ended_at": None, **begun})
         return run
+
+    def resumed(self, id: str) -> None:
+        """The server itself goes on with a run that was over, as its store says by now."""
+        self._ended.pop(id, None)
 
     def _goes_on(self, run: _Run) -> None:
         """A run has done something that it had not done before: if it was over, it is not any more."""

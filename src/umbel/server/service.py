@@ -505,6 +505,7 @@ class Service:
             raise StorageError(f"run {run} cannot be started: {told}") from error
         token = self._fresh_token(run)
         await self.commit()
+        self.router.resumed(run)
         root = b"" if self.settings.insecure else self.authority.public
         line = JoinText(root, token).text
         self._stopping.discard(run)
