@@ -59,6 +59,7 @@ TESTED_ELSEWHERE = {
     "node.seeding": "node/test_executor.py",
     "node.signals": "node/test_machine.py",
     "server.ledger": "server/test_router.py",
+    "server.notices": "server/test_router.py",
     "server.signals": "server/test_router.py",
     "strategies.fedadagrad": "strategies/test_fedopt.py",  # four compositions of FedAvg, one line each
     "testing.host": "testing/test_deployment.py",

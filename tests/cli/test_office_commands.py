@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
@@ -16,7 +17,10 @@ from umbel.wire import messages as m
 
 Command = Callable[..., Any]
 LINE = JoinText(b"", Token("0123456789ab", "0123456789abcdef" * 2)).text
-NODE = {"id": "ab12cd34ef", "name": "ward", "status": "approved", "clients": list("abcdef"), "joined_at": 1.0}
+NODE = {
+    "id": "ab12cd34ef", "name": "ward", "status": "approved", "clients": list("abcdef"), "joined_at": 1.0,
+    "elsewhere": {},
+}  # fmt: skip
 ANSWERS: dict[str, dict[str, Any]] = {
     "server.status": {"you": {"name": "ann", "role": "run"}},
     "nodes.invite": {"line": f"umbel node h:1 --join {LINE}", "expires_at": 1.0},
@@ -122,6 +126,26 @@ def test_a_token_is_kept_once_it_is_seen_to_be_good(
     done = umbel("nodes", "ls", "--on", "h:1")
     assert done.code == 6
     assert "no connection to h:1" in done.said
+
+
+def test_a_node_that_is_not_connected_says_when_it_was(
+    umbel: Command, office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "time", lambda: 1000.0)
+    rows = [
+        {**NODE, "name": "gone", "seen_at": 988.0, "connected": False, "clients": ["a"]},
+        {**NODE, "name": "long", "seen_at": 100.0, "connected": False},
+        {**NODE, "name": "new", "seen_at": None, "connected": False},
+        {**NODE, "name": "here", "seen_at": 990.0, "connected": True, "clients": [], "elsewhere": {"a": "gone"}},
+    ]
+    monkeypatch.setitem(ANSWERS, "nodes.list", {"nodes": rows})
+    lines = {line.split()[1]: line for line in umbel("nodes", "ls", "--on", "h:1").out.splitlines() if "ab12" in line}
+    assert "offline" in lines["gone"]
+    assert lines["gone"].rstrip().endswith("12 s ago")
+    assert lines["long"].rstrip().endswith("15 min ago")
+    assert lines["new"].rstrip().endswith("never")
+    assert "connected   a (hosted by gone)" in lines["here"]
+    assert "approved" not in "".join(lines.values())
 
 
 def test_a_role_that_is_none_is_not_asked_for(umbel: Command, office: Office) -> None:

@@ -27,7 +27,7 @@ EVENTS: list[RunEvent] = [
 ]
 ROW = {
     "run": "demo-1", "name": "demo", "owner": "ann", "status": "finished", "created_at": 100.0, "ended_at": 200.0,
-    "rounds": 1, "asked": 1, "metrics": {"train.loss": 0.5}, "best_round": None,
+    "rounds": 1, "asked": 1, "metrics": {"train.loss": 0.5}, "best_round": None, "waits": "",
 }  # fmt: skip
 
 
@@ -154,3 +154,18 @@ def test_a_runs_folder_is_pulled(umbel: Command, server: Server) -> None:
     assert "2 files fetched to pulled/demo-1" in done.out
     assert "umbel show demo-1 --folder pulled" in done.out
     assert Path("pulled/demo-1/checkpoints/round-0001.safetensors").read_bytes() == b"model"
+
+
+def test_a_run_that_has_not_begun_says_what_it_waits_for(
+    umbel: Command, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    why = "clients: 1 refused; client a: nobody allows it"
+    waiting = {**ROW, "status": "running", "ended_at": None, "rounds": 0, "asked": 0, "metrics": {}, "waits": why}
+    monkeypatch.setitem(globals(), "ROW", waiting)
+    server.events = []
+    listed = umbel("runs", "--on", "h:1").out
+    assert "0/0" not in listed
+    assert "waiting" in listed
+    assert f"demo-1 waits for {why}" in listed
+    assert json.loads(umbel("runs", "--on", "h:1", "--json").out)[0]["waits"] == why
+    assert f"waits for {why}" in umbel("show", "demo-1", "--on", "h:1").out

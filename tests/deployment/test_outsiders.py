@@ -67,6 +67,21 @@ def test_a_token_lets_one_node_in(three):
         assert three.nodes.pop(name).stop() == 0
 
 
+def test_a_node_that_is_invited_by_another_name_or_names_a_client_of_another_is_told(three):
+    with three.office() as office:
+        join = str(office.call("nodes.invite", name="guest")["line"]).split()[-1]
+    clients = three.folder / "claims.toml"
+    clients.write_text("[0]\nindex = 0\n[guest-7]\nindex = 7\n")
+    node = three.start_node("visitor", "--clients", str(clients), join=join)
+    node.wait_for("calls this node guest, not visitor")
+    node.wait_for("client 0 is hosted by another node")
+    assert nodes(three)["guest"]["clients"] == ["guest-7"]
+    assert nodes(three)["guest"]["elsewhere"] == {"0": "0"}
+    three.nodes.pop("visitor").stop()
+    with three.office() as office:
+        office.call("nodes.revoke", node="guest")
+
+
 def test_a_server_with_another_key_is_not_spoken_to(three, tmp_path):
     other = JoinText(Authority(tmp_path / "other").public, token_of(three.invitation()))
     node = three.start_node("deceived", "--source", "index=9", join=other.text)

@@ -26,6 +26,7 @@ from umbel.node.machine import (
     HostRefused,
     Moved,
     NodeMachine,
+    Note,
     NotFetched,
     OwnerAsked,
     Prepare,
@@ -139,6 +140,10 @@ def refused(effects):
 
 
 # ------------------------------------------------------------------------------------------------------------ runs
+
+
+def test_what_the_server_wants_known_is_told_to_the_owner():
+    assert Bench().get(notice=m.Notice(text="no room")) == [Note("the server says: no room")]
 
 
 def test_a_run_is_prepared_and_answered(bench):

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from umbel import Arrays, Free, Like, Window, encoding, mean, top_k
+from umbel import Arrays, Free, Like, Update, Window, encoding, mean, top_k
 from umbel.ask import Ask, Correction, Task
 from umbel.errors import StrategyError
 from umbel.node.executor import RunKeys
@@ -120,3 +120,25 @@ def test_what_is_large_becomes_a_file(tmp_path, value):
     data = path.read_bytes()
     assert (hashlib.sha256(data).digest(), len(data)) == (sha, size)
     assert data == stored(value).inline
+
+
+def test_how_large_an_answer_may_be_goes_by_what_is_expected():
+    large = Arrays({"w": np.zeros((1000, 100), np.float32), "head": np.zeros(10, np.float32)})
+    whole = ask_spec("r", sent(model=large), stored).most_bytes
+    assert 4 * 100_010 < whole < 33 * 100_010 + (1 << 18)
+    assert ask_spec("r", sent(model=large, expects=Like(names=("head",))), stored).most_bytes < 1 << 18
+    assert ask_spec("r", sent(model=large, expects=Like(aux=Like())), stored).most_bytes > 2 * whole - (1 << 18)
+    assert 5000 < ask_spec("r", sent(expects=Free(5000)), stored).most_bytes < 1 << 18
+    for unknown in ({"expects": Free()}, {"expects": lambda c: Like()}, {"expects": Like(aux=Free())}):
+        assert ask_spec("r", sent(**unknown), stored).most_bytes == 0
+    assert ask_spec("r", sent(model=lambda c: MODEL), stored).most_bytes == 0
+
+
+@pytest.mark.parametrize("transform", [None, top_k(1.0)])
+def test_an_answer_of_a_client_is_no_larger_than_that(transform):
+    model = Arrays({"w": np.zeros(50_000, np.float32)})
+    made = sent(model=model, **({} if transform is None else {"transforms": (transform,)}))
+    update = Update({"w": np.random.default_rng(1).normal(size=50_000).astype(np.float32)}, delta=True)
+    if transform is not None:
+        update, _ = transform.encode(update, None, None, KEYS.of_task("train", 2, 1, 0))
+    assert len(encoding.encode(update)) < ask_spec("r", made, stored).most_bytes

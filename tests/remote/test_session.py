@@ -205,6 +205,11 @@ def test_a_failure_is_passed_on_and_a_stale_one_is_not(asked):
     assert asked.link.items == deque()
 
 
+def test_what_the_server_wants_known_is_a_warning(asked):
+    asked.next({"notice": m.Notice(text="no room")})
+    assert asked.session.warnings() == [(None, "the server: no room")]
+
+
 def test_a_second_answer_changes_nothing(asked):
     assert asked.next(done(0)) == Finished("0.0")
     assert asked.next(done(0, update=payload_of(update_of(5))), failed(0), done(7), done(1)) == Finished("0.1")

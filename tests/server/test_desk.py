@@ -85,6 +85,9 @@ class Office:
     def online(self, node: str) -> bool:
         return node in self.connected
 
+    def elsewhere(self, node: str) -> dict[str, str]:
+        return {"2": "ward"} if node in self.connected else {}
+
     def standings(self, run: str) -> dict[str, tuple[int, str]]:
         return {"a": (m.STANDING_READY, ""), "b": (m.STANDING_REFUSED, "no data")}
 
@@ -214,6 +217,7 @@ def test_nodes_are_listed_approved_and_revoked(office: Office) -> None:
     office.connected.add("ab12cd")
     (row,) = office.ask("nodes.list", Person(role="read"))["nodes"]
     assert (row["status"], row["connected"], row["clients"]) == ("approved", True, ["1"])
+    assert row["elsewhere"] == {"2": "ward"}
     assert "key" not in row
     office.ask("nodes.revoke", node="x")
     assert office.done == ["revoked ab12cd"]
@@ -389,3 +393,11 @@ def test_the_servers_own_faults_say_little(office: Office, caplog: pytest.LogCap
     assert found.code == m.CODE_INTERNAL
     assert "secret" not in found.text
     assert "KeyError" in caplog.text
+
+
+def test_a_run_that_has_not_begun_says_what_it_waits_for(office: Office) -> None:
+    office.run("r")
+    (row,) = office.ask("runs.list")["runs"]
+    assert row["waits"] == office.ask("runs.show", run="r")["waits"] == "clients: 1 ready, 1 refused; client b: no data"
+    office.log("r", {"event": "run_started", "rounds": 5})
+    assert office.ask("runs.list")["runs"][0]["waits"] == ""

@@ -54,6 +54,21 @@ def test_what_comes_follows_what_was_until_the_run_is_over() -> None:
     assert asyncio.run(play()) == [1, 2, 3, 0, 4, 5]
 
 
+def test_who_follows_a_run_that_waits_learns_what_it_waits_for() -> None:
+    async def play() -> list[list[int]]:
+        log = Log()
+        log.feeds.tell("r", 0, "nobody is ready")
+        log.feeds.tell("r", 0, "ward refuses")
+        late = await following(log)
+        assert [each async for batch in log.feeds.follow("r", live=False) for each in batch] == []
+        log.feeds.tell("r", 1, "e1")
+        later = await following(log)
+        log.feeds.ended("r")
+        return [await late, await later]
+
+    assert asyncio.run(play()) == [[0, 1], [1]]
+
+
 def test_events_that_are_not_on_disk_yet_are_not_missed_and_none_comes_twice() -> None:
     async def play() -> list[int]:
         log = Log(2)

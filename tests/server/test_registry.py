@@ -214,6 +214,50 @@ def test_names_are_unique_and_names(office):
     assert office.node(KEY).name == "other"
 
 
+def test_an_invitation_for_a_name_that_was_taken_meanwhile_is_refused_and_not_used_up(office):
+    invited = office.registry.invite("ann", "ward")
+    office.node(OTHER, office.registry.invite("ann"), name="ward")
+    assert "there is a node ward already" in office.refused(m.CODE_NOT_ALLOWED, office.node, KEY, invited, name="x")
+    office.registry.rename("ann", "ward", "former")
+    assert office.node(KEY, invited, name="x").name == "ward"
+
+
+def test_a_node_that_is_known_is_renamed_by_an_invitation_for_another_name(office):
+    assert office.node(KEY, office.registry.invite("ann", "ward"), name="ward").name == "ward"
+    invited = office.registry.invite("ann", "clinic")
+    assert office.node(KEY, invited, name="ward").name == "clinic"
+    assert (f"node:{ID}", "nodes.rename") in office.audit()
+    office.registry.rename("ann", "clinic", "ward")
+    assert office.node(KEY, invited, name="ward").name == "ward", "it was good once"
+    office.restart()
+    assert office.node(KEY).name == "ward"
+
+
+def test_an_invitation_renames_nobody_without_its_secret_and_nobody_to_a_name_that_is_taken(office):
+    office.node(KEY, office.registry.invite("ann", "ward"))
+    invited = office.registry.invite("ann", "clinic")
+    assert office.node(KEY, Token(invited.id, "0" * 32)).name == "ward"
+    office.node(OTHER, office.registry.invite("ann"), name="clinic")
+    assert office.node(KEY, invited).name == "ward"
+    office.now += 2 * 86400
+    office.registry.rename("ann", "clinic", "other")
+    assert office.node(KEY, invited).name == "ward", "it has expired"
+
+
+def test_strangers_fill_no_disk_with_refused_attempts(office, monkeypatch):
+    monkeypatch.setattr(module, "KEPT_REFUSALS", 5)
+    office.registry.invite("ann")
+    for number in range(9):
+        office.now += 60
+        office.refused(m.CODE_UNAUTHENTICATED, office.holder, m.ROLE_RUN, Token.new())
+        if number == 4:
+            office.restart()
+    office.store.commit()
+    rows = office.store.rows("audit")
+    assert [row["did"] for row in rows] == ["nodes.invite", *["refused"] * 5]
+    assert rows[-1]["number"] == 10
+
+
 def test_nodes_are_found_by_id_name_or_the_beginning_of_the_id(office):
     office.node(KEY, office.registry.invite("ann"), name="site")
     for reference in (ID, "site", ID[:4]):

@@ -184,11 +184,38 @@ def test_a_spec_that_differs_is_sent_again_and_the_same_is_not(world):
     assert world.standings()["0"] == (m.STANDING_PREPARING, "")
 
 
-def test_a_client_that_two_nodes_host_stays_where_it_was(world):
+def test_a_client_that_two_nodes_host_stays_where_it_was_and_the_second_is_told(world):
     world.node("b", "2", "0", number=2)
+    (notice,) = world.said("b2", "notice")
+    assert "client 0 is hosted by another node" in notice.text
+    assert "nodes revoke" in notice.text
+    assert world.router.elsewhere("b") == {"0": "node a"}
+    assert world.router.elsewhere("a") == {}
     asked(world, "0")
     assert world.said("a1", "task")
     assert world.said("b2") == []
+    world.say("b2", hosted=m.Hosted(clients=["2", "0", "1"]))
+    assert "clients 0, 1 are hosted by another node" in world.said("b2", "notice")[0].text
+
+
+def test_a_client_that_its_node_hosts_no_more_goes_to_the_one_that_named_it_too(world):
+    world.node("b", "2", "0", "1", number=2)
+    world.say("a1", hosted=m.Hosted(clients=["1"]))
+    assert [spec.run for spec in world.said("b2", "run_spec")] == ["r"]
+    assert "client 0 is hosted here now" in world.said("b2", "notice")[0].text
+    world.tell(Lost("a1"))
+    assert world.said("b2") == [], "a node that is away keeps its clients"
+    world.node("a", number=2)
+    assert "client 1 is hosted here now" in world.said("b2", "notice")[0].text
+    world.store.commit()
+    assert world.store.rows("nodes", id="b")[0]["clients"] == ["2", "0", "1"]
+    assert world.router.elsewhere("b") == {}
+
+
+def test_a_client_is_named_once(world):
+    world.say("a1", hosted=m.Hosted(clients=["7", "7"]))
+    world.store.commit()
+    assert world.store.rows("nodes", id="a")[0]["clients"] == ["7"]
 
 
 def test_clients_come_and_go(world):
@@ -383,6 +410,72 @@ def test_an_answer_waits_for_its_blob(world):
     assert world.said("r1", "result") == [result]
     assert world.said("a1", "ack")
     assert world.tell(Fetched("r", b"u" * 32)) == []
+
+
+def large(size):
+    return m.Payload(blob=blob_of("u", size))
+
+
+@pytest.mark.parametrize(
+    ("answer", "most", "words"),
+    [
+        (done_of("0", update=large(101)), 100, "101 bytes, and what ask 0 expects has at most 100"),
+        (done_of("0", update=large(1001)), 0, "1,001 bytes, and the server takes at most 1,000"),
+        (failed_of("0", reason="x" * 2**18), 0, "at most 131,072 are kept"),
+        (
+            m.Result(
+                run="r", task="0.0", client="0", attempt=1,
+                done=m.Done(
+                    receipt=m.Receipt(task="0.0", metrics={f"{n:>99}": 1.0 for n in range(2000)}), update=UPDATE
+                ),
+            ),
+            0,
+            "such as metrics",
+        ),
+    ],
+)  # fmt: skip
+def test_an_answer_is_no_larger_than_what_is_expected_and_what_the_server_takes(answer, most, words):
+    world = World(largest={"node": 1000, "run": 5000}.__getitem__)
+    world.node("a", "0")
+    world.run()
+    world.ready("a1")
+    asked(world, "0", most_bytes=most)
+    world.say("a1", result=answer)
+    assert world.of(Fetch) == []
+    (result,) = world.said("r1", "result")
+    assert "client 0: its answer has" in result.failure.reason
+    assert words in result.failure.reason
+    assert not result.failure.retry
+    assert [ack.tasks for ack in world.said("a1", "ack")] == [["0.0"]], "it need not say it again"
+
+
+def test_answers_up_to_what_is_expected_are_taken(world):
+    asked(world, "0", "1", most_bytes=100)
+    world.say("a1", result=done_of("0", update=large(100)))
+    assert [fetch.blob.size for fetch in world.of(Fetch)] == [100]
+    world.say("a1", partial=partial_of("1", partial=m.Payload(blob=blob_of("p", 200 + (2 << 20)))))
+    assert len(world.of(Fetch)) == 1, "a partial holds sums"
+
+
+def test_a_run_whose_model_has_no_room_at_all_is_told(world):
+    world = World(largest={"node": 10, "run": 99}.__getitem__)
+    world.run()
+    world.say("r1", ask_spec=ask_of(model=m.Payload(blob=blob_of("m"))))
+    ((drop,),) = [world.of(Drop)]
+    assert (drop.peer, drop.code) == ("r1", m.CODE_TOO_LARGE)
+    assert "--quota" in drop.text
+
+
+def test_a_node_names_one_blob_at_a_time_for_a_task(world):
+    asked(world, "0")
+    world.say("a1", result=done_of("0", update=m.Payload(blob=blob_of("u"))))
+    world.say("a1", result=done_of("0", attempt=2, update=m.Payload(blob=blob_of("v"))))
+    assert len(world.of(Fetch)) == 1
+    world.say("a1", result=done_of("0", attempt=2, update=m.Payload(blob=blob_of("w"))))
+    assert [(drop.peer, drop.code) for drop in world.of(Drop)] == [("a1", m.CODE_OUT_OF_ORDER)]
+    assert list(world.router._arriving) == [("r", b"v" * 32)]
+    world.say("r1", close_ask=m.CloseAsk(run="r", ask=0))
+    assert world.router._arriving == {}
 
 
 def test_a_blob_that_is_not_to_be_had_leaves_the_task_open(world):
@@ -645,6 +738,14 @@ def test_a_connection_alone_makes_no_run_go_on(world, status):
     assert status_of(world) == (status, ended_at)
 
 
+def test_a_run_that_connects_before_its_end_is_on_disk_does_not_go_on(world):
+    world.say("r1", close_run=m.CloseRun(run="r", status="stopped"))
+    assert world.store.rows("runs") == []
+    ended_at = world.now
+    world.run(2)
+    assert status_of(world) == ("stopped", ended_at)
+
+
 def test_a_run_that_asks_goes_on(world):
     over(world, "finished")
     world.run(2)
@@ -658,6 +759,7 @@ def test_a_run_that_its_server_goes_on_with_goes_on_at_once(world):
     over(world, "stopped")
     world.store.put("runs", {"id": "r", "status": "running", "ended_at": None})  # as the desk does
     world.store.commit()
+    world.router.resumed("r")
     world.run(2)
     world.tell(Lost("r2"))
     assert status_of(world) == ("running", None)

@@ -272,11 +272,73 @@ def test_a_full_server_lets_finished_work_wait(tmp_path):
         node.say(result=done_of("0", 1, m.Payload(blob=update)))
         await node.settled()
         assert run.named("result") == []
+        for party in (node, run):
+            assert "no room for 100,000 bytes from node lab" in (await party.hears("notice")).text
+        facts = here.service.facts()
+        assert "100,000 of the quota of 150,000 are used" in facts.problem
+        assert here.service.status()["storage"]["waiting"] == 1
         run.say(close_ask=m.CloseAsk(run="r", ask=0))
         assert (await run.hears("result")).ask == 1
         await node.hears("ack")
+        assert (here.service.facts().problem, here.service.storage.waiting) == ("", 0)
 
     play(act, tmp_path, quota=150_000)
+
+
+def test_a_node_that_takes_all_that_it_may_keeps_no_other_waiting(tmp_path):
+    async def act(here):
+        run = await here.run()
+        run.say(run_spec=SPEC)
+        nodes = [await here.node(SigningKey.new(), name) for name in ("0", "1", "2")]
+        for node in nodes:
+            await node.hears("run_spec")
+            node.say(run_answer=m.RunAnswer(run="r", ready=True))
+        ready = m.STANDING_READY
+        for client in ("0", "1", "2"):
+            await run.hears("members", where=lambda body, c=client: (c, ready) in told(body))
+        for ask in (0, 1):
+            run.say(ask_spec=m.AskSpec(run="r", ask=ask, kind="train", digest=b"d", transforms="{}"))
+            for client in ("0", "1"):
+                run.say(task=task_of(client, ask))
+        greedy, modest = nodes[:2]
+        for node in (greedy, modest):
+            await node.hears("task", 2)
+        for ask in (0, 1):
+            greedy.say(result=done_of("0", ask, m.Payload(blob=greedy.blobs.put(bytes([ask]) * 60_000, "test"))))
+        assert "a node may have 100,000" in (await greedy.hears("notice")).text
+        modest.say(result=done_of("1", 0, m.Payload(blob=modest.blobs.put(b"m" * 60_000, "test"))))
+        await modest.hears("ack")
+        run.say(close_ask=m.CloseAsk(run="r", ask=0))
+        await run.hears("result", where=lambda result: (result.client, result.ask) == ("0", 1))
+
+    def told(body):
+        return [(member.client, member.standing) for member in body.members]
+
+    play(act, tmp_path, quota=200_000)
+
+
+def test_how_much_is_here_of_a_node_is_known_after_a_restart(tmp_path):
+    key, held = SigningKey.new(), []
+
+    async def act(here):
+        node, run = await here.node(key, "0"), await here.run()
+        run.say(run_spec=SPEC)
+        await node.hears("run_spec")
+        node.say(run_answer=m.RunAnswer(run="r", ready=True))
+        run.say(ask_spec=m.AskSpec(run="r", kind="train", digest=b"d", transforms="{}"))
+        await run.hears("members", where=lambda body: body.members[0].standing == m.STANDING_READY)
+        run.say(task=task_of("0"))
+        await node.hears("task")
+        node.say(result=done_of("0", update=m.Payload(blob=node.blobs.put(b"u" * 70_000, "test"))))
+        await node.hears("ack")
+        held.append(here.service.storage.place(node_id(key.public), "lab", True).used)
+
+    async def again(here):
+        held.append(here.service.storage.place(node_id(key.public), "lab", True).used)
+
+    play(act, tmp_path)
+    play(again, tmp_path)
+    assert held == [70_000, 70_000]
 
 
 def test_an_update_for_which_the_disk_has_no_room_is_fetched_once_it_has(tmp_path, monkeypatch):
@@ -539,6 +601,27 @@ def test_a_revoked_node_and_a_removed_operator_are_put_out(tmp_path):
         assert caught.value.code == m.CODE_REVOKED
         await asked(ann, "operators.remove", 2, name="bob")
         assert (await bob.over()).code == m.CODE_REVOKED
+
+    play(act, tmp_path)
+
+
+def test_one_operator_does_not_take_all_connections(tmp_path, monkeypatch):
+    monkeypatch.setattr(services, "OPERATOR_CONNECTIONS", 2)
+
+    async def act(here):
+        token = here.service.registry.grant("test", "ann", "read")
+
+        async def connect():
+            return await here._in(TokenProof(token), m.Hello(role=m.ROLE_OPERATOR, token=token.id))
+
+        first, second, third = [await connect() for _ in range(3)]
+        end = await third.over()
+        assert (end.code, end.retry) == (m.CODE_BUSY, True)
+        assert first.end is second.end is None
+        await first.close()
+        while len(here.service.peers) > 1:
+            await asyncio.sleep(0)
+        assert isinstance(await asked(await connect(), "server.status"), dict)
 
     play(act, tmp_path)
 

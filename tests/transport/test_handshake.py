@@ -221,6 +221,18 @@ def test_no_version_in_common() -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("name", ["kinds", "dtypes"])
+def test_a_peer_brings_no_more_than_so_many_things(name: str) -> None:
+    async def main() -> None:
+        hello = node()
+        getattr(hello.capabilities, name).extend(str(number) for number in range(257))
+        told, raised, client, server = await meeting(hello, Signs(KEY))
+        assert told.code == raised.code == m.CODE_TOO_LARGE
+        await part(client, server)
+
+    asyncio.run(main())
+
+
 def test_it_has_to_be_over_in_time() -> None:
     async def main() -> None:
         one, other = pair()

@@ -44,7 +44,18 @@ def server(
         bool, typer.Option("--force-insecure", help="With --insecure: without TLS for other machines, too.")
     ] = False,
     quota: Annotated[
-        str | None, typer.Option("--quota", metavar="SIZE", help="How much its blobs may take, such as 50GB.")
+        str | None,
+        typer.Option(
+            "--quota",
+            metavar="SIZE",
+            help="How much its blobs may take, such as 50GB; by default most of what is free.",
+        ),
+    ] = None,
+    node_quota: Annotated[
+        str | None, typer.Option("--node-quota", metavar="SIZE", help="How much of that may come from one node.")
+    ] = None,
+    largest_answer: Annotated[
+        str | None, typer.Option("--largest-answer", metavar="SIZE", help="How large one answer of a node may be.")
     ] = None,
     debug: Debug = False,
 ) -> None:
@@ -52,7 +63,7 @@ def server(
     with reported(debug):
         from .server_commands import serve, settings
 
-        serve(settings(dir, listen, http, name or [], insecure, force_insecure, quota))
+        serve(settings(dir, listen, http, name or [], insecure, force_insecure, quota, node_quota, largest_answer))
 
 
 Allow = Annotated[

@@ -118,7 +118,7 @@ def _table(rows: list[dict[str, Any]], wide: bool) -> Table:
         state = Text(row["state"], style=STATES.get(row["state"], "red"))
         where = ["/".join(Path(row["app"]).parts[-2:])] if wide else []
         began = ago((now - datetime.fromisoformat(row["began"])).total_seconds())
-        rounds = f"{row['rounds']}/{row['asked']}"
+        rounds = f"{row['rounds']}/{row['asked']}" if row["asked"] else ""  # it has not begun
         table.add_row(row["run"], began, rounds, state, Text("\n".join(shown)), *where)
     return table
 

@@ -19,7 +19,7 @@ from ..trust.authority import JoinText
 from .terminal import ago, duration, plural, stdout
 
 ROLES = ("read", "run", "admin")
-STATES = {"connected": "green", "approved": "", "pending": "yellow", "revoked": "dim"}
+STATES = {"connected": "green", "offline": "red", "pending": "yellow", "revoked": "dim"}
 MOST_CLIENTS = 4
 
 
@@ -62,8 +62,8 @@ def list_nodes(on: str | None, token: str | None, folder: Path, *, json: bool) -
             row["id"][:8],
             row["name"],
             Text(state := _state(row), style=STATES.get(state, "")),
-            _clients(row["clients"]),
-            _when(row["seen_at"]) if not row["connected"] else "",
+            _clients(row["clients"], row["elsewhere"]),
+            "" if row["connected"] else _seen(row["seen_at"]),
         )
         for row in rows
     ]
@@ -142,12 +142,23 @@ def _print_table(titles: Sequence[str], lines: Iterable[Sequence[Any]], nothing:
 
 
 def _state(row: Mapping[str, Any]) -> str:
-    return "connected" if row["connected"] else str(row["status"])
+    """One that may connect, and is not connected, is offline."""
+    return "connected" if row["connected"] else "offline" if row["status"] == "approved" else str(row["status"])
 
 
-def _clients(names: Sequence[str]) -> str:
-    more = f" and {plural(len(names) - MOST_CLIENTS, 'other')}" if len(names) > MOST_CLIENTS else ""
-    return ", ".join(names[:MOST_CLIENTS]) + more
+def _clients(names: Sequence[str], elsewhere: Mapping[str, str]) -> str:
+    """What a node hosts, and what it names in vain, with the node that hosts that."""
+    listed = [*names, *(f"{client} (hosted by {node})" for client, node in elsewhere.items())]
+    more = f" and {plural(len(listed) - MOST_CLIENTS, 'other')}" if len(listed) > MOST_CLIENTS else ""
+    return ", ".join(listed[:MOST_CLIENTS]) + more
+
+
+def _seen(at: float | None) -> str:
+    """When a node was last there; to the second, where that was in the last minute."""
+    if not at:
+        return "never"
+    seconds = max(0.0, time.time() - at)
+    return ago(seconds) if seconds >= 60 else f"{seconds:.0f} s ago"
 
 
 def _when(at: float | None) -> str:

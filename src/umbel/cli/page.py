@@ -31,6 +31,7 @@ STATES = {
     "stopped": "yellow",
     "unfinished": "yellow",
     "running": "cyan",
+    "waiting": "yellow",
 }
 
 

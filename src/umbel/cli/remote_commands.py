@@ -113,7 +113,8 @@ def runs_on(on: str, token: str | None, *, json: bool) -> None:
             "app": row["name"],
             "rounds": row["rounds"],
             "asked": row["asked"],
-            "state": row["status"],
+            "state": "waiting" if row["waits"] else row["status"],
+            "waits": row["waits"],
             "metrics": row["metrics"],
             "best_round": row["best_round"],
             "began": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["created_at"])),
@@ -122,6 +123,9 @@ def runs_on(on: str, token: str | None, *, json: bool) -> None:
     ]
     nothing = f"no runs on {on}: {shlex.join(['umbel', 'run', 'app.py', '--on', on])} makes one"
     print_runs(rows, json=json, nothing=nothing)
+    for row in rows if not json else ():
+        if row["waits"]:
+            stdout().print(Text(f" {row['run']} waits for {row['waits']}", style="yellow"), soft_wrap=True)
 
 
 def show_on(run: str, on: str, token: str | None, plot: Path | None) -> None:
@@ -139,7 +143,8 @@ def show_on(run: str, on: str, token: str | None, plot: Path | None) -> None:
         facts["error"] = why_ended(found)
     if not followed.events:
         console = stdout()
-        console.print(Text.assemble((found["run"], "bold"), f"  {found['status']}, nothing has happened yet"))
+        state = f"waits for {found['waits']}" if found["waits"] else f"{found['status']}, nothing has happened yet"
+        console.print(Text.assemble((found["run"], "bold"), f"  {state}"), soft_wrap=True)
         if plot is not None:
             raise SettingError("there is nothing to draw: nothing has happened yet", run=found["run"])
         return

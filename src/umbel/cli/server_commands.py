@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.padding import Padding
 from rich.table import Table
@@ -24,16 +25,23 @@ def settings(
     insecure: bool,
     force_insecure: bool,
     quota: str | None,
+    node_quota: str | None = None,
+    largest_answer: str | None = None,
 ) -> ServerSettings:
     """What the command line says of a server. Raises `SettingError`."""
-    given: dict[str, str] = {}
+    given: dict[str, Any] = {}
     if listen is not None:
         given["listen"] = listen
     if http is not None:
         given["http"] = "" if http == NO_PAGES else http
-    size = None if quota is None else byte_count(quota)
+    sizes = {"quota": quota, "node_quota": node_quota, "largest_answer": largest_answer}
+    given |= {name: byte_count(text) for name, text in sizes.items() if text is not None}
     return ServerSettings(
-        folder, **given, names=tuple(names), insecure=insecure, force_insecure=force_insecure, quota=size
+        folder,
+        **given,
+        names=tuple(names),
+        insecure=insecure,
+        force_insecure=force_insecure,
     )
 
 

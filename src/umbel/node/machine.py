@@ -238,6 +238,8 @@ class NodeMachine:
                 for task in message.ack.tasks:
                     if self._answers.acknowledged(message.ack.run, task):
                         self._out += self._blobs.drop(message.ack.run, {f"answer {task}"})
+            case "notice":
+                self._out.append(Note(f"the server says: {message.notice.text}"))
             case None:
                 raise ProtocolError("a message without a body", m.CODE_MALFORMED)
             case body:

@@ -274,6 +274,8 @@ class Node:
         try:
             welcome = await introduce(connection, self._settings, self._settings.hello())
             log.info("connected to %s as %s", connection.peer, welcome.id)
+            if welcome.name not in ("", self._settings.name):
+                log.warning("%s calls this node %s, not %s", connection.peer, welcome.name, self._settings.name)
             self._complaint, self._welcomed = "", True
             self._connection = connection
             self._exchange = Exchange(

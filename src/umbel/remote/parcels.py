@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +13,13 @@ from ..arrays import Arrays
 from ..ask import SENT, Ask, Task, for_client
 from ..errors import ClientId, StrategyError
 from ..node.executor import Keys
+from ..update import Free
 from ..wire import messages as m
 from ..wire.names import client_text
 
+ELEMENT_BYTES, ARRAY_BYTES, ANSWER_BYTES = 32, 4 << 10, 64 << 10
+"""So much of an answer may fall to each element that is expected (whatever transforms make of it: an index beside it,
+shares, words of 64 bits), to each array, and to the whole."""
 Stored = Callable[[Any], m.Payload]
 """What turns a tree, or `Arrays`, into a payload."""
 
@@ -74,8 +79,26 @@ def ask_spec(run: str, sent: SentAsk, store: Stored) -> m.AskSpec:
         transforms=_json(ask.transform.spec(), "its transforms"),
         model=model,
         shared=store(shared),
+        most_bytes=answer_bytes(ask),
     )
     return sent.spec
+
+
+def answer_bytes(ask: Ask) -> int:
+    """What no client's answer to an ask is larger than, by the arrays that are expected; 0 where they are not known."""
+    if callable(ask.expects) or callable(ask.model):
+        return 0
+    arrays = size = 0
+    model = ask.model if isinstance(ask.model, Arrays) else None
+    for expects in (ask.expects, ask.expects.aux):
+        if isinstance(expects, Free) and expects.max_bytes is None:
+            return 0
+        if isinstance(expects, Free):
+            size += 2 * (expects.max_bytes or 0)
+        elif expects is not None and (schema := expects.schema(model)) is not None:
+            arrays += len(schema)
+            size += sum(math.prod(spec.shape) for spec in schema.values()) * ELEMENT_BYTES
+    return size + arrays * ARRAY_BYTES + ANSWER_BYTES
 
 
 def task_message(run: str, sent: SentAsk, task: Task, keys: Keys, base: str, store: Stored) -> m.Task:

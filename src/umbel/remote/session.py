@@ -359,6 +359,8 @@ class Session:
             self._take_members(message.members)
         elif kind == "log_ack":
             self._logged(message.log_ack.number)
+        elif kind == "notice":
+            self._warnings.append((None, f"the server: {message.notice.text}"))
 
     def _take_members(self, body: m.Members) -> None:
         for member in body.members:

@@ -48,6 +48,8 @@ RIGHTS: dict[str, tuple[str, bool]] = {
 """The role that a method needs, and whether it changes anything, which goes into the audit record."""
 
 PAGE = 500
+REFUSALS = 3
+"""So many refusals are told of a run that waits."""
 LONGEST_BODY = 256 << 10
 PULLED = ("events.jsonl", "summary.json", "initial.safetensors", "checkpoints/*.safetensors")
 """The files of a run's folder that operators may have."""
@@ -84,6 +86,7 @@ class Offices(Protocol):
     """What a desk works through.
 
     `commit` returns when all that was put into the store is on disk. `online` tells whether a node is connected,
+    `elsewhere` which clients it names that another node hosts, by the name of that one,
     `standings` each client's standing in a run with its reason. `revoked` ends the connections of a node, by its id,
     `dismissed` those of an operator, by its token's id. `start` and `stop` do so with a run's process, by what the
     store says of the run; `stop` returns when it has ended. `folder` is where a run keeps its files.
@@ -101,6 +104,7 @@ class Offices(Protocol):
     def feeds(self) -> Feeds: ...
     async def commit(self) -> None: ...
     def online(self, node: str) -> bool: ...
+    def elsewhere(self, node: str) -> dict[str, str]: ...
     def standings(self, run: str) -> dict[str, tuple[int, str]]: ...
     def revoked(self, node: str) -> None: ...
     def dismissed(self, token: str) -> None: ...
@@ -204,6 +208,7 @@ class Desk:
                 {
                     **{column: getattr(node, column) for column in columns},
                     "clients": list(node.clients),
+                    "elsewhere": self._offices.elsewhere(node.id),
                     "connected": node.status == "approved" and self._offices.online(node.id),
                 }
                 for node in self._offices.registry.nodes()
@@ -257,7 +262,20 @@ class Desk:
 
     def _described(self, row: Row) -> dict[str, Any]:
         columns = ("name", "owner", "status", "created_at", "ended_at")
-        return {"run": row["id"], **{name: row[name] for name in columns}, **self._summaries.of(row["id"])}
+        about = self._summaries.of(row["id"])
+        waits = "" if about["asked"] or row["ended_at"] is not None else self._waits(row["id"])
+        return {"run": row["id"], **{name: row[name] for name in columns}, **about, "waits": waits}
+
+    def _waits(self, run: str) -> str:
+        """What a run that has not begun waits for, and why."""
+        found: dict[str, list[str]] = {}
+        for client, (standing, reason) in self._offices.standings(run).items():
+            found.setdefault(_standing(standing), []).append(f"client {client}: {reason}" if reason else client)
+        counts = [
+            f"{len(found[name])} {name}" for name in ("ready", "preparing", "offline", "refused") if name in found
+        ]
+        why = "".join(f"; {each}" for each in found.get("refused", ())[:REFUSALS])
+        return f"clients: {', '.join(counts)}{why}" if counts else "clients: no node hosts any that it wants"
 
     async def _show(self, peer: Peer, body: Body) -> dict[str, Any]:
         row = self._run(body)

@@ -26,8 +26,11 @@ Event = tuple[int, str]
 
 
 class Feeds:
-    """All followers, by run. `stored(run, after)` reads a run's kept events with higher numbers; `over(run)` says
-    whether a run was over when it was last written to disk. To be used in one event loop.
+    """All followers, by run.
+
+    `stored(run, after)` reads a run's kept events with higher numbers; `over(run)` says whether a run was over when it
+    was last written to disk. Of a run that has not begun, those who come get what was last to be watched: why it waits.
+    To be used in one event loop.
     """
 
     def __init__(self, stored: Callable[[str, int], list[Event]], over: Callable[[str], bool]) -> None:
@@ -35,6 +38,7 @@ class Feeds:
         self._was_over = over
         self._followers: dict[str, set[_Follower]] = {}
         self._recent: OrderedDict[str, deque[Event]] = OrderedDict()
+        self._before: OrderedDict[str, str] = OrderedDict()
         self._over: dict[str, bool] = {}
 
     def tell(self, run: str, number: int, event: str) -> None:
@@ -44,6 +48,12 @@ class Feeds:
             self._recent.move_to_end(run)
             if len(self._recent) > RUNS:
                 self._recent.popitem(last=False)
+            self._before.pop(run, None)
+        elif run not in self._recent:
+            self._before[run] = event
+            self._before.move_to_end(run)
+            if len(self._before) > RUNS:
+                self._before.popitem(last=False)
         for follower in self._followers.get(run, ()):
             follower.take(number, event)
 
@@ -54,6 +64,7 @@ class Feeds:
     def ended(self, run: str) -> None:
         """A run is over: whoever follows it gets what is left, and is done."""
         self._over[run] = True
+        self._before.pop(run, None)
         for follower in self._followers.get(run, ()):
             follower.news.set()
 
@@ -73,6 +84,8 @@ class Feeds:
         try:
             follower.waiting.extend(self._stored(run, after))
             follower.waiting.extend(self._recent.get(run, ()))
+            if live and run in self._before and not follower.waiting:
+                follower.waiting.append((0, self._before[run]))
             while True:
                 over = self._is_over(run)
                 follower.news.clear()

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import ProtocolError
 from ..wire import messages as m
+from .ledger import Answer, payload_of
 
 KEY_BYTES = 32
 MOST = 2**63
@@ -21,6 +22,10 @@ def _is_json(text: str) -> bool:
         return False
     return True
 
+
+ANSWER_BYTES = 128 << 10
+"""An answer without its blob takes at most this for each client: a receipt with its metrics, and what is inline."""
+PARTIAL_BYTES = 2 << 20
 
 _NUMBERS = ("ask", "attempt", "number", "round")
 _REQUIRED: dict[str, Callable[[Any], bool]] = {
@@ -48,3 +53,26 @@ def check(kind: str, body: Any) -> None:
         raise ProtocolError(f"a {kind} with the number {max(numbers)}; they are below 2^63", m.CODE_MALFORMED)
     if kind in _REQUIRED and not _REQUIRED[kind](body):
         raise ProtocolError(f"a {kind} that lacks a field, or whose fields disagree", m.CODE_MALFORMED)
+
+
+def too_large(answer: Answer, ask: m.AskSpec, largest: int) -> str:
+    """Why an answer of a node is too large to be kept; empty where it is not."""
+    size, most = answer.message.ByteSize(), ANSWER_BYTES * len(answer.tasks)
+    if size > most:
+        return (
+            f"its answer has {size:,} bytes beside its arrays, such as metrics or a reason; at most {most:,} are kept"
+        )
+    payload = payload_of(answer.message)
+    size = payload.blob.size if payload is not None else 0
+    if ask.most_bytes:
+        # A partial holds sums, whose elements are up to three words of 64 bits, and receipts.
+        partial = answer.message.WhichOneof("body") == "partial"
+        expected = 2 * ask.most_bytes + PARTIAL_BYTES if partial else ask.most_bytes
+        if size > expected:
+            return f"its answer has {size:,} bytes, and what ask {ask.ask} expects has at most {expected:,}"
+    if size > largest:
+        return (
+            f"its answer has {size:,} bytes, and the server takes at most {largest:,} of one node "
+            "(see --quota, --node-quota and --largest-answer of `umbel server`)"
+        )
+    return ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -37,13 +37,16 @@ class Task:
 
 @dataclass(slots=True)
 class Answer:
-    """What came for some tasks from a node; not `complete` as long as its blob is on the way."""
+    """What came for some tasks from a node; not `complete` as long as its blob is on the way, over the connection of
+    this `peer`.
+    """
 
     id: str
     message: m.Message
     tasks: tuple[str, ...]
     node: str
     complete: bool = True
+    peer: str | None = None
 
 
 @dataclass(slots=True)
@@ -114,6 +117,30 @@ def restored(store: Records, row: Mapping[str, Any]) -> Run:
     return run
 
 
+def blobs_of(run: Run) -> Iterator[tuple[m.Blob, str]]:
+    """The blobs that a run needs, each with its owner: the run, or one of its asks."""
+    if run.spec is not None and run.spec.archive.HasField("blob"):
+        yield run.spec.archive.blob, f"{run.id}/"
+    for id, ask in run.asks.items():
+        sent = [ask.spec.model, ask.spec.shared, *(task.message.own for task in ask.tasks.values())]
+        for payload in [*sent, *(payload_of(answer.message) for answer in ask.answers.values())]:
+            if payload is not None and payload.HasField("blob"):
+                yield payload.blob, f"{run.id}/{id}"
+
+
+def shed(store: Records, run: Run) -> None:
+    """Of a run that is over but may go on: keep its updates; let go of failures, and of what is still under way."""
+    for ask in run.asks.values():
+        for answer in list(ask.answers.values()):
+            if answer.complete and payload_of(answer.message) is not None:
+                continue
+            del ask.answers[answer.id]
+            store.delete("answers", run=run.id, id=answer.id)
+            for name in answer.tasks if answer.complete else ():
+                ask.tasks[name].answer = None
+                store.put("tasks", {"run": run.id, "task": name, "answer": None})
+
+
 def payload_of(message: m.Message) -> m.Payload | None:
     """Where an answer's arrays are."""
     if message.WhichOneof("body") == "partial":
@@ -131,3 +158,23 @@ def ask_of(task: str) -> int:
     """The ask that a task belongs to, by its id; -1 where the id is none."""
     head = task.partition(".")[0]
     return int(head) if head.isascii() and head.isdecimal() and len(head) < 19 else -1
+
+
+def attempt_of(answer: Answer) -> int:
+    """Which attempt at a task has given an answer; 0 for a partial."""
+    return answer.message.result.attempt if answer.message.WhichOneof("body") == "result" else 0
+
+
+def task_row(run: Run, task: Task) -> dict[str, Any]:
+    """A task as the store has it."""
+    message = task.message
+    return {
+        "run": run.id,
+        "task": message.task,
+        "ask": message.ask,
+        "client": message.client,
+        "node": task.node,
+        "attempt": message.attempt,
+        "message": message.SerializeToString(),
+        "answer": task.answer,
+    }

@@ -90,11 +90,24 @@ class ServerFacts:
     answers_stored: int = 0
     blob_bytes: int = 0
     blob_quota: int | None = None
+    node_quota: int | None = None
+    blobs_waiting: int = 0
     store_bytes: int = 0
     disk_free: int | None = None
     commits: Histogram = field(default_factory=Histogram)
     frames_in: int = 0
     frames_out: int = 0
+
+    @property
+    def storage(self) -> dict[str, int | None]:
+        """What the blobs take and may take, those of one node, how many wait for room, and what is free on the disk."""
+        return {
+            "bytes": self.blob_bytes,
+            "quota": self.blob_quota,
+            "node_quota": self.node_quota,
+            "waiting": self.blobs_waiting,
+            "disk_free": self.disk_free,
+        }
 
     @property
     def waiting(self) -> int:
@@ -122,6 +135,7 @@ def application(facts: Facts) -> Starlette:
             "server": known.server,
             "software": known.software,
             "uptime": round(known.now - known.started_at, 3),
+            "storage": known.storage,
         }
         return JSONResponse(body, 503 if known.problem else 200)
 
@@ -209,6 +223,8 @@ def metrics(known: ServerFacts) -> str:
     one("umbel_answers_stored_total", "counter", "Answers stored.", known.answers_stored)
     one("umbel_blob_bytes", "gauge", "Bytes of blobs on the disk.", known.blob_bytes)
     one("umbel_blob_quota_bytes", "gauge", "Bytes that blobs may take.", known.blob_quota)
+    one("umbel_node_quota_bytes", "gauge", "Bytes that one node's blobs may take.", known.node_quota)
+    one("umbel_blobs_waiting", "gauge", "Blobs that wait for room.", known.blobs_waiting)
     one("umbel_store_bytes", "gauge", "Bytes of the store.", known.store_bytes)
     one("umbel_disk_free_bytes", "gauge", "Bytes free on the disk.", known.disk_free)
     many("umbel_frames_total", "counter", "Frames.", "direction", {"in": known.frames_in, "out": known.frames_out})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -27,6 +28,8 @@ PATIENCE = 3600.0
 """A node that waits and has not asked for so many seconds makes room for another."""
 REFUSALS = 60
 """So many refused attempts are recorded in a minute; of further ones only their number."""
+KEPT_REFUSALS = 10_000
+"""So many records stay of what those did who are not known."""
 KEPT = 7 * 86400.0
 """For so many seconds a join token that is over is known still, to say why it is not good."""
 
@@ -64,6 +67,8 @@ class Registry:
         self._records = store.greatest("audit")
         self._nothing = secrets.token_bytes(32)
         self._minute, self._refused = -1, 0
+        strange = [row["number"] for did in ("refused", "nodes.wait") for row in store.rows("audit", did=did)]
+        self._strangers = deque(sorted(strange))
         self._driven: dict[str, str] = {}
 
     # Nodes
@@ -78,6 +83,11 @@ class Registry:
             clients = row.get("clients")
             found.append(replace(node, seen_at=seen, clients=node.clients if clients is None else tuple(clients)))
         return sorted(found, key=lambda node: node.name)
+
+    @property
+    def approved(self) -> int:
+        """How many nodes are approved."""
+        return sum(node.status == "approved" for node in self._nodes.values())
 
     def node(self, reference: str) -> Node:
         """The node with this id, name, or beginning of its id (four characters or more)."""
@@ -234,16 +244,34 @@ class Registry:
             if not hello.token:
                 raise self._waits(hello, id, node)
             node = self._joined(hello, id, self._verify_token(hello, "join", transcript, proof))
-        elif node.capabilities != (brings := _capabilities(hello)):
+        else:
+            node = self._renamed(hello, node, transcript, proof)
+        if node.capabilities != (brings := _capabilities(hello)):
             node = self._keep(replace(node, capabilities=brings))
         return Identity(role=hello.role, id=id, name=node.name, hello=hello)
 
     def _joined(self, hello: m.Hello, id: str, row: dict[str, Any]) -> Node:
+        if row["name"] and self._is_taken(row["name"], id):
+            text = f"there is a node {row['name']} already, which this invitation is for: ask for another one"
+            raise self._refusal(hello, m.CODE_NOT_ALLOWED, text, node=id)
         now = self._clock()
         self._put_token({**row, "used_at": now})
-        name = self._free_name(row["name"] or hello.name, id)
+        name = row["name"] or self._free_name(hello.name, id)
         self.record(f"node:{id}", "nodes.join", name=name, token=row["id"])
         return self._keep(_arrived(hello, id, name, "approved", now))
+
+    def _renamed(self, hello: m.Hello, node: Node, transcript: bytes, proof: m.Proof) -> Node:
+        """A node that is known, under the name that it is invited by now; the welcome tells it."""
+        row = self._tokens.get(hello.token)
+        if row is None or row["kind"] != "join" or row["used_at"] is not None or row["name"] in ("", node.name):
+            return node
+        now = self._clock()
+        good = check_seal(row["digest"], transcript, proof.seal) and now <= (row["expires_at"] or now)
+        if not good or self._is_taken(row["name"], node.id):
+            return node
+        self._put_token({**row, "used_at": now})
+        self.record(f"node:{node.id}", "nodes.rename", before=node.name, name=row["name"], token=row["id"])
+        return self._keep(replace(node, name=row["name"]))
 
     def _waits(self, hello: m.Hello, id: str, node: Node | None) -> Refused:
         """A node that nobody has approved: it is kept in mind, if there is room."""
@@ -260,6 +288,7 @@ class Registry:
                 )
             node = _arrived(hello, id, self._free_name(hello.name, id), "pending", now)
             self.record(f"node:{id}", "nodes.wait", name=node.name)
+            self._strange(self._records)
         self._keep(replace(node, seen_at=now))
         text = f"node {node.name} waits for approval: `umbel nodes approve {id[:8]}` on the server"
         return Refused(text, m.CODE_NOT_APPROVED, retry=True)
@@ -297,11 +326,19 @@ class Registry:
             self._minute, self._refused = minute, 0
             if left > 0:
                 self.record("server", "refused", more=left)
+                self._strange(self._records)
         self._refused += 1
         if self._refused <= REFUSALS:
             said = {"role": hello.role, "name": hello.name[:64] or None, "token": hello.token[:64] or None}
             self.record("unknown", "refused", code=int(code), reason=text, **said, **what)
+            self._strange(self._records)
         return Refused(text, code, retry=retry)
+
+    def _strange(self, number: int) -> None:
+        """A record was made by somebody who is not known: of such the last so many are kept."""
+        self._strangers.append(number)
+        while len(self._strangers) > KEPT_REFUSALS:
+            self._store.delete("audit", number=self._strangers.popleft())
 
     # What is kept
 
@@ -357,8 +394,10 @@ class Registry:
     def _free_name(self, wanted: str, id: str) -> str:
         """The name that a node wants; with some of its id where another has that, or where it is no name."""
         name = wanted if _NAME.fullmatch(wanted) else f"node-{id[:8]}"
-        taken = any(node.name == name and node.id != id for node in self._nodes.values())
-        return f"{name[:55]}-{id[:8]}" if taken else name
+        return f"{name[:55]}-{id[:8]}" if self._is_taken(name, id) else name
+
+    def _is_taken(self, name: str, id: str) -> bool:
+        return any(node.name == name and node.id != id for node in self._nodes.values())
 
 
 def _check_form(name: str, whose: str) -> None:

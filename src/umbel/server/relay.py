@@ -149,6 +149,8 @@ class Relay:
         try:
             welcome = await introduce(connection, NodeProof(self._settings.key, self._settings.token), hello)
             log.info("connected to %s as %s", connection.peer, welcome.id)
+            if welcome.name not in ("", self._settings.name):
+                log.warning("%s calls this relay %s, not %s", connection.peer, welcome.name, self._settings.name)
             self._complaint = ""
             self._connection = connection
             self._exchange = Exchange(
@@ -160,6 +162,9 @@ class Relay:
             )
             self.put(Reached(frozenset(hello.clients)))
             async for message in connection.messages():
+                if message.HasField("notice"):
+                    log.warning("the server above says: %s", message.notice.text)
+                    continue
                 try:
                     self.put(Asked(message))
                 except ProtocolError as error:

@@ -12,14 +12,9 @@ from typing import Any
 
 from ..errors import ProtocolError
 from ..wire import messages as m
-from . import fields
-from .ledger import Answer as _Answer
-from .ledger import Ask as _Ask
-from .ledger import Node as _Node
-from .ledger import Peer as _Peer
-from .ledger import Records, ask_of, payload_of, restored, sha_of
-from .ledger import Run as _Run
-from .ledger import Task as _Task
+from . import fields, ledger, notices
+from .fields import MOST
+from .ledger import Answer, Ask, Node, Peer, Records, Run, Task
 from .signals import (
     Connected,
     Drop,
@@ -44,8 +39,8 @@ RESTING = 8
 """So many runs that were stopped or have failed are kept in memory; others are read again if they go on."""
 MAILBOX = 10_000
 """How many tasks may wait for one node."""
-MEMBERS = 1000
-"""How many clients one message tells of."""
+MEMBERS = 500
+"""How many clients one message tells of: with names and reasons as long as they may be it fits into a frame."""
 ALLOWED: dict[str, frozenset[str]] = {
     "node": frozenset({"run_answer", "result", "partial", "alive", "hosted"}),
     "run": frozenset({"run_spec", "ask_spec", "task", "cancel", "close_ask", "close_run", "refold", "log_event"}),
@@ -58,19 +53,27 @@ class Router:
     """One server's runs, nodes and mailboxes.
 
     `store` keeps what must not be lost, `has` tells whether a blob is complete on this side, `mailbox` bounds the tasks
-    that wait for one node.
+    that wait for one node, and `largest` a blob of a node or of a run.
     """
 
-    def __init__(self, store: Records, has: Callable[[bytes], bool], *, mailbox: int = MAILBOX) -> None:
+    def __init__(
+        self,
+        store: Records,
+        has: Callable[[bytes], bool],
+        *,
+        mailbox: int = MAILBOX,
+        largest: Callable[[str], int] = lambda role: MOST,
+    ) -> None:
         self._store = store
         self._has = has
         self._mailbox = mailbox
-        self._peers: dict[str, _Peer] = {}
-        self._nodes: dict[str, _Node] = {}
-        self._runs: dict[str, _Run] = {}
+        self._largest = largest
+        self._peers: dict[str, Peer] = {}
+        self._nodes: dict[str, Node] = {}
+        self._runs: dict[str, Run] = {}
         self._homes: dict[str, str] = {}
         self._ended: dict[str, tuple[str, float]] = {}
-        self._resting: dict[str, _Run] = {}
+        self._resting: dict[str, Run] = {}
         self._effects: list[Effect] = []
         self._arriving: dict[tuple[str, bytes], list[tuple[int, str]]] = {}
         self.answers = 0
@@ -115,14 +118,20 @@ class Router:
 
     def held(self) -> Iterator[Hold]:
         """The blobs that are needed, to be held again after a restart."""
-        resting = (restored(self._store, row) for row in self._store.rows("runs") if row["status"] in ENDED[1:])
-        for run in (*self._runs.values(), *resting):
-            if run.spec is not None:
-                yield from self._holds(run.spec.archive, f"{run.id}/")
-            for id, ask in run.asks.items():
-                sent = [ask.spec.model, ask.spec.shared, *(task.message.own for task in ask.tasks.values())]
-                for payload in [*sent, *(payload_of(answer.message) for answer in ask.answers.values())]:
-                    yield from self._holds(payload, f"{run.id}/{id}")
+        return (Hold(blob.sha256, owner) for run in self._kept() for blob, owner in ledger.blobs_of(run))
+
+    def _kept(self) -> Iterator[Run]:
+        """All runs of which anything is kept."""
+        yield from self._runs.values()
+        yield from (ledger.restored(self._store, row) for row in self._store.rows("runs") if row["status"] in ENDED[1:])
+
+    def stored(self) -> Iterator[tuple[str, m.Blob]]:
+        """The blobs of answers, each with the node that it came from."""
+        for run in self._kept():
+            for answer in [answer for ask in run.asks.values() for answer in ask.answers.values()]:
+                payload = ledger.payload_of(answer.message)
+                if payload is not None and payload.HasField("blob"):
+                    yield answer.node, payload.blob
 
     def standings(self, run: str) -> dict[str, tuple[int, str]]:
         """Each client's standing in a run, and why it is refused."""
@@ -131,6 +140,12 @@ class Router:
     def online(self, node: str) -> bool:
         """Whether a node is connected."""
         return node in self._nodes and self._nodes[node].peer is not None
+
+    def elsewhere(self, node: str) -> dict[str, str]:
+        """The clients that a node names and another one hosts, each with the name of that one."""
+        named = self._nodes[node].named if node in self._nodes else ()
+        others = {client: self._nodes[self._homes[client]] for client in named if self._homes.get(client) != node}
+        return {client: other.name for client, other in others.items()}
 
     def clients(self) -> frozenset[str]:
         """All clients that its nodes host, connected or not."""
@@ -150,18 +165,18 @@ class Router:
     def _load(self) -> None:
         for row in self._store.rows("nodes"):
             if row["status"] == "approved":
-                self._nodes[row["id"]] = _Node(row["id"], row["name"], seen=row["seen_at"] or 0.0)
+                self._nodes[row["id"]] = Node(row["id"], row["name"], seen=row["seen_at"] or 0.0)
                 self._settle(self._nodes[row["id"]], tuple(row["clients"] or ()))
         for row in self._store.rows("runs"):
             if row["status"] in ENDED:
                 self._ended[row["id"]] = (row["status"], row["ended_at"] or 0.0)
                 continue
-            run = self._runs[row["id"]] = restored(self._store, row)
+            run = self._runs[row["id"]] = ledger.restored(self._store, row)
             for client in self._clients_of(run):
                 run.standings[client] = (m.STANDING_OFFLINE, "")
             self._wait_again(run)
 
-    def _wait_again(self, run: _Run) -> None:
+    def _wait_again(self, run: Run) -> None:
         for task in (task for ask in run.asks.values() for task in ask.tasks.values()):
             if task.answer is None:
                 self._wait(task)
@@ -169,17 +184,19 @@ class Router:
     # Who is there
 
     def _connected(self, event: Connected, now: float) -> None:
-        self._peers[event.peer] = _Peer(event.role, event.id)
+        self._peers[event.peer] = Peer(event.role, event.id)
         if event.role == "node":
-            node = self._nodes.setdefault(event.id, _Node(event.id, event.name))
+            node = self._nodes.setdefault(event.id, Node(event.id, event.name))
             self._supersede(node.peer, event.peer)
             node.peer, node.name, node.asks = event.peer, event.name, set()
             before, node.seen = node.seen, now
             for over, (status, at) in self._ended.items():
                 if at >= before:
                     self._say(event.peer, close_run=m.CloseRun(run=over, status=status))
-            self._settle(node, event.clients)
+            gone = self._settle(node, event.clients)
             self._store.put("nodes", {"id": node.id, "seen_at": now, "clients": list(node.clients)})
+            self._tell_elsewhere(node)
+            self._pass_on(gone)
             for known in self._runs.values():
                 self._leave(known)
                 self._invite(known, node)
@@ -191,15 +208,16 @@ class Router:
             run.peer = event.peer
             self._say(event.peer, durable=True, log_ack=m.LogAck(run=run.id, number=run.log))
 
-    def _begin(self, event: Connected, now: float) -> _Run:
+    def _begin(self, event: Connected, now: float) -> Run:
         """A run that is new, or was over: with the answers that it had then. By a connection alone it does not go on:
         see `_goes_on`.
         """
-        ended = self._ended.pop(event.id, None)
         rows = self._store.rows("runs", id=event.id)
-        run = self._resting.pop(event.id, None) or (restored(self._store, rows[0]) if rows else _Run(event.id))
+        run = self._resting.pop(event.id, None) or (ledger.restored(self._store, rows[0]) if rows else Run(event.id))
         run.spec = None  # until the run says it: nodes have to hear of it anew
-        run.over = ended if rows and rows[0]["status"] in ENDED else None
+        run.over = self._ended.pop(event.id, None)
+        if run.over is None and rows and rows[0]["status"] in ENDED:
+            run.over = (rows[0]["status"], rows[0]["ended_at"] or 0.0)
         self._runs[event.id] = run
         self._wait_again(run)
         if run.over is None:
@@ -207,7 +225,11 @@ class Router:
             self._store.put("runs", {"id": event.id, "status": "running", "ended_at": None, **begun})
         return run
 
-    def _goes_on(self, run: _Run) -> None:
+    def resumed(self, id: str) -> None:
+        """The server itself goes on with a run that was over, as its store says by now."""
+        self._ended.pop(id, None)
+
+    def _goes_on(self, run: Run) -> None:
         """A run has done something that it had not done before: if it was over, it is not any more."""
         if run.over is not None:
             run.over = None
@@ -237,39 +259,60 @@ class Router:
             mine = [c for c in self._clients_of(run) if self._homes.get(c) == node.id]
             self._stand(run, mine, m.STANDING_OFFLINE)
 
-    def _settle(self, node: _Node, clients: Iterable[str]) -> None:
-        """A node hosts these clients; one that another node hosts stays there, also over a restart of the server."""
-        node.named = tuple(clients)
-        for client in node.clients:
+    def _settle(self, node: Node, clients: Iterable[str]) -> set[str]:
+        """A node hosts these clients; one that another node hosts stays there, also over a restart of the server.
+
+        Gives those that it hosts no more.
+        """
+        node.named, before = tuple(dict.fromkeys(clients)), node.clients
+        for client in before:
             if self._homes.get(client) == node.id:
                 del self._homes[client]
         node.clients = tuple(client for client in node.named if self._homes.setdefault(client, node.id) == node.id)
+        return set(before).difference(node.clients)
 
-    def _clients_of(self, run: _Run) -> list[str]:
+    def _tell_elsewhere(self, node: Node) -> None:
+        if node.peer is not None and (listed := list(self.elsewhere(node.id))):
+            self._say(node.peer, notice=m.Notice(text=notices.elsewhere(listed)))
+
+    def _pass_on(self, gone: set[str]) -> None:
+        """Clients that their node hosts no more go to whoever named them, too."""
+        for heir in [other for other in self._nodes.values() if not gone.isdisjoint(other.named)]:
+            before = heir.clients
+            self._settle(heir, heir.named)
+            if not (new := [client for client in heir.clients if client not in before]):
+                continue
+            self._store.put("nodes", {"id": heir.id, "clients": list(heir.clients)})
+            if heir.peer is not None:
+                self._say(heir.peer, notice=m.Notice(text=notices.here(new)))
+            for run in self._runs.values():
+                self._invite(run, heir)
+
+    def _clients_of(self, run: Run) -> list[str]:
         if run.spec is None:
             return []
         wanted = set(run.spec.clients)
         return [client for client in self._homes if not wanted or client in wanted]
 
-    def _invite(self, run: _Run, node: _Node) -> None:
+    def _invite(self, run: Run, node: Node) -> None:
         mine = [client for client in self._clients_of(run) if self._homes[client] == node.id]
         if not mine or node.peer is None or run.spec is None:
             return
         self._say(node.peer, durable=True, run_spec=run.spec)
         self._stand(run, mine, m.STANDING_PREPARING)
 
-    def _leave(self, run: _Run) -> None:
+    def _leave(self, run: Run) -> None:
         """Clients that no node hosts any more are gone from a run."""
         gone = [c for c, (standing, _) in run.standings.items() if c not in self._homes]
         self._stand(run, [c for c in gone if run.standings[c][0] != m.STANDING_REFUSED], m.STANDING_OFFLINE)
 
-    def _stand(self, run: _Run, clients: Iterable[str], standing: int, reason: str = "") -> None:
+    def _stand(self, run: Run, clients: Iterable[str], standing: int, reason: str = "") -> None:
         changed = [c for c in clients if run.standings.get(c) != (standing, reason)]
         for client in changed:
             run.standings[client] = (standing, reason)
         self._tell_members(run, changed)
 
-    def _tell_members(self, run: _Run, clients: Iterable[str]) -> None:
+    def _tell_members(self, run: Run, clients: Iterable[str]) -> None:
         members = []
         for client in clients:
             standing, reason = run.standings[client]
@@ -294,10 +337,7 @@ class Router:
                     if task.node == id and task.answer is None:
                         self._fail(run, ask, task, "its node was revoked")
         self._homes = {client: home for client, home in self._homes.items() if home != id}
-        for heir in [other for other in self._nodes.values() if not gone.keys().isdisjoint(other.named)]:
-            self._settle(heir, heir.named)
-            for run in self._runs.values():
-                self._invite(run, heir)
+        self._pass_on(set(gone))
 
     # Messages
 
@@ -332,7 +372,7 @@ class Router:
 
     # What runs say
 
-    def _run_run_spec(self, run: _Run, spec: m.RunSpec, now: float) -> None:
+    def _run_run_spec(self, run: Run, spec: m.RunSpec, now: float) -> None:
         changed = run.spec is None or run.spec != spec
         run.spec = spec
         if changed:
@@ -347,19 +387,19 @@ class Router:
             self._need(run, spec.archive, f"{run.id}/")
         self._tell_members(run, [c for c in self._clients_of(run) if c in run.standings])
 
-    def _run_ask_spec(self, run: _Run, spec: m.AskSpec, now: float) -> None:
+    def _run_ask_spec(self, run: Run, spec: m.AskSpec, now: float) -> None:
         known = run.asks.get(spec.ask)
         if known is not None and known.spec.digest != spec.digest:
             self._close_ask(run, spec.ask)
             known = None
         if known is None:
             self._goes_on(run)
-            run.asks[spec.ask] = _Ask(spec)
+            run.asks[spec.ask] = Ask(spec)
             self._store.put("asks", {"run": run.id, "ask": spec.ask, "spec": spec.SerializeToString()})
         for payload in (spec.model, spec.shared):
             self._need(run, payload, f"{run.id}/{spec.ask}")
 
-    def _run_task(self, run: _Run, message: m.Task, now: float) -> None:
+    def _run_task(self, run: Run, message: m.Task, now: float) -> None:
         self._goes_on(run)
         ask = run.asks.get(message.ask)
         if ask is None:
@@ -374,7 +414,7 @@ class Router:
             return
         if known is not None:
             self._forget_answer(run, ask, known)
-        task = ask.tasks[message.task] = _Task(message, self._homes.get(message.client, ""))
+        task = ask.tasks[message.task] = Task(message, self._homes.get(message.client, ""))
         node = self._nodes.get(task.node)
         standing, reason = run.standings.get(message.client, (m.STANDING_UNSPECIFIED, ""))
         if node is None or standing in (m.STANDING_UNSPECIFIED, m.STANDING_REFUSED):
@@ -385,30 +425,17 @@ class Router:
             self._fail(run, ask, task, f"the mailbox of node {node.name} is full: {node.waiting} tasks wait in it")
             return
         self._wait(task)
-        self._store.put("tasks", self._row(run, task))
+        self._store.put("tasks", ledger.task_row(run, task))
         self._need(run, message.own, f"{run.id}/{message.ask}")
         self._dispatch(run, ask, task)
 
-    def _stands(self, ask: _Ask, task: _Task) -> bool:
+    def _stands(self, ask: Ask, task: Task) -> bool:
         """Whether a task has an update for an answer, which counts for all of its attempts: it is never done again."""
         answer = ask.answers.get(task.answer or "")
-        payload = payload_of(answer.message) if answer is not None and answer.complete else None
+        payload = ledger.payload_of(answer.message) if answer is not None and answer.complete else None
         return payload is not None and (not payload.HasField("blob") or self._has(payload.blob.sha256))
 
-    def _row(self, run: _Run, task: _Task) -> dict[str, Any]:
-        message = task.message
-        return {
-            "run": run.id,
-            "task": message.task,
-            "ask": message.ask,
-            "client": message.client,
-            "node": task.node,
-            "attempt": message.attempt,
-            "message": message.SerializeToString(),
-            "answer": task.answer,
-        }
-
-    def _dispatch(self, run: _Run, ask: _Ask, task: _Task) -> None:
+    def _dispatch(self, run: Run, ask: Ask, task: Task) -> None:
         node = self._nodes.get(task.node)
         if node is None or node.peer is None or task.answer is not None:
             return
@@ -419,11 +446,11 @@ class Router:
             self._say(node.peer, durable=True, ask_spec=ask.spec)
         self._say(node.peer, durable=True, task=task.message)
 
-    def _run_cancel(self, run: _Run, body: m.Cancel, now: float) -> None:
+    def _run_cancel(self, run: Run, body: m.Cancel, now: float) -> None:
         # Durable, as the tasks are: none may overtake the word that it is not wanted, and come after its ask is closed.
         gone: dict[str, list[str]] = {}
         for id in body.tasks:
-            ask = run.asks.get(ask_of(id))
+            ask = run.asks.get(ledger.ask_of(id))
             if ask is None:
                 continue
             ask.cancelled.add(id)
@@ -441,10 +468,10 @@ class Router:
             if node is not None and node.peer is not None:
                 self._say(node.peer, durable=True, cancel=m.Cancel(run=run.id, tasks=tasks))
 
-    def _run_close_ask(self, run: _Run, body: m.CloseAsk, now: float) -> None:
+    def _run_close_ask(self, run: Run, body: m.CloseAsk, now: float) -> None:
         self._close_ask(run, body.ask)
 
-    def _close_ask(self, run: _Run, id: int) -> None:
+    def _close_ask(self, run: Run, id: int) -> None:
         ask = run.asks.pop(id, None)
         if ask is None:
             return
@@ -453,6 +480,9 @@ class Router:
         for task in ask.tasks.values():
             if task.answer is None:
                 self._settled(task)
+        for answer in ask.answers.values():
+            if not answer.complete:
+                self._forget_arriving(run, ask, answer)
         for table in ("asks", "tasks", "answers"):
             self._store.delete(table, run=run.id, ask=id)
         self._effects.append(Release(f"{run.id}/{id}"))
@@ -463,7 +493,7 @@ class Router:
                 if node.peer is not None:
                     self._say(node.peer, durable=True, close_ask=m.CloseAsk(run=run.id, ask=id))
 
-    def _run_close_run(self, run: _Run, body: m.CloseRun, now: float) -> None:
+    def _run_close_run(self, run: Run, body: m.CloseRun, now: float) -> None:
         self.end(run.id, body.status if body.status in ENDED else "stopped", now)
 
     def end(self, id: str, status: str, now: float) -> None:
@@ -493,19 +523,11 @@ class Router:
             self._rest(run)
         self._effects.append(RunEnded(id, status))
 
-    def _rest(self, run: _Run) -> None:
-        """Keep the updates that are on disk, or will be in a moment; let go of failures and of what is under way."""
-        for ask in run.asks.values():
-            for task in ask.tasks.values():
-                self._settled(task)
-            for answer in list(ask.answers.values()):
-                if answer.complete and payload_of(answer.message) is not None:
-                    continue
-                del ask.answers[answer.id]
-                self._store.delete("answers", run=run.id, id=answer.id)
-                for name in answer.tasks if answer.complete else ():
-                    ask.tasks[name].answer = None
-                    self._store.put("tasks", {"run": run.id, "task": name, "answer": None})
+    def _rest(self, run: Run) -> None:
+        """Keep what is on disk of a run, or will be in a moment."""
+        for task in (task for ask in run.asks.values() for task in ask.tasks.values()):
+            self._settled(task)
+        ledger.shed(self._store, run)
         run.peer, run.standings = None, {}
         self._resting[run.id] = run
         while len(self._resting) > RESTING:
@@ -519,7 +541,7 @@ class Router:
         self.end(id, status, now)
         return self._effects
 
-    def _run_refold(self, run: _Run, body: m.Refold, now: float) -> None:
+    def _run_refold(self, run: Run, body: m.Refold, now: float) -> None:
         ask = run.asks.get(body.ask)
         without = set(body.without)
         for answer in list(ask.answers.values()) if ask is not None else []:
@@ -536,7 +558,7 @@ class Router:
                     self._store.delete("tasks", run=run.id, task=id)
             self._drop_answer(run, ask, answer.id)
 
-    def _run_log_event(self, run: _Run, body: m.LogEvent, now: float) -> None:
+    def _run_log_event(self, run: Run, body: m.LogEvent, now: float) -> None:
         if body.number == 0:
             self._effects.append(Tell(run.id, 0, body.event))
             return
@@ -550,15 +572,17 @@ class Router:
 
     # What nodes say
 
-    def _node_hosted(self, node: _Node, body: m.Hosted) -> None:
-        self._settle(node, body.clients)
+    def _node_hosted(self, node: Node, body: m.Hosted) -> None:
+        gone = self._settle(node, body.clients)
         self._store.put("nodes", {"id": node.id, "clients": list(node.clients)})
+        self._tell_elsewhere(node)
+        self._pass_on(gone)
         for run in self._runs.values():
             self._leave(run)
             if any(run.standings.get(c, (0, ""))[0] != m.STANDING_READY for c in node.clients):
                 self._invite(run, node)
 
-    def _node_run_answer(self, node: _Node, run: _Run, body: m.RunAnswer) -> None:
+    def _node_run_answer(self, node: Node, run: Run, body: m.RunAnswer) -> None:
         about = set(body.clients)
         mine = [c for c in self._clients_of(run) if self._homes[c] == node.id and (not about or c in about)]
         if body.retry:
@@ -577,7 +601,7 @@ class Router:
                 if task.message.client in mine:
                     self._dispatch(run, ask, task)
 
-    def _node_result(self, node: _Node, run: _Run, body: m.Result) -> None:
+    def _node_result(self, node: Node, run: Run, body: m.Result) -> None:
         ask = run.asks.get(body.ask)
         task = ask.tasks.get(body.task) if ask is not None else None
         if ask is None or task is None or task.node != node.id:
@@ -590,16 +614,16 @@ class Router:
         if body.attempt < task.message.attempt and body.HasField("failure"):
             self._ack(node, run, [body.task])
             return
-        self._take(run, ask, _Answer(body.task, m.Message(result=body), (body.task,), node.id))
+        self._take(run, ask, Answer(body.task, m.Message(result=body), (body.task,), node.id))
 
-    def _is_over(self, run: _Run, ask: int, task: str) -> bool:
+    def _is_over(self, run: Run, ask: int, task: str) -> bool:
         """Whether nobody will want the answer to a task that is not known: it is over, and not new to a server that
         was killed before it had written the task down.
         """
         known = run.asks.get(ask)
         return ask <= run.closed if known is None else task in known.cancelled
 
-    def _node_partial(self, node: _Node, run: _Run, body: m.Partial) -> None:
+    def _node_partial(self, node: Node, run: Run, body: m.Partial) -> None:
         ask = run.asks.get(body.ask)
         ids = [receipt.task for receipt in body.receipts]
         if ask is None:
@@ -613,24 +637,33 @@ class Router:
         elif wrong and node.peer is not None:
             self._say(node.peer, refold=m.Refold(run=run.id, ask=body.ask, without=wrong))
         else:
-            self._take(run, ask, _Answer(f"partial {ids[0]}", m.Message(partial=body), tuple(ids), node.id))
+            self._take(run, ask, Answer(f"partial {ids[0]}", m.Message(partial=body), tuple(ids), node.id))
 
-    def _node_alive(self, node: _Node, run: _Run, body: m.Alive) -> None:
-        over = [id for id in body.tasks if self._is_over(run, ask_of(id), id)]
+    def _node_alive(self, node: Node, run: Run, body: m.Alive) -> None:
+        over = [id for id in body.tasks if self._is_over(run, ledger.ask_of(id), id)]
         if over and node.peer is not None:
             self._say(node.peer, cancel=m.Cancel(run=run.id, tasks=over))
-        mine = [id for id in body.tasks if (ask := run.asks.get(ask_of(id))) and id in ask.tasks]
+        mine = [id for id in body.tasks if (ask := run.asks.get(ledger.ask_of(id))) and id in ask.tasks]
         if mine and run.peer is not None:
             self._say(run.peer, alive=m.Alive(run=run.id, tasks=mine))
 
     # Answers
 
-    def _take(self, run: _Run, ask: _Ask, answer: _Answer) -> None:
+    def _take(self, run: Run, ask: Ask, answer: Answer) -> None:
         """An answer is here, or will be once its blob is."""
-        payload = payload_of(answer.message)
+        payload = ledger.payload_of(answer.message)
+        if reason := fields.too_large(answer, ask.spec, self._largest("node")):
+            for id in answer.tasks:
+                self._fail(run, ask, ask.tasks[id], f"client {ask.tasks[id].message.client}: {reason}")
+            self._ack(self._nodes[answer.node], run, answer.tasks)
+            return
         if payload is not None and payload.HasField("blob") and not self._has(payload.blob.sha256):
-            answer.complete = False
-            node = self._nodes[answer.node]
+            node, before = self._nodes[answer.node], ask.answers.get(answer.id)
+            answer.complete, answer.peer = False, node.peer
+            if before is not None and not before.complete and ledger.sha_of(before) != payload.blob.sha256:
+                if before.peer == node.peer and ledger.attempt_of(before) >= ledger.attempt_of(answer):
+                    raise ProtocolError(f"another answer to {answer.id} is on its way", m.CODE_OUT_OF_ORDER)
+                self._forget_arriving(run, ask, before)
             waiting = self._arriving.setdefault((run.id, payload.blob.sha256), [])
             if (ask.spec.ask, answer.id) not in waiting:
                 waiting.append((ask.spec.ask, answer.id))
@@ -640,12 +673,12 @@ class Router:
             return
         self._store_answer(run, ask, answer)
 
-    def _store_answer(self, run: _Run, ask: _Ask, answer: _Answer) -> None:
+    def _store_answer(self, run: Run, ask: Ask, answer: Answer) -> None:
         answer.complete = True
         ask.answers[answer.id] = answer
         self.answers += 1
-        for hold in self._holds(payload_of(answer.message), f"{run.id}/{ask.spec.ask}"):
-            self._effects.append(hold)
+        if sha := ledger.sha_of(answer):
+            self._effects.append(Hold(sha, f"{run.id}/{ask.spec.ask}"))
         row = {"run": run.id, "id": answer.id, "ask": ask.spec.ask, "message": answer.message.SerializeToString()}
         self._store.put("answers", row)
         for id in answer.tasks:
@@ -658,12 +691,18 @@ class Router:
         if node is not None:
             self._ack(node, run, answer.tasks)
 
+    def _forget_arriving(self, run: Run, ask: Ask, answer: Answer) -> None:
+        key = (run.id, ledger.sha_of(answer))
+        left = [each for each in self._arriving.pop(key, []) if each != (ask.spec.ask, answer.id)]
+        if left:
+            self._arriving[key] = left
+
     def _fetched(self, event: Fetched) -> None:
         run = self._runs.get(event.run)
         for id, name in self._arriving.pop((event.run, event.sha), []):
             ask = run.asks.get(id) if run is not None else None
             answer = ask.answers.get(name) if ask is not None else None
-            if run is None or ask is None or answer is None or answer.complete or sha_of(answer) != event.sha:
+            if run is None or ask is None or answer is None or answer.complete or ledger.sha_of(answer) != event.sha:
                 continue
             if all(t in ask.tasks and ask.tasks[t].answer is None for t in answer.tasks):
                 self._store_answer(run, ask, answer)
@@ -676,50 +715,50 @@ class Router:
         for id, name in self._arriving.pop((event.run, event.sha), []):
             ask = run.asks.get(id) if run is not None else None
             answer = ask.answers.get(name) if ask is not None else None
-            if ask is not None and answer is not None and not answer.complete and sha_of(answer) == event.sha:
+            if ask is not None and answer is not None and not answer.complete and ledger.sha_of(answer) == event.sha:
                 del ask.answers[name]
 
-    def _answer(self, run: _Run, answer: _Answer) -> None:
+    def _answer(self, run: Run, answer: Answer) -> None:
         if run.peer is not None:
             self._effects.append(Say(run.peer, answer.message))
 
-    def _ack(self, node: _Node, run: _Run, tasks: Iterable[str]) -> None:
+    def _ack(self, node: Node, run: Run, tasks: Iterable[str]) -> None:
         if node.peer is not None:
             self._say(node.peer, durable=True, ack=m.Ack(run=run.id, tasks=list(tasks)))
 
-    def _fail(self, run: _Run, ask: _Ask, task: _Task, reason: str) -> None:
+    def _fail(self, run: Run, ask: Ask, task: Task, reason: str) -> None:
         """Answer a task in place of a node."""
         t = task.message
         failure = m.Failure(reason=reason[:2000])
         result = m.Result(run=run.id, task=t.task, ask=t.ask, client=t.client, attempt=t.attempt, failure=failure)
-        answer = _Answer(t.task, m.Message(result=result), (t.task,), "")
+        answer = Answer(t.task, m.Message(result=result), (t.task,), "")
         self._settled(task)
         task.answer = answer.id
         ask.answers[answer.id] = answer
-        self._store.put("tasks", self._row(run, task))
+        self._store.put("tasks", ledger.task_row(run, task))
         row = {"run": run.id, "id": answer.id, "ask": t.ask, "message": answer.message.SerializeToString()}
         self._store.put("answers", row)
         self._answer(run, answer)
 
-    def _settled(self, task: _Task) -> None:
+    def _settled(self, task: Task) -> None:
         """A task does not wait for its node any more."""
         if task.waiting and task.node in self._nodes:
             self._nodes[task.node].waiting -= 1
         task.waiting = False
 
-    def _wait(self, task: _Task) -> None:
+    def _wait(self, task: Task) -> None:
         """A task waits for its node."""
         if not task.waiting and task.node in self._nodes:
             self._nodes[task.node].waiting += 1
             task.waiting = True
 
-    def _forget_answer(self, run: _Run, ask: _Ask, task: _Task) -> None:
+    def _forget_answer(self, run: Run, ask: Ask, task: Task) -> None:
         if task.answer is not None:
             self._drop_answer(run, ask, task.answer, keep=[task.message.task])
         else:
             self._settled(task)
 
-    def _drop_answer(self, run: _Run, ask: _Ask, id: str, keep: Iterable[str] = ()) -> None:
+    def _drop_answer(self, run: Run, ask: Ask, id: str, keep: Iterable[str] = ()) -> None:
         """An answer is not wanted as it is: its other tasks wait again."""
         answer = ask.answers.pop(id, None)
         if answer is None:
@@ -737,17 +776,16 @@ class Router:
 
     # Blobs
 
-    def _need(self, run: _Run, payload: m.Payload, owner: str) -> None:
+    def _need(self, run: Run, payload: m.Payload, owner: str) -> None:
         """A run named a blob: have it, unless it is here."""
         if not payload.HasField("blob"):
             return
+        if payload.blob.size > (most := self._largest("run")):
+            text = f"{payload.blob.size:,} bytes, where all that this server stores may take {most:,}: see its --quota"
+            raise ProtocolError(text, m.CODE_TOO_LARGE)
         self._effects.append(Hold(payload.blob.sha256, owner))
         if not self._has(payload.blob.sha256) and run.peer is not None:
             self._effects.append(Fetch(run.peer, run.id, payload.blob))
-
-    def _holds(self, payload: m.Payload | None, owner: str) -> Iterator[Hold]:
-        if payload is not None and payload.HasField("blob"):
-            yield Hold(payload.blob.sha256, owner)
 
     def _say(self, peer: str, durable: bool = False, **body: Any) -> None:
         self._effects.append(Say(peer, m.Message(**body), durable))

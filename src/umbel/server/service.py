@@ -69,6 +69,7 @@ from .signals import (
     Say,
     Tell,
 )
+from .storage import Storage
 from .summaries import Summaries
 from .supervision import Exit, Supervisor
 
@@ -81,6 +82,8 @@ LAZY_COMMIT = 0.02
 LASTING = frozenset({"runs.submit", "runs.stop", "runs.resume"})
 """Requests that are seen to their end also if whoever asked is gone by then: half of one would leave a run that is said
 to be going on and has no process."""
+OPERATOR_CONNECTIONS = 100
+"""So many connections may be there by the token of one operator."""
 RETRY_SECONDS = 1.0
 """After so long what could not be written is tried again."""
 PARTING = 0.5
@@ -101,6 +104,9 @@ class Peer:
             self._may_read,
             same_machine=service.same_machine(identity),
             progress=self._moved,
+            room=service.storage.place(
+                identity.id, f"{ROLES[identity.role]} {identity.name}", identity.role == m.ROLE_NODE, self._waits
+            ),
         )
 
     @property
@@ -127,6 +133,13 @@ class Peer:
             return blob.sha256 in self._offered
         return self._service.router.may_read(self.id, run, blob.sha256)
 
+    def _waits(self, run: str, text: str) -> None:
+        """What it sends for a run has to wait for room: it is told, and the run is."""
+        _LOG.warning("%s", text)
+        for peer in self._service.peers.values():
+            if peer is self or (peer.identity.role == m.ROLE_RUN and peer.identity.id == run):
+                peer.connection.post(m.Message(notice=m.Notice(text=text)))
+
     def _moved(self, sha256: bytes, offset: int) -> None:
         """A transfer is a sign of life; the connection counts it."""
 
@@ -151,10 +164,21 @@ class Service:
         self.root = folder.absolute()
         self.authority = Authority(folder / "authority")
         self.store = SqlStore(folder / "server.db", after_commit=after_commit)
-        self.blobs = Blobs(folder / "blobs", settings.quota)
+        self.blobs = Blobs(folder / "blobs")
         self.depot = Depot(self.blobs, lends_below=folder / "runs")
         self.registry = Registry(self.store, time.time)
-        self.router = Router(self.store, lambda sha: self.blobs.path(sha) is not None)
+        self.storage = Storage(
+            self.blobs,
+            quota=settings.quota,
+            node_quota=settings.node_quota,
+            largest=settings.largest_answer,
+            nodes=lambda: self.registry.approved,
+        )
+        self.router = Router(
+            self.store,
+            lambda sha: self.blobs.path(sha) is not None,
+            largest=lambda role: self.storage.largest if role == "node" else self.storage.quota,
+        )
         self.feeds = Feeds(self._stored_events, self._is_over)
         self.desk = Desk(self)
         self.supervisor = Supervisor(committed=self._committed, on_exit=self._run_exited)
@@ -165,6 +189,8 @@ class Service:
         self.address = ""
         self.started_at = time.time()
         self._problem = ""
+        self._full = ""
+        self._fetching: set[tuple[str, str, bytes]] = set()
         self._numbers = 0
         self._listener: Listener | None = None
         self._durable: list[Say] = []
@@ -185,7 +211,9 @@ class Service:
         (self.root / "runs").mkdir(mode=0o700, exist_ok=True)
         for sha, owner in [(hold.sha, hold.owner) for hold in self.router.held()] + list(self.desk.held()):
             self.blobs.hold(sha, owner)
-        self.blobs.collect()
+        for node, blob in self.router.stored():
+            self.storage.place(node, node, True).held[blob.sha256] = blob.size
+        self.storage.collect()
         certificate = key = None
         if not self.settings.insecure:
             serving = self.authority.serving((*self.settings.names, host_and_port(self.settings.listen)[0]))
@@ -268,6 +296,11 @@ class Service:
         if not self.registry.admits(identity):  # revoked while the welcome waited for the disk
             await connection.close(m.Problem(code=m.CODE_REVOKED, text="it was revoked just now"))
             return
+        same = [peer for peer in self.peers.values() if peer.identity.id == identity.id]
+        if identity.role == m.ROLE_OPERATOR and len(same) >= OPERATOR_CONNECTIONS:
+            text = f"{len(same)} others have connected by this token"
+            await connection.close(m.Problem(code=m.CODE_BUSY, text=text, retry=True))
+            return
         self._numbers += 1
         peer = Peer(self, self._numbers, identity, connection)
         self.peers[peer.id] = peer
@@ -338,7 +371,7 @@ class Service:
                 self.blobs.hold(effect.sha, effect.owner)
             elif isinstance(effect, Release):
                 self.blobs.release(effect.owner)
-                self.blobs.collect()
+                self.storage.collect()
                 self.depot.freed()
             elif isinstance(effect, Tell):
                 self.feeds.tell(effect.run, effect.number, effect.event)
@@ -370,6 +403,16 @@ class Service:
             _LOG.error("what %s is to be told is lost: %s", peer.id, error.message)
 
     async def _fetch(self, fetch: Fetch) -> None:
+        key = (fetch.peer, fetch.run, fetch.blob.sha256)
+        if key in self._fetching:
+            return  # it was named more than once
+        self._fetching.add(key)
+        try:
+            await self._fetched(fetch)
+        finally:
+            self._fetching.discard(key)
+
+    async def _fetched(self, fetch: Fetch) -> None:
         while True:
             insider, peer = self.insiders.get(fetch.peer), self.peers.get(fetch.peer)
             if insider is None and peer is None:
@@ -385,9 +428,11 @@ class Service:
                 self.tell(NotFetched(fetch.run, fetch.blob.sha256, error.message))
                 return
             except StorageError as error:  # whoever has it keeps it, and will not say so again: try until there is room
+                self._full = f"what nodes and runs send cannot be written: {error.message}"
                 _LOG.error("%s; trying again", error.message)
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
+            self._full = ""
             self.tell(Fetched(fetch.run, fetch.blob.sha256))
             return
 
@@ -460,6 +505,7 @@ class Service:
             raise StorageError(f"run {run} cannot be started: {told}") from error
         token = self._fresh_token(run)
         await self.commit()
+        self.router.resumed(run)
         root = b"" if self.settings.insecure else self.authority.public
         line = JoinText(root, token).text
         self._stopping.discard(run)
@@ -555,6 +601,10 @@ class Service:
         """Whether a node is connected."""
         return self.router.online(node)
 
+    def elsewhere(self, node: str) -> dict[str, str]:
+        """The clients that a node names and another one hosts."""
+        return self.router.elsewhere(node)
+
     def standings(self, run: str) -> dict[str, tuple[int, str]]:
         """Each client's standing in a run."""
         return self.router.standings(run)
@@ -592,7 +642,7 @@ class Service:
             "problem": known.problem,
             "sessions": dict(known.sessions),
             "waiting": known.waiting,
-            "blob_bytes": known.blob_bytes,
+            "storage": known.storage,
         }
 
     # The pages
@@ -610,13 +660,15 @@ class Service:
             software=f"umbel {version('umbel')}",
             started_at=self.started_at,
             now=time.time(),
-            problem=self._problem,
+            problem=self._problem or self._full or self.storage.problem,
             nodes=tuple(self._node_facts()),
             runs=tuple(self._run_facts()),
             sessions=sessions,
             answers_stored=self.router.answers,
             blob_bytes=self.blobs.used,
-            blob_quota=self.settings.quota,
+            blob_quota=self.storage.quota,
+            node_quota=self.storage.share,
+            blobs_waiting=self.storage.waiting,
             store_bytes=sum(path.stat().st_size for path in self.root.glob("server.db*")),
             disk_free=shutil.disk_usage(self.root).free,
             commits=self.commits,

@@ -22,7 +22,9 @@ class ServerSettings:
     - `names`: what it is called by those who connect, besides localhost and what it listens on: host names or
       addresses, for its certificate.
     - `insecure`: without TLS, which is only for this machine, unless `force_insecure`.
-    - `quota`: how many bytes its blobs may take; None for as many as there is room for.
+    - `quota`: how many bytes its blobs may take; None for what they have at its start and four fifths of what is free.
+    - `node_quota`: how many of these may come from one node; None for half where there are several nodes.
+    - `largest_answer`: how many bytes one answer of a node may have; None for as many as the node may.
 
     Raises `SettingError` for what cannot be.
     """
@@ -34,6 +36,8 @@ class ServerSettings:
     insecure: bool = False
     force_insecure: bool = False
     quota: int | None = None
+    node_quota: int | None = None
+    largest_answer: int | None = None
 
     def __post_init__(self) -> None:
         host, _ = host_and_port(self.listen)
@@ -44,8 +48,9 @@ class ServerSettings:
                 f"without TLS everyone between could read and change what passes through {self.listen}",
                 hint="Leave out --insecure: the server makes its own certificates. --force-insecure insists.",
             )
-        if self.quota is not None and self.quota < 1:
-            raise SettingError(f"a quota of {self.quota} bytes leaves room for nothing")
+        for most in (self.quota, self.node_quota, self.largest_answer):
+            if most is not None and most < 1:
+                raise SettingError(f"a quota of {most} bytes leaves room for nothing")
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,12 @@ class Blobs:
                 lacking = 0 if wanted.sha256 in self._complete else wanted.size - self._idle.get(wanted.sha256, 0)
             return self.used + lacking <= self.quota
 
+    def has(self, sha256: bytes) -> bool:
+        """Whether anything of a blob is here, or is being received."""
+        with self._lock:
+            open_now = any(part.blob.sha256 == sha256 for part in self._open)
+            return open_now or sha256 in self._complete or sha256 in self._idle
+
     def path(self, sha256: bytes) -> Path | None:
         """The file of a complete blob, None where there is none."""
         with self._lock:

@@ -50,6 +50,17 @@ class Blobs(Protocol):
     def lend(self, sha256: bytes, place: Path, /) -> bool: ...
 
 
+class Room(Protocol):
+    """Who has room for what one peer sends.
+
+    - `take` takes room for a blob, if there is some.
+    - `waits` is told when a blob that is fetched for a run has to wait for room, and when it does no more.
+    """
+
+    def take(self, blob: m.Blob, /) -> bool: ...
+    def waits(self, blob: m.Blob, run: str, waiting: bool, /) -> None: ...
+
+
 class Depot:
     """The blobs of this process for all its connections: who waits for one to be complete, or for room.
 
@@ -80,14 +91,22 @@ class Depot:
         if waiting is not None:
             waiting.set()
 
-    async def begun(self, blob: m.Blob) -> Part:
+    async def begun(self, blob: m.Blob, room: Room | None = None, run: str = "") -> Part:
         """Begin to receive a blob, once there is room for it; its room is taken from then on."""
-        while True:
-            async with self._beginning:
-                if self.blobs.room(blob):
-                    return await self._begin(blob)
-                freed = self._freed
-            await freed.wait()
+        waiting = False
+        try:
+            while True:
+                async with self._beginning:
+                    if room.take(blob) if room is not None else self.blobs.room(blob):
+                        return await self._begin(blob)
+                    freed = self._freed
+                if room is not None and not waiting:
+                    waiting = True
+                    room.waits(blob, run, True)
+                await freed.wait()
+        finally:
+            if room is not None and waiting:
+                room.waits(blob, run, False)
 
     def freed(self) -> None:
         """There is more room than before."""
@@ -129,6 +148,7 @@ class Exchange:
     - `may_read(run, blob)`: whether the peer was granted a blob; others are not to be had.
     - `same_machine`: ask the peer to link its files instead of sending them; where that fails they are sent.
     - `progress(sha256, offset)`: called whenever a blob has moved on, in either direction.
+    - `room`: who has room for what comes; by default all blobs have room up to their quota.
     """
 
     def __init__(
@@ -140,6 +160,7 @@ class Exchange:
         same_machine: bool = False,
         window: int = WINDOW,
         progress: Callable[[bytes, int], None] | None = None,
+        room: Room | None = None,
     ) -> None:
         self.connection = connection
         self.depot = blobs if isinstance(blobs, Depot) else Depot(blobs)
@@ -147,6 +168,7 @@ class Exchange:
         self._may_read = may_read
         self._window = window
         self._progress = progress
+        self._room = room
         self._incoming: dict[bytes, _Incoming] = {}
         self._abandoned: dict[bytes, asyncio.Event] = {}
         self._fetching: dict[bytes, asyncio.Task[Path]] = {}
@@ -316,7 +338,7 @@ class Exchange:
         async with self._places:
             if (abandoned := self._abandoned.get(blob.sha256)) is not None:
                 await abandoned.wait()
-            part = await self.depot.begun(blob)
+            part = await self.depot.begun(blob, self._room, run)
             try:
                 return await self._received(incoming, part, run)
             finally:

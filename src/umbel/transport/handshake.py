@@ -31,6 +31,9 @@ NONCE_BYTES = 32
 SECONDS = 20.0
 """A handshake that is not over by then has failed."""
 
+CAPABILITIES = 256
+"""So many kinds, transforms and dtypes a peer may bring."""
+
 _EITHER = frozenset({"ping", "pong"}) | BLOB_MESSAGES
 _WORK = frozenset({"run_spec", "ask_spec", "task", "cancel", "close_ask", "close_run", "refold", "ack"})
 _OUTCOME = frozenset({"run_answer", "result", "partial", "alive"})
@@ -42,8 +45,8 @@ TO_SERVER: dict[int, frozenset[str]] = {
 }
 """What each role may send after its Welcome."""
 FROM_SERVER: dict[int, frozenset[str]] = {
-    m.ROLE_NODE: _EITHER | _WORK,
-    m.ROLE_RUN: _EITHER | _OUTCOME | {"members", "log_ack", "close_run"},
+    m.ROLE_NODE: _EITHER | _WORK | {"notice"},
+    m.ROLE_RUN: _EITHER | _OUTCOME | {"members", "log_ack", "close_run", "notice"},
     m.ROLE_OPERATOR: _EITHER | {"response"},
 }
 """What the server may send to each."""
@@ -186,7 +189,11 @@ async def accept(
             await settled()
         granted = _limits(limits if limits is not None else frames.standard_limits())
         welcome = m.Welcome(
-            session=secrets.token_hex(8), id=identity.id, limits=granted, same_machine=same_machine(identity)
+            session=secrets.token_hex(8),
+            id=identity.id,
+            limits=granted,
+            same_machine=same_machine(identity),
+            name=identity.name,
         )
         connection.limits = granted
         connection.allowed, connection.forbidden = TO_SERVER[identity.role], m.CODE_NOT_ALLOWED
@@ -237,6 +244,9 @@ def _check_hello(hello: m.Hello) -> None:
         raise ProtocolError(f"{hello.role} is no role", m.CODE_MALFORMED)
     if len(hello.key) != (KEY_BYTES if hello.role == m.ROLE_NODE else 0):
         raise ProtocolError(f"a key of {len(hello.key)} bytes; a node has one of {KEY_BYTES}", m.CODE_MALFORMED)
+    brings = hello.capabilities
+    if max(len(brings.kinds), len(brings.transforms), len(brings.dtypes)) > CAPABILITIES:
+        raise ProtocolError(f"more than {CAPABILITIES} kinds, transforms or dtypes", m.CODE_TOO_LARGE)
     _check_nonce(hello.nonce)
 
 

@@ -185,6 +185,7 @@ class Message(_message.Message):
     ACK_FIELD_NUMBER: _builtins.int
     HOSTED_FIELD_NUMBER: _builtins.int
     MEMBERS_FIELD_NUMBER: _builtins.int
+    NOTICE_FIELD_NUMBER: _builtins.int
     LOG_EVENT_FIELD_NUMBER: _builtins.int
     LOG_ACK_FIELD_NUMBER: _builtins.int
     REQUEST_FIELD_NUMBER: _builtins.int
@@ -254,6 +255,10 @@ class Message(_message.Message):
     @_builtins.property
     def members(self) -> Global___Members: ...
     @_builtins.property
+    def notice(self) -> Global___Notice:
+        """from the server to nodes and runs"""
+
+    @_builtins.property
     def log_event(self) -> Global___LogEvent:
         """The log of a run: from a run to the server; its acknowledgement."""
 
@@ -294,16 +299,17 @@ class Message(_message.Message):
         ack: Global___Ack | None = ...,
         hosted: Global___Hosted | None = ...,
         members: Global___Members | None = ...,
+        notice: Global___Notice | None = ...,
         log_event: Global___LogEvent | None = ...,
         log_ack: Global___LogAck | None = ...,
         request: Global___Request | None = ...,
         response: Global___Response | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "alive", b"alive", "ask_spec", b"ask_spec", "body", b"body", "cancel", b"cancel", "challenge", b"challenge", "chunk", b"chunk", "close_ask", b"close_ask", "close_run", b"close_run", "credit", b"credit", "hello", b"hello", "hosted", b"hosted", "linked", b"linked", "log_ack", b"log_ack", "log_event", b"log_event", "members", b"members", "partial", b"partial", "ping", b"ping", "pong", b"pong", "problem", b"problem", "proof", b"proof", "refold", b"refold", "request", b"request", "response", b"response", "result", b"result", "run_answer", b"run_answer", "run_spec", b"run_spec", "task", b"task", "unwanted", b"unwanted", "want", b"want", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "alive", b"alive", "ask_spec", b"ask_spec", "body", b"body", "cancel", b"cancel", "challenge", b"challenge", "chunk", b"chunk", "close_ask", b"close_ask", "close_run", b"close_run", "credit", b"credit", "hello", b"hello", "hosted", b"hosted", "linked", b"linked", "log_ack", b"log_ack", "log_event", b"log_event", "members", b"members", "notice", b"notice", "partial", b"partial", "ping", b"ping", "pong", b"pong", "problem", b"problem", "proof", b"proof", "refold", b"refold", "request", b"request", "response", b"response", "result", b"result", "run_answer", b"run_answer", "run_spec", b"run_spec", "task", b"task", "unwanted", b"unwanted", "want", b"want", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "alive", b"alive", "ask_spec", b"ask_spec", "body", b"body", "cancel", b"cancel", "challenge", b"challenge", "chunk", b"chunk", "close_ask", b"close_ask", "close_run", b"close_run", "credit", b"credit", "hello", b"hello", "hosted", b"hosted", "linked", b"linked", "log_ack", b"log_ack", "log_event", b"log_event", "members", b"members", "partial", b"partial", "ping", b"ping", "pong", b"pong", "problem", b"problem", "proof", b"proof", "refold", b"refold", "request", b"request", "response", b"response", "result", b"result", "run_answer", b"run_answer", "run_spec", b"run_spec", "task", b"task", "unwanted", b"unwanted", "want", b"want", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "alive", b"alive", "ask_spec", b"ask_spec", "body", b"body", "cancel", b"cancel", "challenge", b"challenge", "chunk", b"chunk", "close_ask", b"close_ask", "close_run", b"close_run", "credit", b"credit", "hello", b"hello", "hosted", b"hosted", "linked", b"linked", "log_ack", b"log_ack", "log_event", b"log_event", "members", b"members", "notice", b"notice", "partial", b"partial", "ping", b"ping", "pong", b"pong", "problem", b"problem", "proof", b"proof", "refold", b"refold", "request", b"request", "response", b"response", "result", b"result", "run_answer", b"run_answer", "run_spec", b"run_spec", "task", b"task", "unwanted", b"unwanted", "want", b"want", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "challenge", "proof", "welcome", "problem", "ping", "pong", "want", "chunk", "credit", "linked", "unwanted", "run_spec", "ask_spec", "task", "cancel", "close_ask", "close_run", "refold", "run_answer", "result", "partial", "alive", "ack", "hosted", "members", "log_event", "log_ack", "request", "response"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "challenge", "proof", "welcome", "problem", "ping", "pong", "want", "chunk", "credit", "linked", "unwanted", "run_spec", "ask_spec", "task", "cancel", "close_ask", "close_run", "refold", "run_answer", "result", "partial", "alive", "ack", "hosted", "members", "notice", "log_event", "log_ack", "request", "response"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -538,11 +544,14 @@ class Welcome(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
     SAME_MACHINE_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     session: _builtins.str
     id: _builtins.str
     """by which the server knows who connected"""
     same_machine: _builtins.bool
     """blobs may be linked instead of sent"""
+    name: _builtins.str
+    """what it is called here"""
     @_builtins.property
     def limits(self) -> Global___Limits: ...
     def __init__(
@@ -552,10 +561,11 @@ class Welcome(_message.Message):
         id: _builtins.str = ...,
         limits: Global___Limits | None = ...,
         same_machine: _builtins.bool = ...,
+        name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "limits", b"limits", "same_machine", b"same_machine", "session", b"session"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "limits", b"limits", "name", b"name", "same_machine", b"same_machine", "session", b"session"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -869,6 +879,7 @@ class AskSpec(_message.Message):
     TRANSFORMS_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     SHARED_FIELD_NUMBER: _builtins.int
+    MOST_BYTES_FIELD_NUMBER: _builtins.int
     run: _builtins.str
     ask: _builtins.int
     round: _builtins.int
@@ -886,6 +897,8 @@ class AskSpec(_message.Message):
     """JSON"""
     transforms: _builtins.str
     """JSON"""
+    most_bytes: _builtins.int
+    """no client's answer is larger; 0: that is not known"""
     @_builtins.property
     def model(self) -> Global___Payload:
         """arrays; absent where it differs by client"""
@@ -910,10 +923,11 @@ class AskSpec(_message.Message):
         transforms: _builtins.str = ...,
         model: Global___Payload | None = ...,
         shared: Global___Payload | None = ...,
+        most_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "shared", b"shared"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ask", b"ask", "cohort", b"cohort", "digest", b"digest", "fold", b"fold", "kind", b"kind", "lane", b"lane", "model", b"model", "number", b"number", "round", b"round", "run", b"run", "shared", b"shared", "transforms", b"transforms", "whole", b"whole"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ask", b"ask", "cohort", b"cohort", "digest", b"digest", "fold", b"fold", "kind", b"kind", "lane", b"lane", "model", b"model", "most_bytes", b"most_bytes", "number", b"number", "round", b"round", "run", b"run", "shared", b"shared", "transforms", b"transforms", "whole", b"whole"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1402,6 +1416,27 @@ class Members(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Members: _TypeAlias = Members  # noqa: Y015
+
+@_typing.final
+class Notice(_message.Message):
+    """what whoever stands there should know; the connection goes on"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Notice: _TypeAlias = Notice  # noqa: Y015
 
 @_typing.final
 class LogEvent(_message.Message):
