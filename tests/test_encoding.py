@@ -1,6 +1,8 @@
 """Trees of arrays and plain values come back bit for bit, and what cannot be saved is named by its path."""
 
 import hashlib
+import json
+import tracemalloc
 
 import ml_dtypes
 import numpy as np
@@ -9,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from umbel import encoding
-from umbel.arrays import Arrays
+from umbel.arrays import Arrays, write_safetensors
 from umbel.errors import CorruptFile, StorageError, StrategyError
 from umbel.folds import Answer
 from umbel.strategy import State
@@ -169,3 +171,53 @@ def test_what_cannot_be_saved_leaves_the_older_file(tmp_path):
         encoding.save_file(tmp_path / "tree", {"x": object()})
     assert encoding.load_file(tmp_path / "tree") == 1
     assert [p.name for p in tmp_path.iterdir()] == ["tree"]
+
+
+def forged(tree, *, arrays=None):
+    """Bytes as a peer may write them."""
+    text = tree if isinstance(tree, str) else json.dumps(tree)
+    return write_safetensors(arrays or {}, {"umbel": '{"version": 1, "tree": ' + text + "}"})
+
+
+@pytest.mark.parametrize("depth", [1_000, 100_000])
+@pytest.mark.parametrize(("begin", "end"), [("[", "]"), ('{"~": "tuple", "items": [', "]}"), ('{"a": ', "}")])
+def test_what_is_nested_too_deep_is_a_corrupt_file(begin, end, depth):
+    with pytest.raises(CorruptFile):
+        encoding.decode(forged(begin * depth + "1" + end * depth))
+
+
+@pytest.mark.parametrize("kind", ["bytes", "array", "scalar"])
+def test_a_tensor_has_one_place_in_the_tree(kind):
+    """Or a few bytes could ask for any amount of memory."""
+    large = {"x": np.zeros(1 << 20, np.uint8)}
+    once = {"~": kind, "at": "x"}
+    tracemalloc.start()
+    try:
+        with pytest.raises(CorruptFile, match="'x'"):
+            encoding.decode(forged([once] * 1000, arrays=large), views=True)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 16 << 20
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"~": "update", "parts": None},
+        {"~": "like", "parts": [3, None, True, None]},
+        {"~": "correction", "parts": [1.0, "linear"]},
+        {"~": "answer", "parts": [1]},
+        {"~": "receipt", "parts": []},
+        {"~": "arrays", "names": {"w": "x"}, "roles": {"w": "parameter"}},
+        {"~": "arrays", "names": {"w": "x"}, "roles": {"v": "buffer"}},
+        {"~": "arrays", "names": {"w": "x"}, "roles": {"w": "owner"}},
+        {"~": "arrays", "names": ["x"], "roles": {}},
+        {"~": "map", "pairs": [[[], 1]]},
+        {"~": ["tuple"], "items": []},
+    ],
+    ids=str,
+)
+def test_objects_that_are_none_are_a_corrupt_file(parts):
+    with pytest.raises(CorruptFile):
+        encoding.decode(forged(parts, arrays={"x": np.zeros(2, np.int64)}))

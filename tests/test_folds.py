@@ -2,8 +2,10 @@
 
 import contextlib
 import copy
+import functools
 import itertools
 import math
+import sys
 from fractions import Fraction
 
 import ml_dtypes
@@ -630,3 +632,37 @@ def test_a_mean_that_would_be_infinite_is_refused_and_the_largest_floats_are_not
     assert (Partial.from_tree(weighted_mean(), tree).finish().value["w"] == top).all()
     with pytest.raises(UpdateRejected, match="would be infinite"):
         Partial.from_tree(weighted_mean(), changed(tree, ("sums", "weight"), "1:5p0"))
+
+
+def test_a_partial_that_is_nested_as_deep_as_can_be_read_is_refused():
+    nested = []
+    for depth in range(sys.getrecursionlimit()):
+        nested = [nested]
+        for path in (("fold",), ("receipts",), ("sums", "count"), ("sums", "arrays", "w", 0), ("version",)):
+            if depth < sys.getrecursionlimit() - 100 or depth % 10:
+                continue
+            tree = whole().to_tree()
+            place = functools.reduce(lambda part, step: part[step], path[:-1], tree)
+            place[path[-1]] = nested
+            with pytest.raises(UpdateRejected):
+                Partial.from_tree(weighted_mean(), tree)
+
+
+def test_zeros_that_nobody_asked_for_are_counted_together():
+    partial = folded(mean(), [(contribution(0, {f"x{i}": np.zeros(4) for i in range(3)}), receipt(0))])
+    tree = partial.to_tree()
+    for name, row in tree["sums"]["arrays"].items():
+        forged = row[1].copy()
+        forged[-8:] = np.array([2**25], "<u8").view(np.uint8)
+        tree["sums"]["arrays"][name] = ["parameter", forged]
+    with pytest.raises(UpdateRejected, match="zeros"):
+        Partial.from_tree(mean(), tree)
+
+
+def test_arrays_of_a_partial_have_the_order_that_the_ask_expects():
+    model = Arrays({"z": np.zeros(2), "a": np.ones(1), "m": np.array(1)})
+    aux = Arrays({"y": np.zeros(1), "b": np.zeros(1)})
+    tree = folded(mean(), [(contribution(0, model, aux=aux), receipt(0))]).to_tree()
+    answer = Partial.from_tree(mean(), tree, Like(aux=Like(aux)), model).finish()
+    assert (list(answer.value), list(answer.aux)) == (["z", "a", "m"], ["y", "b"])
+    assert list(Partial.from_tree(mean(), tree, Free(aux=Free()), None).finish().value) == ["a", "m", "z"]

@@ -1,13 +1,14 @@
 """Transforms: chaining, specs, clipping, and sparse updates with error feedback."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from umbel.arrays import Arrays
+from umbel.arrays import Arrays, Schema, Spec
 from umbel.errors import StrategyError, UpdateRejected
 from umbel.folds import mean, weighted_mean
 from umbel.randomness import Key
@@ -36,7 +37,7 @@ def update(seed, size=10, scale=1.0):
 def through(transform, item, local=None):
     params = transform.send(transform.init(None))
     sent, local = transform.encode(item, params, local, KEY)
-    return transform.decode(sent, params), local
+    return transform.decode(sent, params, item.arrays.schema), local
 
 
 def same(a, b):
@@ -59,7 +60,7 @@ def test_a_chain_does_what_its_parts_do_one_inside_the_other(parts, seed):
         params.append(part.send(part.init(None)))
         sent, _ = part.encode(sent, params[-1], None, KEY)
     for part, param in zip(reversed(parts), reversed(params), strict=True):
-        sent = part.decode(sent, param)
+        sent = part.decode(sent, param, expected.arrays.schema)
     assert same(through(chain(*parts), expected)[0], sent)
 
 
@@ -137,6 +138,9 @@ def test_without_feedback_nothing_is_kept_and_buffers_travel_whole():
     assert received.arrays["n"] == 3
 
 
+FOUR = Arrays({"w": np.zeros(4, np.float32)}).schema
+
+
 def sparse(**changes):
     arrays = {"w:shape": np.array([4]), "w:indices": np.array([0, 2]), "w:values": np.ones(2, np.float32), **changes}
     return Update(Arrays({n: a for n, a in arrays.items() if a is not None}), delta=True)
@@ -160,9 +164,9 @@ def sparse(**changes):
     ids=str,
 )
 def test_a_malformed_sparse_update_is_rejected(changes):
-    assert top_k(0.5).decode(sparse(), None).arrays["w"].tolist() == [1, 0, 1, 0]
+    assert top_k(0.5).decode(sparse(), None, FOUR).arrays["w"].tolist() == [1, 0, 1, 0]
     with pytest.raises(UpdateRejected):
-        top_k(0.5).decode(sparse(**changes), None)
+        top_k(0.5).decode(sparse(**changes), None, FOUR)
 
 
 @pytest.mark.parametrize("fraction", [0, -0.1, 1.5, math.nan, "all"])
@@ -227,8 +231,9 @@ def test_whatever_a_sparse_update_holds_it_is_dense_or_rejected(shape, indices, 
             "w:indices": np.array(indices, np.int64).astype(dtypes[1]),
             "w:values": np.ones(count, np.float32),
         }
+    schema = Schema({"w": Spec(tuple(shape), np.dtype(np.float32), "parameter")})
     try:
-        found = top_k(fraction).decode(Update(Arrays(parts), delta=True), None).arrays["w"]
+        found = top_k(fraction).decode(Update(Arrays(parts), delta=True), None, schema).arrays["w"]
     except UpdateRejected:
         return
     assert found.shape == tuple(shape)
@@ -238,8 +243,9 @@ def test_whatever_a_sparse_update_holds_it_is_dense_or_rejected(shape, indices, 
 
 def test_few_values_cannot_make_the_receiver_allocate_much():
     bomb = sparse(**{"w:shape": np.array([2**39]), "w:indices": np.array([5]), "w:values": np.ones(1, np.float32)})
-    with pytest.raises(UpdateRejected, match="do not fit together"):
-        top_k(0.5).decode(bomb, None)
+    for schema in (FOUR, None):
+        with pytest.raises(UpdateRejected, match="array 'w'"):
+            top_k(0.5).decode(bomb, None, schema)
 
 
 def test_ties_go_to_the_lower_index():
@@ -258,3 +264,40 @@ def test_a_step_that_enlarges_updates_cannot_follow_one_that_bounds_them():
         chain(clip_by_norm(1.0), top_k(0.1)).check(mean(), Like())
     chain(top_k(0.1), clip_by_norm(1.0)).check(mean(), Like())
     chain(clip_by_norm(1.0), top_k(0.1, error_feedback=False)).check(mean(), Like())
+
+
+def sparsely(**arrays):
+    return Update(Arrays(arrays), delta=True)
+
+
+SCHEMA = Arrays({"w": np.zeros((3, 4), np.float32), "n": np.array(1)}).schema
+
+
+@pytest.mark.parametrize("shape", [[700_000_000], [26_000, 26_000], [4, 3], [12], [2, 3, 2], [3, 5]])
+def test_what_is_dense_is_allocated_as_the_ask_expects_it_and_not_as_the_holder_claims(shape):
+    step = top_k(1e-9)
+    sent = {"w:shape": np.array(shape), "w:indices": np.array([1]), "w:values": np.ones(1), "n": np.array(2)}
+    tracemalloc.start()
+    try:
+        with pytest.raises(UpdateRejected, match="'w'"):
+            step.decode(sparsely(**sent), None, SCHEMA)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1 << 20
+
+
+@pytest.mark.parametrize("name", ["v", "n"])
+def test_only_parameters_that_the_ask_expects_may_be_sparse(name):
+    sent = {f"{name}:shape": np.array([5]), f"{name}:indices": np.array([1]), f"{name}:values": np.ones(1)}
+    with pytest.raises(UpdateRejected, match=repr(name)):
+        top_k(0.1).decode(sparsely(**sent), None, SCHEMA)
+
+
+@pytest.mark.parametrize("size", [0, 13, 10**9])
+def test_what_was_sparse_before_has_no_more_values_than_elements(size):
+    sent = {"w:values:shape": np.array([size]), "w:values:indices": np.array([1]), "w:values:values": np.ones(1)}
+    with pytest.raises(UpdateRejected, match="'w:values'"):
+        top_k(1e-9).decode(sparsely(**sent), None, SCHEMA)
+    sent["w:values:shape"] = np.array([12])
+    assert top_k(1e-9).decode(sparsely(**sent), None, SCHEMA).arrays["w:values"].size == 12

@@ -77,8 +77,8 @@ def decode(data: Bytes, *, views: bool = False) -> Any:
         if header["version"] != VERSION:
             raise CorruptFile(f"this tree has format version {header['version']}; this release reads {VERSION}")
         return _decode(header["tree"], arrays)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise CorruptFile(f"these bytes hold arrays, but not a tree that Umbel wrote ({error!r})") from error
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RecursionError) as error:
+        raise CorruptFile(f"these bytes hold arrays, but not a tree that Umbel wrote ({error!r:.200})") from error
 
 
 def _encode(tree: Any, path: str, arrays: dict[str, Array]) -> Any:
@@ -130,6 +130,7 @@ def _store(array: Array, path: str, arrays: dict[str, Array]) -> str:
 
 
 def _decode(tree: Any, arrays: dict[str, Array]) -> Any:
+    # Each array is taken out: one that is named a thousand times would else need a thousand times its memory.
     if isinstance(tree, list):
         return [_decode(v, arrays) for v in tree]
     if not isinstance(tree, dict):
@@ -138,13 +139,13 @@ def _decode(tree: Any, arrays: dict[str, Array]) -> Any:
     if tag is None:
         return {k: _decode(v, arrays) for k, v in tree.items()}
     if tag == "arrays":
-        return Arrays({name: arrays[at] for name, at in tree["names"].items()}, tree["roles"])
+        return Arrays({name: arrays.pop(at) for name, at in tree["names"].items()}, tree["roles"])
     if tag == "array":
-        return arrays[tree["at"]]
+        return arrays.pop(tree["at"])
     if tag == "scalar":
-        return arrays[tree["at"]][()]
+        return arrays.pop(tree["at"])[()]
     if tag == "bytes":
-        return arrays[tree["at"]].tobytes()
+        return arrays.pop(tree["at"]).tobytes()
     if tag == "tuple":
         return tuple(_decode(v, arrays) for v in tree["items"])
     if tag == "map":

@@ -496,7 +496,7 @@ class Partial:
                 made._aux = _sums_of(mean(), tree["aux"], len(made.receipts))
                 if not made._aux.arrays or (expects is not None and expects.aux is None):
                     raise UpdateRejected("the partial has aux arrays where there can be none")
-        except (KeyError, ValueError, TypeError, AttributeError, OverflowError, IndexError) as error:
+        except (KeyError, ValueError, TypeError, AttributeError, OverflowError, IndexError, RecursionError) as error:
             raise UpdateRejected(f"this is no partial: {error!r:.200}") from error
         if made.receipts:
             _check_expected(made._acc, expects, sent)

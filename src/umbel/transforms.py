@@ -298,31 +298,50 @@ class top_k(Transform):
         dense: dict[str, Array] = {}
         for key in arrays:
             name, _, part = key.rpartition(":")
-            if part not in ("shape", "indices", "values") or f"{name}:values" not in arrays:
+            sparse = part in ("shape", "indices", "values") and f"{name}:values" in arrays
+            if not sparse or (schema is not None and key in schema):
                 dense[key] = arrays[key]
             elif part == "values":
-                dense[name] = self._scatter(arrays, name)
+                dense[name] = self._scatter(arrays, name, schema)
         return replace(update, arrays=Arrays(dense))
 
     def _count(self, size: int) -> int:
         return max(1, round(self.fraction * size))
 
-    def _scatter(self, arrays: Arrays, name: str) -> Array:
+    def _scatter(self, arrays: Arrays, name: str, schema: Schema | None) -> Array:
         try:
             shape, indices, values = (arrays[f"{name}:{part}"] for part in ("shape", "indices", "values"))
         except KeyError as error:
             raise UpdateRejected(f"array {name!r} lacks its indices or its shape") from error
-        fits = shape.ndim == indices.ndim == values.ndim == 1 and indices.shape == values.shape and shape.size <= 32
-        fits = fits and shape.dtype == indices.dtype == np.int64
-        size = math.prod(shape.tolist()) if fits and shape.min(initial=0) >= 0 else 0
-        # The count bounds what so few values can make the receiver allocate.
-        if not 0 < size <= 1 << 40 or values.size != self._count(size):
+        fits = shape.ndim == indices.ndim == values.ndim == 1 and indices.shape == values.shape
+        if not fits or not shape.dtype == indices.dtype == np.int64:
+            raise UpdateRejected(f"the indices, values and shape of array {name!r} do not fit together")
+        claimed = tuple(shape.tolist())
+        _check_claim(name, claimed, schema)
+        size = math.prod(claimed)
+        if values.size != self._count(size):
             raise UpdateRejected(f"the indices, values and shape of array {name!r} do not fit together")
         if indices[0] < 0 or indices[-1] >= size or (np.diff(indices) <= 0).any():
             raise UpdateRejected(f"the indices of array {name!r} are not rising within its {size} elements")
         dense = np.zeros(size, values.dtype)
         dense[indices] = values
-        return dense.reshape(shape)
+        return dense.reshape(claimed)
+
+
+def _check_claim(name: str, claimed: tuple[int, ...], schema: Schema | None) -> None:
+    """Refuse the shape that a holder gives a sparse array unless the ask expects it: it says how much is allocated."""
+    spec = schema.get(name) if schema is not None else None
+    if spec is not None and spec.role == "parameter":
+        if claimed != spec.shape or not math.prod(claimed):
+            raise UpdateRejected(f"array {name!r} has shape {list(claimed)}, expected {list(spec.shape)}")
+        return
+    whole = name  # the values of an array that an earlier step made sparse are at most as many as it has elements
+    while spec is None and whole.endswith(":values"):
+        whole = whole.removesuffix(":values")
+        spec = schema.get(whole) if schema is not None else None
+        if spec is not None and len(claimed) == 1 and 0 < claimed[0] <= math.prod(spec.shape):
+            return
+    raise UpdateRejected(f"array {name!r} is sparse, and the ask expects no such parameter")
 
 
 def parameter_norm(arrays: Arrays) -> float:

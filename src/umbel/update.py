@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
+import numpy as np
+
 from . import encoding
 from .arrays import Arrays, Schema, difference, wide
 from .errors import ClientId, StrategyError, UpdateRejected
@@ -189,6 +191,8 @@ def check(update: Update, expects: Expectation, sent: Arrays | None, client: Cli
     """
     arrays = _as_arrays(update.arrays, "array")
     schema = expects.schema(sent)
+    if not isinstance(update.delta, bool | np.bool_):
+        raise UpdateRejected(f"the update's delta is {update.delta!r:.60}, not true or false")
     if schema is not None:
         if update.delta != expects.delta:
             have, want = ("a difference", "values") if update.delta else ("values", "a difference")

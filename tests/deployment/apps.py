@@ -46,6 +46,49 @@ def large(model, data, ctx):
     return umbel.Update({"w": model["w"] + np.arange(len(model["w"])) % 1000})
 
 
+@client.query("facts")
+def facts(model, data, ctx):
+    letter = ctx.inbox["letter"] if "letter" in ctx.inbox else np.zeros(2)
+    aux = {"most": data["values"][:2] + letter}
+    return umbel.Update({"sum": data["values"].sum(), "n": np.int64(len(data["values"]))}, aux=aux)
+
+
+@client.query("every")
+def every(model, data, ctx):
+    assert "own" not in model
+    own = ctx.state["own"] = ctx.state.get("own", np.zeros(2)) + 1
+    arrays = {n: (a * 0.5 + data["values"].mean() + own.sum()).astype(a.dtype) for n, a in model.items()}
+    return umbel.Update({**arrays, "own": own}, weight=1 + len(ctx.state))
+
+
+class Shapes(umbel.Strategy):
+    """Asks in many ways, and mixes all that it is told into the model."""
+
+    def round(self, state, r):
+        model, everyone = state.model, "all"
+        told = yield umbel.Ask(
+            kind="query:facts", clients=everyone, inbox=lambda c: {"letter": np.full(2, r)} if c % 2 else None,
+            expects=umbel.Free(aux=umbel.Free()), fold=umbel.collect(),
+        )  # fmt: skip
+        scores = yield umbel.Ask(kind="evaluate", clients=everyone, model=model)
+        chain = (umbel.top_k(0.2), umbel.clip_by_norm(3.0))
+        sparse = {"kind": "query:every", "clients": everyone, "transforms": umbel.top_k(0.3), "lane": "one"}
+        mine = yield umbel.Ask(model=model, expects=umbel.Like(names=("w", "mean")), **sparse)
+        wider = umbel.Arrays({"w": np.ones(20), "own": np.zeros(1)}, {"own": "personal"})
+        other = yield umbel.Ask(model=wider, **sparse)
+        again = yield [
+            umbel.Ask(model=model, **{**sparse, "transforms": chain}, fold=umbel.mean()),
+            umbel.Ask(
+                kind="query:every", clients=everyone, model=lambda c: model.replace({"w": model["w"] + c}),
+                expects=umbel.Like(delta=False), fold=umbel.total(), window=umbel.Window(in_flight=2),
+            ),
+        ]  # fmt: skip
+        mixed = [update.arrays["sum"] + update.aux["most"].sum() for update in told.value.values()]
+        step = mine.value["w"] + other.value["w"][:10] + again[0].value["w"] + 0.1 * again[1].value["w"]
+        w = model["w"] + 0.01 * (step + sum(mixed) + scores.metrics["error"])
+        return umbel.State(model.replace({"w": w, "mean": mine.value["mean"] + again[1].value["mean"].astype("f4")}))
+
+
 class Large(umbel.Strategy):
     """Asks for an update as large as the model."""
 
@@ -85,3 +128,12 @@ windowed = app(umbel.FedAvg(cohort=4, window=umbel.Window(close_after=3, deadlin
 late = app(umbel.FedAvg(cohort=4, fold=umbel.mean(), window=umbel.Window(close_after=2, late="keep")))
 whole = app(umbel.FedAvg(cohort=umbel.Everyone()), rounds=6)
 big = umbel.App(client, model={"w": np.ones(30_000_000 // 8)}, strategy=Large(), rounds=1, evaluate_every=0)
+shapes = umbel.App(
+    client,
+    model=umbel.Arrays(
+        {"own": np.full(2, 9.0), "w": np.zeros(10), "mean": np.ones(3, np.float32)},
+        {"mean": "buffer", "own": "personal"},
+    ),
+    strategy=Shapes(),
+    rounds=2,
+)

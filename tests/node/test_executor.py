@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import make_dataclass
+import sqlite3
+from dataclasses import make_dataclass, replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from umbel import (
     Arrays,
@@ -27,12 +30,29 @@ from umbel import (
 from umbel.ask import Task
 from umbel.coordinator import Admit, Failed, Finished
 from umbel.errors import AppError, SettingError, UnusedCorrection
+from umbel.node import executor
 from umbel.node.executor import DataCache, Executor, RunKeys
+from umbel.node.intake import Intake
 from umbel.node.late import load_ask, save_ask
 from umbel.node.state import ClientStates
 from umbel.randomness import Key
+from umbel.update import Receipt
 
 MODEL = Arrays({"w": np.zeros(2), "n": np.array(5), "own": np.ones(1)}, {"own": "personal"})
+
+ARRAYS = st.builds(
+    lambda shape, dtype, fill: np.full(shape, fill, dtype),
+    st.lists(st.integers(0, 3), max_size=3),
+    st.sampled_from(["f4", "f8", "f2", "i8", "u1", "?"]),
+    st.integers(0, 3),
+)
+NAMES = st.sampled_from(["w", "n", "own", "w:shape", "w:indices", "w:values", "n:values", ""])
+PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.binary(max_size=3)
+TREES = st.recursive(
+    PLAIN | ARRAYS | st.dictionaries(NAMES, ARRAYS, max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES | st.integers(), inner, max_size=3),
+    max_leaves=6,
+)
 
 
 @pytest.fixture
@@ -489,3 +509,89 @@ def test_a_traceback_is_kept_once_for_a_reason_and_not_for_all(states):
     traces = [bench.run(id, client).trace for client in range(30)]
     assert [bool(trace) for trace in traces] == [True, False, False, *[True] * 9, *[False] * 18]
     assert 'raise ValueError(f"no data' in traces[0]
+
+
+# What other processes send
+
+
+LIKE = Update(Arrays({"w": np.ones(2), "n": np.array(5)}), 1.0, delta=True)
+SPARSE = {"n": np.array(5), "w:shape": np.array([2]), "w:indices": np.array([1]), "w:values": np.ones(1)}
+
+
+def arrived(update, **asked):
+    intake = Intake()
+    ask = Ask(**{"clients": 3, "model": MODEL, "fold": mean(), **asked})
+    intake.open(1, ask, 1, 0, ask.transform.send(ask.transform.init(None)))
+    return intake.arrived(Task("1.0", 1, 0), update, Receipt("1.0", 0, 1.0, {}), None)
+
+
+@pytest.mark.parametrize("steps", [(), (clip_by_norm(9.0),), (top_k(0.5),), (top_k(0.5), clip_by_norm(9.0))], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"arrays": {"w": np.ones(2, np.int64), "n": np.array(5)}},
+        {"arrays": {**SPARSE, "w:values": np.ones(1, np.int64)}},
+        {"arrays": {**SPARSE, "w:shape": np.array(["2"])}},
+        {"arrays": {**SPARSE, "w:indices": np.array([[1]])}},
+        {"arrays": {**SPARSE, "w:indices": np.array([-1])}},
+        {"arrays": {**SPARSE, "w:shape": np.zeros(0, np.int64)}},
+        {"arrays": {"w": {"w": 1}}},
+        {"arrays": {1: np.ones(2)}},
+        {"arrays": "w"},
+        {"arrays": None},
+        {"aux": 7},
+        {"aux": {"a": "text"}},
+        {"delta": np.array([True, False])},
+        {"delta": None},
+        {"delta": [True]},
+        {"weight": np.ones(2)},
+        {"weight": "many"},
+        {"weight": None},
+        {"weight": {}},
+        {"weight": 10**400},
+    ],
+    ids=str,
+)
+def test_whatever_another_process_sends_costs_its_clients_update_at_most(changes, steps):
+    assert isinstance(arrived(replace(LIKE, **changes), transforms=steps), Failed)
+
+
+@given(tree=TREES, name=st.sampled_from(["arrays", "aux", "weight", "delta", "metrics"]), steps=st.integers(0, 2))
+@settings(deadline=None, derandomize=True, max_examples=150)
+def test_no_tree_in_an_updates_place_ends_a_run(tree, name, steps):
+    transforms = [(), (clip_by_norm(9.0),), (top_k(0.5), clip_by_norm(9.0))][steps]
+    outcome = arrived(replace(LIKE, **{name: tree}), transforms=transforms)
+    assert isinstance(outcome, Failed | Finished)
+
+
+def test_a_state_too_large_to_be_kept_costs_its_clients_update_and_says_so(states, monkeypatch):
+    def train(model, data, ctx):
+        ctx.state["cache"] = np.zeros(1000 if ctx.client == 1 else 10)
+        return Update(model)
+
+    monkeypatch.setattr(executor, "LARGEST_STATE", 4000)
+    bench = Bench(states, train=train)
+    id = bench.open()
+    failed = bench.run(id, 1)
+    assert isinstance(failed, Failed)
+    assert not failed.retry
+    for told in ("client 1", "ctx.state", "bytes", "4,000"):
+        assert told in failed.reason
+    assert isinstance(bench.run(id, 2), Finished)
+    task = Task(f"{id}.1", id, 1)
+    assert bench.executor.answer(task) == failed
+
+
+def test_what_transforms_keep_counts_too(states, monkeypatch):
+    monkeypatch.setattr(executor, "LARGEST_STATE", 400)
+    bench = Bench(states, train=lambda model, data, ctx: Update({"w": np.ones(100)}))
+    failed = bench.run(bench.open(model=Arrays({"w": np.zeros(100)}), transforms=top_k(0.5)), 3)
+    assert "client 3" in failed.reason
+    assert "transforms" in failed.reason
+
+
+def test_the_limit_is_one_that_sqlite_keeps():
+    connection = sqlite3.connect(":memory:")
+    limit = connection.getlimit(sqlite3.SQLITE_LIMIT_LENGTH)
+    connection.close()
+    assert limit > executor.LARGEST_STATE + 10_000

@@ -128,3 +128,12 @@ def test_a_file_that_is_no_database(tmp_path):
 def test_a_place_that_does_not_exist(tmp_path):
     with pytest.raises(StorageError, match=r"nowhere/states\.db cannot be opened: unable to open database file"):
         ClientStates(tmp_path / "nowhere" / "states.db")
+
+
+def test_a_state_larger_than_sqlite_takes_is_no_corrupt_file(states):
+    states._db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 1000)
+    with pytest.raises(StorageError, match=r"ctx\.state") as caught:
+        states.advance(0, {3: state(np.zeros(1000))}, since=0)
+    assert not isinstance(caught.value, CorruptFile)
+    states.advance(1, {3: state("small")}, since=0)
+    assert states.get(3) == {"user": "small"}

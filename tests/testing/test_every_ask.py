@@ -58,14 +58,15 @@ def test_all_pairs_are_among_the_shapes(shapes):
         assert {shape[name] for shape in shapes} == set(values)
 
 
+@pytest.mark.slow
 def test_every_shape_of_ask_on_several_nodes(shapes, tmp_path):
-    told = check(grouped(shapes, 1), tmp_path, APART)
-    answered = [each for each in told if not isinstance(each, str)]
-    assert len(answered) > len(told) * 0.6  # the comparison is of answers, not of failures alone
+    check(grouped(shapes, 1), tmp_path, APART)
 
 
 def test_every_shape_of_ask_below_a_relay(shapes, tmp_path):
-    check(grouped(shapes, 1), tmp_path, APART, {"r": [*APART]})
+    told = check(grouped(shapes, 1), tmp_path, APART, {"r": [*APART]})
+    answered = [each for each in told if not isinstance(each, str)]
+    assert len(answered) > len(told) * 0.6  # the comparison is of answers, not of failures alone
 
 
 def test_several_asks_at_once(shapes, tmp_path):
@@ -80,15 +81,15 @@ def test_late_answers(expects, tmp_path):
     fixed = {"window": "late", "lane": "common", "kind": "train", "expects": expects, "cohort": "all"}
     folds, steps = ("mean", "weighted_mean"), ("none", "forgetful", "clip")
     some = [
-        random_shape(draw, {**fixed, "fold": draw.choice(folds), "transforms": draw.choice(steps)}) for _ in range(99)
+        random_shape(draw, {**fixed, "fold": draw.choice(folds), "transforms": draw.choice(steps)}) for _ in range(60)
     ]
-    groups = grouped([shape for shape in some if is_sound(shape)][:40], 1)
+    groups = grouped([shape for shape in some if is_sound(shape)][:20], 1)
     told = deployed(groups, tmp_path, TOGETHER)
     assert any(row[-1] for each in told if not isinstance(each, str) for row in each[0][4])  # some are late
     here, there = by_task(simulated(groups)), by_task(told)
     common = here.keys() & there.keys()
     assert {task: here[task] for task in common} == {task: there[task] for task in common}
-    assert len(common) > 30
+    assert len(common) > 15
 
 
 def by_task(told):

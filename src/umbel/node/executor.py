@@ -46,6 +46,8 @@ from .seeding import seed_all, seed_generators, seed_of
 
 AT_ONCE = 16
 AT_ONCE_BYTES = 1 << 20
+LARGEST_STATE = 900_000_000
+"""Bytes that a client may keep from task to task: a row of SQLite's holds less than 1,000,000,000."""
 
 
 @dataclass(slots=True)
@@ -336,14 +338,7 @@ class Executor(Intake):
                 update, local = self._encode(ask, update, ready.opened.params, local, where, ctx.key)
         trusted = isinstance(expects, Like) and not transformed
         user = dict(ctx.state) if ctx.state else {}
-        state = None
-        if kept or user or local:
-            try:
-                state = encoding.encode({"user": user, "local": local})
-            except StrategyError as error:
-                raise UpdateRejected(
-                    f"what it left in ctx.state cannot be kept: {error.message}", hint=error.hint
-                ) from error
+        state = _encoded(user, local, ctx.client) if kept or user or local else None
         return Work(ready.opened, update, metrics, ready.sent, trusted, ready.seconds, state)
 
     def _check(self, task: Task, work: Work) -> Result:
@@ -377,6 +372,22 @@ class Executor(Intake):
             frame = own_frame(error) or traceback.extract_tb(error.__traceback__)[-1]
             place = f"{frame.filename.rsplit('/', 1)[-1]}:{frame.lineno}"
             raise HandlerFailed(f"{step} raised {type(error).__name__}: {told(error)} ({place})") from error
+
+
+def _encoded(user: dict[str, Any], local: dict[str, Any], client: ClientId) -> bytes:
+    """A client's next state. Raises `UpdateRejected` where it cannot be kept."""
+    try:
+        pieces = list(encoding.pieces({"user": user, "local": local}))
+    except StrategyError as error:
+        raise UpdateRejected(f"what it left in ctx.state cannot be kept: {error.message}", hint=error.hint) from error
+    size = sum(map(len, pieces))
+    if size > LARGEST_STATE:
+        whose = "ctx.state and what its transforms keep" if local else "ctx.state"
+        raise UpdateRejected(
+            f"what client {client} left cannot be kept: {whose} take {size:,} bytes, of at most {LARGEST_STATE:,}",
+            hint="Keep in ctx.state what cannot be computed or loaded again.",
+        )
+    return b"".join(pieces)
 
 
 def _keep(ready: Ready, done: list[Any]) -> bool:

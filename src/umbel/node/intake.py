@@ -120,16 +120,18 @@ class Intake:
         """An update that crossed the wire, decoded and checked against what its ask expects."""
         model, expects = sent[0], sent[4]
         transform = opened.ask.transform
-        with np.errstate(all="ignore"):  # what is not finite is rejected by name
-            if transform.name != "identity":
-                try:
-                    update = transform.decode(update, opened.params, expects.schema(model))
-                except UmbelError:
-                    raise
-                except Exception as error:
-                    why = f"{type(error).__name__}: {told(error)}"
-                    raise UpdateRejected(f"the update cannot be decoded: {why}") from error
-            return check(update, expects, model, client)
+        schema, step = expects.schema(model), "decoded"
+        try:
+            with np.errstate(all="ignore"):  # what is not finite is rejected by name
+                if transform.name != "identity":
+                    update = transform.decode(update, opened.params, schema)
+                step = "checked"
+                return check(update, expects, model, client)
+        except ClientError:
+            raise
+        except Exception as error:  # whatever it is, it comes of what one client sent, and costs its update alone
+            why = error.message if isinstance(error, UmbelError) else f"{type(error).__name__}: {told(error)}"
+            raise UpdateRejected(f"the update cannot be {step}: {why}") from error
 
     def merge(self, id: int, partial: Partial, states: dict[ClientId, bytes]) -> None:
         """Fold a partial that another process made of some tasks of an ask."""

@@ -91,6 +91,9 @@ class ClientStates:
             yield
         except sqlite3.DatabaseError as error:
             told = f"the client states in {self._path or 'memory'} cannot be {done}: {error}"
+            if isinstance(error, sqlite3.DataError):
+                hint = "A state is larger than SQLite takes here: have the clients keep less in ctx.state."
+                raise StorageError(told, hint=hint) from error
             if isinstance(error, sqlite3.OperationalError):
                 hint = "Nothing learned before is lost: make room or mend the folder, then `umbel resume` the run."
                 raise StorageError(told, hint=hint) from error
