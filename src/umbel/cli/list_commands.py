@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json as jsons
 import shlex
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -78,10 +79,19 @@ def export(reference: str, file: Path, folder: Path, *, round: int | None, force
     console = stdout()
     console.print(Text(f"the model of {record.id} {of} is in {file} ({size})"), soft_wrap=True)
     console.print(Text("\nload it with either of"))
-    for line in (f"umbel.load_model({str(file)!r})", f"safetensors.numpy.load_file({str(file)!r})"):
+    for line in _loaders(model, file):
         console.print(Text(f"  {line}", style="cyan"), soft_wrap=True)
     console.print(Text("begin with it:"))
     console.print(Text(f"  umbel run APP --init {shlex.quote(str(file))}", style="cyan"), soft_wrap=True)
+
+
+def _loaders(model: Arrays, file: Path) -> Iterator[str]:
+    """Lines of Python that load a model from a file."""
+    yield f"import umbel; model = umbel.load_model({str(file)!r})"
+    # numpy itself has no 16-bit brain floats; PyTorch has all that a model can hold.
+    kind = "torch" if any(array.dtype.name == "bfloat16" for array in model.values()) else "numpy"
+    packages = f"safetensors{' torch' if kind == 'torch' else ''}"
+    yield f"import safetensors.{kind} as st; model = st.load_file({str(file)!r})  # pip install {packages}"
 
 
 def _row(record: Record) -> dict[str, Any]:
