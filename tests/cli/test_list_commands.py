@@ -208,6 +208,21 @@ def test_what_is_advised_to_load_an_export_loads_it(tmp_path: Path) -> None:
             checks = [f"assert str(model['x'].dtype).endswith({name!r})", "assert model['x'].tolist() == [1, 1, 1]"]
             advice.setdefault(line.split()[1].strip(";"), []).extend([line, *checks])
     assert sorted(advice) == ["safetensors.numpy", "safetensors.torch", "umbel"]
+    exec("\n".join(advice.pop("safetensors.torch")), {})
     for lines in advice.values():
         # In a process of its own, as whoever follows it: what is imported here may make numpy know more dtypes.
         subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True, timeout=120)
+
+
+def test_a_run_that_could_not_begin_is_listed_with_why(umbel: Command, trained: dict[str, Any]) -> None:
+    assert umbel("run", "app.py", "--clients", 4, "--workers", 0, "--set", "strategy.cohort=9").code == 3
+    rows = json.loads(umbel("runs", "--json").out)
+    assert [(row["state"], row["rounds"]) for row in rows] == [("finished", 6), ("refused", 0)]
+    assert "9 clients" in rows[1]["error"]
+    (line,) = [line for line in umbel("runs").out.splitlines() if "refused" in line]
+    assert rows[1]["error"][:15] in line
+    assert rows[1]["run"] in line
+    assert trained["run"] in umbel("show", "last").out
+    page = umbel("show", rows[1]["run"]).out
+    assert "refused  0 of 3 rounds" in page
+    assert rows[1]["error"] in " ".join(page.split())

@@ -26,6 +26,10 @@ WIDE = 100
 """From so many columns on the table says where each app is; a run's id begins with its name anyway."""
 
 
+LONGEST_WHY = 48
+"""The columns that the reason why a run came to nothing may take."""
+
+
 def runs(folder: Path, *, json: bool) -> None:
     """Print the runs of a folder."""
     rows = [_row(record) for record in records(folder)]
@@ -33,8 +37,8 @@ def runs(folder: Path, *, json: bool) -> None:
 
 
 def print_runs(rows: list[dict[str, Any]], *, json: bool, nothing: str) -> None:
-    """Print a table of runs, each with `run`, `app`, `rounds`, `asked`, `state`, `metrics`, `best_round` and `began`;
-    `nothing` where there are none.
+    """Print a table of runs, each with `run`, `app`, `rounds`, `asked`, `state`, `metrics`, `best_round`, `began`, and
+    `error` where it has one; `nothing` where there are none.
     """
     console = stdout()
     if json:
@@ -100,7 +104,7 @@ def _row(record: Record) -> dict[str, Any]:
         log = record.log
     except CorruptFile:
         nothing: dict[str, Any] = {"app": "", "rounds": 0, "asked": 0, "state": "damaged", "metrics": {}}
-        return {"run": record.id, **nothing, "best_round": None, "began": started}
+        return {"run": record.id, **nothing, "best_round": None, "error": None, "began": started}
     history = History(log.rounds)
     path = log.started.app.get("path")
     return {
@@ -111,6 +115,7 @@ def _row(record: Record) -> dict[str, Any]:
         "state": record.state,
         "metrics": plain(history.metrics(record.best_round)),
         "best_round": record.best_round,
+        "error": None if record.state == "unfinished" or log.finished is None else log.finished.error,
         "began": started,
     }
 
@@ -120,11 +125,14 @@ def _table(rows: list[dict[str, Any]], wide: bool) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False, header_style="dim")
     for title in ("run", "began", "rounds", "state", "metrics", *(["app"] if wide else [])):
         table.add_column(title, justify="right" if title == "rounds" else "left", no_wrap=True)
-    table.columns[0].min_width = max(len(row["run"]) for row in rows)
+    for column, name in ((0, "run"), (3, "state")):  # a long reason may be cut, these may not
+        table.columns[column].min_width = max(len(row[name]) for row in rows)
     for row in rows:
         metrics = {name: float("nan") if value is None else value for name, value in row["metrics"].items()}
         of = "" if row["best_round"] is None else f" (round {row['best_round']})"
         shown = [f"{name} {number(value)}{of}" for name, value in (main_metrics(metrics).items() if metrics else ())]
+        if row.get("error") and not shown:
+            shown = [row["error"] if len(row["error"]) <= LONGEST_WHY else f"{row['error'][: LONGEST_WHY - 3]}..."]
         state = Text(row["state"], style=STATES.get(row["state"], "red"))
         where = ["/".join(Path(row["app"]).parts[-2:])] if wide else []
         began = ago((now - datetime.fromisoformat(row["began"])).total_seconds())
