@@ -26,7 +26,7 @@ WIDE = 100
 """From so many columns on the table says where each app is; a run's id begins with its name anyway."""
 
 
-LONGEST_WHY = 48
+LONGEST_WHY = 30
 """The columns that the reason why a run came to nothing may take."""
 
 
