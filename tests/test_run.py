@@ -35,7 +35,7 @@ from umbel import (
     mean,
     top_k,
 )
-from umbel.errors import AppError, CorruptFile, RunFailed, SettingError, StorageError
+from umbel.errors import AppError, CallerError, CorruptFile, RunFailed, SettingError, StorageError, StrategyError
 from umbel.events import (
     AskClosed,
     AskOpened,
@@ -622,3 +622,28 @@ def test_it_runs_on_the_apps_own_federation_unless_told_otherwise():
     assert umbel.run(app, folder=None).model["w"].tolist() == [1.5] * 3
     with pytest.raises(SettingError, match=r"nobody said where to run\nPass on=umbel\.Simulation\(clients=100\)"):
         umbel.run(app_of(), folder=None)
+
+
+class NoStart(FedAvg):
+    def start(self, model):
+        raise StrategyError("it needs another model")
+
+
+@pytest.mark.parametrize(
+    ("made", "why"),
+    [
+        (lambda: app_of(strategy=NoStart(cohort=1)), "it needs another model"),
+        (lambda: app_of(strategy=FedAvg(cohort=100)), "asks for 100 clients"),
+    ],
+)
+def test_a_run_that_could_not_begin_is_not_unfinished(made, why, tmp_path):
+    with pytest.raises(CallerError, match=why):
+        run(made(), folder=tmp_path)
+    (folder,) = tmp_path.iterdir()
+    log = read_log(folder)
+    assert (log.finished.reason, log.finished.rounds, log.finished.model_sha256) == ("refused", 0, "")
+    assert why in log.finished.error
+    assert json.loads((folder / "summary.json").read_text())["error"] == log.finished.error
+    again = umbel.resume(app_of(), folder, on=Simulation(8))
+    assert again.model == run(app_of()).model
+    assert read_log(folder).finished.reason == "rounds"

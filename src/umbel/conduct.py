@@ -148,6 +148,7 @@ class Conductor:
         self._seconds = 0.0
         self._since = 0.0
         self._replayed = 0.0
+        self._closed = False
 
     @property
     def round(self) -> int:
@@ -156,11 +157,11 @@ class Conductor:
 
     def begin(self, model: Arrays) -> None:
         """Start from the initial model."""
+        self._tell(self.started)
         state = self.app.strategy.start(model)
         if not isinstance(state, State):
             raise StrategyError(f"{self.started.strategy}.start returned a {type(state).__name__}, not a State")
         self._progress = Progress(state)
-        self._tell(self.started)
 
     def go_on(self, log: RunLog, checkpoint: Mapping[str, Any], rounds: int | None) -> None:
         """Start from a checkpoint and the asks recorded since."""
@@ -242,6 +243,14 @@ class Conductor:
             model_sha256=self.final_model().sha256,
             error=error,
         )
+
+    def refuse(self, error: UmbelError) -> None:
+        """Say in the log that the run cannot be, and why, where nothing has come of it yet."""
+        if not self.rounds and not self._closed:
+            run = self.started.run
+            event = RunFinished(run=run, rounds=0, reason="refused", error=error.message)
+            self._journal.summarise({**event.record(), "strategy": self.started.strategy, "metrics": {}})
+            self._tell(event, durable=True)
 
     def interrupt(self) -> None:
         """Stop what is going on and say so in the log."""
@@ -482,6 +491,7 @@ class Conductor:
                 hint="A strategy may depend on nothing but its state, the round and the answers; was the app changed?",
             )
         self._session.close(item.id)
+        self._closed = True
         del self._going[item.id]
         self._progress.late[item.lane] = self._late(record.late)
         if record.clock is not None:
@@ -525,6 +535,7 @@ class Conductor:
 
     def _close(self, command: Close, r: int) -> None:
         item = self._going.pop(command.ask)
+        self._closed = True
         closed = self._session.close(command.ask)
         self._progress.late[item.lane] = [LateTask(task, age) for task, age in command.late]
         reply, state = self._finish(item, r, command, closed)

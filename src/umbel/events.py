@@ -171,7 +171,9 @@ class RunInterrupted(RunEvent):
 
 @dataclass(frozen=True, kw_only=True)
 class RunFinished(RunEvent):
-    """The run is over. `reason` is `"rounds"`, `"early stop"` or `"failed"`, where `error` says why."""
+    """The run is over. `reason` is `"rounds"`, `"early stop"`, `"failed"`, or `"refused"` where it could not begin; of
+    these two `error` says why.
+    """
 
     name: ClassVar[str] = "run_finished"
     run: str

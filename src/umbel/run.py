@@ -16,7 +16,16 @@ from .app import App
 from .arrays import Arrays
 from .conduct import Conductor
 from .config import laid_over
-from .errors import AppError, CorruptFile, RunFailed, RunInterrupted, SettingError, StorageError, UmbelError
+from .errors import (
+    AppError,
+    CallerError,
+    CorruptFile,
+    RunFailed,
+    RunInterrupted,
+    SettingError,
+    StorageError,
+    UmbelError,
+)
 from .events import Observer, RunEvent, RunStarted
 from .history import History
 from .journal import FORMAT, Journal, load_checked, read_log
@@ -248,6 +257,9 @@ def _conduct(conductor: Conductor, place: Path | None, start: Callable[[], None]
         raise RunInterrupted(
             f"the run was stopped after round {conductor.round}; what it learned until then is kept", run=run, hint=hint
         ) from None
+    except CallerError as error:
+        conductor.refuse(error)
+        raise error.located(run=run) from error.__cause__
     except UmbelError as error:
         raise error.located(run=run) from error.__cause__
     finally:

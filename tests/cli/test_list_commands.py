@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from umbel import load_model
+from umbel import Arrays, load_model
+from umbel.cli import list_commands
 
 Command = Callable[..., Any]
 
@@ -172,3 +175,54 @@ def test_of_a_run_without_rounds_there_is_nothing_to_draw(
     assert "there is nothing to draw: no round has a metric (run none-20260101-000000-aa)" in done.said
     assert "0 of 3 rounds" in done.out
     assert not Path("curves.png").exists()
+
+
+BRAIN_FLOATS = """
+import ml_dtypes, numpy as np, umbel
+client = umbel.Client()
+client.train(lambda model, data, ctx: umbel.Update({"w": model["w"] + 1}))
+app = umbel.App(client, model={"w": np.zeros(3, ml_dtypes.bfloat16)}, strategy=umbel.FedAvg(cohort=1), rounds=1)
+"""
+
+
+def test_a_model_of_brain_floats_is_not_to_be_loaded_by_numpy(umbel: Command, folder: Path) -> None:
+    (folder / "brain.py").write_text(BRAIN_FLOATS)
+    assert umbel("run", "brain.py", "--clients", 2, "--workers", 0).code == 0
+    done = umbel("export", "last", "b.safetensors")
+    assert "import umbel; model = umbel.load_model('b.safetensors')" in done.out
+    assert "import safetensors.torch as st; model = st.load_file('b.safetensors')" in done.out
+    assert "safetensors.numpy" not in done.out
+
+
+def test_what_is_advised_to_load_an_export_loads_it(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("safetensors")
+    from umbel.arrays import _CODES, dtype_named
+
+    advice: dict[str, list[str]] = {}
+    for name in _CODES:
+        model = Arrays({"w": np.zeros(3, np.float32), "x": np.ones(3, dtype_named(name))})
+        file = tmp_path / f"it's {name}.safetensors"
+        file.write_bytes(model.to_bytes())
+        for line in list_commands._loaders(model, file):
+            checks = [f"assert str(model['x'].dtype).endswith({name!r})", "assert model['x'].tolist() == [1, 1, 1]"]
+            advice.setdefault(line.split()[1].strip(";"), []).extend([line, *checks])
+    assert sorted(advice) == ["safetensors.numpy", "safetensors.torch", "umbel"]
+    exec("\n".join(advice.pop("safetensors.torch")), {})
+    for lines in advice.values():
+        # In a process of its own, as whoever follows it: what is imported here may make numpy know more dtypes.
+        subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True, timeout=120)
+
+
+def test_a_run_that_could_not_begin_is_listed_with_why(umbel: Command, trained: dict[str, Any]) -> None:
+    assert umbel("run", "app.py", "--clients", 4, "--workers", 0, "--set", "strategy.cohort=9").code == 3
+    rows = json.loads(umbel("runs", "--json").out)
+    assert [(row["state"], row["rounds"]) for row in rows] == [("finished", 6), ("refused", 0)]
+    assert "9 clients" in rows[1]["error"]
+    (line,) = [line for line in umbel("runs").out.splitlines() if "refused" in line]
+    assert rows[1]["error"][:15] in line
+    assert rows[1]["run"] in line
+    assert trained["run"] in umbel("show", "last").out
+    page = umbel("show", rows[1]["run"]).out
+    assert "refused  0 of 3 rounds" in page
+    assert rows[1]["error"] in " ".join(page.split())

@@ -10,6 +10,7 @@ import pytest
 from umbel.cli.records import Record, RemoteRecord, find, is_over, log_of, records
 from umbel.errors import CorruptFile, JournalMissing, SettingError
 from umbel.events import RunEvent, RunFinished, RunInterrupted, RunResumed
+from umbel.journal import LOG
 
 Written = Callable[..., Path]
 ID = "app-20260102-030405-ab12"
@@ -135,3 +136,19 @@ def test_a_log_that_was_heard_is_the_log_that_was_written(tmp_path: Path, writte
 def test_the_server_knows_more_than_a_log_that_goes_on(tmp_path: Path, written: Written) -> None:
     log = log_of(Record(written(tmp_path)).log.events)
     assert RemoteRecord.of(ID, log, "running", {}).state == "running"
+
+
+def test_a_run_that_could_not_begin_is_not_the_last(tmp_path: Path, written: Written) -> None:
+    refused = RunFinished(run="", rounds=0, reason="refused", error="it asks for 10 clients")
+    written(tmp_path, id="good", rounds=1)
+    written(tmp_path, id="bad", rounds=0, ends=[refused])
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / LOG).touch()
+    for nanoseconds, name in enumerate(("good", "bad", "empty"), 1):
+        os.utime(tmp_path / name / LOG, ns=(nanoseconds * 10**9, nanoseconds * 10**9))
+    assert [record.id for record in records(tmp_path)] == ["good", "bad"]
+    assert find("last", tmp_path).id == "good"
+    assert find("bad", tmp_path).state == "refused"
+    (tmp_path / "good" / LOG).unlink()
+    with pytest.raises(JournalMissing, match=r"no run in .* could begin; the last, bad, was refused: it asks for 10"):
+        find("last", tmp_path)

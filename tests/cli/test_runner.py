@@ -157,3 +157,11 @@ def test_it_ends_with_its_server():
     environment = {"PYTHONPATH": str(Path(umbel.__file__).parents[1])}
     done = subprocess.run([sys.executable, "-c", code], input=b"more\n", env=environment, timeout=PATIENCE, check=False)
     assert done.returncode == 70
+
+
+def test_the_operator_is_told_the_line_of_the_app(folder, monkeypatch):
+    error = SettingError("no clients")
+    error.add_note("app.py:3: x = 1")
+    ending_with(monkeypatch, error)
+    runner.main()
+    assert json.loads((folder / "error.json").read_text())["error"] == "no clients (app.py:3: x = 1)"

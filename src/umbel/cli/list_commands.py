@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json as jsons
 import shlex
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,10 @@ WIDE = 100
 """From so many columns on the table says where each app is; a run's id begins with its name anyway."""
 
 
+LONGEST_WHY = 30
+"""The columns that the reason why a run came to nothing may take."""
+
+
 def runs(folder: Path, *, json: bool) -> None:
     """Print the runs of a folder."""
     rows = [_row(record) for record in records(folder)]
@@ -32,8 +37,8 @@ def runs(folder: Path, *, json: bool) -> None:
 
 
 def print_runs(rows: list[dict[str, Any]], *, json: bool, nothing: str) -> None:
-    """Print a table of runs, each with `run`, `app`, `rounds`, `asked`, `state`, `metrics`, `best_round` and `began`;
-    `nothing` where there are none.
+    """Print a table of runs, each with `run`, `app`, `rounds`, `asked`, `state`, `metrics`, `best_round`, `began`, and
+    `error` where it has one; `nothing` where there are none.
     """
     console = stdout()
     if json:
@@ -78,10 +83,19 @@ def export(reference: str, file: Path, folder: Path, *, round: int | None, force
     console = stdout()
     console.print(Text(f"the model of {record.id} {of} is in {file} ({size})"), soft_wrap=True)
     console.print(Text("\nload it with either of"))
-    for line in (f"umbel.load_model({str(file)!r})", f"safetensors.numpy.load_file({str(file)!r})"):
+    for line in _loaders(model, file):
         console.print(Text(f"  {line}", style="cyan"), soft_wrap=True)
     console.print(Text("begin with it:"))
     console.print(Text(f"  umbel run APP --init {shlex.quote(str(file))}", style="cyan"), soft_wrap=True)
+
+
+def _loaders(model: Arrays, file: Path) -> Iterator[str]:
+    """Lines of Python that load a model from a file."""
+    yield f"import umbel; model = umbel.load_model({str(file)!r})"
+    # numpy itself has no 16-bit brain floats; PyTorch has all that a model can hold.
+    kind = "torch" if any(array.dtype.name == "bfloat16" for array in model.values()) else "numpy"
+    packages = f"safetensors{' torch' if kind == 'torch' else ''}"
+    yield f"import safetensors.{kind} as st; model = st.load_file({str(file)!r})  # pip install {packages}"
 
 
 def _row(record: Record) -> dict[str, Any]:
@@ -90,7 +104,7 @@ def _row(record: Record) -> dict[str, Any]:
         log = record.log
     except CorruptFile:
         nothing: dict[str, Any] = {"app": "", "rounds": 0, "asked": 0, "state": "damaged", "metrics": {}}
-        return {"run": record.id, **nothing, "best_round": None, "began": started}
+        return {"run": record.id, **nothing, "best_round": None, "error": None, "began": started}
     history = History(log.rounds)
     path = log.started.app.get("path")
     return {
@@ -101,6 +115,7 @@ def _row(record: Record) -> dict[str, Any]:
         "state": record.state,
         "metrics": plain(history.metrics(record.best_round)),
         "best_round": record.best_round,
+        "error": None if record.state == "unfinished" or log.finished is None else log.finished.error,
         "began": started,
     }
 
@@ -110,11 +125,14 @@ def _table(rows: list[dict[str, Any]], wide: bool) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False, header_style="dim")
     for title in ("run", "began", "rounds", "state", "metrics", *(["app"] if wide else [])):
         table.add_column(title, justify="right" if title == "rounds" else "left", no_wrap=True)
-    table.columns[0].min_width = max(len(row["run"]) for row in rows)
+    for column, name in ((0, "run"), (3, "state")):  # a long reason may be cut, these may not
+        table.columns[column].min_width = max(len(row[name]) for row in rows)
     for row in rows:
         metrics = {name: float("nan") if value is None else value for name, value in row["metrics"].items()}
         of = "" if row["best_round"] is None else f" (round {row['best_round']})"
         shown = [f"{name} {number(value)}{of}" for name, value in (main_metrics(metrics).items() if metrics else ())]
+        if row.get("error") and not shown:
+            shown = [row["error"] if len(row["error"]) <= LONGEST_WHY else f"{row['error'][: LONGEST_WHY - 3]}..."]
         state = Text(row["state"], style=STATES.get(row["state"], "red"))
         where = ["/".join(Path(row["app"]).parts[-2:])] if wide else []
         began = ago((now - datetime.fromisoformat(row["began"])).total_seconds())

@@ -27,6 +27,7 @@ STATES = {
     "finished": "green",
     "early stop": "green",
     "failed": "red",
+    "refused": "red",
     "interrupted": "yellow",
     "stopped": "yellow",
     "unfinished": "yellow",
@@ -66,7 +67,7 @@ def _facts(record: Record) -> Table:
     }
     if finished is not None and record.state != "unfinished":
         best = "" if record.best_round is None else f", of round {record.best_round}, the best"
-        facts["model"] = f"sha256 {finished.model_sha256[:12]}{best}"
+        facts["model"] = f"sha256 {finished.model_sha256[:12]}{best}" if finished.model_sha256 else ""
         if record.best_round is not None:
             found = History(record.log.rounds).metrics(record.best_round)
             listed = ", ".join(f"{name} {number(found[name])}" for name in in_order(found))

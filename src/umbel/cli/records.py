@@ -56,7 +56,9 @@ class Record:
 
     @property
     def state(self) -> str:
-        """`finished`, `early stop`, `failed`, `interrupted`, or `unfinished`: it is running, or was killed."""
+        """`finished`, `early stop`, `failed`, `refused` (it could not begin), `interrupted`, or `unfinished`: it is
+        running, or was killed.
+        """
         kinds = (RunStarted, RunResumed, RunInterrupted, RunFinished)
         last = next(event for event in reversed(self.log.events) if isinstance(event, kinds))
         if isinstance(last, RunFinished):
@@ -125,10 +127,10 @@ def log_of(events: Sequence[RunEvent]) -> RunLog:
 
 
 def records(folder: Path) -> list[Record]:
-    """All runs in a folder, the one that was last active at the end."""
+    """All runs in a folder, the one that was last active at the end; where a log is empty, none has begun."""
     if not folder.is_dir():
         return []
-    found = [Record(path) for path in folder.iterdir() if (path / LOG).is_file()]
+    found = [Record(path) for path in folder.iterdir() if (path / LOG).is_file() and (path / LOG).stat().st_size]
     return sorted(found, key=lambda record: (record.touched, record.id))
 
 
@@ -143,7 +145,7 @@ def find(reference: str, folder: Path) -> Record:
     if not known:
         raise JournalMissing(f"there are no runs in {folder}", hint="--folder DIR says where else to look.")
     if reference == LAST:
-        return known[-1]
+        return _last(known, folder)
     ids = {record.id: record for record in known}
     if reference in ids:
         return ids[reference]
@@ -156,6 +158,22 @@ def find(reference: str, folder: Path) -> Record:
     close = difflib.get_close_matches(reference, ids, n=3)
     guess = f"Did you mean {' or '.join(close)}?" if close else f"`umbel runs` lists them; the last is {known[-1].id}."
     raise JournalMissing(f"there is no run {reference} in {folder}", hint=guess)
+
+
+def _last(known: Sequence[Record], folder: Path) -> Record:
+    """The run that was last active, of those that have begun. Raises `JournalMissing` where none has."""
+    for record in reversed(known):
+        try:
+            if record.state != "refused":
+                return record
+        except CorruptFile:
+            return record
+    finished = known[-1].log.finished
+    why = finished.error if finished is not None else ""
+    raise JournalMissing(
+        f"no run in {folder} could begin; the last, {known[-1].id}, was refused: {why}",
+        hint=f"Mend that and run it again. `umbel show {known[-1].id}` shows it all the same.",
+    )
 
 
 def is_over(log: RunLog, rounds: int | None) -> bool:
