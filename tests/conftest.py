@@ -56,6 +56,14 @@ def _surroundings() -> dict[str, Any]:
     return {"folder": os.getcwd(), "variables": variables, "signals": handlers}
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads or writes what whoever runs it has in their own home."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UMBEL_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _as_it_was() -> Iterator[None]:
     """A test forgets the modules of its apps, and leaves the process's surroundings as it has found them."""
