@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -329,3 +330,12 @@ def test_a_cohort_has_no_client_twice():
     app = app_of(lambda m, d, c: Update(m), strategy=Twofold())
     with pytest.raises(umbel.UmbelError, match="client twice"):
         umbel.run(app, on=Simulation(2), folder=None)
+
+
+def test_a_framework_whose_generators_nobody_seeds_is_named_once(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "cupy", object())
+    seen = []
+    result = umbel.run(app_of(lambda m, d, c: Update(m)), on=Simulation(2), folder=tmp_path, observers=[seen.append])
+    (warned,) = [event for event in seen if isinstance(event, Warned)]
+    assert "cupy draws from generators that are not seeded" in warned.text
+    assert read_log(result.folder).started.software["unseeded"] == "cupy"
