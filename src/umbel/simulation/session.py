@@ -13,11 +13,12 @@ depend on it. So a run comes to the same bits with any number of workers, after 
 
 from __future__ import annotations
 
+import math
 import selectors
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -447,7 +448,8 @@ class Session:
 
     def _listen(self, closing: bool = False) -> None:
         """Wait for messages, a deadline, or the next look at whether all workers make progress."""
-        limits = [0.25] if self._stall is not None or any(not t.wanted for t in self._running()) else []
+        # Not by the task that a worker is seen to be at: it may begin one just after this has looked.
+        limits = [0.25] if self._stall is not None or any(w.unwanted_since(math.inf) for w in self._workers) else []
         if self._wakes and not closing:
             limits.append(max(0.0, min(self._wakes) - self._clock()))
         for worker in self._workers:
@@ -467,9 +469,6 @@ class Session:
                 self._lost(worker)
         if limits:
             self._watch(closing)
-
-    def _running(self) -> Iterable[Ticket]:
-        return (ticket for worker in self._workers if (ticket := worker.running()) is not None)
 
     def _heard(self, worker: Remote, message: tuple[Any, ...]) -> None:
         kind, *rest = message
