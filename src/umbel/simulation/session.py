@@ -48,7 +48,9 @@ MOMENT = 0.02
 AHEAD = 0.05
 """A worker that has less than so many seconds of work before it is handed more."""
 PATIENCE = 2.0
-"""For how many seconds a worker may go on with what nobody wants while others wait."""
+"""For how many seconds at most a worker may go on with what nobody wants while others wait."""
+REPLACED = 0.1
+"""About how many seconds it takes until another worker is at work in its place."""
 IN_VAIN = 10
 """So many workers may end, one after the other, before any of them has done anything."""
 
@@ -512,8 +514,21 @@ class Session:
         for worker in list(self._workers):
             if self._stall is not None and worker.stalled(now, self._stall):
                 self._lost(worker, f"showed no progress for {self._stall:g} seconds and was ended")
-            elif worker.unwanted_since(now) > PATIENCE and (self._backlog or closing or len(worker.out) > 1):
+            elif (self._backlog or closing or len(worker.out) > 1) and (
+                worker.unwanted_since(now) > self._patience(worker)
+            ):
                 self._lost(worker)
+
+    def _patience(self, worker: Remote) -> float:
+        """How long to wait for a worker that is at what nobody wants: no longer than it takes to replace it and to do
+        again what it holds.
+        """
+        held = (
+            self._backlog.durations.guess(ticket.sent.ask.kind, ticket.task.client) or 0.0
+            for ticket in self._tickets.values()
+            if ticket.host is worker and ticket.done and ticket.failed is None
+        )
+        return min(PATIENCE, REPLACED + sum(held))
 
     def _lost(self, worker: Remote, how: str | None = None) -> None:
         """A worker is gone: what it had is done again, and another one takes its place."""
