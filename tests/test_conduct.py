@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -454,3 +455,12 @@ def test_the_end_of_a_task_is_told_once_and_not_before_it_is_tried_no_more():
     assert result.history[0].clients == 4
     assert sorted(event.task for event in ended) == ["0.0", "0.1", "0.2", "0.3"]
     assert {event.reason for event in ended} == {None}
+
+
+def test_a_framework_whose_generators_nobody_seeds_is_named_once(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "cupy", object())
+    seen = []
+    result = umbel.run(app_of(lambda m, d, c: Update(m)), on=Simulation(2), folder=tmp_path, observers=[seen.append])
+    (warned,) = [event for event in seen if isinstance(event, Warned)]
+    assert "cupy draws from generators that are not seeded" in warned.text
+    assert read_log(result.folder).started.software["unseeded"] == "cupy"

@@ -60,7 +60,7 @@ from .node.state import ClientStates
 from .outcome import failures, shortage, verdict
 from .randomness import Key
 from .sampling import Uniform
-from .software import changes, software
+from .software import changes, software, unseeded
 from .strategy import State
 from .transforms import place
 
@@ -143,6 +143,7 @@ class Conductor:
         self._finished: RunFinished | None = None
         self._best: tuple[int, Arrays] | None = None
         self._unevaluated = False
+        self._unseeded: set[str] = set()
         self._account = Account()
         self._progress: Progress
         self._seconds = 0.0
@@ -278,6 +279,7 @@ class Conductor:
 
     def _round(self, r: int) -> None:
         self._tell(RoundStarted(round=r, rounds=self._last_round))
+        self._warn_of_unseeded(r)
         progress, failed = self._progress, None
         self._first_ask = progress.next_ask
         served: list[Going] = []
@@ -368,6 +370,13 @@ class Conductor:
             found = self._evaluated(item, r)
         seed_generators(self._key.derive("test", r))
         return found, self.app.run_test(self._progress.state.model) or {}
+
+    def _warn_of_unseeded(self, r: int) -> None:
+        for name in unseeded():
+            if name not in self._unseeded:
+                self._unseeded.add(name)
+                text = f"{name} draws from generators that are not seeded for each task: a seed may give other bits"
+                self._tell(Warned(round=r, text=text))
 
     def _evaluated(self, item: Going, r: int) -> dict[str, float]:
         """The metrics of an evaluation. One that fails is no failure of the run, whose model it does not change; it is

@@ -7,7 +7,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-_PACKAGES = ("umbel", "numpy", "torch", "jax", "tensorflow", "sklearn", "xgboost")
+UNSEEDED = ("cupy", "mindspore", "mlx", "mxnet", "paddle", "tf_keras", "tinygrad")
+"""Frameworks with generators of their own that nobody seeds for each task."""
+
+_PACKAGES = ("umbel", "numpy", "torch", "jax", "keras", "tensorflow", "sklearn", "xgboost")
 
 
 def software(plan: Mapping[str, str]) -> dict[str, str]:
@@ -24,7 +27,14 @@ def software(plan: Mapping[str, str]) -> dict[str, str]:
                 found[package] = "unknown"
     simd = np.show_config(mode="dicts") or {}
     found["instructions"] = " ".join(simd.get("SIMD Extensions", {}).get("found", []))
+    if names := unseeded():
+        found["unseeded"] = " ".join(names)
     return {**found, **plan}
+
+
+def unseeded() -> list[str]:
+    """The frameworks loaded here whose random numbers no seed of a run decides."""
+    return [name for name in UNSEEDED if name in sys.modules]
 
 
 def changes(before: dict[str, str], now: dict[str, str]) -> dict[str, list[str]]:

@@ -197,7 +197,7 @@ def the_same(made, clients=10, workers=(1, 2, 3), **on):
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_any_number_of_workers_gives_the_same_bits(name):
     _, rounds, _, _ = the_same(lambda: app_of(STRATEGIES[name]()))
-    assert len(rounds) == 4
+    assert len(rounds) == (1 if name == "all clients fail" else 4)
 
 
 @pytest.mark.parametrize("name", MAKE)

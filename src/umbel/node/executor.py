@@ -42,7 +42,7 @@ from ..update import (
 )
 from .account import Account
 from .intake import Intake, OpenAsk, Result, told
-from .seeding import seed_all, seed_generators, seed_of
+from .seeding import note_generators, seed_all, seed_generators, seed_of
 
 AT_ONCE = 16
 AT_ONCE_BYTES = 1 << 20
@@ -183,6 +183,7 @@ class Executor(Intake):
         self._on_step = on_step
         self.seconds: list[float] = []
         self.data = DataCache(client, source_of, data_cache, keys)
+        note_generators()
 
     def open(self, id: int, ask: Ask, round: int, number: int, params: Any) -> None:
         """Make an ask known before its tasks come: the `number`-th of its round, from 0.

@@ -13,11 +13,12 @@ depend on it. So a run comes to the same bits with any number of workers, after 
 
 from __future__ import annotations
 
+import math
 import selectors
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -47,7 +48,9 @@ MOMENT = 0.02
 AHEAD = 0.05
 """A worker that has less than so many seconds of work before it is handed more."""
 PATIENCE = 2.0
-"""For how many seconds a worker may go on with what nobody wants while others wait."""
+"""For how many seconds at most a worker may go on with what nobody wants while others wait."""
+REPLACED = 0.1
+"""About how many seconds it takes until another worker is at work in its place."""
 IN_VAIN = 10
 """So many workers may end, one after the other, before any of them has done anything."""
 
@@ -447,7 +450,8 @@ class Session:
 
     def _listen(self, closing: bool = False) -> None:
         """Wait for messages, a deadline, or the next look at whether all workers make progress."""
-        limits = [0.25] if self._stall is not None or any(not t.wanted for t in self._running()) else []
+        # Not by the task that a worker is seen to be at: it may begin one just after this has looked.
+        limits = [0.25] if self._stall is not None or any(w.unwanted_since(math.inf) for w in self._workers) else []
         if self._wakes and not closing:
             limits.append(max(0.0, min(self._wakes) - self._clock()))
         for worker in self._workers:
@@ -467,9 +471,6 @@ class Session:
                 self._lost(worker)
         if limits:
             self._watch(closing)
-
-    def _running(self) -> Iterable[Ticket]:
-        return (ticket for worker in self._workers if (ticket := worker.running()) is not None)
 
     def _heard(self, worker: Remote, message: tuple[Any, ...]) -> None:
         kind, *rest = message
@@ -513,8 +514,21 @@ class Session:
         for worker in list(self._workers):
             if self._stall is not None and worker.stalled(now, self._stall):
                 self._lost(worker, f"showed no progress for {self._stall:g} seconds and was ended")
-            elif worker.unwanted_since(now) > PATIENCE and (self._backlog or closing or len(worker.out) > 1):
+            elif (self._backlog or closing or len(worker.out) > 1) and (
+                worker.unwanted_since(now) > self._patience(worker)
+            ):
                 self._lost(worker)
+
+    def _patience(self, worker: Remote) -> float:
+        """How long to wait for a worker that is at what nobody wants: no longer than it takes to replace it and to do
+        again what it holds.
+        """
+        held = (
+            self._backlog.durations.guess(ticket.sent.ask.kind, ticket.task.client) or 0.0
+            for ticket in self._tickets.values()
+            if ticket.host is worker and ticket.done and ticket.failed is None
+        )
+        return min(PATIENCE, REPLACED + sum(held))
 
     def _lost(self, worker: Remote, how: str | None = None) -> None:
         """A worker is gone: what it had is done again, and another one takes its place."""
