@@ -194,7 +194,13 @@ def test_collect_orders_by_client_and_keeps_every_update():
 def test_metrics_are_means_by_weight_over_the_clients_that_have_them():
     receipts = [receipt(0, 1.0, a=1.0, b=5.0), receipt(1, 3.0, a=2.0), receipt(2, 0.0, c=7.0)]
     assert mean_metrics(receipts) == {"a": 1.75, "b": 5.0, "c": 7.0}
-    assert math.isnan(mean_metrics([receipt(0, 1.0, a=math.nan), receipt(1, 1.0, a=1.0)])["a"])
+
+
+def test_a_value_that_is_not_finite_is_left_out_of_the_mean_and_a_metric_without_any_is_nan():
+    others = [receipt(1, 1.0, a=1.0), receipt(2, 3.0, a=2.0)]
+    for value in (math.nan, math.inf, -math.inf):
+        assert mean_metrics([receipt(0, 5.0, a=value), *others]) == {"a": 1.75}
+    assert math.isnan(mean_metrics([receipt(0, 1.0, a=math.nan), receipt(1, 1.0, a=math.inf)])["a"])
 
 
 def test_aux_arrays_are_averaged_plainly_beside_a_weighted_fold():

@@ -19,7 +19,17 @@ from . import encoding
 from .arrays import RESERVED, Array, Arrays, Role, dtype_named, is_floating, wide
 from .errors import ClientId, NothingToFold, StrategyError, UpdateRejected
 from .sums import ArraySum, ExactScalar
-from .update import LARGEST, NO_ARRAYS, Contribution, Expectation, Free, Receipt, Update
+from .update import (
+    LARGEST,
+    MOST_METRICS,
+    NO_ARRAYS,
+    Contribution,
+    Expectation,
+    Free,
+    Receipt,
+    Update,
+    check_metrics,
+)
 
 _BATCH = 16
 _BATCH_BYTES = 1 << 20  # several small updates are added at once, which spares calls; large ones gain nothing from it
@@ -381,7 +391,8 @@ class Answer:
 
     `value` is what the fold made: `Arrays` for the elementwise folds, updates by client for `collect`. `aux` is the
     plain mean of the aux arrays (under `collect` they stay with their updates). `metrics` are means over clients by
-    weight. `clients` contributed, in the order of their ids; `failed` says why others did not.
+    weight, without what is not finite. `clients` contributed, in the order of their ids; `failed` says why others did
+    not.
     """
 
     value: Any
@@ -503,9 +514,13 @@ class Partial:
             _check_expected(made._aux or Sums(), expects.aux if expects is not None else None, None)
         return made
 
+    def in_order(self) -> tuple[Receipt, ...]:
+        """The receipts in the order of the clients' ids."""
+        return tuple(sorted(self.receipts.values(), key=lambda r: (*_order(r.client), r.task)))
+
     def finish(self, failed: Mapping[ClientId, str] | None = None, asked: int = 0) -> Answer:
         """The answer. Raises `NothingToFold` where the fold has none."""
-        receipts = tuple(sorted(self.receipts.values(), key=lambda r: (*_order(r.client), r.task)))
+        receipts = self.in_order()
         return Answer(
             value=self.fold.finish(self._acc),
             aux=mean().finish(self._aux) if self._aux is not None else NO_ARRAYS,
@@ -614,7 +629,7 @@ def _checked_receipts(columns: Any) -> dict[str, Receipt]:
         named = type(metrics) is dict and all(type(name) is str for name in metrics)
         if not named or not all(type(value) in (int, float) for value in metrics.values()):
             raise UpdateRejected(f"the metrics in the receipt of task {task!r:.60} are not numbers by name")
-        values = {name: float(value) for name, value in metrics.items()}
+        values = check_metrics(metrics, f"the metrics in the receipt of task {task!r:.60}")
         receipts[task] = Receipt(task, client, float(weight), values, float(seconds), staleness)
     return receipts
 
@@ -650,17 +665,22 @@ def _check_expected(acc: Sums, expects: Expectation | None, sent: Arrays | None)
 
 
 def mean_metrics(receipts: Iterable[Receipt]) -> dict[str, float]:
-    """Mean of each metric over the clients that have it, by weight, or plain where all weights are zero; the order
-    cannot matter.
+    """Mean of each metric over the clients for which it is finite, by weight, or plain where all weights are zero; NaN
+    where it is finite for none. The order cannot matter. Of too many metrics the most common are kept.
     """
     terms: dict[str, list[tuple[float, float]]] = {}
     for receipt in receipts:
         for name, value in receipt.metrics.items():
-            terms.setdefault(name, []).append((value, receipt.weight))
-    return {name: _mean(terms[name]) for name in sorted(terms)}
+            found = terms.setdefault(name, [])
+            if math.isfinite(value):
+                found.append((value, receipt.weight))
+    names = sorted(terms, key=lambda name: (-len(terms[name]), name))[:MOST_METRICS]
+    return {name: _mean(terms[name]) for name in sorted(names)}
 
 
 def _mean(terms: list[tuple[float, float]]) -> float:
+    if not terms:
+        return math.nan
     weight = math.fsum(w for _, w in terms)
     if weight == 0.0:
         terms, weight = [(v, 1.0) for v, _ in terms], float(len(terms))

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,9 @@ from .history import History
 from .journal import FORMAT, Journal, load_checked, read_log
 from .node.seeding import generators_kept, seed_generators
 from .node.state import ClientStates
+from .observers import Observers
 from .randomness import Key
+from .receipts import Clients
 from .software import software
 
 if TYPE_CHECKING:
@@ -41,6 +44,7 @@ class Result:
     seconds: float
     folder: Path | None = None
     best_round: int | None = None
+    _closed: Sequence[RunEvent] = ()
 
     @property
     def rounds(self) -> int:
@@ -51,6 +55,15 @@ class Result:
     def metrics(self) -> dict[str, float]:
         """The newest value of every metric, by names such as `test.accuracy`."""
         return {name: self.history.series(name)[-1][1] for name in self.history.names}
+
+    @cached_property
+    def clients(self) -> Clients:
+        """What became of each client in each ask: rows with round, kind, client, status, weight, seconds and metrics.
+
+        They are read from the run's folder when they are asked for; a run without one keeps those of its last rounds.
+        Raises `JournalMissing` where the folder is gone.
+        """
+        return Clients(self._closed if self.folder is None else read_log(self.folder).events)
 
     @property
     def model_sha256(self) -> str:
@@ -88,13 +101,13 @@ def run(
     - `folder`: where runs are kept, each in a folder of its own; None to keep nothing on disk.
     - `name`, `source`, `settings`: for the log: what the run's id begins with, where the app came from, what was set
       over it.
-    - `observers`: called with every event.
+    - `observers`: called with every event. One that raises is warned of, and the run goes on.
     - `id`, `place`: the run's id, and its folder below `folder`, where they are not to be made here.
 
     Raises `RunStopped` when too many rounds in a row brought nothing, `RunInterrupted` on Ctrl-C, `StorageError` on a
     full disk: the run can be resumed after each. `CallerError`s say what to mend.
     """
-    federation = federation_of(app, on)
+    federation, watching = federation_of(app, on), Observers(observers)
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise SettingError(f"the seed is a whole number, not {seed!r}")
     if rounds is not None and (isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1):
@@ -109,7 +122,7 @@ def run(
     id = id or f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     place = None if folder is None else Path(folder) / (place or id)
     with ExitStack() as stack:
-        federation = _enlisted(federation, app, stack, run=id, name=stem, config=plain, tell=_teller(observers))
+        federation = _enlisted(federation, app, stack, run=id, name=stem, config=plain, tell=watching.tell)
         journal, states = stack.enter_context(_opened(place))
         saved = journal.save("initial.safetensors", {"state": {"model": model}})
         model = journal.mapped(saved, {"state": {"model": model}})["state"]["model"]
@@ -127,7 +140,7 @@ def run(
             model_sha256=saved["sha256"] if saved else "",
             model_file=saved["file"] if saved else None,
         )
-        conductor = Conductor(app, federation, started, journal, states, observers, clock)
+        conductor = Conductor(app, federation, started, journal, states, watching, clock)
         return _conduct(conductor, place, lambda: conductor.begin(model))
 
 
@@ -150,7 +163,7 @@ def resume(
     log = read_log(place)
     if log.started.format != FORMAT:
         raise CorruptFile(f"{place} has format {log.started.format}; this release reads {FORMAT}")
-    federation = federation_of(app, on)
+    federation, watching = federation_of(app, on), Observers(observers)
     if not hasattr(federation, "enlist"):
         _check_same(federation, log.started)
     elif "members" not in log.started.federation:
@@ -182,11 +195,11 @@ def resume(
             run=log.started.run,
             name=re.sub(r"-[0-9]{8}-[0-9]{6}-[0-9a-f]{4}$", "", log.started.run),
             config=log.started.settings["config"],
-            tell=_teller(observers),
+            tell=watching.tell,
             members=log.started.federation.get("members"),
             log=log.events,
         )
-        conductor = Conductor(app, federation, log.started, journal, states, observers, clock)
+        conductor = Conductor(app, federation, log.started, journal, states, watching, clock)
         return _conduct(conductor, place, lambda: conductor.go_on(log, checkpoint, rounds))
 
 
@@ -211,14 +224,6 @@ def _enlisted(federation: Any, app: App, stack: ExitStack, **run: Any) -> Any:
     enlisted = federation.enlist(app, **run)
     stack.callback(enlisted.close)
     return enlisted
-
-
-def _teller(observers: Sequence[Observer]) -> Callable[[RunEvent], None]:
-    def tell(event: RunEvent) -> None:
-        for observer in observers:
-            observer(event)
-
-    return tell
 
 
 @contextmanager
@@ -253,6 +258,7 @@ def _conduct(conductor: Conductor, place: Path | None, start: Callable[[], None]
         seconds=finished.seconds,
         folder=place,
         best_round=finished.best_round,
+        _closed=tuple(conductor.closed),
     )
 
 

@@ -19,7 +19,7 @@ from ..remote.pulling import pull
 from . import settings
 from .application import LoadedApp, load
 from .following import Followed, follow, why_ended
-from .list_commands import print_runs, show_record
+from .list_commands import Part, print_runs, show_record
 from .log_commands import LogPrinter
 from .records import RemoteRecord
 from .terminal import plural, stderr, stdout
@@ -123,8 +123,8 @@ def runs_on(on: str, token: str | None, *, json: bool) -> None:
     print_runs(rows, json=json, nothing=nothing)
 
 
-def show_on(run: str, on: str, token: str | None, plot: Path | None) -> None:
-    """Print the page of a run on a server."""
+def show_on(run: str, on: str, token: str | None, plot: Path | None, part: Part | None = None) -> None:
+    """Print the page of a run on a server, or a part."""
     with server(on, token) as office:
         found = office.call("runs.show", run=run)
         followed = Followed(on)
@@ -140,7 +140,7 @@ def show_on(run: str, on: str, token: str | None, plot: Path | None) -> None:
         console = stdout()
         console.print(Text.assemble((found["run"], "bold"), f"  {found['status']}, nothing has happened yet"))
         return
-    show_record(RemoteRecord.of(found["run"], followed.log(), found["status"], facts), plot)
+    show_record(RemoteRecord.of(found["run"], followed.log(), found["status"], facts), plot, part)
 
 
 def logs_on(run: str, on: str, token: str | None, *, follow: bool, json: bool) -> None:
