@@ -30,7 +30,7 @@ def test_reasons_that_differ_by_numbers_are_one_where_there_are_too_many():
 
 def test_what_is_left_over_is_one_row():
     letters = [chr(ord("a") + place % 26) * (1 + place // 26) for place in range(100)]
-    rows = counted({0: "first", 1: "first", **{place: text for place, text in enumerate(letters, 2)}})
+    rows = counted({0: "first", 1: "first", **dict(enumerate(letters, 2))})
     assert len(rows) == MOST_KINDS + 1
     assert rows[0] == ["first", 2, [0, 1]]
     assert rows[-1][:2] == [OTHER, 102 - 2 - (MOST_KINDS - 1)]

@@ -132,7 +132,7 @@ def test_no_ask_outgrows_a_frame_whatever_clients_say(clients):
 
 def test_rows_that_are_too_long_are_told_in_quantiles():
     names = [name_of(i) for i in range(20)]
-    receipts = [receipt(i, **{name: i / 3 for name in names}) for i in range(900)]
+    receipts = [receipt(i, **dict.fromkeys(names, i / 3)) for i in range(900)]
     columns, spread = told(receipts, {}, [])
     assert columns["metrics"].keys() == set(names)
     wider = [receipt(i, **{name_of(j): i / 3 for j in range(60)}) for i in range(900)]

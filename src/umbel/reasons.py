@@ -10,6 +10,7 @@ from .errors import ClientId
 
 LONGEST = 500
 """So many characters of a reason are kept."""
+LONGEST_KIND = 200
 MOST_NAMED = 5
 """So many clients are named beside a count."""
 MOST_KINDS = 20
@@ -27,8 +28,8 @@ def short(text: str, most: int = LONGEST) -> str:
 
 
 def kind(reason: str) -> str:
-    """What a reason has in common with those that differ from it by numbers alone."""
-    return _NUMBER.sub("#", reason)
+    """What a reason has in common with those that differ from it by numbers alone: its beginning without these."""
+    return _NUMBER.sub("#", reason)[:LONGEST_KIND]
 
 
 class Reasons:
