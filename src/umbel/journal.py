@@ -173,9 +173,10 @@ def read_log(folder: Path) -> RunLog:
             if number == len(lines) - 1 and not lines[-1]:
                 break  # a power cut can leave the last line whole in length, and wrong
             what = f"line {number} of {path} is damaged: {error}"
-            other = events and isinstance(events[0], RunStarted) and events[0].format != FORMAT
-            if other and not isinstance(error, ValueError):  # the line is whole, and not what this release writes
-                what = f"{path} has format {events[0].format}; this release reads {FORMAT}"
+            first = events[0] if events else None
+            if isinstance(first, RunStarted) and first.format != FORMAT and not isinstance(error, ValueError):
+                # The line is whole, and not what this release writes.
+                what = f"{path} has format {first.format}; this release reads {FORMAT}"
             raise CorruptFile(what, hint=CHECKPOINTS_LEFT) from error
         intact += len(line) + 1
     if not events or not isinstance(events[0], RunStarted):

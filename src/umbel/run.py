@@ -17,7 +17,7 @@ from .app import App
 from .arrays import Arrays
 from .conduct import Conductor
 from .errors import AppError, CorruptFile, RunInterrupted, SettingError, StorageError, UmbelError
-from .events import Observer, RunEvent, RunStarted
+from .events import LARGEST, Observer, RunEvent, RunStarted
 from .history import History
 from .journal import FORMAT, Journal, load_checked, read_log
 from .node.seeding import generators_kept, seed_generators
@@ -140,6 +140,8 @@ def run(
             model_sha256=saved["sha256"] if saved else "",
             model_file=saved["file"] if saved else None,
         )
+        if "members" in started.federation:
+            _check_size(started)
         conductor = Conductor(app, federation, started, journal, states, watching, clock)
         return _conduct(conductor, place, lambda: conductor.begin(model))
 
@@ -214,6 +216,17 @@ def _check_same(federation: Any, started: RunStarted) -> None:
         raise SettingError(
             "the run was started on other devices than the federation has",
             hint="Resume a run on the federation it was started on: its virtual time depends on the devices.",
+        )
+
+
+def _check_size(started: RunStarted) -> None:
+    """Raise `SettingError` for a run of which a server's log could not say how it started."""
+    if len(json.dumps(started.record())) > LARGEST:
+        count, size = len(started.federation["members"]), len(json.dumps(started.federation["members"]))
+        raise SettingError(
+            f"the log cannot hold how the run starts: it takes more than {LARGEST:,} bytes, of which the names of its "
+            f"{count} clients take {size:,}",
+            hint="Ask fewer clients, give them shorter names, or keep large settings in files of the app.",
         )
 
 

@@ -62,7 +62,7 @@ def list_nodes(on: str | None, token: str | None, folder: Path, *, json: bool) -
             row["id"][:8],
             row["name"],
             Text(state := _state(row), style=STATES.get(state, "")),
-            _clients(row["clients"]),
+            _clients(row["clients"], row["count"]),
             _when(row["seen_at"]) if not row["connected"] else "",
         )
         for row in rows
@@ -145,8 +145,8 @@ def _state(row: Mapping[str, Any]) -> str:
     return "connected" if row["connected"] else str(row["status"])
 
 
-def _clients(names: Sequence[str]) -> str:
-    more = f" and {plural(len(names) - MOST_CLIENTS, 'other')}" if len(names) > MOST_CLIENTS else ""
+def _clients(names: Sequence[str], count: int) -> str:
+    more = f" and {plural(count - MOST_CLIENTS, 'other')}" if count > MOST_CLIENTS else ""
     return ", ".join(names[:MOST_CLIENTS]) + more
 
 

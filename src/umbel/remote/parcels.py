@@ -12,8 +12,10 @@ from ..arrays import Arrays
 from ..ask import SENT, Ask, Task, for_client
 from ..errors import ClientId, StrategyError
 from ..node.executor import Keys
+from ..update import LONGEST_NAME
 from ..wire import messages as m
 from ..wire.names import client_text
+from ..wire.portions import SPEC_BYTES
 
 Stored = Callable[[Any], m.Payload]
 """What turns a tree, or `Arrays`, into a payload."""
@@ -77,7 +79,20 @@ def ask_spec(run: str, sent: SentAsk, store: Stored) -> m.AskSpec:
         model=model,
         shared=store(shared),
     )
+    _check_size(sent.spec)
     return sent.spec
+
+
+def _check_size(spec: m.AskSpec) -> None:
+    """Raise `StrategyError` for what no peer would take."""
+    if max(len(spec.fold), len(spec.transforms)) > SPEC_BYTES:
+        raise StrategyError(
+            f"an ask cannot be sent to nodes: the settings of its fold or transforms take more than {SPEC_BYTES} bytes",
+            hint="Large settings go into the ask's inbox, as arrays.",
+        )
+    for what, name in (("kind", spec.kind), ("lane", spec.lane)):
+        if len(name.encode()) > LONGEST_NAME:
+            raise StrategyError(f"an ask's {what} is {name!r:.60}, longer than {LONGEST_NAME} bytes")
 
 
 def task_message(run: str, sent: SentAsk, task: Task, keys: Keys, base: str, store: Stored) -> m.Task:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from ..errors import ProtocolError
 from ..wire import messages as m
+from ..wire.portions import portions
 from . import fields
 from .signals import (
     Connected,
@@ -338,8 +339,8 @@ class Router:
             node = self._nodes.get(self._homes.get(client, ""))
             name = node.name if node is not None else ""
             members.append(m.Member(client=client, node=name, standing=standing, reason=reason))  # type: ignore[arg-type]
-        for start in range(0, len(members) if run.peer is not None else 0, MEMBERS):
-            self._say(run.peer or "", members=m.Members(run=run.id, members=members[start : start + MEMBERS]))
+        for part in portions(members if run.peer is not None else (), m.Member.ByteSize, most=MEMBERS):
+            self._say(run.peer or "", members=m.Members(run=run.id, members=part))
 
     def _revoked(self, id: str) -> None:
         node = self._nodes.pop(id, None)

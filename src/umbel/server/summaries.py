@@ -11,6 +11,8 @@ from typing import Any
 from ..store.records import Store
 
 PARTS = ("test", "evaluate", "train")
+MOST_METRICS = 600
+LONGEST_NAME = 300
 
 
 @dataclass
@@ -46,4 +48,6 @@ def _take(known: _Summary, event: dict[str, Any]) -> None:
         known.rounds = event["round"]
         for part in PARTS:
             for name, value in event.get(part, {}).items():
-                known.metrics[f"{part}.{name}"] = value if math.isfinite(value) else None
+                full = f"{part}.{name}"[:LONGEST_NAME]
+                if full in known.metrics or len(known.metrics) < MOST_METRICS:
+                    known.metrics[full] = value if math.isfinite(value) else None
