@@ -120,3 +120,16 @@ def test_what_is_large_becomes_a_file(tmp_path, value):
     data = path.read_bytes()
     assert (hashlib.sha256(data).digest(), len(data)) == (sha, size)
     assert data == stored(value).inline
+
+
+def test_what_no_peer_would_take_is_refused_where_it_is_asked():
+    for fields in ({"lane": "x" * 300}, {"kind": "query:" + "ä" * 200}):
+        with pytest.raises(StrategyError, match="longer than 256 bytes"):
+            ask_spec("r", sent(**fields), stored)
+    with pytest.raises(StrategyError, match="the settings of its fold or transforms take more than"):
+        ask_spec("r", sent(fold=LargeFold()), stored)
+
+
+class LargeFold(mean):
+    def spec(self):
+        return ["large", {"table": "x" * (1 << 20)}]

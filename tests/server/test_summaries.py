@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from umbel.server.summaries import Summaries
+from umbel.server.summaries import LONGEST_NAME, MOST_METRICS, Summaries
 from umbel.store.records import MemoryStore
 
 
@@ -34,3 +34,12 @@ def test_events_that_make_no_sense_are_passed_over():
         store.put("events", {"run": "r", "number": number, "at": 0.0, "body": body})
     store.commit()
     assert Summaries(store).of("r") == {"rounds": 1, "asked": 1, "metrics": {}}
+
+
+def test_any_number_of_metrics_takes_little_room():
+    store = MemoryStore()
+    for r in range(1, 5):
+        log(store, {"event": "round_committed", "round": r, "train": {f"{r}.{i}" * 100: 1.0 for i in range(300)}})
+    found = Summaries(store).of("r")["metrics"]
+    assert len(found) == MOST_METRICS
+    assert max(map(len, found)) == LONGEST_NAME

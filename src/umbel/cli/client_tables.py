@@ -81,11 +81,11 @@ def _rows(rows: Sequence[ClientRow]) -> Table:
 
 def _spreads(spreads: Sequence[Spread]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False, header_style="dim")
-    for title in ("kind", "of", "clients", "least", "5 %", "25 %", "median", "75 %", "95 %", "greatest"):
-        table.add_column(title, justify="left" if title in ("kind", "of") else "right")
+    for title in ("kind", "of", "clients", "least", "25 %", "median", "75 %", "greatest"):
+        table.add_column(title, justify="left" if title in ("kind", "of") else "right", overflow="fold")
     for row in spreads:
         least = f"{number(row.least)} (client {row.low})"
         greatest = f"{number(row.greatest)} (client {row.high})"
-        values = map(number, row.quantiles)
+        values = map(number, row.quantiles[1:4])
         table.add_row(WORDS.get(row.kind, row.kind), row.name, str(row.count), least, *values, greatest)
     return table

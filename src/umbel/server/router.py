@@ -335,8 +335,7 @@ class Router:
     def _tell_members(self, run: _Run, clients: Iterable[str]) -> None:
         members = []
         for client in clients:
-            standing, reason = run.standings[client]
-            node = self._nodes.get(self._homes.get(client, ""))
+            node, (standing, reason) = self._nodes.get(self._homes.get(client, "")), run.standings[client]
             name = node.name if node is not None else ""
             members.append(m.Member(client=client, node=name, standing=standing, reason=reason))  # type: ignore[arg-type]
         for part in portions(members if run.peer is not None else (), m.Member.ByteSize, most=MEMBERS):
