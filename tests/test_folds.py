@@ -646,3 +646,26 @@ def test_a_mean_that_would_be_infinite_is_refused_and_the_largest_floats_are_not
     assert (Partial.from_tree(weighted_mean(), tree).finish().value["w"] == top).all()
     with pytest.raises(UpdateRejected, match="would be infinite"):
         Partial.from_tree(weighted_mean(), changed(tree, ("sums", "weight"), "1:5p0"))
+
+
+@pytest.mark.parametrize("ids", ["{ask}.{client}", "task of {client}", "0{ask}.{client}"])
+@pytest.mark.parametrize("clients", [[], [3], [0, 7, 2**61], ["a", 5, "0"]], ids=str)
+@pytest.mark.parametrize(
+    "metrics", [[{}], [{"loss": 0.1, "b": math.inf}], [{"loss": 0.1}, {"steps": 3.0}, {}]], ids=str
+)
+def test_an_answer_comes_back_as_it_was(ids, clients, metrics):
+    receipts = tuple(
+        Receipt(ids.format(ask=place, client=client), client, 1 / 3 + place, metrics[place % len(metrics)], 0.1, place)
+        for place, client in enumerate(clients)
+    )
+    answer = Answer(Arrays({"x": np.ones(2)}), receipts=receipts, failed={9: "gone"}, asked=4, metrics={"loss": 0.5})
+    found = encoding.decode(encoding.encode(answer))
+    assert found.receipts == receipts
+    assert [list(r.metrics) for r in found.receipts] == [list(r.metrics) for r in receipts]
+    assert [type(r.client) for r in found.receipts] == [type(r.client) for r in receipts]
+    assert (found.failed, found.asked, found.metrics) == (answer.failed, 4, {"loss": 0.5})
+
+
+def test_an_answer_of_many_clients_takes_few_bytes_for_each():
+    receipts = tuple(Receipt(f"7.{i}", i, 1.0, {"loss": 0.1}, 0.5) for i in range(10_000))
+    assert len(encoding.encode(Answer({}, receipts=receipts))) < 60 * len(receipts)

@@ -699,9 +699,49 @@ def _columns(receipts: Iterable[Receipt]) -> list[list[Any]]:
     return [list(column) for column in zip(*rows, strict=True)]
 
 
+def _packed(receipts: Sequence[Receipt]) -> list[Any]:
+    """Receipts as arrays, which take a tenth of the memory that records do while they are written."""
+    names = list(receipts[0].metrics) if receipts else []
+    asks: Any = [_ask_of(receipt) for receipt in receipts]
+    clients: Any = [receipt.client for receipt in receipts]
+    metrics: Any = (
+        [dict(receipt.metrics) for receipt in receipts] if any(list(r.metrics) != names for r in receipts) else None
+    )
+    whole = all(type(client) is int and abs(client) < 1 << 62 for client in clients)
+    return [
+        [receipt.task for receipt in receipts] if None in asks else np.array(asks, np.int64),
+        np.array(clients, np.int64) if whole else clients,
+        np.array([receipt.weight for receipt in receipts], np.float64),
+        np.array([receipt.seconds for receipt in receipts], np.float64),
+        np.array([receipt.staleness for receipt in receipts], np.int64),
+        names,
+        [np.array([r.metrics[name] for r in receipts], np.float64) for name in names] if metrics is None else metrics,
+        metrics is None,
+    ]
+
+
+def _unpacked(packed: list[Any]) -> tuple[Receipt, ...]:
+    tasks, clients, weights, seconds, staleness, names, metrics, alike = packed
+    clients = clients if isinstance(clients, list) else clients.tolist()
+    if not isinstance(tasks, list):
+        tasks = [f"{ask}.{client}" for ask, client in zip(tasks.tolist(), clients, strict=True)]
+    if alike:
+        columns = [column.tolist() for column in metrics]
+        metrics = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)] or [{} for _ in clients]
+    rest = (weights.tolist(), metrics, seconds.tolist(), staleness.tolist())
+    return tuple(map(Receipt, tasks, clients, *rest))
+
+
+def _ask_of(receipt: Receipt) -> int | None:
+    """The ask of a task whose id is made of it and its client; None for any other id."""
+    head = receipt.task.partition(".")[0]
+    ask = int(head) if head.isascii() and head.isdecimal() and len(head) < 19 else -1
+    return ask if receipt.task == f"{ask}.{receipt.client}" else None
+
+
 encoding.register(
     Answer,
     "answer",
-    lambda a: [a.value, a.aux, dict(a.metrics), a.weight, _columns(a.receipts), dict(a.failed), a.asked],
-    lambda p: Answer(p[0], p[1], p[2], p[3], tuple(map(Receipt, *p[4])) if p[4] else (), p[5], p[6]),
+    lambda a: [a.value, a.aux, dict(a.metrics), a.weight, _packed(a.receipts), dict(a.failed), a.asked],
+    lambda p: Answer(p[0], p[1], p[2], p[3], _unpacked(p[4]), p[5], p[6]),
 )
