@@ -152,7 +152,7 @@ def test_a_bad_update_is_rejected_by_name_and_the_run_goes_on_without_it(what, t
     result = run(app, observers=[log.append])
     closed = [e for e in log if isinstance(e, AskClosed)]
     assert [e.count for e in closed] == [4, 3, 4, 4]
-    ((client, reason),) = closed[1].failed
+    ((reason, _, (client,)),) = closed[1].failed
     assert (client, closed[1].round) == (culprit[0], 2)
     assert reason.startswith(message)
     assert [(r.clients, r.dropped) for r in result.history] == [(4, 0), (3, 1), (4, 0), (4, 0)]
@@ -273,7 +273,7 @@ def wrong_apps():
         ),
         "a test of text": (
             lambda: run(app_with(lambda model: {"x": "high"})),
-            "the app's test returned a metric that is not a number",
+            "the app's test returned: metric 'x' is a str, not a number",
         ),
         "a test with a wrong signature": (lambda: app_with(lambda: 1), "cannot be called with (model): "),
     }
@@ -587,7 +587,7 @@ def test_a_damaged_log_is_found_and_its_line_named(place):
 def test_a_log_of_another_release_is_refused(place):
     first, *rest = (place / LOG).read_bytes().splitlines(keepends=True)
     (place / LOG).write_bytes(seal({**unseal(first), "format": 99}) + b"".join(rest))
-    with pytest.raises(CorruptFile, match="has format 99; this release reads 1"):
+    with pytest.raises(CorruptFile, match="has format 99; this release reads 2"):
         resume(app_of(), place)
 
 

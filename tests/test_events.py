@@ -8,7 +8,7 @@ from umbel.events import EVENTS, AskClosed, RoundCommitted, RunStarted
 
 EXAMPLES = [
     RunStarted(run="a", format=1, seed=3, rounds=2, clients=5, strategy="FedAvg", settings={"config": {"lr": 0.1}}),
-    AskClosed(ask=0, round=1, kind="train", lane="train", digest="d", cohort=[3, 1], count=2, failed=[[4, "gone"]]),
+    AskClosed(ask=0, round=1, kind="train", lane="train", digest="d", asked=3, count=2, failed=[["gone", 1, [4]]]),
     RoundCommitted(round=1, asks=1, train={"loss": 0.5}, checkpoint={"file": "f", "sha256": "0"}),
 ]
 

@@ -192,7 +192,13 @@ def test_collect_orders_by_client_and_keeps_every_update():
 def test_metrics_are_means_by_weight_over_the_clients_that_have_them():
     receipts = [receipt(0, 1.0, a=1.0, b=5.0), receipt(1, 3.0, a=2.0), receipt(2, 0.0, c=7.0)]
     assert mean_metrics(receipts) == {"a": 1.75, "b": 5.0, "c": 7.0}
-    assert math.isnan(mean_metrics([receipt(0, 1.0, a=math.nan), receipt(1, 1.0, a=1.0)])["a"])
+
+
+def test_a_value_that_is_not_finite_is_left_out_of_the_mean_and_a_metric_without_any_is_nan():
+    others = [receipt(1, 1.0, a=1.0), receipt(2, 3.0, a=2.0)]
+    for value in (math.nan, math.inf, -math.inf):
+        assert mean_metrics([receipt(0, 5.0, a=value), *others]) == {"a": 1.75}
+    assert math.isnan(mean_metrics([receipt(0, 1.0, a=math.nan), receipt(1, 1.0, a=math.inf)])["a"])
 
 
 def test_aux_arrays_are_averaged_plainly_beside_a_weighted_fold():
@@ -666,3 +672,26 @@ def test_arrays_of_a_partial_have_the_order_that_the_ask_expects():
     answer = Partial.from_tree(mean(), tree, Like(aux=Like(aux)), model).finish()
     assert (list(answer.value), list(answer.aux)) == (["z", "a", "m"], ["y", "b"])
     assert list(Partial.from_tree(mean(), tree, Free(aux=Free()), None).finish().value) == ["a", "m", "z"]
+
+
+@pytest.mark.parametrize("ids", ["{ask}.{client}", "task of {client}", "0{ask}.{client}"])
+@pytest.mark.parametrize("clients", [[], [3], [0, 7, 2**61], ["a", 5, "0"]], ids=str)
+@pytest.mark.parametrize(
+    "metrics", [[{}], [{"loss": 0.1, "b": math.inf}], [{"loss": 0.1}, {"steps": 3.0}, {}]], ids=str
+)
+def test_an_answer_comes_back_as_it_was(ids, clients, metrics):
+    receipts = tuple(
+        Receipt(ids.format(ask=place, client=client), client, 1 / 3 + place, metrics[place % len(metrics)], 0.1, place)
+        for place, client in enumerate(clients)
+    )
+    answer = Answer(Arrays({"x": np.ones(2)}), receipts=receipts, failed={9: "gone"}, asked=4, metrics={"loss": 0.5})
+    found = encoding.decode(encoding.encode(answer))
+    assert found.receipts == receipts
+    assert [list(r.metrics) for r in found.receipts] == [list(r.metrics) for r in receipts]
+    assert [type(r.client) for r in found.receipts] == [type(r.client) for r in receipts]
+    assert (found.failed, found.asked, found.metrics) == (answer.failed, 4, {"loss": 0.5})
+
+
+def test_an_answer_of_many_clients_takes_few_bytes_for_each():
+    receipts = tuple(Receipt(f"7.{i}", i, 1.0, {"loss": 0.1}, 0.5) for i in range(10_000))
+    assert len(encoding.encode(Answer({}, receipts=receipts))) < 60 * len(receipts)

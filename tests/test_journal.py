@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from umbel import Arrays, State, files
 from umbel.errors import CorruptFile, JournalMissing, StorageError
 from umbel.events import AskClosed, RoundCommitted, RoundStarted, RunFinished, RunResumed, RunStarted
-from umbel.journal import LOG, Journal, load_checked, read_log, seal, unseal, write_whole
+from umbel.journal import FORMAT, LOG, Journal, load_checked, read_log, seal, unseal, write_whole
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=10),
@@ -26,11 +26,11 @@ PLAIN = st.recursive(
 )
 RECORDS = st.dictionaries(st.text(max_size=8).filter(lambda name: name != "crc"), PLAIN, min_size=1, max_size=5)
 
-STARTED = RunStarted(run="r", format=1, seed=1, rounds=2, clients=3, strategy="FedAvg", model_sha256="00")
+STARTED = RunStarted(run="r", format=FORMAT, seed=1, rounds=2, clients=3, strategy="FedAvg", model_sha256="00")
 
 
 def asked(ask, round=1):
-    return AskClosed(ask=ask, round=round, kind="train", lane="train", digest="d", cohort=[0, "b"], count=2)
+    return AskClosed(ask=ask, round=round, kind="train", lane="train", digest="d", asked=2, count=2)
 
 
 def committed(round):

@@ -420,7 +420,7 @@ def test_a_client_that_fails_is_left_out_and_named(tmp_path):
     assert (only.clients, only.dropped, only.failed) == (2, 3, None)
     assert only.train == {"x": 3.5}
     (closed,) = [e for e in events if isinstance(e, AskClosed)]
-    reasons = dict(map(tuple, closed.failed))
+    reasons = {client: reason for reason, _, (client,) in closed.failed}
     assert reasons.keys() == {0, 1, 2}
     assert reasons[0].startswith("its train handler raised ValueError: no data today (test_run.py:")
     assert reasons[1] == "array 'w' has shape [4], expected [3]"
@@ -438,8 +438,8 @@ def test_data_that_cannot_be_loaded_fails_the_client_alone():
     result = run(app_of(client_of(train, data=data), strategy=FedAvg(cohort=2), rounds=1), 2, observers=[events.append])
     assert result.model["w"].tolist() == [1, 1, 1]
     (closed,) = [e for e in events if isinstance(e, AskClosed)]
-    assert closed.failed[0][0] == 1
-    assert closed.failed[0][1].startswith("loading its data raised KeyError: 1 (test_run.py:")
+    assert closed.failed[0][1:] == [1, [1]]
+    assert closed.failed[0][0].startswith("loading its data raised KeyError: 1 (test_run.py:")
 
 
 def test_a_client_that_fails_keeps_its_old_state():

@@ -9,9 +9,9 @@ from typing import Any, Literal, TypeVar
 from .arrays import Arrays
 from .client import Client, check_signature
 from .contract import contract
-from .errors import AppError, SettingError, StrategyError
+from .errors import AppError, SettingError, StrategyError, UpdateRejected
 from .strategy import Strategy
-from .update import Metrics
+from .update import Metrics, check_metrics
 
 Test = TypeVar("Test", bound=Callable[[Arrays], Any])
 
@@ -142,9 +142,9 @@ class App:
         if not isinstance(values, Mapping):
             raise AppError(f"the app's test returned {values!r:.80}, not umbel.Metrics or a dictionary of numbers")
         try:
-            return {str(n): float(v) for n, v in values.items()}
-        except (TypeError, ValueError) as error:
-            raise AppError(f"the app's test returned a metric that is not a number: {error}") from error
+            return check_metrics(values, "the metrics of the app's test")
+        except UpdateRejected as error:
+            raise AppError(f"the app's test returned: {error.message}", hint=error.hint) from error
 
 
 def _check_metric(metric: Any, mode: Any) -> None:

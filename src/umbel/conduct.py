@@ -5,9 +5,11 @@ from __future__ import annotations
 import gc
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 from .app import App
@@ -39,7 +41,6 @@ from .errors import (
 from .events import (
     AskClosed,
     AskOpened,
-    Observer,
     RoundCommitted,
     RoundStarted,
     RunEvent,
@@ -57,17 +58,25 @@ from .node.account import Account
 from .node.intake import ClosedAsk
 from .node.seeding import generators_kept, seed_generators
 from .node.state import ClientStates
+from .observers import Observers
 from .outcome import failures, shortage, verdict
 from .randomness import Key
+from .reasons import Reasons, counted, kind
+from .receipts import MOST_CLIENTS, skipped, told
 from .sampling import Uniform
 from .software import changes, software, unseeded
 from .strategy import State
 from .transforms import place
+from .update import MOST_METRICS
 
 Reply = Answer | NothingToFold
 KEPT_CHECKPOINTS = 3
 REDRAWS = 30
 """How often a cohort is drawn again for those in it who are not online."""
+MOST_ROWS = 200_000
+"""So many rows of clients are kept in memory by a run that has no folder: those of its last rounds."""
+MOST_WARNINGS = 20
+"""So many clients are warned of for one reason in a round; the others are counted."""
 
 
 @dataclass(slots=True)
@@ -117,7 +126,7 @@ class Conductor:
         started: RunStarted,
         journal: Journal,
         states: ClientStates,
-        observers: Sequence[Observer],
+        observers: Observers,
         clock: Callable[[], float],
     ) -> None:
         self.app = app
@@ -145,6 +154,11 @@ class Conductor:
         self._unevaluated = False
         self._unseeded: set[str] = set()
         self._account = Account()
+        self._task_failures: Counter[str] = Counter()
+        self._warnings: Counter[str] = Counter()
+        self._said: set[str] = set()
+        self._rows = 0
+        self.closed: list[AskClosed] = []
         self._progress: Progress
         self._seconds = 0.0
         self._since = 0.0
@@ -300,17 +314,20 @@ class Conductor:
         seconds, self._since, self._replayed = now - self._since + self._replayed, now, 0.0
         self._seconds += seconds
         account, self._account = self._account, Account()
+        lost, self._task_failures = self._task_failures, Counter()
         metrics: dict[str, float] = {}
         counts = [_counts(item) for item in served]
         for item in served:
             metrics.update(item.reply.metrics if isinstance(item.reply, Answer) else {})
+        self._count_warnings(r)
         self._commit(
             RoundCommitted(
                 round=r,
                 asks=progress.next_ask,
                 clients=sum(came for came, _ in counts),
                 dropped=sum(asked - came for came, asked in counts),
-                train=metrics,
+                failures=_bounded(lost),
+                train=_bounded(metrics),
                 evaluate=evaluated,
                 test=tested,
                 seconds=round(seconds, 6),
@@ -502,14 +519,18 @@ class Conductor:
         self._session.close(item.id)
         self._closed = True
         del self._going[item.id]
-        self._progress.late[item.lane] = self._late(record.late)
+        reply, state, late = (None, None, ())
+        if record.answer is not None:
+            reply, state, late = self._journal.load(record.answer)
+        self._progress.late[item.lane] = self._late(late)
+        self._task_failures[record.kind] += record.failures
         if record.clock is not None:
             self._session.advance_to(record.clock)
         self._account.add(Account(**record.account))  # type: ignore[arg-type]
-        if record.answer is None:
-            item.reply = _nothing(item, record.count, len(record.failed), record.reason or "too few updates")
+        if reply is None:
+            item.reply = _nothing(item, record.count, record.failures, record.reason or "too few updates")
             return
-        item.reply, state = self._journal.load(record.answer)
+        item.reply = reply
         self._keep_state(item, state)
 
     def _work(self, commands: list[Command], r: int) -> None:
@@ -524,7 +545,7 @@ class Conductor:
                 return
             event: Event = self._session.next_event() or Ticked()
             for client, text in self._session.warnings():
-                self._tell(Warned(round=r, client=client, text=text))
+                self._warn(r, text, client)
             out = self._out(event) if self._observers else []
             commands = self._coordinator.handle(event, self._now())
             self._tell_ended(event, out)
@@ -547,36 +568,65 @@ class Conductor:
         self._closed = True
         closed = self._session.close(command.ask)
         self._progress.late[item.lane] = [LateTask(task, age) for task, age in command.late]
-        reply, state = self._finish(item, r, command, closed)
+        failed = _failed(item, command, closed)
+        reply, state = self._finish(item, r, command, closed, failed)
+        rows = [self._row(task, age) for task, age in command.late]
         # What a transform drew must survive a power cut: drawn again over the same sum, it would be a second release.
         durable, answer = item.ask.transform.name != "identity", None
+        if isinstance(reply, Answer) or rows:
+            kept = (reply if isinstance(reply, Answer) else None, state, rows)
+            answer = self._journal.save(f"answers/ask-{item.id:06d}.safetensors", kept, durable=durable)
+            kept = self._journal.mapped(answer, kept)
+            reply, state = kept[0] or reply, kept[1]
         if isinstance(reply, Answer):
-            answer = self._journal.save(f"answers/ask-{item.id:06d}.safetensors", (reply, state), durable=durable)
-            reply, state = self._journal.mapped(answer, (reply, state))
             self._keep_state(item, state)
             self._states.advance(item.id, closed.states, since=self._first_ask)
         item.reply = reply
         self._account.add(closed.account)
-        self._tell(
-            AskClosed(
-                ask=item.id,
-                round=r,
-                kind=item.ask.kind,
-                lane=item.lane,
-                digest=item.digest,
-                cohort=list(item.cohort),
-                count=len(closed.partial.receipts),
-                metrics=reply.metrics if isinstance(reply, Answer) else {},
-                weight=reply.weight if isinstance(reply, Answer) else 0.0,
-                failed=[[client, reason] for client, reason in _failed(item, command, closed).items()],
-                answer=answer,
-                reason=reply.message if isinstance(reply, NothingToFold) else None,
-                seconds=round(self._clock() - item.began, 6),
-                late=[self._row(task, age) for task, age in command.late],
-                account=asdict(closed.account),
-                clock=self._now() if self._session.now is not None else None,
-            ),
-            durable=durable,
+        self._task_failures[item.ask.kind] += len(failed)
+        event = self._told(item, r, command, closed, failed)
+        event = replace(event, answer=answer, clock=self._now() if self._session.now is not None else None)
+        for name, (count, clients) in event.skipped.items():
+            self._warn_once(r, _not_finite(name, count, clients))
+        self._tell(event, durable=durable)
+        if self._journal.folder is None:
+            self._remember(event)
+
+    def _remember(self, event: AskClosed) -> None:
+        """Keep what a run that is kept nowhere else says of its clients."""
+        self.closed.append(event)
+        self._rows += len(event.clients.get("client", ()))
+        while self._rows > MOST_ROWS:
+            self._rows -= len(self.closed.pop(0).clients.get("client", ()))
+
+    def _told(
+        self, item: Going, r: int, command: Close, closed: ClosedAsk, failed: Mapping[ClientId, str]
+    ) -> AskClosed:
+        """How an ask ended, as the log says it."""
+        reply = item.reply
+        answered = isinstance(reply, Answer)
+        receipts = reply.receipts if isinstance(reply, Answer) else closed.partial.in_order()
+        over = {receipt.client for receipt in receipts} | {task.client for task, _ in command.late}
+        asked = item.cohort if len(item.cohort) <= MOST_CLIENTS else ()
+        clients, spread = told(receipts, failed, [c for c in asked if c not in over and c not in failed])
+        return AskClosed(
+            ask=item.id,
+            round=r,
+            kind=item.ask.kind,
+            lane=item.lane,
+            digest=item.digest,
+            asked=len(item.cohort),
+            count=len(receipts),
+            metrics=_bounded(reply.metrics) if isinstance(reply, Answer) else {},
+            weight=reply.weight if isinstance(reply, Answer) else 0.0,
+            failures=len(failed),
+            failed=counted(failed),
+            skipped=skipped(receipts) if answered else {},
+            clients=clients,
+            spread=spread,
+            reason=reply.message if isinstance(reply, NothingToFold) else None,
+            seconds=round(self._clock() - item.began, 6),
+            account=asdict(closed.account),
         )
 
     def _keep_state(self, item: Going, state: Any) -> None:
@@ -584,8 +634,10 @@ class Conductor:
         if state is not None:
             self._progress.transforms[item.place] = state
 
-    def _finish(self, item: Going, r: int, command: Close, closed: ClosedAsk) -> tuple[Reply, Any]:
-        partial, failed = closed.partial, _failed(item, command, closed)
+    def _finish(
+        self, item: Going, r: int, command: Close, closed: ClosedAsk, failed: Mapping[ClientId, str]
+    ) -> tuple[Reply, Any]:
+        partial = closed.partial
         came, quorum = len(partial.receipts), item.ask.window.quorum
         if came < quorum:
             return _nothing(item, came, len(failed), _shortage(item, came, failed)), item.transform_state
@@ -648,16 +700,36 @@ class Conductor:
             best, since = (sign * value, 0) if better else (best, since + 1)
         return since >= stop.patience
 
+    # What is told
+
     def _tell(self, event: RunEvent, durable: bool = False) -> None:
         self._journal.append(event, at=time.time(), durable=durable)
         self._session.observe(event)
-        for observer in self._observers:
-            observer(event)
+        for text in self._observers.tell(event):
+            self._tell(Warned(round=self.round, text=text))
+
+    def _warn(self, r: int, text: str, client: ClientId | None = None) -> None:
+        alike = kind(text)
+        self._warnings[alike] += 1
+        if self._warnings[alike] <= MOST_WARNINGS:
+            self._tell(Warned(round=r, client=client, text=text))
+
+    def _warn_once(self, r: int, text: str) -> None:
+        if kind(text) not in self._said:
+            self._said.add(kind(text))
+            self._tell(Warned(round=r, text=text))
+
+    def _count_warnings(self, r: int) -> None:
+        for alike, count in self._warnings.items():
+            if count > MOST_WARNINGS:
+                self._tell(Warned(round=r, text=f"{count - MOST_WARNINGS} further warnings like this: {alike}"))
+        self._warnings.clear()
 
 
 def _failed(item: Going, command: Close, closed: ClosedAsk) -> dict[ClientId, str]:
     """Why clients failed, in the order of the cohort: that in which they were told of may differ from run to run."""
-    failed = {**command.failed, **closed.refused}
+    reasons = Reasons()
+    failed = {**command.failed, **{client: reasons.keep(reason) for client, reason in closed.refused.items()}}
     if len(failed) < 2:
         return failed
     places = {client: place for place, client in enumerate(item.cohort)}
@@ -707,3 +779,14 @@ def _shortage(item: Going, came: int, failed: Mapping[ClientId, str]) -> str:
         why = "no client that the sampler drew is online" if item.drawn else "the sampler drew no client"
         return f"nobody was asked: {why}"
     return shortage(came, len(item.cohort), item.ask.window.quorum, failed)
+
+
+def _bounded(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """So many of them as an event can hold."""
+    return dict(islice(metrics.items(), MOST_METRICS))
+
+
+def _not_finite(name: str, count: int, clients: Sequence[ClientId]) -> str:
+    listed = ", ".join(map(str, clients)) + (", ..." if count > len(clients) else "")
+    which = f"{count} clients ({listed})" if count > 1 else f"client {clients[0]}"
+    return f"metric {name!r} of {which} is not finite: it is left out of the mean"

@@ -14,6 +14,7 @@ from enum import StrEnum
 
 from .ask import Task
 from .errors import ClientId, InternalError
+from .reasons import Reasons
 from .window import Window
 
 
@@ -170,6 +171,7 @@ class _Ask:
     admitted: list[str] = field(default_factory=list)
     contributed: set[ClientId] = field(default_factory=set)
     failed: dict[ClientId, str] = field(default_factory=dict)
+    reasons: Reasons = field(default_factory=Reasons)
 
 
 @dataclass(slots=True)
@@ -306,7 +308,7 @@ class Coordinator:
             return
         self._move(task.id, Step.FAIL)
         if lane.open is not None:
-            lane.open.failed[task.client] = event.reason
+            lane.open.failed[task.client] = lane.open.reasons.keep(event.reason)
         self._forget_unless_open(task.id, lane)
 
     def _forget_unless_open(self, task: str, lane: _Lane) -> None:

@@ -1,14 +1,25 @@
 """The events of a run: typed, plain, appended to its log. Progress bars, trackers, replay and recovery read these and
 nothing else.
+
+Every event fits into one frame of the protocol, whatever clients and strategies say and however many there are: its
+texts are cut, and its lists are bounded by whoever makes them. `LARGEST` is what all keep to.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
+from itertools import islice
 from typing import Any, ClassVar
 
 from .errors import ClientId
+from .reasons import short
+
+LARGEST = 1 << 20
+"""The bytes of an event as JSON are never more."""
+LONGEST_TEXT = 2000
+"""So many characters of a text go into an event."""
+MOST_REFUSED = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,9 +29,14 @@ class RunEvent:
     name: ClassVar[str]
     logged: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if type(value) is str and len(value) > LONGEST_TEXT:
+                object.__setattr__(self, name, short(value, LONGEST_TEXT))
+
     def record(self) -> dict[str, Any]:
-        """The event as a plain dictionary."""
-        return {"event": self.name, **asdict(self)}
+        """The event as a plain dictionary, which is not to be changed."""
+        return {"event": self.name, **{each.name: getattr(self, each.name) for each in fields(self)}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,13 +73,17 @@ class RunResumed(RunEvent):
 
 @dataclass(frozen=True, kw_only=True)
 class Waiting(RunEvent):
-    """A run that has not begun waits for its clients; `refused` says why some do not take part."""
+    """A run that has not begun waits for its clients; `refused` says why some do not take part, up to 20 of them."""
 
     name: ClassVar[str] = "waiting"
     logged: ClassVar[bool] = False
     ready: int
     wanted: int
     refused: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        few = {client: short(why) for client, why in islice(self.refused.items(), MOST_REFUSED)}
+        object.__setattr__(self, "refused", few)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,10 +124,15 @@ class TaskEnded(RunEvent):
 
 @dataclass(frozen=True, kw_only=True)
 class AskClosed(RunEvent):
-    """An ask is over. `digest` covers all that was asked, `answer` names the file with the answer as the strategy got
-    it, `failed` says why clients are missing; with fewer updates than the quorum there is no answer but a `reason`.
-    `late` lists the tasks that go on, as ``[id, ask, client, attempt, sent, age]``. `account` says where the time went;
-    `clock` is the virtual time, where time is virtual.
+    """An ask is over. `digest` covers all that was asked and of whom, `asked` says how many they are, `count` how many
+    updates were folded; with fewer than the quorum there is no answer but a `reason`. `answer` names the file with the
+    answer as the strategy got it, and with the tasks that go on. `account` says where the time went; `clock` is the
+    virtual time, where time is virtual.
+
+    What became of the clients is told in little: `failures` counts those that failed, `failed` has rows of a reason,
+    how many failed for it, and the first of them; `skipped` says which metrics were left out of the means because they
+    are not finite, ``{name: [how many, [first clients]]}``; `clients` has a column for each fact of all clients, or,
+    where they are too many, `spread` has the quantiles (see `receipts`).
     """
 
     name: ClassVar[str] = "ask_closed"
@@ -116,15 +141,18 @@ class AskClosed(RunEvent):
     kind: str
     lane: str
     digest: str
-    cohort: list[ClientId]
+    asked: int
     count: int
     metrics: Mapping[str, float] = field(default_factory=dict)
     weight: float = 0.0
+    failures: int = 0
     failed: list[list[Any]] = field(default_factory=list)
+    skipped: Mapping[str, list[Any]] = field(default_factory=dict)
+    clients: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    spread: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, compare=False)
     answer: Mapping[str, str] | None = None
     reason: str | None = None
     seconds: float = 0.0
-    late: list[list[Any]] = field(default_factory=list)
     account: Mapping[str, float] = field(default_factory=dict, compare=False)
     clock: float | None = None
 
@@ -132,7 +160,8 @@ class AskClosed(RunEvent):
 @dataclass(frozen=True, kw_only=True)
 class RoundCommitted(RunEvent):
     """A round is over and its checkpoint is on disk: the point to which a run goes back. `failed` says why the round
-    brought nothing, `account` where its time went; `clock` is the virtual time, where time is virtual.
+    brought nothing, `account` where its time went; `clock` is the virtual time, where time is virtual. `failures`
+    counts the tasks that failed by the kind of their ask.
     """
 
     name: ClassVar[str] = "round_committed"
@@ -140,6 +169,7 @@ class RoundCommitted(RunEvent):
     asks: int
     clients: int = 0
     dropped: int = 0
+    failures: Mapping[str, int] = field(default_factory=dict)
     train: Mapping[str, float] = field(default_factory=dict)
     evaluate: Mapping[str, float] = field(default_factory=dict)
     test: Mapping[str, float] = field(default_factory=dict)

@@ -19,7 +19,17 @@ from . import encoding
 from .arrays import RESERVED, Array, Arrays, Role, dtype_named, is_floating, wide
 from .errors import ClientId, NothingToFold, StrategyError, UpdateRejected
 from .sums import ArraySum, ExactScalar
-from .update import LARGEST, NO_ARRAYS, Contribution, Expectation, Free, Receipt, Update
+from .update import (
+    LARGEST,
+    MOST_METRICS,
+    NO_ARRAYS,
+    Contribution,
+    Expectation,
+    Free,
+    Receipt,
+    Update,
+    check_metrics,
+)
 
 _BATCH = 16
 _BATCH_BYTES = 1 << 20  # several small updates are added at once, which spares calls; large ones gain nothing from it
@@ -381,7 +391,8 @@ class Answer:
 
     `value` is what the fold made: `Arrays` for the elementwise folds, updates by client for `collect`. `aux` is the
     plain mean of the aux arrays (under `collect` they stay with their updates). `metrics` are means over clients by
-    weight. `clients` contributed, in the order of their ids; `failed` says why others did not.
+    weight, without what is not finite. `clients` contributed, in the order of their ids; `failed` says why others did
+    not.
     """
 
     value: Any
@@ -503,9 +514,13 @@ class Partial:
             _check_expected(made._aux or Sums(), expects.aux if expects is not None else None, None)
         return made
 
+    def in_order(self) -> tuple[Receipt, ...]:
+        """The receipts in the order of the clients' ids."""
+        return tuple(sorted(self.receipts.values(), key=lambda r: (*_order(r.client), r.task)))
+
     def finish(self, failed: Mapping[ClientId, str] | None = None, asked: int = 0) -> Answer:
         """The answer. Raises `NothingToFold` where the fold has none."""
-        receipts = tuple(sorted(self.receipts.values(), key=lambda r: (*_order(r.client), r.task)))
+        receipts = self.in_order()
         return Answer(
             value=self.fold.finish(self._acc),
             aux=mean().finish(self._aux) if self._aux is not None else NO_ARRAYS,
@@ -614,7 +629,7 @@ def _checked_receipts(columns: Any) -> dict[str, Receipt]:
         named = type(metrics) is dict and all(type(name) is str for name in metrics)
         if not named or not all(type(value) in (int, float) for value in metrics.values()):
             raise UpdateRejected(f"the metrics in the receipt of task {task!r:.60} are not numbers by name")
-        values = {name: float(value) for name, value in metrics.items()}
+        values = check_metrics(metrics, f"the metrics in the receipt of task {task!r:.60}")
         receipts[task] = Receipt(task, client, float(weight), values, float(seconds), staleness)
     return receipts
 
@@ -653,17 +668,22 @@ def _check_expected(acc: Sums, expects: Expectation | None, sent: Arrays | None)
 
 
 def mean_metrics(receipts: Iterable[Receipt]) -> dict[str, float]:
-    """Mean of each metric over the clients that have it, by weight, or plain where all weights are zero; the order
-    cannot matter.
+    """Mean of each metric over the clients for which it is finite, by weight, or plain where all weights are zero; NaN
+    where it is finite for none. The order cannot matter. Of too many metrics the most common are kept.
     """
     terms: dict[str, list[tuple[float, float]]] = {}
     for receipt in receipts:
         for name, value in receipt.metrics.items():
-            terms.setdefault(name, []).append((value, receipt.weight))
-    return {name: _mean(terms[name]) for name in sorted(terms)}
+            found = terms.setdefault(name, [])
+            if math.isfinite(value):
+                found.append((value, receipt.weight))
+    names = sorted(terms, key=lambda name: (-len(terms[name]), name))[:MOST_METRICS]
+    return {name: _mean(terms[name]) for name in sorted(names)}
 
 
 def _mean(terms: list[tuple[float, float]]) -> float:
+    if not terms:
+        return math.nan
     weight = math.fsum(w for _, w in terms)
     if weight == 0.0:
         terms, weight = [(v, 1.0) for v, _ in terms], float(len(terms))
@@ -682,9 +702,49 @@ def _columns(receipts: Iterable[Receipt]) -> list[list[Any]]:
     return [list(column) for column in zip(*rows, strict=True)]
 
 
+def _packed(receipts: Sequence[Receipt]) -> list[Any]:
+    """Receipts as arrays, which take a tenth of the memory that records do while they are written."""
+    names = list(receipts[0].metrics) if receipts else []
+    asks: Any = [_ask_of(receipt) for receipt in receipts]
+    clients: Any = [receipt.client for receipt in receipts]
+    metrics: Any = (
+        [dict(receipt.metrics) for receipt in receipts] if any(list(r.metrics) != names for r in receipts) else None
+    )
+    whole = all(type(client) is int and abs(client) < 1 << 62 for client in clients)
+    return [
+        [receipt.task for receipt in receipts] if None in asks else np.array(asks, np.int64),
+        np.array(clients, np.int64) if whole else clients,
+        np.array([receipt.weight for receipt in receipts], np.float64),
+        np.array([receipt.seconds for receipt in receipts], np.float64),
+        np.array([receipt.staleness for receipt in receipts], np.int64),
+        names,
+        [np.array([r.metrics[name] for r in receipts], np.float64) for name in names] if metrics is None else metrics,
+        metrics is None,
+    ]
+
+
+def _unpacked(packed: list[Any]) -> tuple[Receipt, ...]:
+    tasks, clients, weights, seconds, staleness, names, metrics, alike = packed
+    clients = clients if isinstance(clients, list) else clients.tolist()
+    if not isinstance(tasks, list):
+        tasks = [f"{ask}.{client}" for ask, client in zip(tasks.tolist(), clients, strict=True)]
+    if alike:
+        columns = [column.tolist() for column in metrics]
+        metrics = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)] or [{} for _ in clients]
+    rest = (weights.tolist(), metrics, seconds.tolist(), staleness.tolist())
+    return tuple(map(Receipt, tasks, clients, *rest))
+
+
+def _ask_of(receipt: Receipt) -> int | None:
+    """The ask of a task whose id is made of it and its client; None for any other id."""
+    head = receipt.task.partition(".")[0]
+    ask = int(head) if head.isascii() and head.isdecimal() and len(head) < 19 else -1
+    return ask if receipt.task == f"{ask}.{receipt.client}" else None
+
+
 encoding.register(
     Answer,
     "answer",
-    lambda a: [a.value, a.aux, dict(a.metrics), a.weight, _columns(a.receipts), dict(a.failed), a.asked],
-    lambda p: Answer(p[0], p[1], p[2], p[3], tuple(map(Receipt, *p[4])) if p[4] else (), p[5], p[6]),
+    lambda a: [a.value, a.aux, dict(a.metrics), a.weight, _packed(a.receipts), dict(a.failed), a.asked],
+    lambda p: Answer(p[0], p[1], p[2], p[3], _unpacked(p[4]), p[5], p[6]),
 )

@@ -22,7 +22,7 @@ from . import encoding, files
 from .errors import CorruptFile, JournalMissing, StorageError
 from .events import EVENTS, AskClosed, RoundCommitted, RunEvent, RunFinished, RunResumed, RunStarted
 
-FORMAT = 1
+FORMAT = 2
 LOG = "events.jsonl"
 CHECKPOINTS_LEFT = "The checkpoints beside it can still be used: `umbel run APP --init <checkpoint>`."
 
@@ -173,10 +173,12 @@ def read_log(folder: Path) -> RunLog:
         except (ValueError, TypeError, KeyError) as error:
             if number == len(lines) - 1 and not lines[-1]:
                 break  # a power cut can leave the last line whole in length, and wrong
-            raise CorruptFile(
-                f"line {number} of {path} is damaged: {error}",
-                hint=CHECKPOINTS_LEFT,
-            ) from error
+            what = f"line {number} of {path} is damaged: {error}"
+            first = events[0] if events else None
+            if isinstance(first, RunStarted) and first.format != FORMAT and not isinstance(error, ValueError):
+                # The line is whole, and not what this release writes.
+                what = f"{path} has format {first.format}; this release reads {FORMAT}"
+            raise CorruptFile(what, hint=CHECKPOINTS_LEFT) from error
         intact += len(line) + 1
     if not events or not isinstance(events[0], RunStarted):
         raise CorruptFile(f"{path} does not begin with the start of a run", hint="Start the run again.")

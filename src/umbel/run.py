@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,12 +27,14 @@ from .errors import (
     StorageError,
     UmbelError,
 )
-from .events import Observer, RunEvent, RunStarted
+from .events import LARGEST, Observer, RunEvent, RunStarted
 from .history import History
 from .journal import FORMAT, Journal, load_checked, read_log
 from .node.seeding import generators_kept, seed_generators
 from .node.state import ClientStates
+from .observers import Observers
 from .randomness import Key
+from .receipts import Clients
 from .software import software
 
 if TYPE_CHECKING:
@@ -54,6 +57,7 @@ class Result:
     folder: Path | None = None
     best_round: int | None = None
     failed: str | None = None
+    _closed: Sequence[RunEvent] = ()
 
     @property
     def rounds(self) -> int:
@@ -66,6 +70,15 @@ class Result:
         the metrics of that round.
         """
         return self.history.metrics(self.best_round)
+
+    @cached_property
+    def clients(self) -> Clients:
+        """What became of each client in each ask: rows with round, kind, client, status, weight, seconds and metrics.
+
+        They are read from the run's folder when they are asked for; a run without one keeps those of its last rounds.
+        Raises `JournalMissing` where the folder is gone.
+        """
+        return Clients(self._closed if self.folder is None else read_log(self.folder).events)
 
     @property
     def model_sha256(self) -> str:
@@ -103,14 +116,14 @@ def run(
     - `folder`: where runs are kept, each in a folder of its own; None to keep nothing on disk.
     - `name`, `source`, `settings`: for the log: what the run's id begins with, where the app came from, what was set
       over it.
-    - `observers`: called with every event.
+    - `observers`: called with every event. One that raises is warned of, and the run goes on.
     - `id`, `place`: the run's id, and its folder below `folder`, where they are not to be made here.
 
     Raises `RunFailed` when nobody's update came in the first round or the last, or in too many in a row; its `result`
     has what was learned until then. `RunInterrupted` on Ctrl-C, `StorageError` on a full disk: the run can be resumed
     after each. `CallerError`s say what to mend.
     """
-    federation = federation_of(app, on)
+    federation, watching = federation_of(app, on), Observers(observers)
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise SettingError(f"the seed is a whole number, not {seed!r}")
     if rounds is not None and (isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1):
@@ -125,7 +138,7 @@ def run(
     id = id or f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     place = None if folder is None else Path(folder) / (place or id)
     with ExitStack() as stack:
-        federation = _enlisted(federation, app, stack, run=id, name=stem, config=plain, tell=_teller(observers))
+        federation = _enlisted(federation, app, stack, run=id, name=stem, config=plain, tell=watching.tell)
         journal, states = stack.enter_context(_opened(place))
         saved = journal.save("initial.safetensors", {"state": {"model": model}})
         model = journal.mapped(saved, {"state": {"model": model}})["state"]["model"]
@@ -143,7 +156,9 @@ def run(
             model_sha256=saved["sha256"] if saved else "",
             model_file=saved["file"] if saved else None,
         )
-        conductor = Conductor(app, federation, started, journal, states, observers, clock)
+        if "members" in started.federation:
+            _check_size(started)
+        conductor = Conductor(app, federation, started, journal, states, watching, clock)
         return _conduct(conductor, place, lambda: conductor.begin(model))
 
 
@@ -167,7 +182,7 @@ def resume(
     log = read_log(place)
     if log.started.format != FORMAT:
         raise CorruptFile(f"{place} has format {log.started.format}; this release reads {FORMAT}")
-    federation = federation_of(app, on)
+    federation, watching = federation_of(app, on), Observers(observers)
     if not hasattr(federation, "enlist"):
         _check_same(federation, log.started)
     elif "members" not in log.started.federation:
@@ -198,11 +213,11 @@ def resume(
             stack,
             run=log.started.run,
             config=log.started.settings["config"],
-            tell=_teller(observers),
+            tell=watching.tell,
             known=log.started.federation,
             log=log.events,
         )
-        conductor = Conductor(app, federation, log.started, journal, states, observers, clock)
+        conductor = Conductor(app, federation, log.started, journal, states, watching, clock)
         return _conduct(conductor, place, lambda: conductor.go_on(log, checkpoint, rounds))
 
 
@@ -220,6 +235,17 @@ def _check_same(federation: Any, started: RunStarted) -> None:
         )
 
 
+def _check_size(started: RunStarted) -> None:
+    """Raise `SettingError` for a run of which a server's log could not say how it started."""
+    if len(json.dumps(started.record())) > LARGEST:
+        count, size = len(started.federation["members"]), len(json.dumps(started.federation["members"]))
+        raise SettingError(
+            f"the log cannot hold how the run starts: it takes more than {LARGEST:,} bytes, of which the names of its "
+            f"{count} clients take {size:,}",
+            hint="Ask fewer clients, give them shorter names, or keep large settings in files of the app.",
+        )
+
+
 def _enlisted(federation: Any, app: App, stack: ExitStack, **run: Any) -> Any:
     """The federation with its clients known; those on real machines have to be told of the run first."""
     if not hasattr(federation, "enlist"):
@@ -227,14 +253,6 @@ def _enlisted(federation: Any, app: App, stack: ExitStack, **run: Any) -> Any:
     enlisted = federation.enlist(app, **run)
     stack.callback(enlisted.close)
     return enlisted
-
-
-def _teller(observers: Sequence[Observer]) -> Callable[[RunEvent], None]:
-    def tell(event: RunEvent) -> None:
-        for observer in observers:
-            observer(event)
-
-    return tell
 
 
 @contextmanager
@@ -273,6 +291,7 @@ def _conduct(conductor: Conductor, place: Path | None, start: Callable[[], None]
         folder=place,
         best_round=finished.best_round,
         failed=finished.error,
+        _closed=tuple(conductor.closed),
     )
     if finished.error is not None:
         kept = "It was kept nowhere; pass folder=... to run()." if place is None else f"Then: umbel resume {run}"

@@ -17,6 +17,10 @@ from .sums import magnitude
 
 NO_ARRAYS = Arrays()
 LARGEST = 2.0**960  # what a reproducible sum can hold
+MOST_METRICS = 200
+"""So many metrics an update may have."""
+LONGEST_NAME = 256
+"""So many bytes the name of a metric may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,15 +222,24 @@ def check_values(update: Update, expects: Expectation, client: ClientId) -> Cont
 
 
 def check_metrics(metrics: Any, where: str) -> dict[str, float]:
-    """Turn a handler's metrics into a dictionary of floats; NaN and infinity are kept. Raises `UpdateRejected`."""
+    """Turn a handler's metrics into a dictionary of floats; NaN and infinity are kept. Raises `UpdateRejected`, also
+    for more than `MOST_METRICS`, and for names longer than `LONGEST_NAME`.
+    """
     if not isinstance(metrics, Mapping):
         raise UpdateRejected(f"{where} are a {type(metrics).__name__}, not a dictionary of numbers")
+    if len(metrics) > MOST_METRICS:
+        raise UpdateRejected(
+            f"{where} are {len(metrics)}; {MOST_METRICS} are the most",
+            hint="Numbers beyond that go into `Update.aux`, as an array.",
+        )
     result: dict[str, float] = {}
     for name, value in metrics.items():
         try:
             result[str(name)] = float(value)
         except (TypeError, ValueError, OverflowError) as error:
-            raise UpdateRejected(f"metric {name!r} is a {type(value).__name__}, not a number") from error
+            raise UpdateRejected(f"metric {name!r:.80} is a {type(value).__name__}, not a number") from error
+        if len(str(name).encode(errors="replace")) > LONGEST_NAME:
+            raise UpdateRejected(f"the name of metric {name!r:.80} is longer than {LONGEST_NAME} bytes")
     return result
 
 

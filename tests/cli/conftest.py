@@ -134,7 +134,7 @@ def write_run(
         )
     ]
     for r in range(1, rounds + 1):
-        failed = [[r, "its train handler raised ValueError: no data"]] if r == 2 else []
+        failed = [["its train handler raised ValueError: no data", 1, [r]]] if r == 2 else []
         events.append(
             AskClosed(
                 ask=r,
@@ -142,8 +142,9 @@ def write_run(
                 kind="train",
                 lane="train",
                 digest="",
-                cohort=[0, r],
+                asked=2,
                 count=2 - len(failed),
+                failures=len(failed),
                 failed=failed,
             )
         )
@@ -153,6 +154,7 @@ def write_run(
                 asks=r,
                 clients=2 - len(failed),
                 dropped=len(failed),
+                failures={"train": len(failed)},
                 train={"loss": 3 / r},
                 evaluate={"accuracy": 1 - 0.9 / r, "loss": 4 / r},
                 test={"accuracy": 1 - 0.8 / r},

@@ -184,7 +184,7 @@ def test_of_a_run_that_stopped_the_json_says_which_and_when(
     monkeypatch.setenv("FAILING", "all")
     done = umbel("run", "app.py", "--clients", 4, "--workers", 0, "--json")
     found = json.loads(done.out)["error"]
-    assert (found["kind"], found["exit_code"], done.code) == ("RunStopped", 4, 4)
+    assert (found["kind"], found["exit_code"], done.code) == ("RunFailed", 4, 4)
     assert found["run"].startswith("demo-")
     assert found["round"] is not None
     assert "umbel resume" in found["hint"]

@@ -28,7 +28,7 @@ def test_the_log_of_a_run_here_is_printed(umbel: Command, written: Callable[...,
     assert done.code == 0
     found = done.out.splitlines()
     assert found[0].startswith("run app-20260102-030405-ab12: FedAvg, 9 clients, 3 rounds")
-    assert "round 2: client 2 failed: its train handler raised ValueError: no data" in found
+    assert "round 2, training: client 2 failed: its train handler raised ValueError: no data" in found
     assert found[-1].startswith("finished (rounds), 3 rounds in 1.5 s, model abababab")
     assert sum(line.startswith("round ") and "/3" in line for line in found) == 3
     assert umbel("logs", "last", "-f").out == done.out  # it is over

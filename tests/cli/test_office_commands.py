@@ -18,7 +18,7 @@ from umbel.wire import messages as m
 Command = Callable[..., Any]
 LINE = JoinText(b"", Token("0123456789ab", "0123456789abcdef" * 2)).text
 NODE = {
-    "id": "ab12cd34ef", "name": "ward", "status": "approved", "clients": list("abcdef"), "joined_at": 1.0,
+    "id": "ab12cd34ef", "name": "ward", "status": "approved", "clients": list("abcdef"), "count": 6, "joined_at": 1.0,
     "elsewhere": {},
 }  # fmt: skip
 ANSWERS: dict[str, dict[str, Any]] = {

@@ -34,16 +34,17 @@ def asked(
         kind=kind,
         lane=kind,
         digest="",
-        cohort=list(range(clients)),
+        asked=clients,
         count=clients - failed,
-        failed=[[i, reason] for i in range(failed)],
+        failures=failed,
+        failed=[[reason, failed, list(range(failed))]] if failed else [],
     )
     return [AskOpened(ask=ask, round=r, kind=kind, clients=clients), *ends, closed]
 
 
-def committed(r: int, failed: str | None = None) -> RoundCommitted:
+def committed(r: int, failed: str | None = None, **failures: int) -> RoundCommitted:
     metrics = {} if failed else {"train": {"loss": 1 / r}, "evaluate": {"accuracy": 0.5}, "test": {"accuracy": r / 10}}
-    return RoundCommitted(round=r, asks=2, clients=3, seconds=0.75, failed=failed, **metrics)
+    return RoundCommitted(round=r, asks=2, clients=3, seconds=0.75, failed=failed, failures=failures, **metrics)
 
 
 STARTED = RunStarted(run="app-1", format=1, seed=5, rounds=4, clients=9, strategy="FedAvg")
@@ -52,10 +53,10 @@ RUN: list[RunEvent] = [
     RoundStarted(round=1, rounds=4),
     *asked(1, 0, 5, failed=2),
     *asked(1, 1, 4, kind="evaluate"),
-    committed(1),
+    committed(1, train=2),
     RoundStarted(round=2, rounds=4),
     *asked(2, 2, 5, failed=1),
-    committed(2),
+    committed(2, train=1),
     RoundStarted(round=3, rounds=4),
     *asked(3, 3, 5, failed=5, reason="gone"),
     committed(3, failed="0 of 5 clients gave an update"),

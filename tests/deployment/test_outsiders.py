@@ -113,7 +113,7 @@ def test_a_revoked_node_is_disconnected_and_its_tasks_fail_with_a_reason(three):
             last = record
     assert (last["event"], last["error"]) == ("run_finished", None)
     assert asked[0] == []
-    assert "revoked" in asked[-1][0][1]
+    assert "revoked" in asked[-1][0][0]
     three.nodes["2"].wait_for("revoked")
     assert nodes(three)["2"]["connected"] is False
     again = three.start_node_again("2") if three.nodes["2"].stop() == 0 else None

@@ -237,3 +237,19 @@ def test_it_connects_to_the_server_that_it_was_told(monkeypatch):
     with pytest.raises(Refused):
         remote.enlist(APP, run="r", name="mnist", config={})
     assert asked == {"address": "here:1", "token": "line", "folder": "f", "run": "r"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "config", "what"),
+    [
+        ({"clients": [f"{i}-{'x' * 200}" for i in range(6000)]}, {}, "the names of its clients"),
+        ({}, {"table": "x" * (1 << 20)}, "the app's settings"),
+    ],
+)
+def test_what_no_frame_could_hold_is_refused_at_once(settings, config, what):
+    link = Script()
+    remote = Remote("here:1", connect=lambda address, **how: link, signed=Signed(b"z", b"a", b"s"), **settings)
+    with pytest.raises(SettingError, match=f"cannot be sent to nodes: {what} take"):
+        remote.enlist(APP, run="r", name="mnist", config=config)
+    assert link.sent == []
+    assert link.closed

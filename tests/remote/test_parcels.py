@@ -142,3 +142,16 @@ def test_an_answer_of_a_client_is_no_larger_than_that(transform):
     if transform is not None:
         update, _ = transform.encode(update, None, None, KEYS.of_task("train", 2, 1, 0))
     assert len(encoding.encode(update)) < ask_spec("r", made, stored).most_bytes
+
+
+def test_what_no_peer_would_take_is_refused_where_it_is_asked():
+    for fields in ({"lane": "x" * 300}, {"kind": "query:" + "ä" * 200}):
+        with pytest.raises(StrategyError, match="longer than 256 bytes"):
+            ask_spec("r", sent(**fields), stored)
+    with pytest.raises(StrategyError, match="the settings of its fold or transforms take more than"):
+        ask_spec("r", sent(fold=LargeFold()), stored)
+
+
+class LargeFold(mean):
+    def spec(self):
+        return ["large", {"table": "x" * (1 << 20)}]

@@ -401,3 +401,46 @@ def test_a_run_that_has_not_begun_says_what_it_waits_for(office: Office) -> None
     assert row["waits"] == office.ask("runs.show", run="r")["waits"] == "clients: 1 ready, 1 refused; client b: no data"
     office.log("r", {"event": "run_started", "rounds": 5})
     assert office.ask("runs.list")["runs"][0]["waits"] == ""
+
+
+FRAME = 4 << 20
+
+
+def test_a_list_whose_rows_are_long_comes_in_parts_that_fit_into_frames(office: Office) -> None:
+    for number in range(40):
+        office.run(f"r{number}", created=float(number))
+        metrics = {f"{name}{'x' * 200}": 1.0 for name in range(600)}
+        office.log(f"r{number}", {"event": "round_committed", "round": 1, "train": metrics})
+    parts = asyncio.run(office.responses(Person(), "runs.list", "{}"))
+    assert max(part.ByteSize() for part in parts) < FRAME
+    assert len(parts) > 2
+    assert len(office.ask("runs.list")["runs"]) == 40
+
+
+def test_a_node_of_many_clients_is_listed_by_the_first_of_them(office: Office) -> None:
+    clients = [f"{number}-{'x' * 200}" for number in range(30_000)]
+    office.store.put("nodes", {"id": "n", "name": "n", "status": "approved", "clients": clients})
+    office.store.commit()
+    office.registry = Registry(office.store, lambda: office.time)
+    (part,) = asyncio.run(office.responses(Person(), "nodes.list", "{}"))
+    assert part.ByteSize() < 100_000
+    (row,) = json.loads(part.body)["nodes"]
+    assert (row["count"], len(row["clients"])) == (30_000, 100)
+
+
+def test_logs_of_long_events_fit_into_frames(office: Office) -> None:
+    office.run("r", ended_at=5.0)
+    wide = {"event": "x", "text": "\U0001f4c8" * 80_000}
+    for _ in range(12):
+        office.log("r", wide)
+    number = office.store.greatest("events", run="r") + 1
+    body = '{"event":"raw","text":"' + "ä" * 500_000 + '"}'  # as other programs may write it
+    office.store.put("events", {"run": "r", "number": number, "at": 0.0, "body": body})
+    office.store.commit()
+    parts = asyncio.run(office.responses(Person(), "runs.logs", json.dumps({"run": "r"})))
+    assert max(part.ByteSize() for part in parts) < FRAME
+    found = [event for part in parts for event in json.loads(part.body).get("events", ())]
+    assert [number for number, _ in found] == list(range(1, 14))
+    assert found[0][1] == wide
+    assert found[-1][1] == json.loads(body)
+    assert json.loads(parts[-1].body)["status"]

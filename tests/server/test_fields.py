@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from umbel.errors import ProtocolError
-from umbel.server.fields import MOST, check
+from umbel.server.fields import EVENT_BYTES, MOST, check
 from umbel.wire import messages as m
 
 
@@ -33,3 +33,10 @@ def test_what_is_wrong_is_named(kind, body):
     with pytest.raises(ProtocolError, match=f"a {kind} ") as caught:
         check(kind, body)
     assert caught.value.code == m.CODE_MALFORMED
+
+
+def test_an_event_is_not_longer_than_any_answer_may_be():
+    check("log_event", m.LogEvent(number=1, event='"' + "x" * (EVENT_BYTES - 2) + '"'))
+    with pytest.raises(ProtocolError, match="an event of more than") as caught:
+        check("log_event", m.LogEvent(number=1, event='"' + "ä" * (EVENT_BYTES // 2) + '"'))
+    assert caught.value.code == m.CODE_TOO_LARGE

@@ -480,3 +480,26 @@ def test_without_faults_a_relay_sends_partials_alone(tmp_path, undisturbed, monk
     assert world.run(tmp_path, seed=5).model_sha256 == undisturbed[0]
     assert said.count(("east", "partial")) == 2
     assert ("east", "result") not in said
+
+
+def test_what_is_said_of_many_clients_fits_into_frames():
+    names = [f"{number}-{'x' * 245}" for number in range(17_500)]
+    world = World(clients=frozenset(names))
+    world.put(Reached(frozenset()))
+    world.asked(run_spec=SPEC)
+    world.answered(members=m.Members(run="r", members=[m.Member(client=c, standing=READY) for c in names]))
+    world.asked(ask_spec=ask_of())
+    for name in names:
+        world.asked(task=task_of(name))
+    world.put(Parted())
+    world.put(Reached(frozenset(names)))
+    world.asked(run_spec=SPEC)
+    refused = [m.Member(client=c, standing=REFUSED, reason="no") for c in names]
+    world.answered(members=m.Members(run="r", members=refused))
+    sizes = [m.Message(**{kind: body}).ByteSize() for kind, body in world.up]
+    assert max(sizes) < 4 << 20
+    answers = [body for kind, body in world.up if kind == "run_answer"]
+    for ready in (True, False):
+        assert sorted(c for body in answers if body.ready == ready for c in body.clients) == sorted(names)
+    alive = [task for kind, body in world.up if kind == "alive" for task in body.tasks]
+    assert sorted(alive) == sorted(f"1.{name}" for name in names)

@@ -278,6 +278,17 @@ def test_long_lists_of_members_come_in_parts():
     assert [len(body.members) for body in world.said("r1", "members")] == [MEMBERS, MEMBERS, 1]
 
 
+def test_so_do_members_whose_reasons_are_long():
+    world = World()
+    world.run()
+    world.node("a", *map(str, range(MEMBERS)))
+    world.said("r1", "members")
+    world.say("a1", run_answer=m.RunAnswer(run="r", reason="\U0001f4c8" * 2000))
+    found = world.said("r1", "members")
+    assert max(body.ByteSize() for body in found) <= 2 << 20
+    assert sum(len(body.members) for body in found) == MEMBERS
+
+
 # Tasks
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from umbel.server.summaries import Summaries
+from umbel.server.summaries import LONGEST_NAME, MOST_METRICS, Summaries
 from umbel.store.records import MemoryStore
 
 
@@ -51,3 +51,12 @@ def test_a_run_that_keeps_its_best_model_has_the_metrics_of_that() -> None:
     log(store, {"event": "run_resumed", "rounds": 4}, {"event": "round_committed", "round": 4, "train": {"loss": 0.1}})
     found = summaries.of("r")
     assert (found["metrics"], found["best_round"]) == ({"train.loss": 0.1, "test.accuracy": 0.7}, None)
+
+
+def test_any_number_of_metrics_takes_little_room():
+    store = MemoryStore()
+    for r in range(1, 5):
+        log(store, {"event": "round_committed", "round": r, "train": {f"{r}.{i}" * 100: 1.0 for i in range(300)}})
+    found = Summaries(store).of("r")["metrics"]
+    assert len(found) == MOST_METRICS
+    assert max(map(len, found)) == LONGEST_NAME

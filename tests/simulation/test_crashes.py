@@ -345,7 +345,8 @@ def test_a_client_that_ends_its_worker_is_tried_again(what, count, tmp_path):
 
 def failed_in(result_folder):
     log = [json.loads(line) for line in (result_folder / "events.jsonl").read_text().splitlines()]
-    return [dict(map(tuple, e["failed"])) for e in log if e["event"] == "ask_closed"]
+    rows = [event["failed"] for event in log if event["event"] == "ask_closed"]
+    return [{client: reason for reason, _, clients in each for client in clients} for each in rows]
 
 
 @pytest.mark.parametrize(("what", "attempts"), [(leave, 1), (leave, 5), (segfault, 3), (be_killed, 2)])

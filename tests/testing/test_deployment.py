@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -210,3 +211,41 @@ def test_a_run_whose_clients_all_fail_has_failed_and_goes_on_once_they_are_mende
     result = world.run(tmp_path, seed=5)
     assert (result.failed, result.reason) == (None, "rounds")
     assert [r["failed"] is None for r in rounds_of(result)] == [False, True, True]
+
+
+@pytest.mark.parametrize("relays", [None, {"x": ["a", "b", "c"]}], ids=["nodes", "a relay"])
+def test_what_became_of_each_client_is_known_as_in_a_simulation(tmp_path, relays):
+    """Also through relays, and whatever was killed and resumed meanwhile."""
+
+    def made():
+        app = app_of("plain")
+        app.strategy = umbel.FedAvg(cohort="all")
+        train = app.client.handlers.pop("train")
+
+        @app.client.train
+        def with_metrics(model, data, ctx):
+            made = train(model, data, ctx)
+            if ctx.client == 3 and ctx.round == 2:
+                raise ValueError("no data")
+            return replace(made, metrics={**made.metrics, "loss": np.nan if ctx.client == 1 else 1.0})
+
+        return app
+
+    def rows(result):
+        return [replace(row, seconds=None) for row in result.clients]
+
+    whole = umbel.run(made(), on=umbel.Simulation(clients=4), seed=5, folder=None)
+    assert [row.status for row in whole.clients].count("failed") == 1
+    assert [r.train["loss"] for r in whole.history] == [1.0, 1.0]
+    killed = 0
+    for seed in range(5):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        world = Deployment(made(), NODES, seed=seed, relays=relays, scratch=folder)
+        result = world.run(folder, seed=5)
+        assert repr(rows(result)) == repr(rows(whole)), seed  # as text, since NaN differs from NaN
+        assert [r.failures for r in result.history] == [r.failures for r in whole.history]
+        events = [json.loads(line) for line in (result.folder / "events.jsonl").read_text().splitlines()]
+        killed += any(event["event"] == "run_resumed" for event in events)
+        assert next(event["skipped"] for event in events if event["event"] == "ask_closed") == {"loss": [1, [1]]}
+    assert killed

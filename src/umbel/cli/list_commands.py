@@ -6,6 +6,7 @@ import hashlib
 import json as jsons
 import shlex
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from ..arrays import Arrays
 from ..errors import CallerError, CorruptFile, SettingError, StorageError
 from ..history import History
 from ..journal import load_checked, write_whole
+from .client_tables import show_clients
 from .page import STATES, page
 from .records import Record, find, records
 from .terminal import ago, main_metrics, number, plain, plural, stdout
@@ -49,15 +51,26 @@ def print_runs(rows: list[dict[str, Any]], *, json: bool, nothing: str) -> None:
         console.print(Text(nothing, style="dim"), soft_wrap=True)
 
 
-def show(reference: str, folder: Path, plot: Path | None) -> None:
-    """Print the page of a run, and draw its curves to a file where one is given."""
-    show_record(find(reference, folder), plot)
+@dataclass(frozen=True)
+class Part:
+    """What to show instead of a run's page: its clients, in one `round`; as `json` or not."""
+
+    round: int | None = None
+    json: bool = False
 
 
-def show_record(record: Record, plot: Path | None) -> None:
-    """Print the page of a record, and draw its curves to a file where one is given. Raises `SettingError` where there
-    are none to draw.
+def show(reference: str, folder: Path, plot: Path | None, part: Part | None = None) -> None:
+    """Print the page of a run, or a part, and draw its curves to a file where one is given."""
+    show_record(find(reference, folder), plot, part)
+
+
+def show_record(record: Record, plot: Path | None, part: Part | None = None) -> None:
+    """Print the page of a record, or a part, and draw its curves to a file where one is given. Raises `SettingError`
+    where there are none to draw.
     """
+    if part is not None:
+        show_clients(record, part.round, json=part.json)
+        return
     console = stdout()
     console.print(page(record, console.width))
     if plot is not None:

@@ -22,7 +22,7 @@ from ..events import (
 )
 from ..journal import LOG, unseal
 from .following import event_of
-from .progress import Watch, heading, round_line, warning
+from .progress import WORDS, Watch, failure, heading, round_line, warning
 from .records import find
 from .terminal import duration, plural
 
@@ -86,8 +86,8 @@ class LogPrinter:
         if isinstance(event, RunStarted | RunResumed | Waiting):
             yield heading(event) or ""
         elif isinstance(event, AskClosed):
-            for client, reason in event.failed:
-                yield f"round {event.round}: client {client} failed: {reason}"
+            for reason, count, clients in event.failed:
+                yield f"round {event.round}, {WORDS.get(event.kind, event.kind)}: {failure(reason, count, clients)}"
         elif isinstance(event, RoundCommitted):
             yield round_line(self._watch, event)
         elif isinstance(event, Warned):

@@ -62,7 +62,7 @@ def list_nodes(on: str | None, token: str | None, folder: Path, *, json: bool) -
             row["id"][:8],
             row["name"],
             Text(state := _state(row), style=STATES.get(state, "")),
-            _clients(row["clients"], row["elsewhere"]),
+            _clients(row["clients"], row["count"], row["elsewhere"]),
             "" if row["connected"] else _seen(row["seen_at"]),
         )
         for row in rows
@@ -146,11 +146,13 @@ def _state(row: Mapping[str, Any]) -> str:
     return "connected" if row["connected"] else "offline" if row["status"] == "approved" else str(row["status"])
 
 
-def _clients(names: Sequence[str], elsewhere: Mapping[str, str]) -> str:
-    """What a node hosts, and what it names in vain, with the node that hosts that."""
-    listed = [*names, *(f"{client} (hosted by {node})" for client, node in elsewhere.items())]
-    more = f" and {plural(len(listed) - MOST_CLIENTS, 'other')}" if len(listed) > MOST_CLIENTS else ""
-    return ", ".join(listed[:MOST_CLIENTS]) + more
+def _clients(names: Sequence[str], count: int, elsewhere: Mapping[str, str]) -> str:
+    """What a node hosts, `count` clients of which these are the first, and what it names in vain, with the node that
+    hosts that.
+    """
+    listed = [*names[:MOST_CLIENTS], *(f"{client} (hosted by {node})" for client, node in elsewhere.items())]
+    left = count + len(elsewhere) - len(listed[:MOST_CLIENTS])
+    return ", ".join(listed[:MOST_CLIENTS]) + (f" and {plural(left, 'other')}" if left else "")
 
 
 def _seen(at: float | None) -> str:

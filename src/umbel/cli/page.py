@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -15,6 +17,7 @@ from ..events import AskClosed, RoundCommitted
 from ..history import History
 from .account import account
 from .chart import chart
+from .progress import WORDS
 from .records import Record
 from .terminal import COLOURS, duration, in_order, number, plural
 
@@ -136,24 +139,35 @@ def _charts(history: History, width: int) -> Iterator[RenderableType]:
 
 
 def _failures(record: Record) -> Iterator[RenderableType]:
-    found: dict[str, list[tuple[object, int]]] = {}
-    for event in record.log.events:
-        if isinstance(event, AskClosed):
-            for client, reason in event.failed:
-                found.setdefault(reason, []).append((client, event.round))
-    for event in record.log.rounds:
-        if event.failed:
-            yield Text(f"\nround {event.round} brought nothing: {event.failed}", style="red")
+    found: dict[str, _Failed] = {}
+    counts: Counter[str] = Counter()
+    asks = {event.ask: event for event in record.log.events if isinstance(event, AskClosed)}  # the last, if done again
+    for event in asks.values():
+        counts[event.kind] += event.failures
+        for reason, count, clients in event.failed:
+            found.setdefault(reason, _Failed(clients[0], event.round)).count += count
+    for committed in record.log.rounds:
+        if committed.failed:
+            yield Text(f"\nround {committed.round} brought nothing: {committed.failed}", style="red")
     if not found:
         return
-    count = sum(map(len, found.values()))
     table = Table.grid(padding=(0, 2))
     table.add_column(justify="right", no_wrap=True)
     table.add_column(overflow="fold")
-    for reason, where in sorted(found.items(), key=lambda item: -len(item[1]))[:MOST_FAILURES]:
-        client, round = where[0]
-        first = "first: " if len(where) > 1 else ""
-        table.add_row(f"{len(where)} ×", Text.assemble(reason, (f"  {first}client {client} in round {round}", "dim")))
-    yield Group(Text(), Text(plural(count, "failure"), style="bold"), table)
+    for reason, rows in sorted(found.items(), key=lambda item: -item[1].count)[:MOST_FAILURES]:
+        first = "first: " if rows.count > 1 else ""
+        where = (f"  {first}client {rows.client} in round {rows.round}", "dim")
+        table.add_row(f"{rows.count} ×", Text.assemble(reason, where))
+    told = [f"{plural(count, 'failure')} in {WORDS.get(kind, kind)}" for kind, count in counts.items() if count]
+    yield Group(Text(), Text(", ".join(told), style="bold"), table)
     if len(found) > MOST_FAILURES:
         yield Text(f"and {plural(len(found) - MOST_FAILURES, 'other reason')}", style="dim")
+
+
+@dataclass
+class _Failed:
+    """So many tasks failed for one reason, and the first of them."""
+
+    client: object
+    round: int
+    count: int = 0

@@ -239,21 +239,31 @@ def show(
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Draw the curves to this PNG (needs umbel\\[plot]).")
     ] = None,
+    clients: Annotated[bool, typer.Option("--clients", help="Show what became of each client.")] = False,
+    round: Annotated[
+        int | None, typer.Option("--round", metavar="N", min=1, help="With --clients: in this round, not the last.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="With --clients: print all rounds as one line of JSON.")] = False,
     on: On = None,
     token: Token = None,
     folder: Folder = RUNS,
     debug: Debug = False,
 ) -> None:
-    """Show a run: its facts, rounds, curves and failures."""
+    """Show a run: its facts, rounds, curves and failures, or its clients."""
     with reported(debug):
+        from .list_commands import Part, show
+
+        if clients:
+            refuse({"--plot": plot}, "draws curves, and --clients shows none")
+        else:
+            refuse({"--round": round, "--json": json or None}, "goes with --clients")
+        part = Part(round, json) if clients else None
         if on is not None:
             from .remote_commands import show_on
 
-            show_on(run, on, token, plot)
+            show_on(run, on, token, plot, part)
             return
-        from .list_commands import show
-
-        show(run, folder, plot)
+        show(run, folder, plot, part)
 
 
 @program.command()

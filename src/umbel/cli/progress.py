@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from ..errors import ClientId
 from ..events import (
     AskClosed,
     AskOpened,
@@ -35,13 +37,15 @@ MOST_METRICS = 6
 MOST_TRACES = 10
 RECENT = 10
 STEPS = {"train": "training", "evaluate": "evaluating"}
+WORDS = {"train": "training", "evaluate": "evaluation"}
 
 
 @dataclass
 class Watch:
     """How far a run is, by its events. `clock` counts seconds.
 
-    `asked`, `done` and `failed` count the clients of the asks that are open, `failures` those of the whole round.
+    `asked`, `done` and `failed` count the clients of the asks that are open, `failures` those of the whole round by the
+    kind of ask.
     """
 
     clock: Callable[[], float] = time.monotonic
@@ -53,7 +57,7 @@ class Watch:
     asked: int = 0
     done: int = 0
     failed: int = 0
-    failures: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
     metrics: dict[str, list[float]] = field(default_factory=dict)
     _reason: str | None = None
     _told: set[str] = field(default_factory=set)
@@ -76,7 +80,8 @@ class Watch:
             self.committed, self.rounds = event.round, event.rounds or self.rounds
         elif isinstance(event, RoundStarted):
             self.round, self.rounds, self._began = event.round, event.rounds, self.clock()
-            self.failures, self._reason = 0, None
+            self._reason = None
+            self.failures.clear()
             self._open.clear()
         elif isinstance(event, AskOpened):
             if not self._open:
@@ -86,8 +91,9 @@ class Watch:
         elif isinstance(event, AskClosed):
             self._open.discard(event.ask)
             if event.round != self._closed:  # logs that are read again do not say when a round started
-                self._closed, self.failures, self._reason = event.round, 0, None
-            self.failures += len(event.failed)
+                self._closed, self._reason = event.round, None
+                self.failures.clear()
+            self.failures[event.kind] += event.failures
             if event.failed and self._reason is None:
                 self._reason = self._worded(event)
         elif isinstance(event, RoundCommitted):
@@ -125,12 +131,23 @@ class Watch:
         return this + mean * (self.rounds - max(self.round, self.committed))
 
     def _worded(self, event: AskClosed) -> str:
-        client, reason = event.failed[0]
+        reason, _, clients = event.failed[0]
         if reason in self._told:
             return ""
         self._told.add(reason)
-        more = f" (and {plural(len(event.failed) - 1, 'more client')})" if len(event.failed) > 1 else ""
-        return f"client {client} failed: {reason}{more}"
+        return failure(reason, event.failures, clients)
+
+
+def failure(reason: str, count: int, clients: Sequence[ClientId]) -> str:
+    """That clients failed, so many of them, and the first of them."""
+    more = f" (and {plural(count - 1, 'more client')})" if count > 1 else ""
+    return f"client {clients[0]} failed: {reason}{more}"
+
+
+def failures(found: Mapping[str, int]) -> list[str]:
+    """How many clients failed, by the kind of ask; those of training first, and also where there are none."""
+    others = [(WORDS.get(kind, kind), count) for kind, count in found.items() if kind != "train" and count]
+    return [f"{found.get('train', 0)} failed", *(f"{count} failed in {name}" for name, count in others)]
 
 
 def metrics_of(event: RoundCommitted) -> dict[str, float]:
@@ -144,7 +161,7 @@ def round_line(watch: Watch, event: RoundCommitted) -> str:
     if event.failed is not None:
         return f"round {event.round}/{watch.rounds}  nothing learned: {event.failed}"
     metrics = [f"{name} {number(value)}" for name, value in metrics_of(event).items()]
-    counts = [plural(event.clients, "client"), f"{watch.failures} failed"]
+    counts = [plural(event.clients, "client"), *failures(event.failures)]
     return "  ".join([f"round {event.round}/{watch.rounds}", *counts, *metrics, duration(event.seconds)])
 
 
@@ -248,7 +265,8 @@ def _clients_row(watch: Watch) -> tuple[Any, ...]:
     ended = watch.done + watch.failed
     bar = ProgressBar(total=max(1, watch.asked), completed=ended, width=32, finished_style="bar.complete")
     counts = Text(f"{ended}/{watch.asked}")
-    failed = Text(f"{watch.failures or watch.failed} failed", style="yellow") if watch.failures + watch.failed else ""
+    told = {**watch.failures, watch.kind: watch.failures[watch.kind] or watch.failed}
+    failed = Text("  ".join(failures(told)), style="yellow") if any(told.values()) else ""
     return Text(STEPS.get(watch.kind, watch.kind) or "starting"), bar, counts, failed
 
 

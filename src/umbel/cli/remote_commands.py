@@ -19,7 +19,7 @@ from ..remote.pulling import pull
 from . import settings
 from .application import LoadedApp, load
 from .following import Followed, follow, why_ended
-from .list_commands import print_runs, show_record
+from .list_commands import Part, print_runs, show_record
 from .log_commands import LogPrinter
 from .records import RemoteRecord
 from .terminal import plural, stderr, stdout
@@ -128,8 +128,8 @@ def runs_on(on: str, token: str | None, *, json: bool) -> None:
             stdout().print(Text(f" {row['run']} waits for {row['waits']}", style="yellow"), soft_wrap=True)
 
 
-def show_on(run: str, on: str, token: str | None, plot: Path | None) -> None:
-    """Print the page of a run on a server."""
+def show_on(run: str, on: str, token: str | None, plot: Path | None, part: Part | None = None) -> None:
+    """Print the page of a run on a server, or a part."""
     with server(on, token) as office:
         found = office.call("runs.show", run=run)
         followed = Followed(on)
@@ -148,7 +148,7 @@ def show_on(run: str, on: str, token: str | None, plot: Path | None) -> None:
         if plot is not None:
             raise SettingError("there is nothing to draw: nothing has happened yet", run=found["run"])
         return
-    show_record(RemoteRecord.of(found["run"], followed.log(), found["status"], facts), plot)
+    show_record(RemoteRecord.of(found["run"], followed.log(), found["status"], facts), plot, part)
 
 
 def logs_on(run: str, on: str, token: str | None, *, follow: bool, json: bool) -> None:

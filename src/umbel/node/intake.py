@@ -15,7 +15,7 @@ from ..blame import traced
 from ..coordinator import Admit, Failed, Finished
 from ..errors import CallerError, ClientError, ClientId, UmbelError, UpdateRejected
 from ..folds import Partial
-from ..update import Contribution, Receipt, Update, check
+from ..update import Contribution, Receipt, Update, check, check_metrics
 from .account import Account
 
 MOST_TRACES = 10
@@ -113,7 +113,8 @@ class Intake:
         update, claimed, state = given
         opened = self._origin[task.ask]
         contribution = self.decoded(opened, update, opened.sent_to(task.client), task.client)
-        receipt = Receipt(task.id, task.client, contribution.weight, claimed.metrics, claimed.seconds)
+        metrics = check_metrics(claimed.metrics, "the update's metrics")
+        receipt = Receipt(task.id, task.client, contribution.weight, metrics, claimed.seconds)
         return Result(task.client, contribution, receipt, state)
 
     def decoded(self, opened: OpenAsk, update: Update, sent: tuple[Any, ...], client: ClientId) -> Contribution:

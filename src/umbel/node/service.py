@@ -15,7 +15,16 @@ from typing import Any, Literal, Protocol
 from .. import encoding, transforms
 from ..arrays import Arrays
 from ..contract import mismatch
-from ..errors import ConnectionLost, CorruptFile, PeerError, ProtocolError, Refused, StorageError, UmbelError
+from ..errors import (
+    ConnectionLost,
+    CorruptFile,
+    PeerError,
+    ProtocolError,
+    Refused,
+    SettingError,
+    StorageError,
+    UmbelError,
+)
 from ..store.blobs import Blobs
 from ..store.pace import Pace
 from ..transport.connection import Connection
@@ -27,6 +36,7 @@ from ..trust.identity import SigningKey, seal, sign_node
 from ..trust.policy import Policy, archive_sha256
 from ..trust.tokens import Token
 from ..wire import messages as m
+from ..wire.portions import HELLO_BYTES, text_bytes
 from .children import Children, ChildSettings, Program, holder
 from .machine import NodeMachine
 from .signals import (
@@ -189,7 +199,14 @@ class NodeSettings:
 
 
 async def run_node(settings: NodeSettings, stopping: asyncio.Event) -> None:
-    """Be a node until `stopping` is set. Raises `StorageError` or `CorruptFile` where its folder cannot be used."""
+    """Be a node until `stopping` is set. Raises `StorageError` or `CorruptFile` where its folder cannot be used, and
+    `SettingError` for more clients than it could name.
+    """
+    if sum(map(text_bytes, settings.clients)) > HELLO_BYTES:
+        raise SettingError(
+            f"a node cannot host {len(settings.clients)} clients: their names take more than {HELLO_BYTES} bytes",
+            hint="Spread them over several nodes, or give them shorter names.",
+        )
     settings.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     node = Node(settings)
     serving = asyncio.create_task(node.serve(stopping))

@@ -117,6 +117,7 @@ class Remote:
                 config=json.dumps(dict(config)),
                 clients=[client_text(client) for client in named],
             )
+            _check_size(spec)
             clients: tuple[ClientId, ...] = tuple(known["members"] if known is not None else ())
             standings: dict[ClientId, tuple[int, str]] = {}
             if known is None:
@@ -187,6 +188,23 @@ def _connect(address: str | None, **how: Any) -> Link:
     from .link import connect
 
     return connect(address, **how)
+
+
+def _check_size(spec: m.RunSpec) -> None:
+    """Raise `SettingError` for what no frame could hold, and say why."""
+    from ..wire.portions import SPEC_BYTES, text_bytes
+
+    parts = {
+        "the app's settings": len(spec.config.encode()),
+        "the contract, which names the model's arrays,": len(spec.contract.encode()),
+        "the names of its clients": sum(map(text_bytes, spec.clients)),
+    }
+    for what, size in parts.items():
+        if size > SPEC_BYTES:
+            raise SettingError(
+                f"a run cannot be sent to nodes: {what} take {size:,} bytes, and {SPEC_BYTES:,} are the most",
+                hint="Large settings go into arrays of the model, or into files of the client.",
+            )
 
 
 def _named(clients: Any) -> bool:

@@ -13,9 +13,10 @@ from ..arrays import Arrays
 from ..ask import SENT, Ask, Task, for_client
 from ..errors import ClientId, StrategyError
 from ..node.executor import Keys
-from ..update import Free
+from ..update import LONGEST_NAME, Free
 from ..wire import messages as m
 from ..wire.names import client_text
+from ..wire.portions import SPEC_BYTES
 
 ELEMENT_BYTES, ARRAY_BYTES, ANSWER_BYTES = 32, 4 << 10, 64 << 10
 """So much of an answer may fall to each element that is expected (whatever transforms make of it: an index beside it,
@@ -81,6 +82,7 @@ def ask_spec(run: str, sent: SentAsk, store: Stored) -> m.AskSpec:
         shared=store(shared),
         most_bytes=answer_bytes(ask),
     )
+    _check_size(sent.spec)
     return sent.spec
 
 
@@ -99,6 +101,18 @@ def answer_bytes(ask: Ask) -> int:
             arrays += len(schema)
             size += sum(math.prod(spec.shape) for spec in schema.values()) * ELEMENT_BYTES
     return size + arrays * ARRAY_BYTES + ANSWER_BYTES
+
+
+def _check_size(spec: m.AskSpec) -> None:
+    """Raise `StrategyError` for what no peer would take."""
+    if max(len(spec.fold), len(spec.transforms)) > SPEC_BYTES:
+        raise StrategyError(
+            f"an ask cannot be sent to nodes: the settings of its fold or transforms take more than {SPEC_BYTES} bytes",
+            hint="Large settings go into the ask's inbox, as arrays.",
+        )
+    for what, name in (("kind", spec.kind), ("lane", spec.lane)):
+        if len(name.encode()) > LONGEST_NAME:
+            raise StrategyError(f"an ask's {what} is {name!r:.60}, longer than {LONGEST_NAME} bytes")
 
 
 def task_message(run: str, sent: SentAsk, task: Task, keys: Keys, base: str, store: Stored) -> m.Task:

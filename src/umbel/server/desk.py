@@ -1,8 +1,8 @@
 """The desk: where operators ask for things, and who may ask for what.
 
 A request has a method and a body of JSON; the answer is one response or several, the last without `more`. Lists come in
-parts of `PAGE` rows. What cannot be done is answered with a code and a text. All that changes anything, and all that
-was denied, goes into the audit record.
+parts of up to `PAGE` rows. What cannot be done is answered with a code and a text. All that changes anything, and all
+that was denied, goes into the audit record.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import logging
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
@@ -23,6 +24,7 @@ from ..store.records import Row, Store
 from ..trust import archive
 from ..trust.tokens import Token
 from ..wire import messages as m
+from ..wire.portions import portions
 from .feeds import Feeds
 from .registry import OPERATOR_ROLES, Registry
 from .summaries import Summaries
@@ -50,6 +52,8 @@ RIGHTS: dict[str, tuple[str, bool]] = {
 PAGE = 500
 REFUSALS = 3
 """So many refusals are told of a run that waits."""
+MOST_NAMED = 100
+"""So many clients of a node are named in a list of nodes."""
 LONGEST_BODY = 256 << 10
 PULLED = ("events.jsonl", "summary.json", "initial.safetensors", "checkpoints/*.safetensors")
 """The files of a run's folder that operators may have."""
@@ -148,7 +152,7 @@ class Desk:
             body = self._admitted(peer, request)
             if request.method == "runs.logs":
                 async for part in self._logs(body):
-                    yield _response(request, part, more="status" not in part)
+                    yield _response(request, part, more=isinstance(part, str))
                 return
             found = await self._methods[request.method](peer, body)
             if RIGHTS[request.method][1]:
@@ -207,8 +211,9 @@ class Desk:
             "nodes": [
                 {
                     **{column: getattr(node, column) for column in columns},
-                    "clients": list(node.clients),
-                    "elsewhere": self._offices.elsewhere(node.id),
+                    "clients": list(node.clients[:MOST_NAMED]),
+                    "count": len(node.clients),
+                    "elsewhere": dict(islice(self._offices.elsewhere(node.id).items(), MOST_NAMED)),
                     "connected": node.status == "approved" and self._offices.online(node.id),
                 }
                 for node in self._offices.registry.nodes()
@@ -289,14 +294,15 @@ class Desk:
         about = {"settings": submission.get("settings", {}), "author": submission.get("author", "")}
         return {**self._described(row), "exit": row["exit"], **about, "members": members}
 
-    async def _logs(self, body: Body) -> AsyncIterator[dict[str, Any]]:
+    async def _logs(self, body: Body) -> AsyncIterator[str | dict[str, Any]]:
         run, after, follow = self._run(body)["id"], body.get("from", 0), body.get("follow", False)
         if isinstance(after, bool) or not isinstance(after, int) or after < 0 or not isinstance(follow, bool):
             raise Refused(
                 "from is the number of the last event that is known, follow is true or false", m.CODE_MALFORMED
             )
         async for batch in self._offices.feeds.follow(run, after, live=follow):
-            yield {"events": [[number, json.loads(event)] for number, event in batch]}
+            events = ",".join(f"[{number},{event}]" for number, event in batch)
+            yield f'{{"events":[{events}]}}'  # as they came: written anew they might be longer
             await asyncio.sleep(0)  # a long log must not keep others waiting
         yield {"run": run, "status": self._offices.store.rows("runs", id=run)[0]["status"]}
 
@@ -494,16 +500,20 @@ def _standing(value: Any) -> str:
 
 
 def _pages(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """An answer in parts, where a list in it is long."""
-    long = {key: rows for key, rows in found.items() if isinstance(rows, list) and len(rows) > PAGE}
-    yield {key: value[:PAGE] if key in long else value for key, value in found.items()}
-    for key, rows in long.items():
-        for start in range(PAGE, len(rows), PAGE):
-            yield {key: rows[start : start + PAGE]}
+    """An answer in parts, where a list in it is long: each fits into a frame."""
+    lists = {
+        key: list(portions(rows, lambda row: len(json.dumps(row)) + 2, most=PAGE))
+        for key, rows in found.items()
+        if isinstance(rows, list) and rows
+    }
+    yield {**found, **{key: parts[0] for key, parts in lists.items()}}
+    for key, parts in lists.items():
+        for part in parts[1:]:
+            yield {key: part}
 
 
-def _response(request: m.Request, body: Mapping[str, Any], more: bool) -> m.Response:
-    return m.Response(id=request.id, body=json.dumps(body), more=more)
+def _response(request: m.Request, body: str | Mapping[str, Any], more: bool) -> m.Response:
+    return m.Response(id=request.id, body=body if isinstance(body, str) else json.dumps(body), more=more)
 
 
 def _refusal(request: m.Request, code: int, text: str) -> m.Response:

@@ -11,12 +11,13 @@ from collections.abc import AsyncIterator, Callable
 
 from ..errors import Refused
 from ..wire import messages as m
+from ..wire.portions import portions
 
 MOST_WATCHED = 1000
 """So many events that are only to be watched wait for one follower."""
 MOST_FOLLOWERS = 1000
 BATCH = 200
-"""So many events are handed on at once."""
+"""So many events are handed on at once, unless they are long."""
 RECENT = 64
 """So many events of a run are kept in memory: those that may not be on disk yet."""
 RUNS = 200
@@ -125,4 +126,4 @@ class _Follower:
             if number == 0 or number > self.last:
                 self.last = max(self.last, number)
                 found.append((number, event))
-        return [found[start : start + BATCH] for start in range(0, len(found), BATCH)]
+        return list(portions(found, lambda event: len(event[1]), most=BATCH))

@@ -13,6 +13,8 @@ from .ledger import Answer, payload_of
 KEY_BYTES = 32
 MOST = 2**63
 """Numbers are below this, so that any store can hold them."""
+EVENT_BYTES = 1 << 20
+"""So many bytes an event of a log has at most, so that it fits into any answer to an operator."""
 
 
 def _is_json(text: str) -> bool:
@@ -47,10 +49,12 @@ _REQUIRED: dict[str, Callable[[Any], bool]] = {
 
 
 def check(kind: str, body: Any) -> None:
-    """Raise `ProtocolError` for a message of this kind that lacks a field, or has a number that is too large."""
+    """Raise `ProtocolError` for a message of this kind that lacks a field, or has one that is too large."""
     numbers = [getattr(body, name, 0) for name in _NUMBERS]
     if max(numbers) >= MOST:
         raise ProtocolError(f"a {kind} with the number {max(numbers)}; they are below 2^63", m.CODE_MALFORMED)
+    if kind == "log_event" and len(body.event.encode()) > EVENT_BYTES:
+        raise ProtocolError(f"an event of more than {EVENT_BYTES} bytes", m.CODE_TOO_LARGE)
     if kind in _REQUIRED and not _REQUIRED[kind](body):
         raise ProtocolError(f"a {kind} that lacks a field, or whose fields disagree", m.CODE_MALFORMED)
 

@@ -21,6 +21,7 @@ from ..trust.identity import SigningKey
 from ..trust.proofs import NodeProof
 from ..trust.tokens import Token
 from ..wire import messages as m
+from ..wire.portions import HELLO_BYTES, portions, text_bytes
 from .folding import bundle
 from .relaying import (
     Answered,
@@ -187,7 +188,7 @@ class Relay:
             token=settings.token.id if settings.token is not None else "",
             software=f"umbel {version('umbel')}",
             capabilities=m.Capabilities(transforms=known, archives=True, partials=True),
-            clients=sorted(self.below.router.clients()),
+            clients=next(portions(sorted(self.below.router.clients()), text_bytes, most_bytes=HELLO_BYTES), []),
         )
 
     def _progressed(self, sha: bytes, offset: int) -> None:

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 from ..errors import ProtocolError
 from ..folds import fold_from_spec
 from ..wire import messages as m
+from ..wire.portions import HOSTED_BYTES, portions, text_bytes
 from .ledger import Records, ask_of
 from .router import ENDED
 from .signals import Connected, Event, Lost, Received
@@ -252,14 +253,20 @@ class Relaying:
             run.asked, run.told = False, {}
             run.asks = {id: ask for id, ask in run.asks.items() if ask.open}
             # The server says Cancel of what is over, and CloseRun for a run that is.
-            self._say(alive=m.Alive(run=run.id, tasks=[task for ask in run.asks.values() for task in ask.tasks]))
+            self._say_alive(run, [task for ask in run.asks.values() for task in ask.tasks])
         if clients != self._clients:
-            self._say(hosted=m.Hosted(clients=sorted(self._clients)))
+            self._say_hosted()
 
     def _host(self, clients: frozenset[str]) -> None:
         if clients != self._clients:
             self._clients = clients
-            self._say(hosted=m.Hosted(clients=sorted(clients)))
+            self._say_hosted()
+
+    def _say_hosted(self) -> None:
+        """Say whose clients these are; beyond what a message holds, which are some 300,000, there are none."""
+        self._say(
+            hosted=m.Hosted(clients=next(portions(sorted(self._clients), text_bytes, most_bytes=HOSTED_BYTES), []))
+        )
 
     def _members(self, run: _Run, members: Iterable[m.Member]) -> None:
         """Tell above which clients take part, where that is not what it was told in this session."""
@@ -281,7 +288,8 @@ class Relaying:
                 run.told[member.client] = word
                 news.setdefault(word, []).append(member.client)
         for (ready, retry, reason), clients in sorted(news.items(), reverse=True):
-            self._say(run_answer=m.RunAnswer(run=run.id, ready=ready, retry=retry, reason=reason, clients=clients))
+            for part in portions(clients, text_bytes):
+                self._say(run_answer=m.RunAnswer(run=run.id, ready=ready, retry=retry, reason=reason, clients=part))
 
     # From above
 
@@ -482,7 +490,7 @@ class Relaying:
         if ask.pending or not ask.answers:
             return
         answers, ask.answers = [message for _, message in sorted(ask.answers.items())], {}
-        for batch in _batches(answers):
+        for batch in portions(answers, _receipt_bytes, most_bytes=RECEIPT_BYTES):
             if len(batch) == 1 or sum(len(_tasks_of(message)) for message in batch) < FEWEST:
                 for message in batch:
                     self._pass_on(ask, message)
@@ -578,11 +586,15 @@ class Relaying:
                     run.progress.update(task for message in ask.answers.values() for task in _tasks_of(message))
                     run.progress.update(*(group.tasks for group in ask.groups.values()))
                 if run.progress:
-                    self._say(alive=m.Alive(run=run.id, tasks=sorted(run.progress)))
+                    self._say_alive(run, sorted(run.progress))
                     run.progress = set()
         if busy:
             times.append(self._alive_at + ALIVE_SECONDS)
         self.next_tick = min(times, default=None)
+
+    def _say_alive(self, run: _Run, tasks: list[str]) -> None:
+        for part in portions(tasks, text_bytes) if tasks else [[]]:
+            self._say(alive=m.Alive(run=run.id, tasks=part))
 
     def _say(self, **body: Any) -> None:
         if self._connected:
@@ -606,17 +618,9 @@ def _folds(spec: m.AskSpec) -> bool:
     return fold is not None and not fold.single
 
 
-def _batches(answers: Iterable[m.Message]) -> list[list[m.Message]]:
-    """Answers in batches whose receipts fit into a message."""
-    batches: list[list[m.Message]] = [[]]
-    size = 0
-    for message in answers:
-        size += sum(receipt.ByteSize() + 8 for receipt in receipts_of(message))
-        if size > RECEIPT_BYTES and batches[-1]:
-            batches.append([])
-            size = 0
-        batches[-1].append(message)
-    return batches
+def _receipt_bytes(message: m.Message) -> int:
+    """What the receipts of an answer take in a message."""
+    return sum(receipt.ByteSize() + 8 for receipt in receipts_of(message))
 
 
 def receipts_of(message: m.Message) -> list[m.Receipt]:

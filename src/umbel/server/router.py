@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import ProtocolError
 from ..wire import messages as m
+from ..wire.portions import portions
 from . import fields, ledger, notices
 from .fields import MOST
 from .ledger import Answer, Ask, Node, Peer, Records, Run, Task
@@ -315,12 +316,11 @@ class Router:
     def _tell_members(self, run: Run, clients: Iterable[str]) -> None:
         members = []
         for client in clients:
-            standing, reason = run.standings[client]
-            node = self._nodes.get(self._homes.get(client, ""))
+            node, (standing, reason) = self._nodes.get(self._homes.get(client, "")), run.standings[client]
             name = node.name if node is not None else ""
             members.append(m.Member(client=client, node=name, standing=standing, reason=reason))  # type: ignore[arg-type]
-        for start in range(0, len(members) if run.peer is not None else 0, MEMBERS):
-            self._say(run.peer or "", members=m.Members(run=run.id, members=members[start : start + MEMBERS]))
+        for part in portions(members if run.peer is not None else (), m.Member.ByteSize, most=MEMBERS):
+            self._say(run.peer or "", members=m.Members(run=run.id, members=part))
 
     def _revoked(self, id: str) -> None:
         node = self._nodes.pop(id, None)

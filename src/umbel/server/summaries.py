@@ -7,11 +7,14 @@ import math
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from ..store.records import Store
 
 PARTS = ("test", "evaluate", "train")
+MOST_METRICS = 600
+LONGEST_NAME = 300
 
 
 @dataclass
@@ -70,11 +73,12 @@ def _take(known: _Summary, event: dict[str, Any]) -> None:
     elif kind == "round_committed":
         known.rounds = event["round"]
         known.metrics.update(_metrics(event))
+        known.metrics = dict(islice(known.metrics.items(), MOST_METRICS))
 
 
 def _metrics(event: dict[str, Any]) -> dict[str, float | None]:
     return {
-        f"{part}.{name}": value if math.isfinite(value) else None
+        f"{part}.{name}"[:LONGEST_NAME]: value if math.isfinite(value) else None
         for part in PARTS
         for name, value in event.get(part, {}).items()
     }
