@@ -615,7 +615,7 @@ def test_a_worker_is_ended_that_goes_on_with_what_nobody_wants_while_others_wait
         opened(session, 1, [3])
         assert told(session, 1) == ["1.3"]
     assert len(stage.wires) == 2
-    assert clock.now > session_module.PATIENCE
+    assert clock.now > session_module.REPLACED
 
 
 def test_a_cancelled_task_that_was_not_handed_out_never_is(on_stage):
