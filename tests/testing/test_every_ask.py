@@ -107,6 +107,9 @@ def test_shapes_at_random(seed, tmp_path):
     groups = []
     while shapes:
         most = draw.choice((1, 1, 2, 4))
+        # Of asks that are open at once and hold tasks back, a simulation without workers may close the later one first.
+        if any(shape["window"] in ("early", "few at once") for shape in shapes[:most]):
+            most = 1
         groups.append(shapes[:most])
         shapes = shapes[most:]
     check(groups, tmp_path, nodes, relays)
