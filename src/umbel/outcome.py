@@ -7,11 +7,11 @@ which a sampler drew nobody are passed over: they neither fail nor bring anythin
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from .errors import ClientId
 from .events import RoundCommitted
+from .reasons import counted, short
 
 MOST_KINDS = 3
 MOST_LETTERS = 80
@@ -63,10 +63,10 @@ def shortage(came: int, asked: int, quorum: int, failed: Mapping[ClientId, str])
 
 
 def _kinds(failed: Mapping[ClientId, str]) -> str:
-    counts = Counter(reason.partition(":")[0][:MOST_LETTERS] for reason in failed.values())
-    if len(counts) < 2:
+    rows = counted({client: reason.partition(":")[0] for client, reason in failed.items()})
+    if len(rows) < 2:
         return ""
-    rows = [f"{count} × {kind}" for kind, count in counts.most_common(MOST_KINDS)]
-    if len(counts) > MOST_KINDS:
-        rows.append(f"{sum(count for _, count in counts.most_common()[MOST_KINDS:])} × other")
-    return f" ({', '.join(rows)})"
+    listed = [f"{count} × {short(reason, MOST_LETTERS)}" for reason, count, _ in rows[:MOST_KINDS]]
+    if rest := sum(count for _, count, _ in rows[MOST_KINDS:]):
+        listed.append(f"{rest} × other")
+    return f" ({', '.join(listed)})"
