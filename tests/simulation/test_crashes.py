@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -64,8 +65,13 @@ def children(pid: int) -> list[int]:
 
 def forkserver(pid: int) -> int:
     """The process that makes the workers of another one."""
-    (found,) = [p for p in children(pid) if b"umbel.simulation.forkserver" in Path(f"/proc/{p}/cmdline").read_bytes()]
-    return found
+    found = []
+    for child in children(pid):
+        with suppress(OSError):
+            if b"umbel.simulation.forkserver" in Path(f"/proc/{child}/cmdline").read_bytes():
+                found.append(child)
+    (server,) = found
+    return server
 
 
 def workers() -> list[int]:
@@ -84,6 +90,15 @@ def killed(pid: int) -> bool:
         return False
     signal.pidfd_send_signal(process, signal.SIGKILL)
     return gone([process])
+
+
+def watched(pids: list[int]) -> list[int]:
+    """Descriptors of processes, of those that have not ended since they were seen."""
+    descriptors = []
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            descriptors.append(os.pidfd_open(pid))
+    return descriptors
 
 
 def gone(descriptors: list[int], seconds: float = PATIENCE) -> bool:
@@ -490,7 +505,7 @@ def test_an_interrupt_anywhere_leaves_a_run_that_resumes_and_nothing_else(tmp_pa
     for line in random.Random(7).sample(range(1, lines), 14):
         folder = tmp_path / str(line)
         interrupts += interrupted_at(line, made(), folder, on) is True
-        left = [os.pidfd_open(pid) for pid in workers()]
+        left = watched(workers())
         assert gone(left), line
         for place in folder.iterdir():
             if (place / "events.jsonl").exists() and (place / "events.jsonl").stat().st_size:
@@ -600,7 +615,7 @@ def test_nothing_is_left_when_a_run_is_over(tmp_path, monkeypatch):
     descriptors = set(os.listdir("/proc/self/fd"))
     for _ in range(3):
         run(app_of(FedAvg(cohort=4, window=ASYNC, fold=mean()), model={"w": np.zeros(50_000)}), 2)
-        left = [os.pidfd_open(pid) for pid in workers()]
+        left = watched(workers())
         assert gone(left)
     assert len(os.listdir("/proc/self/fd")) <= max(len(before) + 2, len(descriptors))
     assert list(tmp_path.iterdir()) == []
