@@ -139,6 +139,7 @@ def with_json(command: Any = None, *path: str) -> list[tuple[str, ...]]:
 FAILING = {
     ("run",): ("run", "gone.py"),
     ("resume",): ("resume", "last"),
+    ("show",): ("show", "last", "--clients"),
     ("runs",): ("runs", "--on", "h:1"),
     ("logs",): ("logs", "last"),
     ("nodes", "invite"): ("nodes", "invite"),

@@ -493,7 +493,7 @@ def test_an_ask_is_closed_on_the_server_only_after_its_round_is_committed(asked)
 
 
 def test_a_run_that_goes_on_closes_what_its_last_round_may_have_left_open(tmp_path):
-    fields = {"kind": "train", "lane": "train", "digest": "", "cohort": [0], "count": 1}
+    fields = {"kind": "train", "lane": "train", "digest": "", "asked": 1, "count": 1}
     closed = [AskClosed(ask=k, round=1 + k // 2, **fields) for k in range(5)]
     committed = [RoundCommitted(round=r, asks=2 * r, clients=2, dropped=0) for r in (1, 2)]
     log = [*closed[:2], committed[0], *closed[2:4], committed[1], closed[4]]

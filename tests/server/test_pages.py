@@ -143,8 +143,8 @@ def test_the_page_says_what_is_going_on():
 def test_a_failed_run_is_red():
     runs = (RunFacts(id="r1", name="mnist", status="finished"), RunFacts(id="r2", name="mnist", status="failed"))
     page = get(Known(runs=runs), "/").text
-    assert page.count('class="bad"') == 1
-    assert '<td><span class="bad">failed</span></td>' in page
+    assert page.count('<td><span class="bad">failed</span></td>') == 1
+    assert '<p class="bad">1 run failed: r2</p>' in page
 
 
 def test_the_page_of_an_empty_server():

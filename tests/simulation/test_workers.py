@@ -181,6 +181,14 @@ def run(app, workers, clients=10, *, folder=None, observers=(), seed=5, **on):
         return error.result
 
 
+def resumed(app, place, clients, **on):
+    """What a run comes to that goes on, also where it fails."""
+    try:
+        return umbel.resume(app, place, on=Simulation(clients, **on))
+    except RunFailed as error:
+        return error.result
+
+
 def app_of(strategy, *, hook=None, model=None, **settings) -> App:
     settings = {"rounds": 4, "evaluate_every": 2, "max_failed_rounds": 9, **settings}
     return App(burning_client(hook), model=model or {"w": np.zeros(4)}, strategy=strategy, **settings)
@@ -406,7 +414,7 @@ def test_virtual_time_goes_on_after_a_restart(fleet, name, tmp_path):
         with pytest.raises(Died):
             run(made(), 0, 20, folder=tmp_path / str(moment), observers=[die], **on)
         (place,) = (tmp_path / str(moment)).iterdir()
-        assert learned(umbel.resume(made(), place, on=Simulation(20, workers=moment % 3, **on))) == whole, moment
+        assert learned(resumed(made(), place, 20, workers=moment % 3, **on)) == whole, moment
 
 
 # Any scenario

@@ -5,7 +5,7 @@ discounted.
 import numpy as np
 
 import umbel
-from umbel import FedAvg, Uniform, Update, Window, mean
+from umbel import FedAvg, Uniform, Update, Window, encoding, mean
 from umbel.events import AskClosed
 
 client = umbel.Client()
@@ -26,16 +26,19 @@ def run(folder, rounds, **on):
 
 
 def test_twelve_fly_four_close_an_ask_and_the_late_ones_count_later(tmp_path):
-    closed = []
-    result, _ = run(tmp_path, 40, observers=[lambda e: closed.append(e) if isinstance(e, AskClosed) else None])
+    closed, late = [], []
+
+    def see(event):
+        if isinstance(event, AskClosed):
+            closed.append(event)
+            (place,) = tmp_path.iterdir()
+            late.append(encoding.load_file(place / event.answer["file"])[2])
+
+    result, _ = run(tmp_path, 40, observers=[see])
     assert all(e.count == 4 for e in closed)
-    assert [len(e.late) for e in closed[:4]] == [
-        8,
-        11,
-        11,
-        11,
-    ]  # each answer but the last makes room for another client
-    assert max(age for e in closed for *_, age in e.late) >= 2
+    assert [len(rows) for rows in late[:4]] == [8, 11, 11, 11]  # each answer but the last makes room for another client
+    assert max(age for rows in late for *_, age in rows) >= 2
+    assert max(row.staleness for row in result.clients) >= 2
     assert abs(result.model["w"][0] - 2.0) < 0.7
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ from tests.testing.every_ask import SHAPE, all_pairs, app_of, is_sound, pairs_of
 
 import umbel
 from umbel import Arrays
+from umbel.errors import RunFailed
 from umbel.testing.deployment import Deployment, Faults
 
-QUIET = Faults(0, 0, 0, 0, 0, 0, 0)
+QUIET = Faults.none()
 SOURCES = {str(i): {"index": i, "count": 5} for i in range(5)}
 TOGETHER = {"a": SOURCES}
 APART = {"a": {"0": SOURCES["0"], "1": SOURCES["1"]}, "b": {"2": SOURCES["2"]}, "c": {i: SOURCES[i] for i in "34"}}
@@ -20,14 +22,16 @@ APART = {"a": {"0": SOURCES["0"], "1": SOURCES["1"]}, "b": {"2": SOURCES["2"]}, 
 
 def simulated(groups):
     app, strategy = app_of(groups)
-    umbel.run(app, on=umbel.Simulation(clients=5, workers=0), seed=3, folder=None)
+    with suppress(RunFailed):  # of asks that nobody can answer, too, the last may be one
+        umbel.run(app, on=umbel.Simulation(clients=5, workers=0), seed=3, folder=None)
     return strategy.told
 
 
 def deployed(groups, folder, nodes, relays=None):
     app, strategy = app_of(groups)
     world = Deployment(app, nodes, seed=9, relays=relays, faults=QUIET, scratch=folder)
-    world.run(folder, seed=3)
+    with suppress(RunFailed):
+        world.run(folder, seed=3)
     return strategy.told
 
 
@@ -107,9 +111,6 @@ def test_shapes_at_random(seed, tmp_path):
     groups = []
     while shapes:
         most = draw.choice((1, 1, 2, 4))
-        # Of asks that are open at once and hold tasks back, a simulation without workers may close the later one first.
-        if any(shape["window"] in ("early", "few at once") for shape in shapes[:most]):
-            most = 1
         groups.append(shapes[:most])
         shapes = shapes[most:]
     check(groups, tmp_path, nodes, relays)

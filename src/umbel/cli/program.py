@@ -250,7 +250,7 @@ def show(
     debug: Debug = False,
 ) -> None:
     """Show a run: its facts, rounds, curves and failures, or its clients."""
-    with reported(debug):
+    with reported(debug, json):
         from .list_commands import Part, show
 
         if clients:
