@@ -8,7 +8,7 @@ from statistics import median
 import numpy as np
 
 import umbel
-from umbel.folds import Partial
+from umbel.partial import Partial
 from umbel.update import Receipt, check
 
 from .measure import Row, alternate, child, over, peak_memory

@@ -24,7 +24,8 @@ from umbel import encoding
 from umbel.arrays import Array, Arrays, is_floating
 from umbel.ask import Correction
 from umbel.errors import UpdateRejected
-from umbel.folds import Fold, Partial, mean, total, weighted_mean
+from umbel.folds import Fold, mean, total, weighted_mean
+from umbel.partial import Partial
 from umbel.randomness import Key
 from umbel.sums import ArraySum, ExactScalar
 from umbel.transforms import Transform, chain, clip_by_norm, top_k

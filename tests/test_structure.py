@@ -21,9 +21,9 @@ SOURCE = ROOT / "src" / "umbel"
 FILES = sorted(path for path in SOURCE.rglob("*.py") if path.parent.name != "templates")  # templates are data
 
 PURE = (
-    "errors", "reasons", "sums", "randomness", "arrays", "encoding", "update", "folds", "optimizers", "sampling",
-    "transforms", "window", "ask", "strategy", "strategies", "client", "contract", "app", "config", "coordinator",
-    "events", "outcome", "figure", "history", "receipts", "observers",
+    "errors", "reasons", "sums", "randomness", "arrays", "encoding", "update", "folds", "partial", "optimizers",
+    "sampling", "transforms", "window", "ask", "strategy", "strategies", "client", "contract", "app", "config",
+    "coordinator", "events", "outcome", "figure", "history", "receipts", "observers",
 )  # fmt: skip
 """The core, in its reading order: no clock, no global generator, no input or output."""
 

@@ -14,8 +14,8 @@ from umbel import Arrays, Window, encoding, mean, weighted_mean
 from umbel.ask import Ask, Task
 from umbel.coordinator import Admit, AllFinished, Cancel, Failed, Finished, Send, Ticked, Wake
 from umbel.events import AskClosed, RoundCommitted, RoundStarted, RunFinished, RunInterrupted, RunResumed
-from umbel.folds import Partial
 from umbel.node.executor import RunKeys
+from umbel.partial import Partial
 from umbel.randomness import Key
 from umbel.remote.session import PARTING, Arrived, Down, Missing, Session, Up
 from umbel.update import Like, Receipt, Update, check

@@ -10,7 +10,7 @@ import pytest
 
 import umbel
 from umbel import Arrays, Free, Like, Update, encoding
-from umbel.folds import Partial
+from umbel.partial import Partial
 from umbel.server.folding import bundle
 from umbel.transforms import chain
 from umbel.wire import messages as m

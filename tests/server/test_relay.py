@@ -211,7 +211,7 @@ def on_loop(test):
 
 def folded(*clients):
     """The mean of what these clients answer."""
-    partial = umbel.folds.Partial(umbel.weighted_mean())
+    partial = umbel.partial.Partial(umbel.weighted_mean())
     for client in clients:
         item = umbel.update.check(update_of(client), Like(), MODEL, client)
         partial.add(item, umbel.update.Receipt(f"1.{client}", client, client + 1.0, {}))
@@ -220,7 +220,7 @@ def folded(*clients):
 
 async def mean_of(run, message):
     body = message.partial
-    found = umbel.folds.Partial.from_tree(umbel.weighted_mean(), await run.fetched(body.partial), Like(), MODEL)
+    found = umbel.partial.Partial.from_tree(umbel.weighted_mean(), await run.fetched(body.partial), Like(), MODEL)
     return sorted(receipt.task for receipt in body.receipts), found.finish().value["w"][0]
 
 

@@ -12,10 +12,10 @@ import pytest
 from umbel import Arrays, Ask, Client, Update, mean
 from umbel.ask import Task
 from umbel.coordinator import Admit, Failed
-from umbel.folds import Partial
 from umbel.node.executor import Executor, RunKeys
 from umbel.node.seeding import generators_kept
 from umbel.node.state import ClientStates
+from umbel.partial import Partial
 from umbel.randomness import Key
 from umbel.simulation import hosts
 from umbel.simulation.backlog import SentAsk, Ticket

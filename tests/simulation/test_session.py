@@ -15,9 +15,9 @@ from umbel import Arrays, Ask, Client, FedAvg, Simulation, Update, Window, colle
 from umbel.ask import Task
 from umbel.coordinator import Admit, AllFinished, Cancel, Failed, Finished, Send, Ticked, Wake
 from umbel.errors import AppError
-from umbel.folds import Partial
 from umbel.node.account import Account
 from umbel.node.state import ClientStates
+from umbel.partial import Partial
 from umbel.randomness import Key
 from umbel.simulation import hosts
 from umbel.simulation import session as session_module

@@ -18,10 +18,10 @@ from umbel import Arrays, Ask, Client, Metrics, Update, mean
 from umbel.ask import Task
 from umbel.coordinator import Admit
 from umbel.errors import AppError
-from umbel.folds import Partial
 from umbel.node.executor import Executor, RunKeys
 from umbel.node.seeding import generators_kept
 from umbel.node.state import ClientStates
+from umbel.partial import Partial
 from umbel.randomness import Key
 from umbel.simulation import worker
 from umbel.simulation.backlog import SentAsk, Ticket

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 import umbel
 from umbel.arrays import Arrays
 from umbel.errors import NothingToFold, SamplingError, StrategyError
-from umbel.folds import Partial
 from umbel.optimizers import sgd
+from umbel.partial import Partial
 from umbel.strategies.fedavg import FedAvg
 from umbel.update import Like, Receipt, Update, as_delta, check
 

@@ -16,7 +16,8 @@ from google.protobuf import json_format
 from umbel import encoding
 from umbel.arrays import Arrays
 from umbel.errors import CorruptFile, ProtocolError, UpdateRejected
-from umbel.folds import Partial, fold_from_spec
+from umbel.folds import fold_from_spec
+from umbel.partial import Partial
 from umbel.randomness import Key
 from umbel.sums import ArraySum, ExactScalar
 from umbel.transforms import transform_from_spec

@@ -14,7 +14,7 @@ from ..ask import Ask, Task, for_client
 from ..blame import traced
 from ..coordinator import Admit, Failed, Finished
 from ..errors import CallerError, ClientError, ClientId, UmbelError, UpdateRejected
-from ..folds import Partial
+from ..partial import Partial
 from ..update import Contribution, Receipt, Update, check, check_metrics
 from .account import Account
 

@@ -21,10 +21,10 @@ from ..ask import Ask, Task, for_client
 from ..coordinator import Admit, AllFinished, Cancel, Event, Failed, Send, Ticked, Wake
 from ..errors import ClientId, CorruptFile, UmbelError, UpdateRejected
 from ..events import AskClosed, RoundCommitted, RunEvent, RunFinished, RunResumed
-from ..folds import Partial
 from ..node.executor import Keys
 from ..node.intake import ClosedAsk, Intake
 from ..node.late import lasting, load_ask, save_ask
+from ..partial import Partial
 from ..update import Receipt, Update
 from ..wire import messages as m
 from ..wire.names import client_id

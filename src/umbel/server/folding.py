@@ -14,8 +14,9 @@ from ..arrays import Arrays
 from ..ask import Ask, Task
 from ..coordinator import Admit, Failed
 from ..errors import StorageError, UmbelError, UpdateRejected
-from ..folds import Partial, fold_from_spec
+from ..folds import fold_from_spec
 from ..node.intake import Intake
+from ..partial import Partial
 from ..transforms import transform_from_spec
 from ..update import Receipt, Update
 from ..wire import messages as m
@@ -56,6 +57,7 @@ def bundle(spec: m.AskSpec, answers: Sequence[m.Message], path: Callable[[bytes]
         except (UmbelError, ValueError):
             continue  # the run is to say what is wrong with it
     folded = intake.close(spec.ask).partial
+    folded.agree()  # answers with other arrays than most are passed on as they are
     if not folded.receipts:
         return None
     data = encoding.encode(folded.to_tree())

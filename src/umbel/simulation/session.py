@@ -28,11 +28,11 @@ from ..ask import Ask, Task, for_client
 from ..coordinator import Admit, AllFinished, Cancel, Event, Failed, Finished, Send, Ticked, Wake
 from ..errors import AppError, ClientCrashed, ClientId, SettingError, UmbelError
 from ..events import RunEvent
-from ..folds import Partial
 from ..node.account import Account
 from ..node.intake import ClosedAsk
 from ..node.late import lasting, load_ask, save_ask
 from ..node.state import ClientStates
+from ..partial import Partial
 from ..randomness import Key
 from ..update import Like
 from .backlog import Backlog, SentAsk, Ticket
