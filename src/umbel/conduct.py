@@ -164,6 +164,7 @@ class Conductor:
         self._since = 0.0
         self._replayed = 0.0
         self._closed = False
+        self._unjudged = False
 
     @property
     def round(self) -> int:
@@ -189,6 +190,8 @@ class Conductor:
         self._last_round = max(self._last_round, rounds or 0)
         if log.finished is not None and (log.finished.error is None and self.round >= self._last_round):
             self._finished = log.finished
+        # It died after its last round, and before it could say whether that was its failure.
+        self._unjudged = log.finished is None and self.round > log.resumed_after
         self._recorded = {record.ask: record for record in log.pending}
         if isinstance(checkpoint["state"], State):
             self._progress = Progress(checkpoint["state"], checkpoint["ask"], dict(checkpoint["transforms"]))
@@ -212,19 +215,19 @@ class Conductor:
     def _drive(self) -> RunFinished:
         reason = "early stop" if self._is_early() else "rounds"
         self._since = self._clock()
-        while reason == "rounds" and self.round < self._last_round:
+        judged = self._unjudged and verdict(self.rounds, self._last_round, self.app.max_failed_rounds)
+        while not judged and reason == "rounds" and self.round < self._last_round:
             try:
                 self._round(self.round + 1)
             except UmbelError as error:
                 raise error.located(round=self.round + 1) from error.__cause__
-            if failed := verdict(self.rounds, self._last_round, self.app.max_failed_rounds):
-                event = self._end("failed", failed)
-                self._finish_log(event)
-                return event
+            judged = verdict(self.rounds, self._last_round, self.app.max_failed_rounds)
+            if judged:
+                break
             self._check_metrics()
             if self._is_early():
                 reason = "early stop"
-        event = self._end(reason)
+        event = self._end("failed", judged) if judged else self._end(reason)
         self._finish_log(event)
         return event
 

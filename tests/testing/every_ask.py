@@ -179,6 +179,8 @@ class Every(umbel.Strategy):
         group = self.groups[r - 1]
         first = sum(map(len, self.groups[: r - 1]))
         asks = [ask_of(shape, state.model, at) for at, shape in enumerate(group, first)]
+        # A run to whose first round nobody has given anything would be over.
+        yield Ask(kind="query:pulse", clients="all", model=None, expects=Free(), fold=umbel.total())
         try:
             replies = yield (asks[0] if len(asks) == 1 else asks)
             self.told.append([plain(reply) for reply in ([replies] if len(asks) == 1 else replies)])
@@ -210,6 +212,7 @@ def app_of(groups):
 
     client.train(answer)
     client.query("ask")(answer)
+    client.query("pulse")(lambda model, data, ctx: umbel.Update({}))
     strategy = Every(groups)
     return umbel.App(client, model=MODEL, strategy=strategy, rounds=len(groups), evaluate_every=0), strategy
 
