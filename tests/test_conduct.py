@@ -464,3 +464,23 @@ def test_a_framework_whose_generators_nobody_seeds_is_named_once(monkeypatch, tm
     (warned,) = [event for event in seen if isinstance(event, Warned)]
     assert "cupy draws from generators that are not seeded" in warned.text
     assert read_log(result.folder).started.software["unseeded"] == "cupy"
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_which_updates_count_where_arrays_differ_does_not_depend_on_who_did_them(workers):
+    def facts(model, data, ctx):
+        before = ctx.state.get("n", 0)
+        ctx.state["n"] = before + 1
+        return Update({"x": np.ones(2 if ctx.client in (0, 3) else 1)}, metrics={"before": before})
+
+    class Facts(Strategy):
+        def round(self, state, r):
+            answer = yield Ask(clients="all", model=None, kind="query:facts", expects=Free(), fold=mean())
+            told.append((answer.clients, sorted(answer.failed), answer.metrics["before"]))
+            return state
+
+    told = []
+    app = App(Client(), model={"w": np.zeros(1)}, strategy=Facts(), rounds=2, evaluate_every=0)
+    app.client.query("facts")(facts)
+    umbel.run(app, on=Simulation(5, workers=workers), folder=None)
+    assert told == [((1, 2, 4), [0, 3], 0.0), ((1, 2, 4), [0, 3], 1.0)]

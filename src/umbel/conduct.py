@@ -571,9 +571,7 @@ class Conductor:
         self._closed = True
         closed = self._session.close(command.ask)
         self._progress.late[item.lane] = [LateTask(task, age) for task, age in command.late]
-        for client, reason in closed.partial.agree().items():
-            closed.refused[client] = reason
-            closed.states.pop(client, None)
+        closed.agree()
         failed = _failed(item, command, closed)
         reply, state = self._finish(item, r, command, closed, failed)
         rows = [self._row(task, age) for task, age in command.late]

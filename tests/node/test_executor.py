@@ -32,7 +32,7 @@ from umbel.coordinator import Admit, Failed, Finished
 from umbel.errors import AppError, SettingError, UnusedCorrection
 from umbel.node import executor
 from umbel.node.executor import DataCache, Executor, RunKeys
-from umbel.node.intake import Intake
+from umbel.node.intake import ClosedAsk, Intake
 from umbel.node.late import load_ask, save_ask
 from umbel.node.state import ClientStates
 from umbel.randomness import Key
@@ -412,15 +412,18 @@ def test_a_state_that_is_emptied_stays_empty(states):
     assert found == [{}, {"n": 1}, {}]
 
 
-def test_an_update_that_does_not_go_with_the_others_is_refused_when_it_is_admitted(states):
+def test_an_update_that_does_not_go_with_the_others_is_refused_when_its_ask_closes(states):
     def facts(model, data, ctx):
         ctx.state["n"] = 1
         return Update({"x": np.zeros(1 + (ctx.client == 1))})
 
-    closed = Bench(states, facts=facts).round(0, 1, 2, kind="query:facts", expects=Free())
-    assert closed.refused == {1: "array 'x' has shape [2], but [1] in another update"}
-    assert closed.partial.finish().clients == (0, 2)
-    assert closed.states.keys() == {0, 2}
+    for order in ((0, 1, 2), (1, 0, 2), (2, 1, 0)):
+        opened = Bench(states, facts=facts).round(*order, kind="query:facts", expects=Free())
+        closed = ClosedAsk(opened.partial, opened.states, opened.refused)
+        closed.agree()
+        assert closed.refused == {1: "array 'x' has shape [2], but [1] in other updates"}
+        assert closed.partial.finish().clients == (0, 2)
+        assert closed.states.keys() == {0, 2}
 
 
 def test_a_stale_update_is_discounted_and_its_receipt_says_so(states):

@@ -68,6 +68,12 @@ class ClosedAsk:
     refused: dict[ClientId, str] = field(default_factory=dict)
     account: Account = field(default_factory=Account)
 
+    def agree(self) -> None:
+        """Leave out the updates with other arrays than most have (see `Partial`), and the states that go with them."""
+        for client, reason in self.partial.agree().items():
+            self.refused[client] = reason
+            self.states.pop(client, None)
+
 
 @dataclass(slots=True)
 class Result:
