@@ -18,7 +18,7 @@
     │   └── ClientCrashed             the client's process died (retried elsewhere first)
     ├── RunError                      the run cannot go on, though nobody wrote anything wrong
     │   ├── NothingToFold             an ask closed with too few updates, or with no weight at all
-    │   ├── RunFailed                too many rounds in a row without an update
+    │   ├── RunFailed                 no update in the first round, in the last, or in too many in a row
     │   └── RunInterrupted            somebody asked the run to stop; it can be resumed
     ├── PeerError                     between two processes
     │   ├── ConnectionLost            the stream ended or nothing came for too long; connect again

@@ -175,7 +175,7 @@ class Machines:
 
     def start_relay(self, name: str) -> str:
         """Start a relay, and return the address at which it is the server of the nodes below."""
-        relay = self.start_node(name, "--relay", "--listen", "127.0.0.1:0", join=self.invitation())
+        relay = self.start_node(name, "--relay", "--listen", f"127.0.0.1:{free_ports(1)[0]}", join=self.invitation())
         below = relay.wait_for(r"umbel node (127\.0\.0\.1:\d+) --join")[1]
         self._arguments[name][-1] = below
         return below
@@ -283,9 +283,13 @@ class Machines:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens at, and that nobody is given by chance: systems draw theirs from 32768 on."""
+    """Ports that nobody listens at, and that nobody is given by chance: systems draw theirs from 32768 on.
+
+    They come from the operating system's randomness: what is under test seeds the global generators, and two processes
+    of tests would draw the same.
+    """
     found: list[int] = []
-    for port in random.sample(range(20_000, 30_000), 1000):
+    for port in random.SystemRandom().sample(range(20_000, 30_000), 1000):
         with suppress(OSError), socket.create_server(("127.0.0.1", port)):
             found.append(port)
         if len(found) == count:
