@@ -118,8 +118,8 @@ class Follower:
     def close(self) -> None:
         """Follow no more."""
         self._ended.set()
-        self._thread.join()
-        self._office.close()
+        self._office.close()  # first: it may wait there for what never comes
+        self._thread.join(30)
 
     def _follow(self) -> None:
         after = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import queue
 import threading
 from contextlib import contextmanager
@@ -70,9 +71,9 @@ class World:
         return self.do(work())
 
     @contextmanager
-    def link(self, **how):
+    def link(self, run="r", **how):
         """A link through the proxy, which notes when the connection is there again."""
-        found = ServerLink(Credentials(self.proxy.address, self.line), "r", **how)
+        found = ServerLink(Credentials(self.proxy.address, self.line), run, **how)
         try:
             yield found
         finally:
@@ -165,15 +166,32 @@ def test_it_is_found_by_what_operators_have(world, monkeypatch, tmp_path):
 
 
 def test_what_was_said_before_the_end_arrives(world):
-    with world.link() as link:
-        link.send(m.Message(run_spec=SPEC))
-        link.send(m.Message(close_run=m.CloseRun(run="r", status="finished")))
+    with world.link(run="brief") as link:
+        link.send(m.Message(run_spec=m.RunSpec(run="brief")))
+        link.send(m.Message(close_run=m.CloseRun(run="brief", status="finished")))
 
     async def ended():
-        return [batch async for batch in world.service.feeds.follow("r", 0, live=True)]
+        return [batch async for batch in world.service.feeds.follow("brief", 0, live=True)]
 
     world.do(ended())
-    assert world.service.store.rows("runs", id="r")[0]["status"] == "finished"
+    assert world.service.store.rows("runs", id="brief")[0]["status"] == "finished"
+
+
+@pytest.mark.parametrize("error", [None, "nobody came"])
+def test_a_run_that_said_how_it_went_and_died_then_is_over(world, error):
+    """Nobody would go on with it, to say so again."""
+    run = f"dead-{error is None}"
+    finished = {"event": "run_finished", "run": run, "rounds": 1, "reason": "rounds", "error": error}
+    with world.link(run=run) as link:
+        link.send(m.Message(run_spec=m.RunSpec(run=run)))
+        link.send(m.Message(log_event=m.LogEvent(run=run, number=1, event=json.dumps(finished))))
+        until(link, "log_ack")
+
+    async def ended():
+        return [batch async for batch in world.service.feeds.follow(run, 0, live=True)]
+
+    world.do(ended())
+    assert world.service.store.rows("runs", id=run)[0]["status"] == ("finished" if error is None else "failed")
 
 
 def test_a_message_that_no_frame_can_hold_is_an_error_for_the_run(world):

@@ -244,7 +244,8 @@ class ServerLink:
 
     def _stop(self) -> None:
         self._flush()
-        self._loop.create_task(self._part())
+        if self._main is not None and not self._main.done():  # else the loop ends, and what is begun would not be done
+            self._loop.create_task(self._part())
 
     async def _part(self) -> None:
         if self._connection is not None:

@@ -319,6 +319,8 @@ class Service:
             self._traffic[1] += connection.sent.frames
             if identity.role != m.ROLE_OPERATOR:
                 self.tell(Lost(peer.id))
+            if identity.role == m.ROLE_RUN and identity.id not in self.supervisor.running:
+                self._task(self._parted(identity.id))
             self.blobs.release(peer.id)
             await peer.exchange.close()
             await connection.close()
@@ -565,6 +567,13 @@ class Service:
         with suppress(OSError, ValueError, TypeError):  # on a full disk it may be there and empty
             told.update(json.loads((self.root / "runs" / end.run / "error.json").read_text()))
         await self._has_failed(end.run, {"code": end.code, **told})
+
+    async def _parted(self, run: str) -> None:
+        """Whoever drove a run is gone: if it had said in its log how it went, nobody may come to say so again."""
+        await self.commit()
+        if not self._is_over(run) and not self.router.connected_run(run) and (status := self._said_to_end(run)):
+            self.carry(self.router.end_now(run, status, time.time()))
+            await self._mark_over(run, status)
 
     async def _has_failed(self, run: str, why: dict[str, Any]) -> None:
         self.carry(self.router.end_now(run, "failed", time.time()))
