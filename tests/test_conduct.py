@@ -484,3 +484,10 @@ def test_which_updates_count_where_arrays_differ_does_not_depend_on_who_did_them
     app.client.query("facts")(facts)
     umbel.run(app, on=Simulation(5, workers=workers), folder=None)
     assert told == [((1, 2, 4), [0, 3], 0.0), ((1, 2, 4), [0, 3], 1.0)]
+
+
+def test_a_watched_metric_is_not_missed_in_a_round_that_drew_nobody():
+    app = app_of(lambda m, d, c: Update(m, metrics={"l": 1.0}), rounds=3, evaluate_every=0)
+    app.strategy = FedAvg(cohort=Cohorts((), (0, 1), (1,)), window=Window(quorum=0))
+    app.early_stop = EarlyStop("train.l", patience=9)
+    assert umbel.run(app, on=Simulation(2), folder=None).rounds == 3

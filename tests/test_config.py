@@ -100,3 +100,9 @@ def test_nor_does_a_server_hear_of_it():
 
     with pytest.raises(SettingError, match="no setting 'lrr'"):
         umbel.run(app_of(), on=Server(), folder=None, config={"lrr": 1})
+
+
+@pytest.mark.parametrize("config", [[1], "lr=1", 3])
+def test_a_config_that_is_no_dictionary_is_an_error(config):
+    with pytest.raises(SettingError, match="a config is a dictionary"):
+        from_python(config)

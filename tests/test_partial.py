@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.test_folds import bits, by_tree, contribution, folded, receipt
 
-from umbel import collect, mean, total, weighted_mean
+from umbel import Arrays, collect, mean, total, weighted_mean
+from umbel.errors import InternalError
 from umbel.partial import Partial
 
 KINDS = (
@@ -19,7 +20,7 @@ KINDS = (
     {},
     {"x": np.ones(2), "y": np.ones(2)},
 )
-AUX = ({}, {"c": np.ones(2)}, {"c": np.ones(1)})
+AUX = ({}, {"c": np.ones(2)}, {"c": np.ones(1)}, {"d": np.ones(1)})
 
 
 @pytest.mark.parametrize("fold", [weighted_mean(), mean(), total()], ids=repr)
@@ -42,14 +43,32 @@ def test_who_counts_does_not_depend_on_the_order_or_the_tree_of_merges(fold, kin
             assert bits(found.finish()) == expected
 
 
-@given(kinds=st.lists(st.integers(0, len(AUX) - 1), min_size=1, max_size=6), seed=st.integers(0, 2**32))
-def test_so_it_is_with_aux_arrays(kinds, seed):
-    kinds = [k or 1 for k in kinds]
+@given(kinds=st.lists(st.integers(0, len(AUX) - 1), min_size=1, max_size=8), seed=st.integers(0, 2**32))
+def test_so_it_is_with_aux_arrays_and_with_none(kinds, seed):
     items = [(contribution(i, {"x": np.ones(1)}, aux=AUX[k]), receipt(i)) for i, k in enumerate(kinds)]
     most = max(kinds, key=lambda k: (kinds.count(k), -kinds.index(k)))
-    found = by_tree(mean(), items, np.random.default_rng(seed)).finish()
-    assert sorted(found.failed) == [i for i, k in enumerate(kinds) if k != most]
-    assert found.aux["c"].shape == AUX[most]["c"].shape
+    for partial in (folded(mean(), items), by_tree(mean(), items, np.random.default_rng(seed))):
+        found = partial.finish()
+        assert sorted(found.failed) == [i for i, k in enumerate(kinds) if k != most]
+        assert {n: a.tolist() for n, a in found.aux.items()} == {n: a.tolist() for n, a in AUX[most].items()}
+
+
+@given(roles=st.lists(st.sampled_from(["parameter", "buffer"]), min_size=1, max_size=8), seed=st.integers(0, 2**32))
+def test_so_it_is_with_roles(roles, seed):
+    items = [(contribution(i, Arrays({"x": np.ones(1)}, {"x": role})), receipt(i)) for i, role in enumerate(roles)]
+    most = max(roles, key=lambda role: (roles.count(role), -roles.index(role)))
+    for partial in (folded(mean(), items), by_tree(mean(), items, np.random.default_rng(seed))):
+        found = partial.finish()
+        assert sorted(found.failed) == [i for i, role in enumerate(roles) if role != most]
+        assert found.value.roles["x"] == most
+
+
+def test_what_has_not_agreed_is_not_sent():
+    partial = folded(mean(), [(contribution(i, arrays), receipt(i)) for i, arrays in enumerate(KINDS[:2])])
+    with pytest.raises(InternalError):
+        partial.to_tree()
+    partial.agree()
+    assert partial.to_tree()["sums"]["count"] == 1
 
 
 def test_those_left_out_are_told_why():

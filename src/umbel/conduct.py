@@ -59,7 +59,7 @@ from .node.intake import ClosedAsk
 from .node.seeding import generators_kept, seed_generators
 from .node.state import ClientStates
 from .observers import Observers
-from .outcome import failures, shortage, verdict
+from .outcome import failures, is_empty, shortage, verdict
 from .randomness import Key
 from .reasons import Reasons, counted, kind
 from .receipts import MOST_CLIENTS, skipped, told
@@ -235,7 +235,8 @@ class Conductor:
         """Once there are metrics, a name that is not among them is a slip that would go unnoticed to the end."""
         last = self.rounds[-1]
         for watched in (self.app.keep_best, self.app.early_stop):
-            if watched is None or last.failed is not None or watched.metric in self._history.names:
+            nothing = last.failed is not None or is_empty(last)
+            if watched is None or nothing or watched.metric in self._history.names:
                 continue
             if watched.metric.startswith("train.") or last.evaluate or last.test:
                 raise SettingError(

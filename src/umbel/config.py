@@ -28,6 +28,8 @@ def laid_over(config: Mapping[str, Any], changes: Mapping[str, Any] | None) -> d
     """An app's config with changes laid over it, as the log gives it back. Raises `SettingError` for a name that the
     config has not, for a value that is not of the kind of that in its place, and for what the log cannot keep.
     """
+    if changes is not None and not isinstance(changes, Mapping):
+        raise SettingError(f"a config is a dictionary of settings by name, not {changes!r:.60}")
     plain = plain_config({**config, **(changes or {})})
     for name, value in (changes or {}).items():
         _check(config, name, value, name)

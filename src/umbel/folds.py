@@ -144,6 +144,10 @@ class Sums:
     batch: int = 1
     summed: bool = False
 
+    def is_like(self, other: Sums) -> bool:
+        """Whether they are of the same arrays."""
+        return (self.roles, self.dtypes, self.shapes) == (other.roles, other.dtypes, other.shapes)
+
 
 @dataclass(frozen=True)
 class Elementwise(Fold):
@@ -163,7 +167,7 @@ class Elementwise(Fold):
         """Fold one checked update. Raises `Unlike` where its arrays differ from those of the first."""
         weight = self.weigh(item, factor)
         if acc.count:
-            check_alike(acc, item.arrays)
+            check_alike(acc, item.arrays, item.arrays.roles)
         else:
             self._begin(acc, item.arrays)
         if self.exact_integers:
@@ -181,7 +185,7 @@ class Elementwise(Fold):
         """Fold everything that `other` holds."""
         if not other.count:
             return acc
-        if acc.count and other.count and (acc.dtypes, acc.shapes) != (other.dtypes, other.shapes):
+        if acc.count and not acc.is_like(other):
             raise Unlike("partials with different arrays cannot be merged")
         self._flush(other)
         self._flush(acc)
@@ -285,11 +289,13 @@ def _add_all(
         total.add_many(arrays, [w for _, w in waiting], [item.magnitudes[name] for item, _ in waiting])
 
 
-def check_alike(acc: Sums, arrays: Mapping[str, Array]) -> None:
-    """Raise `Unlike` where arrays differ in name, dtype or shape from those already summed."""
-    if acc.roles.keys() != arrays.keys():
+def check_alike(acc: Sums, arrays: Mapping[str, Array], roles: Mapping[str, Role]) -> None:
+    """Raise `Unlike` where arrays differ in name, role, dtype or shape from those already summed."""
+    if acc.roles.keys() != roles.keys():
         raise Unlike("the update's arrays have other names than those of other updates")
     for name, array in arrays.items():
+        if acc.roles[name] != roles[name]:
+            raise Unlike(f"array {name!r} is a {roles[name]}, but was a {acc.roles[name]} in other updates")
         if acc.dtypes[name] != array.dtype:
             was = acc.dtypes[name].name
             raise Unlike(f"array {name!r} is {array.dtype.name}, but was {was} in other updates")

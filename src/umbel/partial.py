@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from .arrays import RESERVED, Arrays, dtype_named, is_floating, wide
-from .errors import ClientId, StrategyError, UpdateRejected
+from .errors import ClientId, InternalError, StrategyError, UpdateRejected
 from .folds import Answer, Elementwise, Fold, IntegerSum, Sums, Unlike, check_alike, mean, mean_metrics, receipt_order
 from .sums import ArraySum, ExactScalar
 from .update import LARGEST, NO_ARRAYS, Contribution, Expectation, Free, Receipt, check_metrics
 
 _VERSION = 1  # of a partial's tree
+_NO_SUMS = Sums()
 _MOST_DIMENSIONS = 32
 _MOST_UNSEEN = 1 << 26  # elements of sums of zeros where the ask does not say how many there are
 
@@ -50,8 +51,8 @@ class Partial:
 
     def _add(self, item: Contribution, receipt: Receipt, factor: float) -> None:
         averaged = len(item.aux) > 0 and not self.fold.single
-        if averaged and self._aux is not None:
-            check_alike(self._aux, item.aux)  # first, so that a refused update leaves nothing behind
+        if self.receipts and not self.fold.single:  # first, so that a refused update leaves nothing behind
+            check_alike(self._aux or _NO_SUMS, item.aux, item.aux.roles)
         self._acc = self.fold.add(self._acc, item, factor)
         if averaged:
             aux = Contribution(item.client, item.aux, NO_ARRAYS, 1.0, item.aux_magnitudes, {}, item.mapped)
@@ -73,11 +74,7 @@ class Partial:
                 self._apart[-1]._merge(their)
 
     def _merge(self, other: Partial) -> None:
-        if (
-            self._aux is not None
-            and other._aux is not None
-            and (self._aux.dtypes, self._aux.shapes) != (other._aux.dtypes, other._aux.shapes)
-        ):
+        if self.receipts and other.receipts and not (self._aux or _NO_SUMS).is_like(other._aux or _NO_SUMS):
             raise Unlike("partials with different aux arrays cannot be merged")
         self._acc = self.fold.merge(self._acc, other._acc)
         if other._aux is not None:
@@ -115,7 +112,7 @@ class Partial:
         for mine, theirs in ((self._acc, other._acc), (self._aux or Sums(), other._aux or Sums())):
             arrays = {n: np.broadcast_to(np.zeros((), theirs.dtypes[n]), shape) for n, shape in theirs.shapes.items()}
             try:
-                check_alike(mine, arrays)
+                check_alike(mine, arrays, theirs.roles)
             except Unlike as error:
                 return error.message
         return "its arrays differ from those of other updates"
@@ -131,6 +128,8 @@ class Partial:
         """
         if not isinstance(self.fold, Elementwise):
             raise StrategyError(f"{self.fold.name} has no partials to send", hint="Send the updates themselves.")
+        if self._apart:
+            raise InternalError("a partial is sent before its updates agree")
         self.fold.settle(self._acc)
         if self._aux is not None:
             mean().settle(self._aux)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import umbel
 from umbel.cli.application import load
+from umbel.errors import ConnectionLost
 from umbel.remote.federation import Remote
 from umbel.run import run as begin
 
@@ -18,11 +19,16 @@ def main() -> None:
     reference, address, folder, run, seed, rounds = sys.argv[1:]
     app, log = load(reference).app, Path(folder, run, "events.jsonl")
     remote = Remote(address, clients=range(6))
-    if log.exists() and log.stat().st_size:
-        found = umbel.resume(app, log.parent, on=remote)
-    else:
-        found = begin(app, on=remote, seed=int(seed), rounds=int(rounds), folder=folder, id=run, place=run)
-    print(found.model_sha256)
+    while True:
+        try:
+            if log.exists() and log.stat().st_size:
+                found = umbel.resume(app, log.parent, on=remote)
+            else:
+                found = begin(app, on=remote, seed=int(seed), rounds=int(rounds), folder=folder, id=run, place=run)
+        except ConnectionLost:
+            continue  # the server is dead, too: a user would try again
+        print(found.model_sha256)
+        return
 
 
 if __name__ == "__main__":

@@ -177,21 +177,29 @@ def test_what_was_said_before_the_end_arrives(world):
     assert world.service.store.rows("runs", id="brief")[0]["status"] == "finished"
 
 
-@pytest.mark.parametrize("error", [None, "nobody came"])
-def test_a_run_that_said_how_it_went_and_died_then_is_over(world, error):
-    """Nobody would go on with it, to say so again."""
-    run = f"dead-{error is None}"
-    finished = {"event": "run_finished", "run": run, "rounds": 1, "reason": "rounds", "error": error}
+@pytest.mark.parametrize(
+    ("last", "status"),
+    [
+        ({"event": "run_finished", "error": None}, "finished"),
+        ({"event": "run_finished", "error": "nobody came"}, "failed"),
+        ({"event": "run_interrupted"}, "stopped"),
+        (None, "stopped"),
+    ],
+)
+def test_a_run_that_said_how_it_went_or_never_began_is_over_once_its_program_is_gone(world, last, status):
+    """Nobody may come to say so again."""
+    run = f"dead-{len(str(last))}"
     with world.link(run=run) as link:
         link.send(m.Message(run_spec=m.RunSpec(run=run)))
-        link.send(m.Message(log_event=m.LogEvent(run=run, number=1, event=json.dumps(finished))))
+        if last is not None:
+            link.send(m.Message(log_event=m.LogEvent(run=run, number=1, event=json.dumps(last))))
         until(link, "log_ack")
 
     async def ended():
         return [batch async for batch in world.service.feeds.follow(run, 0, live=True)]
 
     world.do(ended())
-    assert world.service.store.rows("runs", id=run)[0]["status"] == ("finished" if error is None else "failed")
+    assert world.service.store.rows("runs", id=run)[0]["status"] == status
 
 
 def test_a_message_that_no_frame_can_hold_is_an_error_for_the_run(world):

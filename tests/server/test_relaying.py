@@ -10,6 +10,7 @@ import pytest
 
 import umbel
 from umbel.errors import ProtocolError
+from umbel.node.machine import HOST_TRIES
 from umbel.server.relaying import (
     LARGE,
     LINGER,
@@ -503,3 +504,22 @@ def test_what_is_said_of_many_clients_fits_into_frames():
         assert sorted(c for body in answers if body.ready == ready for c in body.clients) == sorted(names)
     alive = [task for kind, body in world.up if kind == "alive" for task in body.tasks]
     assert sorted(alive) == sorted(f"1.{name}" for name in names)
+
+
+def test_an_archive_that_cannot_be_fetched_is_fetched_again():
+    world = World()
+    world.put(Reached(CLIENTS))
+    spec = m.RunSpec(run="r", archive=m.Payload(blob=m.Blob(sha256=b"a" * 32, size=9)))
+    world.asked(run_spec=spec)
+    world.told()
+    reasons = []
+    for tries in range(HOST_TRIES):
+        world.put(Unfetched("r", b"a" * 32, "the disk is full"))
+        (answer,) = world.said("run_answer")
+        reasons.append((answer.retry, answer.reason))
+        if tries < HOST_TRIES - 1:
+            world.now = world.machine.next_tick
+            world.put(Ticked())
+            assert world.told("run_spec") == [spec]
+    assert reasons[:-1] == [(True, "the relay cannot fetch its archive: the disk is full")] * (HOST_TRIES - 1)
+    assert reasons[-1] == (False, f"the relay cannot fetch its archive: the disk is full ({HOST_TRIES} times in a row)")

@@ -19,7 +19,7 @@ from umbel.server.service import running
 from umbel.server.settings import ServerSettings
 from umbel.server.supervision import Exit
 from umbel.store.blobs import Blobs
-from umbel.transport import grpc
+from umbel.transport import frames, grpc
 from umbel.transport.connection import Connection
 from umbel.transport.exchange import Exchange
 from umbel.transport.handshake import introduce
@@ -51,6 +51,17 @@ def done_of(client, ask=0, update=None):
     receipt = m.Receipt(task=f"{ask}.{client}", client=client, weight=1.0)
     done = m.Done(receipt=receipt, update=update or m.Payload(inline=b"update"))
     return m.Result(run="r", task=f"{ask}.{client}", ask=ask, client=client, attempt=1, done=done)
+
+
+class Heard(Connection):
+    """A connection that counts what answers its pings."""
+
+    pongs = 0
+
+    def _taken(self, data):
+        batch = frames.read(data, self.received.frames + 1, self.limits)
+        self.pongs += sum(message.WhichOneof("body") == "pong" for message in batch)
+        return super()._taken(data)
 
 
 class Party:
@@ -88,11 +99,14 @@ class Party:
         return self.end
 
     async def settled(self):
-        """Everything that was said before has been taken in by the server."""
-        pings = self.connection.received.frames
-        self.say(ping=m.Ping(id=1))
-        while self.connection.received.frames == pings:
-            await asyncio.sleep(0)
+        """Everything that was said before has been taken in by the server: it has answered what came with that, and
+        then read on.
+        """
+        for _ in range(2):
+            pongs = self.connection.pongs
+            self.say(ping=m.Ping(id=1))
+            while self.connection.pongs == pongs and self.end is None:
+                await asyncio.sleep(0)
 
     async def close(self):
         await self.exchange.close()
@@ -121,7 +135,7 @@ class Office:
 
     async def _in(self, prover, hello):
         stream = await grpc.connect(self.service.address, root_certificate(self.service.authority.public))
-        connection = Connection(stream)
+        connection = Heard(stream)
         try:
             await introduce(connection, prover, hello)
         except BaseException:

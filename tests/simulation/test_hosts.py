@@ -216,11 +216,15 @@ def test_for_how_long_it_has_been_at_what_nobody_wants(remote, now):
     batch[0].wanted = False
     assert remote.unwanted_since(105.0) == 0.0
     batch[1].wanted = False
-    assert remote.unwanted_since(105.0) == 5.0
+    assert remote.unwanted_since(105.0) == 0.0  # when it is first seen
     handed(remote, 3)
-    assert remote.unwanted_since(106.0) == 6.0
+    assert remote.unwanted_since(106.0) == 1.0
+    remote.stalled(107.0, 60.0)  # signs of progress are none of being wanted
+    assert remote.unwanted_since(108.0) == 3.0
     remote.row[BATCH] = 2
-    assert remote.unwanted_since(107.0) == 0.0
+    assert remote.unwanted_since(109.0) == 0.0
+    remote.row[BATCH] = 1
+    assert remote.unwanted_since(110.0) == 0.0
 
 
 def test_a_batch_is_broken_off_once_nothing_in_it_is_wanted(remote):

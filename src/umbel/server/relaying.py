@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 from ..errors import ProtocolError
 from ..folds import fold_from_spec
+from ..node.machine import AGAIN_AFTER, AGAIN_AT_MOST, HOST_TRIES
 from ..wire import messages as m
 from ..wire.portions import HOSTED_BYTES, portions, text_bytes
 from .ledger import Records, ask_of
@@ -166,7 +167,9 @@ class _Ask:
 
 @dataclass(slots=True)
 class _Run:
-    """`clients` have been ready once, and get their tasks whether or not their node is connected."""
+    """`clients` have been ready once, and get their tasks whether or not their node is connected. Its archive could not
+    be fetched `tries` times, and is fetched again at `again_at`.
+    """
 
     id: str
     spec: m.RunSpec
@@ -176,6 +179,8 @@ class _Run:
     told: dict[str, tuple[bool, bool, str]] = field(default_factory=dict)
     asks: dict[int, _Ask] = field(default_factory=dict)
     progress: set[str] = field(default_factory=set)
+    tries: int = 0
+    again_at: float | None = None
 
 
 class Relaying:
@@ -312,7 +317,7 @@ class Relaying:
         if run.spec != spec:
             run.spec = spec
             run.clients.clear()
-        run.asked, run.told = True, {}
+        run.asked, run.told, run.tries, run.again_at = True, {}, 0, None
         self._tell(run, run_spec=spec)
 
     def _ask_spec(self, run: _Run, spec: m.AskSpec) -> None:
@@ -552,8 +557,7 @@ class Relaying:
         if run is None:
             return
         if run.spec.archive.blob.sha256 == event.sha:
-            reason = f"the relay cannot fetch its archive: {event.reason}"
-            self._say(run_answer=m.RunAnswer(run=run.id, reason=reason))
+            self._fetch_again(run, f"the relay cannot fetch its archive: {event.reason}")
         for ask in run.asks.values():
             common = event.sha in (ask.spec.model.blob.sha256, ask.spec.shared.blob.sha256)
             gone = [task for task in sorted(ask.pending) if common or ask.own.get(task) == event.sha]
@@ -567,6 +571,23 @@ class Relaying:
                 failed = m.Result(run=run.id, task=task, ask=ask.spec.ask, client=client, attempt=attempt, failure=why)
                 self._say(result=failed)
             self._due.add((run.id, ask.spec.ask))
+
+    def _fetch_again(self, run: _Run, reason: str) -> None:
+        """As a node tries again what should host a run: the disk, say, may have room the next time."""
+        run.tries += 1
+        if run.tries >= HOST_TRIES:
+            self._say(run_answer=m.RunAnswer(run=run.id, reason=f"{reason} ({run.tries} times in a row)"))
+            return
+        run.again_at = self._now + min(AGAIN_AFTER * 2.0 ** (run.tries - 1), AGAIN_AT_MOST)
+        self._say(run_answer=m.RunAnswer(run=run.id, reason=reason, retry=True))
+
+    def _try_again(self) -> list[float]:
+        """Have the router fetch again what is due; when what is not due yet is."""
+        for run in self._runs.values():
+            if run.again_at is not None and run.again_at <= self._now:
+                run.again_at = None
+                self._tell(run, run_spec=run.spec)
+        return [run.again_at for run in self._runs.values() if run.again_at is not None]
 
     def _moved(self, sha: bytes) -> None:
         for run in self._runs.values():
@@ -590,7 +611,7 @@ class Relaying:
                     run.progress = set()
         if busy:
             times.append(self._alive_at + ALIVE_SECONDS)
-        self.next_tick = min(times, default=None)
+        self.next_tick = min([*times, *self._try_again()], default=None)
 
     def _say_alive(self, run: _Run, tasks: list[str]) -> None:
         for part in portions(tasks, text_bytes) if tasks else [[]]:

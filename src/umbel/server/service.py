@@ -569,9 +569,14 @@ class Service:
         await self._has_failed(end.run, {"code": end.code, **told})
 
     async def _parted(self, run: str) -> None:
-        """Whoever drove a run is gone: if it had said in its log how it went, nobody may come to say so again."""
+        """Whoever drove a run is gone: if it had said in its log how it went, or had not begun, nobody may come to say
+        so again. It goes on all the same if somebody does.
+        """
         await self.commit()
-        if not self._is_over(run) and not self.router.connected_run(run) and (status := self._said_to_end(run)):
+        if self._closing or self._is_over(run) or self.router.connected_run(run):
+            return
+        status = self._said_to_end(run) if self.store.greatest("events", run=run) else "stopped"
+        if status is not None:
             self.carry(self.router.end_now(run, status, time.time()))
             await self._mark_over(run, status)
 
@@ -584,6 +589,8 @@ class Service:
         """How a run ended by its own log, where it could not say so to the router any more."""
         last = self._stored_events(run, max(0, self.store.greatest("events", run=run) - 1))
         event = json.loads(last[-1][1]) if last else {}
+        if event.get("event") == "run_interrupted":
+            return "stopped"
         if event.get("event") != "run_finished":
             return None
         return "failed" if event.get("error") is not None else "finished"

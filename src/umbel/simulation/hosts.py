@@ -93,6 +93,7 @@ class Remote:
         self._cancels: list[str] = []
         self._sign: tuple[Any, ...] = ()
         self._since = 0.0
+        self._unwanted: tuple[int, float] | None = None
         for word in (BATCH, PLACE, STEPS, CANCELLED):
             row[word] = 0
         self._post(beginning)
@@ -225,12 +226,21 @@ class Remote:
             self._sign, self._since = sign, now
         return now - self._since > limit
 
+    @property
+    def in_vain(self) -> bool:
+        """Whether it is at a batch of which nothing is wanted."""
+        tickets = self.out.get(self.row[BATCH], [])
+        return bool(tickets) and not any(ticket.wanted for ticket in tickets)
+
     def unwanted_since(self, now: float) -> float:
-        """For how long it has been at a batch of which nothing is wanted."""
-        tickets = self.out.get(self.row[BATCH])
-        if not tickets or any(ticket.wanted for ticket in tickets):
+        """For how long it has been seen to be at a batch of which nothing is wanted."""
+        if not self.in_vain:
+            self._unwanted = None
             return 0.0
-        return now - self._since
+        batch = self.row[BATCH]
+        if self._unwanted is None or self._unwanted[0] != batch:
+            self._unwanted = (batch, now)
+        return now - self._unwanted[1]
 
     def peak_memory(self) -> int:
         """Bytes of memory that it has held at most; 0 where the system does not say."""

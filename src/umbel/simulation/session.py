@@ -13,7 +13,6 @@ depend on it. So a run comes to the same bits with any number of workers, after 
 
 from __future__ import annotations
 
-import math
 import selectors
 import sys
 import time
@@ -451,7 +450,7 @@ class Session:
     def _listen(self, closing: bool = False) -> None:
         """Wait for messages, a deadline, or the next look at whether all workers make progress."""
         # Not by the task that a worker is seen to be at: it may begin one just after this has looked.
-        limits = [0.25] if self._stall is not None or any(w.unwanted_since(math.inf) for w in self._workers) else []
+        limits = [0.25] if self._stall is not None or any(w.in_vain for w in self._workers) else []
         if self._wakes and not closing:
             limits.append(max(0.0, min(self._wakes) - self._clock()))
         for worker in self._workers:
