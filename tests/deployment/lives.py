@@ -377,8 +377,8 @@ class Life:
             self._machines.start_server(ready=False)
         elif victim.kind in ("node", "relay"):
             self._machines.start_node_again(victim.node)
-        elif victim.kind == "run" and self.own and not self._has_finished():
-            self._start_own()
+        elif victim.kind == "run" and self.own:
+            self._start_own()  # also where it has finished: whoever starts it again cannot know
 
     def be_killed(self, times: int) -> None:
         """Have so many deaths: single ones, two at once, and again during recovery."""
