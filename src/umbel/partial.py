@@ -109,7 +109,7 @@ class Partial:
 
     def _unlike(self, other: Partial) -> str:
         """What another partial has that this one has not."""
-        for mine, theirs in ((self._acc, other._acc), (self._aux or Sums(), other._aux or Sums())):
+        for mine, theirs in ((self._acc, other._acc), (self._aux or _NO_SUMS, other._aux or _NO_SUMS)):
             arrays = {n: np.broadcast_to(np.zeros((), theirs.dtypes[n]), shape) for n, shape in theirs.shapes.items()}
             try:
                 check_alike(mine, arrays, theirs.roles)
