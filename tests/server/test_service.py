@@ -539,6 +539,48 @@ def test_a_server_that_ends_says_so(tmp_path):
     asyncio.run(main())
 
 
+def test_nobody_comes_in_before_it_is_said_where_the_server_is(tmp_path):
+    knocked, connecting, said = asyncio.Event(), [], []
+
+    class Door(services.Service):
+        async def _serve(self, stream):
+            knocked.set()
+            await super()._serve(stream)
+
+    async def main():
+        service = Door(ServerSettings(folder=tmp_path / "server", listen="127.0.0.1:0", http=""))
+        door = Office(service, tmp_path)
+        try:
+            await service.open()
+            connecting.append(asyncio.create_task(door.node(SigningKey.new(), "0")))
+            await knocked.wait()
+            async with office(tmp_path / "other") as other:  # a whole introduction elsewhere in the meantime
+                await other.node(SigningKey.new(), "0")
+            assert not service.peers
+            assert not connecting[0].done()
+            await service.begin()
+            await connecting[0]
+            assert len(service.peers) == 1
+            await door.close()
+        finally:
+            await service.close()
+
+    async def the_command():
+        stopping = asyncio.Event()
+
+        def announce(opened):
+            said.append(opened.address)
+            stopping.set()
+
+        await services.serve_until(
+            ServerSettings(folder=tmp_path / "third", listen="127.0.0.1:0", http=""), stopping, announce
+        )
+
+    asyncio.run(main())
+    asyncio.run(the_command())
+    assert len(said) == 1
+
+
 def test_an_address_in_use_is_an_error_that_leaves_nothing_open(tmp_path):
     async def act(here):
         settings = ServerSettings(folder=tmp_path / "second", listen=here.service.address, http="")

@@ -82,6 +82,7 @@ async def run_relay(settings: RelaySettings, stopping: asyncio.Event, announce: 
         token = relay.below.registry.invite("relay", None)
         await relay.below.commit()
         announce(Opened(relay.below.address, None, settings.below.folder, relay.below.invitation(token)))
+        await relay.below.begin()
         await relay.serve(stopping)
     finally:
         await relay.close()

@@ -202,12 +202,13 @@ class Service:
         self._handshakes = Handshakes()
         self._traffic = [0, 0]
         self._stopping: set[str] = set()
+        self._begun = asyncio.Event()
         self._closing = False
 
     # Life
 
     async def open(self) -> None:
-        """Begin to listen, and go on with the runs that were going on."""
+        """Listen: who knocks waits until the server has begun."""
         (self.root / "runs").mkdir(mode=0o700, exist_ok=True)
         for sha, owner in [(hold.sha, hold.owner) for hold in self.router.held()] + list(self.desk.held()):
             self.blobs.hold(sha, owner)
@@ -226,6 +227,10 @@ class Service:
             if row["status"] in ENDED:
                 self.registry.end_run(row["id"])
         await self.commit()
+
+    async def begin(self) -> None:
+        """Let in whoever knocks, and go on with the runs that were going on."""
+        self._begun.set()
         for row in self.store.rows("runs"):
             if row["status"] == "running" and row["submission"] is not None:
                 with suppress(UmbelError):  # that run has failed, and the others go on
@@ -281,6 +286,7 @@ class Service:
         return identity.role == m.ROLE_RUN and identity.id in self.supervisor.running
 
     async def _serve(self, stream: Stream) -> None:
+        await self._begun.wait()
         connection = Connection(stream)
         try:
             identity = await accept(
@@ -725,14 +731,17 @@ async def running(settings: ServerSettings, **more: Any) -> AsyncIterator[Servic
     service = Service(settings, **more)
     try:
         await service.open()
+        await service.begin()
         yield service
     finally:
         await service.close()
 
 
 async def serve_until(settings: ServerSettings, stopping: asyncio.Event, announce: Callable[[Opened], None]) -> None:
-    """Be a server until `stopping` is set; `announce` is told where it is to be found."""
-    async with running(settings) as service:
+    """Be a server until `stopping` is set; `announce` is told where it is to be found before it lets anybody in."""
+    service = Service(settings)
+    try:
+        await service.open()
         place: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         showing: asyncio.Future[Any] | None = None
         url = None
@@ -747,10 +756,13 @@ async def serve_until(settings: ServerSettings, stopping: asyncio.Event, announc
         await service.commit()
         gc.freeze()  # what imports have made stays: the collector need not go through it again and again
         announce(Opened(service.address, url, settings.folder, service.invitation(token)))
+        await service.begin()
         await stopping.wait()
         if showing is not None:
             showing.cancel()
             await asyncio.wait({showing})
+    finally:
+        await service.close()
 
 
 def serve(settings: ServerSettings, announce: Callable[[Opened], None]) -> None:
