@@ -235,8 +235,8 @@ class Deployment:
         return seconds
 
     def _invitations(self, count: int) -> list[str]:
-        from umbel.remote.credentials import find
-        from umbel.remote.operator import Operator
+        from umbel.office.operator import Operator
+        from umbel.trust.credentials import find
 
         with Operator.connect(find(None, None, self.place)) as office:
             while len(self._lines) < count:

@@ -8,8 +8,8 @@ from statistics import median
 import numpy as np
 
 import umbel
-from umbel.partial import Partial
-from umbel.update import Receipt, check
+from umbel.core.partial import Partial
+from umbel.core.update import Receipt, check
 
 from .measure import Row, alternate, child, over, peak_memory
 

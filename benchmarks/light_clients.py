@@ -20,15 +20,16 @@ from typing import Any
 
 import numpy as np
 
-from umbel import Arrays, Update, encoding
+from umbel import Arrays, Update
+from umbel.core import encoding
 from umbel.errors import PeerError
-from umbel.remote.credentials import find
-from umbel.remote.talk import Talk
+from umbel.office.talk import Talk
 from umbel.store.blobs import Blobs
 from umbel.transport import frames, grpc
 from umbel.transport.connection import Connection
 from umbel.transport.handshake import introduce
 from umbel.trust.authority import JoinText
+from umbel.trust.credentials import find
 from umbel.trust.identity import SigningKey
 from umbel.trust.proofs import NodeProof, TokenProof
 from umbel.wire import messages as m

@@ -20,16 +20,20 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from google.protobuf import json_format
 
-from umbel import encoding
-from umbel.arrays import Array, Arrays, is_floating
-from umbel.ask import Correction
+from umbel.core import encoding
+from umbel.core.arrays import Array, Arrays, is_floating
+from umbel.core.ask import Correction
+from umbel.core.elementwise import mean, weighted_mean
+from umbel.core.fold import Fold
+from umbel.core.partial import Partial
+from umbel.core.randomness import Key
+from umbel.core.sums import ArraySum, ExactScalar
+from umbel.core.transform import Transform, chain
+from umbel.core.update import Free, Like, Receipt, Update, as_delta, check
 from umbel.errors import UpdateRejected
-from umbel.folds import Fold, mean, total, weighted_mean
-from umbel.partial import Partial
-from umbel.randomness import Key
-from umbel.sums import ArraySum, ExactScalar
-from umbel.transforms import Transform, chain, clip_by_norm, top_k
-from umbel.update import Free, Like, Receipt, Update, as_delta, check
+from umbel.folds.total import total
+from umbel.transforms.clip_by_norm import clip_by_norm
+from umbel.transforms.top_k import top_k
 from umbel.wire import messages as m
 
 FOLDER = Path(__file__).parent / "umbel" / "v1alpha" / "vectors"

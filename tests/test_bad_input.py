@@ -25,9 +25,9 @@ from umbel.errors import (
     UmbelError,
     UnusedCorrection,
 )
-from umbel.events import AskClosed, RoundCommitted
-from umbel.events import RunInterrupted as Interrupted
-from umbel.journal import LOG, read_log, seal, unseal
+from umbel.runs.events import AskClosed, RoundCommitted
+from umbel.runs.events import RunInterrupted as Interrupted
+from umbel.runs.journal import LOG, read_log, seal, unseal
 
 MODEL = {"a": np.zeros((2, 3), np.float32), "b": np.zeros(4, np.float32), "n": np.zeros((), np.int64)}
 

@@ -186,7 +186,7 @@ def test_tables_of_the_simulations_page_are_those_of_its_pictures():
 
 
 def test_the_architecture_shows_the_coordinators_own_diagram():
-    from umbel.coordinator import diagram
+    from umbel.runs.coordinator import diagram
 
     shown = [block.text.strip() for block in blocks(ROOT / "docs" / "architecture.md", "mermaid")]
     assert diagram().strip() in shown, f"put this into a mermaid block of docs/architecture.md:\n{diagram()}"

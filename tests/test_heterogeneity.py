@@ -12,9 +12,9 @@ from benchmarks import heterogeneity, outcomes
 from benchmarks.outcomes import Outcome, Point, common_target, points, table
 
 import umbel
-from umbel.arrays import Arrays
+from umbel.core.arrays import Arrays
+from umbel.core.strategy import State
 from umbel.simulation import Fleet
-from umbel.strategy import State
 
 SIZE = heterogeneity.Size(each=20, epochs=3, clients=2, cutoff=2, seeds=(1,), phones=20, in_flight=10, updates=30)
 
@@ -156,7 +156,7 @@ def test_a_table_says_what_was_never_reached() -> None:
 
 
 def test_untested_rounds_cost_but_are_no_points() -> None:
-    from umbel.events import RoundCommitted
+    from umbel.runs.events import RoundCommitted
 
     history = [
         RoundCommitted(round=1, asks=1, clients=3, account={"joules": 5.0}, clock=10.0),

@@ -39,12 +39,12 @@ from umbel import (
     top_k,
     total,
 )
-from umbel import conduct as conduct_module
+from umbel.core.transform import register_transform
 from umbel.errors import NondeterministicStrategy, RunInterrupted, SettingError
-from umbel.events import AskClosed, RoundCommitted, RunFinished, RunResumed
-from umbel.journal import LOG, Journal, read_log
-from umbel.node import state
-from umbel.transforms import register_transform
+from umbel.runs import conductor as conduct_module
+from umbel.runs.events import AskClosed, RoundCommitted, RunFinished, RunResumed
+from umbel.runs.journal import LOG, Journal, read_log
+from umbel.work import state
 
 CLIENTS = 6
 

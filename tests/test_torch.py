@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from umbel.arrays import Arrays
-from umbel.ask import Correction
+from umbel.core.arrays import Arrays
+from umbel.core.ask import Correction
 from umbel.errors import AppError
 
 torch = pytest.importorskip("torch", exc_type=ImportError)

@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
-from .app import App, EarlyStop, KeepBest
-from .arrays import Arrays
-from .ask import Ask, Correction
-from .client import Client, Context
+import sys
+
+from .core.answer import Answer
+from .core.app import App, EarlyStop, KeepBest
+from .core.arrays import Arrays
+from .core.ask import Ask, Correction
+from .core.client import Client, Context
+from .core.elementwise import mean, weighted_mean
+from .core.strategy import State, Strategy
+from .core.transform import Transform, chain
+from .core.update import Free, Like, Metrics, Update
+from .core.window import Window
 from .errors import UmbelError
-from .folds import Answer, collect, mean, total, weighted_mean
+from .folds.collect import collect
+from .folds.total import total
 from .remote.federation import Remote
-from .run import Result, load_model, resume, run
-from .sampling import Everyone, Fixed, Fraction, Poisson, Uniform, Weighted
+from .runs import events
+from .runs.run import Result, load_model, resume, run
+from .samplers.everyone import Everyone
+from .samplers.fixed import Fixed
+from .samplers.fraction import Fraction
+from .samplers.poisson import Poisson
+from .samplers.uniform import Uniform
+from .samplers.weighted import Weighted
 from .simulation import Simulation
 from .strategies import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedProx, FedYogi
-from .strategy import State, Strategy
-from .transforms import Transform, chain, clip_by_norm, top_k
-from .update import Free, Like, Metrics, Update
-from .window import Window
+from .transforms.clip_by_norm import clip_by_norm
+from .transforms.top_k import top_k
+
+sys.modules[f"{__name__}.events"] = events  # what an observer imports stays where it was
 
 __version__ = "0.1.0.dev0"
 __all__ = [
@@ -56,6 +71,7 @@ __all__ = [
     "chain",
     "clip_by_norm",
     "collect",
+    "events",
     "load_model",
     "mean",
     "resume",

@@ -170,7 +170,7 @@ class NothingToFold(RunError):
 class RunFailed(RunError):
     """Nobody's update came in a run's first round, in its last, or in too many rounds in a row.
 
-    `result` is what the run has come to all the same, an `umbel.run.Result`; None where it is not at hand, as for a run
+    `result` is what the run has come to all the same, an `umbel.Result`; None where it is not at hand, as for a run
     on a server.
     """
 

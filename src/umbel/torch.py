@@ -13,8 +13,8 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from .arrays import Array, Arrays, Role
-from .ask import Correction
+from .core.arrays import Array, Arrays, Role
+from .core.ask import Correction
 from .errors import AppError
 
 try:

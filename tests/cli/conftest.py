@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from umbel.cli import main
-from umbel.events import AskClosed, RoundCommitted, RunEvent, RunStarted
-from umbel.journal import LOG, seal
+from umbel.runs.events import AskClosed, RoundCommitted, RunEvent, RunStarted
+from umbel.runs.journal import LOG, seal
 
 APP = '''
 """Each client pulls one number towards its own."""

@@ -6,8 +6,8 @@ import pytest
 
 from umbel.cli.account import account, processes, size
 from umbel.cli.records import Record
-from umbel.events import RoundCommitted, RunStarted
-from umbel.journal import RunLog
+from umbel.runs.events import RoundCommitted, RunStarted
+from umbel.runs.journal import RunLog
 
 
 def record_of(rounds: list[RoundCommitted], workers: int = 2) -> Record:

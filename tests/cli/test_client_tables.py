@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from umbel.events import AskClosed
-from umbel.journal import LOG, read_log, seal
-from umbel.reasons import counted
-from umbel.receipts import MOST_CLIENTS, told
-from umbel.update import Receipt
+from umbel.core.update import Receipt
+from umbel.runs.events import AskClosed
+from umbel.runs.journal import LOG, read_log, seal
+from umbel.runs.reasons import counted
+from umbel.runs.receipts import MOST_CLIENTS, told
 
 Command = Callable[..., Any]
 FAILED = {"clinic": "its train handler raised ValueError: no data"}

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from umbel.cli.ending import Ending
-from umbel.events import RoundCommitted
-from umbel.history import History
+from umbel.runs.events import RoundCommitted
+from umbel.runs.history import History
 
 HISTORY = History([RoundCommitted(round=r, asks=r, test={"loss": 1 / r}) for r in (1, 2, 3)])
 

@@ -10,8 +10,8 @@ import pytest
 from umbel import errors
 from umbel.cli.faults import exit_code
 from umbel.cli.following import Followed, event_of, follow
-from umbel.events import RoundCommitted, RoundStarted, RunEvent, RunFinished, RunInterrupted, RunStarted
-from umbel.remote.operator import Operator
+from umbel.office.operator import Operator
+from umbel.runs.events import RoundCommitted, RoundStarted, RunEvent, RunFinished, RunInterrupted, RunStarted
 
 STARTED = RunStarted(run="r-1", format=1, seed=5, rounds=2, clients=3, strategy="FedAvg")
 ROUNDS = [RoundCommitted(round=r, asks=r, clients=3, train={"loss": 1 / r}, seconds=0.5) for r in (1, 2)]

@@ -7,7 +7,7 @@ import io
 from rich.console import Console
 
 from umbel.cli.forecast import forecast
-from umbel.preflight import Part, Preflight
+from umbel.runs.preflight import Part, Preflight
 
 
 def shown(found: Preflight) -> str:

@@ -82,7 +82,7 @@ def test_curves_are_drawn_to_a_file(umbel: Command, trained: dict[str, Any], fol
 
 
 def test_drawing_says_what_it_needs(umbel: Command, trained: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "umbel.figure", raising=False)
+    monkeypatch.delitem(sys.modules, "umbel.core.figure", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     done = umbel("show", "last", "--plot", "curves.png")
     assert done.code == 3
@@ -137,7 +137,7 @@ def test_an_export_takes_any_round_that_is_kept(umbel: Command, trained: dict[st
 
 
 def test_the_best_model_is_exported_where_the_app_keeps_it(umbel: Command, folder: Path) -> None:
-    (folder / "best.py").write_text("from app import app, umbel\napp.keep_best = umbel.app.KeepBest('train.loss')\n")
+    (folder / "best.py").write_text("from app import app, umbel\napp.keep_best = umbel.KeepBest('train.loss')\n")
     summary = umbel("run", "best.py", "--clients", 4, "--rounds", 6, "--json").summary
     umbel("export", "last", "model")
     assert hashlib.sha256((folder / "model").read_bytes()).hexdigest() == summary["model_sha256"]
@@ -197,7 +197,7 @@ def test_a_model_of_brain_floats_is_not_to_be_loaded_by_numpy(umbel: Command, fo
 def test_what_is_advised_to_load_an_export_loads_it(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("safetensors")
-    from umbel.arrays import _CODES, dtype_named
+    from umbel.core.arrays import _CODES, dtype_named
 
     advice: dict[str, list[str]] = {}
     for name in _CODES:

@@ -10,8 +10,8 @@ import pytest
 from umbel.cli import log_commands
 from umbel.cli.log_commands import LogPrinter, lines
 from umbel.errors import CorruptFile
-from umbel.events import RunFinished, Waiting, Warned
-from umbel.journal import LOG, seal
+from umbel.runs.events import RunFinished, Waiting, Warned
+from umbel.runs.journal import LOG, seal
 
 Command = Callable[..., Any]
 FINISHED = RunFinished(run="r", rounds=3, reason="rounds", seconds=1.5, model_sha256="ab" * 32)

@@ -20,7 +20,7 @@ from umbel.cli.node_commands import (
     source_of,
 )
 from umbel.errors import SettingError
-from umbel.remote import credentials
+from umbel.trust import credentials
 from umbel.trust.authority import Authority, JoinText
 from umbel.trust.policy import Approvals
 from umbel.trust.tokens import Token

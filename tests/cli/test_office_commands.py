@@ -9,9 +9,9 @@ from typing import Any, Self
 import pytest
 
 from umbel.errors import ConnectionLost, Refused
-from umbel.remote.credentials import Credentials
-from umbel.remote.operator import Operator
+from umbel.office.operator import Operator
 from umbel.trust.authority import JoinText
+from umbel.trust.credentials import Credentials
 from umbel.trust.tokens import Token
 from umbel.wire import messages as m
 

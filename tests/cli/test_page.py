@@ -10,8 +10,8 @@ from rich.console import Console
 
 from umbel.cli.page import page
 from umbel.cli.records import Record
-from umbel.events import RoundCommitted, RunFinished
-from umbel.history import History
+from umbel.runs.events import RoundCommitted, RunFinished
+from umbel.runs.history import History
 
 Written = Callable[..., Path]
 

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.text import Text
 
 from umbel.cli.progress import Watch, _picture, metrics_of, progress, round_line
-from umbel.events import (
+from umbel.runs.events import (
     AskClosed,
     AskOpened,
     RoundCommitted,

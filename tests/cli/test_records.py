@@ -9,8 +9,8 @@ import pytest
 
 from umbel.cli.records import Record, RemoteRecord, find, is_over, log_of, records
 from umbel.errors import CorruptFile, JournalMissing, SettingError
-from umbel.events import RunEvent, RunFinished, RunInterrupted, RunResumed
-from umbel.journal import LOG
+from umbel.runs.events import RunEvent, RunFinished, RunInterrupted, RunResumed
+from umbel.runs.journal import LOG
 
 Written = Callable[..., Path]
 ID = "app-20260102-030405-ab12"

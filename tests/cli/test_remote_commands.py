@@ -9,11 +9,11 @@ from typing import Any, Self
 import pytest
 
 from umbel.errors import JournalMissing
-from umbel.events import RoundCommitted, RunEvent, RunFinished, RunStarted
-from umbel.remote.credentials import Credentials
-from umbel.remote.operator import Operator
+from umbel.office.operator import Operator
+from umbel.runs.events import RoundCommitted, RunEvent, RunFinished, RunStarted
 from umbel.trust import archive
 from umbel.trust.authority import JoinText
+from umbel.trust.credentials import Credentials
 from umbel.trust.identity import check_archive
 from umbel.trust.tokens import Token
 from umbel.wire import messages as m

@@ -140,7 +140,7 @@ def test_nor_does_live_progress(umbel: Callable[..., Any], folder: Path, monkeyp
         def isatty(self) -> bool:
             return True
 
-    from umbel.events import RoundCommitted, RoundStarted, RunStarted, Warned
+    from umbel.runs.events import RoundCommitted, RoundStarted, RunStarted, Warned
 
     screen = Terminal()
     monkeypatch.setenv("TERM", "xterm")

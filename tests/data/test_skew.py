@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from umbel.core.randomness import Key
 from umbel.data.skew import balanced_counts, log_dirichlet_draws, log_gamma_draws, skewed_counts
 from umbel.errors import DataError
-from umbel.randomness import Key
 
 KEY = Key.from_seed(7)
 some_sizes = st.lists(st.integers(1, 40), min_size=1, max_size=8).map(np.array)

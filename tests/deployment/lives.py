@@ -30,7 +30,7 @@ from tests.deployment.machines import Machines, Process
 import umbel
 from umbel.cli.application import load
 from umbel.errors import CallerError, JournalMissing, UmbelError
-from umbel.remote.operator import Operator
+from umbel.office.operator import Operator
 
 APPS = Path(__file__).with_name("lasting.py")
 OWN = Path(__file__).with_name("own.py")

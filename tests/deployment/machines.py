@@ -20,8 +20,8 @@ from typing import Any
 
 from tests.conftest import PATIENCE as SECONDS
 
-from umbel.remote.credentials import Credentials
-from umbel.remote.operator import Operator
+from umbel.office.operator import Operator
+from umbel.trust.credentials import Credentials
 
 ROOT = Path(__file__).parents[2]
 POINTS = Path(__file__).with_name("points.py")

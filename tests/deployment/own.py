@@ -11,7 +11,7 @@ import umbel
 from umbel.cli.application import load
 from umbel.errors import ConnectionLost
 from umbel.remote.federation import Remote
-from umbel.run import run as begin
+from umbel.runs.run import run as begin
 
 
 def main() -> None:

@@ -32,7 +32,7 @@ from tests.deployment.lives import HOW, KINDS, Stop, lived, populate
 from tests.deployment.machines import SECONDS, Machines, Process
 
 import umbel
-from umbel.remote.operator import Operator
+from umbel.office.operator import Operator
 
 LIVES = (("plain", False), ("stateful", False), ("sparse", False), ("late", False), ("stateful", True))
 """The apps of lives, one after the other, and whether their user drives them."""
@@ -172,13 +172,13 @@ NODE = [
     ("umbel.node.machine:NodeMachine.handle", "after", 2, "ack {"),
 ]
 RUN = [
-    ("umbel.journal:Journal.append", "before", 3, "AskClosed("),
-    ("umbel.journal:Journal.append", "after", 4, "AskClosed("),
-    ("umbel.journal:Journal.append", "before", 2, "RoundCommitted("),
-    ("umbel.journal:Journal.append", "after", 2, "RoundCommitted("),
+    ("umbel.runs.journal:Journal.append", "before", 3, "AskClosed("),
+    ("umbel.runs.journal:Journal.append", "after", 4, "AskClosed("),
+    ("umbel.runs.journal:Journal.append", "before", 2, "RoundCommitted("),
+    ("umbel.runs.journal:Journal.append", "after", 2, "RoundCommitted("),
     ("umbel.remote.session:Session._answered", "after", 9, ""),
     ("umbel.remote.session:Session.close", "after", 3, ""),
-    ("umbel.journal:Journal.append", "after", 1, "RunFinished("),
+    ("umbel.runs.journal:Journal.append", "after", 1, "RunFinished("),
 ]
 
 

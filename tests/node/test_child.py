@@ -16,14 +16,15 @@ import pytest
 from tests.conftest import PATIENCE
 
 import umbel
-from umbel import Arrays, Ask, FedAvg, Like, Simulation, Update, encoding, mean, top_k
-from umbel.ask import SENT, Task
-from umbel.coordinator import Admit, Finished
-from umbel.node.executor import RunKeys
-from umbel.node.intake import Intake
-from umbel.randomness import Key
-from umbel.transforms import Transform
-from umbel.update import Receipt
+from umbel import Arrays, Ask, FedAvg, Like, Simulation, Update, mean, top_k
+from umbel.core import encoding
+from umbel.core.ask import SENT
+from umbel.core.randomness import Key
+from umbel.core.task import Admit, Finished, Task
+from umbel.core.transform import Transform
+from umbel.core.update import Receipt
+from umbel.work.executor import RunKeys
+from umbel.work.intake import Intake
 
 SOURCE = Path(umbel.__file__).parents[1]
 KEYS = RunKeys(Key.from_seed(7).derive("task"))

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from tests.conftest import PATIENCE
 
-from umbel import Arrays, Free, Like, encoding
+from umbel import Arrays, Free, Like
+from umbel.core import encoding
+from umbel.core.randomness import Key
 from umbel.errors import AppError
 from umbel.node.children import Children, ChildSettings, Program, holder
 from umbel.node.signals import HostDied, HostReady, HostRefused, Start, Stepped, Stop, TaskDone, TaskFailed
-from umbel.randomness import Key
 from umbel.store.blobs import Blobs
 from umbel.wire import messages as m
 

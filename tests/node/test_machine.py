@@ -11,9 +11,7 @@ import pytest
 from umbel.errors import ProtocolError
 from umbel.node import machine
 from umbel.node.machine import (
-    AGAIN_AT_MOST,
     ALIVE_SECONDS,
-    HOST_TRIES,
     Approved,
     Connected,
     Denied,
@@ -42,6 +40,7 @@ from umbel.node.machine import (
 )
 from umbel.node.spool import MemorySpool
 from umbel.wire import messages as m
+from umbel.work.retries import AGAIN_AT_MOST, HOST_TRIES
 
 PLAIN = json.dumps({"name": "identity", "version": 1, "settings": {}})
 KINDS, STEPS = frozenset({"train", "evaluate"}), frozenset({("identity", 1), ("clip_by_norm", 1)})

@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 from tests.conftest import PATIENCE
 
-from umbel import Arrays, Like, encoding
+from umbel import Arrays, Like
+from umbel.core import encoding
+from umbel.core.randomness import Key
 from umbel.errors import ConnectionLost, Refused
 from umbel.node.children import holder
 from umbel.node.service import NodeSettings, PolicyGate, Verdict, run_node
 from umbel.node.signals import HostReady, TaskDone
-from umbel.randomness import Key
 from umbel.store.blobs import Blobs
 from umbel.transport.connection import Connection
 from umbel.transport.exchange import Exchange

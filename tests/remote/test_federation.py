@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 import umbel
-from umbel import encoding
-from umbel.arrays import Arrays
+from umbel.core import encoding
+from umbel.core.arrays import Arrays
+from umbel.core.randomness import Key
 from umbel.errors import Refused, SettingError
-from umbel.node.state import ClientStates
-from umbel.randomness import Key
-from umbel.remote.credentials import author_key
 from umbel.remote.federation import SETTLING, Remote, Signed
 from umbel.remote.session import Down, Session, Up
+from umbel.trust.credentials import author_key
 from umbel.trust.identity import check_archive
 from umbel.wire import messages as m
+from umbel.work.state import ClientStates
 
 READY, PREPARING, REFUSED = m.STANDING_READY, m.STANDING_PREPARING, m.STANDING_REFUSED
 client = umbel.Client()

@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 from tests.conftest import PATIENCE as SECONDS
 
-from umbel import Arrays, encoding
+from umbel import Arrays
+from umbel.core import encoding
 from umbel.errors import ConnectionLost, ProtocolError, Refused
 from umbel.remote import link as links
-from umbel.remote.credentials import Credentials
 from umbel.remote.link import ServerLink, connect
 from umbel.remote.session import Arrived, Down, Missing, Up
 from umbel.server.service import running
 from umbel.server.settings import ServerSettings
 from umbel.testing.proxy import Proxy
 from umbel.trust.authority import JoinText
+from umbel.trust.credentials import Credentials
 from umbel.trust.tokens import Token
 from umbel.wire import messages as m
 

@@ -8,13 +8,15 @@ import json
 import numpy as np
 import pytest
 
-from umbel import Arrays, Free, Like, Update, Window, encoding, mean, top_k
-from umbel.ask import Ask, Correction, Task
+from umbel import Arrays, Free, Like, Update, Window, mean, top_k
+from umbel.core import encoding
+from umbel.core.ask import Ask, Correction
+from umbel.core.randomness import Key
+from umbel.core.task import Task
 from umbel.errors import StrategyError
-from umbel.node.executor import RunKeys
-from umbel.randomness import Key
 from umbel.remote.parcels import SentAsk, ask_spec, stored_in, task_message
 from umbel.wire import messages as m
+from umbel.work.executor import RunKeys
 
 MODEL = Arrays({"w": np.arange(3.0)})
 KEYS = RunKeys(Key.from_seed(1))

@@ -10,16 +10,18 @@ from collections import deque
 import numpy as np
 import pytest
 
-from umbel import Arrays, Window, encoding, mean, weighted_mean
-from umbel.ask import Ask, Task
-from umbel.coordinator import Admit, AllFinished, Cancel, Failed, Finished, Send, Ticked, Wake
-from umbel.events import AskClosed, RoundCommitted, RoundStarted, RunFinished, RunInterrupted, RunResumed
-from umbel.node.executor import RunKeys
-from umbel.partial import Partial
-from umbel.randomness import Key
+from umbel import Arrays, Window, mean, weighted_mean
+from umbel.core import encoding
+from umbel.core.ask import Ask
+from umbel.core.partial import Partial
+from umbel.core.randomness import Key
+from umbel.core.task import Admit, AllFinished, Cancel, Failed, Finished, Send, Task
+from umbel.core.update import Like, Receipt, Update, check
 from umbel.remote.session import PARTING, Arrived, Down, Missing, Session, Up
-from umbel.update import Like, Receipt, Update, check
+from umbel.runs.coordinator import Ticked, Wake
+from umbel.runs.events import AskClosed, RoundCommitted, RoundStarted, RunFinished, RunInterrupted, RunResumed
 from umbel.wire import messages as m
+from umbel.work.executor import RunKeys
 
 MODEL = Arrays({"w": np.zeros(2)})
 SPEC = m.RunSpec(run="r", name="mnist")

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 import umbel
-from umbel import Arrays, Free, Like, Update, encoding
-from umbel.partial import Partial
+from umbel import Arrays, Free, Like, Update
+from umbel.core import encoding
+from umbel.core.partial import Partial
+from umbel.core.transform import chain
 from umbel.server.folding import bundle
-from umbel.transforms import chain
 from umbel.wire import messages as m
 
 MODEL = Arrays({"w": np.zeros(6, np.float32), "steps": np.int64(3)})

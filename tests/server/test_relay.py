@@ -11,7 +11,10 @@ import numpy as np
 from tests.conftest import PATIENCE as SECONDS
 
 import umbel
-from umbel import Arrays, Like, Update, encoding
+from umbel import Arrays, Like, Update
+from umbel.core import encoding
+from umbel.core.partial import Partial
+from umbel.core.update import Receipt, check
 from umbel.errors import ConnectionLost, Refused
 from umbel.node.children import holder
 from umbel.node.service import NodeSettings, Verdict, run_node
@@ -211,16 +214,16 @@ def on_loop(test):
 
 def folded(*clients):
     """The mean of what these clients answer."""
-    partial = umbel.partial.Partial(umbel.weighted_mean())
+    partial = Partial(umbel.weighted_mean())
     for client in clients:
-        item = umbel.update.check(update_of(client), Like(), MODEL, client)
-        partial.add(item, umbel.update.Receipt(f"1.{client}", client, client + 1.0, {}))
+        item = check(update_of(client), Like(), MODEL, client)
+        partial.add(item, Receipt(f"1.{client}", client, client + 1.0, {}))
     return partial.finish().value["w"][0]
 
 
 async def mean_of(run, message):
     body = message.partial
-    found = umbel.partial.Partial.from_tree(umbel.weighted_mean(), await run.fetched(body.partial), Like(), MODEL)
+    found = Partial.from_tree(umbel.weighted_mean(), await run.fetched(body.partial), Like(), MODEL)
     return sorted(receipt.task for receipt in body.receipts), found.finish().value["w"][0]
 
 

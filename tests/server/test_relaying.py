@@ -10,7 +10,6 @@ import pytest
 
 import umbel
 from umbel.errors import ProtocolError
-from umbel.node.machine import HOST_TRIES
 from umbel.server.relaying import (
     LARGE,
     LINGER,
@@ -34,6 +33,7 @@ from umbel.server.signals import Connected
 from umbel.store.records import MemoryStore
 from umbel.testing.deployment import Deployment, Faults
 from umbel.wire import messages as m
+from umbel.work.retries import HOST_TRIES
 
 CLIENTS = frozenset("01234567")
 SPEC = m.RunSpec(run="r", name="a run", archive=m.Payload(inline=b"archive"))

@@ -13,7 +13,6 @@ import pytest
 from tests.conftest import PATIENCE
 
 from umbel.errors import ConnectionLost, PeerError, Refused, SettingError, StorageError
-from umbel.remote.credentials import own_token
 from umbel.server import service as services
 from umbel.server.service import running
 from umbel.server.settings import ServerSettings
@@ -25,6 +24,7 @@ from umbel.transport.exchange import Exchange
 from umbel.transport.handshake import introduce
 from umbel.trust import archive
 from umbel.trust.authority import JoinText, root_certificate
+from umbel.trust.credentials import own_token
 from umbel.trust.identity import SigningKey, node_id, sign_archive
 from umbel.trust.proofs import NodeProof, TokenProof
 from umbel.wire import messages as m

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from umbel import Arrays, Ask, Window
-from umbel.ask import Task
+from umbel.core.task import Task
 from umbel.simulation.backlog import LEAST, MOST_AT_ONCE, NOTED, Backlog, Durations, SentAsk, Ticket, home_of
 from umbel.simulation.devices import Trip
 

@@ -40,7 +40,7 @@ from tests.test_resume import MAKE, learned
 import umbel
 from umbel import App, Client, FedAvg, Simulation, Window, mean, top_k
 from umbel.errors import AppError, RunInterrupted
-from umbel.events import RoundCommitted, TaskEnded
+from umbel.runs.events import RoundCommitted, TaskEnded
 from umbel.simulation import hosts, processes
 from umbel.simulation import session as session_module
 

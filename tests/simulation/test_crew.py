@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from umbel import App, Arrays, Client, FedAvg, Simulation, Update, run
+from umbel.core.randomness import Key
 from umbel.errors import AppError, CallerError, SettingError
-from umbel.node.state import ClientStates
-from umbel.randomness import Key
 from umbel.simulation import crew, processes, worker
+from umbel.work.state import ClientStates
 
 MODEL = Arrays({"w": np.zeros(2)})
 

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from umbel.core.randomness import Key
 from umbel.errors import DataError, SettingError
-from umbel.randomness import Key
 from umbel.simulation import devices
 from umbel.simulation.devices import DAY, Device, Fleet, Kind, Spread, Trip
 

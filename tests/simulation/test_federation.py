@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 
 from umbel import Arrays, Ask, Client, Simulation, Update, Window, mean
-from umbel.ask import Task
-from umbel.coordinator import Admit, Cancel, Failed, Finished, Send
+from umbel.core.randomness import Key
+from umbel.core.task import Admit, Cancel, Failed, Finished, Send, Task
 from umbel.errors import SettingError
-from umbel.node.state import ClientStates
-from umbel.randomness import Key
+from umbel.work.state import ClientStates
 
 MODEL = Arrays({"w": np.zeros(2)})
 

@@ -10,13 +10,9 @@ import numpy as np
 import pytest
 
 from umbel import Arrays, Ask, Client, Update, mean
-from umbel.ask import Task
-from umbel.coordinator import Admit, Failed
-from umbel.node.executor import Executor, RunKeys
-from umbel.node.seeding import generators_kept
-from umbel.node.state import ClientStates
-from umbel.partial import Partial
-from umbel.randomness import Key
+from umbel.core.partial import Partial
+from umbel.core.randomness import Key
+from umbel.core.task import Admit, Failed, Task
 from umbel.simulation import hosts
 from umbel.simulation.backlog import SentAsk, Ticket
 from umbel.simulation.channel import Channel, Parcel
@@ -24,6 +20,9 @@ from umbel.simulation.hosts import Local, Remote
 from umbel.simulation.status import BATCH, CANCELLED, PLACE, STEPS, Status
 from umbel.simulation.threads import OneThread
 from umbel.simulation.worker import Report
+from umbel.work.executor import Executor, RunKeys
+from umbel.work.seeding import generators_kept
+from umbel.work.state import ClientStates
 
 MODEL = Arrays({"w": np.zeros(2)})
 

@@ -12,13 +12,11 @@ from tests.simulation.test_workers import ASYNC, FLEETS, app_of
 
 import umbel
 from umbel import Arrays, Ask, Client, FedAvg, Simulation, Update, Window, collect, mean
-from umbel.ask import Task
-from umbel.coordinator import Admit, AllFinished, Cancel, Failed, Finished, Send, Ticked, Wake
+from umbel.core.partial import Partial
+from umbel.core.randomness import Key
+from umbel.core.task import Admit, AllFinished, Cancel, Failed, Finished, Send, Task
 from umbel.errors import AppError
-from umbel.node.account import Account
-from umbel.node.state import ClientStates
-from umbel.partial import Partial
-from umbel.randomness import Key
+from umbel.runs.coordinator import Ticked, Wake
 from umbel.simulation import hosts
 from umbel.simulation import session as session_module
 from umbel.simulation.hosts import Remote
@@ -26,6 +24,8 @@ from umbel.simulation.processes import Process
 from umbel.simulation.session import IN_VAIN, Session
 from umbel.simulation.status import BATCH, PLACE, STEPS
 from umbel.simulation.worker import Report
+from umbel.work.account import Account
+from umbel.work.state import ClientStates
 
 MODEL = Arrays({"w": np.zeros(2)})
 IN_TURN = Window(close_after=50)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from umbel import Ask
-from umbel.ask import Task
+from umbel.core.task import Task
 from umbel.simulation.backlog import SentAsk, Ticket
 from umbel.simulation.devices import Trip
 from umbel.simulation.turns import Queues, Timeline

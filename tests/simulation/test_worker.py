@@ -15,19 +15,18 @@ import pytest
 
 import umbel
 from umbel import Arrays, Ask, Client, Metrics, Update, mean
-from umbel.ask import Task
-from umbel.coordinator import Admit
+from umbel.core.partial import Partial
+from umbel.core.randomness import Key
+from umbel.core.task import Admit, Task
 from umbel.errors import AppError
-from umbel.node.executor import Executor, RunKeys
-from umbel.node.seeding import generators_kept
-from umbel.node.state import ClientStates
-from umbel.partial import Partial
-from umbel.randomness import Key
 from umbel.simulation import worker
 from umbel.simulation.backlog import SentAsk, Ticket
 from umbel.simulation.channel import Channel, Parcel
 from umbel.simulation.hosts import Remote
 from umbel.simulation.status import BATCH, CANCELLED, PLACE, STEPS, Status, row_of
+from umbel.work.executor import Executor, RunKeys
+from umbel.work.seeding import generators_kept
+from umbel.work.state import ClientStates
 
 MODEL = Arrays({"w": np.zeros(2)})
 WENT_ON = 7

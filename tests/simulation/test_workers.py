@@ -39,7 +39,7 @@ from umbel import (
     total,
 )
 from umbel.errors import AppError, CallerError, RunFailed
-from umbel.events import RunFinished, TaskEnded
+from umbel.runs.events import RunFinished, TaskEnded
 from umbel.simulation import Fleet, Kind, Spread, crew
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"

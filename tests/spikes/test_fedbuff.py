@@ -5,8 +5,9 @@ discounted.
 import numpy as np
 
 import umbel
-from umbel import FedAvg, Uniform, Update, Window, encoding, mean
-from umbel.events import AskClosed
+from umbel import FedAvg, Uniform, Update, Window, mean
+from umbel.core import encoding
+from umbel.runs.events import AskClosed
 
 client = umbel.Client()
 

@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import umbel
-from umbel.arrays import Arrays
+from umbel.core.arrays import Arrays
+from umbel.core.optimizers import sgd
+from umbel.core.partial import Partial
+from umbel.core.update import Like, Receipt, Update, as_delta, check
 from umbel.errors import NothingToFold, SamplingError, StrategyError
-from umbel.optimizers import sgd
-from umbel.partial import Partial
 from umbel.strategies.fedavg import FedAvg
-from umbel.update import Like, Receipt, Update, as_delta, check
 
 
 def one_round(strategy, state, updates, r=1):

@@ -5,7 +5,7 @@ import pytest
 
 import umbel
 from umbel import FedAdagrad, FedAdam, FedAvgM, FedYogi, Simulation, Update
-from umbel.optimizers import adagrad, adam, sgd, yogi
+from umbel.core.optimizers import adagrad, adam, sgd, yogi
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,10 @@ import numpy as np
 
 import umbel
 from umbel import Arrays, Ask, Correction, Free, Like, Window
-from umbel.ask import for_client
+from umbel.core.ask import for_client
 from umbel.errors import NothingToFold, StrategyError
-from umbel.sampling import Fixed, Poisson
+from umbel.samplers.fixed import Fixed
+from umbel.samplers.poisson import Poisson
 
 MODEL = Arrays(
     {

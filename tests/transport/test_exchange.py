@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from umbel.core.randomness import Key
 from umbel.errors import ConnectionLost, CorruptFile, PeerError, ProtocolError, Refused, StorageError
-from umbel.randomness import Key
 from umbel.store.blobs import Blobs
 from umbel.testing import FaultPlan, Proxy
 from umbel.transport import frames, grpc

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from umbel import Arrays, Free, Like
+from umbel.core.transform import Transform, chain
 from umbel.errors import CorruptFile, SettingError, StorageError
-from umbel.transforms import Transform, chain, clip_by_norm, top_k
+from umbel.transforms.clip_by_norm import clip_by_norm
+from umbel.transforms.top_k import top_k
 from umbel.trust.policy import Approvals, Policy, Range, Step, archive_sha256
 from umbel.wire import messages as m
 

@@ -13,18 +13,18 @@ import numpy as np
 import pytest
 from google.protobuf import json_format
 
-from umbel import encoding
-from umbel.arrays import Arrays
+from umbel.core import encoding
+from umbel.core.arrays import Arrays
+from umbel.core.partial import Partial
+from umbel.core.randomness import Key
+from umbel.core.sums import ArraySum, ExactScalar
+from umbel.core.transform import transform_from_spec
+from umbel.core.update import Like, as_delta, check
 from umbel.errors import CorruptFile, ProtocolError, UpdateRejected
-from umbel.folds import fold_from_spec
-from umbel.partial import Partial
-from umbel.randomness import Key
-from umbel.sums import ArraySum, ExactScalar
-from umbel.transforms import transform_from_spec
+from umbel.folds.catalogue import fold_from_spec
 from umbel.transport import frames
 from umbel.transport.handshake import FROM_SERVER, TO_SERVER
 from umbel.trust import identity, tokens
-from umbel.update import Like, as_delta, check
 from umbel.wire import messages as m
 
 PROTO = Path(__file__).parents[2] / "proto"

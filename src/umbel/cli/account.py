@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ..events import RoundCommitted
+from ..runs.events import RoundCommitted
 from .records import Record
 from .terminal import duration
 

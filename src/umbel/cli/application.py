@@ -11,10 +11,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ..app import App
-from ..blame import is_own, own_frame
-from ..client import Client
+from ..core.app import App
+from ..core.client import Client
 from ..errors import AppError, UmbelError
+from ..work.blame import is_own, own_frame
 
 PLAIN_STEMS = ("app", "main")
 LONGEST_TITLE = 32

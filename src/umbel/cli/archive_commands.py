@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import StorageError
-from ..journal import write_whole
+from ..runs.journal import write_whole
 from ..trust import archive
 from ..trust.packing import pack as pack_app
 from .account import size

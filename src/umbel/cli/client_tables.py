@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import SettingError
-from ..receipts import ClientRow, Clients, Spread
+from ..runs.receipts import ClientRow, Clients, Spread
 from .progress import WORDS
 from .records import Record
 from .terminal import duration, number, plain, stdout

@@ -13,7 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from ..history import History
+from ..runs.history import History
 from .terminal import COLOURS, duration, in_order, number, plain, plural, sparkline, stdout
 
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import RunFailed, RunInterrupted
-from ..events import EVENTS, RoundCommitted, RunEvent, RunFinished, RunStarted
-from ..events import RunInterrupted as Interrupted
-from ..history import History
-from ..journal import RunLog
-from ..remote.operator import Operator
+from ..office.operator import Operator
+from ..runs.events import EVENTS, RoundCommitted, RunEvent, RunFinished, RunStarted
+from ..runs.events import RunInterrupted as Interrupted
+from ..runs.history import History
+from ..runs.journal import RunLog
 from .ending import Ending
 from .faults import stop_signals, warn
 from .progress import progress

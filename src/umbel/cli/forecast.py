@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..preflight import Preflight
+from ..runs.preflight import Preflight
 from .account import processes, size
 from .terminal import duration, plural
 

@@ -15,10 +15,10 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from ..arrays import Arrays
+from ..core.arrays import Arrays
 from ..errors import CallerError, CorruptFile, SettingError, StorageError
-from ..history import History
-from ..journal import load_checked, write_whole
+from ..runs.history import History
+from ..runs.journal import load_checked, write_whole
 from .client_tables import show_clients
 from .page import STATES, page
 from .records import Record, find, records

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CorruptFile
-from ..events import (
+from ..runs.events import (
     AskClosed,
     RoundCommitted,
     RunEvent,
@@ -20,7 +20,7 @@ from ..events import (
     Waiting,
     Warned,
 )
-from ..journal import LOG, unseal
+from ..runs.journal import LOG, unseal
 from .following import event_of
 from .progress import WORDS, Watch, failure, heading, round_line, warning
 from .records import find

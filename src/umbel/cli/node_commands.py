@@ -20,16 +20,16 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from ..errors import SettingError
-from ..journal import write_whole
 from ..node.service import NodeSettings, PolicyGate, run_node
-from ..remote import credentials
-from ..remote.addresses import canonical, host_and_port, is_loopback
-from ..remote.operator import Operator
+from ..office.operator import Operator
+from ..runs.journal import write_whole
 from ..transport.stream import Stream
+from ..trust import credentials
 from ..trust.authority import JoinText
 from ..trust.identity import SigningKey
 from ..trust.policy import Approvals, Policy, archive_sha256
 from ..wire import messages as m
+from ..wire.addresses import canonical, host_and_port, is_loopback
 from .faults import warn
 from .lock import alone
 from .options import SERVER as OWN_SERVER

@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import SettingError
-from ..remote import credentials
-from ..remote.operator import Operator
+from ..office.operator import Operator
+from ..trust import credentials
 from ..trust.authority import JoinText
 from .terminal import ago, duration, plural, stdout
 

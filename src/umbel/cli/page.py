@@ -13,8 +13,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from ..events import AskClosed, RoundCommitted
-from ..history import History
+from ..runs.events import AskClosed, RoundCommitted
+from ..runs.history import History
 from .account import account
 from .chart import chart
 from .progress import WORDS

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import ClientId
-from ..events import (
+from ..runs.events import (
     AskClosed,
     AskOpened,
     Observer,

@@ -11,8 +11,8 @@ from functools import cached_property
 from pathlib import Path
 
 from ..errors import CorruptFile, JournalMissing, SettingError
-from ..events import RoundCommitted, RunEvent, RunFinished, RunInterrupted, RunResumed, RunStarted
-from ..journal import LOG, RunLog, read_log, sorted_out
+from ..runs.events import RoundCommitted, RunEvent, RunFinished, RunInterrupted, RunResumed, RunStarted
+from ..runs.journal import LOG, RunLog, read_log, sorted_out
 
 LAST = "last"
 

@@ -13,9 +13,9 @@ from typing import Any
 from rich.text import Text
 
 from ..errors import SettingError
-from ..remote import credentials
-from ..remote.operator import Operator
-from ..remote.pulling import pull
+from ..office.operator import Operator
+from ..office.pulling import pull
+from ..trust import credentials
 from . import settings
 from .application import LoadedApp, load
 from .following import Followed, follow, why_ended

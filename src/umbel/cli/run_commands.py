@@ -14,11 +14,11 @@ from typing import Any
 from rich.padding import Padding
 
 from ..errors import AppError, RunFailed, RunInterrupted, SettingError, UmbelError
-from ..events import Observer
-from ..preflight import preflight
-from ..run import RUNS, Result
-from ..run import resume as resume_run
-from ..run import run as run_app
+from ..runs.events import Observer
+from ..runs.preflight import preflight
+from ..runs.run import RUNS, Result
+from ..runs.run import resume as resume_run
+from ..runs.run import run as run_app
 from ..simulation.federation import WORKERS
 from . import settings
 from .application import LoadedApp, blame, file_of, load, note_place

@@ -16,9 +16,9 @@ from types import FrameType
 from typing import Any
 
 from ..errors import CallerError, RunError, RunInterrupted, StorageError, UmbelError
-from ..remote.credentials import Credentials
 from ..remote.federation import Remote, Signed
-from ..run import resume, run
+from ..runs.run import resume, run
+from ..trust.credentials import Credentials
 
 CODES = ((RunInterrupted, 0), (CallerError, 3), (RunError, 4), (StorageError, 5))
 """Exit codes by error, as those of the command line; an interrupted run ends as it was told to."""

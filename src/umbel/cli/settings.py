@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
-from ..app import App
-from ..config import NAMES, atom, unknown
+from ..core.app import App
 from ..errors import CallerError, SettingError
+from ..runs.config import NAMES, atom, unknown
 
 ATOMS = (bool, int, float, str)
 ORDER = (type(None), bool, int, float, list, tuple, str, object)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from umbel.data.datasets import HEART_COLUMNS, HOSPITALS, digits, heart, mnist5k
-from umbel.data.partition import Partition, by, dirichlet, iid, shards
-from umbel.data.picture import draw, table
+from .datasets import HEART_COLUMNS, HOSPITALS, digits, heart, mnist5k
+from .partition import Partition, by, dirichlet, iid, shards
+from .picture import draw, table
 
 __all__ = [
     "HEART_COLUMNS",

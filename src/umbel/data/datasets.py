@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from umbel.errors import DataError
-from umbel.files import user_folder
-from umbel.randomness import Key
+from ..core.randomness import Key
+from ..errors import DataError
+from ..files import user_folder
 
 Floats32 = npt.NDArray[np.float32]
 Floats64 = npt.NDArray[np.float64]

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from umbel.data.skew import balanced_counts, skewed_counts
-from umbel.errors import DataError
-from umbel.randomness import Draws, Key
+from ..core.randomness import Draws, Key
+from ..errors import DataError
+from .skew import balanced_counts, skewed_counts
 
 Ints = npt.NDArray[np.int64]
 

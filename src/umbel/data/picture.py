@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from umbel.data.partition import Ints, Partition
-from umbel.errors import DataError
+from ..errors import DataError
+from .partition import Ints, Partition
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -210,7 +210,7 @@ def _matplotlib() -> tuple[Any, Any]:
     try:
         from matplotlib import rc_context
 
-        from umbel.figure import Picture
+        from ..core.figure import Picture
     except ImportError as error:
         raise DataError("a picture needs matplotlib", hint='Install it with: pip install "umbel[plot]"') from error
     return Picture, rc_context

@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from umbel.errors import DataError
-from umbel.randomness import Draws, Key
+from ..core.randomness import Draws, Key
+from ..errors import DataError
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]

@@ -49,17 +49,18 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from .. import encoding, transforms
-from ..arrays import Arrays
-from ..ask import SENT, Ask, Task
-from ..client import Client, Unwanted
-from ..coordinator import Failed
+from .. import transforms
+from ..core import encoding
+from ..core.arrays import Arrays
+from ..core.ask import SENT, Ask
+from ..core.client import Client, Unwanted
+from ..core.elementwise import mean
+from ..core.randomness import Key
+from ..core.task import Failed, Task
 from ..errors import AppError, ClientId, UmbelError
-from ..folds import mean
-from ..randomness import Key
 from ..wire.names import client_id
-from .executor import Answered, Executor
-from .intake import told
+from ..work.executor import Answered, Executor
+from ..work.intake import told
 
 INLINE_BYTES = 1 << 14
 """What is larger goes into a file."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import ProtocolError
 from ..wire import messages as m
+from ..work import retries
 from .holdings import Held, HostedRun, HostStanding, NeededBlobs, OwedAnswers, Slot
 from .signals import (
     Approved,
@@ -75,10 +76,6 @@ __all__ = [
 FINISHED = 32
 """So many finished runs are kept for those who want further rounds of them."""
 ALIVE_SECONDS = 5.0
-HOST_TRIES = 8
-"""A host that dies so many times in a row before it is ready is refused."""
-AGAIN_AFTER, AGAIN_AT_MOST = 0.25, 30.0
-"""Seconds until a host that died is tried again, at first, and however often that has doubled."""
 _REASON_LETTERS = 2000
 _LARGEST_ASK = 2**63 - 1
 _RUN_NAME = re.compile(r"[A-Za-z0-9._-]{1,200}")
@@ -425,10 +422,10 @@ class NodeMachine:
     def _prepare_again(self, run: HostedRun, reason: str) -> None:
         """What should have hosted a run did not come to be, for a reason that may be gone the next time."""
         run.tries += 1
-        if run.tries >= HOST_TRIES:
+        if run.tries >= retries.HOST_TRIES:
             self._refuse_run(run, f"{reason} ({run.tries} times in a row)")
             return
-        wait = min(AGAIN_AFTER * 2.0 ** (run.tries - 1), AGAIN_AT_MOST)
+        wait = retries.wait(run.tries)
         run.standing, run.again_at, run.reason = HostStanding.PREPARING, self._now + wait, reason[:_REASON_LETTERS]
         self._out.append(Note(f"run {run.id} ({run.spec.name}) is tried again in {wait:g} s: {run.reason}"))
         self._tell_standing(run)

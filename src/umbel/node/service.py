@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from .. import encoding, transforms
-from ..arrays import Arrays
-from ..contract import mismatch
+from .. import transforms
+from ..core import encoding
+from ..core.arrays import Arrays
+from ..core.contract import mismatch
 from ..errors import (
     ConnectionLost,
     CorruptFile,

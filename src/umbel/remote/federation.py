@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..app import App
-from ..client import Client
+from ..core.app import App
+from ..core.client import Client
+from ..core.randomness import Key
 from ..errors import ClientId, SettingError
-from ..events import RunEvent, Waiting
-from ..node.state import ClientStates
-from ..randomness import Key
+from ..runs.events import RunEvent, Waiting
+from ..work.state import ClientStates
 
 if TYPE_CHECKING:
     from ..wire import messages as m
@@ -172,7 +172,7 @@ class Enlisted:
         clock: Callable[[], float],
     ) -> Session:
         """The session of the run."""
-        from ..node.executor import RunKeys
+        from ..work.executor import RunKeys
         from .session import Session
 
         session = Session(self._link, self._spec, states, keys=RunKeys(key), stall=self._stall, log=self._log)
@@ -214,9 +214,9 @@ def _named(clients: Any) -> bool:
 def _signed(app: App) -> Signed:
     import hashlib
 
+    from ..trust.credentials import author_key
     from ..trust.identity import sign_archive
     from ..trust.packing import pack_client
-    from .credentials import author_key
 
     archive = pack_client(app.client)
     key = author_key()

@@ -19,9 +19,9 @@ from ..transport import grpc
 from ..transport.connection import Connection
 from ..transport.exchange import Depot, Exchange
 from ..transport.handshake import introduce
+from ..trust.credentials import Credentials, find
 from ..trust.proofs import TokenProof
 from ..wire import messages as m
-from .credentials import Credentials, find
 from .parcels import stored_in
 from .session import Arrived, Down, Item, Missing, Up
 

@@ -8,15 +8,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .. import encoding
-from ..arrays import Arrays
-from ..ask import SENT, Ask, Task, for_client
+from ..core import encoding
+from ..core.arrays import Arrays
+from ..core.ask import SENT, Ask, for_client
+from ..core.task import Task
+from ..core.update import LONGEST_NAME, Free
 from ..errors import ClientId, StrategyError
-from ..node.executor import Keys
-from ..update import LONGEST_NAME, Free
 from ..wire import messages as m
 from ..wire.names import client_text
 from ..wire.portions import SPEC_BYTES
+from ..work.executor import Keys
 
 ELEMENT_BYTES, ARRAY_BYTES, ANSWER_BYTES = 32, 4 << 10, 64 << 10
 """So much of an answer may fall to each element that is expected (whatever transforms make of it: an index beside it,

@@ -16,18 +16,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from .. import encoding
-from ..ask import Ask, Task, for_client
-from ..coordinator import Admit, AllFinished, Cancel, Event, Failed, Send, Ticked, Wake
+from ..core import encoding
+from ..core.ask import Ask, for_client
+from ..core.partial import Partial
+from ..core.task import Admit, AllFinished, Cancel, Failed, Send, Task
+from ..core.update import Receipt, Update
 from ..errors import ClientId, CorruptFile, UmbelError, UpdateRejected
-from ..events import AskClosed, RoundCommitted, RunEvent, RunFinished, RunResumed
-from ..node.executor import Keys
-from ..node.intake import ClosedAsk, Intake
-from ..node.late import lasting, load_ask, save_ask
-from ..partial import Partial
-from ..update import Receipt, Update
+from ..runs.coordinator import Event, Ticked, Wake
+from ..runs.events import AskClosed, RoundCommitted, RunEvent, RunFinished, RunResumed
 from ..wire import messages as m
 from ..wire.names import client_id
+from ..work.executor import Keys
+from ..work.intake import ClosedAsk, Intake
+from ..work.late import lasting, load_ask, save_ask
 from .parcels import SentAsk, Stored, ask_spec, task_message
 
 PARTING = 10.0

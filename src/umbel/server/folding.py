@@ -9,18 +9,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .. import encoding
-from ..arrays import Arrays
-from ..ask import Ask, Task
-from ..coordinator import Admit, Failed
+from ..core import encoding
+from ..core.arrays import Arrays
+from ..core.ask import Ask
+from ..core.partial import Partial
+from ..core.task import Admit, Failed, Task
+from ..core.transform import transform_from_spec
+from ..core.update import Receipt, Update
 from ..errors import StorageError, UmbelError, UpdateRejected
-from ..folds import fold_from_spec
-from ..node.intake import Intake
-from ..partial import Partial
-from ..transforms import transform_from_spec
-from ..update import Receipt, Update
+from ..folds.catalogue import fold_from_spec
 from ..wire import messages as m
 from ..wire.names import client_id
+from ..work.intake import Intake
 from .relaying import receipts_of
 
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from ..errors import ProtocolError
-from ..folds import fold_from_spec
-from ..node.machine import AGAIN_AFTER, AGAIN_AT_MOST, HOST_TRIES
+from ..folds.catalogue import fold_from_spec
 from ..wire import messages as m
 from ..wire.portions import HOSTED_BYTES, portions, text_bytes
+from ..work import retries
 from .ledger import Records, ask_of
 from .router import ENDED
 from .signals import Connected, Event, Lost, Received
@@ -575,10 +575,10 @@ class Relaying:
     def _fetch_again(self, run: _Run, reason: str) -> None:
         """As a node tries again what should host a run: the disk, say, may have room the next time."""
         run.tries += 1
-        if run.tries >= HOST_TRIES:
+        if run.tries >= retries.HOST_TRIES:
             self._say(run_answer=m.RunAnswer(run=run.id, reason=f"{reason} ({run.tries} times in a row)"))
             return
-        run.again_at = self._now + min(AGAIN_AFTER * 2.0 ** (run.tries - 1), AGAIN_AT_MOST)
+        run.again_at = self._now + retries.wait(run.tries)
         self._say(run_answer=m.RunAnswer(run=run.id, reason=reason, retry=True))
 
     def _try_again(self) -> list[float]:

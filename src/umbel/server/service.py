@@ -31,8 +31,6 @@ from ..errors import (
     StorageError,
     UmbelError,
 )
-from ..remote.addresses import host_and_port
-from ..remote.credentials import Credentials, own_token, write_own
 from ..store.blobs import Blobs
 from ..store.records import Row
 from ..store.sql import SqlStore
@@ -43,8 +41,10 @@ from ..transport.handshake import Handshakes, Identity, accept
 from ..transport.stream import Listener, Stream
 from ..trust import archive
 from ..trust.authority import Authority, JoinText
+from ..trust.credentials import Credentials, own_token, write_own
 from ..trust.tokens import Token
 from ..wire import messages as m
+from ..wire.addresses import host_and_port
 from . import pages
 from .desk import Desk
 from .feeds import Feeds

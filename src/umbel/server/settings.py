@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import SettingError
-from ..remote.addresses import PORT, host_and_port, is_loopback
+from ..wire.addresses import PORT, host_and_port, is_loopback
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..ask import SENT, Ask, Task
-from ..coordinator import Admit, Failed
+from ..core.ask import SENT, Ask
+from ..core.task import Admit, Failed, Task
 from ..errors import ClientId
 from .channel import Parcel
 

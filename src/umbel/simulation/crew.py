@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from ..client import Client
+from ..core.client import Client
+from ..core.randomness import Key
 from ..errors import AppError, CallerError, SettingError, UmbelError
-from ..node.executor import Executor, RunKeys
-from ..node.state import ClientStates
-from ..randomness import Key
+from ..work.executor import Executor, RunKeys
+from ..work.state import ClientStates
 from . import worker
 from .channel import Parcel
 from .hosts import Local, Remote

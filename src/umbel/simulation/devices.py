@@ -19,8 +19,8 @@ from dataclasses import dataclass, fields, replace
 from numbers import Real
 from typing import Any, Literal, TypeAlias
 
+from ..core.randomness import Key
 from ..errors import ClientId, DataError, SettingError
-from ..randomness import Key
 
 DAY = 86400.0
 CACHED = 10_000

@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..client import Client
+from ..core.client import Client
+from ..core.randomness import Key
 from ..errors import ClientId, SettingError
-from ..node.state import ClientStates
-from ..randomness import Key
+from ..work.state import ClientStates
 
 if TYPE_CHECKING:
     from .devices import Fleet

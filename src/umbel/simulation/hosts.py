@@ -9,11 +9,11 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from typing import Any
 
-from ..ask import Task, for_client
-from ..coordinator import Admit, Failed
+from ..core.ask import for_client
+from ..core.task import Admit, Failed, Task
 from ..errors import ClientId, StrategyError, UmbelError
-from ..node.account import Account
-from ..node.executor import Executor
+from ..work.account import Account
+from ..work.executor import Executor
 from .backlog import SentAsk, Ticket
 from .channel import Parcel
 from .processes import Process

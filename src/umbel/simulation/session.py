@@ -22,18 +22,19 @@ from contextlib import suppress
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..arrays import Arrays
-from ..ask import Ask, Task, for_client
-from ..coordinator import Admit, AllFinished, Cancel, Event, Failed, Finished, Send, Ticked, Wake
+from ..core.arrays import Arrays
+from ..core.ask import Ask, for_client
+from ..core.partial import Partial
+from ..core.randomness import Key
+from ..core.task import Admit, AllFinished, Cancel, Failed, Finished, Send, Task
+from ..core.update import Like
 from ..errors import AppError, ClientCrashed, ClientId, SettingError, UmbelError
-from ..events import RunEvent
-from ..node.account import Account
-from ..node.intake import ClosedAsk
-from ..node.late import lasting, load_ask, save_ask
-from ..node.state import ClientStates
-from ..partial import Partial
-from ..randomness import Key
-from ..update import Like
+from ..runs.coordinator import Event, Ticked, Wake
+from ..runs.events import RunEvent
+from ..work.account import Account
+from ..work.intake import ClosedAsk
+from ..work.late import lasting, load_ask, save_ask
+from ..work.state import ClientStates
 from .backlog import Backlog, SentAsk, Ticket
 from .hosts import Contents, Local, Remote
 from .turns import Queues, Timeline

@@ -17,14 +17,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .. import encoding
-from ..ask import Ask, Task
-from ..blame import own_frame, traced
-from ..client import Unwanted
-from ..coordinator import Admit, Failed
+from ..core import encoding
+from ..core.ask import Ask
+from ..core.client import Unwanted
+from ..core.randomness import Key
+from ..core.task import Admit, Failed, Task
 from ..errors import AppError, ClientId, UmbelError
-from ..node.executor import Executor, RunKeys
-from ..randomness import Key
+from ..work.blame import own_frame, traced
+from ..work.executor import Executor, RunKeys
 from .channel import Channel, Parcel
 from .processes import ONE_THREAD
 from .status import BATCH, CANCELLED, PLACE, STEPS, row_of

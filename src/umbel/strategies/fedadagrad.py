@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..optimizers import adagrad
+from ..core.optimizers import adagrad
 from .fedavg import FedAvg
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..optimizers import adam
+from ..core.optimizers import adam
 from .fedavg import FedAvg
 
 

@@ -9,17 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import Array, Arrays, wide
-from ..ask import Ask, Correction
+from ..core.answer import Answer
+from ..core.arrays import Array, Arrays, wide
+from ..core.ask import Ask, Correction
+from ..core.elementwise import weighted_mean
+from ..core.fold import Fold
+from ..core.optimizers import ServerOptimizer, Slots, sgd
+from ..core.strategy import Asks, State, Strategy
+from ..core.sums import magnitude
+from ..core.transform import Transform, chain
+from ..core.update import Like
+from ..core.window import Window
 from ..errors import StrategyError
-from ..folds import Answer, Fold, weighted_mean
-from ..optimizers import ServerOptimizer, Slots, sgd
-from ..sampling import as_sampler
-from ..strategy import Asks, State, Strategy
-from ..sums import magnitude
-from ..transforms import Transform, chain
-from ..update import Like
-from ..window import Window
+from ..samplers.shorthand import as_sampler
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..optimizers import sgd
+from ..core.optimizers import sgd
 from .fedavg import FedAvg
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..ask import Correction
+from ..core.ask import Correction
 from ..errors import SettingError
 from .fedavg import FedAvg
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..optimizers import yogi
+from ..core.optimizers import yogi
 from .fedavg import FedAvg
 
 

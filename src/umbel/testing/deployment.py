@@ -15,16 +15,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .. import encoding
-from ..app import App
-from ..arrays import Arrays
+from ..core import encoding
+from ..core.app import App
+from ..core.arrays import Arrays
+from ..core.randomness import Key
 from ..errors import RunInterrupted
 from ..node import machine as nodes
 from ..node.spool import MemorySpool
-from ..randomness import Key
 from ..remote.federation import Remote, Signed
 from ..remote.session import Arrived, Down, Item, Link, Up
-from ..run import Result, resume, run
+from ..runs.run import Result, resume, run
 from ..server import relaying as relays
 from ..server import signals as servers
 from ..server.folding import bundle

@@ -6,8 +6,8 @@ import asyncio
 from contextlib import suppress
 from dataclasses import dataclass
 
+from ..core.randomness import Key
 from ..errors import ConnectionLost
-from ..randomness import Key
 from ..transport.stream import Stream, pair
 
 

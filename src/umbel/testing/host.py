@@ -6,19 +6,19 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .. import encoding
-from ..arrays import Arrays
-from ..ask import SENT, Ask, Task
-from ..client import Client
-from ..coordinator import Failed
-from ..folds import mean
+from ..core import encoding
+from ..core.arrays import Arrays
+from ..core.ask import SENT, Ask
+from ..core.client import Client
+from ..core.elementwise import mean
+from ..core.randomness import Key
+from ..core.task import Failed, Task
+from ..core.transform import transform_from_spec
 from ..node import machine as nodes
 from ..node.child import TaskKeys
-from ..node.executor import Executor
-from ..randomness import Key
-from ..transforms import transform_from_spec
 from ..wire import messages as m
 from ..wire.names import client_id
+from ..work.executor import Executor
 
 
 class Host:

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ..ask import Task
-from ..coordinator import Cancel, Close, Command, Coordinator, Event, Failed, Finished, Opened, Send, Stopped, Ticked
-from ..randomness import Key
-from ..window import Window
+from ..core.randomness import Key
+from ..core.task import Cancel, Failed, Finished, Send, Task
+from ..core.window import Window
+from ..runs.coordinator import Close, Command, Coordinator, Event, Opened, Stopped, Ticked
 from .clock import VirtualClock
 
 Item = TypeVar("Item")

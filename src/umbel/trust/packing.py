@@ -17,8 +17,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ..app import App
-from ..client import Client
+from ..core.app import App
+from ..core.client import Client
 from ..errors import AppError
 from .archive import build, read
 from .requirements import Declared, Requirement, declared, listed

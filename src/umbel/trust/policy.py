@@ -43,9 +43,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from ..core.transform import transform_from_spec
+from ..core.update import Like
 from ..errors import CorruptFile, SettingError, StorageError, StrategyError, UmbelError
-from ..transforms import transform_from_spec
-from ..update import Like
 from ..wire import messages as m
 from . import keyfile
 

@@ -1,0 +1,166 @@
+"""What the operator of a federation owns: client, initial model, strategy and settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from ..errors import AppError, SettingError, StrategyError, UpdateRejected
+from .arrays import Arrays
+from .client import Client, check_signature
+from .contract import contract
+from .strategy import Strategy
+from .update import Metrics, check_metrics
+
+Test = TypeVar("Test", bound=Callable[[Arrays], Any])
+
+
+@dataclass(frozen=True)
+class EarlyStop:
+    """Stop once `metric` has not improved by more than `min_change` for `patience` evaluations in a row.
+
+    `metric` is written `test.accuracy`, `evaluate.accuracy` or `train.loss`.
+    """
+
+    metric: str
+    patience: int = 5
+    mode: Literal["max", "min"] = "max"
+    min_change: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_metric(self.metric, self.mode)
+        _whole("patience", self.patience, 1)
+
+
+@dataclass(frozen=True)
+class KeepBest:
+    """End with the model of the round with the best `metric`, rather than that of the last round."""
+
+    metric: str
+    mode: Literal["max", "min"] = "max"
+
+    def __post_init__(self) -> None:
+        _check_metric(self.metric, self.mode)
+
+
+class App:
+    """Client, initial model, strategy and settings; `umbel run app.py` looks for one in the file.
+
+    - `model`: the initial model, as `Arrays` (or a mapping of names to arrays), or a function that makes it.
+    - `config`: what handlers find in `ctx.config`.
+    - `evaluate_every`: after every so many rounds, and after the last, clients evaluate and the operator's test runs; 0
+      for never.
+    - `evaluate_clients`: who evaluates (a number, a fraction, a sampler); by default up to 100 clients drawn at random.
+    - `early_stop`, `keep_best`: see there.
+    - `max_failed_rounds`: the run fails after so many rounds in a row without an update. It also fails where nobody's
+      update comes in the first round, and where the last round brings none; see `RunFailed`.
+    - `federation`: where it runs unless the caller says otherwise, such as `Simulation(clients=[...])`.
+    """
+
+    def __init__(
+        self,
+        client: Client | None = None,
+        *,
+        model: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
+        strategy: Strategy | None = None,
+        rounds: int = 10,
+        config: Mapping[str, Any] | None = None,
+        evaluate_every: int = 1,
+        evaluate_clients: Any = None,
+        early_stop: EarlyStop | None = None,
+        keep_best: KeepBest | str | None = None,
+        max_failed_rounds: int = 3,
+        federation: Any = None,
+    ) -> None:
+        if not isinstance(client, Client):
+            raise AppError(
+                f"the app's client is {client!r}", hint="Pass the umbel.Client() that your handlers are registered on."
+            )
+        if not isinstance(strategy, Strategy):
+            raise AppError(f"the app's strategy is {strategy!r}", hint="Pass an instance, such as FedAvg(cohort=10).")
+        if model is None:
+            raise AppError(
+                "the app has no model", hint="Pass model=..., the initial arrays or a function that makes them."
+            )
+        if config is not None and not isinstance(config, Mapping):
+            raise SettingError(f"an app's config is a dictionary, not {config!r:.60}")
+        if early_stop is not None and not isinstance(early_stop, EarlyStop):
+            raise SettingError(f"an app's early_stop is an EarlyStop(...), not {early_stop!r:.60}")
+        if keep_best is not None and not isinstance(keep_best, KeepBest | str):
+            raise SettingError(f"an app's keep_best is a metric's name or a KeepBest(...), not {keep_best!r:.60}")
+        self.client = client
+        self.model = model
+        self.strategy = strategy
+        self.rounds = _whole("rounds", rounds, 1)
+        self.config = dict(config or {})
+        self.evaluate_every = _whole("evaluate_every", evaluate_every, 0)
+        self.evaluate_clients = evaluate_clients
+        self.early_stop = early_stop
+        self.keep_best = KeepBest(keep_best) if isinstance(keep_best, str) else keep_best
+        self.max_failed_rounds = _whole("max_failed_rounds", max_failed_rounds, 1)
+        self.federation = federation
+        self._test: Callable[[Arrays], Any] | None = None
+
+    def test(self, handler: Test) -> Test:
+        """Register the operator's own evaluation: `(model) -> Metrics` or a dictionary of numbers."""
+        check_signature(handler, "test", ("model",))
+        self._test = handler
+        return handler
+
+    def initial_model(self) -> Arrays:
+        """Make the initial model. Raises `AppError` where that fails or gives no arrays."""
+        made = self.model
+        if callable(made):
+            try:
+                made = made()
+            except Exception as error:
+                raise AppError(f"making the initial model raised {type(error).__name__}: {error}") from error
+        if not isinstance(made, Mapping) or not made:
+            raise AppError(
+                f"the initial model is {made!r:.80}, not a mapping of names to arrays",
+                hint="For a PyTorch module return umbel.torch.arrays(net).",
+            )
+        try:
+            return made if isinstance(made, Arrays) else Arrays(made)
+        except StrategyError as error:
+            raise AppError(f"the initial model: {error.message}", hint=error.hint) from error
+
+    def contract(self) -> dict[str, Any]:
+        """What a client has to bring to take part, as JSON: see `umbel.core.contract`. Raises `AppError` and
+        `StrategyError`.
+        """
+        model, evaluates = self.initial_model(), self.evaluate_every > 0
+        return contract(model, self.strategy, self.client.handlers, self.config, evaluates)
+
+    def run_test(self, model: Arrays) -> dict[str, float] | None:
+        """Run the operator's evaluation; None where there is none."""
+        if self._test is None:
+            return None
+        try:
+            result = self._test(model)
+        except Exception as error:
+            raise AppError(f"the app's test raised {type(error).__name__}: {error}") from error
+        values = result.values if isinstance(result, Metrics) else result
+        if not isinstance(values, Mapping):
+            raise AppError(f"the app's test returned {values!r:.80}, not umbel.Metrics or a dictionary of numbers")
+        try:
+            return check_metrics(values, "the metrics of the app's test")
+        except UpdateRejected as error:
+            raise AppError(f"the app's test returned: {error.message}", hint=error.hint) from error
+
+
+def _check_metric(metric: Any, mode: Any) -> None:
+    part = metric.partition(".")[0] if isinstance(metric, str) else None
+    if part not in ("train", "evaluate", "test"):
+        raise SettingError(
+            f"{metric!r} is not the name of a metric", hint="Write test.accuracy, evaluate.accuracy or train.loss, say."
+        )
+    if mode not in ("max", "min"):
+        raise SettingError(f"a metric is watched for its 'max' or its 'min', not {mode!r}")
+
+
+def _whole(name: str, value: Any, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise SettingError(f"an app's {name} is a whole number of at least {least}, not {value!r}")
+    return value

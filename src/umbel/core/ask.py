@@ -1,0 +1,168 @@
+"""Asks: what a strategy yields."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias, TypeVar
+
+from ..errors import ClientId, StrategyError
+from . import encoding
+from .arrays import Arrays, Schema
+from .elementwise import weighted_mean
+from .fold import Fold
+from .transform import Transform, chain
+from .update import NUMBERS, Expectation, Like, check_agreement
+from .window import Window
+
+Value = TypeVar("Value")
+PerClient: TypeAlias = Value | Callable[[ClientId], Value]
+"""A value, or a function of the client that is called when its task is sent."""
+
+
+SENT = ("model", "config", "inbox", "correction", "expects")
+"""The fields of an ask that its clients get, each a value or a function of the client."""
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What a training loop has to add to its local loss: ``proximal / 2 * |w - model|**2 + <linear, w>``.
+
+    FedProx (Li et al. 2020) sets `proximal`; control variates, as in SCAFFOLD (Karimireddy et al. 2020), set `linear`;
+    FedDyn sets both.
+    """
+
+    proximal: float = 0.0
+    linear: Arrays | None = None
+
+    def __post_init__(self) -> None:
+        if self.linear is not None:
+            object.__setattr__(self, "linear", self.linear.as_given())
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A function of the client whose arrays leave the run: personal ones go without their values."""
+
+    function: Callable[[ClientId], Any]
+    model: bool
+
+    def __call__(self, client: ClientId) -> Any:
+        return _outgoing(self.function(client), model=self.model)
+
+
+def _outgoing(value: Any, *, model: bool) -> Any:
+    if callable(value):
+        return value if isinstance(value, Outgoing) else Outgoing(value, model)
+    if not isinstance(value, Mapping):
+        return value
+    arrays = value if isinstance(value, Arrays) else Arrays(value)
+    return arrays.as_sent() if model else arrays.as_given()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """What is asked of which clients, and how their updates become one answer.
+
+    - `kind`: `"train"`, `"evaluate"`, or `"query:<name>"`: which handler of the client answers.
+    - `clients`: a sampler, a number or a fraction of clients to draw, or the clients themselves.
+    - `model`, `config`, `inbox`, `correction`: what the client gets; each a value, or a function of the client, called
+      when its task is sent. `config` is plain and is laid over the app's; `inbox` holds arrays. Personal arrays stay
+      here: of those of a model clients are told the names alone.
+    - `expects`: what its update has to look like: `Like(...)` a model, or `Free(...)`. An evaluation answers with
+      numbers alone, whatever is given here.
+    - `fold`, `transforms`, `window`: see there.
+    - `lane`: tasks that outlive the ask (a window with `late="keep"`) count in the next ask of the same lane.
+    """
+
+    clients: Any
+    kind: str = "train"
+    model: PerClient[Arrays | None] = None
+    config: PerClient[Mapping[str, Any]] = field(default_factory=dict)
+    inbox: PerClient[Mapping[str, Any] | None] = None
+    correction: PerClient[Correction | None] = None
+    expects: PerClient[Expectation] = field(default_factory=Like)
+    fold: Fold = field(default_factory=weighted_mean)
+    transforms: Transform | Sequence[Transform] = ()
+    window: Window = field(default_factory=Window)
+    lane: str | None = None
+
+    def __post_init__(self) -> None:
+        query = self.kind.startswith("query:") and len(self.kind) > len("query:")
+        if self.kind not in ("train", "evaluate") and not query:
+            raise StrategyError(f"an ask is of kind 'train', 'evaluate' or 'query:<name>', not {self.kind!r}")
+        transforms = self.transforms if isinstance(self.transforms, Transform) else chain(*self.transforms)
+        object.__setattr__(self, "transforms", transforms)
+        object.__setattr__(self, "model", _outgoing(self.model, model=True))
+        object.__setattr__(self, "inbox", _outgoing(self.inbox, model=False))
+        if not isinstance(self.window, Window):
+            raise StrategyError(f"an ask's window is a Window(...), not {self.window!r:.60}")
+        if not isinstance(self.fold, Fold):
+            raise StrategyError(f"{self.fold!r} is not a fold", hint="Write fold=mean(), with the parentheses.")
+        if self.kind == "evaluate":
+            object.__setattr__(self, "expects", NUMBERS)
+        elif not callable(self.expects):
+            transforms.check(self.fold, self.expects)
+        if self.lane is None:
+            object.__setattr__(self, "lane", self.kind)
+
+    @property
+    def transform(self) -> Transform:
+        """All transforms as one."""
+        assert isinstance(self.transforms, Transform)
+        return self.transforms
+
+    def schema(self, client: ClientId | None) -> Schema | None:
+        """What the arrays of a client's update have to look like; None where they are free, or for no client at all
+        where that is a question of the client. Raises `StrategyError` where such an update cannot be had.
+        """
+        if client is None and (callable(self.model) or callable(self.expects)):
+            return None
+        return self.agreed(for_client(self.model, client), for_client(self.expects, client))
+
+    def agreed(self, model: Arrays | None, expects: Expectation) -> Schema | None:
+        """The schema of an update to this model as it is expected, once it is known that this can be had, and goes
+        together with the transforms. Raises `StrategyError`.
+        """
+        if callable(self.expects):
+            self.transform.check(self.fold, expects)
+        check_agreement(expects, model)
+        return expects.schema(model)
+
+    def digest(self, cohort: Sequence[ClientId]) -> str:
+        """A hash of everything that is asked; values that are functions are taken for the first client of the
+        cohort.
+        """
+        first = cohort[0] if len(cohort) else None
+        inbox = for_client(self.inbox, first)
+        correction = for_client(self.correction, first)
+        model = for_client(self.model, first)
+        linear = correction.linear if correction is not None else None
+        parts = [
+            self.kind,
+            list(cohort),
+            model.digest if model is not None else None,
+            repr(sorted(for_client(self.config, first).items(), key=repr))
+            if first is not None or not callable(self.config)
+            else None,
+            Arrays(inbox).digest if inbox else None,
+            [correction.proximal if correction is not None else None, linear.digest if linear is not None else None],
+            for_client(self.expects, first).spec() if first is not None or not callable(self.expects) else None,
+            self.fold.spec(),
+            self.transform.spec(),
+            repr(self.window),
+            self.lane,
+        ]
+        return hashlib.sha256(json.dumps(parts, default=repr).encode()).hexdigest()
+
+
+def for_client(value: Any, client: ClientId | None) -> Any:
+    """The value for one client: the function's result where `value` is a function, and None for no client at all."""
+    if not callable(value):
+        return value
+    return None if client is None else value(client)
+
+
+encoding.register(Correction, "correction", lambda c: [c.proximal, c.linear], lambda p: Correction(*p))

@@ -1,0 +1,292 @@
+"""The folds that treat every element alike: exact sums of arrays, and the two means that the core itself needs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from ..errors import NothingToFold, StrategyError, UpdateRejected
+from .arrays import Array, Arrays, Role, is_floating, wide
+from .fold import Fold, Unlike
+from .sums import ArraySum, ExactScalar
+from .update import Contribution
+
+_BATCH = 16
+_BATCH_BYTES = 1 << 20  # several small updates are added at once, which spares calls; large ones gain nothing from it
+_MAPPED = 16  # so many updates that are views of files wait, whatever their size: less than that needs no bins
+_STRETCH = 1 << 18  # elements of an array whose bins (16 or 24 bytes an element) are held at a time
+
+
+class IntegerSum:
+    """The exact sum of integer arrays: unsigned ones modulo 2**bits, signed ones and booleans in int64, checked for
+    overflow.
+    """
+
+    __slots__ = ("_reach", "_total")
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self._total: Array = np.zeros(shape, dtype if dtype.kind == "u" else np.int64)
+        self._reach = 0
+
+    def reserve(self, magnitude: float) -> None:
+        """Make sure that an array none of whose elements exceeds `magnitude` still fits. Raises `UpdateRejected`."""
+        largest = int(magnitude)
+        self._reserve(largest + (largest >> 52))  # a float from 2**53 on may have been rounded down
+
+    def _reserve(self, reach: int) -> None:
+        if self._total.dtype.kind == "u":
+            return
+        if self._reach + reach >= 1 << 63:
+            raise UpdateRejected(
+                "a sum of integers would leave the range of int64", hint="Send floats, or smaller counts."
+            )
+        self._reach += reach
+
+    def add(self, array: Array) -> None:
+        """Add an array of the same shape and dtype for which there is room."""
+        np.add(self._total, array, out=self._total, casting="unsafe")
+
+    def merge(self, other: IntegerSum) -> None:
+        """Add everything that other holds."""
+        self._reserve(other._reach)
+        np.add(self._total, other._total, out=self._total)
+
+    def value(self) -> Array:
+        """The sum."""
+        return self._total.copy()
+
+    def parts(self) -> tuple[int, Array]:
+        """How far from zero the sum can be, and the sum itself."""
+        return self._reach, self._total.copy()
+
+    @classmethod
+    def of_parts(cls, dtype: np.dtype[Any], reach: int, total: Array) -> IntegerSum:
+        """The sum that had these parts; ValueError where they do not fit together."""
+        made = cls(total.shape, dtype)
+        signed = made._total.dtype.kind != "u"
+        if total.dtype != made._total.dtype or not 0 <= reach < (1 << 63 if signed else 1):
+            raise ValueError(f"no sum of {dtype.name} has this reach, or is kept as {total.dtype.name}")
+        if signed and total.size and max(int(total.max()), -int(total.min())) > reach:
+            raise ValueError(f"a sum of {dtype.name} is beyond its own reach")
+        made._reach = reach
+        made._total[...] = total
+        return made
+
+
+@dataclass(slots=True)
+class Sums:
+    """The accumulator of the elementwise folds: one sum an array, the total weight, the number of updates.
+
+    `summed` says whether something is in the sums, and does not only wait.
+    """
+
+    arrays: dict[str, ArraySum | IntegerSum] = field(default_factory=dict)
+    roles: dict[str, Role] = field(default_factory=dict)
+    dtypes: dict[str, np.dtype[Any]] = field(default_factory=dict)
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    weight: ExactScalar = field(default_factory=ExactScalar)
+    count: int = 0
+    waiting: list[tuple[Contribution, float]] = field(default_factory=list)
+    batch: int = 1
+    summed: bool = False
+
+    def is_like(self, other: Sums) -> bool:
+        """Whether they are of the same arrays."""
+        return (self.roles, self.dtypes, self.shapes) == (other.roles, other.dtypes, other.shapes)
+
+
+@dataclass(frozen=True)
+class Elementwise(Fold):
+    """Base of the folds that treat every element alike; each array is summed by itself, block by block."""
+
+    exact_integers: ClassVar[bool] = False
+
+    def weigh(self, item: Contribution, factor: float) -> float:
+        """What the arrays of an update are multiplied by."""
+        return factor
+
+    def zero(self) -> Sums:
+        """An accumulator of nothing; arrays appear in it with the first update that has them."""
+        return Sums()
+
+    def add(self, acc: Sums, item: Contribution, factor: float = 1.0) -> Sums:
+        """Fold one checked update. Raises `Unlike` where its arrays differ from those of the first."""
+        weight = self.weigh(item, factor)
+        if acc.count:
+            check_alike(acc, item.arrays, item.arrays.roles)
+        else:
+            self._begin(acc, item.arrays)
+        if self.exact_integers:
+            self._reserve(acc, item, factor)
+        acc.count += 1
+        acc.weight.add(weight)
+        if weight:
+            acc.waiting.append((item, weight))
+            # Views of files cost nothing while they wait, and bins cost several times what is summed in them.
+            if len(acc.waiting) > (_MAPPED if item.mapped else acc.batch - 1):
+                self._flush(acc)
+        return acc
+
+    def merge(self, acc: Sums, other: Sums) -> Sums:
+        """Fold everything that `other` holds."""
+        if not other.count:
+            return acc
+        if acc.count and not acc.is_like(other):
+            raise Unlike("partials with different arrays cannot be merged")
+        self._flush(other)
+        self._flush(acc)
+        acc.summed = acc.summed or other.summed
+        acc.count += other.count
+        acc.weight.merge(other.weight)
+        for name, theirs in other.arrays.items():
+            if name not in acc.arrays:
+                acc.roles[name], acc.dtypes[name] = other.roles[name], other.dtypes[name]
+                acc.shapes[name] = other.shapes[name]
+                acc.arrays[name] = self._new(other.shapes[name], other.dtypes[name])
+            acc.arrays[name].merge(theirs)  # type: ignore[arg-type]
+        return acc
+
+    def settle(self, acc: Sums) -> None:
+        self._flush(acc)
+
+    def finish(self, acc: Sums) -> Arrays:
+        """The answer's arrays. Raises `NothingToFold`."""
+        if not acc.count:
+            raise NothingToFold("there is no update to fold")
+        divisor = self.divisor(acc)
+        if acc.summed:
+            self._flush(acc)
+            values = {n: self._value(s, acc.dtypes[n], divisor) for n, s in acc.arrays.items()}
+        else:
+            values = {n: self._value_of_waiting(acc, n, divisor) for n in acc.arrays}
+        return Arrays.trusted(values, dict(acc.roles))
+
+    def divisor(self, acc: Sums) -> float | None:
+        """What sums are divided by at the end."""
+        return None
+
+    def _value(self, total: ArraySum | IntegerSum, dtype: np.dtype[Any], divisor: float | None) -> Array:
+        if isinstance(total, IntegerSum):
+            return total.value()
+        if divisor is None:
+            return total.value(np.float64)
+        return total.value(wide(dtype) if dtype.kind != "b" else np.dtype(np.int64), divide_by=divisor)
+
+    def _value_of_waiting(self, acc: Sums, name: str, divisor: float | None) -> Array:
+        """One array of the answer where all updates wait: a stretch at a time, so that there are never bins of all.
+
+        The magnitudes are those of the whole array. So every stretch is summed at the level of the whole array, and
+        gets its bits.
+        """
+        shape, dtype = acc.shapes[name], acc.dtypes[name]
+        size = math.prod(shape)
+        if size <= _STRETCH or isinstance(acc.arrays[name], IntegerSum):
+            total = self._new(shape, dtype)
+            add_all(total, [item.arrays[name] for item, _ in acc.waiting], acc.waiting, name)
+            return self._value(total, dtype, divisor)
+        flat = [item.arrays[name].reshape(-1) for item, _ in acc.waiting]
+        values: Array | None = None
+        for start in range(0, size, _STRETCH):
+            stop = min(start + _STRETCH, size)
+            total = ArraySum((stop - start,), dtype)
+            add_all(total, [array[start:stop] for array in flat], acc.waiting, name)
+            part = self._value(total, dtype, divisor)
+            values = values if values is not None else np.empty(size, part.dtype)
+            values[start:stop] = part
+        assert values is not None
+        return values.reshape(shape)
+
+    def _new(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> ArraySum | IntegerSum:
+        if self.exact_integers and not is_floating(dtype):
+            return IntegerSum(shape, dtype)
+        return ArraySum(shape, dtype)
+
+    def _begin(self, acc: Sums, arrays: Arrays) -> None:
+        acc.arrays, acc.roles, acc.dtypes, acc.shapes = {}, {}, {}, {}
+        acc.batch = max(1, min(_BATCH, _BATCH_BYTES // max(1, arrays.nbytes)))
+        for name, array in arrays.items():
+            acc.arrays[name] = self._new(array.shape, array.dtype)
+            acc.roles[name], acc.dtypes[name], acc.shapes[name] = arrays.roles[name], array.dtype, array.shape
+
+    def _reserve(self, acc: Sums, item: Contribution, factor: float) -> None:
+        for name, total in acc.arrays.items():
+            if isinstance(total, IntegerSum):
+                if factor != 1.0:
+                    raise StrategyError("integers that are totalled exactly cannot be discounted for staleness")
+                total.reserve(item.magnitudes[name])
+
+    def _flush(self, acc: Sums) -> None:
+        waiting, acc.waiting = acc.waiting, []
+        if not waiting:
+            return
+        acc.summed = True
+        for name, total in acc.arrays.items():
+            add_all(total, [item.arrays[name] for item, _ in waiting], waiting, name)
+
+
+def add_all(
+    total: ArraySum | IntegerSum, arrays: Sequence[Array], waiting: Sequence[tuple[Contribution, float]], name: str
+) -> None:
+    """Add the arrays (or a stretch) of this name of all that wait."""
+    if isinstance(total, IntegerSum):
+        for array in arrays:
+            total.add(array)
+    else:
+        total.add_many(arrays, [w for _, w in waiting], [item.magnitudes[name] for item, _ in waiting])
+
+
+def check_alike(acc: Sums, arrays: Mapping[str, Array], roles: Mapping[str, Role]) -> None:
+    """Raise `Unlike` where arrays differ in name, role, dtype or shape from those already summed."""
+    if acc.roles.keys() != roles.keys():
+        raise Unlike("the update's arrays have other names than those of other updates")
+    for name, array in arrays.items():
+        if acc.roles[name] != roles[name]:
+            raise Unlike(f"array {name!r} is a {roles[name]}, but was a {acc.roles[name]} in other updates")
+        if acc.dtypes[name] != array.dtype:
+            was = acc.dtypes[name].name
+            raise Unlike(f"array {name!r} is {array.dtype.name}, but was {was} in other updates")
+        if acc.shapes[name] != array.shape:
+            other = list(acc.shapes[name])
+            raise Unlike(f"array {name!r} has shape {list(array.shape)}, but {other} in other updates")
+
+
+@dataclass(frozen=True)
+class weighted_mean(Elementwise):
+    """The mean of the updates, each counted by its weight (McMahan et al. 2017).
+
+    Floating-point answers are float32 (float64 for float64); integers are rounded to nearest. `max_weight` bounds what
+    one client can claim. Raises `NothingToFold` when all weights are zero.
+    """
+
+    name: ClassVar[str] = "weighted_mean"
+    weights: ClassVar[Literal["claimed", "equal"]] = "claimed"
+    max_weight: float | None = None
+
+    def weigh(self, item: Contribution, factor: float) -> float:
+        weight = item.weight if self.max_weight is None else min(item.weight, self.max_weight)
+        return weight * factor
+
+    def divisor(self, acc: Sums) -> float:
+        total = acc.weight.value
+        if total == 0.0:
+            raise NothingToFold(
+                f"the weights of all {acc.count} updates are zero",
+                hint="A weight is the number of examples, say; do these clients hold any data?",
+            )
+        return total
+
+
+@dataclass(frozen=True)
+class mean(Elementwise):
+    """The plain mean: every update counts alike, whatever weight its client claims. Stale ones are discounted, and
+    still counted.
+    """
+
+    name: ClassVar[str] = "mean"
+
+    def divisor(self, acc: Sums) -> float:
+        return float(acc.count)

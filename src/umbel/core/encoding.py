@@ -1,0 +1,155 @@
+"""Plain trees of arrays, numbers, text and containers as bytes, and back, bit for bit.
+
+The bytes are a safetensors file: its tensors are the tree's arrays, named by their path (`model/conv.weight`), and its
+one metadata entry is the tree's structure in JSON. Checkpoints, recorded answers and client state are all written this
+way. Nothing is ever pickled.
+
+A tree holds None, booleans, integers, floats, text, bytes, numpy arrays and scalars, `Arrays`, lists, tuples,
+dictionaries, and instances of classes that registered themselves with `register`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import CorruptFile, StrategyError
+from ..files import Bytes, mapped, reading, write_pieces
+from .arrays import RESERVED, Array, Arrays, can_travel, read_safetensors, safetensors_pieces
+
+VERSION = 1
+_TAG = "~"
+_PLAIN = frozenset((type(None), bool, int, float, str))
+_to_parts: dict[type, tuple[str, Callable[[Any], Any]]] = {}
+_from_parts: dict[str, Callable[[Any], Any]] = {}
+
+
+def register(kind: type, name: str, to_parts: Callable[[Any], Any], from_parts: Callable[[Any], Any]) -> None:
+    """Let instances of `kind` be part of a tree: `to_parts` turns one into a tree, `from_parts` turns that back."""
+    _to_parts[kind] = (name, to_parts)
+    _from_parts[name] = from_parts
+
+
+def pieces(tree: Any) -> Iterator[Bytes]:
+    """The pieces of `encode(tree)`, one after the other: a header, then each array's own memory."""
+    arrays: dict[str, Array] = {}
+    structure = _encode(tree, "", arrays)
+    return safetensors_pieces(arrays, {"umbel": json.dumps({"version": VERSION, "tree": structure})})
+
+
+def encode(tree: Any) -> bytes:
+    """Turn a tree into bytes; equal trees give equal bytes. Raises `StrategyError` naming the path of what cannot be
+    saved.
+    """
+    return b"".join(pieces(tree))
+
+
+def save_file(path: str | Path, tree: Any, *, durable: bool = False) -> tuple[str, int]:
+    """Write `encode(tree)` to a file, without holding it; returns its SHA-256 and size. Raises `StorageError`; an older
+    file stays whole.
+    """
+    return write_pieces(path, pieces(tree), durable=durable)
+
+
+def load_file(path: str | Path) -> Any:
+    """Map a file that `save_file` wrote: the tree's arrays are read-only, and read when they are used. Raises
+    `CorruptFile` and `StorageError`.
+
+    The file may be removed or replaced meanwhile, but must not be written to or cut short.
+    """
+    with reading(path):
+        data = mapped(path)
+    return decode(data, views=True)
+
+
+def decode(data: Bytes, *, views: bool = False) -> Any:
+    """Turn the bytes that `encode` made back into the tree. Raises `CorruptFile`.
+
+    With `views` the tree's arrays are views of `data`; without, they are writable copies.
+    """
+    arrays, metadata = read_safetensors(data, views=views)
+    try:
+        header = json.loads(metadata["umbel"])
+        if header["version"] != VERSION:
+            raise CorruptFile(f"this tree has format version {header['version']}; this release reads {VERSION}")
+        return _decode(header["tree"], arrays)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RecursionError) as error:
+        raise CorruptFile(f"these bytes hold arrays, but not a tree that Umbel wrote ({error!r:.200})") from error
+
+
+def _encode(tree: Any, path: str, arrays: dict[str, Array]) -> Any:
+    if type(tree) in _PLAIN:
+        return tree
+    if isinstance(tree, Arrays):
+        names = {name: _store(array, f"{path}/{name}", arrays) for name, array in tree.items()}
+        return {_TAG: "arrays", "names": names, "roles": dict(tree.roles)}
+    if isinstance(tree, np.ndarray):
+        return {_TAG: "array", "at": _store(tree, path, arrays)}
+    if isinstance(tree, np.generic):
+        return {_TAG: "scalar", "at": _store(np.asarray(tree), path, arrays)}
+    if isinstance(tree, bytes):
+        return {_TAG: "bytes", "at": _store(np.frombuffer(tree, np.uint8), path, arrays)}
+    if type(tree) is list:
+        if _PLAIN.issuperset(map(type, tree)):  # long lists of numbers are common
+            return tree
+        return [_encode(v, f"{path}/{i}", arrays) for i, v in enumerate(tree)]
+    if type(tree) is tuple:
+        return {_TAG: "tuple", "items": [_encode(v, f"{path}/{i}", arrays) for i, v in enumerate(tree)]}
+    if type(tree) in _to_parts:
+        name, to_parts = _to_parts[type(tree)]
+        return {_TAG: name, "parts": _encode(to_parts(tree), path, arrays)}
+    if isinstance(tree, Mapping):
+        if all(type(k) is str for k in tree) and _TAG not in tree:
+            if _PLAIN.issuperset(map(type, tree.values())):
+                return dict(tree)
+            return {k: _encode(v, f"{path}/{k}", arrays) for k, v in tree.items()}
+        pairs = [[_encode(k, path, arrays), _encode(v, f"{path}/{k}", arrays)] for k, v in tree.items()]
+        return {_TAG: "map", "pairs": pairs}
+    raise _cannot_save(path, f"a {type(tree).__name__}")
+
+
+def _cannot_save(path: str, what: str) -> StrategyError:
+    return StrategyError(
+        f"{path.lstrip('/') or 'this value'} is {what}, which cannot be saved",
+        hint="Keep state as arrays, numbers, text, lists and dictionaries, so that a run can be resumed from it.",
+    )
+
+
+def _store(array: Array, path: str, arrays: dict[str, Array]) -> str:
+    name = path.lstrip("/") or "value"
+    if not can_travel(array.dtype):
+        raise _cannot_save(path, f"an array of {array.dtype}")
+    while name in arrays or name == RESERVED:
+        name += "'"
+    arrays[name] = array
+    return name
+
+
+def _decode(tree: Any, arrays: dict[str, Array]) -> Any:
+    # Each array is taken out: one that is named a thousand times would else need a thousand times its memory.
+    if isinstance(tree, list):
+        return [_decode(v, arrays) for v in tree]
+    if not isinstance(tree, dict):
+        return tree
+    tag = tree.get(_TAG)
+    if tag is None:
+        return {k: _decode(v, arrays) for k, v in tree.items()}
+    if tag == "arrays":
+        return Arrays({name: arrays.pop(at) for name, at in tree["names"].items()}, tree["roles"])
+    if tag == "array":
+        return arrays.pop(tree["at"])
+    if tag == "scalar":
+        return arrays.pop(tree["at"])[()]
+    if tag == "bytes":
+        return arrays.pop(tree["at"]).tobytes()
+    if tag == "tuple":
+        return tuple(_decode(v, arrays) for v in tree["items"])
+    if tag == "map":
+        return {_decode(k, arrays): _decode(v, arrays) for k, v in tree["pairs"]}
+    if tag not in _from_parts:
+        raise CorruptFile(f"this tree holds a {tag!r}, which this release does not know")
+    return _from_parts[tag](_decode(tree["parts"], arrays))

@@ -1,0 +1,318 @@
+"""Partials: updates folded but not finished, with the receipts of what is inside; and how they cross a wire."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ..errors import ClientId, InternalError, StrategyError, UpdateRejected
+from .answer import Answer, mean_metrics, receipt_order
+from .arrays import RESERVED, Arrays, dtype_named, is_floating, wide
+from .elementwise import Elementwise, IntegerSum, Sums, check_alike, mean
+from .fold import Fold, Unlike
+from .sums import ArraySum, ExactScalar
+from .update import LARGEST, NO_ARRAYS, Contribution, Expectation, Free, Receipt, check_metrics
+
+_VERSION = 1  # of a partial's tree
+_NO_SUMS = Sums()
+_MOST_DIMENSIONS = 32
+_MOST_UNSEEN = 1 << 26  # elements of sums of zeros where the ask does not say how many there are
+
+
+class Partial:
+    """Updates folded but not finished, with the receipts of what is inside.
+
+    Where an ask leaves open what arrays an update has, some may have others than the first. Which of them count must
+    not depend on the order: those with other arrays are folded apart, until `agree` keeps what most of them have.
+    """
+
+    __slots__ = ("_acc", "_apart", "_aux", "fold", "receipts")
+
+    def __init__(self, fold: Fold) -> None:
+        self.fold = fold
+        self._acc = fold.zero()
+        self._aux: Sums | None = None
+        self._apart: list[Partial] = []
+        self.receipts: dict[str, Receipt] = {}
+
+    def add(self, item: Contribution, receipt: Receipt, factor: float = 1.0) -> None:
+        """Fold one checked update under its receipt; the same task twice is an error."""
+        if any(receipt.task in part.receipts for part in (self, *self._apart)):
+            raise StrategyError(f"task {receipt.task} is folded already")
+        for part in (self, *self._apart):
+            with suppress(Unlike):
+                part._add(item, receipt, factor)
+                return
+        self._apart.append(Partial(self.fold))
+        self._apart[-1]._add(item, receipt, factor)
+
+    def _add(self, item: Contribution, receipt: Receipt, factor: float) -> None:
+        averaged = len(item.aux) > 0 and not self.fold.single
+        if self.receipts and not self.fold.single:  # first, so that a refused update leaves nothing behind
+            check_alike(self._aux or _NO_SUMS, item.aux, item.aux.roles)
+        self._acc = self.fold.add(self._acc, item, factor)
+        if averaged:
+            aux = Contribution(item.client, item.aux, NO_ARRAYS, 1.0, item.aux_magnitudes, {}, item.mapped)
+            self._aux = mean().add(self._aux if self._aux is not None else Sums(), aux, factor)
+        self.receipts[receipt.task] = receipt
+
+    def merge(self, other: Partial) -> None:
+        """Fold everything that `other` holds; receipts that both have are an error, and nothing is changed."""
+        mine, theirs = ({task for part in (p, *p._apart) for task in part.receipts} for p in (self, other))
+        if twice := mine & theirs:
+            raise StrategyError(f"tasks {sorted(twice)} are in both partials")
+        for their in (other, *other._apart):
+            for part in (self, *self._apart):
+                with suppress(Unlike):
+                    part._merge(their)
+                    break
+            else:
+                self._apart.append(Partial(self.fold))
+                self._apart[-1]._merge(their)
+
+    def _merge(self, other: Partial) -> None:
+        if self.receipts and other.receipts and not (self._aux or _NO_SUMS).is_like(other._aux or _NO_SUMS):
+            raise Unlike("partials with different aux arrays cannot be merged")
+        self._acc = self.fold.merge(self._acc, other._acc)
+        if other._aux is not None:
+            self._aux = mean().merge(self._aux if self._aux is not None else Sums(), other._aux)
+        self.receipts.update(other.receipts)
+
+    def contents(self) -> tuple[Any, ...]:
+        """All that is inside, to be sent to another process; `merge_contents` takes it in there."""
+        self.fold.settle(self._acc)
+        if self._aux is not None:
+            mean().settle(self._aux)
+        return self._acc, self._aux, _columns(self.receipts.values()), [part.contents() for part in self._apart]
+
+    def merge_contents(self, contents: tuple[Any, ...]) -> None:
+        """Fold what `contents` gave of a partial of the same fold."""
+        other = Partial(self.fold)
+        other._acc, other._aux, columns, apart = contents
+        other.receipts = {receipt.task: receipt for receipt in map(Receipt, *columns)} if columns else {}
+        self.merge(other)
+        for part in apart:
+            self.merge_contents(part)
+
+    def agree(self) -> dict[ClientId, str]:
+        """Keep the updates with those arrays that most of them have, where some have others: of as many, those of the
+        client that comes first. Gives who is left out, and why.
+        """
+        parts = sorted((self, *self._apart), key=lambda p: (-len(p.receipts), *map(receipt_order, p.in_order()[:1])))
+        best, left = parts[0], parts[1:]
+        reasons = {receipt.client: best._unlike(part) for part in left for receipt in part.in_order()}
+        self._acc, self._aux, self.receipts, self._apart = best._acc, best._aux, best.receipts, []
+        return reasons
+
+    def _unlike(self, other: Partial) -> str:
+        """What another partial has that this one has not."""
+        for mine, theirs in ((self._acc, other._acc), (self._aux or _NO_SUMS, other._aux or _NO_SUMS)):
+            arrays = {n: np.broadcast_to(np.zeros((), theirs.dtypes[n]), shape) for n, shape in theirs.shapes.items()}
+            try:
+                check_alike(mine, arrays, theirs.roles)
+            except Unlike as error:
+                return error.message
+        return "its arrays differ from those of other updates"
+
+    def to_tree(self) -> dict[str, Any]:
+        """All that is inside as a plain tree for `encoding`: partials of the same updates give the same bytes, whatever
+        the order and the merges. Raises `StrategyError` for a fold that is not elementwise.
+
+        `{"version": 1, "fold": fold.spec(), "sums": ..., "aux": ... or None, "receipts": ...}`. Sums are `{"count",
+        "weight", "arrays"}`: the number of updates, the total weight as `ExactScalar.encode` writes it, and for each
+        name `[role, ArraySum.encode() as uint8]`, or, for integers that are totalled, `[role, dtype, reach, total]`.
+        Receipts are six columns, in the order of the tasks' ids: tasks, clients, weights, metrics, seconds, staleness.
+        """
+        if not isinstance(self.fold, Elementwise):
+            raise StrategyError(f"{self.fold.name} has no partials to send", hint="Send the updates themselves.")
+        if self._apart:
+            raise InternalError("a partial is sent before its updates agree")
+        self.fold.settle(self._acc)
+        if self._aux is not None:
+            mean().settle(self._aux)
+        receipts = sorted(self.receipts.values(), key=lambda receipt: receipt.task)
+        return {
+            "version": _VERSION,
+            "fold": self.fold.spec(),
+            "sums": _sums_tree(self._acc),
+            "aux": _sums_tree(self._aux) if self._aux is not None else None,
+            "receipts": _columns(replace(r, metrics=dict(sorted(r.metrics.items()))) for r in receipts),
+        }
+
+    @classmethod
+    def from_tree(
+        cls, fold: Fold, tree: Any, expects: Expectation | None = None, sent: Arrays | None = None
+    ) -> Partial:
+        """The partial that `to_tree` described, whoever sent it. Raises `UpdateRejected` for anything else, and, given
+        what the ask expects and the model that it sent, for arrays that are not those.
+        """
+        if not isinstance(fold, Elementwise):
+            raise UpdateRejected(f"{fold.name} takes no partials")
+        try:
+            if tree["version"] != _VERSION:
+                raise UpdateRejected(f"the partial has version {tree['version']!r}; this release reads {_VERSION}")
+            if tree["fold"] != fold.spec():
+                raise UpdateRejected(f"the partial is one of {tree['fold']!r:.60}, the ask folds by {fold.spec()}")
+            made = cls(fold)
+            made.receipts = _checked_receipts(tree["receipts"])
+            made._acc = _sums_of(fold, tree["sums"], len(made.receipts))
+            if made._acc.count != len(made.receipts):
+                raise UpdateRejected(f"a partial of {made._acc.count} updates has {len(made.receipts)} receipts")
+            if tree["aux"] is not None:
+                made._aux = _sums_of(mean(), tree["aux"], len(made.receipts))
+                if not made._aux.arrays or (expects is not None and expects.aux is None):
+                    raise UpdateRejected("the partial has aux arrays where there can be none")
+        except (KeyError, ValueError, TypeError, AttributeError, OverflowError, IndexError, RecursionError) as error:
+            raise UpdateRejected(f"this is no partial: {error!r:.200}") from error
+        if made.receipts:
+            _check_expected(made._acc, expects, sent)
+            _check_expected(made._aux or Sums(), expects.aux if expects is not None else None, None)
+        return made
+
+    def in_order(self) -> tuple[Receipt, ...]:
+        """The receipts in the order of the clients' ids."""
+        return tuple(sorted(self.receipts.values(), key=receipt_order))
+
+    def finish(self, failed: Mapping[ClientId, str] | None = None, asked: int = 0) -> Answer:
+        """The answer of those that `agree`. Raises `NothingToFold` where the fold has none."""
+        unlike = self.agree()
+        receipts = self.in_order()
+        return Answer(
+            value=self.fold.finish(self._acc),
+            aux=mean().finish(self._aux) if self._aux is not None else NO_ARRAYS,
+            metrics=mean_metrics(receipts),
+            weight=math.fsum(r.weight for r in receipts),
+            receipts=receipts,
+            failed={**(failed or {}), **unlike},
+            asked=asked,
+        )
+
+
+def _sums_tree(acc: Sums) -> dict[str, Any]:
+    rows: dict[str, list[Any]] = {}
+    for name in sorted(acc.arrays):
+        summed = acc.arrays[name]
+        if isinstance(summed, IntegerSum):
+            rows[name] = [acc.roles[name], acc.dtypes[name].name, *summed.parts()]
+        else:
+            rows[name] = [acc.roles[name], np.frombuffer(summed.encode(), np.uint8)]
+    return {"count": acc.count, "weight": acc.weight.encode(), "arrays": rows}
+
+
+def _sums_of(fold: Elementwise, tree: Any, most: int) -> Sums:
+    """The sums of at most so many updates that a tree holds. Raises whatever a wrong tree makes it stumble on."""
+    acc = Sums(weight=ExactScalar.decode(tree["weight"]), count=tree["count"], summed=True)
+    weight = acc.weight.value
+    if type(acc.count) is not int or not 0 <= acc.count <= most or not 0 <= weight < LARGEST * max(1, acc.count):
+        raise UpdateRejected(f"{acc.count!r:.30} updates of weight {weight!r} are not what {most} receipts speak of")
+    for name, (role, *parts) in tree["arrays"].items():
+        if type(name) is not str or name in ("", RESERVED):
+            raise UpdateRejected(f"the partial has an array of the name {name!r:.60}")
+        summed, dtype, shape = _sum_of(parts)
+        exact = fold.exact_integers and not is_floating(dtype)
+        if exact != isinstance(summed, IntegerSum) or len(shape) > _MOST_DIMENSIONS:
+            raise UpdateRejected(f"array {name!r} of the partial is not what {fold.name} makes of {dtype.name}")
+        if isinstance(summed, ArraySum) and (summed.count > acc.count or (summed.count > 0) != (weight > 0)):
+            raise UpdateRejected(f"the sum of {name!r} has {summed.count} updates in it, of {acc.count}")
+        if role not in ("parameter", "buffer") or (role == "parameter" and not is_floating(dtype)):
+            raise UpdateRejected(f"array {name!r} of the partial, of {dtype.name}, has the role {role!r:.30}")
+        acc.arrays[name], acc.roles[name], acc.dtypes[name], acc.shapes[name] = summed, role, dtype, shape
+    if acc.count == 0 and (acc.arrays or weight):
+        raise UpdateRejected("the partial has arrays of no updates")
+    if len({summed.count for summed in acc.arrays.values() if isinstance(summed, ArraySum)}) > 1:
+        raise UpdateRejected("the partial's sums have different numbers of updates in them")
+    _check_range(fold, acc)
+    return acc
+
+
+def _sum_of(parts: list[Any]) -> tuple[ArraySum | IntegerSum, np.dtype[Any], tuple[int, ...]]:
+    """What `_sums_tree` wrote of one sum."""
+    if len(parts) == 1:
+        (encoded,) = parts
+        if not isinstance(encoded, np.ndarray) or encoded.dtype != np.uint8 or encoded.ndim != 1:
+            raise ValueError("an encoded sum is an array of bytes")
+        summed = ArraySum.decode(np.ascontiguousarray(encoded).data)
+        return summed, dtype_named(summed.dtype), summed.shape
+    name, reach, total = parts
+    if type(reach) is not int or not isinstance(total, np.ndarray):
+        raise ValueError("a sum of integers is a number and an array")
+    dtype = dtype_named(name)
+    return IntegerSum.of_parts(dtype, reach, total), dtype, total.shape
+
+
+def _check_range(fold: Elementwise, acc: Sums) -> None:
+    """Refuse sums whose mean would be infinite, which no updates that were checked can add up to."""
+    divisor = fold.divisor(acc) if acc.weight.value > 0 else None
+    if divisor is None:
+        return
+    for name, summed in acc.arrays.items():
+        if isinstance(summed, ArraySum) and is_floating(acc.dtypes[name]):
+            with np.errstate(over="ignore"):
+                largest = np.float64(summed.largest() / divisor).astype(wide(acc.dtypes[name]))
+            if not np.isfinite(largest):
+                raise UpdateRejected(f"the mean of array {name!r} of the partial would be infinite")
+
+
+def _checked_receipts(columns: Any) -> dict[str, Receipt]:
+    if columns == []:
+        return {}
+    receipts: dict[str, Receipt] = {}
+    for task, client, weight, metrics, seconds, staleness in zip(*_lists(columns), strict=True):
+        sound = type(task) is str and task and type(client) in (int, str) and type(staleness) is int and staleness >= 0
+        sound = sound and type(weight) in (int, float) and 0 <= weight < LARGEST
+        if not sound or type(seconds) not in (int, float) or not 0 <= seconds < math.inf:
+            raise UpdateRejected(
+                f"the receipt of task {task!r:.60} has a client, weight, time or staleness that is none"
+            )
+        if task in receipts:
+            raise UpdateRejected(f"task {task!r:.60} has two receipts")
+        named = type(metrics) is dict and all(type(name) is str for name in metrics)
+        if not named or not all(type(value) in (int, float) for value in metrics.values()):
+            raise UpdateRejected(f"the metrics in the receipt of task {task!r:.60} are not numbers by name")
+        values = check_metrics(metrics, f"the metrics in the receipt of task {task!r:.60}")
+        receipts[task] = Receipt(task, client, float(weight), values, float(seconds), staleness)
+    return receipts
+
+
+def _lists(columns: Any) -> list[list[Any]]:
+    if type(columns) is not list or len(columns) != 6 or not all(type(column) is list for column in columns):
+        raise UpdateRejected("the partial's receipts are not six columns")
+    return columns
+
+
+def _check_expected(acc: Sums, expects: Expectation | None, sent: Arrays | None) -> None:
+    """Refuse a partial that is not of the arrays that the ask expects; those of one that is get their order."""
+    schema = expects.schema(sent) if expects is not None else None
+    if expects is not None and schema is not None:
+        found = {n: (acc.shapes[n], acc.dtypes[n], acc.roles[n]) for n in acc.arrays}
+        wanted = {
+            n: (shape, wide(dtype) if expects.delta and role == "parameter" else dtype, role)
+            for n, (shape, dtype, role) in schema.items()
+        }
+        if found != wanted:
+            name = min(n for n in {*found, *wanted} if found.get(n) != wanted.get(n))
+            raise UpdateRejected(f"array {name!r} of the partial is not what the ask expects, or only one has it")
+        acc.arrays = {name: acc.arrays[name] for name in schema}
+        return
+    sizes = {n: math.prod(shape) for n, shape in acc.shapes.items()}
+    most = expects.max_bytes if isinstance(expects, Free) else None
+    nbytes = sum(size * acc.dtypes[n].itemsize for n, size in sizes.items())
+    if most is not None and nbytes > most:
+        raise UpdateRejected(f"the partial's arrays are of {nbytes} bytes, the ask allows {most}")
+    # A sum of zeros has no bins, whatever its shape; its answer would have to be allocated.
+    unseen = [n for n, summed in acc.arrays.items() if isinstance(summed, ArraySum) and not summed.nbytes]
+    if (zeros := sum(sizes[name] for name in unseen)) > _MOST_UNSEEN:
+        raise UpdateRejected(
+            f"arrays such as {unseen[0]!r} of the partial are {zeros} zeros, and nobody asked for those"
+        )
+
+
+def _columns(receipts: Iterable[Receipt]) -> list[list[Any]]:
+    """Receipts as one list for each of their fields, which is several times faster to write than one record each."""
+    rows = [(r.task, r.client, r.weight, dict(r.metrics), r.seconds, r.staleness) for r in receipts]
+    return [list(column) for column in zip(*rows, strict=True)]

@@ -1,0 +1,197 @@
+"""Transforms: two-sided steps on updates, run at the holder (`encode`) and wherever the update is folded (`decode`).
+
+A transform is a frozen dataclass with a registered name and version, so that a node knows whether it can take part. The
+coordinator owns its state, checkpoints it, and sends what `send` makes of it with each task. What a holder must
+remember between its tasks is `local`. Both are kept for each lane, each transform and each schema by itself (`place`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, TypeVar
+
+from ..errors import StrategyError
+from .answer import Answer
+from .arrays import Arrays, Schema
+from .fold import Fold
+from .randomness import Key
+from .update import Expectation, Update
+
+_registry: dict[tuple[str, int], type[Any]] = {}
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A two-sided step; this base class changes nothing.
+
+    `params`, the state and `local` are plain trees. Subclasses are frozen dataclasses decorated with
+    `register_transform`.
+    """
+
+    name: ClassVar[str] = "identity"
+    version: ClassVar[int] = 1
+
+    @property
+    def bounds(self) -> bool:
+        """Whether what leaves `encode` has a bounded norm, which `decode` checks again."""
+        return False
+
+    @property
+    def grows(self) -> bool:
+        """Whether `encode` can enlarge an update, and so break a bound that an earlier step set."""
+        return False
+
+    def check(self, fold: Fold, expects: Expectation) -> None:
+        """Raise `StrategyError` where this step and the rest of the ask disagree."""
+
+    def init(self, schema: Schema | None) -> Any:
+        """The state before the first ask; `schema` is what the ask expects of updates, None where that is free."""
+        return None
+
+    def send(self, state: Any) -> Any:
+        """The parameters that travel with each task."""
+        return None
+
+    def encode(self, update: Update, params: Any, local: Any, key: Key) -> tuple[Update, Any]:
+        """At the holder: change the update; `local` is what the last encode here left. `key` is the task's own."""
+        return update, local
+
+    def decode(self, update: Update, params: Any, schema: Schema | None = None) -> Update:
+        """Wherever it is folded: undo what the wire needed, and check every bound again. Raises `UpdateRejected`.
+
+        `schema` is what the ask expects: roles are to be taken from it, never from what the holder sent.
+        """
+        return update
+
+    def finish(self, answer: Answer, state: Any, key: Key) -> tuple[Answer, Any]:
+        """On the server, after the fold: change the answer and the state."""
+        return answer, state
+
+    def event(self, answer: Answer) -> Any:
+        """What releasing the answer costs in privacy; None for nothing to account."""
+        return None
+
+    def spec(self) -> Any:
+        """A plain description that `transform_from_spec` reads."""
+        settings: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {"name": self.name, "version": self.version, "settings": settings}
+
+
+Kind = TypeVar("Kind", bound=type[Transform])
+
+
+def register_transform(kind: Kind) -> Kind:
+    """Class decorator: make a transform known by its name and version, so that it can cross the wire."""
+    key = (kind.name, kind.version)
+    if _registry.setdefault(key, kind) is not kind:
+        raise StrategyError(f"another transform is registered as {kind.name!r} version {kind.version}")
+    return kind
+
+
+def known_transforms() -> list[tuple[str, int]]:
+    """The names and versions of all transforms that are known here, in order."""
+    return sorted(_registry)
+
+
+def transform_from_spec(spec: Mapping[str, Any]) -> Transform:
+    """Rebuild a transform from what its `spec` described. Raises `StrategyError` for one that is not known here."""
+    if spec["name"] == Chain.name:
+        return chain(*(transform_from_spec(part) for part in spec["settings"]["parts"]))
+    kind = _registry.get((spec["name"], spec["version"]))
+    if kind is None:
+        raise StrategyError(f"the transform {spec['name']!r} version {spec['version']} is not known here")
+    try:
+        made: Transform = kind(**spec["settings"])
+    except TypeError as error:
+        raise StrategyError(f"the settings of the transform {spec['name']!r} do not fit: {error}") from error
+    return made
+
+
+@dataclass(frozen=True)
+class Chain(Transform):
+    """Several transforms as one: encoded in order, decoded and finished in reverse."""
+
+    name: ClassVar[str] = "chain"
+    parts: tuple[Transform, ...] = ()
+
+    def check(self, fold: Fold, expects: Expectation) -> None:
+        bounded: Transform | None = None
+        for part in self.parts:
+            part.check(fold, expects)
+            if bounded is not None and part.grows:
+                raise StrategyError(
+                    f"{part.name} after {bounded.name} can break the bound: it enlarges what was bounded before",
+                    hint=f"Put {part.name} first.",
+                )
+            bounded = part if part.bounds else bounded
+
+    def init(self, schema: Schema | None) -> Any:
+        return tuple(part.init(schema) for part in self.parts)
+
+    def send(self, state: Any) -> Any:
+        return tuple(part.send(s) for part, s in zip(self.parts, state, strict=True))
+
+    def encode(self, update: Update, params: Any, local: Any, key: Key) -> tuple[Update, Any]:
+        left = []
+        before = local if local is not None else (None,) * len(self.parts)
+        for i, part in enumerate(self.parts):
+            update, kept = part.encode(update, params[i], before[i], key.derive("part", i))
+            left.append(kept)
+        return update, None if all(kept is None for kept in left) else tuple(left)
+
+    def decode(self, update: Update, params: Any, schema: Schema | None = None) -> Update:
+        for part, sent in zip(reversed(self.parts), reversed(params), strict=True):
+            update = part.decode(update, sent, schema)
+        return update
+
+    def finish(self, answer: Answer, state: Any, key: Key) -> tuple[Answer, Any]:
+        after = list(state)
+        for i in reversed(range(len(self.parts))):
+            answer, after[i] = self.parts[i].finish(answer, state[i], key.derive("part", i))
+        return answer, tuple(after)
+
+    def event(self, answer: Answer) -> Any:
+        events = [e for e in (part.event(answer) for part in self.parts) if e is not None]
+        return events or None
+
+    def spec(self) -> Any:
+        return {"name": self.name, "version": self.version, "settings": {"parts": [p.spec() for p in self.parts]}}
+
+
+def chain(*transforms: Transform) -> Transform:
+    """Several transforms as one, in the order in which holders apply them; chains in it are flattened, so chaining is
+    associative.
+    """
+    parts: list[Transform] = []
+    for transform in transforms:
+        if isinstance(transform, Chain):
+            parts.extend(transform.parts)
+        elif isinstance(transform, Transform):
+            if type(transform) is not Transform:
+                parts.append(transform)
+        else:
+            raise StrategyError(f"{transform!r} is not a transform")
+    return Transform() if not parts else parts[0] if len(parts) == 1 else Chain(tuple(parts))
+
+
+def place(lane: str, transform: Transform, schema: Schema | None) -> str:
+    """Where what a transform keeps between asks has its place: the same for asks of one lane whose updates look alike
+    and go through the same steps.
+
+    Settings do not count, so that they may change from round to round and nothing is lost.
+    """
+    parts = transform.parts if isinstance(transform, Chain) else (transform,)
+    rows = None if schema is None else [[n, list(s.shape), s.dtype.name, s.role] for n, s in sorted(schema.items())]
+    text = json.dumps([[[part.name, part.version] for part in parts], rows])
+    return f"{lane}/{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+
+
+def as_arrays(update: Update) -> Arrays:
+    """The arrays of an update as `Arrays`."""
+    return update.arrays if isinstance(update.arrays, Arrays) else Arrays(update.arrays)
+
+
+register_transform(Transform)

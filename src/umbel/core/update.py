@@ -1,0 +1,381 @@
+"""What a client contributes, what an ask expects of it, and the check that the two agree."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+
+from ..errors import ClientId, StrategyError, UpdateRejected
+from . import encoding
+from .arrays import Arrays, Schema, difference, wide
+from .sums import magnitude
+
+NO_ARRAYS = Arrays()
+LARGEST = 2.0**960  # what a reproducible sum can hold
+MOST_METRICS = 200
+"""So many metrics an update may have."""
+LONGEST_NAME = 256
+"""So many bytes the name of a metric may have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What a training or query handler returns.
+
+    `arrays` are the new values, or, with `delta=True`, their difference to the model that was sent. `weight` says how
+    much the update counts in a weighted fold (commonly the number of examples; zero is legal and contributes nothing).
+    `metrics` are named numbers for the log. `aux` are further arrays that a strategy asked for.
+    """
+
+    arrays: Mapping[str, Any] = field(default_factory=Arrays)
+    weight: float = 1.0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    aux: Mapping[str, Any] = field(default_factory=Arrays)
+    delta: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """What an evaluation handler returns: named numbers, and the weight with which they enter the mean over clients."""
+
+    values: Mapping[str, float]
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """The small facts of one finished task, which travel beside a partial.
+
+    `seconds` is how long the handler ran; `staleness` counts the asks of its lane that closed since the task was sent.
+    """
+
+    task: str
+    client: ClientId
+    weight: float
+    metrics: Mapping[str, float]
+    seconds: float = 0.0
+    staleness: int = 0
+
+
+@dataclass(frozen=True)
+class Like:
+    """The ask expects arrays like those of a model: the same names, shapes and dtypes.
+
+    `model` is the model meant, by default the one that the ask sends. `names` keeps only the names that match one of
+    these patterns (`"head.*"`). With `delta` (the default) parameters reach the fold as differences to the model sent,
+    in float32 (float64 for float64), and all other arrays as values; without it everything arrives as values. `aux` is
+    what to expect of the update's aux arrays. Personal arrays are never part of it.
+    """
+
+    model: Arrays | None = None
+    names: tuple[str, ...] | None = None
+    delta: bool = True
+    aux: Like | Free | None = None
+
+    def __post_init__(self) -> None:
+        if self.model is not None:
+            object.__setattr__(self, "model", self.model.as_sent())
+
+    def schema(self, sent: Arrays | None) -> Schema:
+        """The arrays that the holder has to return when `sent` is the model it got."""
+        model = self.model if self.model is not None else sent
+        if model is None:
+            raise StrategyError(
+                "an ask without a model expects arrays like its model",
+                hint="Give the ask a model, name one in `Like(model)`, or expect `Free()`.",
+            )
+        whole = model.schema
+        if self.names is None and not model.has_personal:
+            return whole
+        return Schema({n: s for n, s in whole.items() if s.role != "personal" and self.wants(n)})
+
+    def wants(self, name: str) -> bool:
+        """Whether an array of this name is expected."""
+        return self.names is None or any(fnmatchcase(name, pattern) for pattern in self.names)
+
+    def spec(self) -> Any:
+        """A plain description, for the digest of an ask."""
+        model = self.model.digest if self.model is not None else None
+        return ["like", model, self.names, self.delta, self.aux.spec() if self.aux else None]
+
+
+@dataclass(frozen=True)
+class Free:
+    """The ask expects any arrays: trees, statistics, encrypted bytes. `max_bytes` bounds their total size."""
+
+    max_bytes: int | None = None
+    aux: Like | Free | None = None
+    delta = False
+
+    def schema(self, sent: Arrays | None) -> None:
+        """No names, shapes or dtypes are prescribed."""
+        return
+
+    def spec(self) -> Any:
+        """A plain description, for the digest of an ask."""
+        return ["free", self.max_bytes, self.aux.spec() if self.aux else None]
+
+
+Expectation = Like | Free
+NUMBERS = Like(NO_ARRAYS, delta=False)
+"""What is expected of an evaluation: metrics and a weight, no arrays."""
+
+
+@dataclass(slots=True)
+class Contribution:
+    """A checked update, ready to be folded: `magnitudes` holds the largest absolute value of each array. `mapped` says
+    that its arrays are views of files, which cost no memory while they wait.
+    """
+
+    client: ClientId
+    arrays: Arrays
+    aux: Arrays
+    weight: float
+    magnitudes: Mapping[str, float]
+    aux_magnitudes: Mapping[str, float]
+    mapped: bool = False
+
+
+def as_delta(update: Update, expects: Expectation, sent: Arrays | None) -> Update:
+    """Check what a handler returned and bring it into the form that the ask expects; runs where the data is.
+
+    Roles come from the model. Arrays that are personal, by the model or by their own role, and arrays that were not
+    asked for although the model has them are left out; any other name that was not asked for is an error. Raises
+    `UpdateRejected`.
+    """
+    schema = expects.schema(sent)
+    aux = _own(_shared(_as_arrays(update.aux, "aux array"), sent))
+    arrays = _shared(_as_arrays(update.arrays, "array"), sent)
+    if schema is None:
+        return Update(_own(arrays), update.weight, update.metrics, aux, update.delta)
+    known = expects.model if isinstance(expects, Like) and expects.model is not None else sent
+    if len(arrays) != len(schema) and known is not None:
+        arrays = arrays.select(n for n in arrays if n in schema or n not in known)
+    _check_schema(arrays, schema, "array", delta=update.delta)
+    if expects.delta and not update.delta:
+        arrays = difference(arrays, check_agreement(expects, sent), schema)
+    elif update.delta and not expects.delta:
+        raise UpdateRejected(
+            "the update is a difference (delta=True), but the ask expects values", hint="Return the new values."
+        )
+    else:
+        arrays = _typed(arrays, schema, delta=update.delta)
+    return Update(_own(arrays), update.weight, update.metrics, aux, expects.delta)
+
+
+def check_agreement(expects: Expectation, sent: Arrays | None) -> Arrays:
+    """Raise `StrategyError` where an ask that sends this model cannot expect that of an update; gives the model that
+    differences refer to.
+    """
+    schema = expects.schema(sent)
+    if schema is None or not expects.delta:
+        return NO_ARRAYS
+    if sent is None:
+        raise StrategyError("an ask that expects differences has to send the model they refer to")
+    known = expects.model if isinstance(expects, Like) and expects.model is not None else sent
+    for name, (shape, _, role) in schema.items() if sent is not known else ():
+        if role == "parameter" and (name not in sent or sent[name].shape != shape):
+            raise StrategyError(
+                f"the ask expects the difference of array {name!r}, but the model that it sends has no such array",
+                hint="Send the model that Like(...) names, or expect values with Like(delta=False).",
+            )
+    return sent
+
+
+def check(update: Update, expects: Expectation, sent: Arrays | None, client: ClientId) -> Contribution:
+    """Check a decoded update against what the ask expects, wherever it is folded, whoever sent it.
+
+    Raises `UpdateRejected` for a missing, extra or repeated name, a wrong shape or dtype, NaN, infinity, or a weight
+    that is negative or not finite.
+    """
+    arrays = _as_arrays(update.arrays, "array")
+    schema = expects.schema(sent)
+    if not isinstance(update.delta, bool | np.bool_):
+        raise UpdateRejected(f"the update's delta is {update.delta!r:.60}, not true or false")
+    if schema is not None:
+        if update.delta != expects.delta:
+            have, want = ("a difference", "values") if update.delta else ("values", "a difference")
+            raise UpdateRejected(f"the update is {have}, but the ask expects {want}")
+        _check_schema(arrays, schema, "array", delta=expects.delta)
+        arrays = _typed(arrays, schema, delta=expects.delta)
+    else:
+        _check_size(arrays, expects, "array")
+        arrays = _in_order(arrays, sorted(arrays))
+    return check_values(replace(update, arrays=arrays), expects, client)
+
+
+def check_values(update: Update, expects: Expectation, client: ClientId) -> Contribution:
+    """The part of `check` that `as_delta` has not done: values, weight and aux arrays."""
+    weight = _check_weight(update.weight)
+    arrays = _as_arrays(update.arrays, "array")
+    aux = _check_aux(update, expects)
+    magnitudes, aux_magnitudes = _magnitudes(arrays, "array"), _magnitudes(aux, "aux array")
+    largest = max(magnitudes.values(), default=0.0) * max(weight, 1.0)
+    if max(largest, *aux_magnitudes.values(), 0.0) >= LARGEST:
+        raise UpdateRejected("the update's values times its weight are beyond 2**960", hint="Did training diverge?")
+    return Contribution(client, arrays, aux, weight, magnitudes, aux_magnitudes)
+
+
+def check_metrics(metrics: Any, where: str) -> dict[str, float]:
+    """Turn a handler's metrics into a dictionary of floats; NaN and infinity are kept. Raises `UpdateRejected`, also
+    for more than `MOST_METRICS`, and for names longer than `LONGEST_NAME`.
+    """
+    if not isinstance(metrics, Mapping):
+        raise UpdateRejected(f"{where} are a {type(metrics).__name__}, not a dictionary of numbers")
+    if len(metrics) > MOST_METRICS:
+        raise UpdateRejected(
+            f"{where} are {len(metrics)}; {MOST_METRICS} are the most",
+            hint="Numbers beyond that go into `Update.aux`, as an array.",
+        )
+    result: dict[str, float] = {}
+    for name, value in metrics.items():
+        try:
+            result[str(name)] = float(value)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise UpdateRejected(f"metric {name!r:.80} is a {type(value).__name__}, not a number") from error
+        if len(str(name).encode(errors="replace")) > LONGEST_NAME:
+            raise UpdateRejected(f"the name of metric {name!r:.80} is longer than {LONGEST_NAME} bytes")
+    return result
+
+
+def _check_weight(weight: Any) -> float:
+    try:
+        value = float(weight)
+    except OverflowError:
+        value = math.inf
+    except (TypeError, ValueError) as error:
+        raise UpdateRejected(f"the update's weight is a {type(weight).__name__}, not a number") from error
+    if not 0 <= value < LARGEST:
+        raise UpdateRejected(
+            f"the update's weight is {value}",
+            hint="A weight is zero or positive, and below 2**960: the number of examples, say.",
+        )
+    return value
+
+
+def _check_aux(update: Update, expects: Expectation) -> Arrays:
+    aux = _as_arrays(update.aux, "aux array")
+    if expects.aux is None:
+        if len(aux):
+            raise UpdateRejected(f"the update holds aux arrays ({', '.join(aux)}), but the ask expects none")
+        return NO_ARRAYS
+    schema = expects.aux.schema(None)
+    if schema is not None:
+        _check_schema(aux, schema, "aux array", delta=False)
+    else:
+        _check_size(aux, expects.aux, "aux array")
+    return _in_order(aux, sorted(aux) if schema is None else schema)
+
+
+def _in_order(arrays: Arrays, names: Iterable[str]) -> Arrays:
+    """The arrays in an order that does not depend on who returned them first."""
+    chosen = list(names)
+    return arrays if list(arrays) == chosen else arrays.select(chosen)
+
+
+def _check_size(arrays: Arrays, expects: Expectation, what: str) -> None:
+    if isinstance(expects, Free) and expects.max_bytes is not None and arrays.nbytes > expects.max_bytes:
+        raise UpdateRejected(f"the update's {what}s hold {arrays.nbytes} bytes, the ask allows {expects.max_bytes}")
+
+
+def _shared(arrays: Arrays, sent: Arrays | None) -> Arrays:
+    if arrays.has_personal:
+        arrays = arrays.of_role("parameter", "buffer")
+    if sent is None or not sent.has_personal:  # a plain dictionary has no roles: they come from the model
+        return arrays
+    return arrays.select(n for n in arrays if sent.roles.get(n) != "personal")
+
+
+def _own(arrays: Arrays) -> Arrays:
+    """Arrays that nobody else can change: a handler may use its own again while they wait to be folded."""
+    if all(a.flags.owndata and not a.flags.writeable for a in arrays.values()):
+        return arrays
+    owned = {n: a if a.flags.owndata and not a.flags.writeable else a.copy() for n, a in arrays.items()}
+    return Arrays.trusted(owned, arrays.roles)
+
+
+def _typed(arrays: Arrays, schema: Schema, *, delta: bool) -> Arrays:
+    """The arrays of a schema they were checked against, with its roles, and differences in the dtype of differences."""
+    widened = {
+        n: arrays[n].astype(wide(dtype), copy=False) if delta and role == "parameter" else arrays[n]
+        for n, (_, dtype, role) in schema.items()
+    }
+    return Arrays.trusted(widened, schema.roles)
+
+
+def _as_arrays(value: Any, what: str) -> Arrays:
+    if isinstance(value, Arrays):
+        return value
+    if not isinstance(value, Mapping):
+        raise UpdateRejected(f"the update's {what}s are a {type(value).__name__}, not a mapping of names to arrays")
+    try:
+        return Arrays(value)
+    except StrategyError as error:
+        raise UpdateRejected(error.message, hint=error.hint) from error
+    except (ValueError, TypeError) as error:
+        raise UpdateRejected(f"one of the update's {what}s cannot be made an array: {error}") from error
+
+
+def _check_schema(arrays: Arrays, schema: Schema, what: str, *, delta: bool) -> None:
+    if arrays.keys() != schema.keys():
+        raise _other_names(arrays, schema, what)
+    for name, (shape, dtype, role) in schema.items():
+        array = arrays[name]
+        if array.shape != shape:
+            raise UpdateRejected(f"{what} {name!r} has shape {list(array.shape)}, expected {list(shape)}")
+        if array.dtype != dtype and not (delta and role == "parameter" and array.dtype == wide(dtype)):
+            raise UpdateRejected(
+                f"{what} {name!r} has dtype {array.dtype.name}, expected {dtype.name}",
+                hint=f"Convert it before returning it: values.astype({dtype.name!r}).",
+            )
+
+
+def _other_names(arrays: Arrays, schema: Schema, what: str) -> UpdateRejected:
+    missing = [n for n in schema if n not in arrays]
+    if missing:
+        has = _names(list(arrays)) or "none"
+        return UpdateRejected(f"the update lacks {what} {_names(missing)}", hint=f"It has {has}.")
+    extra = [n for n in arrays if n not in schema]
+    return UpdateRejected(
+        f"the update has an unexpected {what} {_names(extra)}", hint=f"Expected are {_names(list(schema))}."
+    )
+
+
+def _magnitudes(arrays: Arrays, what: str) -> dict[str, float]:
+    result: dict[str, float] = {}
+    for name, array in arrays.items():
+        largest = magnitude(array)
+        if not largest < math.inf:
+            kind = "NaN" if math.isnan(largest) else "infinity"
+            raise UpdateRejected(
+                f"{what} {name!r} holds {kind}",
+                hint="Training diverged? Try a smaller learning rate, or skip such a batch.",
+            )
+        result[name] = largest
+    return result
+
+
+def _names(names: list[str]) -> str:
+    shown = ", ".join(repr(n) for n in names[:5])
+    return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown
+
+
+encoding.register(
+    Update,
+    "update",
+    lambda u: [_as_arrays(u.arrays, "array"), u.weight, dict(u.metrics), _as_arrays(u.aux, "aux array"), u.delta],
+    lambda p: Update(*p),
+)
+encoding.register(
+    Receipt,
+    "receipt",
+    lambda r: [r.task, r.client, r.weight, dict(r.metrics), r.seconds, r.staleness],
+    lambda p: Receipt(*p),
+)
+encoding.register(Like, "like", lambda e: [e.model, e.names, e.delta, e.aux], lambda p: Like(*p))
+encoding.register(Free, "free", lambda e: [e.max_bytes, e.aux], lambda p: Free(*p))

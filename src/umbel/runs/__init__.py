@@ -1,0 +1,1 @@
+"""How a run goes: its conductor and coordinator, its journal and its events."""

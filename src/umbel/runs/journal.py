@@ -1,0 +1,242 @@
+"""The journal of a run: its event log, checkpoints and recorded answers, in the run's folder; and how to read them
+back.
+
+A record is one line of JSON that ends with the CRC-32 of the rest. A torn last line is what a crash leaves, and is
+dropped; damage anywhere else is a `CorruptFile`. Files are written aside, synced and renamed, and a record names their
+hash, so a record never refers to a file that is not whole.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .. import files
+from ..core import encoding
+from ..errors import CorruptFile, JournalMissing, StorageError
+from .events import EVENTS, AskClosed, RoundCommitted, RunEvent, RunFinished, RunResumed, RunStarted
+
+FORMAT = 2
+LOG = "events.jsonl"
+CHECKPOINTS_LEFT = "The checkpoints beside it can still be used: `umbel run APP --init <checkpoint>`."
+
+
+def seal(record: Mapping[str, Any]) -> bytes:
+    """One record as a line of the log."""
+    text = json.dumps(record, separators=(",", ":"), allow_nan=True)
+    return f'{text[:-1]},"crc":"{zlib.crc32(text.encode()):08x}"}}\n'.encode()
+
+
+def unseal(line: bytes) -> dict[str, Any]:
+    """The record in a line of the log. Raises ValueError for a line that is not what `seal` wrote."""
+    record = json.loads(line)
+    if not isinstance(record, dict):
+        raise ValueError("not a record")
+    crc = record.pop("crc", None)
+    if seal(record) != line or crc is None:
+        raise ValueError("its checksum is wrong")
+    return record
+
+
+@dataclass
+class RunLog:
+    """What a log says: how the run started, its committed rounds, asks closed since the last of them, and how it
+    ended, if it has since it was last gone on with; `resumed_after` is the round after which it was.
+    """
+
+    started: RunStarted
+    rounds: list[RoundCommitted] = field(default_factory=list)
+    pending: list[AskClosed] = field(default_factory=list)
+    finished: RunFinished | None = None
+    events: list[RunEvent] = field(default_factory=list)
+    intact: int = 0
+    rounds_wanted: int = 0
+    resumed_after: int = 0
+
+
+class Journal:
+    """The folder of one run, open for writing; without a folder nothing is kept."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self._log: int | None = None
+        if folder is not None:
+            with files.writing(folder):
+                (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+                (folder / "answers").mkdir(exist_ok=True)
+                self._log = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            try:
+                _lock(self._log, folder)
+            except BaseException:
+                self.close()
+                raise
+
+    def append(self, event: RunEvent, *, at: float, durable: bool = False) -> None:
+        """Append an event, with the wall time `at`; `durable` waits until it is on the disk. Raises `StorageError`."""
+        if self._log is None or self.folder is None or not event.logged:
+            return
+        line = seal({**event.record(), "at": round(at, 3)})
+        with files.writing(self.folder / LOG):
+            before = os.fstat(self._log).st_size
+            try:
+                written = os.write(self._log, line)
+                if written < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                if durable:
+                    os.fsync(self._log)
+            except OSError:
+                os.ftruncate(self._log, before)
+                raise
+
+    def save(self, name: str, tree: Any, *, durable: bool = False) -> dict[str, str] | None:
+        """Write a tree to a file of the run and return its name and hash. Raises `StorageError`; an older file stays
+        whole.
+        """
+        if self.folder is None:
+            return None
+        sha256, _ = encoding.save_file(self.folder / name, tree, durable=durable)
+        return {"file": name, "sha256": sha256}
+
+    def mapped(self, reference: Mapping[str, str] | None, tree: Any) -> Any:
+        """A tree that was just saved, as it is in its file: where that is large, its arrays need no memory of their
+        own from then on, and are read-only. The tree itself where it is small or was kept nowhere.
+        """
+        if reference is None or self.folder is None or not files.is_large(self.folder / reference["file"]):
+            return tree
+        return encoding.load_file(self.folder / reference["file"])
+
+    def summarise(self, summary: Mapping[str, Any]) -> None:
+        """Write `summary.json`, how the run ended in one small file."""
+        if self.folder is not None:
+            write_whole(self.folder / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+
+    def load(self, reference: Mapping[str, str]) -> Any:
+        """Read a file of the run that `save` wrote. Raises `CorruptFile`."""
+        assert self.folder is not None
+        try:
+            return load_checked(self.folder, reference)
+        except CorruptFile as error:
+            error.hint = error.hint or CHECKPOINTS_LEFT
+            raise
+
+    def clear_answers(self) -> None:
+        """Remove recorded answers, once the round that they belong to is committed."""
+        if self.folder is not None:
+            for path in (self.folder / "answers").iterdir():
+                path.unlink(missing_ok=True)
+
+    def keep_checkpoints(self, names: Iterable[str]) -> None:
+        """Remove all checkpoints but these."""
+        if self.folder is not None:
+            kept = set(names)
+            for path in (self.folder / "checkpoints").glob("round-*.safetensors"):
+                if f"checkpoints/{path.name}" not in kept:
+                    path.unlink(missing_ok=True)
+
+    def truncate(self, size: int) -> None:
+        """Drop what follows the intact records of the log."""
+        if self._log is not None:
+            os.ftruncate(self._log, size)
+
+    def close(self) -> None:
+        """Let go of the log."""
+        if self._log is not None:
+            os.close(self._log)
+            self._log = None
+
+
+def read_log(folder: Path) -> RunLog:
+    """Read a run's log. A torn last line is left out; damage before it raises `CorruptFile`, a missing log
+    `JournalMissing`.
+    """
+    path = folder / LOG
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise JournalMissing(
+            f"there is no run in {folder}: it has no {LOG}", hint="`umbel runs` lists the runs."
+        ) from None
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error.strerror}") from error
+    events: list[RunEvent] = []
+    intact = 0
+    lines = data.split(b"\n")
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            events.append(_event(unseal(line + b"\n")))
+        except (ValueError, TypeError, KeyError) as error:
+            if number == len(lines) - 1 and not lines[-1]:
+                break  # a power cut can leave the last line whole in length, and wrong
+            what = f"line {number} of {path} is damaged: {error}"
+            first = events[0] if events else None
+            if isinstance(first, RunStarted) and first.format != FORMAT and not isinstance(error, ValueError):
+                # The line is whole, and not what this release writes.
+                what = f"{path} has format {first.format}; this release reads {FORMAT}"
+            raise CorruptFile(what, hint=CHECKPOINTS_LEFT) from error
+        intact += len(line) + 1
+    if not events or not isinstance(events[0], RunStarted):
+        raise CorruptFile(f"{path} does not begin with the start of a run", hint="Start the run again.")
+    return sorted_out(events, events[0], intact)
+
+
+def sorted_out(events: list[RunEvent], started: RunStarted, intact: int = 0) -> RunLog:
+    """What the events of a log say."""
+    history = RunLog(started, events=events, intact=intact)
+    for event in events:
+        if isinstance(event, RoundCommitted):
+            history.rounds.append(event)
+            history.pending.clear()
+        elif isinstance(event, AskClosed):
+            history.pending.append(event)
+        elif isinstance(event, RunFinished):
+            history.finished = event
+        elif isinstance(event, RunResumed):
+            history.rounds_wanted = max(history.rounds_wanted, event.rounds)
+            history.finished, history.resumed_after = None, event.round
+    return history
+
+
+def _event(record: dict[str, Any]) -> RunEvent:
+    record.pop("at", None)
+    return EVENTS[record.pop("event")](**record)
+
+
+def load_checked(folder: Path, reference: Mapping[str, str]) -> Any:
+    """Read a file that a record names, and check its hash; the arrays of a large one are read-only views of the file.
+    Raises `CorruptFile`.
+    """
+    path = folder / reference["file"]
+    try:
+        large = files.is_large(path)
+        data = files.mapped(path) if large else path.read_bytes()
+    except OSError as error:
+        raise CorruptFile(f"{path} is missing or cannot be read: {error.strerror}") from error
+    if hashlib.sha256(data).hexdigest() != reference["sha256"]:
+        raise CorruptFile(f"{path} is not what the run wrote: its hash differs from the log's")
+    return encoding.decode(data, views=large)
+
+
+def _lock(log: int, folder: Path) -> None:
+    """Keep a run to one process; the system lets go of the lock when that process ends, however it ends."""
+    try:
+        import fcntl
+    except ImportError:
+        return  # not on Windows
+    try:
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise StorageError(
+            f"the run in {folder} is still going on in another process", hint="Wait for it, or stop it first."
+        ) from None
+
+
+def write_whole(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Write a file so that it is either all there or not there. Raises `StorageError`."""
+    files.write_pieces(path, (data,), durable=durable)

@@ -1,0 +1,72 @@
+"""How rounds and runs come out: which rounds failed, when that fails the run, and in which words.
+
+A failed round brought nothing: too few updates, or none with a weight. It keeps the model, and the run goes on. The run
+has failed where nobody's update came in its first round, where its last round failed, or too many in a row. Rounds in
+which a sampler drew nobody are passed over: they neither fail nor bring anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ..errors import ClientId
+from .events import RoundCommitted
+from .reasons import counted, short
+
+MOST_KINDS = 3
+MOST_LETTERS = 80
+
+
+def is_empty(event: RoundCommitted) -> bool:
+    """Whether nobody was asked in a round, as a Poisson sampler may have it."""
+    return event.failed is None and event.clients == event.dropped == 0
+
+
+def failures(rounds: Sequence[RoundCommitted]) -> list[RoundCommitted]:
+    """The failed rounds at the end of these, in their order; those in which nobody was asked are passed over."""
+    found: list[RoundCommitted] = []
+    for event in reversed(rounds):
+        if is_empty(event):
+            continue
+        if event.failed is None:
+            break
+        found.insert(0, event)
+    return found
+
+
+def verdict(rounds: Sequence[RoundCommitted], last: int, most: int) -> str | None:
+    """Why a run that is to end with round `last` has failed by now; None where it has not. `most` is how many failed
+    rounds in a row end it.
+    """
+    failed = failures(rounds)
+    if not failed:
+        return None
+    learned = any(event.failed is None and not is_empty(event) for event in rounds)
+    hopeless = not learned and not any(event.clients for event in failed)
+    if len(failed) < most and not hopeless and rounds[-1].round < last:
+        return None
+    reason = failed[-1].failed
+    if len(failed) > 1:
+        return f"{len(failed)} rounds in a row brought no update; the last: {reason}"
+    return f"round {failed[-1].round} brought no update: {reason}"
+
+
+def shortage(came: int, asked: int, quorum: int, failed: Mapping[ClientId, str]) -> str:
+    """Why an ask had too few updates: how many came, and of those who failed how many for which kind of reason, with
+    the first of them in full.
+    """
+    text = f"{came} of {asked} clients gave an update, {max(1, quorum)} are needed"
+    if failed:
+        client, reason = next(iter(failed.items()))
+        text += f"; {len(failed)} failed{_kinds(failed)}, the first (client {client}): {reason}"
+    return text
+
+
+def _kinds(failed: Mapping[ClientId, str]) -> str:
+    rows = counted({client: reason.partition(":")[0] for client, reason in failed.items()})
+    if len(rows) < 2:
+        return ""
+    listed = [f"{count} × {short(reason, MOST_LETTERS)}" for reason, count, _ in rows[:MOST_KINDS]]
+    if rest := sum(count for _, count, _ in rows[MOST_KINDS:]):
+        listed.append(f"{rest} × other")
+    return f" ({', '.join(listed)})"

@@ -1,0 +1,232 @@
+"""What became of each client of an ask: as columns in the log, in quantiles where clients are too many, and as rows for
+whoever reads the log.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, islice
+from typing import Any
+
+import numpy as np
+
+from ..core.update import MOST_METRICS, Receipt
+from ..errors import ClientId
+from .events import AskClosed, RunEvent
+from .reasons import MOST_NAMED, counted, kind, short
+
+MOST_CLIENTS = 1000
+"""An ask of more clients than this is told in quantiles."""
+MOST_BYTES = 512 << 10
+"""So is one whose columns would be longer than this, as JSON."""
+MOST_SKIPPED = 20
+"""So many metrics are told of that are not finite."""
+QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
+
+
+@dataclass(frozen=True, slots=True)
+class ClientRow:
+    """One client's share of an ask.
+
+    `status` is `"counted"`, `"late"` (counted in a later ask than the one it was sent), `"failed"` (`reason` says why),
+    or `"dropped"`: asked, and not waited for. `seconds` is how long its handler ran, `staleness` how many asks of its
+    lane closed since the task was sent.
+    """
+
+    round: int
+    kind: str
+    client: ClientId
+    status: str
+    weight: float | None = None
+    seconds: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    staleness: int = 0
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How a number differs between the clients of an ask that are too many for rows of their own.
+
+    `name` is `"weight"`, `"seconds"` or, for a metric, `"metrics.loss"`, say; `count` clients have a finite one. `low`
+    and `high` are the clients with the least and the greatest; `quantiles` are at 5, 25, 50, 75 and 95 percent.
+    """
+
+    round: int
+    kind: str
+    name: str
+    count: int
+    least: float
+    greatest: float
+    quantiles: tuple[float, ...]
+    low: ClientId
+    high: ClientId
+
+
+class Clients(Sequence[ClientRow]):
+    """The clients of a run's asks, a row each, in the order of the asks; an ask that was done again counts once.
+
+    Asks of more than `MOST_CLIENTS` clients have no rows, but `spreads`.
+    """
+
+    def __init__(self, events: Iterable[RunEvent]) -> None:
+        asks = {event.ask: event for event in events if isinstance(event, AskClosed)}
+        self._asks = [asks[ask] for ask in sorted(asks)]
+        self._ends = list(accumulate(len(event.clients.get("client", ())) for event in self._asks))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, index: int) -> ClientRow:  # type: ignore[override]
+        place = index + len(self) if index < 0 else index
+        if not 0 <= place < len(self):
+            raise IndexError(index)
+        at = bisect_right(self._ends, place)
+        return _row(self._asks[at], place - (self._ends[at - 1] if at else 0))
+
+    def __iter__(self) -> Iterator[ClientRow]:
+        for event in self._asks:
+            for place in range(len(event.clients.get("client", ()))):
+                yield _row(event, place)
+
+    def __repr__(self) -> str:
+        return f"Clients({len(self)} rows)"
+
+    @property
+    def rounds(self) -> list[int]:
+        """The rounds that there is anything of."""
+        return sorted({event.round for event in self._asks if event.clients or event.spread})
+
+    def of(self, round: int) -> list[ClientRow]:
+        """The rows of one round."""
+        asks = [event for event in self._asks if event.round == round]
+        return [_row(event, place) for event in asks for place in range(len(event.clients.get("client", ())))]
+
+    @property
+    def spreads(self) -> list[Spread]:
+        """The quantiles of the asks whose clients are too many for rows."""
+        return [
+            Spread(
+                event.round,
+                event.kind,
+                name,
+                found["count"],
+                found["least"],
+                found["greatest"],
+                tuple(found[each] for each in QUANTILES),
+                found["low"],
+                found["high"],
+            )
+            for event in self._asks
+            for name, found in event.spread.items()
+        ]
+
+
+def told(
+    receipts: Sequence[Receipt], failed: Mapping[ClientId, str], dropped: Sequence[ClientId]
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """What `AskClosed.clients` and `AskClosed.spread` say of an ask, one of which is empty: how it went with those
+    whose updates are in the answer, those that failed, and those that were not waited for.
+    """
+    if len(receipts) + len(failed) + len(dropped) <= MOST_CLIENTS:
+        columns = _columns(receipts, failed, dropped)
+        if len(json.dumps(columns)) <= MOST_BYTES:
+            return columns, {}
+    return {}, _spread(receipts)
+
+
+def skipped(receipts: Iterable[Receipt]) -> dict[str, list[Any]]:
+    """Metrics that are not finite for some clients, ``{name: [how many, [the first clients]]}``."""
+    found: dict[str, list[Any]] = {}
+    for receipt in receipts:
+        for name, value in receipt.metrics.items():
+            if not math.isfinite(value):
+                row = found.setdefault(name, [0, []])
+                row[0] += 1
+                if len(row[1]) < MOST_NAMED:
+                    row[1].append(receipt.client)
+    return dict(islice(sorted(found.items()), MOST_SKIPPED))
+
+
+def _columns(
+    receipts: Sequence[Receipt], failed: Mapping[ClientId, str], dropped: Sequence[ClientId]
+) -> dict[str, Any]:
+    missing = len(failed) + len(dropped)
+    none = [None] * missing
+    names = sorted({name for receipt in receipts for name in receipt.metrics})
+    columns: dict[str, Any] = {
+        "client": [*(r.client for r in receipts), *failed, *dropped],
+        "status": [
+            *("late" if r.staleness else "counted" for r in receipts),
+            *["failed"] * len(failed),
+            *["dropped"] * len(dropped),
+        ],
+        "weight": [*(r.weight for r in receipts), *none],
+        "staleness": [*(r.staleness for r in receipts), *[0] * missing],
+        "seconds": [*(round(r.seconds, 6) for r in receipts), *none],
+        "metrics": {name: [*(r.metrics.get(name) for r in receipts), *none] for name in names},
+    }
+    if failed:
+        columns["why"] = [*[None] * len(receipts), *_places(failed), *[None] * len(dropped)]
+    return columns
+
+
+def _places(failed: Mapping[ClientId, str]) -> list[int]:
+    """For each client that failed the place of its reason among those counted."""
+    rows = [row[0] for row in counted(failed)]
+    exact = {text: place for place, text in enumerate(rows)}
+    alike = {kind(text): place for place, text in enumerate(rows)}
+    last = len(rows) - 1
+    return [exact.get(text, alike.get(kind(text), last)) for text in map(short, failed.values())]
+
+
+def _spread(receipts: Sequence[Receipt]) -> dict[str, dict[str, Any]]:
+    names = sorted({name for receipt in receipts for name in receipt.metrics})
+    clients = [receipt.client for receipt in receipts]
+    facts: dict[str, Callable[[Receipt], float]] = {"weight": lambda r: r.weight, "seconds": lambda r: r.seconds}
+    for name in names[:MOST_METRICS]:
+        facts[f"metrics.{name}"] = lambda r, name=name: r.metrics.get(name, math.nan)  # type: ignore[misc]
+    found = {}
+    for name, fact in facts.items():
+        values = np.fromiter(map(fact, receipts), np.float64, len(receipts))
+        if row := _quantiles(values, clients):
+            found[name] = row
+    return found
+
+
+def _quantiles(values: np.ndarray[Any, np.dtype[np.float64]], clients: Sequence[ClientId]) -> dict[str, Any]:
+    places = np.flatnonzero(np.isfinite(values))
+    if not len(places):
+        return {}
+    order = places[np.argsort(values[places], kind="stable")]
+    last = len(order) - 1
+    return {
+        "count": len(order),
+        "least": float(values[order[0]]),
+        "greatest": float(values[order[-1]]),
+        **{name: float(values[order[round(part * last)]]) for name, part in QUANTILES.items()},
+        "low": clients[int(order[0])],
+        "high": clients[int(order[-1])],
+    }
+
+
+def _row(event: AskClosed, place: int) -> ClientRow:
+    columns = event.clients
+    why = columns.get("why", {})
+    at = why[place] if why else None
+    values = ((name, column[place]) for name, column in columns["metrics"].items())
+    return ClientRow(
+        event.round,
+        event.kind,
+        columns["client"][place],
+        columns["status"][place],
+        columns["weight"][place],
+        columns["seconds"][place],
+        {name: value for name, value in values if value is not None},
+        columns["staleness"][place],
+        None if at is None else str(event.failed[at][0]),
+    )

@@ -1,0 +1,14 @@
+"""Samplers: which clients are asked; ``clients=`` of an ask, ``cohort=`` of a strategy."""
+
+from __future__ import annotations
+
+from ..core.sampler import Sampler
+from .everyone import Everyone
+from .fixed import Fixed
+from .fraction import Fraction
+from .poisson import Poisson
+from .shorthand import as_sampler
+from .uniform import Uniform
+from .weighted import Weighted
+
+__all__ = ["Everyone", "Fixed", "Fraction", "Poisson", "Sampler", "Uniform", "Weighted", "as_sampler"]

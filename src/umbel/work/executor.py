@@ -1,0 +1,415 @@
+"""The executor: runs the tasks of the clients it hosts, checks and folds what they return."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..core import encoding
+from ..core.arrays import Arrays
+from ..core.ask import Ask
+from ..core.client import Client, Context, LocalCorrection, Unwanted
+from ..core.randomness import Key
+from ..core.task import Failed, Finished, Task
+from ..core.transform import place
+from ..core.update import NO_ARRAYS, Like, Metrics, Receipt, Update, as_delta, check_metrics, check_values
+from ..errors import (
+    AppError,
+    CallerError,
+    ClientError,
+    ClientId,
+    HandlerFailed,
+    StrategyError,
+    UmbelError,
+    UnusedCorrection,
+    UpdateRejected,
+)
+from .account import Account
+from .blame import own_frame
+from .intake import Intake, OpenAsk, Result, told
+from .seeding import note_generators, seed_all, seed_generators, seed_of
+
+AT_ONCE = 16
+AT_ONCE_BYTES = 1 << 20
+LARGEST_STATE = 900_000_000
+"""Bytes that a client may keep from task to task: a row of SQLite's holds less than 1,000,000,000."""
+
+
+@dataclass(slots=True)
+class Ready:
+    """A task whose handler can be called: what its client was sent and keeps; then also what the handler returned."""
+
+    opened: OpenAsk
+    sent: tuple[Any, ...]
+    kept: dict[str, Any]
+    ctx: Context
+    seed: int
+    returned: Any = None
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class Work:
+    """What came of a handler: the update in the form that the ask expects, and what its check needs.
+
+    `trusted` says that names, shapes and dtypes are known to be right; `state` is the client's next state.
+    """
+
+    opened: OpenAsk
+    update: Update
+    metrics: dict[str, float]
+    sent: tuple[Any, ...]
+    trusted: bool
+    seconds: float
+    state: bytes | None
+
+
+@dataclass(slots=True)
+class Answered:
+    """What a client answered, as it is sent elsewhere: `update` is encoded and checked, `state` the client's next."""
+
+    update: Update
+    receipt: Receipt
+    state: bytes | None
+
+
+class Keys(Protocol):
+    """Where an executor has the keys of tasks and data from."""
+
+    def of_task(self, kind: str, round: int, number: int, client: ClientId) -> Key:
+        """The key of one client's task in the `number`-th ask of a round."""
+
+    def of_data(self, client: ClientId) -> Key:
+        """The key that a client's data is loaded with."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunKeys:
+    """Keys as they derive from a run's key for tasks."""
+
+    key: Key
+
+    def of_task(self, kind: str, round: int, number: int, client: ClientId) -> Key:
+        """The key of one client's task in the `number`-th ask of a round."""
+        return self.key.derive(kind, round, number, client)
+
+    def of_data(self, client: ClientId) -> Key:
+        """The key that a client's data is loaded with."""
+        return self.key.derive("data", client)
+
+
+class DataCache:
+    """The clients' data, most recently used last; at most `size` clients' are kept."""
+
+    def __init__(self, client: Client, source_of: Callable[[ClientId], Any], size: int, keys: Keys) -> None:
+        self._keys = keys
+        self._load = client.load
+        self._source_of = source_of
+        self._size = size
+        self._kept: OrderedDict[ClientId, Any] = OrderedDict()
+        self.hits = 0
+        self.misses = 0
+        self.seconds = 0.0
+
+    def get(self, client: ClientId) -> Any:
+        """The data of a client, loaded now or before."""
+        if self._load is None:
+            return self._source_of(client)
+        if client in self._kept:
+            self.hits += 1
+            self._kept.move_to_end(client)
+            return self._kept[client]
+        self.misses += 1
+        # Seeded by the client alone: data must not depend on which task happened to load it.
+        began = time.perf_counter()
+        seed_generators(self._keys.of_data(client))
+        data = self._load(self._source_of(client))
+        self.seconds += time.perf_counter() - began
+        if self._size:
+            self._kept[client] = data
+            if len(self._kept) > self._size:
+                self._kept.popitem(last=False)
+        return data
+
+
+class StatesOf(Protocol):
+    """Where an executor finds what clients keep."""
+
+    def get(self, client: ClientId) -> dict[str, Any]:
+        """The state of a client; empty for one that has none."""
+
+
+class Executor(Intake):
+    """Hosts clients in this process.
+
+    `config` holds the app's settings, `keys` gives the keys of tasks, `states` what clients keep, `on_step` is what
+    `ctx.step()` does. Results wait until they are admitted or cancelled. `seconds` has what each of the tasks took that
+    were done last.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        source_of: Callable[[ClientId], Any],
+        *,
+        config: Mapping[str, Any],
+        keys: Keys,
+        states: StatesOf,
+        device: str = "cpu",
+        data_cache: int = 1000,
+        on_step: Callable[[], None] | None = None,
+    ) -> None:
+        super().__init__()
+        self._client = client
+        self._config = config
+        self._keys = keys
+        self._states = states
+        self._device = device
+        self._on_step = on_step
+        self.seconds: list[float] = []
+        self.data = DataCache(client, source_of, data_cache, keys)
+        note_generators()
+
+    def open(self, id: int, ask: Ask, round: int, number: int, params: Any) -> None:
+        """Make an ask known before its tasks come: the `number`-th of its round, from 0.
+
+        Raises `AppError` when the client has no handler for it.
+        """
+        if ask.kind not in self._client.handlers:
+            kinds = ", ".join(self._client.handlers) or "none"
+            decorator = f'query("{ask.kind[6:]}")' if ask.kind.startswith("query:") else ask.kind
+            raise AppError(
+                f"the strategy asks clients to {ask.kind}, but the client has no handler for that (it has: {kinds})",
+                hint=f"Write one and decorate it with @client.{decorator}.",
+            )
+        super().open(id, ask, round, number, params)
+
+    def run(self, task: Task) -> Finished | Failed:
+        """Do a task and keep its checked result.
+
+        Errors of the client fail the task; errors of the caller are raised.
+        """
+        return self.run_all([task])[0]
+
+    def run_all(self, tasks: Sequence[Task], begins: Callable[[Task], bool] | None = None) -> list[Finished | Failed]:
+        """Do tasks one after the other, then check what they returned; see `run`.
+
+        `begins` is told each task before its handler is called; where it says no, or a handler's `ctx.step()` raises
+        `Unwanted`, that task and all after it are left undone, and have no outcome.
+        """
+        # Whatever comes between two handlers finds the processor's caches full of the handler's code and data. So it is
+        # as little as can be: all is prepared before, and taken and checked after.
+        clock, self.seconds = time.perf_counter, []
+        began = clock()
+        ready = [self._attempt(task, self._prepare, self._origin[task.ask]) for task in tasks]
+        loading, last = self.data.seconds, clock()
+        self._account.folding += last - began
+        done: list[Any] = []
+        for task, each in zip(tasks, ready, strict=True):
+            if begins is not None and not begins(task):
+                break
+            try:
+                done.append(each if isinstance(each, Failed) else self._attempt(task, self._handle, each))
+            except Unwanted:
+                break
+            before, last = last, clock()
+            self.seconds.append(last - before)
+            if isinstance(each, Ready) and (len(tasks) == 1 or not _keep(each, done)):
+                done[-1] = done[-1] if isinstance(done[-1], Failed) else self._attempt(task, self._take, each)
+        loading = self.data.seconds - loading
+        self._account.data += loading
+        self._account.training += sum(self.seconds) - loading
+        outcomes = [self._kept(task, each, work) for task, each, work in zip(tasks, ready, done, strict=False)]
+        self._account.folding += clock() - last
+        return outcomes
+
+    def answer(self, task: Task) -> Answered | Failed:
+        """Do a task whose result is folded elsewhere, and give what is to be sent there; see `run`."""
+        work: Any = self._origin[task.ask]
+        for step in (self._prepare, self._handle, self._take):
+            work = self._attempt(task, step, work)
+            if isinstance(work, Failed):
+                return work
+        result = self._attempt(task, self._check, work)
+        if isinstance(result, Failed):
+            return result
+        plain = replace(work.update, weight=result.receipt.weight, metrics={})  # metrics travel in the receipt
+        return Answered(plain, result.receipt, work.state)
+
+    def take_account(self) -> Account:
+        """Where time went since this was last asked."""
+        account = super().take_account()
+        account.data_hits, account.data_loads = self.data.hits, self.data.misses
+        self.data.hits = self.data.misses = 0
+        return account
+
+    def at_once(self, id: int) -> int:
+        """How many tasks of an ask may be done before the first is reported: several where updates are small and the
+        window takes whatever comes.
+        """
+        opened = self._asks.get(id)
+        if opened is None:
+            return 1  # a late task
+        model = opened.ask.model
+        if not opened.ask.window.takes_all or not isinstance(model, Arrays):
+            return 1
+        if opened.at_once is None:
+            opened.at_once = max(1, min(AT_ONCE, AT_ONCE_BYTES // max(1, model.nbytes)))
+        return opened.at_once
+
+    def _kept(self, task: Task, ready: Ready | Failed, done: Any) -> Finished | Failed:
+        if done is ready and isinstance(ready, Ready):
+            done = self._attempt(task, self._take, ready)
+        result = done if isinstance(done, Failed) else self._attempt(task, self._check, done)
+        if isinstance(result, Failed):
+            return result
+        self._results[task.id] = result
+        return Finished(task.id)
+
+    def _prepare(self, task: Task, opened: OpenAsk) -> Ready:
+        ask, client = opened.ask, task.client
+        sent = opened.sent_to(client)
+        model, config, inbox, correction, _ = sent
+        kept = self._states.get(client)
+        key = self._keys.of_task(ask.kind, opened.round, opened.number, client)
+        ctx = Context(
+            client=client,
+            round=opened.round,
+            kind=ask.kind,
+            config={**self._config, **config},
+            key=key,
+            inbox=NO_ARRAYS if inbox is None else inbox,
+            state=kept.get("user", {}) if kept else {},
+            correction=None if correction is None else LocalCorrection(correction, opened.given(model)),
+            device=self._device,
+            on_step=self._on_step,
+        )
+        return Ready(opened, sent, kept, ctx, seed_of(key))
+
+    def _handle(self, task: Task, ready: Ready) -> Ready:
+        ctx = ready.ctx
+        began = time.perf_counter()
+        ready.returned = self._call(ctx.kind, ready.opened.given(ready.sent[0]), ctx, ready.seed)
+        ready.seconds = time.perf_counter() - began
+        if ctx.correction is not None and not ctx.correction.taken:
+            raise UnusedCorrection(
+                "the strategy needs a correction in the local loss, but the training loop never took it",
+                hint="Add umbel.torch.correction_loss(net, ctx) to the loss, or ctx.correction.gradient(weights) "
+                "to the gradient.",
+            )
+        return ready
+
+    def _take(self, task: Task, ready: Ready) -> Work:
+        try:
+            return self._taken(ready)
+        except UmbelError:
+            raise
+        except Exception as error:
+            kind = ready.ctx.kind
+            why = f"{type(error).__name__}: {told(error)}"
+            raise UpdateRejected(f"what its {kind} handler left cannot be used: {why}") from error
+
+    def _taken(self, ready: Ready) -> Work:
+        ask, kept, ctx = ready.opened.ask, ready.kept, ready.ctx
+        model, expects = ready.sent[0], ready.sent[4]
+        update = _as_update(ready.returned, ask.kind)
+        metrics = check_metrics(update.metrics, "the update's metrics")
+        local = kept.get("local", {}) if kept else {}
+        transformed = ask.transform.name != "identity"
+        with np.errstate(all="ignore"):  # what is not finite is rejected by name
+            if ask.kind != "evaluate":
+                update = as_delta(update, expects, model)
+            if transformed:
+                where = place(str(ask.lane), ask.transform, expects.schema(model))
+                update, local = self._encode(ask, update, ready.opened.params, local, where, ctx.key)
+        trusted = isinstance(expects, Like) and not transformed
+        user = dict(ctx.state) if ctx.state else {}
+        state = _encoded(user, local, ctx.client) if kept or user or local else None
+        return Work(ready.opened, update, metrics, ready.sent, trusted, ready.seconds, state)
+
+    def _check(self, task: Task, work: Work) -> Result:
+        if not work.trusted:
+            contribution = self.decoded(work.opened, work.update, work.sent, task.client)
+        else:
+            with np.errstate(all="ignore"):
+                contribution = check_values(work.update, work.sent[4], task.client)
+        receipt = Receipt(task.id, task.client, contribution.weight, work.metrics, work.seconds)
+        return Result(task.client, contribution, receipt, work.state)
+
+    def _encode(
+        self, ask: Ask, update: Update, params: Any, local: dict[str, Any], where: str, key: Key
+    ) -> tuple[Update, dict[str, Any]]:
+        update, left = ask.transform.encode(update, params, local.get(where), key.derive("transform"))
+        after = {name: part for name, part in local.items() if name != where}
+        if left is not None:
+            after[where] = left
+        return update, after
+
+    def _call(self, kind: str, model: Arrays | None, ctx: Context, seed: int) -> Any:
+        step = "loading its data"
+        try:
+            data = self.data.get(ctx.client)
+            step = f"its {kind} handler"
+            seed_all(seed)
+            return self._client.handlers[kind](model, data, ctx)
+        except (CallerError, ClientError):
+            raise
+        except (Exception, SystemExit, GeneratorExit) as error:
+            frame = own_frame(error) or traceback.extract_tb(error.__traceback__)[-1]
+            place = f"{frame.filename.rsplit('/', 1)[-1]}:{frame.lineno}"
+            raise HandlerFailed(f"{step} raised {type(error).__name__}: {told(error)} ({place})") from error
+
+
+def _encoded(user: dict[str, Any], local: dict[str, Any], client: ClientId) -> bytes:
+    """A client's next state. Raises `UpdateRejected` where it cannot be kept."""
+    try:
+        pieces = list(encoding.pieces({"user": user, "local": local}))
+    except StrategyError as error:
+        raise UpdateRejected(f"what it left in ctx.state cannot be kept: {error.message}", hint=error.hint) from error
+    size = sum(map(len, pieces))
+    if size > LARGEST_STATE:
+        whose = "ctx.state and what its transforms keep" if local else "ctx.state"
+        raise UpdateRejected(
+            f"what client {client} left cannot be kept: {whose} take {size:,} bytes, of at most {LARGEST_STATE:,}",
+            hint="Keep in ctx.state what cannot be computed or loaded again.",
+        )
+    return b"".join(pieces)
+
+
+def _keep(ready: Ready, done: list[Any]) -> bool:
+    """Keep what a handler returned until it is taken, as it is now: later handlers may use the same memory again.
+
+    False where it has to be taken at once, for it is more than arrays and numbers.
+    """
+    update, ctx = ready.returned, ready.ctx
+    if done[-1] is not ready or type(update) is not Update or ready.kept or ctx.state or len(update.aux):
+        return False
+    arrays = update.arrays
+    if type(update.weight) not in (int, float) or not isinstance(arrays, Arrays):
+        return False
+    if not all(type(value) in (int, float) for value in update.metrics.values()):
+        return False
+    kept = Arrays.trusted({name: array.copy() for name, array in arrays.items()}, arrays.roles)
+    ready.returned = Update(kept, update.weight, dict(update.metrics), delta=update.delta)
+    return True
+
+
+def _as_update(returned: Any, kind: str) -> Update:
+    if isinstance(returned, Update) and kind != "evaluate":
+        return returned
+    if isinstance(returned, Metrics):
+        if kind == "train":
+            raise UpdateRejected("the train handler returned Metrics; training has to return an Update")
+        return Update(NO_ARRAYS, returned.weight, returned.values)
+    if kind == "evaluate" and isinstance(returned, Mapping):
+        return Update(NO_ARRAYS, 1.0, returned)
+    wanted = "umbel.Metrics(...)" if kind == "evaluate" else "umbel.Update(...)"
+    raise UpdateRejected(
+        f"the {kind} handler returned a {type(returned).__name__}, not {wanted}", hint=f"Return {wanted}."
+    )

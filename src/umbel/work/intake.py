@@ -1,0 +1,210 @@
+"""The intake: takes in clients' updates, wherever they were made, checks them, and folds those that are admitted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..core.arrays import Arrays
+from ..core.ask import Ask, for_client
+from ..core.partial import Partial
+from ..core.task import Admit, Failed, Finished, Task
+from ..core.update import Contribution, Receipt, Update, check, check_metrics
+from ..errors import CallerError, ClientError, ClientId, UmbelError, UpdateRejected
+from .account import Account
+from .blame import traced
+
+MOST_TRACES = 10
+"""Of so many reasons why clients failed a traceback is kept."""
+
+
+@dataclass(slots=True)
+class OpenAsk:
+    """An ask as its executor knows it: the round that it belongs to, its place in it, its transforms' parameters."""
+
+    ask: Ask
+    round: int
+    number: int
+    params: Any
+    partial: Partial
+    states: dict[ClientId, bytes] = field(default_factory=dict)
+    refused: dict[ClientId, str] = field(default_factory=dict)
+    at_once: int | None = None
+    _shared: tuple[Any, ...] | None = None
+    _given: tuple[Arrays, Arrays] | None = None
+
+    def sent_to(self, client: ClientId) -> tuple[Any, ...]:
+        """The model, config, inbox, correction and expectation for one client; computed once if none is a function."""
+        if self._shared is not None:
+            return self._shared
+        ask = self.ask
+        parts = (ask.model, ask.config, ask.inbox, ask.correction, ask.expects)
+        if not any(map(callable, parts)):
+            self._shared = parts
+            return parts
+        sent = tuple(for_client(part, client) for part in parts)
+        ask.agreed(sent[0], sent[4])
+        return sent
+
+    def given(self, model: Any) -> Any:
+        """What handlers get of a model; the same object for the same, which frameworks load faster."""
+        if model is None:
+            return None
+        if self._given is None or self._given[0] is not model:
+            self._given = (model, model.as_given())
+        return self._given[1]
+
+
+@dataclass(slots=True)
+class ClosedAsk:
+    """What an ask came to: its partial, the clients' next states, refused updates, and the account."""
+
+    partial: Partial
+    states: dict[ClientId, bytes] = field(default_factory=dict)
+    refused: dict[ClientId, str] = field(default_factory=dict)
+    account: Account = field(default_factory=Account)
+
+    def agree(self) -> None:
+        """Leave out the updates with other arrays than most have (see `Partial`), and the states that go with them."""
+        for client, reason in self.partial.agree().items():
+            self.refused[client] = reason
+            self.states.pop(client, None)
+
+
+@dataclass(slots=True)
+class Result:
+    """A checked result that waits to be admitted; `state` is the client's next state, None where it has none."""
+
+    client: ClientId
+    contribution: Contribution
+    receipt: Receipt
+    state: bytes | None
+
+
+class Intake:
+    """Results of open asks. They wait until they are admitted or cancelled."""
+
+    def __init__(self) -> None:
+        self._account = Account()
+        self._asks: dict[int, OpenAsk] = {}
+        self._origin: dict[int, OpenAsk] = {}
+        self._results: dict[str, Result] = {}
+        self._traced: set[str] = set()
+
+    def open(self, id: int, ask: Ask, round: int, number: int, params: Any) -> None:
+        """Make an ask known before its results come: the `number`-th of its round, from 0."""
+        self._asks[id] = self._origin[id] = OpenAsk(ask, round, number, params, Partial(ask.fold))
+
+    def arrived(
+        self, task: Task, update: Update, receipt: Receipt, state: bytes | None, *, mapped: bool = False
+    ) -> Finished | Failed:
+        """Take in what another process made of a task: decode it, check it and keep it. Its word is not taken for
+        anything but its metrics and seconds. `mapped` says that the arrays are views of a file.
+        """
+        began = time.perf_counter()
+        found = self._attempt(task, self._taken_in, (update, receipt, state))
+        self._account.folding += time.perf_counter() - began
+        if isinstance(found, Failed):
+            return found
+        self._account.training += receipt.seconds
+        found.contribution.mapped = mapped and self._origin[task.ask].ask.transform.name == "identity"
+        self._results[task.id] = found
+        return Finished(task.id)
+
+    def _taken_in(self, task: Task, given: tuple[Update, Receipt, bytes | None]) -> Result:
+        update, claimed, state = given
+        opened = self._origin[task.ask]
+        contribution = self.decoded(opened, update, opened.sent_to(task.client), task.client)
+        metrics = check_metrics(claimed.metrics, "the update's metrics")
+        receipt = Receipt(task.id, task.client, contribution.weight, metrics, claimed.seconds)
+        return Result(task.client, contribution, receipt, state)
+
+    def decoded(self, opened: OpenAsk, update: Update, sent: tuple[Any, ...], client: ClientId) -> Contribution:
+        """An update that crossed the wire, decoded and checked against what its ask expects."""
+        model, expects = sent[0], sent[4]
+        transform = opened.ask.transform
+        schema, step = expects.schema(model), "decoded"
+        try:
+            with np.errstate(all="ignore"):  # what is not finite is rejected by name
+                if transform.name != "identity":
+                    update = transform.decode(update, opened.params, schema)
+                step = "checked"
+                return check(update, expects, model, client)
+        except ClientError:
+            raise
+        except Exception as error:  # whatever it is, it comes of what one client sent, and costs its update alone
+            why = error.message if isinstance(error, UmbelError) else f"{type(error).__name__}: {told(error)}"
+            raise UpdateRejected(f"the update cannot be {step}: {why}") from error
+
+    def merge(self, id: int, partial: Partial, states: dict[ClientId, bytes]) -> None:
+        """Fold a partial that another process made of some tasks of an ask."""
+        opened = self._asks[id]
+        opened.partial.merge(partial)
+        opened.states.update(states)
+
+    def take_account(self) -> Account:
+        """Where time went since this was last asked."""
+        account, self._account = self._account, Account()
+        return account
+
+    def _attempt(self, task: Task, step: Callable[[Task, Any], Any], given: Any) -> Any:
+        try:
+            return step(task, given)
+        except CallerError as error:
+            raise error.located(round=self._origin[task.ask].round, client=task.client) from error.__cause__
+        except ClientError as error:
+            reason = f"{error.message} ({error.hint})" if error.hint else error.message
+            return Failed(task.id, reason, retry=error.retry, trace=self._trace(reason, error))
+
+    def _trace(self, reason: str, error: ClientError) -> str:
+        """The traceback of the client's own code, once for a reason, and of some reasons only."""
+        if error.__cause__ is None or reason in self._traced or len(self._traced) >= MOST_TRACES:
+            return ""
+        self._traced.add(reason)
+        return traced(error.__cause__)
+
+    def admit(self, command: Admit) -> None:
+        """Fold a result that waits."""
+        began = time.perf_counter()
+        self._fold(command, self._results.pop(command.task))
+        self._account.folding += time.perf_counter() - began
+
+    def _fold(self, command: Admit, result: Result) -> None:
+        opened = self._asks[command.ask]
+        receipt = result.receipt
+        if command.staleness:
+            receipt = Receipt(
+                receipt.task, receipt.client, receipt.weight, receipt.metrics, receipt.seconds, command.staleness
+            )
+        try:
+            opened.partial.add(result.contribution, receipt, command.factor)
+        except UpdateRejected as error:
+            opened.refused[result.client] = error.message
+            return
+        if result.state is not None:
+            opened.states[result.client] = result.state
+
+    def cancel(self, task: str) -> None:
+        """Let go of a result that nobody wants."""
+        self._results.pop(task, None)
+
+    def close(self, id: int) -> OpenAsk:
+        """Hand over the partial of an ask, and the client states that come with it."""
+        return self._asks.pop(id)
+
+    def forget(self, asks: set[int]) -> None:
+        """Forget all asks but these, whose tasks may still come."""
+        self._origin = {id: opened for id, opened in self._origin.items() if id in asks}
+        self._asks = {id: opened for id, opened in self._asks.items() if id in asks}
+
+
+def told(error: BaseException) -> str:
+    """What an error of other people's code says, whatever its `__str__` does."""
+    try:
+        return str(error)
+    except Exception:
+        return "(it cannot be printed)"

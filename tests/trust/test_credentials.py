@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+
+from umbel.errors import SettingError
+from umbel.trust import credentials
+from umbel.trust.authority import JoinText
+from umbel.trust.credentials import Credentials, author_key, find, keep, write_own
+from umbel.trust.tokens import Token
+
+
+def line() -> str:
+    return JoinText(b"", Token.new()).text
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("UMBEL_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("UMBEL_TOKEN", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "home"
+
+
+def test_each_place_goes_before_those_after_it(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given, variable, kept, own = (line() for _ in range(4))
+    folder = tmp_path / "server"
+    write_own(folder, Credentials("127.0.0.1:7420", own))
+    assert find("localhost:7420", None, folder).line == own
+    keep(Credentials("LOCALHOST", kept))
+    assert find("localhost:7420", None, folder) == Credentials("localhost:7420", kept)
+    monkeypatch.setenv("UMBEL_TOKEN", variable)
+    assert find("localhost", None, folder).line == variable
+    assert find("localhost", given, folder).line == given
+
+
+def test_the_servers_own_folder_says_which_server_is_meant(home: Path, tmp_path: Path) -> None:
+    own = line()
+    with pytest.raises(SettingError, match="no server is named"):
+        find(None, None, tmp_path / "none")
+    write_own(tmp_path, Credentials("127.0.0.1:7000", own))
+    assert find(None, None, tmp_path) == Credentials("127.0.0.1:7000", own)
+    for elsewhere in ("127.0.0.1:7001", "10.0.0.1:7000"):
+        with pytest.raises(SettingError, match="there is no token") as error:
+            find(elsewhere, None, tmp_path)
+        assert error.value.hint is not None
+        assert f"umbel login {elsewhere}" in error.value.hint
+
+
+def test_a_token_may_be_in_a_file(home: Path, tmp_path: Path) -> None:
+    text = line()
+    (tmp_path / "plain").write_text(f"{text}\n")
+    assert find("h:1", str(tmp_path / "plain")).line == text
+    write_own(tmp_path, Credentials("h:1", text))
+    assert find("h:1", str(tmp_path / "operator.json")).line == text
+    assert find("h:1", f" {text} ").line == text
+    (tmp_path / "bad.json").write_text("{")
+    for wrong in ("nonsense", "x" * 5000, "a\0b", JoinText(b"").text, str(tmp_path / "bad.json"), str(tmp_path)):
+        with pytest.raises(SettingError):
+            find("h:1", wrong)
+
+
+def test_files_are_their_owners_alone_and_secrets_are_not_shown(home: Path, tmp_path: Path) -> None:
+    found = Credentials("h:1", line())
+    path = keep(found)
+    write_own(tmp_path, found)
+    key = author_key()
+    assert author_key().public == key.public
+    for file in (path, tmp_path / "operator.json", home / "author.key"):
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert found.token.secret not in repr(found)
+    assert found.join.root() is None
+
+
+def test_several_servers_are_kept(home: Path) -> None:
+    first, second = Credentials("a:1", line()), Credentials("b:2", line())
+    keep(first)
+    keep(second)
+    assert (find("a:1"), find("b:2")) == (first, second)
+
+
+def test_a_damaged_file_is_named(home: Path, tmp_path: Path) -> None:
+    home.mkdir()
+    for text in ("{", "[]"):
+        (home / "servers.json").write_text(text)
+        with pytest.raises(SettingError, match=r"servers\.json is damaged"):
+            find("a:1")
+    (tmp_path / "operator.json").write_text(json.dumps({"address": "a:1"}))
+    with pytest.raises(SettingError, match="does not hold an operator's credentials"):
+        find(None, None, tmp_path)
+
+
+def test_without_a_variable_files_are_in_the_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("UMBEL_HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    assert credentials.home() == Path.home() / ".config" / "umbel"
+
+
+def test_files_follow_the_variable_of_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("UMBEL_HOME", raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    credentials.author_key()
+    keep(Credentials("a:1", line()))
+    assert sorted(path.name for path in (tmp_path / "umbel").iterdir()) == ["author.key", "servers.json"]
