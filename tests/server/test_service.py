@@ -186,11 +186,13 @@ async def asked(party, method, id=1, **body):
 @asynccontextmanager
 async def office(folder, **settings):
     given = {"listen": "127.0.0.1:0", "http": "", **settings}
-    async with running(ServerSettings(folder=folder / "server", **given)) as service:
-        found = Office(service, folder)
-        try:
+    found = None
+    try:
+        async with running(ServerSettings(folder=folder / "server", **given)) as service:
+            found = Office(service, folder)
             yield found
-        finally:
+    finally:
+        if found is not None:  # last: a run that parts with a server that is up may be over there
             await found.close()
 
 
