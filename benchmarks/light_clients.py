@@ -23,7 +23,7 @@ import numpy as np
 from umbel import Arrays, Update
 from umbel.core import encoding
 from umbel.errors import PeerError
-from umbel.office.talk import Talk
+from umbel.office.connection import OperatorConnection
 from umbel.store.blobs import Blobs
 from umbel.transport import frames, grpc
 from umbel.transport.connection import Connection
@@ -87,7 +87,7 @@ async def invited(folder: str, count: int) -> tuple[str, list[JoinText]]:
     credentials = find(None, None, Path(folder))
     with tempfile.TemporaryDirectory() as scratch:
         stream = await grpc.connect(credentials.address, credentials.join.root())
-        talk = await Talk.begun(stream, credentials, Blobs(scratch))
+        talk = await OperatorConnection.begun(stream, credentials, Blobs(scratch))
         answers = [talk.ask("nodes.invite", "{}") for _ in range(count)]
         lines = [json.loads((await answer.next()).body)["line"] for answer in answers]
         await talk.close()

@@ -11,7 +11,7 @@ from umbel import errors
 from umbel.cli.faults import exit_code
 from umbel.cli.following import Followed, event_of, follow
 from umbel.office.operator import Operator
-from umbel.runs.events import RoundCommitted, RoundStarted, RunEvent, RunFinished, RunInterrupted, RunStarted
+from umbel.runs.events import RoundCommitted, RoundStarted, RunEvent, RunFinished, RunInterruption, RunStarted
 
 STARTED = RunStarted(run="r-1", format=1, seed=5, rounds=2, clients=3, strategy="FedAvg")
 ROUNDS = [RoundCommitted(round=r, asks=r, clients=3, train={"loss": 1 / r}, seconds=0.5) for r in (1, 2)]
@@ -83,7 +83,7 @@ def test_a_run_that_fails_is_an_error() -> None:
 
 def test_a_run_that_somebody_stopped_can_be_resumed() -> None:
     with pytest.raises(errors.RunInterrupted) as error:
-        follow(Office(STARTED, RunInterrupted(run="r-1", round=1)).operator, "r-1", "h:1")
+        follow(Office(STARTED, RunInterruption(run="r-1", round=1)).operator, "r-1", "h:1")
     assert error.value.hint == "Go on with: umbel resume r-1 --on h:1"
 
 

@@ -7,7 +7,7 @@ import io
 from rich.console import Console
 
 from umbel.cli.forecast import forecast
-from umbel.runs.preflight import Part, Preflight
+from umbel.runs.preflight import KindCost, Preflight
 
 
 def shown(found: Preflight) -> str:
@@ -19,8 +19,8 @@ def shown(found: Preflight) -> str:
 
 def test_it_says_time_memory_and_bytes() -> None:
     parts = (
-        Part("train", 10, 100, 0.02, 0.1, 8_000, 8_000),
-        Part("evaluate", 50, 100, 0.001, 0.0, 8_000, 0),
+        KindCost("train", 10, 100, 0.02, 0.1, 8_000, 8_000),
+        KindCost("evaluate", 50, 100, 0.001, 0.0, 8_000, 0),
     )
     found = Preflight(7, parts, 100, 2, 0.5, 70.0, 400_000_000, 48_000_000, 8_000_000)
     text = shown(found)
@@ -36,7 +36,7 @@ def test_it_says_time_memory_and_bytes() -> None:
 
 
 def test_what_is_not_known_is_not_said() -> None:
-    text = shown(Preflight("a", (Part("train", 1, 1, 0.1, 0.0, 10, 10),), 1, 0, 0.0, 0.1, 0, 10, 10))
+    text = shown(Preflight("a", (KindCost("train", 1, 1, 0.1, 0.0, 10, 10),), 1, 0, 0.0, 0.1, 0, 10, 10))
     assert "this process alone" in text
     assert "memory" not in text
     assert "test" not in text.split("task")[1]

@@ -9,7 +9,7 @@ import pytest
 
 from umbel.cli.records import Record, RemoteRecord, find, is_over, log_of, records
 from umbel.errors import CorruptFile, JournalMissing, SettingError
-from umbel.runs.events import RunEvent, RunFinished, RunInterrupted, RunResumed
+from umbel.runs.events import RunEvent, RunFinished, RunInterruption, RunResumed
 from umbel.runs.journal import LOG
 
 Written = Callable[..., Path]
@@ -27,8 +27,8 @@ def finished(reason: str = "rounds", **more: object) -> RunFinished:
         ((finished(),), "finished"),
         ((finished("early stop"),), "early stop"),
         ((finished("failed", error="no updates"),), "failed"),
-        ((RunInterrupted(run=ID, round=2),), "interrupted"),
-        ((RunInterrupted(run=ID, round=2), RunResumed(run=ID, round=2)), "unfinished"),
+        ((RunInterruption(run=ID, round=2),), "interrupted"),
+        ((RunInterruption(run=ID, round=2), RunResumed(run=ID, round=2)), "unfinished"),
         ((finished(), RunResumed(run=ID, round=3)), "unfinished"),
     ],
 )

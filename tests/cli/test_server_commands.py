@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from umbel.cli.server_commands import announce, settings
-from umbel.server.settings import Opened, ServerSettings
+from umbel.server.settings import ServerOpened, ServerSettings
 
 
 def test_the_command_line_becomes_settings(tmp_path: Path) -> None:
@@ -16,9 +16,9 @@ def test_the_command_line_becomes_settings(tmp_path: Path) -> None:
 
 def test_a_server_says_where_it_is_and_what_a_node_needs(capsys: pytest.CaptureFixture[str]) -> None:
     line = "umbel node localhost:7420 --join umbel1." + "x" * 120
-    announce(Opened("localhost:7420", "http://localhost:7421", Path("umbel-server"), line))
+    announce(ServerOpened("localhost:7420", "http://localhost:7421", Path("umbel-server"), line))
     out = capsys.readouterr().out
     assert f"   {line}\n" in out  # on one line, however long, to be copied
     assert "http://localhost:7421" in out
-    announce(Opened("localhost:7420", None, Path("umbel-server"), line))
+    announce(ServerOpened("localhost:7420", None, Path("umbel-server"), line))
     assert "pages" not in capsys.readouterr().out

@@ -165,8 +165,8 @@ SERVER = [
     ("umbel.server.router:Router.handle", "after", 1, "close_ask {"),
 ]
 NODE = [
-    ("umbel.node.spool:SqliteSpool.write", "before", 3, "Answered("),
-    ("umbel.node.spool:SqliteSpool.write", "after", 2, "Answered("),
+    ("umbel.node.spool:SqliteSpool.write", "before", 3, "StoredAnswer("),
+    ("umbel.node.spool:SqliteSpool.write", "after", 2, "StoredAnswer("),
     ("umbel.transport.connection:Connection.post", "before", 2, ", result {"),
     ("umbel.transport.connection:Connection.post", "after", 3, ", result {"),
     ("umbel.node.machine:NodeMachine.handle", "after", 2, "ack {"),
@@ -176,8 +176,8 @@ RUN = [
     ("umbel.runs.journal:Journal.append", "after", 4, "AskClosed("),
     ("umbel.runs.journal:Journal.append", "before", 2, "RoundCommitted("),
     ("umbel.runs.journal:Journal.append", "after", 2, "RoundCommitted("),
-    ("umbel.remote.session:Session._answered", "after", 9, ""),
-    ("umbel.remote.session:Session.close", "after", 3, ""),
+    ("umbel.remote.session:RemoteSession._answered", "after", 9, ""),
+    ("umbel.remote.session:RemoteSession.close", "after", 3, ""),
     ("umbel.runs.journal:Journal.append", "after", 1, "RunFinished("),
 ]
 

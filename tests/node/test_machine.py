@@ -8,38 +8,36 @@ from collections import defaultdict, deque
 
 import pytest
 
+from umbel.core.task import Ticked
 from umbel.errors import ProtocolError
 from umbel.node import machine
-from umbel.node.machine import (
-    ALIVE_SECONDS,
+from umbel.node.machine import ALIVE_SECONDS, NodeMachine
+from umbel.node.signals import (
     Approved,
-    Connected,
     Denied,
-    Disconnected,
     EndRun,
-    Fetch,
-    Fetched,
+    FetchBlob,
     HostDied,
     HostReady,
     HostRefused,
     Moved,
-    NodeMachine,
     Note,
-    NotFetched,
     OwnerAsked,
     Prepare,
-    Received,
-    Release,
-    Say,
+    ReleaseBlob,
+    SayToServer,
+    ServerSaid,
+    SessionBegun,
+    SessionEnded,
     Start,
     Stepped,
     Stop,
     TaskDone,
     TaskFailed,
-    Ticked,
 )
 from umbel.node.spool import MemorySpool
 from umbel.wire import messages as m
+from umbel.wire.blobs import Fetched, NotFetched
 from umbel.work.retries import AGAIN_AT_MOST, HOST_TRIES
 
 PLAIN = json.dumps({"name": "identity", "version": 1, "settings": {}})
@@ -63,14 +61,14 @@ class Bench:
         self.now = 0.0
         self.machine = NodeMachine(self.spool, **self.settings)
         if connected:
-            self(Connected(m.Welcome()))
+            self(SessionBegun(m.Welcome()))
 
     def __call__(self, event, now=None):
         self.now = self.now if now is None else now
         return self.machine.handle(event, self.now)
 
     def get(self, **body):
-        return self(Received(m.Message(**body)))
+        return self(ServerSaid(m.Message(**body)))
 
     def run(self, run="r", **fields):
         return self.get(run_spec=m.RunSpec(run=run, **fields))
@@ -97,14 +95,14 @@ class Bench:
         return self.get(ack=m.Ack(run=run, tasks=tasks))
 
     def reconnect(self):
-        self(Disconnected())
-        return self(Connected(m.Welcome()))
+        self(SessionEnded())
+        return self(SessionBegun(m.Welcome()))
 
     def restart(self):
         """Kill the node and start it again, with what was written."""
         self.spool.crash()
         self.machine = NodeMachine(self.spool, **self.settings)
-        return self(Connected(m.Welcome()))
+        return self(SessionBegun(m.Welcome()))
 
 
 @pytest.fixture
@@ -120,7 +118,9 @@ def hosted(bench):
 
 
 def said(effects, kind):
-    return [getattr(e.message, kind) for e in effects if isinstance(e, Say) and e.message.WhichOneof("body") == kind]
+    return [
+        getattr(e.message, kind) for e in effects if isinstance(e, SayToServer) and e.message.WhichOneof("body") == kind
+    ]
 
 
 def started(effects):
@@ -148,7 +148,7 @@ def test_what_the_server_wants_known_is_told_to_the_owner():
 def test_a_run_is_prepared_and_answered(bench):
     effects = bench.run(archive=m.Payload(inline=b"zip"))
     assert [(e.run, e.spec.archive.inline, e.approved) for e in of(effects, Prepare)] == [("r", b"zip", False)]
-    assert not of(effects, Say)
+    assert not of(effects, SayToServer)
     (answer,) = said(bench(HostReady("r", KINDS, STEPS)), "run_answer")
     assert (answer.run, answer.ready) == ("r", True)
     again = bench.run(archive=m.Payload(inline=b"zip"))
@@ -158,12 +158,12 @@ def test_a_run_is_prepared_and_answered(bench):
 
 def test_an_archive_is_fetched_before_its_run_is_prepared(bench):
     effects = bench.run(archive=payload("zip"))
-    assert of(effects, Fetch) == [Fetch("r", blob_of("zip"))]
+    assert of(effects, FetchBlob) == [FetchBlob("r", blob_of("zip"))]
     assert not of(effects, Prepare)
-    assert of(bench.reconnect(), Fetch) == [Fetch("r", blob_of("zip"))]
-    assert not of(bench.run(archive=payload("zip")), Fetch)
+    assert of(bench.reconnect(), FetchBlob) == [FetchBlob("r", blob_of("zip"))]
+    assert not of(bench.run(archive=payload("zip")), FetchBlob)
     assert of(bench(Fetched("r", blob_of("zip").sha256)), Prepare)
-    assert not of(bench.reconnect(), Fetch)
+    assert not of(bench.reconnect(), FetchBlob)
 
 
 def test_a_refused_run_says_why_and_refuses_its_tasks(bench):
@@ -253,7 +253,7 @@ def test_an_archive_that_cannot_be_fetched_is_tried_again(bench):
     bench.run(archive=payload("zip"))
     (answer,) = said(bench(NotFetched("r", blob_of("zip").sha256, "the disk is full")), "run_answer")
     assert (answer.reason, answer.retry) == ("its archive cannot be fetched: the disk is full", True)
-    assert of(bench(Ticked(), bench.machine.next_tick), Fetch) == [Fetch("r", blob_of("zip"))]
+    assert of(bench(Ticked(), bench.machine.next_tick), FetchBlob) == [FetchBlob("r", blob_of("zip"))]
     assert of(bench(Fetched("r", blob_of("zip").sha256)), Prepare)
 
 
@@ -282,7 +282,7 @@ def test_the_owner_says_no_and_is_not_asked_again(bench):
 def test_a_run_that_comes_with_another_archive_is_prepared_anew_and_its_tasks_done_again(hosted):
     assert started(hosted.task()) == [("r", "1.a")]
     effects = hosted.run(config="{}")
-    assert [type(e) for e in effects if not isinstance(e, Say)] == [EndRun, Prepare]
+    assert [type(e) for e in effects if not isinstance(e, SayToServer)] == [EndRun, Prepare]
     assert started(hosted(HostReady("r", KINDS, STEPS))) == [("r", "1.a")]
 
 
@@ -327,7 +327,7 @@ def test_an_answer_is_said_in_each_session_until_it_is_acknowledged(hosted):
     for _ in range(2):
         effects = hosted.reconnect()
         assert said(effects, "result") == [result]
-        assert all(e.durable for e in of(effects, Say) if e.message.WhichOneof("body") == "result")
+        assert all(e.durable for e in of(effects, SayToServer) if e.message.WhichOneof("body") == "result")
     hosted.ack("1.a", "1.unknown")
     assert said(hosted.reconnect(), "result") == []
     hosted.spool.commit()
@@ -336,9 +336,9 @@ def test_an_answer_is_said_in_each_session_until_it_is_acknowledged(hosted):
 
 def test_an_answer_that_was_made_while_nobody_was_connected(hosted):
     hosted.task()
-    hosted(Disconnected())
+    hosted(SessionEnded())
     assert hosted.done() == []
-    assert len(said(hosted(Connected(m.Welcome())), "result")) == 1
+    assert len(said(hosted(SessionBegun(m.Welcome())), "result")) == 1
 
 
 def test_answers_and_states_outlive_the_node(hosted):
@@ -415,7 +415,7 @@ def test_a_higher_attempt_ends_the_one_that_runs(hosted):
 
 def test_reports_of_tasks_that_nobody_started_are_ignored(hosted):
     assert hosted.done() == hosted.failed() == hosted(Stepped("r", "1.a")) == []
-    assert of(hosted.done(run="x", update=payload("u")), Release)
+    assert of(hosted.done(run="x", update=payload("u")), ReleaseBlob)
     hosted.task(attempt=2)
     assert hosted.done(attempt=1) == []
 
@@ -465,7 +465,7 @@ def test_a_cancelled_task_never_starts_and_one_that_runs_is_stopped(hosted):
     effects = hosted.get(cancel=m.Cancel(run="r", tasks=["1.a", "1.c", "1.z", "nonsense"]))
     assert of(effects, Stop) == [Stop("r", "1.a", 1)]
     effects = hosted.done("a", state=b"s", update=payload("u"))
-    assert effects == [Release("r", blob_of("u").sha256)]
+    assert effects == [ReleaseBlob("r", blob_of("u").sha256)]
     hosted.spool.commit()
     assert hosted.spool.answers() == []
     assert hosted.spool.state("r", "1.a") is None
@@ -491,7 +491,7 @@ def test_a_closed_ask_drops_tasks_answers_and_blobs(bench):
     bench.task("b")
     effects = bench.get(close_ask=m.CloseAsk(run="r", ask=1))
     assert of(effects, Stop) == [Stop("r", "1.b", 1)]
-    assert {effect.sha for effect in of(effects, Release)} == {blob_of("w").sha256, blob_of("u").sha256}
+    assert {effect.sha for effect in of(effects, ReleaseBlob)} == {blob_of("w").sha256, blob_of("u").sha256}
     assert said(bench.reconnect(), "result") == []
     with pytest.raises(ProtocolError):
         bench.task("c")
@@ -535,7 +535,7 @@ def test_a_run_that_was_stopped_can_go_on(hosted):
     hosted.task("b")
     effects = hosted.get(close_run=m.CloseRun(run="r", status="stopped"))
     assert of(effects, EndRun)
-    assert not of(effects, Release)
+    assert not of(effects, ReleaseBlob)
     assert said(hosted.reconnect(), "result") == [result]
     hosted.host()
     hosted.ask()
@@ -594,16 +594,16 @@ def test_a_blob_is_fetched_once_and_tasks_wait_for_it(bench):
     bench.host()
     bench.ask(model=payload("w"), shared=payload("s"))
     effects = bench.task("a", own=payload("o"))
-    assert [effect.blob for effect in of(effects, Fetch)] == [blob_of("w"), blob_of("s"), blob_of("o")]
+    assert [effect.blob for effect in of(effects, FetchBlob)] == [blob_of("w"), blob_of("s"), blob_of("o")]
     assert bench.task("b") == []
     assert started(bench(Fetched("r", blob_of("w").sha256))) == []
-    assert [effect.blob for effect in of(bench.reconnect(), Fetch)] == [blob_of("s"), blob_of("o")]
+    assert [effect.blob for effect in of(bench.reconnect(), FetchBlob)] == [blob_of("s"), blob_of("o")]
     assert started(bench(Fetched("r", blob_of("s").sha256))) == [("r", "1.b")]
     assert started(bench(Fetched("r", blob_of("o").sha256))) == [("r", "1.a")]
-    assert of(bench.done("a"), Release) == [Release("r", blob_of("o").sha256)]
-    assert of(bench.get(close_ask=m.CloseAsk(run="r", ask=1)), Release) == [
-        Release("r", blob_of("w").sha256),
-        Release("r", blob_of("s").sha256),
+    assert of(bench.done("a"), ReleaseBlob) == [ReleaseBlob("r", blob_of("o").sha256)]
+    assert of(bench.get(close_ask=m.CloseAsk(run="r", ask=1)), ReleaseBlob) == [
+        ReleaseBlob("r", blob_of("w").sha256),
+        ReleaseBlob("r", blob_of("s").sha256),
     ]
 
 
@@ -612,8 +612,8 @@ def test_a_blob_that_two_asks_need_stays_until_both_are_closed(bench):
     for ask in (1, 2):
         bench.ask(ask, model=payload("w"))
         bench.task("a", ask)
-    assert not of(bench.get(close_ask=m.CloseAsk(run="r", ask=1)), Release)
-    assert of(bench.get(close_ask=m.CloseAsk(run="r", ask=2)), Release)
+    assert not of(bench.get(close_ask=m.CloseAsk(run="r", ask=1)), ReleaseBlob)
+    assert of(bench.get(close_ask=m.CloseAsk(run="r", ask=2)), ReleaseBlob)
 
 
 def test_a_blob_that_is_not_to_be_had_fails_what_waits_for_it_until_it_is_asked_again(bench):
@@ -624,7 +624,7 @@ def test_a_blob_that_is_not_to_be_had_fails_what_waits_for_it_until_it_is_asked_
     (result,) = said(effects, "result")
     assert result.failure.retry
     assert "cannot be fetched: the disk is full" in result.failure.reason
-    assert of(bench.task("a", attempt=2), Fetch)
+    assert of(bench.task("a", attempt=2), FetchBlob)
     assert started(bench(Fetched("r", blob_of("w").sha256))) == [("r", "1.a")]
     assert bench(NotFetched("r", blob_of("w").sha256, "late")) == []
 
@@ -633,7 +633,7 @@ def test_the_file_of_an_answer_is_needed_until_it_is_acknowledged(hosted):
     hosted.task()
     hosted.done(update=payload("u"))
     assert hosted.machine.needed() == {("r", blob_of("u").sha256)}
-    assert hosted.ack("1.a") == [Release("r", blob_of("u").sha256)]
+    assert hosted.ack("1.a") == [ReleaseBlob("r", blob_of("u").sha256)]
 
 
 # ------------------------------------------------------------------------------------------------------ capabilities
@@ -701,10 +701,10 @@ def test_transfers_are_progress(bench):
 
 def test_nothing_is_told_while_nobody_listens(hosted):
     hosted.task()
-    hosted(Disconnected())
+    hosted(SessionEnded())
     assert hosted(Stepped("r", "1.a"), 50.0) == []
     assert hosted.machine.next_tick is None
-    assert [list(alive.tasks) for alive in said(hosted(Connected(m.Welcome())), "alive")] == [["1.a"]]
+    assert [list(alive.tasks) for alive in said(hosted(SessionBegun(m.Welcome())), "alive")] == [["1.a"]]
 
 
 # -------------------------------------------------------------------------------------------------- malformed messages
@@ -786,11 +786,11 @@ class World:
     def tell(self, event):
         for effect in self.machine.handle(event, self.now):
             match effect:
-                case Say(message, durable):
+                case SayToServer(message, durable):
                     (self.held if durable else self.up).append(message)
-                case Fetch(run, blob):
+                case FetchBlob(run, blob):
                     self.fetching.add((run, blob.sha256))
-                case Release(run, sha):
+                case ReleaseBlob(run, sha):
                     self.fetching.discard((run, sha))
                     self.released(run, sha)
                 case Prepare(run):
@@ -839,10 +839,10 @@ class World:
     def connect(self):
         if self.connected:
             self.lose_session()
-            self.tell(Disconnected())
+            self.tell(SessionEnded())
             return
         self.connected = True
-        self.tell(Connected(m.Welcome()))
+        self.tell(SessionBegun(m.Welcome()))
         for run in self.random.sample(sorted(self.open), 2):
             if run not in self.over:
                 self.down.append(m.Message(run_spec=m.RunSpec(run=run)))
@@ -1007,7 +1007,7 @@ class World:
 
     def deliver(self):
         if self.down:
-            self.tell(Received(self.down.popleft()))
+            self.tell(ServerSaid(self.down.popleft()))
 
     # all of it
 
@@ -1052,7 +1052,7 @@ def test_random_schedules(block):
         assert asked - world.cancelled <= world.accepted.keys(), where
         assert world.spool.answers() == [], where
         for run in sorted(world.open):
-            world.tell(Received(m.Message(close_run=m.CloseRun(run=run, status="finished"))))
+            world.tell(ServerSaid(m.Message(close_run=m.CloseRun(run=run, status="finished"))))
         world.spool.commit()
         assert world.spool.runs() == set(), where
         assert world.machine.needed() == set(), where

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from umbel.errors import CorruptFile, StorageError
-from umbel.node.spool import Acknowledged, Advanced, Answered, Ended, MemorySpool, Settled, SqliteSpool
+from umbel.node.spool import Acknowledged, Advanced, Ended, MemorySpool, Settled, SqliteSpool, StoredAnswer
 
 
 @pytest.fixture(params=["memory", "sqlite"])
@@ -22,7 +22,7 @@ def spool(request, tmp_path):
 
 def answer(ask, client, *, run="r", message=None, digest=b"d", state=None):
     message = message or f"{run} {ask}.{client}".encode()
-    return Answered(run, ask, client, f"{ask}.{client}", message, digest, state)
+    return StoredAnswer(run, ask, client, f"{ask}.{client}", message, digest, state)
 
 
 def test_what_is_written_is_found(spool):

@@ -15,7 +15,7 @@ from umbel.core.arrays import Arrays
 from umbel.core.randomness import Key
 from umbel.errors import Refused, SettingError
 from umbel.remote.federation import SETTLING, Remote, Signed
-from umbel.remote.session import Down, Session, Up
+from umbel.remote.session import Down, RemoteSession, Up
 from umbel.trust.credentials import author_key
 from umbel.trust.identity import check_archive
 from umbel.wire import messages as m
@@ -206,7 +206,7 @@ def test_the_session_knows_what_was_said_of_its_clients():
     found = enlisted(link)
     states = ClientStates(None)
     session = found.connect(client, {}, Key.from_seed(1), states, lambda: 0.0)
-    assert isinstance(session, Session)
+    assert isinstance(session, RemoteSession)
     assert session.members == {0: (READY, ""), 1: (REFUSED, "no data")}
     session.disconnect()
     states.close()

@@ -15,11 +15,11 @@ from umbel.core import encoding
 from umbel.core.ask import Ask
 from umbel.core.partial import Partial
 from umbel.core.randomness import Key
-from umbel.core.task import Admit, AllFinished, Cancel, Failed, Finished, Send, Task
+from umbel.core.task import Admit, AllFinished, Cancel, Failed, Finished, Send, Task, Ticked
 from umbel.core.update import Like, Receipt, Update, check
-from umbel.remote.session import PARTING, Arrived, Down, Missing, Session, Up
-from umbel.runs.coordinator import Ticked, Wake
-from umbel.runs.events import AskClosed, RoundCommitted, RoundStarted, RunFinished, RunInterrupted, RunResumed
+from umbel.remote.session import PARTING, Arrived, Down, Missing, RemoteSession, Up
+from umbel.runs.coordinator import Wake
+from umbel.runs.events import AskClosed, RoundCommitted, RoundStarted, RunFinished, RunInterruption, RunResumed
 from umbel.wire import messages as m
 from umbel.work.executor import RunKeys
 
@@ -87,7 +87,7 @@ class Stage:
     def __init__(self, folder, *, log=(), stall=100.0, **link):
         self.link = Script(folder, **link)
         self.states = {}
-        self.session = Session(self.link, SPEC, self, keys=RunKeys(Key.from_seed(1)), stall=stall, log=log)
+        self.session = RemoteSession(self.link, SPEC, self, keys=RunKeys(Key.from_seed(1)), stall=stall, log=log)
 
     def get(self, client):
         return self.states.get(client, {})
@@ -338,7 +338,7 @@ def test_signs_of_life_put_it_off(asked):
 
 
 def test_what_is_open_is_said_again_when_the_server_is_back(asked):
-    asked.session.observe(RunInterrupted(run="r", round=1))
+    asked.session.observe(RunInterruption(run="r", round=1))
     asked.next(40.0, done(0))
     asked.said()
     asked.comes(Down())
@@ -351,7 +351,7 @@ def test_what_is_open_is_said_again_when_the_server_is_back(asked):
 def test_nothing_is_said_while_the_server_is_away(asked):
     asked.next(Down(), done(0))
     asked.send(0, attempt=2)
-    asked.session.observe(RunInterrupted(run="r", round=1))
+    asked.session.observe(RunInterruption(run="r", round=1))
     assert asked.said() == []
     asked.comes(Up())
     asked.next(done(1))
@@ -514,7 +514,7 @@ def test_the_end_of_an_ask_is_said_again_unless_the_server_has_heard_of_it(asked
     asked.said()
     asked.next(Down(), Up(), failed(0, ask=1))
     assert asked.said("close_ask") == [m.CloseAsk(run="r", ask=0)]
-    asked.session.observe(RunInterrupted(run="r", round=1))
+    asked.session.observe(RunInterruption(run="r", round=1))
     asked.send(0, ask=1, attempt=2)
     asked.said()
     acknowledged = {"log_ack": m.LogAck(run="r", number=1)}
@@ -559,21 +559,21 @@ def test_late_tasks_outlive_a_restart(stage, tmp_path):
 
 
 def test_events_are_numbered_and_kept_until_the_server_has_them(asked):
-    asked.session.observe(RunInterrupted(run="r", round=1))
+    asked.session.observe(RunInterruption(run="r", round=1))
     asked.session.observe(RoundStarted(round=2, rounds=3))
-    asked.session.observe(RunInterrupted(run="r", round=2))
+    asked.session.observe(RunInterruption(run="r", round=2))
     told = asked.said("log_event")
     assert [event.number for event in told] == [1, 0, 2]
     assert json.loads(told[1].event)["event"] == "round_started"
     asked.next({"log_ack": m.LogAck(run="r", number=1)}, Down(), Up(), done(0))
     assert [event.number for event in asked.said("log_event")] == [2]
     asked.next({"log_ack": m.LogAck(run="r", number=2)}, done(1))
-    asked.session.observe(RunInterrupted(run="r", round=3))
+    asked.session.observe(RunInterruption(run="r", round=3))
     assert [event.number for event in asked.said("log_event")] == [3]
 
 
 def test_a_run_that_goes_on_says_its_log_from_the_beginning(tmp_path):
-    log = [RunInterrupted(run="r", round=1), RoundStarted(round=2, rounds=3), RunInterrupted(run="r", round=2)]
+    log = [RunInterruption(run="r", round=1), RoundStarted(round=2, rounds=3), RunInterruption(run="r", round=2)]
     stage = Stage(tmp_path, log=log)
     stage.session.observe(RunResumed(run="r", round=1))
     assert [event.number for event in stage.said("log_event")] == [1, 2, 3]
@@ -607,7 +607,7 @@ def test_it_waits_so_long_and_no_longer(stage):
 
 
 def test_a_run_that_is_not_over_leaves_the_server_what_it_has(tmp_path):
-    for log in ([], [RunInterrupted(run="r", round=1)], [finished(), RunResumed(run="r", round=1)]):
+    for log in ([], [RunInterruption(run="r", round=1)], [finished(), RunResumed(run="r", round=1)]):
         stage = Stage(tmp_path, log=log)
         stage.session.disconnect()
         assert "close_run" not in stage.said()

@@ -12,21 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from umbel import Window
-from umbel.core.task import Admit, Cancel, Failed, Finished, Send, Task
+from umbel.core.task import Admit, Cancel, Failed, Finished, Send, Task, Ticked
 from umbel.errors import InternalError
 from umbel.runs import coordinator
-from umbel.runs.coordinator import (
-    TRANSITIONS,
-    Close,
-    Coordinator,
-    Opened,
-    Step,
-    Stopped,
-    TaskState,
-    Ticked,
-    Wake,
-    diagram,
-)
+from umbel.runs.coordinator import TRANSITIONS, Close, Coordinator, Opened, Step, Stopped, TaskState, Wake, diagram
 from umbel.testing import Schedule, replay
 
 SEEDS = st.integers(0, 2**64)

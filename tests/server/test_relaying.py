@@ -9,24 +9,24 @@ import numpy as np
 import pytest
 
 import umbel
+from umbel.core.task import Ticked
 from umbel.errors import ProtocolError
 from umbel.server.relaying import (
     LARGE,
     LINGER,
     OWNER,
-    Answered,
     Asked,
-    Fold,
+    FoldAnswers,
     Folded,
     Forget,
     Hosting,
-    Moved,
+    MovedAbove,
     Parted,
     Reached,
     Relaying,
-    Say,
-    Tell,
-    Ticked,
+    RouterSaid,
+    SayAbove,
+    TellRouter,
     Unfetched,
 )
 from umbel.server.signals import Connected
@@ -78,15 +78,15 @@ class World:
 
     def put(self, event):
         for effect in self.machine.handle(event, self.now):
-            if isinstance(effect, Say):
+            if isinstance(effect, SayAbove):
                 kind = effect.message.WhichOneof("body")
                 self.up.append((kind, getattr(effect.message, kind)))
                 self.durable += [kind] * effect.durable
-            elif isinstance(effect, Fold):
+            elif isinstance(effect, FoldAnswers):
                 self.folds.append(effect)
             elif isinstance(effect, Forget):
                 self.gone.append(effect.number)
-            elif isinstance(effect, Tell) and hasattr(effect.event, "message"):
+            elif isinstance(effect, TellRouter) and hasattr(effect.event, "message"):
                 kind = effect.event.message.WhichOneof("body")
                 self.down.append((kind, getattr(effect.event.message, kind)))
             else:
@@ -96,7 +96,7 @@ class World:
         self.put(Asked(m.Message(**body)))
 
     def answered(self, **body):
-        self.put(Answered(m.Message(**body)))
+        self.put(RouterSaid(m.Message(**body)))
 
     def later(self, seconds=LINGER):
         self.now += seconds
@@ -375,7 +375,7 @@ def test_signs_of_life_are_passed_on_every_few_seconds():
     world.answered(alive=m.Alive(run="r", tasks=["1.4"]))
     assert world.said("alive") == []
     assert world.machine.next_tick == 10.0
-    world.put(Moved(b"m" * 32))  # the model is on its way
+    world.put(MovedAbove(b"m" * 32))  # the model is on its way
     world.later(5.0)
     assert world.said("alive") == [m.Alive(run="r", tasks=[f"1.{client}" for client in range(5)])]
 
@@ -472,7 +472,7 @@ def test_without_faults_a_relay_sends_partials_alone(tmp_path, undisturbed, monk
     relayed = Deployment._relayed
 
     def watch(self, station, effect):
-        if isinstance(effect, Say):
+        if isinstance(effect, SayAbove):
             said.append((station.name, effect.message.WhichOneof("body")))
         relayed(self, station, effect)
 

@@ -7,23 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from umbel.server.router import MEMBERS, RESTING, Router
-from umbel.server.signals import (
-    Connected,
-    Drop,
-    Fetch,
-    Fetched,
-    Hold,
-    Lost,
-    NotFetched,
-    Received,
-    Release,
-    Revoked,
-    RunEnded,
-    Say,
-    Tell,
-)
+from umbel.server.signals import Connected, Drop, Fetch, Hold, Lost, Received, Release, Revoked, RunEnded, Say, Tell
 from umbel.store.records import MemoryStore
 from umbel.wire import messages as m
+from umbel.wire.blobs import Fetched, NotFetched
 
 KEY = b"k" * 32
 UPDATE, PARTIAL = m.Payload(inline=b"update"), m.Payload(inline=b"partial")

@@ -13,21 +13,21 @@ from hypothesis import strategies as st
 
 from umbel import Arrays, Ask, Window
 from umbel.core.task import Task
-from umbel.simulation.backlog import LEAST, MOST_AT_ONCE, NOTED, Backlog, Durations, SentAsk, Ticket, home_of
-from umbel.simulation.devices import Trip
+from umbel.simulation.backlog import LEAST, MOST_AT_ONCE, NOTED, Backlog, Durations, SimulatedAsk, Ticket, home_of
+from umbel.simulation.devices import TaskFate
 
 MODEL = Arrays({"w": np.zeros(1)})
 
 
 def asked(id=0, *, plain=True, kind="train", **more):
-    return SentAsk(id, Ask(clients=2, kind=kind, model=MODEL, **more), 1, id, None, plain=plain)
+    return SimulatedAsk(id, Ask(clients=2, kind=kind, model=MODEL, **more), 1, id, None, plain=plain)
 
 
 PLAIN, ORDERED, EVALUATE = asked(0), asked(1, plain=False), asked(2, kind="evaluate")
 
 
 def ticket(client, sent=PLAIN, ends=None):
-    trip = None if ends is None else Trip(0.0, ends, 0.0, ends, 0.0, 0, 0, 0.0, None)
+    trip = None if ends is None else TaskFate(0.0, ends, 0.0, ends, 0.0, 0, 0, 0.0, None)
     return Ticket(Task(f"{sent.id}.{client}", sent.id, client), sent, trip=trip)
 
 
@@ -283,7 +283,7 @@ def test_durations_remember_so_many_clients_and_none_that_are_short():
 
 
 def test_what_a_simulation_knows_of_an_ask():
-    sent = SentAsk(0, Ask(clients=2, model=MODEL), 1, 0, None, (1, "a"))
+    sent = SimulatedAsk(0, Ask(clients=2, model=MODEL), 1, 0, None, (1, "a"))
     assert (sent.lane, sent.ask.window.takes_all, sent.routed, sent.clients) == ("train", True, (), {1, "a"})
     assert asked(window=Window(quorum=3)).ask.window.takes_all
     for window in (Window(close_after=1), Window(deadline=1.0), Window(late="keep"), Window(in_flight=1)):

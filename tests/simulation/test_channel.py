@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from umbel import Arrays
 from umbel.errors import StorageError
-from umbel.simulation.channel import SHARES, SMALL, Channel, Parcel, memory_file
+from umbel.simulation.channel import SHARES, SMALL, Channel, PackedMessage, memory_file
 
 FAMILIES = ["unix", "tcp"] if SHARES else ["tcp"]
 DTYPES = [
@@ -191,7 +191,7 @@ def test_models_keep_their_roles_and_bits(ends):
 
 @pytest.mark.parametrize("size", [3, SMALL])
 def test_a_parcel_can_be_sent_to_several(size):
-    parcel = Parcel({"w": np.arange(float(size))})
+    parcel = PackedMessage({"w": np.arange(float(size))})
     with connected("tcp") as far, connected(FAMILIES[0]) as one, connected(FAMILIES[0]) as other:
         for ends in (one, other, one):
             ends[0].send_parcel(parcel)
@@ -262,7 +262,7 @@ def test_an_end_in_the_middle_of_a_message(size, share):
     before = descriptors()
     raw, other = socket.socketpair()
     receiver = Channel(other)
-    parcel = Parcel(np.ones(size))
+    parcel = PackedMessage(np.ones(size))
     frame = b"".join(parcel.frame)
     cut = max(1, int(share * len(frame)))
     if parcel.descriptors:
@@ -280,7 +280,7 @@ def test_an_end_in_the_middle_of_a_message(size, share):
 @shared
 def test_a_message_without_its_segment():
     raw, other = socket.socketpair()
-    receiver, parcel = Channel(other), Parcel(np.ones(SMALL))
+    receiver, parcel = Channel(other), PackedMessage(np.ones(SMALL))
     raw.sendall(b"".join(parcel.frame))
     with pytest.raises(EOFError, match="without its segment"):
         receiver.receive()
@@ -305,7 +305,7 @@ def test_messages_leave_no_open_descriptors(family):
 @counted
 def test_a_parcel_that_nobody_closes_lets_go_of_its_memory():
     before = descriptors()
-    parcel = Parcel(np.ones(SMALL))
+    parcel = PackedMessage(np.ones(SMALL))
     assert descriptors() == before + len(parcel.descriptors)
     del parcel
     assert descriptors() == before
@@ -315,7 +315,7 @@ def test_a_parcel_that_nobody_closes_lets_go_of_its_memory():
 def test_what_cannot_be_sent_leaves_nothing_behind():
     before = descriptors()
     with pytest.raises(TypeError, match="pickle"):
-        Parcel([np.ones(SMALL), threading.Lock()])
+        PackedMessage([np.ones(SMALL), threading.Lock()])
     assert descriptors() == before  # and __del__ said nothing
 
 
@@ -352,7 +352,7 @@ def test_no_room_for_shared_memory(monkeypatch, step):
     before = descriptors()
     monkeypatch.setattr(os, step, full)
     with pytest.raises(StorageError, match="No space left on device"):
-        Parcel(np.ones(SMALL), shares=True)
+        PackedMessage(np.ones(SMALL), shares=True)
     assert descriptors() == before
 
 
@@ -363,7 +363,7 @@ def test_a_channel_can_be_waited_for(ends):
 
 def test_frames_are_what_they_were():
     """Workers of one run all have the same release, but a frame that changed by accident would be a puzzle."""
-    head, table, body = Parcel([1]).frame
+    head, table, body = PackedMessage([1]).frame
     parts, segmented, inline, size = struct.unpack("<IIQQ", head)
     assert (parts, segmented, inline, size) == (1, 0, len(table) + len(body), 0)
     assert pickle.loads(body[: struct.unpack("<Q", table)[0]]) == [1]

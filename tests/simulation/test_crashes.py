@@ -191,7 +191,7 @@ def test_workers_killed_just_when_they_are_spoken_to(scenario, monkeypatch):
     whole = learned(run(made(), 0, **on))
     total = 0
     for moment, name in POINTS:
-        original, calls, kills = getattr(hosts.Remote, name), [], []
+        original, calls, kills = getattr(hosts.WorkerHost, name), [], []
 
         def deadly(self, *args, moment=moment, original=original, calls=calls, kills=kills):
             calls.append(self)
@@ -204,7 +204,7 @@ def test_workers_killed_just_when_they_are_spoken_to(scenario, monkeypatch):
             return result
 
         with monkeypatch.context() as patch:
-            patch.setattr(hosts.Remote, name, deadly)
+            patch.setattr(hosts.WorkerHost, name, deadly)
             assert learned(run(made(), 2, attempts=ENDLESS, **on)) == whole, (moment, name)
         total += len(kills)
     assert total >= 12
@@ -214,7 +214,7 @@ def test_a_worker_that_dies_after_others_gave_what_they_held_of_an_ask(monkeypat
     """What it held is done again by workers that have closed the ask already."""
     made = lambda: app_of(FedAvg(cohort=9, transforms=top_k(0.5)), rounds=3)  # noqa: E731
     whole = learned(run(made(), 0))
-    take, kills = session_module.Session._take, []
+    take, kills = session_module.SimulationSession._take, []
 
     def deadly(self, closed, contents, kills=kills):
         take(self, closed, contents)
@@ -222,7 +222,7 @@ def test_a_worker_that_dies_after_others_gave_what_they_held_of_an_ask(monkeypat
             if worker.alive and any(t.host is worker for t in self._tickets.values()):
                 kills += [worker] if killed(worker.process.pid) else []
 
-    monkeypatch.setattr(session_module.Session, "_take", deadly)
+    monkeypatch.setattr(session_module.SimulationSession, "_take", deadly)
     for count in (2, 3):
         assert learned(run(made(), count, attempts=ENDLESS)) == whole
     assert len(kills) >= 6

@@ -176,8 +176,8 @@ def test_workers_work_where_the_main_process_does(monkeypatch, tmp_path, start):
 
 def test_the_data_of_so_many_clients_is_kept_by_all_workers_together(connect, monkeypatch):
     told = []
-    monkeypatch.setattr(crew, "Parcel", lambda beginning: told.append(beginning) or parcel(beginning))
-    parcel = sys.modules["umbel.simulation.channel"].Parcel
+    monkeypatch.setattr(crew, "PackedMessage", lambda beginning: told.append(beginning) or parcel(beginning))
+    parcel = sys.modules["umbel.simulation.channel"].PackedMessage
     connect(Simulation(3, workers=2, data_cache=5, memory=10**9))
     (beginning,) = told
     assert (beginning.data_cache, beginning.memory, beginning.sources) == (3, 10**9, 3)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from umbel.core.randomness import Key
 from umbel.errors import DataError, SettingError
 from umbel.simulation import devices
-from umbel.simulation.devices import DAY, Device, Fleet, Kind, Spread, Trip
+from umbel.simulation.devices import DAY, Device, Fleet, Kind, Spread, TaskFate
 
 KEY = Key.from_seed(5)
 MIXED = {
@@ -52,7 +52,7 @@ def fleet_of(device: Device, work: float = 1.0) -> Fleet:
     return Fleet(Kind(device.kind, **{name: getattr(device, name) for name in names}), work=work)
 
 
-def trip(device: Device, *, at: float = 0.0, work: float = 1.0, down: int = 0, up: int = 0, key: Key = KEY) -> Trip:
+def trip(device: Device, *, at: float = 0.0, work: float = 1.0, down: int = 0, up: int = 0, key: Key = KEY) -> TaskFate:
     fleet = fleet_of(device, work)
     return fleet.trip(0, at=at, kind="train", config={}, bytes_down=down, bytes_up=up, key=key)
 
@@ -212,8 +212,8 @@ def test_a_trip_adds_up(device: Device, at: Any, work: Any, down: Any, up: Any, 
 def test_a_trip_that_succeeds() -> None:
     device = Device(speed=2.0, download=100.0, upload=50.0, watts=10.0, radio_watts=1.0, opens=100.0, lasts=1000.0)
     made = trip(device, at=40.0, work=6.0, down=400, up=100)
-    assert made == Trip(100.0, 109.0, 4.0, 3.0, 2.0, 400, 100, 36.0, None)
-    assert trip(Device()) == Trip(0.0, 1.0, 0.0, 1.0, 0.0, 0, 0, 0.0, None)
+    assert made == TaskFate(100.0, 109.0, 4.0, 3.0, 2.0, 400, 100, 36.0, None)
+    assert trip(Device()) == TaskFate(0.0, 1.0, 0.0, 1.0, 0.0, 0, 0, 0.0, None)
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def test_one_that_would_drop_out_after_it_went_offline_went_offline() -> None:
 
 def test_a_failure_in_no_time_at_all() -> None:
     made = trip(Device(drop_out=1.0), work=0.0, down=5, up=7)
-    assert made == Trip(0.0, 0.0, 0.0, 0.0, 0.0, 5, 0, 0.0, "dropped out")
+    assert made == TaskFate(0.0, 0.0, 0.0, 0.0, 0.0, 5, 0, 0.0, "dropped out")
 
 
 # Work

@@ -14,9 +14,9 @@ from umbel.core.partial import Partial
 from umbel.core.randomness import Key
 from umbel.core.task import Admit, Failed, Task
 from umbel.simulation import hosts
-from umbel.simulation.backlog import SentAsk, Ticket
-from umbel.simulation.channel import Channel, Parcel
-from umbel.simulation.hosts import Local, Remote
+from umbel.simulation.backlog import SimulatedAsk, Ticket
+from umbel.simulation.channel import Channel, PackedMessage
+from umbel.simulation.hosts import Local, WorkerHost
 from umbel.simulation.status import BATCH, CANCELLED, PLACE, STEPS, Status
 from umbel.simulation.threads import OneThread
 from umbel.simulation.worker import Report
@@ -29,7 +29,7 @@ MODEL = Arrays({"w": np.zeros(2)})
 
 def asked(id=0, *, plain=True, **more):
     ask = Ask(**{"clients": 3, "model": MODEL, "fold": mean(), **more})
-    return SentAsk(id, ask, 1, 0, None, plain=plain)
+    return SimulatedAsk(id, ask, 1, 0, None, plain=plain)
 
 
 def tickets(sent, *clients):
@@ -76,7 +76,7 @@ def now(monkeypatch):
 def remote(now):
     status, process = Status(1, named=False), Process()
     status.row(0)[BATCH] = 9  # left behind by a worker that died
-    found = Remote(0, process, status.row(0), Parcel(["beginning"]))
+    found = WorkerHost(0, process, status.row(0), PackedMessage(["beginning"]))
     yield found
     process.channel.close()
     process.other.close()

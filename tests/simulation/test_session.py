@@ -14,14 +14,14 @@ import umbel
 from umbel import Arrays, Ask, Client, FedAvg, Simulation, Update, Window, collect, mean
 from umbel.core.partial import Partial
 from umbel.core.randomness import Key
-from umbel.core.task import Admit, AllFinished, Cancel, Failed, Finished, Send, Task
+from umbel.core.task import Admit, AllFinished, Cancel, Failed, Finished, Send, Task, Ticked
 from umbel.errors import AppError
-from umbel.runs.coordinator import Ticked, Wake
+from umbel.runs.coordinator import Wake
 from umbel.simulation import hosts
 from umbel.simulation import session as session_module
-from umbel.simulation.hosts import Remote
+from umbel.simulation.hosts import WorkerHost
 from umbel.simulation.processes import Process
-from umbel.simulation.session import IN_VAIN, Session
+from umbel.simulation.session import IN_VAIN, SimulationSession
 from umbel.simulation.status import BATCH, PLACE, STEPS
 from umbel.simulation.worker import Report
 from umbel.work.account import Account
@@ -128,7 +128,7 @@ class Stage:
         wire = Wire(self, index)
         self.wires.append(wire)
         self.row = memoryview(bytearray(64)).cast("Q")
-        wire.worker = Remote(index, Played(wire), self.row, None)
+        wire.worker = WorkerHost(index, Played(wire), self.row, None)
         return wire.worker
 
     def dismiss(self):
@@ -226,7 +226,7 @@ def on_stage(clock):
 
     def make(workers=2, **settings):
         stage, states = Stage(workers, clock), ClientStates()
-        session = Session(states, crew=stage, key=Key.from_seed(0), clock=clock.monotonic, **settings)
+        session = SimulationSession(states, crew=stage, key=Key.from_seed(0), clock=clock.monotonic, **settings)
         session._selector = Impatient(session._selector, clock)
         made.append((session, states))
         return session, stage, states
@@ -691,14 +691,14 @@ def test_a_session_with_real_workers(tmp_path):
 def test_what_is_over_is_let_go_of(fleet, monkeypatch):
     """However many rounds there were, what a session keeps is what the last of them left."""
     sizes = {}
-    disconnect = Session.disconnect
+    disconnect = SimulationSession.disconnect
 
     def measured(self):
         kept = (self._tickets, self._asks, self._sent_at, self._blocked, self._sizes, self._timeline._heap)
         sizes.setdefault(rounds, [len(part) for part in kept])
         disconnect(self)
 
-    monkeypatch.setattr(Session, "disconnect", measured)
+    monkeypatch.setattr(SimulationSession, "disconnect", measured)
     for window in (Window(close_after=4), ASYNC):
         sizes.clear()
         for rounds in (5, 40):

@@ -7,17 +7,17 @@ from hypothesis import strategies as st
 
 from umbel import Ask
 from umbel.core.task import Task
-from umbel.simulation.backlog import SentAsk, Ticket
-from umbel.simulation.devices import Trip
+from umbel.simulation.backlog import SimulatedAsk, Ticket
+from umbel.simulation.devices import TaskFate
 from umbel.simulation.turns import Queues, Timeline
 
 
 def asked(id, lane="train"):
-    return SentAsk(id, Ask(clients=2, lane=lane), 1, id, None)
+    return SimulatedAsk(id, Ask(clients=2, lane=lane), 1, id, None)
 
 
 def ticket(sent, client, attempt=1, ends=None):
-    trip = None if ends is None else Trip(0.0, ends, 0.0, ends, 0.0, 0, 0, 0.0, None)
+    trip = None if ends is None else TaskFate(0.0, ends, 0.0, ends, 0.0, 0, 0, 0.0, None)
     return Ticket(Task(f"{sent.id}.{client}", sent.id, client, attempt), sent, trip=trip)
 
 

@@ -20,9 +20,9 @@ from umbel.core.randomness import Key
 from umbel.core.task import Admit, Task
 from umbel.errors import AppError
 from umbel.simulation import worker
-from umbel.simulation.backlog import SentAsk, Ticket
-from umbel.simulation.channel import Channel, Parcel
-from umbel.simulation.hosts import Remote
+from umbel.simulation.backlog import SimulatedAsk, Ticket
+from umbel.simulation.channel import Channel, PackedMessage
+from umbel.simulation.hosts import WorkerHost
 from umbel.simulation.status import BATCH, CANCELLED, PLACE, STEPS, Status, row_of
 from umbel.work.executor import Executor, RunKeys
 from umbel.work.seeding import generators_kept
@@ -40,7 +40,7 @@ class Bench:
         self.status = Status(1, named=False)
         self.channel, self.theirs = Channel.pair()
         self.config = {"status": self.status.descriptor, **(config or {})}
-        self.channel.send(place or worker.Place(list(sys.path), os.getcwd(), {}))
+        self.channel.send(place or worker.Workplace(list(sys.path), os.getcwd(), {}))
         beginning = worker.Beginning(
             client=cloudpickle.dumps(client or trains(plainly)) if data is None else data,
             sources=sources,
@@ -51,12 +51,12 @@ class Bench:
             memory=None,
         )
         process = SimpleNamespace(channel=self.channel, pid=os.getpid())
-        self.remote = Remote(0, process, self.status.row(0), Parcel(beginning))
+        self.remote = WorkerHost(0, process, self.status.row(0), PackedMessage(beginning))
         self.states = {}
 
     def ask(self, id=0, *, plain=True, **asked):
         ask = Ask(**{"clients": 3, "model": MODEL, "fold": mean(), **asked})
-        return SentAsk(id, ask, 1, 0, None, plain=plain)
+        return SimulatedAsk(id, ask, 1, 0, None, plain=plain)
 
     def do(self, sent, *clients):
         tickets = [Ticket(Task(f"{sent.id}.{client}", sent.id, client), sent) for client in clients]
@@ -389,7 +389,7 @@ def test_it_moves_to_where_the_main_process_is(bench, tmp_path, monkeypatch):
         here = os.getcwd() == ctx.config["folder"] and os.environ["UMBEL_TEST"] == "after"
         return Update(model, metrics={"number": data.number, "here": here})
 
-    place = worker.Place([*sys.path, str(tmp_path)], str(tmp_path), {"UMBEL_TEST": "after"})
+    place = worker.Workplace([*sys.path, str(tmp_path)], str(tmp_path), {"UMBEL_TEST": "after"})
     here = bench(trains(train), sources={"a": Source()}, place=place, config={"folder": str(tmp_path)})
     sent = here.ask()
     here.do(sent, "a")
@@ -400,7 +400,7 @@ def test_it_moves_to_where_the_main_process_is(bench, tmp_path, monkeypatch):
 
 
 def test_a_folder_that_is_gone_is_no_obstacle(bench, tmp_path):
-    here = bench(place=worker.Place(list(sys.path), str(tmp_path / "gone"), {}))
+    here = bench(place=worker.Workplace(list(sys.path), str(tmp_path / "gone"), {}))
     here.do(here.ask(), 1)
     assert report(here.answers())[0].failed == {}
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from umbel.errors import InternalError
-from umbel.store.records import TABLES, MemoryStore, Schema
+from umbel.store.records import TABLES, MemoryStore, TableSchema
 from umbel.store.sql import SqlStore
 
 
@@ -241,7 +241,7 @@ class Model:
     def step(self, what, values):
         if what == "put":
             key = (values["run"], values["task"])
-            blank = dict.fromkeys(Schema(TABLES).table("tasks").columns)
+            blank = dict.fromkeys(TableSchema(TABLES).table("tasks").columns)
             self.rows[key] = {**self.rows.get(key, blank), **values}
         elif what == "delete":
             gone = [key for key, row in self.rows.items() if values.items() <= row.items()]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from umbel.core.task import Failed, Finished, Send
-from umbel.runs.coordinator import Opened, Stopped, Ticked
+from umbel.core.task import Failed, Finished, Send, Ticked
+from umbel.runs.coordinator import Opened, Stopped
 from umbel.testing import Entry, Schedule, replay
 
 

@@ -14,7 +14,7 @@ from umbel.core.transform import Transform, chain
 from umbel.errors import CorruptFile, SettingError, StorageError
 from umbel.transforms.clip_by_norm import clip_by_norm
 from umbel.transforms.top_k import top_k
-from umbel.trust.policy import Approvals, Policy, Range, Step, archive_sha256
+from umbel.trust.policy import Approvals, Policy, Range, RequiredStep, archive_sha256
 from umbel.wire import messages as m
 
 ARCHIVE = b"an archive"
@@ -56,7 +56,7 @@ def test_a_file_says_it_all():
         ask=True,
         kinds=("train", "evaluate"),
         smallest_cohort=10,
-        transforms=(Step("clip_by_norm", {"norm": Range(most=1.0)}),),
+        transforms=(RequiredStep("clip_by_norm", {"norm": Range(most=1.0)}),),
         config={"epochs": Range(1, 5), "optimizer": Range(one_of=("sgd", "adam"))},
     )
     assert Policy.read("") == Policy()
@@ -186,7 +186,7 @@ def test_small_cohorts_are_not_answered():
     assert "at least 10" in reason
 
 
-CLIP = Policy(allow=("any",), transforms=(Step("clip_by_norm", {"norm": Range(most=1.0)}),))
+CLIP = Policy(allow=("any",), transforms=(RequiredStep("clip_by_norm", {"norm": Range(most=1.0)}),))
 
 
 @pytest.mark.parametrize(
@@ -292,7 +292,7 @@ def test_a_bound_that_is_required_has_to_bound_all_that_is_answered(expects, mod
     assert "clip_by_norm" in "".join(reasons) or fault is None
     sent = {"config": {}, "expects": expects, "model": model}
     assert Policy().check_task(spec, sent) == []
-    sparse = Policy(transforms=(Step("top_k"),))  # it bounds nothing, and is there for another reason
+    sparse = Policy(transforms=(RequiredStep("top_k"),))  # it bounds nothing, and is there for another reason
     assert sparse.check_task(spec, sent) == []
     spec.kind = "evaluate"
     assert CLIP.check_task(spec, sent) == []

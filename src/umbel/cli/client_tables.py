@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import SettingError
-from ..runs.receipts import ClientRow, Clients, Spread
+from ..runs.receipts import ClientRow, Clients, Quantiles
 from .progress import WORDS
 from .records import Record
 from .terminal import duration, number, plain, stdout
@@ -44,7 +44,7 @@ def _plain(row: ClientRow) -> dict[str, Any]:
     return {**asdict(row), "metrics": plain(row.metrics)}
 
 
-def _print(console: Console, record: Record, rows: Sequence[ClientRow], spreads: Sequence[Spread]) -> None:
+def _print(console: Console, record: Record, rows: Sequence[ClientRow], spreads: Sequence[Quantiles]) -> None:
     if not rows and not spreads:
         console.print(Text(f"{record.id}: no client has been heard of yet", style="dim"))
         return
@@ -79,7 +79,7 @@ def _rows(rows: Sequence[ClientRow]) -> Table:
     return table
 
 
-def _spreads(spreads: Sequence[Spread]) -> Table:
+def _spreads(spreads: Sequence[Quantiles]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False, header_style="dim")
     for title in ("kind", "of", "clients", "least", "25 %", "median", "75 %", "greatest"):
         table.add_column(title, justify="left" if title in ("kind", "of") else "right", overflow="fold")

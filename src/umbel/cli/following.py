@@ -9,8 +9,7 @@ from typing import Any
 
 from ..errors import RunFailed, RunInterrupted
 from ..office.operator import Operator
-from ..runs.events import EVENTS, RoundCommitted, RunEvent, RunFinished, RunStarted
-from ..runs.events import RunInterrupted as Interrupted
+from ..runs.events import EVENTS, RoundCommitted, RunEvent, RunFinished, RunInterruption, RunStarted
 from ..runs.history import History
 from ..runs.journal import RunLog
 from .ending import Ending
@@ -41,17 +40,17 @@ class Followed:
     @property
     def ended(self) -> bool:
         """Whether the log says how the run ended."""
-        return any(isinstance(event, RunFinished | Interrupted) for event in self.events)
+        return any(isinstance(event, RunFinished | RunInterruption) for event in self.events)
 
     def ending(self, why: str | None = None) -> Ending:
         """How the run ended; `why` is what the server says of one whose log does not say it. Raises `RunFailed` where
-        it failed, `RunInterrupted` where somebody stopped it.
+        it failed, `RunInterruption` where somebody stopped it.
         """
         run = next((event.run for event in self.events if isinstance(event, RunStarted)), "")
-        kinds = RunFinished | Interrupted
+        kinds = RunFinished | RunInterruption
         last = next((event for event in reversed(self.events) if isinstance(event, kinds)), None)
         again = shlex.join(["umbel", "resume", run, "--on", self.server])
-        if isinstance(last, Interrupted):
+        if isinstance(last, RunInterruption):
             raise RunInterrupted("the run was stopped; what it learned is kept", run=run, hint=f"Go on with: {again}")
         if last is None or last.error is not None:
             reason = (why or "its process ended before it was done") if last is None else last.error

@@ -52,19 +52,19 @@ def print_runs(rows: list[dict[str, Any]], *, json: bool, nothing: str) -> None:
 
 
 @dataclass(frozen=True)
-class Part:
+class ClientsView:
     """What to show instead of a run's page: its clients, in one `round`; as `json` or not."""
 
     round: int | None = None
     json: bool = False
 
 
-def show(reference: str, folder: Path, plot: Path | None, part: Part | None = None) -> None:
+def show(reference: str, folder: Path, plot: Path | None, part: ClientsView | None = None) -> None:
     """Print the page of a run, or a part, and draw its curves to a file where one is given."""
     show_record(find(reference, folder), plot, part)
 
 
-def show_record(record: Record, plot: Path | None, part: Part | None = None) -> None:
+def show_record(record: Record, plot: Path | None, part: ClientsView | None = None) -> None:
     """Print the page of a record, or a part, and draw its curves to a file where one is given. Raises `SettingError`
     where there are none to draw.
     """

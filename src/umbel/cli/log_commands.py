@@ -14,7 +14,7 @@ from ..runs.events import (
     RoundCommitted,
     RunEvent,
     RunFinished,
-    RunInterrupted,
+    RunInterruption,
     RunResumed,
     RunStarted,
     Waiting,
@@ -53,7 +53,7 @@ def lines(path: Path, follow: bool) -> Iterator[dict[str, Any]]:
                 except ValueError as error:
                     raise CorruptFile(f"a line of {path} is damaged: {error}") from error
                 rest = b""
-                over = record.get("event") in (RunFinished.name, RunInterrupted.name)
+                over = record.get("event") in (RunFinished.name, RunInterruption.name)
                 yield record
             elif not data:
                 if not follow or over:
@@ -92,7 +92,7 @@ class LogPrinter:
             yield round_line(self._watch, event)
         elif isinstance(event, Warned):
             yield f"warning: {warning(event)}"
-        elif isinstance(event, RunInterrupted):
+        elif isinstance(event, RunInterruption):
             yield f"stopped after round {event.round}"
         elif isinstance(event, RunFinished):
             how = f"failed: {event.error}" if event.error else f"finished ({event.reason})"

@@ -251,13 +251,13 @@ def show(
 ) -> None:
     """Show a run: its facts, rounds, curves and failures, or its clients."""
     with reported(debug, json):
-        from .list_commands import Part, show
+        from .list_commands import ClientsView, show
 
         if clients:
             refuse({"--plot": plot}, "draws curves, and --clients shows none")
         else:
             refuse({"--round": round, "--json": json or None}, "goes with --clients")
-        part = Part(round, json) if clients else None
+        part = ClientsView(round, json) if clients else None
         if on is not None:
             from .remote_commands import show_on
 

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ..errors import CorruptFile, JournalMissing, SettingError
-from ..runs.events import RoundCommitted, RunEvent, RunFinished, RunInterrupted, RunResumed, RunStarted
+from ..runs.events import RoundCommitted, RunEvent, RunFinished, RunInterruption, RunResumed, RunStarted
 from ..runs.journal import LOG, RunLog, read_log, sorted_out
 
 LAST = "last"
@@ -59,11 +59,11 @@ class Record:
         """`finished`, `early stop`, `failed`, `refused` (it could not begin), `interrupted`, or `unfinished`: it is
         running, or was killed.
         """
-        kinds = (RunStarted, RunResumed, RunInterrupted, RunFinished)
+        kinds = (RunStarted, RunResumed, RunInterruption, RunFinished)
         last = next(event for event in reversed(self.log.events) if isinstance(event, kinds))
         if isinstance(last, RunFinished):
             return {"rounds": "finished"}.get(last.reason, last.reason)
-        return "interrupted" if isinstance(last, RunInterrupted) else "unfinished"
+        return "interrupted" if isinstance(last, RunInterruption) else "unfinished"
 
     @property
     def seconds(self) -> float:

@@ -19,7 +19,7 @@ from ..trust import credentials
 from . import settings
 from .application import LoadedApp, load
 from .following import Followed, follow, why_ended
-from .list_commands import Part, print_runs, show_record
+from .list_commands import ClientsView, print_runs, show_record
 from .log_commands import LogPrinter
 from .records import RemoteRecord
 from .terminal import plural, stderr, stdout
@@ -128,7 +128,7 @@ def runs_on(on: str, token: str | None, *, json: bool) -> None:
             stdout().print(Text(f" {row['run']} waits for {row['waits']}", style="yellow"), soft_wrap=True)
 
 
-def show_on(run: str, on: str, token: str | None, plot: Path | None, part: Part | None = None) -> None:
+def show_on(run: str, on: str, token: str | None, plot: Path | None, part: ClientsView | None = None) -> None:
     """Print the page of a run on a server, or a part."""
     with server(on, token) as office:
         found = office.call("runs.show", run=run)

@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from ..server.settings import Opened, ServerSettings, byte_count
+from ..server.settings import ServerOpened, ServerSettings, byte_count
 from .lock import alone
 from .terminal import log_to_stderr, stdout
 
@@ -54,7 +54,7 @@ def serve(settings: ServerSettings) -> None:
         run_server(settings, announce)
 
 
-def announce(opened: Opened) -> None:
+def announce(opened: ServerOpened) -> None:
     """Print where a server is to be found, and the line that a node needs."""
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="dim", no_wrap=True)

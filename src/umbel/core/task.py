@@ -45,6 +45,11 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
+class Ticked:
+    """Event: time has passed, or the time has come that was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
 class Send:
     """Command: have this task done."""
 

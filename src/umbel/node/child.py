@@ -59,7 +59,7 @@ from ..core.randomness import Key
 from ..core.task import Failed, Task
 from ..errors import AppError, ClientId, UmbelError
 from ..wire.names import client_id
-from ..work.executor import Answered, Executor
+from ..work.executor import EncodedAnswer, Executor
 from ..work.intake import told
 
 INLINE_BYTES = 1 << 14
@@ -128,7 +128,7 @@ class TaskKeys:
         return self.data
 
 
-class TaskState:
+class KeptState:
     """What the client of the task that is being done has kept."""
 
     def __init__(self) -> None:
@@ -143,12 +143,12 @@ class TaskState:
         return dict(encoding.decode(data))  # copies: a handler may write to what it has kept
 
 
-class Child:
+class ChildProgram:
     """The clients of one run, in a process of their own."""
 
     def __init__(self, pipes: Pipes, beginning: Message) -> None:
         self._pipes = pipes
-        self._keys, self._state = TaskKeys(), TaskState()
+        self._keys, self._state = TaskKeys(), KeptState()
         self._own: Message = {}
         self._faults: dict[int, str] = {}
         self._asks: set[int] = set()
@@ -225,7 +225,7 @@ class Child:
         finally:
             self._own, self._state.part = {}, None
 
-    def _answer(self, message: Message) -> Answered | Failed:
+    def _answer(self, message: Message) -> EncodedAnswer | Failed:
         task = Task(message["task"], message["ask"], client_id(message["client"]), message["attempt"])
         if task.ask in self._faults:
             return Failed(task.id, self._faults[task.ask])
@@ -280,7 +280,7 @@ def load_client(folder: Path, module: str, attribute: str) -> Client:
     return client
 
 
-def _written(answered: Answered, result: Path) -> Message:
+def _written(answered: EncodedAnswer, result: Path) -> Message:
     """What is told of an answer, its larger parts in files."""
     update, receipt = answered.update, answered.receipt
     small = _nbytes(update.arrays.values()) + _nbytes(update.aux.values()) <= INLINE_BYTES
@@ -363,7 +363,7 @@ def main(orders: int, answers: int, parent: int) -> None:
         return
     sys.argv[:] = [beginning["module"]]
     try:
-        child = Child(pipes, beginning)
+        child = ChildProgram(pipes, beginning)
     except UmbelError as error:
         traceback.print_exception(error)
         pipes.send("refused", reason=_said(error))

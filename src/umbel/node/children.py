@@ -229,7 +229,7 @@ class Child:
 
 
 @dataclass(eq=False)
-class Run:
+class RunHost:
     """A run as it is hosted here."""
 
     name: str
@@ -253,7 +253,7 @@ class Children:
         self._blobs = blobs
         self._unpack = unpack
         self._tell = tell
-        self._runs: dict[str, Run] = {}
+        self._runs: dict[str, RunHost] = {}
         self._living: set[asyncio.Task[None]] = set()
         self._numbers = itertools.count(1)
         self._looking: asyncio.TimerHandle | None = None
@@ -263,7 +263,7 @@ class Children:
     def prepare(self, run: str, spec: m.RunSpec, archive: Path) -> None:
         """Unpack the client and start the run's first child; `HostReady`, `HostRefused` or `HostDied` follows."""
         self.end_run(run)
-        hosted = Run(run, self._settings.folder / "runs" / f"{run}.{next(self._numbers)}")
+        hosted = RunHost(run, self._settings.folder / "runs" / f"{run}.{next(self._numbers)}")
         self._runs[run] = hosted
         self._care(hosted, self._prepare(hosted, spec.config, archive))
 
@@ -335,14 +335,14 @@ class Children:
             self.look()
             self._look_later()
 
-    def _care(self, hosted: Run, work: Coroutine[Any, Any, None]) -> None:
+    def _care(self, hosted: RunHost, work: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine of a run to its end."""
         task = asyncio.get_running_loop().create_task(work)
         for tasks in (hosted.tasks, self._living):
             tasks.add(task)
             task.add_done_callback(tasks.discard)
 
-    async def _prepare(self, hosted: Run, config: str, archive: Path) -> None:
+    async def _prepare(self, hosted: RunHost, config: str, archive: Path) -> None:
         try:
             hosted.config = json.loads(config or "{}")
             hosted.program = await asyncio.to_thread(self._unpacked, hosted.folder, archive)
@@ -360,14 +360,14 @@ class Children:
         (folder / "results").mkdir(mode=0o700, parents=True)
         return self._unpack(archive, folder / "archive")
 
-    def _hosts(self, hosted: Run) -> bool:
+    def _hosts(self, hosted: RunHost) -> bool:
         return self._runs.get(hosted.name) is hosted
 
-    def _tell_of(self, hosted: Run, event: Event) -> None:
+    def _tell_of(self, hosted: RunHost, event: Event) -> None:
         if self._hosts(hosted):
             self._tell(event)
 
-    def _born(self, hosted: Run) -> Child:
+    def _born(self, hosted: RunHost) -> Child:
         assert hosted.program is not None
         taken = {child.slot for child in hosted.children}
         child = Child(next(slot for slot in itertools.count() if slot not in taken))
@@ -387,7 +387,7 @@ class Children:
         self._care(hosted, self._live(hosted, child))
         return child
 
-    async def _live(self, hosted: Run, child: Child) -> None:
+    async def _live(self, hosted: RunHost, child: Child) -> None:
         path = self.log_of(hosted.name)
         refusal: list[str] = []
 
@@ -419,7 +419,7 @@ class Children:
         """The file that a run's clients print to."""
         return self._settings.folder / "logs" / f"{run}.log"
 
-    def _heard(self, hosted: Run, child: Child, message: Message) -> None:
+    def _heard(self, hosted: RunHost, child: Child, message: Message) -> None:
         kind = message["type"]
         if kind == "ready":
             if not hosted.ready:
@@ -445,7 +445,7 @@ class Children:
             log.debug("run %s, task %s failed:\n%s", hosted.name, message["task"], message["trace"])
         self._tell(TaskFailed(hosted.name, start.task.task, start.task.attempt, reason, retry))
 
-    def _done(self, hosted: Run, start: Start, result: Path, message: Message) -> None:
+    def _done(self, hosted: RunHost, start: Start, result: Path, message: Message) -> None:
         receipt = m.Receipt(
             task=start.task.task,
             client=start.task.client,
@@ -461,7 +461,7 @@ class Children:
         state = message["state"] and base64.b64decode(message["state"]["base64"])
         self._finished(hosted, start, m.Done(receipt=receipt, update=update), state)
 
-    async def _stored(self, hosted: Run, start: Start, result: Path, receipt: m.Receipt, message: Message) -> None:
+    async def _stored(self, hosted: RunHost, start: Start, result: Path, receipt: m.Receipt, message: Message) -> None:
         try:
             update, state = await asyncio.to_thread(self._taken_in, hosted.name, result, message)
         except (UmbelError, OSError) as error:
@@ -491,11 +491,11 @@ class Children:
         path.unlink()
         return payload, data
 
-    def _finished(self, hosted: Run, start: Start, done: m.Done, state: bytes | None) -> None:
+    def _finished(self, hosted: RunHost, start: Start, done: m.Done, state: bytes | None) -> None:
         if self._hosts(hosted):
             self._tell(TaskDone(hosted.name, start.task.task, start.task.attempt, done, state))
 
-    def _idle(self, hosted: Run, effect: Start) -> Child:
+    def _idle(self, hosted: RunHost, effect: Start) -> Child:
         """A child for a task: one that has the client's data, or knows the ask, where there is a choice."""
         idle = [child for child in hosted.children if child.task is None]
         if not idle:
@@ -514,7 +514,7 @@ class Children:
             return _inline(payload.inline)
         return {"file": str(self._blobs.path(payload.blob.sha256))}
 
-    def _base(self, hosted: Run, base: bytes) -> Message:
+    def _base(self, hosted: RunHost, base: bytes) -> Message:
         if len(base) <= INLINE_BYTES:
             return _inline(base)
         path = hosted.folder / "results" / f"{next(self._numbers)}.base"
@@ -527,7 +527,7 @@ def holder(run: str, sha256: bytes) -> str:
     return f"{run}/{sha256.hex()}"
 
 
-async def _cleared(hosted: Run) -> None:
+async def _cleared(hosted: RunHost) -> None:
     """Remove a run's folder once its children are gone."""
     while hosted.tasks:
         await asyncio.wait(hosted.tasks)

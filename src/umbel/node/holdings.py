@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from ..wire import messages as m
-from .signals import Effect, Fetch, Release
-from .spool import Acknowledged, Answered, Spool
+from .signals import Effect, FetchBlob, ReleaseBlob
+from .spool import Acknowledged, Spool, StoredAnswer
 
 
 class HostStanding(Enum):
@@ -93,7 +93,7 @@ class NeededBlobs:
             self._missing.pop(key, None)
         elif not known:
             self._missing[key] = blob
-            return [Fetch(run, blob)]
+            return [FetchBlob(run, blob)]
         return []
 
     def drop(self, run: str, users: Collection[str]) -> list[Effect]:
@@ -104,7 +104,7 @@ class NeededBlobs:
             if not self._users[key]:
                 del self._users[key]
                 self._missing.pop(key, None)
-                gone.append(Release(*key))
+                gone.append(ReleaseBlob(*key))
         return gone
 
     def drop_run(self, run: str, *, but: Collection[str] = ()) -> list[Effect]:
@@ -131,7 +131,7 @@ class NeededBlobs:
 
     def missing(self) -> list[Effect]:
         """What is to be fetched."""
-        return [Fetch(run, blob) for (run, _), blob in self._missing.items()]
+        return [FetchBlob(run, blob) for (run, _), blob in self._missing.items()]
 
     def needed(self) -> set[tuple[str, bytes]]:
         """All that is needed, there or not."""
@@ -165,7 +165,7 @@ class OwedAnswers:
         """Keep a result until it is acknowledged."""
         self._kept[result.run, result.task] = result
         data = result.SerializeToString(deterministic=True)
-        self._spool.put(Answered(result.run, result.ask, result.client, result.task, data, digest, state))
+        self._spool.put(StoredAnswer(result.run, result.ask, result.client, result.task, data, digest, state))
 
     def said(self, result: m.Result) -> None:
         """A result, kept or not, goes out in this session."""

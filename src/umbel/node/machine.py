@@ -8,70 +8,37 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from ..core.task import Ticked
 from ..errors import ProtocolError
 from ..wire import messages as m
+from ..wire.blobs import Fetched, NotFetched
 from ..work import retries
 from .holdings import Held, HostedRun, HostStanding, NeededBlobs, OwedAnswers, Slot
 from .signals import (
     Approved,
-    Connected,
     Denied,
-    Disconnected,
     Effect,
     EndRun,
     Event,
-    Fetch,
-    Fetched,
     HostDied,
     HostReady,
     HostRefused,
     Moved,
     Note,
-    NotFetched,
     OwnerAsked,
     Prepare,
-    Received,
-    Release,
-    Say,
+    ReleaseBlob,
+    SayToServer,
+    ServerSaid,
+    SessionBegun,
+    SessionEnded,
     Start,
     Stepped,
     Stop,
     TaskDone,
     TaskFailed,
-    Ticked,
 )
 from .spool import Advanced, Ended, Settled, Spool
-
-__all__ = [
-    "ALIVE_SECONDS",
-    "Approved",
-    "Connected",
-    "Denied",
-    "Disconnected",
-    "Effect",
-    "EndRun",
-    "Event",
-    "Fetch",
-    "Fetched",
-    "HostDied",
-    "HostReady",
-    "HostRefused",
-    "Moved",
-    "NodeMachine",
-    "NotFetched",
-    "Note",
-    "OwnerAsked",
-    "Prepare",
-    "Received",
-    "Release",
-    "Say",
-    "Start",
-    "Stepped",
-    "Stop",
-    "TaskDone",
-    "TaskFailed",
-    "Ticked",
-]
 
 FINISHED = 32
 """So many finished runs are kept for those who want further rounds of them."""
@@ -130,12 +97,12 @@ class NodeMachine:
         """
         self._out, self._now = [], now
         match event:
-            case Connected():
+            case SessionBegun():
                 self._connect()
-            case Disconnected():
+            case SessionEnded():
                 self._connected = False
                 self._answers.part()
-            case Received(message):
+            case ServerSaid(message):
                 self._receive(message)
             case Fetched(run, sha):
                 self._fetched(run, sha)
@@ -188,7 +155,7 @@ class NodeMachine:
 
     def _say(self, *, durable: bool = False, **body: Any) -> None:
         if self._connected:
-            self._out.append(Say(m.Message(**body), durable))
+            self._out.append(SayToServer(m.Message(**body), durable))
 
     def _say_result(self, result: m.Result, *, durable: bool) -> None:
         if self._connected:
@@ -614,7 +581,7 @@ class NodeMachine:
         if held is None:
             blob = _blob_of(event.result, "update")
             if blob is not None and not self._blobs.users(event.run, blob.sha256):
-                self._out.append(Release(event.run, blob.sha256))
+                self._out.append(ReleaseBlob(event.run, blob.sha256))
             return
         result = _outcome(held.task)
         result.done.CopyFrom(event.result)

@@ -16,6 +16,7 @@ from .. import transforms
 from ..core import encoding
 from ..core.arrays import Arrays
 from ..core.contract import mismatch
+from ..core.task import Ticked
 from ..errors import (
     ConnectionLost,
     CorruptFile,
@@ -37,34 +38,32 @@ from ..trust.identity import SigningKey, seal, sign_node
 from ..trust.policy import Policy, archive_sha256
 from ..trust.tokens import Token
 from ..wire import messages as m
+from ..wire.blobs import Fetched, NotFetched
 from ..wire.portions import HELLO_BYTES, text_bytes
 from .children import Children, ChildSettings, Program, holder
 from .machine import NodeMachine
 from .signals import (
     Approved,
-    Connected,
     Denied,
-    Disconnected,
     Effect,
     EndRun,
     Event,
-    Fetch,
-    Fetched,
+    FetchBlob,
     HostDied,
     HostReady,
     HostRefused,
     Moved,
     Note,
-    NotFetched,
     OwnerAsked,
     Prepare,
-    Received,
-    Release,
-    Say,
+    ReleaseBlob,
+    SayToServer,
+    ServerSaid,
+    SessionBegun,
+    SessionEnded,
     Start,
     Stop,
     TaskFailed,
-    Ticked,
 )
 from .spool import Batch, SqliteSpool
 
@@ -209,7 +208,7 @@ async def run_node(settings: NodeSettings, stopping: asyncio.Event) -> None:
             hint="Spread them over several nodes, or give them shorter names.",
         )
     settings.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    node = Node(settings)
+    node = NodeService(settings)
     serving = asyncio.create_task(node.serve(stopping))
     try:
         await asyncio.wait({serving, node.fault}, return_when=asyncio.FIRST_COMPLETED)
@@ -222,7 +221,7 @@ async def run_node(settings: NodeSettings, stopping: asyncio.Event) -> None:
         node.fault.result()
 
 
-class Node:
+class NodeService:
     """A node's state machine, and the world around it."""
 
     def __init__(self, settings: NodeSettings) -> None:
@@ -303,10 +302,10 @@ class Node:
                 same_machine=welcome.same_machine,
                 progress=self._progressed,
             )
-            self._handle(Connected(welcome))
+            self._handle(SessionBegun(welcome))
             async for message in connection.messages():
                 try:
-                    self._handle(Received(message))
+                    self._handle(ServerSaid(message))
                 except ProtocolError as error:
                     await connection.close(error)
                     raise
@@ -314,7 +313,7 @@ class Node:
             exchange, self._connection, self._exchange = self._exchange, None, None
             self._held.clear()
             if exchange is not None:
-                self._handle(Disconnected())
+                self._handle(SessionEnded())
                 await exchange.close()
             ending.cancel()
             await connection.close()
@@ -372,14 +371,14 @@ class Node:
 
     def _carry_out(self, effect: Effect) -> None:
         match effect:
-            case Say(message, durable):
+            case SayToServer(message, durable):
                 if durable:
                     self._held.append(message)
                 elif self._connection is not None:
                     self._connection.post(message)
-            case Fetch(run, blob):
+            case FetchBlob(run, blob):
                 self._fetch(run, blob)
-            case Release(run, sha):
+            case ReleaseBlob(run, sha):
                 self._release(run, sha)
             case Prepare():
                 self._specs[effect.run] = effect.spec

@@ -5,43 +5,28 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from ..core.task import Ticked
 from ..wire import messages as m
+from ..wire.blobs import Fetched, NotFetched
 
 
 @dataclass(frozen=True, slots=True)
-class Connected:
+class SessionBegun:
     """A session with the server has begun: the handshake is done."""
 
     welcome: m.Welcome
 
 
 @dataclass(frozen=True, slots=True)
-class Disconnected:
+class SessionEnded:
     """The session has ended. Whatever was to be said in it and is still held back must not be said in the next."""
 
 
 @dataclass(frozen=True, slots=True)
-class Received:
+class ServerSaid:
     """A message from the server, other than those of the handshake, of blobs, pings and problems."""
 
     message: m.Message
-
-
-@dataclass(frozen=True, slots=True)
-class Fetched:
-    """A blob asked for by `Fetch` is complete in the node's folder; told at once where it was there already."""
-
-    run: str
-    sha: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class NotFetched:
-    """A blob is not to be had: the server says so, or the disk is full. Not for a connection that broke."""
-
-    run: str
-    sha: bytes
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +87,7 @@ class Denied:
 class TaskDone:
     """A task that was started is done, with the state that its client leaves.
 
-    The file of an update that is a blob lies in the node's folder already, held until `Release`.
+    The file of an update that is a blob lies in the node's folder already, held until `ReleaseBlob`.
     """
 
     run: str
@@ -131,15 +116,10 @@ class Stepped:
     task: str
 
 
-@dataclass(frozen=True, slots=True)
-class Ticked:
-    """The time that `next_tick` named has come."""
-
-
 Event: TypeAlias = (
-    Connected
-    | Disconnected
-    | Received
+    SessionBegun
+    | SessionEnded
+    | ServerSaid
     | Fetched
     | NotFetched
     | Moved
@@ -157,7 +137,7 @@ Event: TypeAlias = (
 
 
 @dataclass(frozen=True, slots=True)
-class Say:
+class SayToServer:
     """Send a message in this session; a durable one only once all that the spool was given before it is on disk."""
 
     message: m.Message
@@ -165,8 +145,8 @@ class Say:
 
 
 @dataclass(frozen=True, slots=True)
-class Fetch:
-    """Get a blob and hold it for the run until `Release`; answer `Fetched` or `NotFetched`.
+class FetchBlob:
+    """Get a blob and hold it for the run until `ReleaseBlob`; answer `Fetched` or `NotFetched`.
 
     Comes again in each new session until it is answered; a second one for what is under way goes on with that.
     """
@@ -218,7 +198,7 @@ class EndRun:
 
 
 @dataclass(frozen=True, slots=True)
-class Release:
+class ReleaseBlob:
     """A run does not need a blob any more: stop fetching it, let go of its file."""
 
     run: str
@@ -232,4 +212,4 @@ class Note:
     text: str
 
 
-Effect: TypeAlias = Say | Fetch | Prepare | Start | Stop | EndRun | Release | Note
+Effect: TypeAlias = SayToServer | FetchBlob | Prepare | Start | Stop | EndRun | ReleaseBlob | Note

@@ -14,7 +14,7 @@ from ..errors import CorruptFile, StorageError
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class StoredAnswer:
     """A task has an answer: a Result message as bytes.
 
     `digest` is that of the question, `state` what the client leaves; a failure has neither.
@@ -67,7 +67,7 @@ class Ended:
     run: str
 
 
-Step: TypeAlias = Answered | Acknowledged | Settled | Advanced | Ended
+Step: TypeAlias = StoredAnswer | Acknowledged | Settled | Advanced | Ended
 Batch: TypeAlias = Sequence[Step]
 
 
@@ -115,13 +115,13 @@ class _Queue(ABC):
         self._lock = threading.Lock()
         self._unwritten: list[Step] = []
         self._taken = 0
-        self._answered: dict[tuple[str, str], Answered] = {}
+        self._answered: dict[tuple[str, str], StoredAnswer] = {}
         self._ending: set[str] = set()
 
     def put(self, step: Step) -> None:
         with self._lock:
             self._unwritten.append(step)
-            if isinstance(step, Answered):
+            if isinstance(step, StoredAnswer):
                 self._answered[step.run, step.task] = step
             elif isinstance(step, Ended):
                 self._ending.add(step.run)
@@ -138,7 +138,7 @@ class _Queue(ABC):
             del self._unwritten[: len(batch)]
             self._taken -= len(batch)
             for step in batch:
-                if isinstance(step, Answered) and self._answered.get((step.run, step.task)) is step:
+                if isinstance(step, StoredAnswer) and self._answered.get((step.run, step.task)) is step:
                     del self._answered[step.run, step.task]
 
     def commit(self) -> None:
@@ -218,7 +218,7 @@ class MemorySpool(_Queue):
         disk = self._disk
         for step in batch:
             match step:
-                case Answered(run, ask, client, task, message, digest, state):
+                case StoredAnswer(run, ask, client, task, message, digest, state):
                     disk.answers[run, task] = (ask, message)
                     if digest is not None:
                         disk.digests.setdefault((run, task), digest)
@@ -331,7 +331,7 @@ class SqliteSpool(_Queue):
 
 def _statements(step: Step) -> Iterator[tuple[str, tuple[Any, ...]]]:
     match step:
-        case Answered(run, ask, client, task, message, digest, state):
+        case StoredAnswer(run, ask, client, task, message, digest, state):
             yield "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)", (run, task, ask, message)
             if digest is not None:
                 yield "INSERT OR IGNORE INTO digests VALUES (?, ?, ?)", (run, task, digest)

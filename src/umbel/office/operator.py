@@ -19,7 +19,7 @@ from ..store.blobs import Blobs
 from ..transport.stream import Stream
 from ..trust.credentials import Credentials
 from ..wire import messages as m
-from .talk import Answers, Talk
+from .connection import Answers, OperatorConnection
 
 Dial = Callable[[Credentials], Awaitable[Stream]]
 T = TypeVar("T")
@@ -50,7 +50,7 @@ class Operator:
         self._folder = scratch
         self._own: Path | None = None
         self._blobs: Blobs | None = None
-        self._talk: Talk | None = None
+        self._talk: OperatorConnection | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="umbel-operator", daemon=True)
         self._thread.start()
@@ -167,11 +167,11 @@ class Operator:
 
     # In the thread of the loop
 
-    async def _connected(self) -> Talk:
+    async def _connected(self) -> OperatorConnection:
         if self._talk is None or self._talk.over:
             await self._hung_up()
             stream = await self._dial(self._credentials)
-            self._talk = await Talk.begun(stream, self._credentials, self._kept())
+            self._talk = await OperatorConnection.begun(stream, self._credentials, self._kept())
         return self._talk
 
     async def _hung_up(self) -> None:

@@ -17,7 +17,7 @@ from ..work.state import ClientStates
 
 if TYPE_CHECKING:
     from ..wire import messages as m
-    from .session import Link, Session
+    from .session import Link, RemoteSession
 
 STALL = 900.0
 SETTLING = 60.0
@@ -91,11 +91,11 @@ class Remote:
         tell: Callable[[RunEvent], None] = lambda event: None,
         known: Mapping[str, Any] | None = None,
         log: Iterable[RunEvent] = (),
-    ) -> Enlisted:
+    ) -> ServerFederation:
         """Make a run known to the server, and wait until its clients are ready.
 
-        `known` is what `Enlisted.describe` gave for a run that goes on. Its clients are not waited for, and nodes are
-        told just what they were told before, for else they would have to begin anew. Raises `SettingError` where
+        `known` is what `ServerFederation.describe` gave for a run that goes on. Its clients are not waited for, and
+        nodes are told just what they were told before, for else they would have to begin anew. Raises `SettingError` where
         clients do not come, `Refused` where the server says no.
         """
         from ..wire import messages as m
@@ -127,10 +127,10 @@ class Remote:
         except BaseException:
             link.close()
             raise
-        return Enlisted(link, spec, clients, standings, self._stall, log)
+        return ServerFederation(link, spec, clients, standings, self._stall, log)
 
 
-class Enlisted:
+class ServerFederation:
     """A federation whose clients are known: those of one run."""
 
     def __init__(
@@ -170,12 +170,12 @@ class Enlisted:
         key: Key,
         states: ClientStates,
         clock: Callable[[], float],
-    ) -> Session:
+    ) -> RemoteSession:
         """The session of the run."""
         from ..work.executor import RunKeys
-        from .session import Session
+        from .session import RemoteSession
 
-        session = Session(self._link, self._spec, states, keys=RunKeys(key), stall=self._stall, log=self._log)
+        session = RemoteSession(self._link, self._spec, states, keys=RunKeys(key), stall=self._stall, log=self._log)
         session.members.update(self._standings)
         return session
 

@@ -22,7 +22,7 @@ from ..transport.handshake import introduce
 from ..trust.credentials import Credentials, find
 from ..trust.proofs import TokenProof
 from ..wire import messages as m
-from .parcels import stored_in
+from .payloads import stored_in
 from .session import Arrived, Down, Item, Missing, Up
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0

@@ -19,17 +19,17 @@ from typing import Any, Protocol
 from ..core import encoding
 from ..core.ask import Ask, for_client
 from ..core.partial import Partial
-from ..core.task import Admit, AllFinished, Cancel, Failed, Send, Task
+from ..core.task import Admit, AllFinished, Cancel, Failed, Send, Task, Ticked
 from ..core.update import Receipt, Update
 from ..errors import ClientId, CorruptFile, UmbelError, UpdateRejected
-from ..runs.coordinator import Event, Ticked, Wake
+from ..runs.coordinator import Event, Wake
 from ..runs.events import AskClosed, RoundCommitted, RunEvent, RunFinished, RunResumed
 from ..wire import messages as m
 from ..wire.names import client_id
 from ..work.executor import Keys
 from ..work.intake import ClosedAsk, Intake
 from ..work.late import lasting, load_ask, save_ask
-from .parcels import SentAsk, Stored, ask_spec, task_message
+from .payloads import RemoteAsk, Stored, ask_spec, task_message
 
 PARTING = 10.0
 """For how many seconds a run that is over waits until the server has stored its log."""
@@ -93,7 +93,7 @@ class Link(Protocol):
         """End the connection."""
 
 
-class StatesOf(Protocol):
+class MarkersOf(Protocol):
     """The client states, as the conductor keeps them: here markers that say which task's state a node holds."""
 
     def get(self, client: ClientId) -> dict[str, Any]:
@@ -115,7 +115,7 @@ class _Log:
     number: int = 1
 
 
-class Session:
+class RemoteSession:
     """One run's clients by way of a server.
 
     - `run`: its id; `spec` what nodes are told of it; `keys` gives the keys of tasks.
@@ -130,7 +130,7 @@ class Session:
         self,
         link: Link,
         spec: m.RunSpec,
-        states: StatesOf,
+        states: MarkersOf,
         *,
         keys: Keys,
         stall: float,
@@ -143,7 +143,7 @@ class Session:
         self._keys = keys
         self._stall = stall
         self._intake = Intake()
-        self._asks: dict[int, SentAsk] = {}
+        self._asks: dict[int, RemoteAsk] = {}
         self._open: set[int] = set()
         self._flying: dict[str, _Flying] = {}
         self._blocked: list[Task] = []
@@ -230,7 +230,7 @@ class Session:
         if ask.window.late == "keep":
             ask = lasting(ask)
         digest = bytes.fromhex(ask.digest(tuple(cohort)))
-        sent = self._asks[id] = SentAsk(id, ask, round, number, params, digest, tuple(cohort))
+        sent = self._asks[id] = RemoteAsk(id, ask, round, number, params, digest, tuple(cohort))
         self._open.add(id)
         self._intake.open(id, ask, round, number, params)
         self._flush()
@@ -269,7 +269,7 @@ class Session:
         self._keep_until_closed(task.ask, message.own)
         return message
 
-    def _say_ask(self, sent: SentAsk) -> None:
+    def _say_ask(self, sent: RemoteAsk) -> None:
         spec = ask_spec(self._run, sent, self._link.store)
         for payload in (spec.model, spec.shared):
             self._keep_until_closed(sent.id, payload)
@@ -526,7 +526,7 @@ class Session:
         """Know again what `save_asks` saved."""
         for id, round, number, params, tree, digest, cohort in saved:
             ask = load_ask(tree)
-            self._asks[id] = SentAsk(id, ask, round, number, params, digest, tuple(cohort))
+            self._asks[id] = RemoteAsk(id, ask, round, number, params, digest, tuple(cohort))
             self._intake.open(id, ask, round, number, params)
             self._done.add(id)
             self._say_ask(self._asks[id])

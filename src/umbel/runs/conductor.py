@@ -18,7 +18,7 @@ from ..core.arrays import Arrays
 from ..core.ask import Ask
 from ..core.randomness import Key
 from ..core.strategy import State
-from ..core.task import AllFinished, Failed, Finished, Task
+from ..core.task import AllFinished, Failed, Finished, Task, Ticked
 from ..core.transform import place
 from ..core.update import MOST_METRICS
 from ..errors import (
@@ -38,7 +38,7 @@ from ..work.account import Account
 from ..work.intake import ClosedAsk
 from ..work.seeding import generators_kept, seed_generators
 from ..work.state import ClientStates
-from .coordinator import Close, Command, Coordinator, Event, Opened, Stopped, TaskState, Ticked
+from .coordinator import Close, Command, Coordinator, Event, Opened, Stopped, TaskState
 from .events import (
     AskClosed,
     AskOpened,
@@ -46,7 +46,7 @@ from .events import (
     RoundStarted,
     RunEvent,
     RunFinished,
-    RunInterrupted,
+    RunInterruption,
     RunResumed,
     RunStarted,
     TaskEnded,
@@ -71,7 +71,7 @@ MOST_WARNINGS = 20
 
 
 @dataclass(slots=True)
-class Going:
+class AskUnderway:
     """An ask on its way: its place in its round, what was asked of whom, since when, the state of its transforms;
     `drawn` counts those whom the sampler drew, who need not all be online.
     """
@@ -135,7 +135,7 @@ class Conductor:
         )
         # Where time is virtual, deadlines and the log go by it; else by the time in which clients could be reached.
         self._now: Callable[[], float] = self._session.now or self._session.clock
-        self._going: dict[int, Going] = {}
+        self._going: dict[int, AskUnderway] = {}
         self._lanes: set[str] = set()
         self._first_ask = 0
         self._recorded: dict[int, AskClosed] = {}
@@ -265,7 +265,7 @@ class Conductor:
     def interrupt(self) -> None:
         """Stop what is going on and say so in the log."""
         self._coordinator.handle(Stopped(), self._now())
-        self._tell(RunInterrupted(run=self.started.run, round=self.round), durable=True)
+        self._tell(RunInterruption(run=self.started.run, round=self.round), durable=True)
 
     def release(self) -> None:
         """Let go of files and clients."""
@@ -291,7 +291,7 @@ class Conductor:
         self._warn_of_unseeded(r)
         progress, failed = self._progress, None
         self._first_ask = progress.next_ask
-        served: list[Going] = []
+        served: list[AskUnderway] = []
         try:
             progress.state = self._generate(r, served)
         except NothingToFold as error:
@@ -332,7 +332,7 @@ class Conductor:
             )
         )
 
-    def _generate(self, r: int, served: list[Going]) -> State:
+    def _generate(self, r: int, served: list[AskUnderway]) -> State:
         rounds = self.app.strategy.round(self._progress.state, r)
         if not hasattr(rounds, "send"):
             raise StrategyError(
@@ -390,7 +390,7 @@ class Conductor:
                 text = f"{name} draws from generators that are not seeded for each task: a seed may give other bits"
                 self._tell(Warned(round=r, text=text))
 
-    def _evaluated(self, item: Going, r: int) -> dict[str, float]:
+    def _evaluated(self, item: AskUnderway, r: int) -> dict[str, float]:
         """The metrics of an evaluation. One that fails is no failure of the run, whose model it does not change; it is
         told once, until one succeeds again.
         """
@@ -428,7 +428,7 @@ class Conductor:
 
     # Asks
 
-    def _serve(self, asks: Sequence[Ask], r: int) -> list[Going]:
+    def _serve(self, asks: Sequence[Ask], r: int) -> list[AskUnderway]:
         if not isinstance(asks, list | tuple) or not asks or not all(isinstance(ask, Ask) for ask in asks):
             raise StrategyError(
                 f"round {r} of {self.started.strategy} yielded {asks!r:.80}, not an Ask or a list of them"
@@ -448,7 +448,7 @@ class Conductor:
             raise InternalError("an ask has no reply")
         return going
 
-    def _forget_unless_all(self, going: Sequence[Going]) -> None:
+    def _forget_unless_all(self, going: Sequence[AskUnderway]) -> None:
         """In virtual time asks that are open at once overlap: those that closed before the run stopped are done again,
         with the others.
         """
@@ -458,7 +458,7 @@ class Conductor:
             self._recorded.pop(item.id, None)
         self._states.keep(going[0].id, ())
 
-    def _prepare(self, ask: Ask, r: int, index: int) -> Going:
+    def _prepare(self, ask: Ask, r: int, index: int) -> AskUnderway:
         progress = self._progress
         id = progress.next_ask
         progress.next_ask += 1
@@ -472,7 +472,7 @@ class Conductor:
         kept = place(lane, ask.transform, schema)
         state = progress.transforms[kept] if kept in progress.transforms else ask.transform.init(schema)
         digest = ask.digest(cohort) if self._journal.folder is not None else ""
-        self._going[id] = item = Going(id, number, ask, lane, cohort, drawn, digest, self._clock(), kept, state)
+        self._going[id] = item = AskUnderway(id, number, ask, lane, cohort, drawn, digest, self._clock(), kept, state)
         self._session.open(id, ask, r, number, ask.transform.send(state), cohort)
         return item
 
@@ -496,7 +496,7 @@ class Conductor:
             raise SamplingError("the cohort has a client twice", hint="A sampler draws every client at most once.")
         return cohort
 
-    def _open(self, item: Going, r: int) -> list[Command]:
+    def _open(self, item: AskUnderway, r: int) -> list[Command]:
         self._tell(AskOpened(ask=item.id, round=r, kind=item.ask.kind, clients=len(item.cohort)))
         # Only a coordinator that has not seen this lane yet needs to be told what is out in it.
         left = () if item.lane in self._lanes else self._progress.late.get(item.lane, ())
@@ -504,7 +504,7 @@ class Conductor:
         late = [(entry.task, entry.age) for entry in left]
         return self._coordinator.handle(Opened(item.id, item.lane, item.cohort, item.ask.window, late), self._now())
 
-    def _replay(self, item: Going, record: AskClosed) -> None:
+    def _replay(self, item: AskUnderway, record: AskClosed) -> None:
         if record.digest != item.digest:
             raise NondeterministicStrategy(
                 f"ask {item.id} is not what it was before the run stopped: the strategy asks something else",
@@ -596,7 +596,7 @@ class Conductor:
             self._rows -= len(self.closed.pop(0).clients.get("client", ()))
 
     def _told(
-        self, item: Going, r: int, command: Close, closed: ClosedAsk, failed: Mapping[ClientId, str]
+        self, item: AskUnderway, r: int, command: Close, closed: ClosedAsk, failed: Mapping[ClientId, str]
     ) -> AskClosed:
         """How an ask ended, as the log says it."""
         reply = item.reply
@@ -625,13 +625,13 @@ class Conductor:
             account=asdict(closed.account),
         )
 
-    def _keep_state(self, item: Going, state: Any) -> None:
+    def _keep_state(self, item: AskUnderway, state: Any) -> None:
         """What the transforms of an ask know after it."""
         if state is not None:
             self._progress.transforms[item.place] = state
 
     def _finish(
-        self, item: Going, r: int, command: Close, closed: ClosedAsk, failed: Mapping[ClientId, str]
+        self, item: AskUnderway, r: int, command: Close, closed: ClosedAsk, failed: Mapping[ClientId, str]
     ) -> tuple[Reply, Any]:
         partial = closed.partial
         came, quorum = len(partial.receipts), item.ask.window.quorum
@@ -722,7 +722,7 @@ class Conductor:
         self._warnings.clear()
 
 
-def _failed(item: Going, command: Close, closed: ClosedAsk) -> dict[ClientId, str]:
+def _failed(item: AskUnderway, command: Close, closed: ClosedAsk) -> dict[ClientId, str]:
     """Why clients failed, in the order of the cohort: that in which they were told of may differ from run to run."""
     reasons = Reasons()
     failed = {**command.failed, **{client: reasons.keep(reason) for client, reason in closed.refused.items()}}
@@ -744,7 +744,7 @@ def _garbage_frozen() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _counts(item: Going) -> tuple[int, int]:
+def _counts(item: AskUnderway) -> tuple[int, int]:
     """How many updates came for an ask, and of how many clients they would have been."""
     reply = item.reply
     if isinstance(reply, Answer):
@@ -753,7 +753,7 @@ def _counts(item: Going) -> tuple[int, int]:
     return reply.came, reply.asked
 
 
-def _nothing_came(served: Sequence[Going]) -> str | None:
+def _nothing_came(served: Sequence[AskUnderway]) -> str | None:
     """Why nobody's update came for any of a round's asks, though clients were asked, whatever the strategy made of
     that; None where somebody's did. Evaluations count where there is nothing else.
     """
@@ -765,12 +765,12 @@ def _nothing_came(served: Sequence[Going]) -> str | None:
     return _shortage(missed[0], 0, reply.failed) if isinstance(reply, Answer) else reply.message  # type: ignore[union-attr]
 
 
-def _nothing(item: Going, came: int, failed: int, message: str) -> NothingToFold:
+def _nothing(item: AskUnderway, came: int, failed: int, message: str) -> NothingToFold:
     """What a strategy is told of an ask that came to nothing."""
     return NothingToFold(message, asked=max(item.drawn, came, failed), came=came)
 
 
-def _shortage(item: Going, came: int, failed: Mapping[ClientId, str]) -> str:
+def _shortage(item: AskUnderway, came: int, failed: Mapping[ClientId, str]) -> str:
     if not item.cohort and not came and not failed:
         why = "no client that the sampler drew is online" if item.drawn else "the sampler drew no client"
         return f"nobody was asked: {why}"

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from ..core.task import Admit, AllFinished, Cancel, Failed, Finished, Send, Task
+from ..core.task import Admit, AllFinished, Cancel, Failed, Finished, Send, Task, Ticked
 from ..core.window import Window
 from ..errors import ClientId, InternalError
 from .reasons import Reasons
@@ -68,11 +68,6 @@ class Opened:
     clients: Sequence[ClientId]
     window: Window
     late: Sequence[tuple[Task, int]] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Ticked:
-    """Event: time has passed."""
 
 
 @dataclass(frozen=True, slots=True)

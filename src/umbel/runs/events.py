@@ -191,7 +191,7 @@ class Warned(RunEvent):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunInterrupted(RunEvent):
+class RunInterruption(RunEvent):
     """Somebody stopped the run; it can be resumed."""
 
     name: ClassVar[str] = "run_interrupted"

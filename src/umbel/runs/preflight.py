@@ -27,7 +27,7 @@ from .run import federation_of
 
 
 @dataclass(frozen=True)
-class Part:
+class KindCost:
     """What one kind of ask takes: how many clients a round, and for one client seconds of work and of loading its data,
     and the bytes that go to it and come back.
     """
@@ -50,7 +50,7 @@ class Preflight:
     """
 
     client: ClientId
-    parts: tuple[Part, ...]
+    parts: tuple[KindCost, ...]
     rounds: int
     workers: int
     test_seconds: float
@@ -131,7 +131,7 @@ def _session(federation: Any, app: App, config: Mapping[str, Any], key: Key, sta
         session.disconnect()
 
 
-def _measured(session: Any, id: int, ask: Ask, cohort: tuple[ClientId, ...], rounds: int) -> Part:
+def _measured(session: Any, id: int, ask: Ask, cohort: tuple[ClientId, ...], rounds: int) -> KindCost:
     """Do one client's task twice: the first loads its data and warms up, the second tells what a task takes."""
     client = cohort[0]
     model = for_client(ask.model, client)
@@ -149,7 +149,7 @@ def _measured(session: Any, id: int, ask: Ask, cohort: tuple[ClientId, ...], rou
         accounts.append(session.close(number).account)
     expects = for_client(ask.expects, client)
     up = expects.schema(model).nbytes if ask.kind != "evaluate" and isinstance(expects, Like) else 0
-    return Part(
+    return KindCost(
         kind=ask.kind,
         clients=len(cohort),
         rounds=rounds,

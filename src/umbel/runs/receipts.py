@@ -49,7 +49,7 @@ class ClientRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
+class Quantiles:
     """How a number differs between the clients of an ask that are too many for rows of their own.
 
     `name` is `"weight"`, `"seconds"` or, for a metric, `"metrics.loss"`, say; `count` clients have a finite one. `low`
@@ -107,10 +107,10 @@ class Clients(Sequence[ClientRow]):
         return [_row(event, place) for event in asks for place in range(len(event.clients.get("client", ())))]
 
     @property
-    def spreads(self) -> list[Spread]:
+    def spreads(self) -> list[Quantiles]:
         """The quantiles of the asks whose clients are too many for rows."""
         return [
-            Spread(
+            Quantiles(
                 event.round,
                 event.kind,
                 name,

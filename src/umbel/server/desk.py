@@ -73,7 +73,7 @@ _LOG = logging.getLogger("umbel.server")
 Body = Mapping[str, Any]
 
 
-class Peer(Protocol):
+class OperatorPeer(Protocol):
     """An operator's connection. `fetch` gets a blob from there into the server's blobs and raises `Refused` where it is
     not to be had; `offer` lets it have a blob, which stays as long as it is connected.
     """
@@ -128,7 +128,7 @@ class Desk:
         self._now = now
         self._summaries = Summaries(offices.store)
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._methods: dict[str, Callable[[Peer, Body], Awaitable[dict[str, Any]]]] = {
+        self._methods: dict[str, Callable[[OperatorPeer, Body], Awaitable[dict[str, Any]]]] = {
             "server.status": self._status,
             "nodes.list": self._nodes,
             "nodes.invite": self._invite,
@@ -146,7 +146,7 @@ class Desk:
             "runs.resume": self._resume,
         }
 
-    async def answer(self, peer: Peer, request: m.Request) -> AsyncIterator[m.Response]:
+    async def answer(self, peer: OperatorPeer, request: m.Request) -> AsyncIterator[m.Response]:
         """The responses to a request of an operator, as they come."""
         try:
             body = self._admitted(peer, request)
@@ -180,7 +180,7 @@ class Desk:
 
     # Who may what
 
-    def _admitted(self, peer: Peer, request: m.Request) -> Body:
+    def _admitted(self, peer: OperatorPeer, request: m.Request) -> Body:
         if request.method not in RIGHTS:
             raise Refused(f"there is no method {request.method!r:.60}", m.CODE_UNKNOWN)
         needed, _ = RIGHTS[request.method]
@@ -202,10 +202,10 @@ class Desk:
 
     # The server, its nodes and operators
 
-    async def _status(self, peer: Peer, body: Body) -> dict[str, Any]:
+    async def _status(self, peer: OperatorPeer, body: Body) -> dict[str, Any]:
         return {**self._offices.status(), "you": {"name": peer.name, "role": peer.role}}
 
-    async def _nodes(self, peer: Peer, body: Body) -> dict[str, Any]:
+    async def _nodes(self, peer: OperatorPeer, body: Body) -> dict[str, Any]:
         columns = ("id", "name", "status", "joined_at", "seen_at")
         return {
             "nodes": [
@@ -220,7 +220,7 @@ class Desk:
             ]
         }
 
-    async def _invite(self, peer: Peer, body: Body) -> dict[str, Any]:
+    async def _invite(self, peer: OperatorPeer, body: Body) -> dict[str, Any]:
         hours = body.get("hours", 24)
         if isinstance(hours, bool) or not isinstance(hours, int | float):
             raise Refused("hours is a number", m.CODE_MALFORMED)
@@ -228,24 +228,24 @@ class Desk:
         token = self._offices.registry.invite(peer.name, name, 3600.0 * hours)
         return {"line": self._offices.invitation(token), "expires_at": self._now() + 3600.0 * hours}
 
-    async def _approve(self, peer: Peer, body: Body) -> dict[str, Any]:
+    async def _approve(self, peer: OperatorPeer, body: Body) -> dict[str, Any]:
         node = self._offices.registry.approve(peer.name, _text(body, "node"))
         return {"node": node.id, "name": node.name}
 
-    async def _revoke(self, peer: Peer, body: Body) -> dict[str, Any]:
+    async def _revoke(self, peer: OperatorPeer, body: Body) -> dict[str, Any]:
         node = self._offices.registry.revoke(peer.name, _text(body, "node"))
         self._offices.revoked(node.id)
         return {"node": node.id, "name": node.name}
 
-    async def _operators(self, peer: Peer, body: Body) -> dict[str, Any]:
+    async def _operators(self, peer: OperatorPeer, body: Body) -> dict[str, Any]:
         return {"operators": self._offices.registry.operators()}
 
-    async def _add_operator(self, peer: Peer, body: Body) -> dict[str, Any]:
+    async def _add_operator(self, peer: OperatorPeer, body: Body) -> dict[str, Any]:
         name, role = _text(body, "name"), _text(body, "role")
         token = self._offices.registry.grant(peer.name, name, role)
         return {"name": name, "role": role, "line": self._offices.line(token)}
 
-    async def _remove_operator(self, peer: Peer, body: Body) -> dict[str, Any]:
+    async def _remove_operator(self, peer: OperatorPeer, body: Body) -> dict[str, Any]:
         name = _text(body, "name")
         admins = [row["name"] for row in self._offices.registry.operators() if row["role"] == "admin"]
         if admins == [name]:
@@ -253,7 +253,7 @@ class Desk:
         self._offices.dismissed(self._offices.registry.remove_operator(peer.name, name))
         return {"name": name}
 
-    async def _audit(self, peer: Peer, body: Body) -> dict[str, Any]:
+    async def _audit(self, peer: OperatorPeer, body: Body) -> dict[str, Any]:
         count = body.get("count", 100)
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise Refused("count is a whole number of at least 1", m.CODE_MALFORMED)
@@ -261,7 +261,7 @@ class Desk:
 
     # Runs
 
-    async def _runs(self, peer: Peer, body: Body) -> dict[str, Any]:
+    async def _runs(self, peer: OperatorPeer, body: Body) -> dict[str, Any]:
         rows = sorted(self._offices.store.rows("runs"), key=lambda row: (row["created_at"] or 0.0, row["id"]))
         return {"runs": [self._described(row) for row in rows]}
 
@@ -282,7 +282,7 @@ class Desk:
         why = "".join(f"; {each}" for each in found.get("refused", ())[:REFUSALS])
         return f"clients: {', '.join(counts)}{why}" if counts else "clients: no node hosts any that it wants"
 
-    async def _show(self, peer: Peer, body: Body) -> dict[str, Any]:
+    async def _show(self, peer: OperatorPeer, body: Body) -> dict[str, Any]:
         row = self._run(body)
         now = self._offices.standings(row["id"]).items()
         kept = [(client, *standing) for client, standing in (row["members"] or {}).items()]
@@ -306,7 +306,7 @@ class Desk:
             await asyncio.sleep(0)  # a long log must not keep others waiting
         yield {"run": run, "status": self._offices.store.rows("runs", id=run)[0]["status"]}
 
-    async def _pull(self, peer: Peer, body: Body) -> dict[str, Any]:
+    async def _pull(self, peer: OperatorPeer, body: Body) -> dict[str, Any]:
         run = self._run(body)["id"]
         folder = self._offices.folder(run)
         found = []
@@ -331,7 +331,7 @@ class Desk:
                 raise
             return None
 
-    async def _submit(self, peer: Peer, body: Body) -> dict[str, Any]:
+    async def _submit(self, peer: OperatorPeer, body: Body) -> dict[str, Any]:
         run, name = _text(body, "run"), _name(body)
         if not _RUN.fullmatch(run):
             raise Refused(f"{run!r:.60} cannot be a run's id", m.CODE_MALFORMED)
@@ -342,7 +342,7 @@ class Desk:
         """One thing at a time is done with a run; what comes meanwhile waits, and then sees what became of it."""
         return self._turns.setdefault(run, asyncio.Lock())
 
-    async def _submitted(self, peer: Peer, body: Body, run: str, name: str) -> dict[str, Any]:
+    async def _submitted(self, peer: OperatorPeer, body: Body, run: str, name: str) -> dict[str, Any]:
         client, app = _blob(body, "client"), _blob(body, "app")
         author, signature = _bytes(body, "author"), _bytes(body, "signature")
         submission = {key: body[key] for key in ("client", "app", "author", "signature")}
@@ -380,7 +380,7 @@ class Desk:
         if found.manifest["kind"] != kind:
             raise AppError(f"the archive that is said to be the {kind}'s is not")
 
-    async def _stop(self, peer: Peer, body: Body) -> dict[str, Any]:
+    async def _stop(self, peer: OperatorPeer, body: Body) -> dict[str, Any]:
         run = self._run(body)["id"]
         async with self._turn(run):
             (row,) = self._offices.store.rows("runs", id=run)
@@ -390,14 +390,14 @@ class Desk:
             await self._offices.stop(run)
         return {"run": run}
 
-    async def _resume(self, peer: Peer, body: Body) -> dict[str, Any]:
+    async def _resume(self, peer: OperatorPeer, body: Body) -> dict[str, Any]:
         run, rounds = self._run(body)["id"], body.get("rounds")
         if rounds is not None and (isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1):
             raise Refused("rounds is a whole number of at least 1", m.CODE_MALFORMED)
         async with self._turn(run):
             return await self._resumed(peer, run, rounds)
 
-    async def _resumed(self, peer: Peer, run: str, rounds: int | None) -> dict[str, Any]:
+    async def _resumed(self, peer: OperatorPeer, run: str, rounds: int | None) -> dict[str, Any]:
         (row,) = self._offices.store.rows("runs", id=run)
         if row["ended_at"] is None:
             raise Refused(f"run {row['id']} is going on", m.CODE_OUT_OF_ORDER)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import ProtocolError
 from ..wire import messages as m
-from .ledger import Answer, payload_of
+from .ledger import AnswerEntry, payload_of
 
 KEY_BYTES = 32
 MOST = 2**63
@@ -59,7 +59,7 @@ def check(kind: str, body: Any) -> None:
         raise ProtocolError(f"a {kind} that lacks a field, or whose fields disagree", m.CODE_MALFORMED)
 
 
-def too_large(answer: Answer, ask: m.AskSpec, largest: int) -> str:
+def too_large(answer: AnswerEntry, ask: m.AskSpec, largest: int) -> str:
     """Why an answer of a node is too large to be kept; empty where it is not."""
     size, most = answer.message.ByteSize(), ANSWER_BYTES * len(answer.tasks)
     if size > most:

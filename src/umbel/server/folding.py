@@ -25,7 +25,7 @@ from .relaying import receipts_of
 
 
 @dataclass(frozen=True, slots=True)
-class Sheaf:
+class FoldedAnswers:
     """Answers in one: the partial's tree as bytes, its receipts, and the tasks whose answers could not be taken."""
 
     data: bytes
@@ -33,7 +33,7 @@ class Sheaf:
     refused: frozenset[str]
 
 
-def bundle(spec: m.AskSpec, answers: Sequence[m.Message], path: Callable[[bytes], Path | None]) -> Sheaf | None:
+def bundle(spec: m.AskSpec, answers: Sequence[m.Message], path: Callable[[bytes], Path | None]) -> FoldedAnswers | None:
     """Fold `Result`s and `Partial`s, as the run itself would; None where that cannot be done here.
 
     `path` gives the file of a blob. The same answers give the same bytes.
@@ -67,7 +67,7 @@ def bundle(spec: m.AskSpec, answers: Sequence[m.Message], path: Callable[[bytes]
         receipt.CopyFrom(claimed[task])
         receipt.weight = folded.receipts[task].weight
         receipts.append(receipt)
-    return Sheaf(data, tuple(receipts), frozenset(claimed.keys() - folded.receipts.keys()))
+    return FoldedAnswers(data, tuple(receipts), frozenset(claimed.keys() - folded.receipts.keys()))
 
 
 def _file(path: Callable[[bytes], Path | None], payload: m.Payload) -> Path | None:

@@ -26,7 +26,7 @@ class Records(Protocol):
 
 
 @dataclass(slots=True)
-class Task:
+class TaskEntry:
     """A task, who has it, and the id of its answer; `waiting` while it counts for its node's mailbox."""
 
     message: m.Task
@@ -36,7 +36,7 @@ class Task:
 
 
 @dataclass(slots=True)
-class Answer:
+class AnswerEntry:
     """What came for some tasks from a node; not `complete` as long as its blob is on the way, over the connection of
     this `peer`.
     """
@@ -50,17 +50,17 @@ class Answer:
 
 
 @dataclass(slots=True)
-class Ask:
+class AskEntry:
     """An ask that is open."""
 
     spec: m.AskSpec
     cancelled: set[str] = field(default_factory=set)
-    tasks: dict[str, Task] = field(default_factory=dict)
-    answers: dict[str, Answer] = field(default_factory=dict)
+    tasks: dict[str, TaskEntry] = field(default_factory=dict)
+    answers: dict[str, AnswerEntry] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
-class Run:
+class RunEntry:
     """A run that goes on; `closed` is its last ask that is over, `log` its last event.
 
     `over` is how and when it had ended, for one that has connected again and done nothing since.
@@ -72,12 +72,12 @@ class Run:
     log: int = 0
     closed: int = -1
     over: tuple[str, float] | None = None
-    asks: dict[int, Ask] = field(default_factory=dict)
+    asks: dict[int, AskEntry] = field(default_factory=dict)
     standings: dict[str, tuple[int, str]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
-class Node:
+class NodeEntry:
     """An approved node: the `clients` that it hosts, and those that it has `named`."""
 
     id: str
@@ -91,33 +91,33 @@ class Node:
 
 
 @dataclass(slots=True)
-class Peer:
+class PeerEntry:
     """A connection."""
 
     role: str
     id: str
 
 
-def restored(store: Records, row: Mapping[str, Any]) -> Run:
+def restored(store: Records, row: Mapping[str, Any]) -> RunEntry:
     """A run as it is on disk, by its row; none of its tasks is `waiting` yet."""
-    run = Run(row["id"], m.RunSpec.FromString(row["spec"]) if row["spec"] else None)
+    run = RunEntry(row["id"], m.RunSpec.FromString(row["spec"]) if row["spec"] else None)
     run.log = store.greatest("events", run=run.id)
     run.closed = -1 if row["closed"] is None else row["closed"]
     for row in store.rows("asks", run=run.id):
-        run.asks[row["ask"]] = Ask(m.AskSpec.FromString(row["spec"]))
+        run.asks[row["ask"]] = AskEntry(m.AskSpec.FromString(row["spec"]))
     for row in store.rows("tasks", run=run.id):
         if (ask := run.asks.get(row["ask"])) is not None:
-            ask.tasks[row["task"]] = Task(m.Task.FromString(row["message"]), row["node"], row["answer"])
+            ask.tasks[row["task"]] = TaskEntry(m.Task.FromString(row["message"]), row["node"], row["answer"])
     for row in store.rows("answers", run=run.id):
         if (ask := run.asks.get(row["ask"])) is not None:
             message = m.Message.FromString(row["message"])
             tasks = tuple(id for id, task in ask.tasks.items() if task.answer == row["id"])
             node = ask.tasks[tasks[0]].node if tasks else ""
-            ask.answers[row["id"]] = Answer(row["id"], message, tasks, node)
+            ask.answers[row["id"]] = AnswerEntry(row["id"], message, tasks, node)
     return run
 
 
-def blobs_of(run: Run) -> Iterator[tuple[m.Blob, str]]:
+def blobs_of(run: RunEntry) -> Iterator[tuple[m.Blob, str]]:
     """The blobs that a run needs, each with its owner: the run, or one of its asks."""
     if run.spec is not None and run.spec.archive.HasField("blob"):
         yield run.spec.archive.blob, f"{run.id}/"
@@ -128,7 +128,7 @@ def blobs_of(run: Run) -> Iterator[tuple[m.Blob, str]]:
                 yield payload.blob, f"{run.id}/{id}"
 
 
-def shed(store: Records, run: Run) -> None:
+def shed(store: Records, run: RunEntry) -> None:
     """Of a run that is over but may go on: keep its updates; let go of failures, and of what is still under way."""
     for ask in run.asks.values():
         for answer in list(ask.answers.values()):
@@ -148,7 +148,7 @@ def payload_of(message: m.Message) -> m.Payload | None:
     return message.result.done.update if message.result.HasField("done") else None
 
 
-def sha_of(answer: Answer) -> bytes:
+def sha_of(answer: AnswerEntry) -> bytes:
     """The hash of an answer's blob; empty where it has none."""
     payload = payload_of(answer.message)
     return b"" if payload is None else payload.blob.sha256
@@ -160,12 +160,12 @@ def ask_of(task: str) -> int:
     return int(head) if head.isascii() and head.isdecimal() and len(head) < 19 else -1
 
 
-def attempt_of(answer: Answer) -> int:
+def attempt_of(answer: AnswerEntry) -> int:
     """Which attempt at a task has given an answer; 0 for a partial."""
     return answer.message.result.attempt if answer.message.WhichOneof("body") == "result" else 0
 
 
-def task_row(run: Run, task: Task) -> dict[str, Any]:
+def task_row(run: RunEntry, task: TaskEntry) -> dict[str, Any]:
     """A task as the store has it."""
     message = task.message
     return {

@@ -177,7 +177,7 @@ async def serve(facts: Facts, host: str, port: int, *, listening: Callable[[int]
             server_header=False,
             timeout_graceful_shutdown=1,
         )
-        server = _Server(config)
+        server = _PageServer(config)
         serving = asyncio.get_running_loop().create_task(server.serve(sockets=[place]))
         try:
             await asyncio.shield(serving)
@@ -187,7 +187,7 @@ async def serve(facts: Facts, host: str, port: int, *, listening: Callable[[int]
             raise
 
 
-class _Server(uvicorn.Server):
+class _PageServer(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield

@@ -38,7 +38,7 @@ _RUN = re.compile(r"[A-Za-z0-9._-]{1,200}")
 
 
 @dataclass(frozen=True)
-class Node:
+class NodeRecord:
     """A node by its key; `status` is pending, approved or revoked."""
 
     id: str
@@ -73,7 +73,7 @@ class Registry:
 
     # Nodes
 
-    def nodes(self) -> list[Node]:
+    def nodes(self) -> list[NodeRecord]:
         """All nodes, by name; when they were seen and what they host is as the store has it."""
         rows = {row["id"]: row for row in self._store.rows("nodes")}
         found = []
@@ -89,7 +89,7 @@ class Registry:
         """How many nodes are approved."""
         return sum(node.status == "approved" for node in self._nodes.values())
 
-    def node(self, reference: str) -> Node:
+    def node(self, reference: str) -> NodeRecord:
         """The node with this id, name, or beginning of its id (four characters or more)."""
         if reference in self._nodes:
             return self._nodes[reference]
@@ -113,15 +113,15 @@ class Registry:
         self.record(who, "nodes.invite", token=token.id, name=name, until=until)
         return token
 
-    def approve(self, who: str, reference: str) -> Node:
+    def approve(self, who: str, reference: str) -> NodeRecord:
         """Let a node take part, whether it waits or was revoked."""
         return self._judged(who, reference, "approve", "approved")
 
-    def revoke(self, who: str, reference: str) -> Node:
+    def revoke(self, who: str, reference: str) -> NodeRecord:
         """Let a node take part no more; whoever calls ends its connection."""
         return self._judged(who, reference, "revoke", "revoked")
 
-    def rename(self, who: str, reference: str, name: str) -> Node:
+    def rename(self, who: str, reference: str, name: str) -> NodeRecord:
         """Call a node otherwise."""
         node = self.node(reference)
         if name != node.name:
@@ -250,7 +250,7 @@ class Registry:
             node = self._keep(replace(node, capabilities=brings))
         return Identity(role=hello.role, id=id, name=node.name, hello=hello)
 
-    def _joined(self, hello: m.Hello, id: str, row: dict[str, Any]) -> Node:
+    def _joined(self, hello: m.Hello, id: str, row: dict[str, Any]) -> NodeRecord:
         if row["name"] and self._is_taken(row["name"], id):
             text = f"there is a node {row['name']} already, which this invitation is for: ask for another one"
             raise self._refusal(hello, m.CODE_NOT_ALLOWED, text, node=id)
@@ -260,7 +260,7 @@ class Registry:
         self.record(f"node:{id}", "nodes.join", name=name, token=row["id"])
         return self._keep(_arrived(hello, id, name, "approved", now))
 
-    def _renamed(self, hello: m.Hello, node: Node, transcript: bytes, proof: m.Proof) -> Node:
+    def _renamed(self, hello: m.Hello, node: NodeRecord, transcript: bytes, proof: m.Proof) -> NodeRecord:
         """A node that is known, under the name that it is invited by now; the welcome tells it."""
         row = self._tokens.get(hello.token)
         if row is None or row["kind"] != "join" or row["used_at"] is not None or row["name"] in ("", node.name):
@@ -273,7 +273,7 @@ class Registry:
         self.record(f"node:{node.id}", "nodes.rename", before=node.name, name=row["name"], token=row["id"])
         return self._keep(replace(node, name=row["name"]))
 
-    def _waits(self, hello: m.Hello, id: str, node: Node | None) -> Refused:
+    def _waits(self, hello: m.Hello, id: str, node: NodeRecord | None) -> Refused:
         """A node that nobody has approved: it is kept in mind, if there is room."""
         now = self._clock()
         if node is None:
@@ -342,7 +342,7 @@ class Registry:
 
     # What is kept
 
-    def _judged(self, who: str, reference: str, did: str, status: str) -> Node:
+    def _judged(self, who: str, reference: str, did: str, status: str) -> NodeRecord:
         node = self.node(reference)
         if node.status == status:
             return node
@@ -350,7 +350,7 @@ class Registry:
         joined = node.joined_at if node.joined_at is not None or status != "approved" else self._clock()
         return self._keep(replace(node, status=status, joined_at=joined))
 
-    def _keep(self, node: Node) -> Node:
+    def _keep(self, node: NodeRecord) -> NodeRecord:
         before = self._nodes.get(node.id)
         self._nodes[node.id] = node
         row: dict[str, Any] = {key: getattr(node, key) for key in ("id", "name", "key", "status", "joined_at")}
@@ -408,8 +408,8 @@ def _check_form(name: str, whose: str) -> None:
         )
 
 
-def _node(row: Mapping[str, Any]) -> Node:
-    return Node(
+def _node(row: Mapping[str, Any]) -> NodeRecord:
+    return NodeRecord(
         id=row["id"],
         name=row["name"],
         key=row["key"],
@@ -433,7 +433,7 @@ def _capabilities(hello: m.Hello) -> dict[str, Any]:
     }
 
 
-def _arrived(hello: m.Hello, id: str, name: str, status: str, now: float) -> Node:
+def _arrived(hello: m.Hello, id: str, name: str, status: str, now: float) -> NodeRecord:
     if status == "pending":  # whoever asks decides nothing about how much is kept
-        return Node(id, name, bytes(hello.key), status, None, now)
-    return Node(id, name, bytes(hello.key), status, now, now, tuple(hello.clients), _capabilities(hello))
+        return NodeRecord(id, name, bytes(hello.key), status, None, now)
+    return NodeRecord(id, name, bytes(hello.key), status, now, now, tuple(hello.clients), _capabilities(hello))

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from typing import Any
 
 from .. import transforms
+from ..core.task import Ticked
 from ..errors import ConnectionLost, CorruptFile, PeerError, ProtocolError, Refused, StorageError, UmbelError
 from ..transport.connection import Connection
 from ..transport.exchange import Exchange
@@ -24,23 +25,22 @@ from ..wire import messages as m
 from ..wire.portions import HELLO_BYTES, portions, text_bytes
 from .folding import bundle
 from .relaying import (
-    Answered,
     Asked,
-    Fold,
+    FoldAnswers,
     Folded,
     Forget,
     Hosting,
-    Moved,
+    MovedAbove,
     Parted,
     Reached,
     RelayEvent,
     Relaying,
-    Tell,
-    Ticked,
+    RouterSaid,
+    TellRouter,
     Unfetched,
 )
 from .service import Service
-from .settings import Opened, ServerSettings
+from .settings import ServerOpened, ServerSettings
 from .signals import Connected, Event, Received, Revoked, Say
 
 log = logging.getLogger("umbel.relay")
@@ -71,7 +71,7 @@ class RelaySettings:
     longest_wait: float = 30.0
 
 
-async def run_relay(settings: RelaySettings, stopping: asyncio.Event, announce: Callable[[Opened], None]) -> None:
+async def run_relay(settings: RelaySettings, stopping: asyncio.Event, announce: Callable[[ServerOpened], None]) -> None:
     """Be a relay until `stopping` is set; `announce` is told where nodes connect, and by which line one joins.
 
     Raises `StorageError` or `CorruptFile` where its folder cannot be used.
@@ -81,7 +81,7 @@ async def run_relay(settings: RelaySettings, stopping: asyncio.Event, announce: 
         await relay.below.open()
         token = relay.below.registry.invite("relay", None)
         await relay.below.commit()
-        announce(Opened(relay.below.address, None, settings.below.folder, relay.below.invitation(token)))
+        announce(ServerOpened(relay.below.address, None, settings.below.folder, relay.below.invitation(token)))
         await relay.below.begin()
         await relay.serve(stopping)
     finally:
@@ -196,7 +196,7 @@ class Relay:
         now = self._loop.time()
         if now - self._moved.get(sha, 0.0) >= MOVED_EVERY:
             self._moved = {each: at for each, at in self._moved.items() if now - at < MOVED_EVERY} | {sha: now}
-            self.put(Moved(sha))
+            self.put(MovedAbove(sha))
 
     # The machine
 
@@ -209,9 +209,9 @@ class Relay:
         try:
             while self._events:
                 for effect in self._machine.handle(self._events.popleft(), self._loop.time()):
-                    if isinstance(effect, Tell):
+                    if isinstance(effect, TellRouter):
                         self._tell(effect.event)
-                    elif isinstance(effect, Fold):
+                    elif isinstance(effect, FoldAnswers):
                         self._folds[effect.number] = self._loop.create_task(self._fold(effect))
                     elif isinstance(effect, Forget):
                         self._forget(effect.number)
@@ -232,7 +232,7 @@ class Relay:
     def say(self, peer: str, message: m.Message) -> None:
         """What the server below says to a run; and what goes up, once it may."""
         if peer != ABOVE:
-            self.put(Answered(message))
+            self.put(RouterSaid(message))
         elif self._connection is not None:
             self._connection.post(message)
 
@@ -254,7 +254,7 @@ class Relay:
 
     # Folding
 
-    async def _fold(self, fold: Fold) -> None:
+    async def _fold(self, fold: FoldAnswers) -> None:
         blobs, owner = self.below.blobs, _owner(fold.number)
         folded = Folded(fold.number, None)
         try:

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from ..core.task import Ticked
 from ..errors import ProtocolError
 from ..folds.catalogue import fold_from_spec
 from ..wire import messages as m
@@ -54,7 +55,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class RouterSaid:
     """Event: what the router says to a run."""
 
     message: m.Message
@@ -87,22 +88,17 @@ class Unfetched:
 
 
 @dataclass(frozen=True, slots=True)
-class Moved:
+class MovedAbove:
     """Event: a transfer from or to above has made progress."""
 
     sha: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Ticked:
-    """Event: the time that `next_tick` named has come."""
-
-
-RelayEvent: TypeAlias = Reached | Parted | Asked | Answered | Hosting | Folded | Unfetched | Moved | Ticked
+RelayEvent: TypeAlias = Reached | Parted | Asked | RouterSaid | Hosting | Folded | Unfetched | MovedAbove | Ticked
 
 
 @dataclass(frozen=True, slots=True)
-class Say:
+class SayAbove:
     """Effect: say something above; if `durable`, once all that the router's store was given before is on disk."""
 
     message: m.Message
@@ -110,14 +106,14 @@ class Say:
 
 
 @dataclass(frozen=True, slots=True)
-class Tell:
-    """Effect: tell the router; what it says to the run is `Answered`."""
+class TellRouter:
+    """Effect: tell the router; what it says to the run is `RouterSaid`."""
 
     event: Event
 
 
 @dataclass(frozen=True, slots=True)
-class Fold:
+class FoldAnswers:
     """Effect: check and fold these answers to an ask, and hold the result under its number; `Folded` follows."""
 
     number: int
@@ -132,7 +128,7 @@ class Forget:
     number: int
 
 
-RelayEffect: TypeAlias = Say | Tell | Fold | Forget
+RelayEffect: TypeAlias = SayAbove | TellRouter | FoldAnswers | Forget
 
 
 @dataclass(slots=True)
@@ -146,7 +142,7 @@ class _Group:
 
 
 @dataclass(slots=True)
-class _Ask:
+class _RelayedAsk:
     """`tasks` with their attempts, those that wait for an answer, and answers that wait for those.
 
     `early` are partials from below, some of whose tasks the server above may still be about to ask for again.
@@ -177,7 +173,7 @@ class _Run:
     asked: bool = False
     clients: set[str] = field(default_factory=set)
     told: dict[str, tuple[bool, bool, str]] = field(default_factory=dict)
-    asks: dict[int, _Ask] = field(default_factory=dict)
+    asks: dict[int, _RelayedAsk] = field(default_factory=dict)
     progress: set[str] = field(default_factory=set)
     tries: int = 0
     again_at: float | None = None
@@ -210,7 +206,7 @@ class Relaying:
         for row in store.rows("asks"):
             if row["run"] in self._runs:
                 spec = m.AskSpec.FromString(row["spec"])
-                self._runs[row["run"]].asks[row["ask"]] = _Ask(spec, _folds(spec))
+                self._runs[row["run"]].asks[row["ask"]] = _RelayedAsk(spec, _folds(spec))
         for row in store.rows("tasks"):
             run = self._runs.get(row["run"])
             if run is not None and row["ask"] in run.asks:
@@ -223,7 +219,7 @@ class Relaying:
         match event:
             case Asked(message):
                 self._asked(message)
-            case Answered(message):
+            case RouterSaid(message):
                 self._answered(message)
             case Folded():
                 self._folded(event)
@@ -235,7 +231,7 @@ class Relaying:
                 self._host(clients)
             case Unfetched():
                 self._unfetched(event)
-            case Moved(sha):
+            case MovedAbove(sha):
                 self._moved(sha)
             case Ticked():
                 pass
@@ -326,7 +322,7 @@ class Relaying:
             self._drop(run, spec.ask)
             ask = None
         if ask is None:
-            ask = run.asks[spec.ask] = _Ask(spec, _folds(spec))
+            ask = run.asks[spec.ask] = _RelayedAsk(spec, _folds(spec))
         ask.open = True
         self._tell(run, ask_spec=spec)
 
@@ -348,7 +344,7 @@ class Relaying:
         ask.pending.add(task.task)
         self._tell(run, task=task)
 
-    def _is_held(self, ask: _Ask, task: str) -> bool:
+    def _is_held(self, ask: _RelayedAsk, task: str) -> bool:
         """Whether the answer to a task is here; it is said again if it was not said in this session."""
         for group in ask.groups.values():
             if task in group.tasks:
@@ -373,7 +369,7 @@ class Relaying:
             if not ask.tasks:
                 # Asked about none of its clients any more, or closed unheard. If more are asked, it is opened again.
                 self._drop(run, number)
-                run.asks[number] = _Ask(ask.spec, ask.folds, open=False)
+                run.asks[number] = _RelayedAsk(ask.spec, ask.folds, open=False)
                 self._tell(run, close_ask=m.CloseAsk(run=run.id, ask=number))
 
     def _refold(self, run: _Run, body: m.Refold) -> None:
@@ -401,7 +397,7 @@ class Relaying:
         for ask in list(run.asks):
             self._drop(run, ask)
         self._tell(run, close_run=body)
-        self._out.append(Tell(Lost(run.peer)))
+        self._out.append(TellRouter(Lost(run.peer)))
         del self._runs[run.id]
 
     def _drop(self, run: _Run, id: int) -> None:
@@ -410,7 +406,7 @@ class Relaying:
         if ask is not None:
             self._out += [Forget(number) for number in ask.groups]
 
-    def _take_out(self, ask: _Ask, tasks: Collection[str]) -> set[str]:
+    def _take_out(self, ask: _RelayedAsk, tasks: Collection[str]) -> set[str]:
         """Let go of the answers to these tasks; gives those that are in partials from below.
 
         The other tasks of such a partial are answered anew.
@@ -453,7 +449,7 @@ class Relaying:
             elif body.task in ask.pending:
                 self._result(ask, message)
 
-    def _result(self, ask: _Ask, message: m.Message) -> None:
+    def _result(self, ask: _RelayedAsk, message: m.Message) -> None:
         result = message.result
         if result.HasField("failure"):
             if result.attempt >= ask.tasks[result.task]:
@@ -467,15 +463,15 @@ class Relaying:
         else:
             self._pass_on(ask, message)
 
-    def _pass_on(self, ask: _Ask, message: m.Message) -> None:
+    def _pass_on(self, ask: _RelayedAsk, message: m.Message) -> None:
         """Say an answer as it came. It is not kept here: if it gets lost, the server asks again."""
         partial = message.WhichOneof("body") == "partial"
         payload = message.partial.partial if partial else message.result.done.update
         self._offer(ask, payload, _tasks_of(message))
         if self._connected:
-            self._out.append(Say(message, durable=True))
+            self._out.append(SayAbove(message, durable=True))
 
-    def _offer(self, ask: _Ask, payload: m.Payload, tasks: Iterable[str]) -> None:
+    def _offer(self, ask: _RelayedAsk, payload: m.Payload, tasks: Iterable[str]) -> None:
         if payload.HasField("blob"):
             ask.offers[payload.blob.sha256] = tuple(tasks)
 
@@ -503,9 +499,9 @@ class Relaying:
             self._numbers += 1
             tasks = {task for message in batch for task in _tasks_of(message)}
             ask.groups[self._numbers] = _Group(batch, tasks)
-            self._out.append(Fold(self._numbers, ask.spec, tuple(batch)))
+            self._out.append(FoldAnswers(self._numbers, ask.spec, tuple(batch)))
 
-    def _sort_early(self, run: _Run, ask: _Ask) -> None:
+    def _sort_early(self, run: _Run, ask: _RelayedAsk) -> None:
         """See which partials from below hold nothing but what is asked."""
         early, ask.early = ask.early, {}
         for message in early.values():
@@ -529,7 +525,7 @@ class Relaying:
                     return
         self._out.append(Forget(event.number))  # it is not wanted any more
 
-    def _take_fold(self, run: _Run, ask: _Ask, group: _Group, event: Folded) -> None:
+    def _take_fold(self, run: _Run, ask: _RelayedAsk, group: _Group, event: Folded) -> None:
         for message in list(group.answers):
             tasks = _tasks_of(message)
             if event.payload is None or not event.refused.isdisjoint(tasks):
@@ -548,7 +544,7 @@ class Relaying:
     def _say_group(self, group: _Group) -> None:
         if self._connected and group.message is not None and group.session != self._session:
             group.session = self._session
-            self._out.append(Say(group.message, durable=True))
+            self._out.append(SayAbove(group.message, durable=True))
 
     # Blobs, and signs of life
 
@@ -619,13 +615,13 @@ class Relaying:
 
     def _say(self, **body: Any) -> None:
         if self._connected:
-            self._out.append(Say(m.Message(**body)))
+            self._out.append(SayAbove(m.Message(**body)))
 
     def _tell(self, run: _Run, **body: Any) -> None:
         if not run.peer:
             run.peer = f"relay {run.id}"
-            self._out.append(Tell(Connected(run.peer, "run", run.id, OWNER)))
-        self._out.append(Tell(Received(run.peer, m.Message(**body))))
+            self._out.append(TellRouter(Connected(run.peer, "run", run.id, OWNER)))
+        self._out.append(TellRouter(Received(run.peer, m.Message(**body))))
 
 
 def _folds(spec: m.AskSpec) -> bool:

@@ -12,27 +12,12 @@ from typing import Any
 
 from ..errors import ProtocolError
 from ..wire import messages as m
+from ..wire.blobs import Fetched, NotFetched
 from ..wire.portions import portions
 from . import fields, ledger, notices
 from .fields import MOST
-from .ledger import Answer, Ask, Node, Peer, Records, Run, Task
-from .signals import (
-    Connected,
-    Drop,
-    Effect,
-    Event,
-    Fetch,
-    Fetched,
-    Hold,
-    Lost,
-    NotFetched,
-    Received,
-    Release,
-    RunBegun,
-    RunEnded,
-    Say,
-    Tell,
-)
+from .ledger import AnswerEntry, AskEntry, NodeEntry, PeerEntry, Records, RunEntry, TaskEntry
+from .signals import Connected, Drop, Effect, Event, Fetch, Hold, Lost, Received, Release, RunBegun, RunEnded, Say, Tell
 
 ENDED = ("finished", "failed", "stopped")
 """What becomes of runs that nobody goes on with."""
@@ -69,12 +54,12 @@ class Router:
         self._has = has
         self._mailbox = mailbox
         self._largest = largest
-        self._peers: dict[str, Peer] = {}
-        self._nodes: dict[str, Node] = {}
-        self._runs: dict[str, Run] = {}
+        self._peers: dict[str, PeerEntry] = {}
+        self._nodes: dict[str, NodeEntry] = {}
+        self._runs: dict[str, RunEntry] = {}
         self._homes: dict[str, str] = {}
         self._ended: dict[str, tuple[str, float]] = {}
-        self._resting: dict[str, Run] = {}
+        self._resting: dict[str, RunEntry] = {}
         self._effects: list[Effect] = []
         self._arriving: dict[tuple[str, bytes], list[tuple[int, str]]] = {}
         self.answers = 0
@@ -121,7 +106,7 @@ class Router:
         """The blobs that are needed, to be held again after a restart."""
         return (Hold(blob.sha256, owner) for run in self._kept() for blob, owner in ledger.blobs_of(run))
 
-    def _kept(self) -> Iterator[Run]:
+    def _kept(self) -> Iterator[RunEntry]:
         """All runs of which anything is kept."""
         yield from self._runs.values()
         yield from (ledger.restored(self._store, row) for row in self._store.rows("runs") if row["status"] in ENDED[1:])
@@ -166,7 +151,7 @@ class Router:
     def _load(self) -> None:
         for row in self._store.rows("nodes"):
             if row["status"] == "approved":
-                self._nodes[row["id"]] = Node(row["id"], row["name"], seen=row["seen_at"] or 0.0)
+                self._nodes[row["id"]] = NodeEntry(row["id"], row["name"], seen=row["seen_at"] or 0.0)
                 self._settle(self._nodes[row["id"]], tuple(row["clients"] or ()))
         for row in self._store.rows("runs"):
             if row["status"] in ENDED:
@@ -177,7 +162,7 @@ class Router:
                 run.standings[client] = (m.STANDING_OFFLINE, "")
             self._wait_again(run)
 
-    def _wait_again(self, run: Run) -> None:
+    def _wait_again(self, run: RunEntry) -> None:
         for task in (task for ask in run.asks.values() for task in ask.tasks.values()):
             if task.answer is None:
                 self._wait(task)
@@ -185,9 +170,9 @@ class Router:
     # Who is there
 
     def _connected(self, event: Connected, now: float) -> None:
-        self._peers[event.peer] = Peer(event.role, event.id)
+        self._peers[event.peer] = PeerEntry(event.role, event.id)
         if event.role == "node":
-            node = self._nodes.setdefault(event.id, Node(event.id, event.name))
+            node = self._nodes.setdefault(event.id, NodeEntry(event.id, event.name))
             self._supersede(node.peer, event.peer)
             node.peer, node.name, node.asks = event.peer, event.name, set()
             before, node.seen = node.seen, now
@@ -209,12 +194,14 @@ class Router:
             run.peer = event.peer
             self._say(event.peer, durable=True, log_ack=m.LogAck(run=run.id, number=run.log))
 
-    def _begin(self, event: Connected, now: float) -> Run:
+    def _begin(self, event: Connected, now: float) -> RunEntry:
         """A run that is new, or was over: with the answers that it had then. By a connection alone it does not go on:
         see `_goes_on`.
         """
         rows = self._store.rows("runs", id=event.id)
-        run = self._resting.pop(event.id, None) or (ledger.restored(self._store, rows[0]) if rows else Run(event.id))
+        run = self._resting.pop(event.id, None) or (
+            ledger.restored(self._store, rows[0]) if rows else RunEntry(event.id)
+        )
         run.spec = None  # until the run says it: nodes have to hear of it anew
         run.over = self._ended.pop(event.id, None)
         if run.over is None and rows and rows[0]["status"] in ENDED:
@@ -230,7 +217,7 @@ class Router:
         """The server itself goes on with a run that was over, as its store says by now."""
         self._ended.pop(id, None)
 
-    def _goes_on(self, run: Run) -> None:
+    def _goes_on(self, run: RunEntry) -> None:
         """A run has done something that it had not done before: if it was over, it is not any more."""
         if run.over is not None:
             run.over = None
@@ -260,7 +247,7 @@ class Router:
             mine = [c for c in self._clients_of(run) if self._homes.get(c) == node.id]
             self._stand(run, mine, m.STANDING_OFFLINE)
 
-    def _settle(self, node: Node, clients: Iterable[str]) -> set[str]:
+    def _settle(self, node: NodeEntry, clients: Iterable[str]) -> set[str]:
         """A node hosts these clients; one that another node hosts stays there, also over a restart of the server.
 
         Gives those that it hosts no more.
@@ -272,7 +259,7 @@ class Router:
         node.clients = tuple(client for client in node.named if self._homes.setdefault(client, node.id) == node.id)
         return set(before).difference(node.clients)
 
-    def _tell_elsewhere(self, node: Node) -> None:
+    def _tell_elsewhere(self, node: NodeEntry) -> None:
         if node.peer is not None and (listed := list(self.elsewhere(node.id))):
             self._say(node.peer, notice=m.Notice(text=notices.elsewhere(listed)))
 
@@ -289,31 +276,31 @@ class Router:
             for run in self._runs.values():
                 self._invite(run, heir)
 
-    def _clients_of(self, run: Run) -> list[str]:
+    def _clients_of(self, run: RunEntry) -> list[str]:
         if run.spec is None:
             return []
         wanted = set(run.spec.clients)
         return [client for client in self._homes if not wanted or client in wanted]
 
-    def _invite(self, run: Run, node: Node) -> None:
+    def _invite(self, run: RunEntry, node: NodeEntry) -> None:
         mine = [client for client in self._clients_of(run) if self._homes[client] == node.id]
         if not mine or node.peer is None or run.spec is None:
             return
         self._say(node.peer, durable=True, run_spec=run.spec)
         self._stand(run, mine, m.STANDING_PREPARING)
 
-    def _leave(self, run: Run) -> None:
+    def _leave(self, run: RunEntry) -> None:
         """Clients that no node hosts any more are gone from a run."""
         gone = [c for c, (standing, _) in run.standings.items() if c not in self._homes]
         self._stand(run, [c for c in gone if run.standings[c][0] != m.STANDING_REFUSED], m.STANDING_OFFLINE)
 
-    def _stand(self, run: Run, clients: Iterable[str], standing: int, reason: str = "") -> None:
+    def _stand(self, run: RunEntry, clients: Iterable[str], standing: int, reason: str = "") -> None:
         changed = [c for c in clients if run.standings.get(c) != (standing, reason)]
         for client in changed:
             run.standings[client] = (standing, reason)
         self._tell_members(run, changed)
 
-    def _tell_members(self, run: Run, clients: Iterable[str]) -> None:
+    def _tell_members(self, run: RunEntry, clients: Iterable[str]) -> None:
         members = []
         for client in clients:
             node, (standing, reason) = self._nodes.get(self._homes.get(client, "")), run.standings[client]
@@ -372,7 +359,7 @@ class Router:
 
     # What runs say
 
-    def _run_run_spec(self, run: Run, spec: m.RunSpec, now: float) -> None:
+    def _run_run_spec(self, run: RunEntry, spec: m.RunSpec, now: float) -> None:
         changed = run.spec is None or run.spec != spec
         run.spec = spec
         if changed:
@@ -387,19 +374,19 @@ class Router:
             self._need(run, spec.archive, f"{run.id}/")
         self._tell_members(run, [c for c in self._clients_of(run) if c in run.standings])
 
-    def _run_ask_spec(self, run: Run, spec: m.AskSpec, now: float) -> None:
+    def _run_ask_spec(self, run: RunEntry, spec: m.AskSpec, now: float) -> None:
         known = run.asks.get(spec.ask)
         if known is not None and known.spec.digest != spec.digest:
             self._close_ask(run, spec.ask)
             known = None
         if known is None:
             self._goes_on(run)
-            run.asks[spec.ask] = Ask(spec)
+            run.asks[spec.ask] = AskEntry(spec)
             self._store.put("asks", {"run": run.id, "ask": spec.ask, "spec": spec.SerializeToString()})
         for payload in (spec.model, spec.shared):
             self._need(run, payload, f"{run.id}/{spec.ask}")
 
-    def _run_task(self, run: Run, message: m.Task, now: float) -> None:
+    def _run_task(self, run: RunEntry, message: m.Task, now: float) -> None:
         self._goes_on(run)
         ask = run.asks.get(message.ask)
         if ask is None:
@@ -414,7 +401,7 @@ class Router:
             return
         if known is not None:
             self._forget_answer(run, ask, known)
-        task = ask.tasks[message.task] = Task(message, self._homes.get(message.client, ""))
+        task = ask.tasks[message.task] = TaskEntry(message, self._homes.get(message.client, ""))
         node = self._nodes.get(task.node)
         standing, reason = run.standings.get(message.client, (m.STANDING_UNSPECIFIED, ""))
         if node is None or standing in (m.STANDING_UNSPECIFIED, m.STANDING_REFUSED):
@@ -429,13 +416,13 @@ class Router:
         self._need(run, message.own, f"{run.id}/{message.ask}")
         self._dispatch(run, ask, task)
 
-    def _stands(self, ask: Ask, task: Task) -> bool:
+    def _stands(self, ask: AskEntry, task: TaskEntry) -> bool:
         """Whether a task has an update for an answer, which counts for all of its attempts: it is never done again."""
         answer = ask.answers.get(task.answer or "")
         payload = ledger.payload_of(answer.message) if answer is not None and answer.complete else None
         return payload is not None and (not payload.HasField("blob") or self._has(payload.blob.sha256))
 
-    def _dispatch(self, run: Run, ask: Ask, task: Task) -> None:
+    def _dispatch(self, run: RunEntry, ask: AskEntry, task: TaskEntry) -> None:
         node = self._nodes.get(task.node)
         if node is None or node.peer is None or task.answer is not None:
             return
@@ -446,7 +433,7 @@ class Router:
             self._say(node.peer, durable=True, ask_spec=ask.spec)
         self._say(node.peer, durable=True, task=task.message)
 
-    def _run_cancel(self, run: Run, body: m.Cancel, now: float) -> None:
+    def _run_cancel(self, run: RunEntry, body: m.Cancel, now: float) -> None:
         # Durable, as the tasks are: none may overtake the word that it is not wanted, and come after its ask is closed.
         gone: dict[str, list[str]] = {}
         for id in body.tasks:
@@ -468,10 +455,10 @@ class Router:
             if node is not None and node.peer is not None:
                 self._say(node.peer, durable=True, cancel=m.Cancel(run=run.id, tasks=tasks))
 
-    def _run_close_ask(self, run: Run, body: m.CloseAsk, now: float) -> None:
+    def _run_close_ask(self, run: RunEntry, body: m.CloseAsk, now: float) -> None:
         self._close_ask(run, body.ask)
 
-    def _close_ask(self, run: Run, id: int) -> None:
+    def _close_ask(self, run: RunEntry, id: int) -> None:
         ask = run.asks.pop(id, None)
         if ask is None:
             return
@@ -493,7 +480,7 @@ class Router:
                 if node.peer is not None:
                     self._say(node.peer, durable=True, close_ask=m.CloseAsk(run=run.id, ask=id))
 
-    def _run_close_run(self, run: Run, body: m.CloseRun, now: float) -> None:
+    def _run_close_run(self, run: RunEntry, body: m.CloseRun, now: float) -> None:
         self.end(run.id, body.status if body.status in ENDED else "stopped", now)
 
     def end(self, id: str, status: str, now: float) -> None:
@@ -523,7 +510,7 @@ class Router:
             self._rest(run)
         self._effects.append(RunEnded(id, status))
 
-    def _rest(self, run: Run) -> None:
+    def _rest(self, run: RunEntry) -> None:
         """Keep what is on disk of a run, or will be in a moment."""
         for task in (task for ask in run.asks.values() for task in ask.tasks.values()):
             self._settled(task)
@@ -541,7 +528,7 @@ class Router:
         self.end(id, status, now)
         return self._effects
 
-    def _run_refold(self, run: Run, body: m.Refold, now: float) -> None:
+    def _run_refold(self, run: RunEntry, body: m.Refold, now: float) -> None:
         ask = run.asks.get(body.ask)
         without = set(body.without)
         for answer in list(ask.answers.values()) if ask is not None else []:
@@ -558,7 +545,7 @@ class Router:
                     self._store.delete("tasks", run=run.id, task=id)
             self._drop_answer(run, ask, answer.id)
 
-    def _run_log_event(self, run: Run, body: m.LogEvent, now: float) -> None:
+    def _run_log_event(self, run: RunEntry, body: m.LogEvent, now: float) -> None:
         if body.number == 0:
             self._effects.append(Tell(run.id, 0, body.event))
             return
@@ -572,7 +559,7 @@ class Router:
 
     # What nodes say
 
-    def _node_hosted(self, node: Node, body: m.Hosted) -> None:
+    def _node_hosted(self, node: NodeEntry, body: m.Hosted) -> None:
         gone = self._settle(node, body.clients)
         self._store.put("nodes", {"id": node.id, "clients": list(node.clients)})
         self._tell_elsewhere(node)
@@ -582,7 +569,7 @@ class Router:
             if any(run.standings.get(c, (0, ""))[0] != m.STANDING_READY for c in node.clients):
                 self._invite(run, node)
 
-    def _node_run_answer(self, node: Node, run: Run, body: m.RunAnswer) -> None:
+    def _node_run_answer(self, node: NodeEntry, run: RunEntry, body: m.RunAnswer) -> None:
         about = set(body.clients)
         mine = [c for c in self._clients_of(run) if self._homes[c] == node.id and (not about or c in about)]
         if body.retry:
@@ -601,7 +588,7 @@ class Router:
                 if task.message.client in mine:
                     self._dispatch(run, ask, task)
 
-    def _node_result(self, node: Node, run: Run, body: m.Result) -> None:
+    def _node_result(self, node: NodeEntry, run: RunEntry, body: m.Result) -> None:
         ask = run.asks.get(body.ask)
         task = ask.tasks.get(body.task) if ask is not None else None
         if ask is None or task is None or task.node != node.id:
@@ -614,16 +601,16 @@ class Router:
         if body.attempt < task.message.attempt and body.HasField("failure"):
             self._ack(node, run, [body.task])
             return
-        self._take(run, ask, Answer(body.task, m.Message(result=body), (body.task,), node.id))
+        self._take(run, ask, AnswerEntry(body.task, m.Message(result=body), (body.task,), node.id))
 
-    def _is_over(self, run: Run, ask: int, task: str) -> bool:
+    def _is_over(self, run: RunEntry, ask: int, task: str) -> bool:
         """Whether nobody will want the answer to a task that is not known: it is over, and not new to a server that
         was killed before it had written the task down.
         """
         known = run.asks.get(ask)
         return ask <= run.closed if known is None else task in known.cancelled
 
-    def _node_partial(self, node: Node, run: Run, body: m.Partial) -> None:
+    def _node_partial(self, node: NodeEntry, run: RunEntry, body: m.Partial) -> None:
         ask = run.asks.get(body.ask)
         ids = [receipt.task for receipt in body.receipts]
         if ask is None:
@@ -637,9 +624,9 @@ class Router:
         elif wrong and node.peer is not None:
             self._say(node.peer, refold=m.Refold(run=run.id, ask=body.ask, without=wrong))
         else:
-            self._take(run, ask, Answer(f"partial {ids[0]}", m.Message(partial=body), tuple(ids), node.id))
+            self._take(run, ask, AnswerEntry(f"partial {ids[0]}", m.Message(partial=body), tuple(ids), node.id))
 
-    def _node_alive(self, node: Node, run: Run, body: m.Alive) -> None:
+    def _node_alive(self, node: NodeEntry, run: RunEntry, body: m.Alive) -> None:
         over = [id for id in body.tasks if self._is_over(run, ledger.ask_of(id), id)]
         if over and node.peer is not None:
             self._say(node.peer, cancel=m.Cancel(run=run.id, tasks=over))
@@ -649,7 +636,7 @@ class Router:
 
     # Answers
 
-    def _take(self, run: Run, ask: Ask, answer: Answer) -> None:
+    def _take(self, run: RunEntry, ask: AskEntry, answer: AnswerEntry) -> None:
         """An answer is here, or will be once its blob is."""
         payload = ledger.payload_of(answer.message)
         if reason := fields.too_large(answer, ask.spec, self._largest("node")):
@@ -673,7 +660,7 @@ class Router:
             return
         self._store_answer(run, ask, answer)
 
-    def _store_answer(self, run: Run, ask: Ask, answer: Answer) -> None:
+    def _store_answer(self, run: RunEntry, ask: AskEntry, answer: AnswerEntry) -> None:
         answer.complete = True
         ask.answers[answer.id] = answer
         self.answers += 1
@@ -691,7 +678,7 @@ class Router:
         if node is not None:
             self._ack(node, run, answer.tasks)
 
-    def _forget_arriving(self, run: Run, ask: Ask, answer: Answer) -> None:
+    def _forget_arriving(self, run: RunEntry, ask: AskEntry, answer: AnswerEntry) -> None:
         key = (run.id, ledger.sha_of(answer))
         left = [each for each in self._arriving.pop(key, []) if each != (ask.spec.ask, answer.id)]
         if left:
@@ -718,20 +705,20 @@ class Router:
             if ask is not None and answer is not None and not answer.complete and ledger.sha_of(answer) == event.sha:
                 del ask.answers[name]
 
-    def _answer(self, run: Run, answer: Answer) -> None:
+    def _answer(self, run: RunEntry, answer: AnswerEntry) -> None:
         if run.peer is not None:
             self._effects.append(Say(run.peer, answer.message))
 
-    def _ack(self, node: Node, run: Run, tasks: Iterable[str]) -> None:
+    def _ack(self, node: NodeEntry, run: RunEntry, tasks: Iterable[str]) -> None:
         if node.peer is not None:
             self._say(node.peer, durable=True, ack=m.Ack(run=run.id, tasks=list(tasks)))
 
-    def _fail(self, run: Run, ask: Ask, task: Task, reason: str) -> None:
+    def _fail(self, run: RunEntry, ask: AskEntry, task: TaskEntry, reason: str) -> None:
         """Answer a task in place of a node."""
         t = task.message
         failure = m.Failure(reason=reason[:2000])
         result = m.Result(run=run.id, task=t.task, ask=t.ask, client=t.client, attempt=t.attempt, failure=failure)
-        answer = Answer(t.task, m.Message(result=result), (t.task,), "")
+        answer = AnswerEntry(t.task, m.Message(result=result), (t.task,), "")
         self._settled(task)
         task.answer = answer.id
         ask.answers[answer.id] = answer
@@ -740,25 +727,25 @@ class Router:
         self._store.put("answers", row)
         self._answer(run, answer)
 
-    def _settled(self, task: Task) -> None:
+    def _settled(self, task: TaskEntry) -> None:
         """A task does not wait for its node any more."""
         if task.waiting and task.node in self._nodes:
             self._nodes[task.node].waiting -= 1
         task.waiting = False
 
-    def _wait(self, task: Task) -> None:
+    def _wait(self, task: TaskEntry) -> None:
         """A task waits for its node."""
         if not task.waiting and task.node in self._nodes:
             self._nodes[task.node].waiting += 1
             task.waiting = True
 
-    def _forget_answer(self, run: Run, ask: Ask, task: Task) -> None:
+    def _forget_answer(self, run: RunEntry, ask: AskEntry, task: TaskEntry) -> None:
         if task.answer is not None:
             self._drop_answer(run, ask, task.answer, keep=[task.message.task])
         else:
             self._settled(task)
 
-    def _drop_answer(self, run: Run, ask: Ask, id: str, keep: Iterable[str] = ()) -> None:
+    def _drop_answer(self, run: RunEntry, ask: AskEntry, id: str, keep: Iterable[str] = ()) -> None:
         """An answer is not wanted as it is: its other tasks wait again."""
         answer = ask.answers.pop(id, None)
         if answer is None:
@@ -776,7 +763,7 @@ class Router:
 
     # Blobs
 
-    def _need(self, run: Run, payload: m.Payload, owner: str) -> None:
+    def _need(self, run: RunEntry, payload: m.Payload, owner: str) -> None:
         """A run named a blob: have it, unless it is here."""
         if not payload.HasField("blob"):
             return

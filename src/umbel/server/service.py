@@ -45,22 +45,21 @@ from ..trust.credentials import Credentials, own_token, write_own
 from ..trust.tokens import Token
 from ..wire import messages as m
 from ..wire.addresses import host_and_port
+from ..wire.blobs import Fetched, NotFetched
 from . import pages
 from .desk import Desk
 from .feeds import Feeds
 from .registry import Registry
 from .router import ENDED, Router
-from .settings import Opened, ServerSettings
+from .settings import ServerOpened, ServerSettings
 from .signals import (
     Connected,
     Drop,
     Effect,
     Event,
     Fetch,
-    Fetched,
     Hold,
     Lost,
-    NotFetched,
     Received,
     Release,
     Revoked,
@@ -89,8 +88,8 @@ RETRY_SECONDS = 1.0
 PARTING = 0.5
 
 
-class Peer:
-    """One connection, as the server knows it; an operator's is what the desk calls a `Peer`."""
+class PeerConnection:
+    """One connection, as the server knows it; an operator's is what the desk calls a `PeerConnection`."""
 
     def __init__(self, service: Service, number: int, identity: Identity, connection: Connection) -> None:
         self.id = f"{ROLES[identity.role]} {identity.id} #{number}"
@@ -144,7 +143,7 @@ class Peer:
         """A transfer is a sign of life; the connection counts it."""
 
 
-class Insider(Protocol):
+class InternalPeer(Protocol):
     """Somebody in this process to whom the router speaks as to a peer, and who gets blobs for it."""
 
     def say(self, peer: str, message: m.Message) -> None: ...
@@ -183,8 +182,8 @@ class Service:
         self.desk = Desk(self)
         self.supervisor = Supervisor(committed=self._committed, on_exit=self._run_exited)
         self.summaries = Summaries(self.store)
-        self.peers: dict[str, Peer] = {}
-        self.insiders: dict[str, Insider] = {}
+        self.peers: dict[str, PeerConnection] = {}
+        self.insiders: dict[str, InternalPeer] = {}
         self.commits = pages.Histogram()
         self.address = ""
         self.started_at = time.time()
@@ -308,7 +307,7 @@ class Service:
             await connection.close(m.Problem(code=m.CODE_BUSY, text=text, retry=True))
             return
         self._numbers += 1
-        peer = Peer(self, self._numbers, identity, connection)
+        peer = PeerConnection(self, self._numbers, identity, connection)
         self.peers[peer.id] = peer
         level = logging.DEBUG if identity.role == m.ROLE_OPERATOR else logging.INFO  # each command connects
         _LOG.log(level, "%s has connected from %s", peer.id, connection.peer)
@@ -331,7 +330,7 @@ class Service:
             await peer.exchange.close()
             await connection.close()
 
-    async def _serve_machine(self, peer: Peer) -> None:
+    async def _serve_machine(self, peer: PeerConnection) -> None:
         identity = peer.identity
         hello = identity.hello
         self.tell(Connected(peer.id, ROLES[identity.role], identity.id, identity.name, tuple(hello.clients)))
@@ -339,7 +338,7 @@ class Service:
             for message in await peer.connection.receive():
                 self.tell(Received(peer.id, message))
 
-    async def _serve_operator(self, peer: Peer) -> None:
+    async def _serve_operator(self, peer: PeerConnection) -> None:
         answering: set[asyncio.Task[None]] = set()
         try:
             async for message in peer.connection.messages():
@@ -352,7 +351,7 @@ class Service:
             for task in answering:
                 task.cancel()
 
-    async def _answer(self, peer: Peer, request: m.Request) -> None:
+    async def _answer(self, peer: PeerConnection, request: m.Request) -> None:
         async for response in self.desk.answer(peer, request):
             peer.connection.post(m.Message(response=response))
         self._dirty.set()
@@ -737,7 +736,9 @@ async def running(settings: ServerSettings, **more: Any) -> AsyncIterator[Servic
         await service.close()
 
 
-async def serve_until(settings: ServerSettings, stopping: asyncio.Event, announce: Callable[[Opened], None]) -> None:
+async def serve_until(
+    settings: ServerSettings, stopping: asyncio.Event, announce: Callable[[ServerOpened], None]
+) -> None:
     """Be a server until `stopping` is set; `announce` is told where it is to be found before it lets anybody in."""
     service = Service(settings)
     try:
@@ -755,7 +756,7 @@ async def serve_until(settings: ServerSettings, stopping: asyncio.Event, announc
         token = service.registry.invite("server", None)
         await service.commit()
         gc.freeze()  # what imports have made stays: the collector need not go through it again and again
-        announce(Opened(service.address, url, settings.folder, service.invitation(token)))
+        announce(ServerOpened(service.address, url, settings.folder, service.invitation(token)))
         await service.begin()
         await stopping.wait()
         if showing is not None:
@@ -765,7 +766,7 @@ async def serve_until(settings: ServerSettings, stopping: asyncio.Event, announc
         await service.close()
 
 
-def serve(settings: ServerSettings, announce: Callable[[Opened], None]) -> None:
+def serve(settings: ServerSettings, announce: Callable[[ServerOpened], None]) -> None:
     """Be a server until SIGINT or SIGTERM."""
 
     async def main() -> None:

@@ -54,7 +54,7 @@ class ServerSettings:
 
 
 @dataclass(frozen=True)
-class Opened:
+class ServerOpened:
     """A server that is up: its address, where its pages are, its folder, and the line that a node needs."""
 
     address: str

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..wire import messages as m
+from ..wire.blobs import Fetched, NotFetched
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,23 +34,6 @@ class Received:
 
     peer: str
     message: m.Message
-
-
-@dataclass(frozen=True, slots=True)
-class Fetched:
-    """Event: a blob is complete on this side."""
-
-    run: str
-    sha: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class NotFetched:
-    """Event: a blob is not to be had from the peer that named it."""
-
-    run: str
-    sha: bytes
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ LISTED = 3
 
 
 @dataclass
-class Place:
+class StorageShare:
     """What came from one peer: `name` is by what operators know it, `node` whether it has a share of its own.
 
     `tell(run, text)` tells the peer, and the run for which it sends, that something waits.
@@ -72,8 +72,8 @@ class Storage:
         self._node_quota = node_quota
         self._largest = largest
         self._nodes = nodes
-        self._places: dict[str, Place] = {}
-        self._waiting: dict[tuple[int, bytes], tuple[Place, m.Blob, str]] = {}
+        self._places: dict[str, StorageShare] = {}
+        self._waiting: dict[tuple[int, bytes], tuple[StorageShare, m.Blob, str]] = {}
 
     @property
     def share(self) -> int:
@@ -93,9 +93,11 @@ class Storage:
         """How many blobs wait for room."""
         return len(self._waiting)
 
-    def place(self, id: str, name: str, node: bool, tell: Callable[[str, str], None] = lambda run, text: None) -> Place:
+    def place(
+        self, id: str, name: str, node: bool, tell: Callable[[str, str], None] = lambda run, text: None
+    ) -> StorageShare:
         """The place of a peer, by its id: what it holds is known still when it connects again."""
-        place = self._places.setdefault(id, Place(self, name, node)) if node else Place(self, name, node)
+        place = self._places.setdefault(id, StorageShare(self, name, node)) if node else StorageShare(self, name, node)
         place.name, place.tell = name, tell
         return place
 
@@ -105,7 +107,7 @@ class Storage:
         for place in self._places.values():
             place.held = {sha: size for sha, size in place.held.items() if self.blobs.has(sha)}
 
-    def waits(self, place: Place, blob: m.Blob, run: str, waiting: bool) -> None:
+    def waits(self, place: StorageShare, blob: m.Blob, run: str, waiting: bool) -> None:
         """A blob waits for room, or does no more; whoever it concerns is told of the first."""
         key = (id(place), blob.sha256)
         if not waiting:

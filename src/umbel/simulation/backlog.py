@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from ..core.ask import SENT, Ask
 from ..core.task import Admit, Failed, Task
 from ..errors import ClientId
-from .channel import Parcel
+from .channel import PackedMessage
 
 if TYPE_CHECKING:
-    from .devices import Trip
+    from .devices import TaskFate
 
 PORTION = 0.25
 """Seconds of work that a worker is handed at most where tasks are short; several such portions make a round."""
@@ -27,7 +27,7 @@ NOTED = 10_000
 
 
 @dataclass(slots=True, eq=False)
-class SentAsk:
+class SimulatedAsk:
     """An ask as a simulation knows it; `plain` when each result can be folded as soon as it is there."""
 
     id: int
@@ -37,7 +37,7 @@ class SentAsk:
     params: Any
     cohort: tuple[ClientId, ...] = ()
     plain: bool | None = None
-    parcel: Parcel | None = None
+    parcel: PackedMessage | None = None
     done: deque[Ticket] = field(default_factory=deque)
     admitted: list[Ticket] = field(default_factory=list)
     refused: dict[ClientId, str] = field(default_factory=dict)
@@ -75,9 +75,9 @@ class Ticket:
     """
 
     task: Task
-    sent: SentAsk
+    sent: SimulatedAsk
     admit: Admit | None = None
-    into: SentAsk | None = None
+    into: SimulatedAsk | None = None
     done: bool = False
     told: bool = False
     wanted: bool = True
@@ -87,7 +87,7 @@ class Ticket:
     state: bytes | None = None
     losses: int = 0
     at: float = 0.0
-    trip: Trip | None = None
+    trip: TaskFate | None = None
 
 
 class Durations:

@@ -28,7 +28,7 @@ SHARES = hasattr(socket, "AF_UNIX") and hasattr(socket, "send_fds")
 _HEAD = struct.Struct("<IIQQ")  # parts, whether a segment comes along, bytes in the frame, bytes in the segment
 
 
-class Parcel:
+class PackedMessage:
     """A message made ready to be sent, as often as needed: a frame, and the segment that goes with it if any.
 
     `close` when it will not be sent again.
@@ -97,13 +97,13 @@ class Channel:
 
     def send(self, value: Any) -> None:
         """Send a message."""
-        parcel = Parcel(value, shares=self._shares)
+        parcel = PackedMessage(value, shares=self._shares)
         try:
             self.send_parcel(parcel)
         finally:
             parcel.close()
 
-    def send_parcel(self, parcel: Parcel) -> None:
+    def send_parcel(self, parcel: PackedMessage) -> None:
         """Send a message that was made ready before."""
         descriptors = parcel.descriptors if self._shares else []
         data = b"".join(parcel.frame if self._shares else parcel.whole)
@@ -116,13 +116,13 @@ class Channel:
 
     def post(self, value: Any) -> None:
         """Send a message as far as there is room; `flush` sends the rest. It never waits for the other end."""
-        parcel = Parcel(value, shares=self._shares)
+        parcel = PackedMessage(value, shares=self._shares)
         try:
             self.post_parcel(parcel)
         finally:
             parcel.close()
 
-    def post_parcel(self, parcel: Parcel) -> None:
+    def post_parcel(self, parcel: PackedMessage) -> None:
         """`post` a message that was made ready before."""
         descriptors = [os.dup(descriptor) for descriptor in parcel.descriptors] if self._shares else []
         self._outgoing.append((memoryview(b"".join(parcel.frame if self._shares else parcel.whole)), descriptors))

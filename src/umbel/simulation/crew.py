@@ -14,10 +14,10 @@ from ..errors import AppError, CallerError, SettingError, UmbelError
 from ..work.executor import Executor, RunKeys
 from ..work.state import ClientStates
 from . import worker
-from .channel import Parcel
-from .hosts import Local, Remote
+from .channel import PackedMessage
+from .hosts import Local, WorkerHost
 from .processes import ONE_THREAD, PRELOADED, Start, default_start, prepare, start
-from .session import Session
+from .session import SimulationSession
 from .status import Status
 from .threads import OneThread
 
@@ -38,7 +38,7 @@ def connect(
     stall: float | None,
     attempts: int,
     start: Start | None,
-) -> Session:
+) -> SimulationSession:
     """Make the clients of a `Simulation` ready for one run. With workers, their start goes on while this returns."""
     if worker.active:
         hint = 'The client\'s module starts a run when it is imported: put that under `if __name__ == "__main__":`.'
@@ -56,7 +56,7 @@ def connect(
             device=worker.device_of(device, 0),
             data_cache=data_cache,
         )
-        return Session(states, local=Local(executor, OneThread()), **settings)
+        return SimulationSession(states, local=Local(executor, OneThread()), **settings)
     how = start or default_start()
     prepare(how, _modules(client))
     beginning = worker.Beginning(
@@ -68,17 +68,17 @@ def connect(
         data_cache=-(-data_cache // workers),
         memory=memory,
     )
-    return Session(states, crew=Crew(workers, how, _parcel(beginning)), **settings)
+    return SimulationSession(states, crew=Crew(workers, how, _parcel(beginning)), **settings)
 
 
 class Crew:
     """The worker processes of one run: started together, and one by one again should they die."""
 
-    def __init__(self, size: int, how: Start, beginning: Parcel) -> None:
+    def __init__(self, size: int, how: Start, beginning: PackedMessage) -> None:
         self.size = size
         self._how = how
         self._beginning = beginning
-        self._place = worker.Place(
+        self._place = worker.Workplace(
             path=list(sys.path),
             arguments=list(sys.argv),
             folder=os.getcwd(),
@@ -86,12 +86,12 @@ class Crew:
         )
         self._status = Status(size, named=how == "spawn" and os.name == "nt")
 
-    def hire(self, index: int) -> Remote:
+    def hire(self, index: int) -> WorkerHost:
         """Start a worker."""
         process = start(index, self._status.descriptor, self._status.file, self._how)
         with suppress(EOFError):  # that it is gone is seen where its messages are read
             process.channel.post(self._place)
-        return Remote(index, process, self._status.row(index), self._beginning)
+        return WorkerHost(index, process, self._status.row(index), self._beginning)
 
     def dismiss(self) -> None:
         """Let go of what they shared."""
@@ -116,9 +116,9 @@ def _steps(handler: Any) -> bool:
         return False
 
 
-def _parcel(beginning: worker.Beginning) -> Parcel:
+def _parcel(beginning: worker.Beginning) -> PackedMessage:
     try:
-        return Parcel(beginning)
+        return PackedMessage(beginning)
     except (UmbelError, MemoryError):
         raise
     except Exception as error:

@@ -1,8 +1,8 @@
 """Simulated devices: how fast each client computes and transfers, when it can be reached, what it draws.
 
 A client's device is a function of the fleet's seed and the client, drawn when somebody asks for it: a fleet of fifty
-million phones takes no more memory than a fleet of ten. What becomes of a task on a device, a `Trip`, is known before
-anything is computed. All times are virtual seconds since a midnight.
+million phones takes no more memory than a fleet of ten. What becomes of a task on a device, a `TaskFate`, is known
+before anything is computed. All times are virtual seconds since a midnight.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ class Device:
 
 
 @dataclass(frozen=True, slots=True)
-class Trip:
+class TaskFate:
     """What becomes of one task on a device.
 
     - `begins`, `ends`: virtual seconds; it begins when the device is next available.
@@ -380,7 +380,7 @@ class Fleet:
         bytes_down: int,
         bytes_up: int,
         key: Key,
-    ) -> Trip:
+    ) -> TaskFate:
         """What becomes of a task that is sent to a client at a virtual time.
 
         It waits until the device is available, downloads, computes and uploads. `key` is the task's own: of it is drawn
@@ -409,7 +409,7 @@ class Fleet:
             bytes_down = int(bytes_down * (down / whole_down)) if down < whole_down else bytes_down
             bytes_up = int(bytes_up * (up / whole_up)) if whole_up else 0
         joules = compute * device.watts + (down + up) * device.radio_watts
-        return Trip(begins, ends, down, compute, up, bytes_down, bytes_up, joules, failed)
+        return TaskFate(begins, ends, down, compute, up, bytes_down, bytes_up, joules, failed)
 
 
 class Mixture:

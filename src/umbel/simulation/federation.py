@@ -14,7 +14,7 @@ from ..work.state import ClientStates
 
 if TYPE_CHECKING:
     from .devices import Fleet
-    from .session import Session
+    from .session import SimulationSession
 
 WORKERS = "UMBEL_WORKERS"
 """The environment variable that says how many workers `"auto"` means."""
@@ -140,7 +140,7 @@ class Simulation:
         key: Key,
         states: ClientStates,
         clock: Callable[[], float] = time.monotonic,
-    ) -> Session:
+    ) -> SimulationSession:
         """Make the clients ready for one run. With workers, their start goes on while this returns."""
         from .crew import connect
 

@@ -14,8 +14,8 @@ from ..core.task import Admit, Failed, Task
 from ..errors import ClientId, StrategyError, UmbelError
 from ..work.account import Account
 from ..work.executor import Executor
-from .backlog import SentAsk, Ticket
-from .channel import Parcel
+from .backlog import SimulatedAsk, Ticket
+from .channel import PackedMessage
 from .processes import Process
 from .status import BATCH, CANCELLED, PLACE, STEPS
 from .worker import Portion, Report
@@ -32,7 +32,7 @@ class Local:
         self._one_thread = one_thread
         self._known: set[int] = set()
 
-    def at_once(self, sent: SentAsk) -> int:
+    def at_once(self, sent: SimulatedAsk) -> int:
         """How many tasks of an ask may be done before the first is told of."""
         self._open(sent)
         return self._executor.at_once(sent.id)
@@ -49,12 +49,12 @@ class Local:
             if ticket.failed is None and ticket.admit is not None:
                 self.admit(ticket.admit, ticket.sent)
 
-    def _open(self, sent: SentAsk) -> None:
+    def _open(self, sent: SimulatedAsk) -> None:
         if sent.id not in self._known:
             self._known.add(sent.id)
             self._executor.open(sent.id, sent.ask, sent.round, sent.number, sent.params)
 
-    def admit(self, command: Admit, into: SentAsk) -> None:
+    def admit(self, command: Admit, into: SimulatedAsk) -> None:
         """Fold a result into an ask."""
         self._open(into)
         self._executor.admit(command)
@@ -63,7 +63,7 @@ class Local:
         """Let go of a result."""
         self._executor.cancel(task)
 
-    def close(self, sent: SentAsk) -> Contents:
+    def close(self, sent: SimulatedAsk) -> Contents:
         """Give back what was folded."""
         self._open(sent)
         opened = self._executor.close(sent.id)
@@ -75,10 +75,10 @@ class Local:
         self._known &= keep
 
 
-class Remote:
+class WorkerHost:
     """A worker process as the main process sees it. Every method that talks to it does nothing once it is gone."""
 
-    def __init__(self, index: int, process: Process, row: memoryview, beginning: Parcel) -> None:
+    def __init__(self, index: int, process: Process, row: memoryview, beginning: PackedMessage) -> None:
         self.index = index
         self.process = process
         self.row = row
@@ -147,7 +147,7 @@ class Remote:
                 self.cancel(ticket.task.id)
         return tickets
 
-    def _open(self, sent: SentAsk) -> None:
+    def _open(self, sent: SimulatedAsk) -> None:
         if sent.id in self._known:
             return
         self._known.add(sent.id)
@@ -156,7 +156,7 @@ class Remote:
             routed: dict[str, Any] = dict.fromkeys(sent.routed, _nothing)
             lean = replace(sent.ask, clients=(), **routed)
             try:
-                sent.parcel = Parcel(("open", sent.id, lean, sent.routed, sent.round, sent.number, sent.params))
+                sent.parcel = PackedMessage(("open", sent.id, lean, sent.routed, sent.round, sent.number, sent.params))
             except (UmbelError, MemoryError):
                 raise
             except Exception as error:
@@ -166,7 +166,7 @@ class Remote:
                 ) from error
         self._post(sent.parcel)
 
-    def admit(self, command: Admit, into: SentAsk) -> None:
+    def admit(self, command: Admit, into: SimulatedAsk) -> None:
         """Have a result folded into an ask."""
         self._open(into)
         self.holds.add(command.ask)
@@ -191,7 +191,7 @@ class Remote:
             self._send(("cancel", self._cancels))
             self._cancels = []
 
-    def ask_to_close(self, sent: SentAsk) -> None:
+    def ask_to_close(self, sent: SimulatedAsk) -> None:
         """Ask for what was folded; it comes as a message."""
         self._open(sent)
         self.flush()
@@ -262,7 +262,7 @@ class Remote:
         with suppress(EOFError):  # that it is gone is seen where its messages are read
             self.process.channel.post(message)
 
-    def _post(self, parcel: Parcel) -> None:
+    def _post(self, parcel: PackedMessage) -> None:
         with suppress(EOFError):
             self.process.channel.post_parcel(parcel)
 

@@ -71,7 +71,7 @@ class Process:
 class Forked(Process):
     """A worker that the forkserver makes; its pid is known as soon as the forkserver answers."""
 
-    def __init__(self, server: _Server, index: int, status: int) -> None:
+    def __init__(self, server: _Forkserver, index: int, status: int) -> None:
         channel, theirs = Channel.pair()
         super().__init__(channel)
         self._server = server
@@ -191,7 +191,7 @@ def prepare(how: Start, modules: Sequence[str]) -> None:
         _server().preload(list(modules))
 
 
-class _Server:
+class _Forkserver:
     """The forkserver as the main process sees it."""
 
     def __init__(self) -> None:
@@ -270,18 +270,18 @@ class _Server:
             self._process.wait()
 
 
-_known: list[_Server] = []
+_known: list[_Forkserver] = []
 _lock = threading.Lock()
 
 
-def _server() -> _Server:
+def _server() -> _Forkserver:
     """The forkserver of this process, started when it is first needed, and again should it have died."""
     with _lock:
         if _known and not _known[0].alive:
             with suppress(OSError, UmbelError):
                 _known.pop().close()
         if not _known:
-            _known.append(_Server())
+            _known.append(_Forkserver())
         return _known[0]
 
 

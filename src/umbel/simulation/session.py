@@ -26,17 +26,17 @@ from ..core.arrays import Arrays
 from ..core.ask import Ask, for_client
 from ..core.partial import Partial
 from ..core.randomness import Key
-from ..core.task import Admit, AllFinished, Cancel, Failed, Finished, Send, Task
+from ..core.task import Admit, AllFinished, Cancel, Failed, Finished, Send, Task, Ticked
 from ..core.update import Like
 from ..errors import AppError, ClientCrashed, ClientId, SettingError, UmbelError
-from ..runs.coordinator import Event, Ticked, Wake
+from ..runs.coordinator import Event, Wake
 from ..runs.events import RunEvent
 from ..work.account import Account
 from ..work.intake import ClosedAsk
 from ..work.late import lasting, load_ask, save_ask
 from ..work.state import ClientStates
-from .backlog import Backlog, SentAsk, Ticket
-from .hosts import Contents, Local, Remote
+from .backlog import Backlog, SimulatedAsk, Ticket
+from .hosts import Contents, Local, WorkerHost
 from .turns import Queues, Timeline
 from .worker import Report
 
@@ -55,21 +55,21 @@ IN_VAIN = 10
 """So many workers may end, one after the other, before any of them has done anything."""
 
 
-class Crew(Protocol):
+class Workers(Protocol):
     """Worker processes, as a session starts them."""
 
     @property
     def size(self) -> int:
         """How many there are."""
 
-    def hire(self, index: int) -> Remote:
+    def hire(self, index: int) -> WorkerHost:
         """Start one, or start it again."""
 
     def dismiss(self) -> None:
         """Let go of what they share, once they are ended."""
 
 
-class Session:
+class SimulationSession:
     """One run's clients. `local` does the tasks, or a crew of worker processes.
 
     `key` is the run's key for tasks; `clock` that of its deadlines; `fleet` the device model, if any; `attempts` and
@@ -81,7 +81,7 @@ class Session:
         states: ClientStates,
         *,
         local: Local | None = None,
-        crew: Crew | None = None,
+        crew: Workers | None = None,
         fleet: Fleet | None = None,
         key: Key,
         clock: Callable[[], float] = time.monotonic,
@@ -98,8 +98,8 @@ class Session:
         self._config = config
         self._attempts = attempts
         self._stall = stall
-        self._asks: dict[int, SentAsk] = {}
-        self._open: dict[int, SentAsk] = {}
+        self._asks: dict[int, SimulatedAsk] = {}
+        self._open: dict[int, SimulatedAsk] = {}
         self._tickets: dict[str, Ticket] = {}
         self._sent_at: dict[str, float] = {}
         self._blocked: list[Ticket] = []
@@ -111,10 +111,10 @@ class Session:
         self._wakes: list[float] = []
         self._time = 0.0
         self._account = Account()
-        self._contents: deque[tuple[Remote, Contents]] = deque()
+        self._contents: deque[tuple[WorkerHost, Contents]] = deque()
         self._sizes: dict[int, tuple[int, int]] = {}
         self._selector = selectors.DefaultSelector()
-        self._workers: list[Remote] = []
+        self._workers: list[WorkerHost] = []
         try:
             for index in range(crew.size if crew is not None else 0):
                 self._start(index)
@@ -153,7 +153,7 @@ class Session:
         """Make an ask known before its tasks come."""
         if ask.window.late == "keep":
             ask = lasting(ask)
-        self._asks[id] = self._open[id] = sent = SentAsk(id, ask, round, number, params, tuple(cohort))
+        self._asks[id] = self._open[id] = sent = SimulatedAsk(id, ask, round, number, params, tuple(cohort))
         self._timeline.resume()
         if ask.window.deadline is not None:
             sent.closes_at = self._time + ask.window.deadline
@@ -220,7 +220,7 @@ class Session:
                 hint=f"It is called with the client, the kind of ask ({sent.ask.kind!r}) and the config that it gets.",
             ) from error
 
-    def _transfers(self, sent: SentAsk, client: ClientId) -> tuple[int, int]:
+    def _transfers(self, sent: SimulatedAsk, client: ClientId) -> tuple[int, int]:
         """How many bytes go to a client and come back from it."""
         ask = sent.ask
         fixed = not any(map(callable, (ask.model, ask.inbox, ask.expects, ask.correction)))
@@ -445,7 +445,7 @@ class Session:
                         break
                     worker.do(tickets, guess, self._states.encoded)
 
-    def _takes_more(self, worker: Remote, ahead: float) -> bool:
+    def _takes_more(self, worker: WorkerHost, ahead: float) -> bool:
         return len(worker.out) < 2 and 0.0 < worker.seconds_out < ahead
 
     def _listen(self, closing: bool = False) -> None:
@@ -472,7 +472,7 @@ class Session:
         if limits:
             self._watch(closing)
 
-    def _heard(self, worker: Remote, message: tuple[Any, ...]) -> None:
+    def _heard(self, worker: WorkerHost, message: tuple[Any, ...]) -> None:
         kind, *rest = message
         if kind == "report":
             self._reported(worker, *rest)
@@ -483,7 +483,7 @@ class Session:
         else:
             raise rest[0]
 
-    def _reported(self, worker: Remote, report: Report, account: Account) -> None:
+    def _reported(self, worker: WorkerHost, report: Report, account: Account) -> None:
         self._account.add(account)
         tickets = worker.reported(report)
         for ticket, seconds in zip(tickets, report.seconds, strict=False):
@@ -519,7 +519,7 @@ class Session:
             ):
                 self._lost(worker)
 
-    def _patience(self, worker: Remote) -> float:
+    def _patience(self, worker: WorkerHost) -> float:
         """How long to wait for a worker that is at what nobody wants: no longer than it takes to replace it and to do
         again what it holds.
         """
@@ -530,7 +530,7 @@ class Session:
         )
         return min(PATIENCE, REPLACED + sum(held))
 
-    def _lost(self, worker: Remote, how: str | None = None) -> None:
+    def _lost(self, worker: WorkerHost, how: str | None = None) -> None:
         """A worker is gone: what it had is done again, and another one takes its place."""
         if not worker.alive:
             return
@@ -591,9 +591,9 @@ class Session:
                 self._backlog.add(ticket)
         return closed
 
-    def _collect(self, sent: SentAsk, closed: ClosedAsk) -> None:
+    def _collect(self, sent: SimulatedAsk, closed: ClosedAsk) -> None:
         """Get the parts of an ask from all workers, once all that was admitted is folded."""
-        asked: set[Remote] = set()
+        asked: set[WorkerHost] = set()
         while True:
             missing = any(not ticket.done for ticket in sent.admitted)
             if not missing:
@@ -659,7 +659,7 @@ class Session:
     def restore_asks(self, saved: list[Any]) -> None:
         """Know again what `save_asks` saved."""
         for id, round, number, params, tree in saved:
-            self._asks[id] = SentAsk(id, load_ask(tree), round, number, params, plain=False)
+            self._asks[id] = SimulatedAsk(id, load_ask(tree), round, number, params, plain=False)
 
     def peak_memory(self) -> list[int]:
         """Bytes of memory that each worker has held at most, as far as the system says."""

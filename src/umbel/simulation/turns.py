@@ -6,7 +6,7 @@ import heapq
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 
-from .backlog import SentAsk, Ticket
+from .backlog import SimulatedAsk, Ticket
 
 
 class Queues:
@@ -28,7 +28,7 @@ class Queues:
         """A task was told of, or is not wanted any more."""
         self._queues[ticket.sent.lane].pop(ticket.task.id, None)
 
-    def head(self, open: Iterable[SentAsk]) -> Ticket | None:
+    def head(self, open: Iterable[SimulatedAsk]) -> Ticket | None:
         """Whose turn it is."""
         for sent in open:
             if queue := self._queues.get(sent.lane):
@@ -48,7 +48,7 @@ class Queues:
         """The first in a lane that has a result."""
         return next((ticket for ticket in self._queues[lane].values() if ticket.done), None)
 
-    def late(self, open: Mapping[int, SentAsk]) -> bool:
+    def late(self, open: Mapping[int, SimulatedAsk]) -> bool:
         """Whether tasks of other asks than these end in one of them."""
         lanes = {sent.lane for sent in open.values()}
         return any(ticket.sent.id not in open for lane in lanes for ticket in self._queues.get(lane, {}).values())
@@ -89,7 +89,7 @@ class Timeline:
         sent, ask = (0.0, 0) if ticket is None else (ticket.at, ticket.task.ask)
         heapq.heappush(self._heap, (at, ticket is None, sent, ask, self._count, ticket))
 
-    def head(self, open: Iterable[SentAsk]) -> tuple[float, Ticket | None] | None:
+    def head(self, open: Iterable[SimulatedAsk]) -> tuple[float, Ticket | None] | None:
         """The next time at which something happens, and what arrives then: None for a deadline."""
         lanes = {sent.lane for sent in open}
         while self._heap:

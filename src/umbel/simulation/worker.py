@@ -25,7 +25,7 @@ from ..core.task import Admit, Failed, Task
 from ..errors import AppError, ClientId, UmbelError
 from ..work.blame import own_frame, traced
 from ..work.executor import Executor, RunKeys
-from .channel import Channel, Parcel
+from .channel import Channel, PackedMessage
 from .processes import ONE_THREAD
 from .status import BATCH, CANCELLED, PLACE, STEPS, row_of
 
@@ -34,7 +34,7 @@ active = False
 
 
 @dataclass(slots=True)
-class Place:
+class Workplace:
     """Where a worker works. It has to know that before it can load anything else."""
 
     path: list[str]
@@ -304,7 +304,7 @@ class Worker:
     def _close(self, id: int) -> None:
         opened = self.executor.close(id)
         told = (opened.partial.contents(), opened.states, opened.refused, self.executor.take_account())
-        parcel = Parcel(("partial", id, told))
+        parcel = PackedMessage(("partial", id, told))
         self._channel.send_parcel(parcel)
         parcel.close()
         # Should another worker die now, what it held of this ask may be done here.

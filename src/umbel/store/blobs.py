@@ -52,7 +52,7 @@ class Blobs:
         self._complete: dict[bytes, int] = {}
         self._bytes = 0
         self._idle: dict[bytes, int] = {}
-        self._open: set[Part] = set()
+        self._open: set[PartialBlob] = set()
         self._holders: dict[bytes, set[str]] = {}
         self._held: dict[str, set[bytes]] = {}
         with _reaching(self.folder):
@@ -161,7 +161,7 @@ class Blobs:
         fits = there.is_absolute() and there.parent.name == "partial" and there.name.startswith(sha256.hex() + _LINK)
         return path is not None and fits and _linked(path, there)
 
-    def part(self, blob: m.Blob, *, resume: bool = True) -> Part:
+    def part(self, blob: m.Blob, *, resume: bool = True) -> PartialBlob:
         """Begin or resume receiving a blob; look at `path` first.
 
         Several may receive the same blob at once: only the first resumes and can be resumed, and whoever finishes
@@ -172,7 +172,7 @@ class Blobs:
         with self._lock:
             lasting = resume and all(part.blob.sha256 != blob.sha256 or not part.lasting for part in self._open)
             name = blob.sha256.hex() + ("" if lasting else f"-{next(self._numbers)}")
-            part = Part(self, blob, self._partial / name, lasting)
+            part = PartialBlob(self, blob, self._partial / name, lasting)
             if lasting:
                 self._idle.pop(blob.sha256, None)
             self._open.add(part)
@@ -261,7 +261,7 @@ class Blobs:
                 (self._partial / blob.sha256.hex()).unlink(missing_ok=True)
         _sync(place.parent)
 
-    def _closed(self, part: Part, left: int) -> None:
+    def _closed(self, part: PartialBlob, left: int) -> None:
         with self._lock:
             self._open.discard(part)
             if left and part.blob.sha256 not in self._complete:
@@ -270,7 +270,7 @@ class Blobs:
                 part.path.unlink(missing_ok=True)
 
 
-class Part:
+class PartialBlob:
     """A blob that is being received: `offset` says how much of it is there.
 
     Close it in any case; what was written stays, to be resumed, unless it was finished. One thread at a time uses it.

@@ -145,7 +145,7 @@ _STORED: Mapping[str, Callable[[Any], Any]] = {
 }  # fmt: skip
 
 
-class Schema:
+class TableSchema:
     """Tables by name, and how their rows are checked, encoded for keeping and decoded again."""
 
     def __init__(self, tables: Iterable[Table]) -> None:
@@ -197,7 +197,7 @@ class Queue:
     """The queueing half of a store: checks what is put and deleted, and hands it out in batches."""
 
     def __init__(self, tables: Iterable[Table] = TABLES) -> None:
-        self.schema = Schema(tables)
+        self.schema = TableSchema(tables)
         self._queued = Batch()
 
     def put(self, table: str, row: Mapping[str, Any], /) -> None:

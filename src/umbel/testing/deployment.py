@@ -19,8 +19,10 @@ from ..core import encoding
 from ..core.app import App
 from ..core.arrays import Arrays
 from ..core.randomness import Key
+from ..core.task import Ticked
 from ..errors import RunInterrupted
-from ..node import machine as nodes
+from ..node import signals as nodes
+from ..node.machine import NodeMachine
 from ..node.spool import MemorySpool
 from ..remote.federation import Remote, Signed
 from ..remote.session import Arrived, Down, Item, Link, Up
@@ -31,6 +33,7 @@ from ..server.folding import bundle
 from ..server.router import Router
 from ..store.records import MemoryStore
 from ..wire import messages as m
+from ..wire.blobs import Fetched, NotFetched
 from .host import Host
 
 INLINE = 256
@@ -100,9 +103,9 @@ class Station:
     blobs: dict[bytes, bytes] = field(default_factory=dict)
     router: Router | None = None
     relaying: relays.Relaying | None = None
-    durable: list[servers.Say | relays.Say] = field(default_factory=list)
+    durable: list[servers.Say | relays.SayAbove] = field(default_factory=list)
     events: deque[servers.Event | relays.RelayEvent] = field(default_factory=deque)
-    folds: dict[int, relays.Fold] = field(default_factory=dict)
+    folds: dict[int, relays.FoldAnswers] = field(default_factory=dict)
     at_work: bool = False
     down_until: float = 0.0
     wire: Wire | None = None
@@ -110,14 +113,14 @@ class Station:
 
 
 @dataclass(eq=False)
-class Node:
+class SimulatedNode:
     """One node: its machine, what it has on disk, the tasks that it works on, and where it connects."""
 
     name: str
     home: Station
     sources: Mapping[str, Any]
     spool: Any
-    machine: nodes.NodeMachine
+    machine: NodeMachine
     blobs: dict[bytes, bytes] = field(default_factory=dict)
     preparing: dict[str, nodes.Prepare] = field(default_factory=dict)
     hosts: dict[str, Host] = field(default_factory=dict)
@@ -171,7 +174,7 @@ class Deployment:
         self._run = ""
         self._folder = scratch
         self._stations = {"server": Station("server", store())}
-        self._nodes: dict[str, Node] = {}
+        self._nodes: dict[str, SimulatedNode] = {}
         self._place("server", nodes, relays or {}, store)
         for station in self._stations.values():
             self._start(station)
@@ -394,7 +397,7 @@ class Deployment:
         action(*([] if argument is None else [argument]))
         return True
 
-    def _may_connect(self, above: Station | None, peer: Node | Station) -> bool:
+    def _may_connect(self, above: Station | None, peer: SimulatedNode | Station) -> bool:
         return above is not None and above.router is not None and peer.wire is None and peer.back_at <= self.time
 
     def _is_due(self, station: Station) -> bool:
@@ -408,7 +411,7 @@ class Deployment:
 
     def _wait(self, until: float | None) -> None:
         """Nothing can be done now: the next moment at which something can."""
-        peers: list[Node | Station] = [*self._nodes.values(), *self._stations.values()]
+        peers: list[SimulatedNode | Station] = [*self._nodes.values(), *self._stations.values()]
         times = [peer.back_at for peer in peers if peer.wire is None and peer.back_at > self.time]
         times += [node.machine.next_tick for node in self._nodes.values() if node.machine.next_tick is not None]
         times += [station.down_until for station in self._stations.values() if station.router is None]
@@ -423,7 +426,7 @@ class Deployment:
         self._pass(max(0.0, min(times) - self.time) + 1e-9)
         for node in self._nodes.values():
             if node.machine.next_tick is not None and node.machine.next_tick <= self.time:
-                self._tell_node(node, nodes.Ticked())
+                self._tell_node(node, Ticked())
 
     # The server and relays
 
@@ -466,7 +469,7 @@ class Deployment:
         """Do what a router says."""
         if isinstance(effect, servers.Say):
             if effect.peer.startswith("relay "):
-                station.events.append(relays.Answered(effect.message))
+                station.events.append(relays.RouterSaid(effect.message))
             elif effect.durable:
                 station.durable.append(effect)
             else:
@@ -484,9 +487,9 @@ class Deployment:
 
     def _relayed(self, station: Station, effect: relays.RelayEffect) -> None:
         """Do what the machine of a relay says."""
-        if isinstance(effect, relays.Tell):
+        if isinstance(effect, relays.TellRouter):
             station.events.append(effect.event)
-        elif isinstance(effect, relays.Fold):
+        elif isinstance(effect, relays.FoldAnswers):
             station.folds[effect.number] = effect
         elif isinstance(effect, relays.Forget):
             station.folds.pop(effect.number, None)
@@ -495,9 +498,9 @@ class Deployment:
         else:
             self._post(station, effect)
 
-    def _post(self, station: Station, say: servers.Say | relays.Say) -> None:
+    def _post(self, station: Station, say: servers.Say | relays.SayAbove) -> None:
         data = say.message.SerializeToString()
-        if isinstance(say, relays.Say):
+        if isinstance(say, relays.SayAbove):
             if station.wire is not None:
                 station.wire.up.append(data)
         elif (wire := self._wires.get(say.peer)) is not None:
@@ -520,7 +523,7 @@ class Deployment:
         self._tell(station, relays.Folded(number, payload, sheaf.receipts, sheaf.refused))
 
     def _tick(self, station: Station) -> None:
-        self._tell(station, relays.Ticked())
+        self._tell(station, Ticked())
 
     def _connect_relay(self, station: Station) -> None:
         assert station.above is not None
@@ -544,7 +547,7 @@ class Deployment:
             if node.wire is wire:
                 node.wire, node.durable = None, []
                 node.back_at = self.time + 0.1 + self._below(10) / 10
-                self._tell_node(node, nodes.Disconnected())
+                self._tell_node(node, nodes.SessionEnded())
         for station in self._stations.values():
             if station.wire is wire:
                 station.wire, station.back_at = None, self.time + 0.1 + self._below(10) / 10
@@ -562,7 +565,7 @@ class Deployment:
             return
         for node in self._nodes.values():
             if node.wire is wire:
-                self._tell_node(node, nodes.Received(message))
+                self._tell_node(node, nodes.ServerSaid(message))
         for station in self._stations.values():
             if station.wire is wire:
                 self._tell(station, relays.Asked(message))
@@ -575,7 +578,7 @@ class Deployment:
             self._cut(wire)
             return
         if wire is self._run_wire and way == "up" and blob.sha256 not in wire.blobs:
-            self._tell(wire.to, servers.NotFetched(run, blob.sha256, "the run has let go of it"))
+            self._tell(wire.to, NotFetched(run, blob.sha256, "the run has let go of it"))
             return
         node = next((node for node in self._nodes.values() if node.wire is wire), None)
         below = next((station for station in self._stations.values() if station.wire is wire), None)
@@ -590,11 +593,11 @@ class Deployment:
             return
         target[blob.sha256] = source[blob.sha256]
         if way == "up":
-            self._tell(wire.to, servers.Fetched(run, blob.sha256))
+            self._tell(wire.to, Fetched(run, blob.sha256))
         elif node is not None:
-            self._tell_node(node, nodes.Fetched(run, blob.sha256))
+            self._tell_node(node, Fetched(run, blob.sha256))
         elif below is not None:
-            self._tell(below, servers.Fetched(run, blob.sha256))
+            self._tell(below, Fetched(run, blob.sha256))
         else:
             self._inbox.append(Arrived(blob.sha256, self._file(wire.blobs, blob.sha256)))
 
@@ -619,18 +622,18 @@ class Deployment:
 
     # Nodes
 
-    def _started(self, name: str, home: Station, sources: Mapping[str, Any], spool: Any) -> Node:
-        return Node(name, home, sources, spool, nodes.NodeMachine(spool, sources, slots=self._slots))
+    def _started(self, name: str, home: Station, sources: Mapping[str, Any], spool: Any) -> SimulatedNode:
+        return SimulatedNode(name, home, sources, spool, NodeMachine(spool, sources, slots=self._slots))
 
-    def _connect_node(self, node: Node) -> None:
+    def _connect_node(self, node: SimulatedNode) -> None:
         node.wire = self._plug(f"node {node.name}", node.home, node.blobs)
         event = servers.Connected(node.wire.peer, "node", node.name, node.name, tuple(node.sources))
         self._tell(node.home, event)
-        self._tell_node(node, nodes.Connected(m.Welcome()))
+        self._tell_node(node, nodes.SessionBegun(m.Welcome()))
 
-    def _tell_node(self, node: Node, event: nodes.Event) -> None:
+    def _tell_node(self, node: SimulatedNode, event: nodes.Event) -> None:
         for effect in node.machine.handle(event, self.time):
-            if isinstance(effect, nodes.Say):
+            if isinstance(effect, nodes.SayToServer):
                 self._note(effect.message)
                 if node.wire is None:
                     continue
@@ -638,9 +641,9 @@ class Deployment:
                     node.durable.append(effect.message)
                 else:
                     node.wire.up.append(effect.message.SerializeToString())
-            elif isinstance(effect, nodes.Fetch):
+            elif isinstance(effect, nodes.FetchBlob):
                 if effect.blob.sha256 in node.blobs:
-                    self._tell_node(node, nodes.Fetched(effect.run, effect.blob.sha256))
+                    self._tell_node(node, Fetched(effect.run, effect.blob.sha256))
                 elif node.wire is not None:
                     node.wire.transfers.append(("down", effect.run, effect.blob))
             elif isinstance(effect, nodes.Prepare):
@@ -654,12 +657,12 @@ class Deployment:
                 node.hosts.pop(effect.run, None)
                 node.busy = {key: start for key, start in node.busy.items() if key[0] != effect.run}
 
-    def _prepared(self, node: Node) -> None:
+    def _prepared(self, node: SimulatedNode) -> None:
         run, effect = node.preparing.popitem()
         node.hosts[run] = Host(self._app.client, node.sources, json.loads(effect.spec.config))
         self._tell_node(node, nodes.HostReady(run, frozenset(self._app.client.handlers), HOST_STEPS))
 
-    def _work(self, node: Node) -> None:
+    def _work(self, node: SimulatedNode) -> None:
         key = list(node.busy)[self._below(len(node.busy))]
         start = node.busy.pop(key)
         if key in node.stopped:
@@ -671,7 +674,7 @@ class Deployment:
             done.result.update.CopyFrom(_stored(done.result.update.inline, node.blobs))
         self._tell_node(node, done)
 
-    def _commit_node(self, node: Node) -> None:
+    def _commit_node(self, node: SimulatedNode) -> None:
         node.spool.commit()
         durable, node.durable = node.durable, []
         for message in durable:

@@ -14,7 +14,7 @@ from ..core.elementwise import mean
 from ..core.randomness import Key
 from ..core.task import Failed, Task
 from ..core.transform import transform_from_spec
-from ..node import machine as nodes
+from ..node import signals as nodes
 from ..node.child import TaskKeys
 from ..wire import messages as m
 from ..wire.names import client_id

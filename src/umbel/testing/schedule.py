@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from ..core.randomness import Key
-from ..core.task import Cancel, Failed, Finished, Send, Task
+from ..core.task import Cancel, Failed, Finished, Send, Task, Ticked
 from ..core.window import Window
-from ..runs.coordinator import Close, Command, Coordinator, Event, Opened, Stopped, Ticked
+from ..runs.coordinator import Close, Command, Coordinator, Event, Opened, Stopped
 from .clock import VirtualClock
 
 Item = TypeVar("Item")

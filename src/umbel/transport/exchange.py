@@ -29,7 +29,7 @@ SERVED = 1024
 """Blobs that a peer may want at the same time."""
 
 
-class Part(Protocol):
+class IncomingBlob(Protocol):
     """A blob that is being received; `offset` is how much of it is there, and `finish` checks its hash."""
 
     offset: int
@@ -39,12 +39,12 @@ class Part(Protocol):
     def close(self) -> None: ...
 
 
-class Blobs(Protocol):
+class BlobStore(Protocol):
     """Where blobs are kept, as `umbel.store.blobs.Blobs` does."""
 
     def path(self, sha256: bytes, /) -> Path | None: ...
     def room(self, wanted: m.Blob, /) -> bool: ...
-    def part(self, blob: m.Blob, /) -> Part: ...
+    def part(self, blob: m.Blob, /) -> IncomingBlob: ...
     def place(self, blob: m.Blob, /) -> Path: ...
     def linked(self, place: Path, blob: m.Blob, /) -> Path: ...
     def lend(self, sha256: bytes, place: Path, /) -> bool: ...
@@ -69,7 +69,7 @@ class Depot:
     `executor` runs what reads and writes files.
     """
 
-    def __init__(self, blobs: Blobs, *, lends_below: Path | None = None, executor: Executor | None = None) -> None:
+    def __init__(self, blobs: BlobStore, *, lends_below: Path | None = None, executor: Executor | None = None) -> None:
         self.blobs = blobs
         self.lends_below = lends_below.resolve() if lends_below is not None else None
         self._executor = executor
@@ -91,7 +91,7 @@ class Depot:
         if waiting is not None:
             waiting.set()
 
-    async def begun(self, blob: m.Blob, room: Room | None = None, run: str = "") -> Part:
+    async def begun(self, blob: m.Blob, room: Room | None = None, run: str = "") -> IncomingBlob:
         """Begin to receive a blob, once there is room for it; its room is taken from then on."""
         waiting = False
         try:
@@ -132,7 +132,7 @@ class Depot:
             done.cancelled() or done.exception()  # looked at, so that nobody complains that it was not
             raise
 
-    async def _begin(self, blob: m.Blob) -> Part:
+    async def _begin(self, blob: m.Blob) -> IncomingBlob:
         beginning = asyncio.ensure_future(self.aside(self.blobs.part, blob))
         try:
             return await asyncio.shield(beginning)
@@ -154,7 +154,7 @@ class Exchange:
     def __init__(
         self,
         connection: Connection,
-        blobs: Blobs | Depot,
+        blobs: BlobStore | Depot,
         may_read: Callable[[str, m.Blob], bool],
         *,
         same_machine: bool = False,
@@ -169,7 +169,7 @@ class Exchange:
         self._window = window
         self._progress = progress
         self._room = room
-        self._incoming: dict[bytes, _Incoming] = {}
+        self._incoming: dict[bytes, _Transfer] = {}
         self._abandoned: dict[bytes, asyncio.Event] = {}
         self._fetching: dict[bytes, asyncio.Task[Path]] = {}
         self._outgoing: dict[bytes, _Outgoing] = {}
@@ -195,7 +195,7 @@ class Exchange:
             task = asyncio.create_task(self._fetch(blob, run))
             self._fetching[blob.sha256] = task
             task.add_done_callback(lambda done: self._fetched(blob.sha256, done))
-        incoming = self._incoming.setdefault(blob.sha256, _Incoming(blob, self._window, self.connection.clock))
+        incoming = self._incoming.setdefault(blob.sha256, _Transfer(blob, self._window, self.connection.clock))
         if progress is not None:
             incoming.watchers.append(progress)
         incoming.fetchers += 1
@@ -344,7 +344,7 @@ class Exchange:
             finally:
                 await self.depot.aside(part.close)
 
-    async def _received(self, incoming: _Incoming, part: Part, run: str) -> Path:
+    async def _received(self, incoming: _Transfer, part: IncomingBlob, run: str) -> Path:
         blob = incoming.blob
         place = self.depot.blobs.place(blob) if self.same_machine else None
         if part.offset < blob.size:
@@ -375,7 +375,7 @@ class Exchange:
         except StorageError:  # for example not the same machine after all
             return None
 
-    def _ask(self, incoming: _Incoming, run: str, offset: int, place: Path | None) -> None:
+    def _ask(self, incoming: _Transfer, run: str, offset: int, place: Path | None) -> None:
         incoming.ask(offset)
         there = "" if place is None else str(place)
         want = m.Want(blob=incoming.blob, run=run, offset=offset, credit=incoming.window, place=there)
@@ -390,7 +390,7 @@ class Exchange:
             incoming.take(chunk.offset, data)
 
 
-def _write(part: Part, chunks: Sequence[bytes]) -> None:
+def _write(part: IncomingBlob, chunks: Sequence[bytes]) -> None:
     for data in chunks:
         part.write(data)
 
@@ -427,7 +427,7 @@ class _Outgoing:
         return size
 
 
-class _Incoming:
+class _Transfer:
     """What has come of one blob and is not written yet, and how much more may come."""
 
     def __init__(self, blob: m.Blob, window: int, clock: Callable[[], float]) -> None:

@@ -111,7 +111,7 @@ class _Call:
         return str(error.details()) if isinstance(error, grpc.aio.AioRpcError) else "the stream has ended"
 
 
-class _Incoming:
+class _ServerStream:
     """The server's end: the call is over when its handler returns, which is when the stream is closed."""
 
     def __init__(self, context: Any) -> None:
@@ -169,7 +169,7 @@ class _Listener:
         self.address = address
         self._server = server
         self._on_stream = on_stream
-        self._tasks: dict[asyncio.Task[None], _Incoming] = {}
+        self._tasks: dict[asyncio.Task[None], _ServerStream] = {}
         self._closing = False
 
     async def handle(self, _: Any, context: Any) -> None:
@@ -179,7 +179,7 @@ class _Listener:
         if self._closing or len(self._tasks) >= self._most:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{len(self._tasks)} others are connected")
         await context.send_initial_metadata(())
-        stream = _Incoming(context)
+        stream = _ServerStream(context)
         task = asyncio.create_task(served(self._on_stream, stream))
         self._tasks[task] = stream
         task.add_done_callback(self._tasks.pop)

@@ -83,7 +83,7 @@ class Range:
 
 
 @dataclass(frozen=True)
-class Step:
+class RequiredStep:
     """A transform that updates have to go through, and the bounds of its settings."""
 
     name: str
@@ -153,7 +153,7 @@ class Policy:
     ask: bool = False
     kinds: tuple[str, ...] | None = None
     smallest_cohort: int = 1
-    transforms: tuple[Step, ...] = ()
+    transforms: tuple[RequiredStep, ...] = ()
     config: Mapping[str, Range] = field(default_factory=dict)
     approvals: Approvals = field(default_factory=Approvals, compare=False)
 
@@ -324,7 +324,7 @@ def _parts(spec: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [spec]
 
 
-def _step(entry: Any) -> Step:
+def _step(entry: Any) -> RequiredStep:
     if (
         not isinstance(entry, dict)
         or not isinstance(entry.get("name"), str)
@@ -337,7 +337,7 @@ def _step(entry: Any) -> Step:
     least, most = entry.get("least", {}), entry.get("most", {})
     if not isinstance(least, dict) or not isinstance(most, dict):
         raise SettingError(f"bounds of {entry['name']} name its settings, such as most = {{ norm = 1.0 }}")
-    return Step(entry["name"], {key: Range(least.get(key), most.get(key)) for key in sorted({*least, *most})})
+    return RequiredStep(entry["name"], {key: Range(least.get(key), most.get(key)) for key in sorted({*least, *most})})
 
 
 def _range(entry: Any, where: str) -> Range:

@@ -32,7 +32,7 @@ from ..errors import (
 )
 from .account import Account
 from .blame import own_frame
-from .intake import Intake, OpenAsk, Result, told
+from .intake import CheckedResult, Intake, OpenAsk, told
 from .seeding import note_generators, seed_all, seed_generators, seed_of
 
 AT_ONCE = 16
@@ -71,7 +71,7 @@ class Work:
 
 
 @dataclass(slots=True)
-class Answered:
+class EncodedAnswer:
     """What a client answered, as it is sent elsewhere: `update` is encoded and checked, `state` the client's next."""
 
     update: Update
@@ -229,7 +229,7 @@ class Executor(Intake):
         self._account.folding += clock() - last
         return outcomes
 
-    def answer(self, task: Task) -> Answered | Failed:
+    def answer(self, task: Task) -> EncodedAnswer | Failed:
         """Do a task whose result is folded elsewhere, and give what is to be sent there; see `run`."""
         work: Any = self._origin[task.ask]
         for step in (self._prepare, self._handle, self._take):
@@ -240,7 +240,7 @@ class Executor(Intake):
         if isinstance(result, Failed):
             return result
         plain = replace(work.update, weight=result.receipt.weight, metrics={})  # metrics travel in the receipt
-        return Answered(plain, result.receipt, work.state)
+        return EncodedAnswer(plain, result.receipt, work.state)
 
     def take_account(self) -> Account:
         """Where time went since this was last asked."""
@@ -333,14 +333,14 @@ class Executor(Intake):
         state = _encoded(user, local, ctx.client) if kept or user or local else None
         return Work(ready.opened, update, metrics, ready.sent, trusted, ready.seconds, state)
 
-    def _check(self, task: Task, work: Work) -> Result:
+    def _check(self, task: Task, work: Work) -> CheckedResult:
         if not work.trusted:
             contribution = self.decoded(work.opened, work.update, work.sent, task.client)
         else:
             with np.errstate(all="ignore"):
                 contribution = check_values(work.update, work.sent[4], task.client)
         receipt = Receipt(task.id, task.client, contribution.weight, work.metrics, work.seconds)
-        return Result(task.client, contribution, receipt, work.state)
+        return CheckedResult(task.client, contribution, receipt, work.state)
 
     def _encode(
         self, ask: Ask, update: Update, params: Any, local: dict[str, Any], where: str, key: Key

@@ -76,7 +76,7 @@ class ClosedAsk:
 
 
 @dataclass(slots=True)
-class Result:
+class CheckedResult:
     """A checked result that waits to be admitted; `state` is the client's next state, None where it has none."""
 
     client: ClientId
@@ -92,7 +92,7 @@ class Intake:
         self._account = Account()
         self._asks: dict[int, OpenAsk] = {}
         self._origin: dict[int, OpenAsk] = {}
-        self._results: dict[str, Result] = {}
+        self._results: dict[str, CheckedResult] = {}
         self._traced: set[str] = set()
 
     def open(self, id: int, ask: Ask, round: int, number: int, params: Any) -> None:
@@ -115,13 +115,13 @@ class Intake:
         self._results[task.id] = found
         return Finished(task.id)
 
-    def _taken_in(self, task: Task, given: tuple[Update, Receipt, bytes | None]) -> Result:
+    def _taken_in(self, task: Task, given: tuple[Update, Receipt, bytes | None]) -> CheckedResult:
         update, claimed, state = given
         opened = self._origin[task.ask]
         contribution = self.decoded(opened, update, opened.sent_to(task.client), task.client)
         metrics = check_metrics(claimed.metrics, "the update's metrics")
         receipt = Receipt(task.id, task.client, contribution.weight, metrics, claimed.seconds)
-        return Result(task.client, contribution, receipt, state)
+        return CheckedResult(task.client, contribution, receipt, state)
 
     def decoded(self, opened: OpenAsk, update: Update, sent: tuple[Any, ...], client: ClientId) -> Contribution:
         """An update that crossed the wire, decoded and checked against what its ask expects."""
@@ -173,7 +173,7 @@ class Intake:
         self._fold(command, self._results.pop(command.task))
         self._account.folding += time.perf_counter() - began
 
-    def _fold(self, command: Admit, result: Result) -> None:
+    def _fold(self, command: Admit, result: CheckedResult) -> None:
         opened = self._asks[command.ask]
         receipt = result.receipt
         if command.staleness:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from umbel.errors import ConnectionLost, Refused
-from umbel.office.talk import Talk
+from umbel.office.connection import OperatorConnection
 from umbel.store.blobs import Blobs
 from umbel.transport.connection import Connection
 from umbel.transport.handshake import Identity, accept
@@ -27,11 +27,13 @@ class Anybody:
         return Identity(role=hello.role, id=hello.token, name="ann", hello=hello)
 
 
-async def begun(folder: Path) -> tuple[Talk, Connection]:
+async def begun(folder: Path) -> tuple[OperatorConnection, Connection]:
     """A talk, and the server's end of it."""
     ours, theirs = pair()
     server = Connection(theirs)
-    talk, _ = await asyncio.gather(Talk.begun(ours, CREDENTIALS, Blobs(folder)), accept(server, Anybody()))
+    talk, _ = await asyncio.gather(
+        OperatorConnection.begun(ours, CREDENTIALS, Blobs(folder)), accept(server, Anybody())
+    )
     return talk, server
 
 

@@ -27,7 +27,7 @@ Stored = Callable[[Any], m.Payload]
 
 
 @dataclass(slots=True)
-class SentAsk:
+class RemoteAsk:
     """An ask as a run has sent it: the round it belongs to, its place in it, its transforms' parameters, its digest."""
 
     id: int
@@ -50,7 +50,7 @@ class SentAsk:
         return bool(self.ask.window.takes_all)
 
 
-def ask_spec(run: str, sent: SentAsk, store: Stored) -> m.AskSpec:
+def ask_spec(run: str, sent: RemoteAsk, store: Stored) -> m.AskSpec:
     """The message that makes an ask known to nodes; made once."""
     if sent.spec is not None:
         return sent.spec
@@ -116,7 +116,7 @@ def _check_size(spec: m.AskSpec) -> None:
             raise StrategyError(f"an ask's {what} is {name!r:.60}, longer than {LONGEST_NAME} bytes")
 
 
-def task_message(run: str, sent: SentAsk, task: Task, keys: Keys, base: str, store: Stored) -> m.Task:
+def task_message(run: str, sent: RemoteAsk, task: Task, keys: Keys, base: str, store: Stored) -> m.Task:
     """The message that has a client do its share of an ask."""
     client = task.client
     own = {name: for_client(getattr(sent.ask, name), client) for name in sent.routed}

@@ -14,7 +14,7 @@ from umbel.core.ask import Ask, Correction
 from umbel.core.randomness import Key
 from umbel.core.task import Task
 from umbel.errors import StrategyError
-from umbel.remote.parcels import SentAsk, ask_spec, stored_in, task_message
+from umbel.remote.payloads import RemoteAsk, ask_spec, stored_in, task_message
 from umbel.wire import messages as m
 from umbel.work.executor import RunKeys
 
@@ -29,7 +29,7 @@ def stored(value):
 
 def sent(params=None, **fields):
     ask = Ask(**{"clients": 2, "model": MODEL, **fields})
-    return SentAsk(7, ask, round=2, number=1, params=params, digest=b"d" * 32, cohort=(0, "clinic"))
+    return RemoteAsk(7, ask, round=2, number=1, params=params, digest=b"d" * 32, cohort=(0, "clinic"))
 
 
 def message_of(made, client):

@@ -33,7 +33,7 @@ class Answers:
         return item
 
 
-class Talk:
+class OperatorConnection:
     """A conversation; it answers what the server fetches, and is to be closed."""
 
     def __init__(self, connection: Connection, exchange: Exchange) -> None:
@@ -45,7 +45,7 @@ class Talk:
         self._reader = asyncio.create_task(self._read())
 
     @classmethod
-    async def begun(cls, stream: Stream, credentials: Credentials, blobs: Blobs) -> Talk:
+    async def begun(cls, stream: Stream, credentials: Credentials, blobs: Blobs) -> OperatorConnection:
         """Introduce oneself as an operator. Raises `Refused`, `ConnectionLost` or `ProtocolError`."""
         connection = Connection(stream)
         try:
