@@ -311,13 +311,13 @@ def test_a_real_limit_on_file_sizes(folder):
         import json, pathlib, resource, signal
         from umbel.errors import StorageError
         from umbel.runs.journal import Journal, LOG
-        from umbel.runs.events import RunInterrupted
+        from umbel.runs.events import RunInterruption
         folder = pathlib.Path({str(folder)!r})
         journal = Journal(folder)
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, ({len(before)} + 10, resource.RLIM_INFINITY))
         told = []
-        for write in (lambda: journal.append(RunInterrupted(run="r", round=1), at=0.0),
+        for write in (lambda: journal.append(RunInterruption(run="r", round=1), at=0.0),
                       lambda: journal.save("checkpoints/big", bytes(10**6))):
             try:
                 write()

@@ -95,8 +95,8 @@ class Remote:
         """Make a run known to the server, and wait until its clients are ready.
 
         `known` is what `ServerFederation.describe` gave for a run that goes on. Its clients are not waited for, and
-        nodes are told just what they were told before, for else they would have to begin anew. Raises `SettingError` where
-        clients do not come, `Refused` where the server says no.
+        nodes are told just what they were told before, for else they would have to begin anew. Raises `SettingError`
+        where clients do not come, `Refused` where the server says no.
         """
         from ..wire import messages as m
         from ..wire.names import client_text

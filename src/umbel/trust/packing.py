@@ -21,7 +21,7 @@ from ..core.app import App
 from ..core.client import Client
 from ..errors import AppError
 from .archive import build, read
-from .requirements import Declared, Requirement, declared, listed
+from .requirements import Declared, declared, listed, requirement
 
 _FOREIGN = {"site-packages", "dist-packages"}
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -124,7 +124,7 @@ def _needs(file: Path, files: _Files) -> dict[str, Any]:
     if wanted is None and beside.is_file():
         wanted = listed(beside.read_text(encoding="utf-8"))
     for text in wanted or ():
-        Requirement.parse(text)
+        requirement(text)
     imports = [] if wanted is not None else sorted(files.foreign)
     return {"requirements": sorted(wanted or ()), "imports": imports, "python": said.python}
 

@@ -9,42 +9,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.version import InvalidVersion
+
 from ..errors import AppError
 
-_REQUIREMENT = re.compile(
-    r"(?P<name>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)\s*(?P<extras>\[[A-Za-z0-9._, -]*\])?\s*(?P<bounds>[^;@\[]*)"
-)
-_BOUND = re.compile(r"(==|!=|>=|<=|~=|>|<)\s*([0-9]+(?:\.[0-9]+)*)(\.\*)?")
-_VERSION = re.compile(r"v?([0-9]+(?:\.[0-9]+)*)(.*)", re.DOTALL)
 _BLOCK = re.compile(r"(?m)^# /// (?P<type>[a-zA-Z0-9-]+)[ \t]*$\s(?P<content>(^#(| .*)$\s)+)^# ///[ \t]*$")
 _LONGEST = 200
 _KEYS = ("dependencies", "requires-python", "tool")
 
-Bounds = tuple[tuple[str, tuple[int, ...], bool], ...]
-"""Comparisons, each with a version, and whether that ends in ``.*``."""
 
-
-@dataclass(frozen=True)
-class Requirement:
-    """A package by name, with bounds on its version: numbers with ``== != >= <= > < ~=``, joined by commas."""
-
-    name: str
-    bounds: Bounds = ()
-
-    @classmethod
-    def parse(cls, text: str) -> Requirement:
-        """Read a line such as ``torch>=2.6,<3``. Raises `AppError`."""
-        found = _REQUIREMENT.fullmatch(text.strip()) if len(text) <= _LONGEST else None
-        if found is None:
-            raise AppError(
-                f"the requirement {text!r:.100} cannot be read",
-                hint="Write a name and bounds, such as torch>=2.6,<3; without markers and addresses.",
-            )
-        return cls(found["name"], _bounds(found["bounds"], text))
-
-    def admits(self, version: str) -> bool:
-        """Whether a version is within the bounds."""
-        return all(_holds(sign, _release(version), wanted, stars) for sign, wanted, stars in self.bounds)
+def requirement(text: str) -> Requirement:
+    """Read a line such as ``torch>=2.6,<3``. Raises `AppError`, for markers and addresses too."""
+    try:
+        found = Requirement(text) if len(text) <= _LONGEST else None
+    except InvalidRequirement:
+        found = None
+    if found is None or found.url or found.marker:
+        raise AppError(
+            f"the requirement {text!r:.100} cannot be read",
+            hint="Write a name and bounds, such as torch>=2.6,<3; without markers and addresses.",
+        )
+    return found
 
 
 @dataclass(frozen=True)
@@ -85,7 +72,7 @@ def declared(source: str, where: str) -> Declared:
         python = table.get("requires-python", "")
         if not isinstance(python, str):
             raise TypeError("requires-python is not text")
-        _bounds(python, f"requires-python = {python}")
+        _bounds(python)
         return Declared(dependencies, python, _texts(own, "files"))
     except (tomllib.TOMLDecodeError, TypeError, AttributeError) as error:
         raise AppError(f"the `# /// script` block of {where} is wrong: {error}") from error
@@ -102,21 +89,19 @@ def missing(manifest: Mapping[str, Any]) -> list[str]:
     from importlib.metadata import PackageNotFoundError, version
 
     found = []
-    if not _admits("python", manifest["python"], platform.python_version()):
+    if not _within(manifest["python"], platform.python_version()):
         found.append(f"it needs Python {manifest['python']}, and this is {platform.python_version()}")
     for text in manifest["requirements"]:
         try:
-            requirement = Requirement.parse(text)
+            wanted = requirement(text)
+            installed = version(wanted.name)
         except AppError as error:
             found.append(error.message)
-            continue
-        try:
-            installed = version(requirement.name)
         except PackageNotFoundError:
             found.append(f"it needs {text}, which is not installed here")
-            continue
-        if not requirement.admits(installed):
-            found.append(f"it needs {text}, and {installed} is installed here")
+        else:
+            if not _within(str(wanted.specifier), installed):
+                found.append(f"it needs {text}, and {installed} is installed here")
     for module in manifest["imports"]:
         if not _importable(module):
             found.append(f"it imports {module}, which is not installed here")
@@ -132,10 +117,21 @@ def _importable(module: str) -> bool:
         return False
 
 
-def _admits(name: str, bounds: str, version: str) -> bool:
+def _bounds(text: str) -> SpecifierSet:
     try:
-        return Requirement(name, _bounds(bounds, bounds)).admits(version)
-    except AppError:
+        if len(text) <= _LONGEST:
+            return SpecifierSet(text)
+    except InvalidSpecifier:
+        pass
+    raise AppError(
+        f"requires-python = {text!r:.100} cannot be read", hint="Write versions after comparisons, such as >=3.11."
+    )
+
+
+def _within(bounds: str, version: str) -> bool:
+    try:
+        return _bounds(bounds).contains(version, prereleases=True)
+    except (AppError, InvalidVersion):
         return False
 
 
@@ -144,49 +140,3 @@ def _texts(table: Mapping[str, Any], key: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         raise TypeError(f"{key} is not a list of text")
     return tuple(value)
-
-
-def _bounds(text: str, whole: str) -> Bounds:
-    found = []
-    bare = text.strip().removeprefix("(").removesuffix(")")
-    for part in filter(None, (part.strip() for part in bare.split(","))):
-        match = _BOUND.fullmatch(part) if len(part) <= _LONGEST else None
-        wrong = (
-            match is None or (match[3] and match[1] not in ("==", "!=")) or (match[1] == "~=" and "." not in match[2])
-        )
-        if match is None or wrong:
-            raise AppError(
-                f"the bound {part!r:.60} in {whole.strip()!r:.100} cannot be read",
-                hint="Write numbers after == != >= <= > < ~=, such as >=2.6.",
-            )
-        found.append((match[1], tuple(int(number) for number in match[2].split(".")), bool(match[3])))
-    return tuple(found)
-
-
-def _release(version: str) -> tuple[tuple[int, ...], bool]:
-    """A version's numbers, and whether it is the release itself rather than one before it, such as ``2.0rc1``."""
-    found = _VERSION.fullmatch(version.strip())
-    if found is None:
-        return (), False
-    rest = found[2].partition("+")[0].lower().lstrip(".-_")
-    return tuple(int(number) for number in found[1].split(".")), not re.match(r"(a|b|c|rc|alpha|beta|pre|dev)", rest)
-
-
-def _holds(sign: str, version: tuple[tuple[int, ...], bool], wanted: tuple[int, ...], stars: bool) -> bool:
-    numbers, final = version
-    if sign == "~=":
-        return _holds(">=", version, wanted, False) and _holds("==", version, wanted[:-1], True)
-    if stars:
-        same = (numbers + (0,) * len(wanted))[: len(wanted)] == wanted
-        return same == (sign == "==")
-    width = max(len(numbers), len(wanted))
-    mine = (*numbers, *(0,) * (width - len(numbers)), int(final))
-    other = (*wanted, *(0,) * (width - len(wanted)), 1)
-    return {
-        "==": mine == other,
-        "!=": mine != other,
-        ">=": mine >= other,
-        "<=": mine <= other,
-        ">": mine > other,
-        "<": mine < other,
-    }[sign]
