@@ -51,7 +51,7 @@ HEAVY = {
 }
 """Packages beyond numpy that a part may load when it is imported; all others are imported in functions."""
 
-SAMPLERS = ("everyone", "fixed", "fraction", "poisson", "shorthand", "uniform", "weighted")
+SAMPLERS = ("fixed", "poisson", "shorthand", "uniform", "weighted")
 TESTED_ELSEWHERE = {
     "cli.__main__": "cli/test_program.py",  # runs `python -m umbel.cli`
     "core.answer": "core/test_partial.py",

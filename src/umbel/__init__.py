@@ -20,11 +20,9 @@ from .folds.total import total
 from .remote.federation import Remote
 from .runs import events
 from .runs.run import Result, load_model, resume, run
-from .samplers.everyone import Everyone
-from .samplers.fixed import Fixed
-from .samplers.fraction import Fraction
+from .samplers.fixed import Everyone, Fixed
 from .samplers.poisson import Poisson
-from .samplers.uniform import Uniform
+from .samplers.uniform import Fraction, Uniform
 from .samplers.weighted import Weighted
 from .simulation import Simulation
 from .strategies import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedProx, FedYogi

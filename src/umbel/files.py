@@ -107,3 +107,19 @@ def user_folder(variable: str, otherwise: str) -> Path:
     """
     named = os.environ.get(variable, "")
     return (Path(named) if os.path.isabs(named) else Path(os.path.expanduser("~"), otherwise)) / "umbel"
+
+
+def locked(file: int) -> bool:
+    """Take the lock of an open file, where the system has such locks; False where another process holds it.
+
+    The system lets go of it when the file is closed or this process ends, however it ends.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return True  # Windows
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

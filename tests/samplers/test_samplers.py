@@ -19,12 +19,10 @@ from hypothesis import strategies as st
 from umbel.core.randomness import Key
 from umbel.core.sampler import Sampler
 from umbel.errors import CallerError, ClientId, SamplingError, SettingError
-from umbel.samplers.everyone import Everyone
-from umbel.samplers.fixed import Fixed
-from umbel.samplers.fraction import Fraction
+from umbel.samplers.fixed import Everyone, Fixed
 from umbel.samplers.poisson import Poisson
 from umbel.samplers.shorthand import as_sampler
-from umbel.samplers.uniform import Uniform
+from umbel.samplers.uniform import Fraction, Uniform
 from umbel.samplers.weighted import Weighted
 
 KEY = Key.from_seed(7)

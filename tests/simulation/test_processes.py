@@ -114,16 +114,6 @@ def test_what_holds_in_a_worker(start, how):
     assert process.ended() == "ended with exit code 7"  # one bit for each
 
 
-@pytest.mark.parametrize(
-    ("code", "words"),
-    [(0, "ended with exit code 0"), (255, "ended with exit code 255"), (-9, "SIGKILL, perhaps because memory ran out"),
-     (-11, "SIGSEGV, a segmentation fault"), (-15, "was killed by SIGTERM"), (-200, "was killed by signal 200")],
-)  # fmt: skip
-@posix
-def test_exit_codes_in_words(code, words):
-    assert processes.described(code).endswith(words)
-
-
 def test_how_workers_start_on_this_system(monkeypatch):
     assert processes.default_start() in STARTS
     monkeypatch.setattr(processes, "SHARES", False)

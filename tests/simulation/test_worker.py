@@ -496,18 +496,6 @@ def test_the_main_process_is_gone_before_it_has_said_anything(bench):
     assert sys.stdout is sys.__stdout__
 
 
-@pytest.mark.parametrize("index", [0, 1, 5])
-def test_where_a_worker_computes(monkeypatch, index):
-    assert worker.device_of("tpu", index) == "tpu"
-    monkeypatch.delitem(sys.modules, "torch", raising=False)
-    assert worker.device_of("auto", index) == "cpu"
-    cuda = SimpleNamespace(is_available=lambda: True, device_count=lambda: 3)
-    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
-    assert worker.device_of("auto", index) == f"cuda:{index % 3}"
-    cuda.is_available = lambda: False
-    assert worker.device_of("auto", index) == "cpu"
-
-
 def hungry(model, data, ctx):
     if ctx.client == 1:
         np.ones(200_000_000, np.uint8)

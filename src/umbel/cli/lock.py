@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import SettingError, StorageError
+from ..files import locked
 
 LOCK = "lock"
 
@@ -24,18 +25,8 @@ def alone(folder: Path, who: str, hint: str) -> Iterator[None]:
     except OSError as error:
         raise StorageError(f"{folder} cannot be written: {error.strerror}") from error
     try:
-        _lock(file, folder, who, hint)
+        if not locked(file):
+            raise SettingError(f"{who} runs in {folder} already", hint=hint)
         yield
     finally:
         os.close(file)
-
-
-def _lock(file: int, folder: Path, who: str, hint: str) -> None:
-    try:
-        import fcntl
-    except ImportError:
-        return  # not on Windows
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise SettingError(f"{who} runs in {folder} already", hint=hint) from None

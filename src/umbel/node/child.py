@@ -61,6 +61,7 @@ from ..errors import AppError, ClientId, UmbelError
 from ..wire.names import client_id
 from ..work.executor import EncodedAnswer, Executor
 from ..work.intake import told
+from ..work.processes import device_of
 
 INLINE_BYTES = 1 << 14
 """What is larger goes into a file."""
@@ -161,7 +162,7 @@ class ChildProgram:
             config=beginning["config"],
             keys=self._keys,
             states=self._state,
-            device=_device(beginning["device"], beginning["slot"]),
+            device=device_of(beginning["device"], beginning["slot"]),
             data_cache=beginning["data_cache"],
             on_step=self._step,
         )
@@ -326,16 +327,6 @@ def _arrays(part: Message) -> Arrays:
 
 def _said(error: UmbelError) -> str:
     return f"{error.message} ({error.hint})" if error.hint else error.message
-
-
-def _device(device: str, slot: int) -> str:
-    """Where to compute: with `"auto"` the slots take turns with the GPUs that PyTorch sees, if it is loaded."""
-    if device != "auto":
-        return device
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        return f"cuda:{slot % torch.cuda.device_count()}"
-    return "cpu"
 
 
 def _die_with(parent: int) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 from ..errors import InternalError, StorageError, UmbelError
 from ..store.blobs import Blobs
 from ..wire import messages as m
+from ..work.processes import described
 from .child import INLINE_BYTES, Message
 from .signals import Event, HostDied, HostReady, HostRefused, Start, Stepped, Stop, TaskDone, TaskFailed
 
@@ -146,7 +147,7 @@ class Child:
             if not self._orders.is_closing():
                 self._orders.abort()
             await asyncio.sleep(0)  # in which the pipes close
-        return _described(status)
+        return described(status)
 
     async def _listen(self, lines: asyncio.StreamReader, heard: Callable[[Message], None]) -> None:
         try:
@@ -565,15 +566,3 @@ def _tail(path: Path) -> str:
         return ""
     lines = [line.strip()[:200] for line in text.splitlines() if line.strip()]
     return f"; its log ends: {' | '.join(lines[-TAIL_LINES:])}" if lines else ""
-
-
-def _described(code: int) -> str:
-    """An exit status in words."""
-    if code >= 0:
-        return f"ended with exit code {code}"
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = f"signal {-code}"
-    more = {"SIGKILL": ", perhaps because memory ran out", "SIGSEGV": ", a segmentation fault"}.get(name, "")
-    return f"was killed by {name}{more}"

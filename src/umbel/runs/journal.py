@@ -73,7 +73,11 @@ class Journal:
                 (folder / "answers").mkdir(exist_ok=True)
                 self._log = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             try:
-                _lock(self._log, folder)
+                if not files.locked(self._log):
+                    raise StorageError(
+                        f"the run in {folder} is still going on in another process",
+                        hint="Wait for it, or stop it first.",
+                    )
             except BaseException:
                 self.close()
                 raise
@@ -221,20 +225,6 @@ def load_checked(folder: Path, reference: Mapping[str, str]) -> Any:
     if hashlib.sha256(data).hexdigest() != reference["sha256"]:
         raise CorruptFile(f"{path} is not what the run wrote: its hash differs from the log's")
     return encoding.decode(data, views=large)
-
-
-def _lock(log: int, folder: Path) -> None:
-    """Keep a run to one process; the system lets go of the lock when that process ends, however it ends."""
-    try:
-        import fcntl
-    except ImportError:
-        return  # not on Windows
-    try:
-        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise StorageError(
-            f"the run in {folder} is still going on in another process", hint="Wait for it, or stop it first."
-        ) from None
 
 
 def write_whole(path: Path, data: bytes, *, durable: bool = True) -> None:

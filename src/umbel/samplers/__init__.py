@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from ..core.sampler import Sampler
-from .everyone import Everyone
-from .fixed import Fixed
-from .fraction import Fraction
+from .fixed import Everyone, Fixed
 from .poisson import Poisson
 from .shorthand import as_sampler
-from .uniform import Uniform
+from .uniform import Fraction, Uniform
 from .weighted import Weighted
 
 __all__ = ["Everyone", "Fixed", "Fraction", "Poisson", "Sampler", "Uniform", "Weighted", "as_sampler"]

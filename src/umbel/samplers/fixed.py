@@ -1,4 +1,4 @@
-"""Always the same clients."""
+"""The same clients each time: all of them, or those that are named."""
 
 from __future__ import annotations
 
@@ -10,6 +10,19 @@ from typing import Any
 from ..core.randomness import Key
 from ..core.sampler import client_name, clients_text, set_frozen
 from ..errors import ClientId, SamplingError, SettingError
+
+
+@dataclass(frozen=True)
+class Everyone:
+    """All clients, in the federation's order."""
+
+    def draw(self, clients: Sequence[ClientId], key: Key) -> tuple[ClientId, ...]:
+        """All clients; the key is not used."""
+        return tuple(clients)
+
+    def spec(self) -> dict[str, Any]:
+        """The sampler as a plain dict."""
+        return {"name": "everyone"}
 
 
 @dataclass(frozen=True)

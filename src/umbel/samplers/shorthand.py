@@ -8,10 +8,8 @@ import numpy as np
 
 from ..core.sampler import Sampler
 from ..errors import SettingError
-from .everyone import Everyone
-from .fixed import Fixed
-from .fraction import Fraction
-from .uniform import Uniform
+from .fixed import Everyone, Fixed
+from .uniform import Fraction, Uniform
 
 
 def as_sampler(value: object) -> Sampler:

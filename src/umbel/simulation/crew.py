@@ -12,6 +12,7 @@ from ..core.client import Client
 from ..core.randomness import Key
 from ..errors import AppError, CallerError, SettingError, UmbelError
 from ..work.executor import Executor, RunKeys
+from ..work.processes import device_of
 from ..work.state import ClientStates
 from . import worker
 from .channel import PackedMessage
@@ -53,7 +54,7 @@ def connect(
             config=config,
             keys=RunKeys(key),
             states=states,
-            device=worker.device_of(device, 0),
+            device=device_of(device, 0),
             data_cache=data_cache,
         )
         return SimulationSession(states, local=Local(executor, OneThread()), **settings)

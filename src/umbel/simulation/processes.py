@@ -16,6 +16,7 @@ from contextlib import suppress
 from typing import Any, Literal
 
 from ..errors import InternalError, UmbelError
+from ..work.processes import described
 from .channel import SHARES, Channel
 
 PRELOADED = ("torch", "scipy", "sklearn", "pandas")
@@ -162,18 +163,6 @@ class Spawned(Process):
         assert self._process.stdin is not None
         with suppress(OSError):
             self._process.stdin.close()
-
-
-def described(code: int) -> str:
-    """An exit status in words."""
-    if code >= 0:
-        return f"ended with exit code {code}"
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = f"signal {-code}"
-    more = {"SIGKILL": ", perhaps because memory ran out", "SIGSEGV": ", a segmentation fault"}.get(name, "")
-    return f"was killed by {name}{more}"
 
 
 def start(index: int, status: int, status_file: str, how: Start) -> Process:

@@ -25,6 +25,7 @@ from ..core.task import Admit, Failed, Task
 from ..errors import AppError, ClientId, UmbelError
 from ..work.blame import own_frame, traced
 from ..work.executor import Executor, RunKeys
+from ..work.processes import device_of
 from .channel import Channel, PackedMessage
 from .processes import ONE_THREAD
 from .status import BATCH, CANCELLED, PLACE, STEPS, row_of
@@ -362,13 +363,3 @@ def _limit_memory(limit: int | None) -> None:
             kind = resource.RLIMIT_DATA
             limit += int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
         resource.setrlimit(kind, (limit, resource.getrlimit(kind)[1]))
-
-
-def device_of(device: str, index: int) -> str:
-    """Where a worker computes: with `"auto"` workers take turns with the GPUs that PyTorch sees, if it is loaded."""
-    if device != "auto":
-        return device
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        return f"cuda:{index % torch.cuda.device_count()}"
-    return "cpu"
