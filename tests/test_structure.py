@@ -66,6 +66,7 @@ TESTED_ELSEWHERE = {
     "node.holdings": "node/test_machine.py",
     "node.signals": "node/test_machine.py",
     **{f"samplers.{name}": "samplers/test_samplers.py" for name in SAMPLERS},
+    "runs.federation": "runs/test_run.py",
     "server.ledger": "server/test_router.py",
     "server.notices": "server/test_router.py",
     "server.signals": "server/test_router.py",

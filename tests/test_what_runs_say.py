@@ -285,8 +285,17 @@ def test_an_observer_may_interrupt_a_run(tmp_path):
 
 
 def test_many_warnings_of_one_kind_are_counted(monkeypatch):
-    told = iter([[(i, f"no sign of life for {i} s") for i in range(MOST_WARNINGS + 30)]])
-    monkeypatch.setattr("umbel.simulation.session.SimulationSession.warnings", lambda self: next(told, []))
+    class Anxious:
+        told = [(i, f"no sign of life for {i} s") for i in range(MOST_WARNINGS + 30)]
+
+        def observe(self, event):
+            pass
+
+        def warnings(self):
+            told, self.told = self.told, []
+            return told
+
+    monkeypatch.setattr("umbel.simulation.session.SimulationSession.reporting", Anxious())
     _, seen = events_of(app_of(rounds=1))
     warned = [event for event in seen if isinstance(event, Warned)]
     assert [event.client for event in warned] == [*range(MOST_WARNINGS), None]

@@ -694,7 +694,7 @@ def test_what_is_over_is_let_go_of(fleet, monkeypatch):
     disconnect = SimulationSession.disconnect
 
     def measured(self):
-        kept = (self._tickets, self._asks, self._sent_at, self._blocked, self._sizes, self._timeline._heap)
+        kept = (self._tickets, self._asks, self._time.sent, self._blocked, self._sizes, self._timeline._heap)
         sizes.setdefault(rounds, [len(part) for part in kept])
         disconnect(self)
 

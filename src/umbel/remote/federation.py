@@ -13,6 +13,7 @@ from ..core.client import Client
 from ..core.randomness import Key
 from ..errors import ClientId, SettingError
 from ..runs.events import RunEvent, Waiting
+from ..runs.federation import EnlistedFederation
 from ..work.state import ClientStates
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ class Remote:
         return ServerFederation(link, spec, clients, standings, self._stall, log)
 
 
-class ServerFederation:
+class ServerFederation(EnlistedFederation):
     """A federation whose clients are known: those of one run."""
 
     def __init__(

@@ -24,6 +24,7 @@ from ..core.update import Receipt, Update
 from ..errors import ClientId, CorruptFile, UmbelError, UpdateRejected
 from ..runs.coordinator import Event, Wake
 from ..runs.events import AskClosed, RoundCommitted, RunEvent, RunFinished, RunResumed
+from ..runs.federation import Reporting, Session
 from ..wire import messages as m
 from ..wire.names import client_id
 from ..work.executor import Keys
@@ -115,7 +116,7 @@ class _Log:
     number: int = 1
 
 
-class RemoteSession:
+class RemoteSession(Session, Reporting):
     """One run's clients by way of a server.
 
     - `run`: its id; `spec` what nodes are told of it; `keys` gives the keys of tasks.
@@ -124,7 +125,7 @@ class RemoteSession:
     - `log`: the events that the run's journal has already, in their order.
     """
 
-    now = None
+    virtual = None
 
     def __init__(
         self,
@@ -176,19 +177,14 @@ class RemoteSession:
         """Deadlines go by the time in which the server could be reached."""
         return self._link.served
 
-    def advance_to(self, at: float) -> None:
-        """There is no virtual clock to set."""
+    @property
+    def reporting(self) -> RemoteSession:
+        """The server is told of all events."""
+        return self
 
     def online(self, client: ClientId) -> bool:
         """Tasks of clients that are not connected wait for them."""
         return True
-
-    def sent_at(self, task: str) -> float:
-        """There is no virtual time."""
-        return 0.0
-
-    def was_sent_at(self, task: str, at: float) -> None:
-        """There is no virtual time."""
 
     def warnings(self) -> list[tuple[ClientId | None, str]]:
         """What whoever runs this should know, since it was last asked."""

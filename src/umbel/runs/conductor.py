@@ -52,6 +52,7 @@ from .events import (
     TaskEnded,
     Warned,
 )
+from .federation import Federation
 from .history import History
 from .journal import Journal, RunLog
 from .observers import Observers
@@ -113,7 +114,7 @@ class Conductor:
     def __init__(
         self,
         app: App,
-        federation: Any,
+        federation: Federation,
         started: RunStarted,
         journal: Journal,
         states: ClientStates,
@@ -134,7 +135,9 @@ class Conductor:
             app.client, started.settings["config"], self._key.derive("task"), states, clock
         )
         # Where time is virtual, deadlines and the log go by it; else by the time in which clients could be reached.
-        self._now: Callable[[], float] = self._session.now or self._session.clock
+        self._virtual = self._session.virtual
+        self._now = self._virtual.now if self._virtual is not None else self._session.clock
+        self._reporting = self._session.reporting
         self._going: dict[int, AskUnderway] = {}
         self._lanes: set[str] = set()
         self._first_ask = 0
@@ -187,8 +190,7 @@ class Conductor:
         if isinstance(checkpoint["state"], State):
             self._progress = Progress(checkpoint["state"], checkpoint["ask"], dict(checkpoint["transforms"]))
             self._restore_late(checkpoint["late"])
-            if checkpoint["clock"] is not None:
-                self._session.advance_to(checkpoint["clock"])
+            self._advance_to(checkpoint["clock"])
         else:
             self._progress = Progress(self.app.strategy.start(checkpoint["state"]["model"]))
         self._states.keep(self._progress.next_ask, self._recorded)
@@ -328,7 +330,7 @@ class Conductor:
                 seconds=round(seconds, 6),
                 failed=failed,
                 account={**asdict(account), "processes": max(1, self._federation.describe()["workers"])},
-                clock=self._now() if self._session.now is not None else None,
+                clock=self._virtual_now(),
             )
         )
 
@@ -410,7 +412,7 @@ class Conductor:
             "ask": progress.next_ask,
             "transforms": progress.transforms,
             "late": self._saved_late(),
-            "clock": self._now() if self._session.now is not None else None,
+            "clock": self._virtual_now(),
         }
         reference = self._journal.save(f"checkpoints/round-{event.round:04d}.safetensors", tree, durable=True)
         # A large state goes on as the checkpoint's own pages, which the system can drop and read again.
@@ -434,7 +436,7 @@ class Conductor:
                 f"round {r} of {self.started.strategy} yielded {asks!r:.80}, not an Ask or a list of them"
             )
         going = [self._prepare(ask, r, index) for index, ask in enumerate(asks)]
-        if self._recorded and self._session.now is not None:
+        if self._recorded and self._virtual is not None:
             self._forget_unless_all(going)
         commands: list[Command] = []
         self._replayed += max((self._recorded[i.id].seconds for i in going if i.id in self._recorded), default=0.0)
@@ -519,8 +521,7 @@ class Conductor:
             reply, state, late = self._journal.load(record.answer)
         self._progress.late[item.lane] = self._late(late)
         self._task_failures[record.kind] += record.failures
-        if record.clock is not None:
-            self._session.advance_to(record.clock)
+        self._advance_to(record.clock)
         self._account.add(Account(**record.account))  # type: ignore[arg-type]
         if reply is None:
             item.reply = _nothing(item, record.count, record.failures, record.reason or "too few updates")
@@ -539,7 +540,7 @@ class Conductor:
             if not self._going:
                 return
             event: Event = self._session.next_event() or Ticked()
-            for client, text in self._session.warnings():
+            for client, text in self._reporting.warnings() if self._reporting is not None else ():
                 self._warn(r, text, client)
             out = self._out(event) if self._observers else []
             commands = self._coordinator.handle(event, self._now())
@@ -581,7 +582,7 @@ class Conductor:
         self._account.add(closed.account)
         self._task_failures[item.ask.kind] += len(failed)
         event = self._told(item, r, command, closed, failed)
-        event = replace(event, answer=answer, clock=self._now() if self._session.now is not None else None)
+        event = replace(event, answer=answer, clock=self._virtual_now())
         for name, (count, clients) in event.skipped.items():
             self._warn_once(r, _not_finite(name, count, clients))
         self._tell(event, durable=durable)
@@ -648,6 +649,15 @@ class Conductor:
         except NothingToFold as error:
             return _nothing(item, came, len(failed), error.message), item.transform_state
 
+    # Virtual time, where there is any
+
+    def _virtual_now(self) -> float | None:
+        return None if self._virtual is None else self._virtual.now()
+
+    def _advance_to(self, at: float | None) -> None:
+        if self._virtual is not None and at is not None:
+            self._virtual.advance_to(at)
+
     # Late tasks across a resume
 
     def _saved_late(self) -> dict[str, Any]:
@@ -664,11 +674,13 @@ class Conductor:
             self._session.restore_asks(part["asks"])
 
     def _row(self, task: Task, age: int) -> list[Any]:
-        return [task.id, task.ask, task.client, task.attempt, self._session.sent_at(task.id), age]
+        at = self._virtual.sent_at(task.id) if self._virtual is not None else 0.0
+        return [task.id, task.ask, task.client, task.attempt, at, age]
 
     def _late(self, rows: Sequence[Sequence[Any]]) -> list[LateTask]:
         for row in rows:
-            self._session.was_sent_at(row[0], row[4])
+            if self._virtual is not None:
+                self._virtual.was_sent_at(row[0], row[4])
         return [LateTask(Task(*row[:4]), row[5]) for row in rows]
 
     # What is best, and when to stop
@@ -700,7 +712,8 @@ class Conductor:
 
     def _tell(self, event: RunEvent, durable: bool = False) -> None:
         self._journal.append(event, at=time.time(), durable=durable)
-        self._session.observe(event)
+        if self._reporting is not None:
+            self._reporting.observe(event)
         for text in self._observers.tell(event):
             self._tell(Warned(round=self.round, text=text))
 

@@ -5,24 +5,27 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from ..core.app import App
 from ..core.ask import Ask, for_client
+from ..core.client import Client
+from ..core.contract import first_asks
 from ..core.randomness import Key
 from ..core.task import Admit, Failed, Send, Task
 from ..core.update import Like
-from ..errors import ClientError, ClientId, HandlerFailed, StrategyError
+from ..errors import ClientError, ClientId, HandlerFailed, SettingError, StrategyError
 from ..folds.total import total
 from ..samplers.shorthand import as_sampler
 from ..samplers.uniform import Uniform
 from ..work.seeding import generators_kept, seed_generators
 from ..work.state import ClientStates
 from .config import laid_over
+from .federation import Federation, Session
 from .run import federation_of
 
 
@@ -60,6 +63,38 @@ class Preflight:
     bytes_up: int
 
 
+class Measured(Session, Protocol):
+    """A session that knows what its processes take."""
+
+    def peak_memory(self) -> list[int]:
+        """Bytes, of each worker process, at most so far."""
+
+
+@runtime_checkable
+class Scalable(Federation, Protocol):
+    """A federation whose clients can be had with other workers, and on other devices."""
+
+    @property
+    def workers(self) -> int:
+        """How many worker processes a run gets."""
+
+    def with_workers(self, workers: int) -> Scalable:
+        """The same clients with another number of workers."""
+
+    def with_devices(self, devices: None) -> Scalable:
+        """The same clients on other devices, or on none."""
+
+    def connect(
+        self,
+        client: Client,
+        config: Mapping[str, Any],
+        key: Key,
+        states: ClientStates,
+        clock: Callable[[], float],
+    ) -> Measured:
+        """Make the clients ready for one run."""
+
+
 def preflight(
     app: App, *, on: Any = None, rounds: int | None = None, seed: int = 0, config: Mapping[str, Any] | None = None
 ) -> Preflight:
@@ -68,13 +103,18 @@ def preflight(
     The settings are those of `run`. Nothing is written. Raises `HandlerFailed` where the client fails.
     """
     federation = federation_of(app, on)
+    if not isinstance(federation, Scalable):
+        raise SettingError("a plan is made in a simulation", hint="Pass on=umbel.Simulation(clients=100).")
     settings = laid_over(app.config, config)
     count = rounds or app.rounds
     key = Key.from_seed(seed)
     with generators_kept():
         seed_generators(key.derive("model"))
         model = app.initial_model()
-        ask = _first_ask(app, model)
+        asks = first_asks(app.strategy, model)
+        if not asks:
+            raise StrategyError("the strategy's first round asks nobody anything")
+        ask = asks[0]
         with closing(ClientStates()) as states, _session(federation, app, settings, key, states) as session:
             cohort = tuple(as_sampler(ask.clients).draw(federation.clients, key.derive("cohort", 1, 0)))
             if not cohort:
@@ -112,26 +152,20 @@ def _loads(cohort: int, clients: int, rounds: int) -> float:
     return min(float(rounds), clients / cohort)
 
 
-def _first_ask(app: App, model: Any) -> Ask:
-    asked = next(app.strategy.round(app.strategy.start(model), 1), None)
-    ask = asked[0] if isinstance(asked, list | tuple) and asked else asked
-    if not isinstance(ask, Ask):
-        raise StrategyError(f"the strategy's first round yields {asked!r:.60}, not an Ask")
-    return ask
-
-
 @contextmanager
-def _session(federation: Any, app: App, config: Mapping[str, Any], key: Key, states: ClientStates) -> Iterator[Any]:
+def _session(
+    federation: Scalable, app: App, config: Mapping[str, Any], key: Key, states: ClientStates
+) -> Iterator[Measured]:
     # One worker tells how much memory one takes; devices are not waited for.
     alone = federation.with_devices(None).with_workers(1)
-    session = alone.connect(app.client, config, key.derive("task"), states)
+    session = alone.connect(app.client, config, key.derive("task"), states, time.monotonic)
     try:
         yield session
     finally:
         session.disconnect()
 
 
-def _measured(session: Any, id: int, ask: Ask, cohort: tuple[ClientId, ...], rounds: int) -> KindCost:
+def _measured(session: Measured, id: int, ask: Ask, cohort: tuple[ClientId, ...], rounds: int) -> KindCost:
     """Do one client's task twice: the first loads its data and warms up, the second tells what a task takes."""
     client = cohort[0]
     model = for_client(ask.model, client)

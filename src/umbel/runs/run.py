@@ -32,6 +32,7 @@ from ..work.state import ClientStates
 from .conductor import Conductor
 from .config import laid_over
 from .events import LARGEST, Observer, RunEvent, RunStarted
+from .federation import Enlisting, Federation
 from .history import History
 from .journal import FORMAT, Journal, load_checked, read_log
 from .observers import Observers
@@ -184,7 +185,7 @@ def resume(
     if log.started.format != FORMAT:
         raise CorruptFile(f"{place} has format {log.started.format}; this release reads {FORMAT}")
     federation, watching = federation_of(app, on), Observers(observers)
-    if not hasattr(federation, "enlist"):
+    if not isinstance(federation, Enlisting):
         _check_same(federation, log.started)
     elif "members" not in log.started.federation:
         raise SettingError(
@@ -222,7 +223,7 @@ def resume(
         return _conduct(conductor, place, lambda: conductor.go_on(log, checkpoint, rounds))
 
 
-def _check_same(federation: Any, started: RunStarted) -> None:
+def _check_same(federation: Federation, started: RunStarted) -> None:
     """Raise `SettingError` unless a run was started on such a federation."""
     if len(federation.clients) != started.clients:
         raise SettingError(
@@ -247,9 +248,9 @@ def _check_size(started: RunStarted) -> None:
         )
 
 
-def _enlisted(federation: Any, app: App, stack: ExitStack, **run: Any) -> Any:
+def _enlisted(federation: Federation | Enlisting, app: App, stack: ExitStack, **run: Any) -> Federation:
     """The federation with its clients known; those on real machines have to be told of the run first."""
-    if not hasattr(federation, "enlist"):
+    if not isinstance(federation, Enlisting):
         return federation
     enlisted = federation.enlist(app, **run)
     stack.callback(enlisted.close)
@@ -345,9 +346,9 @@ def _plain_tree(tree: Any) -> Any:
     return json.loads(json.dumps(tree))
 
 
-def federation_of(app: App, on: Any) -> Any:
+def federation_of(app: App, on: Any) -> Federation | Enlisting:
     """Where an app runs: `on`, or else its own federation. Raises `SettingError` where there is neither."""
-    federation = on if on is not None else app.federation
+    federation: Federation | Enlisting | None = on if on is not None else app.federation
     if federation is None:
         raise SettingError(
             "nobody said where to run",

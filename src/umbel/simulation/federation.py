@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..core.client import Client
 from ..core.randomness import Key
 from ..errors import ClientId, SettingError
+from ..runs.federation import Federation
 from ..work.state import ClientStates
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ WORKERS = "UMBEL_WORKERS"
 PRESETS = ("phones", "boards", "workstations")
 
 
-class Simulation:
+class Simulation(Federation):
     """Clients that exist only on this machine.
 
     - `clients`: how many, or their sources: a list of them, or a mapping of names to sources. Of a number, client i has
@@ -78,11 +79,8 @@ class Simulation:
             "start": start,
         }
         self.devices = _fleet(devices)
-        self.clients: Sequence[ClientId]
-        if isinstance(clients, Mapping):
-            self.clients = tuple(clients)
-        else:
-            self.clients = range(clients if isinstance(clients, int) else len(clients))
+        count = clients if isinstance(clients, int) else len(clients)
+        self.clients = tuple(clients) if isinstance(clients, Mapping) else range(count)
 
     def __repr__(self) -> str:
         return f"Simulation(clients={len(self.clients)})"

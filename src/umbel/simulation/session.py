@@ -30,14 +30,14 @@ from ..core.task import Admit, AllFinished, Cancel, Failed, Finished, Send, Task
 from ..core.update import Like
 from ..errors import AppError, ClientCrashed, ClientId, SettingError, UmbelError
 from ..runs.coordinator import Event, Wake
-from ..runs.events import RunEvent
+from ..runs.federation import Session
 from ..work.account import Account
 from ..work.intake import ClosedAsk
 from ..work.late import lasting, load_ask, save_ask
 from ..work.state import ClientStates
 from .backlog import Backlog, SimulatedAsk, Ticket
 from .hosts import Contents, Local, WorkerHost
-from .turns import Queues, Timeline
+from .turns import Queues, SimulatedTime, Timeline
 from .worker import Report
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Workers(Protocol):
         """Let go of what they share, once they are ended."""
 
 
-class SimulationSession:
+class SimulationSession(Session):
     """One run's clients. `local` does the tasks, or a crew of worker processes.
 
     `key` is the run's key for tasks; `clock` that of its deadlines; `fleet` the device model, if any; `attempts` and
@@ -101,7 +101,6 @@ class SimulationSession:
         self._asks: dict[int, SimulatedAsk] = {}
         self._open: dict[int, SimulatedAsk] = {}
         self._tickets: dict[str, Ticket] = {}
-        self._sent_at: dict[str, float] = {}
         self._blocked: list[Ticket] = []
         self._backlog = Backlog(crew.size if crew is not None else 0)
         self._reports = 0
@@ -109,7 +108,7 @@ class SimulationSession:
         self._queues = Queues()
         self._timeline = Timeline()
         self._wakes: list[float] = []
-        self._time = 0.0
+        self._time = SimulatedTime()
         self._account = Account()
         self._contents: deque[tuple[WorkerHost, Contents]] = deque()
         self._sizes: dict[int, tuple[int, int]] = {}
@@ -122,30 +121,21 @@ class SimulationSession:
             self.disconnect()
             raise
 
+    reporting = None
+
     @property
-    def now(self) -> Callable[[], float] | None:
-        """The virtual clock, where there is a device model."""
-        return None if self._fleet is None else lambda: self._time
+    def virtual(self) -> SimulatedTime | None:
+        """Virtual time, where there is a device model."""
+        return None if self._fleet is None else self._time
 
     @property
     def clock(self) -> Callable[[], float]:
         """The clock of its deadlines, where time is not virtual."""
         return self._clock
 
-    def warnings(self) -> tuple[()]:
-        """A simulation has nothing to warn of."""
-        return ()
-
-    def observe(self, event: RunEvent) -> None:
-        """A simulation has nobody to tell of its events."""
-
-    def advance_to(self, at: float) -> None:
-        """Set the virtual clock."""
-        self._time = max(self._time, at)
-
     def online(self, client: ClientId) -> bool:
         """Whether a client can be asked now."""
-        return self._fleet is None or self._fleet.device(client).online(self._time)
+        return self._fleet is None or self._fleet.device(client).online(self._time.at)
 
     # What the coordinator commands
 
@@ -156,7 +146,7 @@ class SimulationSession:
         self._asks[id] = self._open[id] = sent = SimulatedAsk(id, ask, round, number, params, tuple(cohort))
         self._timeline.resume()
         if ask.window.deadline is not None:
-            sent.closes_at = self._time + ask.window.deadline
+            sent.closes_at = self._time.at + ask.window.deadline
 
     def do(self, command: Send | Admit | Cancel | Wake) -> None:
         """Carry out a command."""
@@ -201,8 +191,8 @@ class SimulationSession:
 
     def _plan(self, ticket: Ticket, fleet: Fleet) -> None:
         task, sent = ticket.task, ticket.sent
-        at = self._sent_at.get(task.id, self._time)
-        self._sent_at[task.id] = ticket.at = at
+        at = self._time.sent.get(task.id, self._time.at)
+        self._time.sent[task.id] = ticket.at = at
         down, up = self._transfers(sent, task.client)
         config = {**self._config, **for_client(sent.ask.config, task.client)}
         key = self._key.derive(sent.ask.kind, sent.round, sent.number, task.client)
@@ -288,7 +278,7 @@ class SimulationSession:
         if self._fleet is None:
             self._queues.remove(ticket)
             return
-        self._sent_at.pop(ticket.task.id, None)
+        self._time.sent.pop(ticket.task.id, None)
         self._charge(ticket)
 
     def _charge(self, ticket: Ticket) -> None:
@@ -297,7 +287,8 @@ class SimulationSession:
         if trip is None:
             return
         whole = trip.ends - trip.begins
-        share = 1.0 if self._time >= trip.ends else max(0.0, self._time - trip.begins) / whole if whole else 1.0
+        now = self._time.at
+        share = 1.0 if now >= trip.ends else max(0.0, now - trip.begins) / whole if whole else 1.0
         account = self._account
         account.device_seconds += trip.compute * share
         account.joules += trip.joules * share
@@ -348,12 +339,12 @@ class SimulationSession:
         at, ticket = found
         if ticket is None:
             self._timeline.pop()
-            self.advance_to(at)
+            self._time.advance_to(at)
             return Ticked()
         trip = ticket.trip
         if trip is not None and trip.failed:
             self._timeline.pop()
-            self.advance_to(at)
+            self._time.advance_to(at)
             ticket.done, ticket.failed = True, Failed(ticket.task.id, trip.failed)
         if not ticket.done:
             return None
@@ -364,7 +355,7 @@ class SimulationSession:
         if not ticket.sent.plain and self._local is None and self._is_stale(ticket):
             return None
         if self._fleet is not None:
-            self.advance_to(ticket.trip.ends if ticket.trip else 0.0)
+            self._time.advance_to(ticket.trip.ends if ticket.trip else 0.0)
         ticket.told = True
         self._forget_turn(ticket)
         if ticket.failed is not None:
@@ -636,14 +627,6 @@ class SimulationSession:
             worker.forget(keep)
 
     # Tasks that outlive the process
-
-    def sent_at(self, task: str) -> float:
-        """When a task was sent, in virtual seconds."""
-        return self._sent_at.get(task, 0.0)
-
-    def was_sent_at(self, task: str, at: float) -> None:
-        """Know again when a task was sent."""
-        self._sent_at[task] = at
 
     def save_asks(self, tasks: Sequence[Task]) -> list[Any]:
         """What is needed to do these tasks after a restart, as a plain tree."""

@@ -125,3 +125,27 @@ class Timeline:
         """Forget everything."""
         self._heap.clear()
         self._waiting.clear()
+
+
+class SimulatedTime:
+    """The virtual clock of a session, and when tasks were sent by it."""
+
+    def __init__(self) -> None:
+        self.at = 0.0
+        self.sent: dict[str, float] = {}
+
+    def now(self) -> float:
+        """Virtual seconds since the run began."""
+        return self.at
+
+    def advance_to(self, at: float) -> None:
+        """Set the clock, which never goes back."""
+        self.at = max(self.at, at)
+
+    def sent_at(self, task: str) -> float:
+        """When a task was sent."""
+        return self.sent.get(task, 0.0)
+
+    def was_sent_at(self, task: str, at: float) -> None:
+        """Know again when a task was sent."""
+        self.sent[task] = at
