@@ -66,6 +66,7 @@ def test_some_kills_and_a_stop(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_a_hundred_kills(tmp_path_factory):
     died: Counter[str] = Counter()
     failed: list[str] = []
@@ -87,6 +88,7 @@ def test_a_hundred_kills(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_twenty_stops(tmp_path_factory):
     stops: list[Stop] = []
     failed: list[str] = []

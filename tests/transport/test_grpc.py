@@ -90,15 +90,21 @@ def test_other_methods_and_too_large_messages_are_refused_and_others_served() ->
 
 
 def test_no_more_streams_than_were_asked_for() -> None:
+    async def answered(stream: Stream) -> bytes | None:
+        await stream.send(b"x")
+        return await stream.receive()
+
     async def main() -> None:
         listener = await grpc.serve("127.0.0.1:0", None, None, echo, most=2)
-        streams = [await grpc.connect(listener.address, None) for _ in range(2)]
-        refused = await grpc.connect(listener.address, None)
+        streams = []
+        for _ in range(2):
+            streams.append(await grpc.connect(listener.address, None))
+            assert await answered(streams[-1]) == b"x"  # only now it is certain that the listener has it
         with pytest.raises(ConnectionLost, match="2 others are connected"):
-            await refused.receive()
-        await refused.close()
+            await (await grpc.connect(listener.address, None)).receive()
         for stream in streams:
-            assert await said(stream, b"x") == b"x"
+            assert await answered(stream) == b"x"
+            await stream.close()
         await listener.close()
 
     asyncio.run(main())
