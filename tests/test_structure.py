@@ -67,6 +67,7 @@ TESTED_ELSEWHERE = {
     "node.signals": "node/test_machine.py",
     **{f"samplers.{name}": "samplers/test_samplers.py" for name in SAMPLERS},
     "runs.federation": "runs/test_run.py",
+    "runs.progress": "runs/test_conductor.py",
     "server.ledger": "server/test_router.py",
     "server.notices": "server/test_router.py",
     "server.signals": "server/test_router.py",

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from itertools import islice
 from typing import Any
 
@@ -56,12 +56,12 @@ from .federation import Federation
 from .history import History
 from .journal import Journal, RunLog
 from .observers import Observers
-from .outcome import failures, is_empty, shortage, verdict
+from .outcome import failures, is_empty, verdict
+from .progress import AskUnderway, LateTask, Progress, Reply, counts, nothing, nothing_came, why_short
 from .reasons import Reasons, counted, kind
 from .receipts import MOST_CLIENTS, skipped, told
 from .software import changes, software, unseeded
 
-Reply = Answer | NothingToFold
 KEPT_CHECKPOINTS = 3
 REDRAWS = 30
 """How often a cohort is drawn again for those in it who are not online."""
@@ -69,43 +69,6 @@ MOST_ROWS = 200_000
 """So many rows of clients are kept in memory by a run that has no folder: those of its last rounds."""
 MOST_WARNINGS = 20
 """So many clients are warned of for one reason in a round; the others are counted."""
-
-
-@dataclass(slots=True)
-class AskUnderway:
-    """An ask on its way: its place in its round, what was asked of whom, since when, the state of its transforms;
-    `drawn` counts those whom the sampler drew, who need not all be online.
-    """
-
-    id: int
-    number: int
-    ask: Ask
-    lane: str
-    cohort: Sequence[ClientId]
-    drawn: int
-    digest: str
-    began: float
-    place: str
-    transform_state: Any
-    reply: Reply | None = None
-
-
-@dataclass(slots=True)
-class LateTask:
-    """A task that goes on beyond its ask, and how many asks of its lane ago it was sent."""
-
-    task: Task
-    age: int
-
-
-@dataclass(slots=True)
-class Progress:
-    """How far a run is; what a checkpoint holds."""
-
-    state: State
-    next_ask: int = 0
-    transforms: dict[str, Any] = field(default_factory=dict)
-    late: dict[str, list[LateTask]] = field(default_factory=dict)
 
 
 class Conductor:
@@ -299,7 +262,7 @@ class Conductor:
         except NothingToFold as error:
             drew_nobody = not error.asked and any(item.reply is error for item in served)
             failed = None if drew_nobody else error.message
-        failed = failed or _nothing_came(served)
+        failed = failed or nothing_came(served)
         evaluated, tested = self._evaluate(r) if failed is None else ({}, {})
         if leftover := sorted(self._recorded):
             raise NondeterministicStrategy(
@@ -313,7 +276,7 @@ class Conductor:
         account, self._account = self._account, Account()
         lost, self._task_failures = self._task_failures, Counter()
         metrics: dict[str, float] = {}
-        counts = [_counts(item) for item in served]
+        counts = [counts(item) for item in served]
         for item in served:
             metrics.update(item.reply.metrics if isinstance(item.reply, Answer) else {})
         self._count_warnings(r)
@@ -524,7 +487,7 @@ class Conductor:
         self._advance_to(record.clock)
         self._account.add(Account(**record.account))  # type: ignore[arg-type]
         if reply is None:
-            item.reply = _nothing(item, record.count, record.failures, record.reason or "too few updates")
+            item.reply = nothing(item, record.count, record.failures, record.reason or "too few updates")
             return
         item.reply = reply
         self._keep_state(item, state)
@@ -637,17 +600,17 @@ class Conductor:
         partial = closed.partial
         came, quorum = len(partial.receipts), item.ask.window.quorum
         if came < quorum:
-            return _nothing(item, came, len(failed), _shortage(item, came, failed)), item.transform_state
+            return nothing(item, came, len(failed), why_short(item, came, failed)), item.transform_state
         try:
             answer = partial.finish(failed, command.asked)
         except NothingToFold as error:
             if came:
-                return _nothing(item, came, len(failed), error.message), item.transform_state
+                return nothing(item, came, len(failed), error.message), item.transform_state
             answer = Answer(Arrays(), failed=failed, asked=command.asked)  # of a quorum of nobody
         try:
             return item.ask.transform.finish(answer, item.transform_state, self._key.derive("finish", r, item.number))
         except NothingToFold as error:
-            return _nothing(item, came, len(failed), error.message), item.transform_state
+            return nothing(item, came, len(failed), error.message), item.transform_state
 
     # Virtual time, where there is any
 
@@ -755,39 +718,6 @@ def _garbage_frozen() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
-
-
-def _counts(item: AskUnderway) -> tuple[int, int]:
-    """How many updates came for an ask, and of how many clients they would have been."""
-    reply = item.reply
-    if isinstance(reply, Answer):
-        return reply.count, reply.asked
-    assert reply is not None
-    return reply.came, reply.asked
-
-
-def _nothing_came(served: Sequence[AskUnderway]) -> str | None:
-    """Why nobody's update came for any of a round's asks, though clients were asked, whatever the strategy made of
-    that; None where somebody's did. Evaluations count where there is nothing else.
-    """
-    items = [item for item in served if item.ask.kind != "evaluate"] or list(served)
-    missed = [item for item in items if _counts(item)[1]]
-    if not missed or any(_counts(item)[0] for item in missed):
-        return None
-    reply = missed[0].reply
-    return _shortage(missed[0], 0, reply.failed) if isinstance(reply, Answer) else reply.message  # type: ignore[union-attr]
-
-
-def _nothing(item: AskUnderway, came: int, failed: int, message: str) -> NothingToFold:
-    """What a strategy is told of an ask that came to nothing."""
-    return NothingToFold(message, asked=max(item.drawn, came, failed), came=came)
-
-
-def _shortage(item: AskUnderway, came: int, failed: Mapping[ClientId, str]) -> str:
-    if not item.cohort and not came and not failed:
-        why = "no client that the sampler drew is online" if item.drawn else "the sampler drew no client"
-        return f"nobody was asked: {why}"
-    return shortage(came, len(item.cohort), item.ask.window.quorum, failed)
 
 
 def _bounded(metrics: Mapping[str, Any]) -> dict[str, Any]:
