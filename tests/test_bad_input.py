@@ -17,7 +17,7 @@ from umbel.errors import (
     CallerError,
     CorruptFile,
     RunFailed,
-    RunInterruption,
+    RunInterrupted,
     SamplingError,
     SettingError,
     StorageError,
@@ -25,8 +25,7 @@ from umbel.errors import (
     UmbelError,
     UnusedCorrection,
 )
-from umbel.runs.events import AskClosed, RoundCommitted
-from umbel.runs.events import RunInterruption as Interrupted
+from umbel.runs.events import AskClosed, RoundCommitted, RunInterruption
 from umbel.runs.journal import LOG, read_log, seal, unseal
 
 MODEL = {"a": np.zeros((2, 3), np.float32), "b": np.zeros(4, np.float32), "n": np.zeros((), np.int64)}
@@ -619,7 +618,7 @@ def test_ctrl_c_keeps_what_was_learned_and_the_run_goes_on_to_the_same_bits(when
             raise KeyboardInterrupt
         return update
 
-    with pytest.raises(RunInterruption) as caught:
+    with pytest.raises(RunInterrupted) as caught:
         run(app_of(interrupt), tmp_path)
     error, place = caught.value, only(tmp_path)
     assert error.message == f"the run was stopped after round {when - 1}; what it learned until then is kept"
@@ -628,7 +627,7 @@ def test_ctrl_c_keeps_what_was_learned_and_the_run_goes_on_to_the_same_bits(when
     assert error.retry
     log = read_log(place)
     assert [r.round for r in log.rounds] == list(range(1, when))
-    assert isinstance(log.events[-1], Interrupted)
+    assert isinstance(log.events[-1], RunInterruption)
     assert resume(app_of(), place).model_sha256 == run(app_of()).model_sha256
 
 
@@ -638,7 +637,7 @@ def test_ctrl_c_between_two_tasks(kind, tmp_path):
         if isinstance(event, kind) and event.round == 2:
             raise KeyboardInterrupt
 
-    with pytest.raises(RunInterruption):
+    with pytest.raises(RunInterrupted):
         run(app_of(), tmp_path, observers=[interrupt])
     assert resume(app_of(), only(tmp_path)).model_sha256 == run(app_of()).model_sha256
 
@@ -647,7 +646,7 @@ def test_ctrl_c_in_a_run_that_is_kept_nowhere():
     def interrupt(update, ctx):
         raise KeyboardInterrupt
 
-    with pytest.raises(RunInterruption, match=r"It was kept nowhere; pass folder=\.\.\. to run\(\)"):
+    with pytest.raises(RunInterrupted, match=r"It was kept nowhere; pass folder=\.\.\. to run\(\)"):
         run(app_of(interrupt))
 
 

@@ -44,7 +44,7 @@ class Followed:
 
     def ending(self, why: str | None = None) -> Ending:
         """How the run ended; `why` is what the server says of one whose log does not say it. Raises `RunFailed` where
-        it failed, `RunInterruption` where somebody stopped it.
+        it failed, `RunInterrupted` where somebody stopped it.
         """
         run = next((event.run for event in self.events if isinstance(event, RunStarted)), "")
         kinds = RunFinished | RunInterruption

@@ -57,7 +57,7 @@ from .history import History
 from .journal import Journal, RunLog
 from .observers import Observers
 from .outcome import failures, is_empty, verdict
-from .progress import AskUnderway, LateTask, Progress, Reply, counts, nothing, nothing_came, why_short
+from .progress import AskUnderway, LateTask, Progress, Reply, nothing, nothing_came, why_short
 from .reasons import Reasons, counted, kind
 from .receipts import MOST_CLIENTS, skipped, told
 from .software import changes, software, unseeded
@@ -276,7 +276,7 @@ class Conductor:
         account, self._account = self._account, Account()
         lost, self._task_failures = self._task_failures, Counter()
         metrics: dict[str, float] = {}
-        counts = [counts(item) for item in served]
+        counts = [item.counts for item in served]
         for item in served:
             metrics.update(item.reply.metrics if isinstance(item.reply, Answer) else {})
         self._count_warnings(r)

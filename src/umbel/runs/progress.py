@@ -34,6 +34,14 @@ class AskUnderway:
     transform_state: Any
     reply: Reply | None = None
 
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many updates came, and of how many clients they would have been."""
+        if isinstance(self.reply, Answer):
+            return self.reply.count, self.reply.asked
+        assert self.reply is not None
+        return self.reply.came, self.reply.asked
+
 
 @dataclass(slots=True)
 class LateTask:
@@ -53,22 +61,13 @@ class Progress:
     late: dict[str, list[LateTask]] = field(default_factory=dict)
 
 
-def counts(item: AskUnderway) -> tuple[int, int]:
-    """How many updates came for an ask, and of how many clients they would have been."""
-    reply = item.reply
-    if isinstance(reply, Answer):
-        return reply.count, reply.asked
-    assert reply is not None
-    return reply.came, reply.asked
-
-
 def nothing_came(served: Sequence[AskUnderway]) -> str | None:
     """Why nobody's update came for any of a round's asks, though clients were asked, whatever the strategy made of
     that; None where somebody's did. Evaluations count where there is nothing else.
     """
     items = [item for item in served if item.ask.kind != "evaluate"] or list(served)
-    missed = [item for item in items if counts(item)[1]]
-    if not missed or any(counts(item)[0] for item in missed):
+    missed = [item for item in items if item.counts[1]]
+    if not missed or any(item.counts[0] for item in missed):
         return None
     reply = missed[0].reply
     return why_short(missed[0], 0, reply.failed) if isinstance(reply, Answer) else reply.message  # type: ignore[union-attr]
