@@ -76,6 +76,7 @@ TESTED_ELSEWHERE = {
     "transforms.clip_by_norm": "transforms/test_transforms.py",
     "transforms.top_k": "transforms/test_transforms.py",
     "wire.blobs": "node/test_machine.py",
+    "wire.roles": "transport/test_handshake.py",
     "work.intake": "work/test_executor.py",
     "work.late": "test_resume.py",
     "work.retries": "node/test_machine.py",

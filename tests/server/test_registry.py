@@ -14,6 +14,7 @@ from umbel.store.records import MemoryStore
 from umbel.trust.identity import SigningKey, node_id, seal, sign_node, transcript
 from umbel.trust.tokens import Token
 from umbel.wire import messages as m
+from umbel.wire.roles import OPERATORS
 
 
 class Office:
@@ -289,7 +290,7 @@ def test_the_router_says_when_a_node_was_seen_and_what_it_hosts(office):
 
 
 def test_operators_may_do_what_their_role_says(office):
-    roles = module.OPERATOR_ROLES
+    roles = OPERATORS
     for place, role in enumerate(roles):
         identity = office.holder(m.ROLE_OPERATOR, office.registry.grant("server", f"one-{role}", role))
         assert identity.name == f"one-{role}"

@@ -23,9 +23,9 @@ from umbel.core.update import Like, as_delta, check
 from umbel.errors import CorruptFile, ProtocolError, UpdateRejected
 from umbel.folds.catalogue import fold_from_spec
 from umbel.transport import frames
-from umbel.transport.handshake import FROM_SERVER, TO_SERVER
 from umbel.trust import identity, tokens
 from umbel.wire import messages as m
+from umbel.wire import roles
 
 PROTO = Path(__file__).parents[2] / "proto"
 FOLDER = PROTO / "umbel" / "v1alpha" / "vectors"
@@ -213,7 +213,7 @@ def test_frames_that_are_written_otherwise(row: dict[str, Any]) -> None:
 def code_of(row: dict[str, Any]) -> int:
     """What a peer is told who sends this frame after its handshake, or as its first one."""
     limits = json_format.ParseDict(read("frames")["limits"], m.Limits())
-    roles = TO_SERVER if row["sender"] == "node" else FROM_SERVER
+    table = roles.SAYS if row["sender"] == "node" else roles.HEARS
     try:
         found = frames.read(bytes.fromhex(row["bytes"]), row["next"], limits)
     except ProtocolError as error:
@@ -221,7 +221,7 @@ def code_of(row: dict[str, Any]) -> int:
     bodies = {message.WhichOneof("body") for message in found}
     if row["next"] == 1:
         return 0 if bodies == {"hello"} else m.CODE_OUT_OF_ORDER
-    return 0 if bodies <= roles[m.ROLE_NODE] else m.CODE_NOT_ALLOWED
+    return 0 if bodies <= table["node"] | roles.EITHER else m.CODE_NOT_ALLOWED
 
 
 @each("frames", "wrong")

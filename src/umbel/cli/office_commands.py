@@ -16,9 +16,9 @@ from ..errors import SettingError
 from ..office.operator import Operator
 from ..trust import credentials
 from ..trust.authority import JoinText
+from ..wire.roles import OPERATORS
 from .terminal import ago, duration, plural, stdout
 
-ROLES = ("read", "run", "admin")
 STATES = {"connected": "green", "offline": "red", "pending": "yellow", "revoked": "dim"}
 MOST_CLIENTS = 4
 
@@ -80,8 +80,8 @@ def judge_node(on: str | None, token: str | None, folder: Path, node: str, verdi
 
 def add_operator(on: str | None, token: str | None, folder: Path, *, name: str, role: str, json: bool) -> None:
     """Add an operator and print what they type."""
-    if role not in ROLES:
-        raise SettingError(f"there is no role {role!r}", hint=f"Roles: {', '.join(ROLES)}.")
+    if role not in OPERATORS:
+        raise SettingError(f"there is no role {role!r}", hint=f"Roles: {', '.join(OPERATORS)}.")
     with office(on, token, folder) as server:
         found = server.call("operators.add", name=name, role=role)
     if json:

@@ -24,9 +24,10 @@ from ..store.records import Row, Store
 from ..trust import archive
 from ..trust.tokens import Token
 from ..wire import messages as m
+from ..wire import roles
 from ..wire.portions import portions
 from .feeds import Feeds
-from .registry import OPERATOR_ROLES, Registry
+from .registry import Registry
 from .summaries import Summaries
 
 RIGHTS: dict[str, tuple[str, bool]] = {
@@ -184,7 +185,7 @@ class Desk:
         if request.method not in RIGHTS:
             raise Refused(f"there is no method {request.method!r:.60}", m.CODE_UNKNOWN)
         needed, _ = RIGHTS[request.method]
-        if peer.role not in OPERATOR_ROLES or OPERATOR_ROLES.index(peer.role) < OPERATOR_ROLES.index(needed):
+        if not roles.at_least(peer.role, needed):
             self._offices.registry.record(peer.name, "denied", method=request.method, role=peer.role)
             raise Refused(
                 f"{request.method} needs the role {needed}, and {peer.name} has the role {peer.role}",

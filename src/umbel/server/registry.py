@@ -19,9 +19,8 @@ from ..transport.handshake import Identity
 from ..trust.identity import KEY_BYTES, check_node, check_seal, node_id
 from ..trust.tokens import Token
 from ..wire import messages as m
+from ..wire import roles
 
-OPERATOR_ROLES = ("read", "run", "admin")
-"""What an operator may do; each may do what those before it may."""
 PENDING = 100
 """So many nodes may wait for approval."""
 PATIENCE = 3600.0
@@ -134,8 +133,8 @@ class Registry:
 
     def grant(self, who: str, name: str, role: str) -> Token:
         """A token for a new operator. One called so already is an error."""
-        if role not in OPERATOR_ROLES:
-            raise SettingError(f"there is no role {role!r:.40}", hint=f"Roles: {', '.join(OPERATOR_ROLES)}.")
+        if role not in roles.OPERATORS:
+            raise SettingError(f"there is no role {role!r:.40}", hint=f"Roles: {', '.join(roles.OPERATORS)}.")
         _check_form(name, "an operator")
         if any(row["name"] == name for row in self.operators()):
             raise SettingError(f"there is an operator {name} already", hint="Remove that one, or take another name.")
@@ -165,10 +164,7 @@ class Registry:
 
     def may(self, identity: Identity, role: str) -> bool:
         """Whether an operator who is connected may, now, do what takes this role."""
-        row = self._tokens.get(identity.id)
-        if row is None or row["kind"] != "operator":
-            return False
-        return OPERATOR_ROLES.index(row["role"]) >= OPERATOR_ROLES.index(role)
+        return roles.at_least(self.role(identity), role)
 
     def admits(self, identity: Identity) -> bool:
         """Whether who was let in would be let in still: a node that is approved, a token that is known."""
@@ -221,7 +217,7 @@ class Registry:
         run, name = hello.name, str(row["name"])
         if not _RUN.fullmatch(run):
             raise self._refusal(hello, m.CODE_MALFORMED, f"{run!r:.80} cannot be a run's id")
-        if OPERATOR_ROLES.index(row["role"]) < OPERATOR_ROLES.index("run"):
+        if not roles.at_least(row["role"], "run"):
             raise self._refusal(hello, m.CODE_NOT_ALLOWED, f"{name} has the role {row['role']}, which starts no runs")
         for found in self._store.rows("runs", id=run):
             if found["owner"] != name or found["submission"] is not None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import ProtocolError
 from ..wire import messages as m
+from ..wire import roles
 from ..wire.blobs import Fetched, NotFetched
 from ..wire.portions import portions
 from . import fields, ledger, notices
@@ -27,12 +28,6 @@ MAILBOX = 10_000
 """How many tasks may wait for one node."""
 MEMBERS = 500
 """How many clients one message tells of: with names and reasons as long as they may be it fits into a frame."""
-ALLOWED: dict[str, frozenset[str]] = {
-    "node": frozenset({"run_answer", "result", "partial", "alive", "hosted"}),
-    "run": frozenset({"run_spec", "ask_spec", "task", "cancel", "close_ask", "close_run", "refold", "log_event"}),
-    "operator": frozenset({"request"}),
-}
-"""What each role may say."""
 
 
 class Router:
@@ -335,7 +330,7 @@ class Router:
         kind = message.WhichOneof("body")
         if kind is None:
             raise ProtocolError("a message without a body", m.CODE_MALFORMED)
-        if kind not in ALLOWED.get(known.role, frozenset()):
+        if kind not in roles.SAYS.get(known.role, ()):
             raise ProtocolError(f"a {known.role} may not send {kind}", m.CODE_NOT_ALLOWED)
         body = getattr(message, kind)
         fields.check(kind, body)

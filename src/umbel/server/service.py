@@ -44,6 +44,7 @@ from ..trust.authority import Authority, JoinText
 from ..trust.credentials import Credentials, own_token, write_own
 from ..trust.tokens import Token
 from ..wire import messages as m
+from ..wire import roles
 from ..wire.addresses import host_and_port
 from ..wire.blobs import Fetched, NotFetched
 from . import pages
@@ -73,7 +74,6 @@ from .summaries import Summaries
 from .supervision import Exit, Supervisor
 
 _LOG = logging.getLogger("umbel.server")
-ROLES: dict[int, str] = {m.ROLE_NODE: "node", m.ROLE_RUN: "run", m.ROLE_OPERATOR: "operator"}
 LAZY = frozenset({"ack", "log_ack", "close_ask"})
 """Messages that nobody waits for."""
 LAZY_COMMIT = 0.02
@@ -92,7 +92,7 @@ class PeerConnection:
     """One connection, as the server knows it; an operator's is what the desk calls a `PeerConnection`."""
 
     def __init__(self, service: Service, number: int, identity: Identity, connection: Connection) -> None:
-        self.id = f"{ROLES[identity.role]} {identity.id} #{number}"
+        self.id = f"{roles.NAMES[identity.role]} {identity.id} #{number}"
         self.identity = identity
         self.connection = connection
         self._service = service
@@ -104,7 +104,7 @@ class PeerConnection:
             same_machine=service.same_machine(identity),
             progress=self._moved,
             room=service.storage.place(
-                identity.id, f"{ROLES[identity.role]} {identity.name}", identity.role == m.ROLE_NODE, self._waits
+                identity.id, f"{roles.NAMES[identity.role]} {identity.name}", identity.role == m.ROLE_NODE, self._waits
             ),
         )
 
@@ -333,7 +333,7 @@ class Service:
     async def _serve_machine(self, peer: PeerConnection) -> None:
         identity = peer.identity
         hello = identity.hello
-        self.tell(Connected(peer.id, ROLES[identity.role], identity.id, identity.name, tuple(hello.clients)))
+        self.tell(Connected(peer.id, roles.NAMES[identity.role], identity.id, identity.name, tuple(hello.clients)))
         while True:
             for message in await peer.connection.receive():
                 self.tell(Received(peer.id, message))
@@ -672,7 +672,7 @@ class Service:
         """How the server is."""
         sessions: dict[str, int] = {}
         for peer in self.peers.values():
-            role = ROLES[peer.identity.role]
+            role = roles.NAMES[peer.identity.role]
             sessions[role] = sessions.get(role, 0) + 1
         received = self._traffic[0] + sum(peer.connection.received.frames for peer in self.peers.values())
         sent = self._traffic[1] + sum(peer.connection.sent.frames for peer in self.peers.values())

@@ -11,6 +11,7 @@ from typing import cast
 
 from ..errors import ConnectionLost, PeerError, ProtocolError, Refused
 from ..wire import messages as m
+from ..wire import roles
 from . import frames
 from .stream import Stream
 
@@ -27,8 +28,6 @@ GRACE = 2.0
 _FRAME_HEAD = 32
 _PAGE = b""
 _TEXT = 1000
-
-BLOB_MESSAGES = frozenset({"want", "chunk", "credit", "linked", "unwanted"})
 
 
 @dataclass
@@ -227,7 +226,7 @@ class Connection:
             if name == "ping":
                 self._pong = message.ping.id
                 self._wake.set()
-            elif name in BLOB_MESSAGES:
+            elif name in roles.BLOBS:
                 if self.on_blob is None:
                     raise ProtocolError(f"{name!r}, where no blobs are exchanged", m.CODE_NOT_ALLOWED)
                 self.on_blob(message)

@@ -22,8 +22,9 @@ from urllib.parse import unquote
 from ..errors import ConnectionLost, PeerError, ProtocolError, Refused
 from ..trust.identity import KEY_BYTES, transcript
 from ..wire import messages as m
+from ..wire import roles
 from . import frames
-from .connection import BLOB_MESSAGES, Connection
+from .connection import Connection
 
 VERSION = 1
 """The version of the protocol that this software speaks, the only one so far."""
@@ -33,23 +34,6 @@ SECONDS = 20.0
 
 CAPABILITIES = 256
 """So many kinds, transforms and dtypes a peer may bring."""
-
-_EITHER = frozenset({"ping", "pong"}) | BLOB_MESSAGES
-_WORK = frozenset({"run_spec", "ask_spec", "task", "cancel", "close_ask", "close_run", "refold", "ack"})
-_OUTCOME = frozenset({"run_answer", "result", "partial", "alive"})
-
-TO_SERVER: dict[int, frozenset[str]] = {
-    m.ROLE_NODE: _EITHER | _OUTCOME | {"hosted"},
-    m.ROLE_RUN: _EITHER | _WORK | {"log_event"},
-    m.ROLE_OPERATOR: _EITHER | {"request"},
-}
-"""What each role may send after its Welcome."""
-FROM_SERVER: dict[int, frozenset[str]] = {
-    m.ROLE_NODE: _EITHER | _WORK | {"notice"},
-    m.ROLE_RUN: _EITHER | _OUTCOME | {"members", "log_ack", "close_run", "notice"},
-    m.ROLE_OPERATOR: _EITHER | {"response"},
-}
-"""What the server may send to each."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +139,10 @@ async def introduce(connection: Connection, prover: Prover, hello: m.Hello, *, s
         connection.post(m.Message(proof=prover.proof(transcript(sent, received))))
         welcome = (await _next(connection, "welcome"))[0].welcome
         connection.limits = _limits(welcome.limits)
-        connection.allowed, connection.forbidden = FROM_SERVER.get(said.role), m.CODE_NOT_ALLOWED
+        connection.allowed, connection.forbidden = (
+            roles.EITHER | roles.HEARS[roles.NAMES[said.role]],
+            m.CODE_NOT_ALLOWED,
+        )
     return welcome
 
 
@@ -196,7 +183,10 @@ async def accept(
             name=identity.name,
         )
         connection.limits = granted
-        connection.allowed, connection.forbidden = TO_SERVER[identity.role], m.CODE_NOT_ALLOWED
+        connection.allowed, connection.forbidden = (
+            roles.EITHER | roles.SAYS[roles.NAMES[identity.role]],
+            m.CODE_NOT_ALLOWED,
+        )
         connection.post(m.Message(welcome=welcome))
         connection.next_frame()
     return identity
@@ -240,7 +230,7 @@ def _check_hello(hello: m.Hello) -> None:
     if not hello.version.least <= VERSION <= hello.version.most:
         offered = f"{hello.version.least} to {hello.version.most}"
         raise Refused(f"this server speaks version {VERSION} of the protocol, not {offered}", m.CODE_VERSION)
-    if hello.role not in TO_SERVER:
+    if hello.role not in roles.NAMES:
         raise ProtocolError(f"{hello.role} is no role", m.CODE_MALFORMED)
     if len(hello.key) != (KEY_BYTES if hello.role == m.ROLE_NODE else 0):
         raise ProtocolError(f"a key of {len(hello.key)} bytes; a node has one of {KEY_BYTES}", m.CODE_MALFORMED)
