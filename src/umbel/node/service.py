@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import random
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
@@ -22,7 +21,6 @@ from ..errors import (
     CorruptFile,
     PeerError,
     ProtocolError,
-    Refused,
     SettingError,
     StorageError,
     UmbelError,
@@ -30,6 +28,7 @@ from ..errors import (
 from ..store.blobs import Blobs
 from ..store.pace import Pace
 from ..transport.connection import Connection
+from ..transport.dialer import Dialer
 from ..transport.exchange import Depot, Exchange
 from ..transport.handshake import introduce
 from ..transport.stream import Stream
@@ -70,7 +69,6 @@ from .spool import Batch, SqliteSpool
 log = logging.getLogger("umbel.node")
 
 FIRST_WAIT, LONGEST_WAIT = 0.1, 30.0
-APPROVAL_WAIT = 5.0
 MOVED_EVERY = 1.0
 IDLE_COMMIT = 1.0
 """What nobody waits for is on disk after so many seconds."""
@@ -251,7 +249,9 @@ class NodeService:
         self._preparing: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._collecting = False
-        self._complaint, self._welcomed = "", False
+        self._dialer = Dialer(
+            settings.connect, first=settings.first_wait, longest=settings.longest_wait, who="node", log=log
+        )
         self._closing = asyncio.Event()
         self._committer = self._loop.create_task(self._commit())
 
@@ -259,41 +259,13 @@ class NodeService:
 
     async def serve(self, stopping: asyncio.Event) -> None:
         """Connect, and connect again whenever the connection ends."""
-        settings = self._settings
-        wait = settings.first_wait
-        while not stopping.is_set():
-            self._welcomed, refused = False, None
-            try:
-                await self._session(stopping)
-            except Refused as error:
-                refused = error
-                self._complain(error)
-            except PeerError as error:
-                self._complain(error)
-            if stopping.is_set():
-                return
-            if self._welcomed:
-                wait = settings.first_wait
-            pause = wait
-            if refused is not None and not refused.retry:
-                waits = refused.code == m.CODE_NOT_APPROVED
-                pause = min(APPROVAL_WAIT, settings.longest_wait) if waits else settings.longest_wait
-            wait = min(2 * wait, settings.longest_wait)
-            await _any(stopping.wait(), asyncio.sleep(pause * random.uniform(0.5, 1.0)))
+        parting = m.Problem(code=m.CODE_SHUTTING_DOWN, text="the node ends", retry=True)
+        await self._dialer.keep(self._converse, stopping, parting)
 
-    async def _session(self, stopping: asyncio.Event) -> None:
-        connecting = asyncio.ensure_future(self._settings.connect())
-        await _any(stopping.wait(), connecting)
-        if connecting.cancelled():
-            return
-        connection = Connection(connecting.result())
-        ending = asyncio.create_task(self._end(stopping, connection))
+    async def _converse(self, connection: Connection) -> None:
         try:
             welcome = await introduce(connection, self._settings, self._settings.hello())
-            log.info("connected to %s as %s", connection.peer, welcome.id)
-            if welcome.name not in ("", self._settings.name):
-                log.warning("%s calls this node %s, not %s", connection.peer, welcome.name, self._settings.name)
-            self._complaint, self._welcomed = "", True
+            self._dialer.welcomed(connection, welcome, self._settings.name)
             self._connection = connection
             self._exchange = Exchange(
                 connection,
@@ -315,21 +287,6 @@ class NodeService:
             if exchange is not None:
                 self._handle(SessionEnded())
                 await exchange.close()
-            ending.cancel()
-            await connection.close()
-
-    async def _end(self, stopping: asyncio.Event, connection: Connection) -> None:
-        await stopping.wait()
-        await connection.close(m.Problem(code=m.CODE_SHUTTING_DOWN, text="the node ends", retry=True))
-
-    def _complain(self, error: PeerError) -> None:
-        """Tell the owner what is wrong, once."""
-        text = f"{error.message} ({error.hint})" if error.hint else error.message
-        if isinstance(error, Refused) and error.code == m.CODE_NOT_APPROVED:
-            text = f"this node waits for approval: {text}"
-        level = logging.DEBUG if text == self._complaint else logging.WARNING
-        self._complaint = text
-        log.log(level, "%s", text)
 
     def _may_read(self, run: str, blob: m.Blob) -> bool:
         return (run, blob.sha256) in self._machine.needed()

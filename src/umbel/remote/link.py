@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import queue
-import random
 import shutil
 import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ from ..errors import ConnectionLost, CorruptFile, PeerError, ProtocolError, Refu
 from ..store.blobs import Blobs
 from ..transport import grpc
 from ..transport.connection import Connection
+from ..transport.dialer import Dialer
 from ..transport.exchange import Depot, Exchange
 from ..transport.handshake import introduce
+from ..transport.stream import Stream
 from ..trust.credentials import Credentials, find
 from ..trust.proofs import TokenProof
 from ..wire import messages as m
@@ -165,27 +167,25 @@ class ServerLink:
 
     async def _keep_connected(self) -> None:
         self._main = asyncio.current_task()
-        tried, was_up = 0, False
-        while not self._closing:
-            tried += 1
-            try:
-                await self._converse()
-                tried, was_up = 0, True
-            except PeerError as error:
-                if not error.retry or not (self._patient or was_up or isinstance(error, Refused)):
-                    self._items.put(error)
-                    return
-            await asyncio.sleep(min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(tried, 10)) * random.uniform(0.5, 1.0))
-
-    async def _converse(self) -> None:
-        """One connection, from its beginning to its end. Raises what kept it from beginning, or forbids another."""
-        join = self._credentials.join
-        assert join.token is not None
-        stream = await grpc.connect(self._credentials.address, join.root())
-        connection = Connection(stream)
+        dialer = Dialer(self._dial, first=FIRST_PAUSE, longest=LONGEST_PAUSE, gives_up=self._gives_up)
         try:
-            hello = m.Hello(role=m.ROLE_RUN, name=self._run, token=join.token.id)
-            welcome = await introduce(connection, TokenProof(join.token), hello)
+            await dialer.keep(partial(self._converse, dialer), asyncio.Event(), m.Problem())
+        except PeerError as error:
+            self._items.put(error)
+
+    def _gives_up(self, error: PeerError) -> bool:
+        return not error.retry or not (self._patient or self._connections or isinstance(error, Refused))
+
+    async def _dial(self) -> Stream:
+        return await grpc.connect(self._credentials.address, self._credentials.join.root())
+
+    async def _converse(self, dialer: Dialer, connection: Connection) -> None:
+        """One connection, from its beginning to its end. Raises what kept it from beginning, or forbids another."""
+        token = self._credentials.token
+        try:
+            hello = m.Hello(role=m.ROLE_RUN, name=self._run, token=token.id)
+            welcome = await introduce(connection, TokenProof(token), hello)
+            dialer.welcomed(connection, welcome)
             depot = Depot(self._blobs, lends_below=Path("/"))
             self._exchange = Exchange(connection, depot, self._has, same_machine=welcome.same_machine)
             self._connections += 1
@@ -204,7 +204,6 @@ class ServerLink:
             if self._exchange is not None:
                 await self._exchange.close()
                 self._exchange = None
-            await connection.close()
 
     def _has(self, run: str, blob: m.Blob) -> bool:
         """A run has all that it names, until it lets go of it."""

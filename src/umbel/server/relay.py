@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -13,8 +12,9 @@ from typing import Any
 
 from .. import transforms
 from ..core.task import Ticked
-from ..errors import ConnectionLost, CorruptFile, PeerError, ProtocolError, Refused, StorageError, UmbelError
+from ..errors import ConnectionLost, CorruptFile, ProtocolError, Refused, StorageError, UmbelError
 from ..transport.connection import Connection
+from ..transport.dialer import Dialer
 from ..transport.exchange import Exchange
 from ..transport.handshake import introduce
 from ..transport.stream import Stream
@@ -48,8 +48,6 @@ log = logging.getLogger("umbel.relay")
 ABOVE = "above"
 INLINE = 16 << 10
 """What is larger crosses as a blob."""
-GOOD_SECONDS = 1.0
-APPROVAL_WAIT = 5.0
 MOVED_EVERY = 1.0
 
 
@@ -104,56 +102,23 @@ class Relay:
         self._moved: dict[bytes, float] = {}
         self._folds: dict[int, asyncio.Task[None]] = {}
         self._folding = asyncio.Lock()
-        self._complaint = ""
+        self._dialer = Dialer(
+            settings.connect, first=settings.first_wait, longest=settings.longest_wait, who="relay", log=log
+        )
         self.below.insiders[ABOVE] = self
 
     # The connection to the server above
 
     async def serve(self, stopping: asyncio.Event) -> None:
         """Connect to the server above, and connect again whenever the connection ends, until `stopping` is set."""
-        settings, wait = self._settings, self._settings.first_wait
-        stopped = asyncio.ensure_future(stopping.wait())
-        try:
-            while not stopped.done():
-                began, pause = self._loop.time(), None
-                session = asyncio.ensure_future(self._session())
-                await asyncio.wait({session, stopped}, return_when=asyncio.FIRST_COMPLETED)
-                if stopped.done() and self._connection is not None:
-                    ending = m.Problem(code=m.CODE_SHUTTING_DOWN, text="the relay ends", retry=True)
-                    await self._connection.close(ending)
-                session.cancel()
-                try:
-                    await session
-                except asyncio.CancelledError:
-                    pass
-                except PeerError as error:
-                    pause = self._complain(error)
-                if self._loop.time() - began >= GOOD_SECONDS:
-                    wait = settings.first_wait
-                pause = min(pause if pause is not None else wait, settings.longest_wait)
-                wait = min(2 * wait, settings.longest_wait)
-                await asyncio.wait({stopped}, timeout=pause * random.uniform(0.5, 1.0))
-        finally:
-            stopped.cancel()
+        parting = m.Problem(code=m.CODE_SHUTTING_DOWN, text="the relay ends", retry=True)
+        await self._dialer.keep(self._converse, stopping, parting)
 
-    def _complain(self, error: PeerError) -> float | None:
-        """Tell the owner what is wrong, once; for how long to wait at least."""
-        text = f"{error.message} ({error.hint})" if error.hint else error.message
-        log.log(logging.DEBUG if text == self._complaint else logging.WARNING, "%s", text)
-        self._complaint = text
-        if not isinstance(error, Refused) or error.retry:
-            return APPROVAL_WAIT if error.code == m.CODE_NOT_APPROVED else None
-        return self._settings.longest_wait
-
-    async def _session(self) -> None:
-        connection = Connection(await self._settings.connect())
+    async def _converse(self, connection: Connection) -> None:
         hello = self._hello()
         try:
             welcome = await introduce(connection, NodeProof(self._settings.key, self._settings.token), hello)
-            log.info("connected to %s as %s", connection.peer, welcome.id)
-            if welcome.name not in ("", self._settings.name):
-                log.warning("%s calls this relay %s, not %s", connection.peer, welcome.name, self._settings.name)
-            self._complaint = ""
+            self._dialer.welcomed(connection, welcome, self._settings.name)
             self._connection = connection
             self._exchange = Exchange(
                 connection,
@@ -177,7 +142,6 @@ class Relay:
             if exchange is not None:
                 self.put(Parted())
                 await exchange.close()
-            await connection.close()
 
     def _hello(self) -> m.Hello:
         settings = self._settings
