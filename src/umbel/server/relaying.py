@@ -8,7 +8,7 @@ to the same answers, though it may group them otherwise; a server above that has
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -194,6 +194,15 @@ class Relaying:
         self._session = 0
         self._numbers = 0
         self._due: set[tuple[str, int]] = set()
+        self._from_above: dict[str, Callable[[_Run, Any], None]] = {
+            "ask_spec": self._ask_spec,
+            "task": self._task,
+            "cancel": self._cancel,
+            "close_ask": self._close_ask,
+            "close_run": self._close_run,
+            "refold": self._refold,
+            "ack": self._ack,
+        }
         self._alive_at = 0.0
         self._out: list[RelayEffect] = []
         self._now = 0.0
@@ -299,12 +308,12 @@ class Relaying:
         if kind == "run_spec":
             self._run_spec(message.run_spec)
             return
-        if kind not in ("ask_spec", "task", "cancel", "close_ask", "close_run", "refold", "ack"):
+        if kind not in self._from_above:
             raise ProtocolError(f"a server does not send a relay a message {kind!r}", m.CODE_NOT_ALLOWED)
         body = getattr(message, kind)
         run = self._runs.get(body.run)
         if run is not None:
-            getattr(self, f"_{kind}")(run, body)
+            self._from_above[kind](run, body)
         elif kind in ("ask_spec", "task"):
             raise ProtocolError(f"a {kind} of {body.run!r:.250}, whose RunSpec has not come", m.CODE_UNKNOWN)
 

@@ -57,6 +57,22 @@ class Router:
         self._resting: dict[str, RunEntry] = {}
         self._effects: list[Effect] = []
         self._arriving: dict[tuple[str, bytes], list[tuple[int, str]]] = {}
+        self._from_runs: dict[str, Callable[[RunEntry, Any, float], None]] = {
+            "run_spec": self._run_run_spec,
+            "ask_spec": self._run_ask_spec,
+            "task": self._run_task,
+            "cancel": self._run_cancel,
+            "close_ask": self._run_close_ask,
+            "close_run": self._run_close_run,
+            "refold": self._run_refold,
+            "log_event": self._run_log_event,
+        }
+        self._from_nodes: dict[str, Callable[[NodeEntry, RunEntry, Any], None]] = {
+            "run_answer": self._node_run_answer,
+            "result": self._node_result,
+            "partial": self._node_partial,
+            "alive": self._node_alive,
+        }
         self.answers = 0
         self._load()
 
@@ -338,7 +354,7 @@ class Router:
             if body.run != known.id:
                 raise ProtocolError(f"run {known.id} may not speak of run {body.run[:80]!r}", m.CODE_NOT_ALLOWED)
             if known.id in self._runs:  # else it is over
-                getattr(self, f"_run_{kind}")(self._runs[known.id], body, now)
+                self._from_runs[kind](self._runs[known.id], body, now)
         elif known.role == "node":
             node = self._nodes[known.id]
             if kind == "hosted":
@@ -350,7 +366,7 @@ class Router:
                 self._say(peer, durable=True, close_run=m.CloseRun(run=body.run, status=self._ended[body.run][0]))
             if run is None or all(self._homes.get(c) != node.id for c in self._clients_of(run)):
                 return  # not known yet after a restart, over, or none of this node's business
-            getattr(self, f"_node_{kind}")(node, run, body)
+            self._from_nodes[kind](node, run, body)
 
     # What runs say
 

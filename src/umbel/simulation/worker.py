@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -210,6 +210,14 @@ class Worker:
         self._sources = beginning.sources
         self._states = Shipped()
         self._routes: dict[int, dict[str, Routed]] = {}
+        self._orders: dict[str, Callable[..., None]] = {
+            "open": self._open,
+            "do": self._do,
+            "admit": self._admit,
+            "cancel": self._cancel,
+            "close": self._close,
+            "forget": self._forget,
+        }
         client = _unpickled(beginning.client)
         _limit_memory(beginning.memory)
         self.executor = Executor(
@@ -223,14 +231,14 @@ class Worker:
             on_step=self._step,
         )
         gc.collect()
-        gc.freeze()  # what the client's modules made stays; see conduct.py
+        gc.freeze()  # what the client's modules made stays; see `runs.conductor`
 
     def serve(self) -> None:
         """Answer until the main process is gone, or an error ends the run."""
         while True:
             try:
                 kind, *rest = _received(self._channel)
-                getattr(self, f"_{kind}")(*rest)
+                self._orders[kind](*rest)
             except UmbelError as error:
                 self._channel.send(("fault", _placed(error)))
                 return  # the run is over

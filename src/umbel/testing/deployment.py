@@ -289,10 +289,19 @@ class Deployment:
         if len(self.happened) >= faults.most:
             return False
         roll = self._below(1000)
-        for name in ("cuts", "repeats", "server", "node", "child", "run", "power", "stop", "relay"):
-            chance = getattr(faults, name)
+        for chance, strike in (
+            (faults.cuts, self._fault_cuts),
+            (faults.repeats, self._fault_repeats),
+            (faults.server, self._fault_server),
+            (faults.node, self._fault_node),
+            (faults.child, self._fault_child),
+            (faults.run, self._fault_run),
+            (faults.power, self._fault_power),
+            (faults.stop, self._fault_stop),
+            (faults.relay, self._fault_relay),
+        ):
             if roll < chance:
-                getattr(self, f"_fault_{name}")()
+                strike()
                 return True
             roll -= chance
         return False
