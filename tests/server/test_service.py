@@ -13,6 +13,7 @@ import pytest
 from tests.conftest import PATIENCE
 
 from umbel.errors import ConnectionLost, PeerError, Refused, SettingError, StorageError
+from umbel.server import commits, programs
 from umbel.server import service as services
 from umbel.server.service import running
 from umbel.server.settings import ServerSettings
@@ -431,7 +432,7 @@ def test_nothing_is_acknowledged_before_it_is_on_disk(tmp_path):
 
 
 def test_a_store_that_cannot_be_written_is_a_problem_that_may_pass(tmp_path, monkeypatch):
-    monkeypatch.setattr(services, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(commits, "RETRY_SECONDS", 0.0)
 
     async def act(here):
         node, run = await here.ready("0")
@@ -694,7 +695,7 @@ class Supervisors:
         self.service = service
         self.started, self.stopped = [], []
         self.running = {}
-        service.supervisor = self
+        service.programs.supervisor = self
 
     def start(self, run, folder, **how):
         self.started.append((run, how))
@@ -710,7 +711,7 @@ class Supervisors:
     async def ends(self, code):
         """The process of run r has ended for good."""
         self.running.pop("r")
-        self.service._run_exited(Exit("r", code, False))
+        self.service.programs._exited(Exit("r", code, False))
         while self.service.store.rows("runs", id="r")[0]["ended_at"] is None:
             await asyncio.sleep(0)
 
@@ -796,7 +797,7 @@ def test_a_run_can_be_stopped(tmp_path):
 def test_a_stop_is_seen_to_its_end_though_whoever_asked_is_gone(tmp_path):
     async def act(here):
         ann, _ = await submitted(here)
-        ending, kept = asyncio.Event(), here.service.supervisor.stop
+        ending, kept = asyncio.Event(), here.service.programs.supervisor.stop
 
         async def stop(run):
             begun.set()
@@ -804,7 +805,7 @@ def test_a_stop_is_seen_to_its_end_though_whoever_asked_is_gone(tmp_path):
             return await kept(run)
 
         begun = asyncio.Event()
-        here.service.supervisor.stop = stop
+        here.service.programs.supervisor.stop = stop
         ann.say(request=m.Request(id=2, method="runs.stop", body='{"run": "r"}'))
         await begun.wait()
         await ann.close()
@@ -932,7 +933,7 @@ def test_runs_that_were_going_on_are_started_again_with_the_server(tmp_path, mon
 
     play(act, tmp_path)
     started = []
-    monkeypatch.setattr(services.Supervisor, "start", lambda self, run, folder, **how: started.append(run))
+    monkeypatch.setattr(programs.Supervisor, "start", lambda self, run, folder, **how: started.append(run))
 
     async def again(here):
         assert started == ["r"]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import json
 import logging
 import os
 import shutil
@@ -29,17 +28,14 @@ from ..errors import (
     Refused,
     SettingError,
     StorageError,
-    UmbelError,
 )
 from ..store.blobs import Blobs
-from ..store.records import Row
 from ..store.sql import SqlStore
 from ..transport import grpc
 from ..transport.connection import Connection
 from ..transport.exchange import Depot, Exchange
 from ..transport.handshake import Handshakes, Identity, accept
 from ..transport.stream import Listener, Stream
-from ..trust import archive
 from ..trust.authority import Authority, JoinText
 from ..trust.credentials import Credentials, own_token, write_own
 from ..trust.tokens import Token
@@ -48,8 +44,10 @@ from ..wire import roles
 from ..wire.addresses import host_and_port
 from ..wire.blobs import Fetched, NotFetched
 from . import pages
+from .commits import RETRY_SECONDS, Commits
 from .desk import Desk
 from .feeds import Feeds
+from .programs import Programs, Surroundings
 from .registry import Registry
 from .router import ENDED, Router
 from .settings import ServerOpened, ServerSettings
@@ -71,20 +69,15 @@ from .signals import (
 )
 from .storage import Storage
 from .summaries import Summaries
-from .supervision import Exit, Supervisor
 
 _LOG = logging.getLogger("umbel.server")
 LAZY = frozenset({"ack", "log_ack", "close_ask"})
 """Messages that nobody waits for."""
-LAZY_COMMIT = 0.02
-"""So long what nobody waits for, but for a lazy message, may wait to be written with something else."""
 LASTING = frozenset({"runs.submit", "runs.stop", "runs.resume"})
 """Requests that are seen to their end also if whoever asked is gone by then: half of one would leave a run that is said
 to be going on and has no process."""
 OPERATOR_CONNECTIONS = 100
 """So many connections may be there by the token of one operator."""
-RETRY_SECONDS = 1.0
-"""After so long what could not be written is tried again."""
 PARTING = 0.5
 
 
@@ -178,31 +171,40 @@ class Service:
             lambda sha: self.blobs.path(sha) is not None,
             largest=lambda role: self.storage.largest if role == "node" else self.storage.quota,
         )
-        self.feeds = Feeds(self._stored_events, self._is_over)
-        self.desk = Desk(self)
-        self.supervisor = Supervisor(committed=self._committed, on_exit=self._run_exited)
+        self.feeds = Feeds(self._stored_events, lambda run: self.programs.is_over(run))
+        self.commits = Commits(self.store, self._post)
+        self.commit = self.commits.done
         self.summaries = Summaries(self.store)
+        self.programs = Programs(
+            Surroundings(
+                root=self.root,
+                store=self.store,
+                blobs=self.blobs,
+                registry=self.registry,
+                router=self.router,
+                feeds=self.feeds,
+                commits=self.commits,
+                summaries=self.summaries,
+                carry=self.carry,
+                new_token=self._new_token,
+                address=self._reached,
+            )
+        )
+        self.start, self.stop = self.programs.start, self.programs.stop
+        self.online, self.elsewhere, self.standings = self.router.online, self.router.elsewhere, self.router.standings
+        self.desk = Desk(self)
         self.peers: dict[str, PeerConnection] = {}
         self.insiders: dict[str, InternalPeer] = {}
-        self.commits = pages.Histogram()
         self.address = ""
         self.started_at = time.time()
-        self._problem = ""
         self._full = ""
         self._fetching: set[tuple[str, str, bytes]] = set()
         self._numbers = 0
         self._listener: Listener | None = None
-        self._durable: list[Say] = []
-        self._unwritten: Any = None
-        self._committed_futures: list[asyncio.Future[None]] = []
-        self._dirty = asyncio.Event()
-        self._later: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._handshakes = Handshakes()
         self._traffic = [0, 0]
-        self._stopping: set[str] = set()
         self._begun = asyncio.Event()
-        self._closing = False
 
     # Life
 
@@ -220,7 +222,7 @@ class Service:
             certificate, key = serving.certificate, serving.key
         self._listener = await grpc.serve(self.settings.listen, certificate, key, self._serve)
         self.address = self._listener.address
-        self._task(self._commit_always())
+        self._task(self.commits.write_always())
         write_own(self.root, Credentials(self._reached(), self.line(self._own_token())))
         for row in self.store.rows("runs"):
             if row["status"] in ENDED:
@@ -230,15 +232,11 @@ class Service:
     async def begin(self) -> None:
         """Let in whoever knocks, and go on with the runs that were going on."""
         self._begun.set()
-        for row in self.store.rows("runs"):
-            if row["status"] == "running" and row["submission"] is not None:
-                with suppress(UmbelError):  # that run has failed, and the others go on
-                    await self.start(row["id"])
+        await self.programs.resume()
 
     async def close(self) -> None:
         """End run processes and connections, and write what is left."""
-        self._closing = True
-        await self.supervisor.close(grace=5.0)
+        await self.programs.close()
         problem = m.Problem(code=m.CODE_SHUTTING_DOWN, text="the server ends", retry=True)
         await asyncio.gather(
             *(peer.connection.close(problem) for peer in list(self.peers.values())), return_exceptions=True
@@ -249,9 +247,7 @@ class Service:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         try:
-            if self._unwritten is not None:
-                self.store.write(self._unwritten)
-            self.store.commit()
+            self.commits.write_rest()
         except StorageError as error:  # it is as if the server had been killed: nobody was told of any of it
             _LOG.error("the store cannot be written: %s", error.message)
         finally:
@@ -282,7 +278,7 @@ class Service:
 
     def same_machine(self, identity: Identity) -> bool:
         """Whether a peer is a run process that this server has started."""
-        return identity.role == m.ROLE_RUN and identity.id in self.supervisor.running
+        return identity.role == m.ROLE_RUN and identity.id in self.programs.running
 
     async def _serve(self, stream: Stream) -> None:
         await self._begun.wait()
@@ -297,7 +293,7 @@ class Service:
                 settled=self.commit,
             )
         finally:
-            self._dirty.set()  # what the registry noted
+            self.commits.soon()  # what the registry noted
         if not self.registry.admits(identity):  # revoked while the welcome waited for the disk
             await connection.close(m.Problem(code=m.CODE_REVOKED, text="it was revoked just now"))
             return
@@ -324,8 +320,8 @@ class Service:
             self._traffic[1] += connection.sent.frames
             if identity.role != m.ROLE_OPERATOR:
                 self.tell(Lost(peer.id))
-            if identity.role == m.ROLE_RUN and identity.id not in self.supervisor.running:
-                self._task(self._parted(identity.id))
+            if identity.role == m.ROLE_RUN and identity.id not in self.programs.running:
+                self._task(self.programs.parted(identity.id))
             self.blobs.release(peer.id)
             await peer.exchange.close()
             await connection.close()
@@ -354,7 +350,7 @@ class Service:
     async def _answer(self, peer: PeerConnection, request: m.Request) -> None:
         async for response in self.desk.answer(peer, request):
             peer.connection.post(m.Message(response=response))
-        self._dirty.set()
+        self.commits.soon()
 
     # The router's events and effects
 
@@ -368,7 +364,7 @@ class Service:
         for effect in effects:
             if isinstance(effect, Say):
                 if effect.durable:
-                    self._durable.append(effect)
+                    self.commits.hold(effect)
                     soon = soon or effect.message.WhichOneof("body") not in LAZY
                 else:
                     self._post(effect)
@@ -393,9 +389,9 @@ class Service:
                 self.registry.end_run(effect.run)
                 self._task(self._ended(effect))
         if soon:
-            self._dirty.set()
-        elif self._later is None:
-            self._later = asyncio.get_running_loop().call_later(LAZY_COMMIT, self._dirty.set)
+            self.commits.soon()
+        else:
+            self.commits.later()
 
     def _post(self, say: Say) -> None:
         if (insider := self.insiders.get(say.peer)) is not None:
@@ -445,201 +441,37 @@ class Service:
 
     # The store
 
-    async def _commit_always(self) -> None:
-        while True:
-            await self._dirty.wait()
-            self._dirty.clear()
-            if self._later is not None:
-                self._later.cancel()
-                self._later = None
-            batch, durable, waiting = self.store.take(), self._durable, self._committed_futures
-            self._durable, self._committed_futures = [], []
-            if batch:
-                self._unwritten = batch
-                await self._write(batch)
-                self._unwritten = None
-            for say in durable:
-                self._post(say)
-            for future in waiting:
-                if not future.done():
-                    future.set_result(None)
-
-    async def _write(self, batch: Any) -> None:
-        while True:
-            began = time.perf_counter()
-            try:
-                await asyncio.to_thread(self.store.write, batch)
-            except StorageError as error:
-                # Nobody is told that anything is stored, so nothing is lost while this goes on.
-                self._problem = f"the store cannot be written: {error.message}"
-                _LOG.error("%s; trying again", self._problem)
-                await asyncio.sleep(RETRY_SECONDS)
-                continue
-            self._problem = ""
-            self.commits.observe(time.perf_counter() - began)
-            return
-
-    async def commit(self) -> None:
-        """Return when all that was put into the store is on disk."""
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._committed_futures.append(future)
-        self._dirty.set()
-        await future
-
     def _stored_events(self, run: str, after: int) -> list[tuple[int, str]]:
         return [(row["number"], row["body"]) for row in self.store.rows("events", above=after, run=run)]
-
-    def _is_over(self, run: str) -> bool:
-        return any(row["ended_at"] is not None for row in self.store.rows("runs", id=run))
-
-    # Runs
 
     def folder(self, run: str) -> Path:
         """Where a run keeps its files: in its process's folder, one of its own."""
         return self.root / "runs" / run / "run"
 
-    async def start(self, run: str) -> None:
-        """Start a run's process, by what the store says of the run. Raises `UmbelError` where it cannot be started, and
-        has failed by that.
-        """
-        (row,) = self.store.rows("runs", id=run)
-        try:
-            await asyncio.to_thread(self._prepare, row)
-        except (UmbelError, OSError) as error:
-            told = error.message if isinstance(error, UmbelError) else f"its folder cannot be written: {error.strerror}"
-            _LOG.error("run %s cannot be started: %s", run, told)
-            await self._has_failed(run, {"error": told})
-            raise StorageError(f"run {run} cannot be started: {told}") from error
-        token = self._fresh_token(run)
-        await self.commit()
-        self.router.resumed(run)
-        root = b"" if self.settings.insecure else self.authority.public
-        line = JoinText(root, token).text
-        self._stopping.discard(run)
-        self.supervisor.start(run, self.root / "runs" / run, token=line, address=self._reached())
-
-    def _fresh_token(self, run: str) -> Token:
-        """The token of a run's process that is to be started; who has connected by an earlier one is put out."""
+    def _new_token(self, run: str) -> str:
+        """The line of a new token for a run; who has connected by an earlier one is put out."""
         token = self.registry.issue_run("server", run)
-        problem = m.Problem(code=m.CODE_REVOKED, text="this token is good no more")
-        for peer in self.peers.values():
-            if peer.identity.role == m.ROLE_RUN and peer.identity.id == run:
-                self._task(peer.connection.close(problem))
-        return token
-
-    def _prepare(self, row: Row) -> None:
-        """Lay out the folder of a run's process: its app, its client's archive, and what it was submitted with."""
-        folder = self.root / "runs" / row["id"]
-        submission = row["submission"]
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for part in ("app", "client"):
-            path = self.blobs.path(bytes.fromhex(submission[part]["sha256"]))
-            if path is None:
-                raise StorageError(f"the {part}'s archive of run {row['id']} is gone")
-            if part == "app":
-                shutil.rmtree(folder / "app", ignore_errors=True)
-                archive.unpack(archive.read(path.read_bytes()), folder / "app")
-            else:
-                shutil.copyfile(path, folder / "client.archive")
-        (folder / "submission.json").write_text(json.dumps({**submission, "run": row["id"], "name": row["name"]}))
-
-    async def stop(self, run: str) -> None:
-        """End a run's process, if it has one, and the run; it can be gone on with."""
-        self._stopping.add(run)
-        await self.supervisor.stop(run)
-        self.carry(self.router.end_now(run, "stopped", time.time()))
-        await self._mark_over(run, "stopped")
-
-    def _run_exited(self, end: Exit) -> None:
-        _LOG.info("the process of run %s ended with %s", end.run, end.code)
-        if end.again or self._closing:
-            return
-        self._task(self._over(end))
-
-    async def _over(self, end: Exit) -> None:
-        """A run's process has ended for good. One that did not say how its run went has failed."""
-        if end.run in self._stopping:
-            return
-        await self.commit()
-        (row,) = self.store.rows("runs", id=end.run)
-        if row["status"] in ENDED:
-            return
-        if end.code == 0 and (status := self._said_to_end(end.run)):
-            self.carry(self.router.end_now(end.run, status, time.time()))
-            await self._mark_over(end.run, status)
-            return
-        told = {"error": f"its process ended with {end.code}"}
-        with suppress(OSError, ValueError, TypeError):  # on a full disk it may be there and empty
-            told.update(json.loads((self.root / "runs" / end.run / "error.json").read_text()))
-        await self._has_failed(end.run, {"code": end.code, **told})
-
-    async def _parted(self, run: str) -> None:
-        """Whoever drove a run is gone: if it had said in its log how it went, or had not begun, nobody may come to say
-        so again. It goes on all the same if somebody does.
-        """
-        await self.commit()
-        if self._closing or self._is_over(run) or self.router.connected_run(run):
-            return
-        status = self._said_to_end(run) if self.store.greatest("events", run=run) else "stopped"
-        if status is not None:
-            self.carry(self.router.end_now(run, status, time.time()))
-            await self._mark_over(run, status)
-
-    async def _has_failed(self, run: str, why: dict[str, Any]) -> None:
-        self.carry(self.router.end_now(run, "failed", time.time()))
-        self.store.put("runs", {"id": run, "exit": why})
-        await self._mark_over(run, "failed")
-
-    def _said_to_end(self, run: str) -> str | None:
-        """How a run ended by its own log, where it could not say so to the router any more."""
-        last = self._stored_events(run, max(0, self.store.greatest("events", run=run) - 1))
-        event = json.loads(last[-1][1]) if last else {}
-        if event.get("event") == "run_interrupted":
-            return "stopped"
-        if event.get("event") != "run_finished":
-            return None
-        return "failed" if event.get("error") is not None else "finished"
-
-    async def _mark_over(self, run: str, status: str) -> None:
-        """A run that the router never heard of is over too."""
-        self.registry.end_run(run)
-        await self.commit()
-        if not self._is_over(run):
-            self.store.put("runs", {"id": run, "status": status, "ended_at": time.time()})
-            await self.commit()
-        self.feeds.ended(run)
+        self._put_out(lambda peer: peer.identity.role == m.ROLE_RUN and peer.identity.id == run)
+        return self.line(token)
 
     async def _ended(self, effect: RunEnded) -> None:
         await self.commit()
         self.feeds.ended(effect.run)
 
-    def _committed(self, run: str) -> int:
-        return int(self.summaries.of(run)["rounds"])
-
     # What the desk needs beside
-
-    def online(self, node: str) -> bool:
-        """Whether a node is connected."""
-        return self.router.online(node)
-
-    def elsewhere(self, node: str) -> dict[str, str]:
-        """The clients that a node names and another one hosts."""
-        return self.router.elsewhere(node)
-
-    def standings(self, run: str) -> dict[str, tuple[int, str]]:
-        """Each client's standing in a run."""
-        return self.router.standings(run)
 
     def revoked(self, node: str) -> None:
         """End a node's part in everything."""
         self.tell(Revoked(node))
 
     def dismissed(self, token: str) -> None:
-        """End the connections of an operator."""
+        """End the connections of an operator, and of runs that it drives."""
+        self._put_out(lambda peer: peer.identity.role != m.ROLE_NODE and peer.identity.hello.token == token)
+
+    def _put_out(self, whom: Callable[[PeerConnection], bool]) -> None:
         problem = m.Problem(code=m.CODE_REVOKED, text="this token is good no more")
-        for peer in self.peers.values():
-            if peer.identity.role != m.ROLE_NODE and peer.identity.hello.token == token:  # runs that it drives, too
-                self._task(peer.connection.close(problem))
+        for peer in filter(whom, self.peers.values()):
+            self._task(peer.connection.close(problem))
 
     def invitation(self, token: Token) -> str:
         """The line that a node types to join."""
@@ -681,7 +513,7 @@ class Service:
             software=f"umbel {version('umbel')}",
             started_at=self.started_at,
             now=time.time(),
-            problem=self._problem or self._full or self.storage.problem,
+            problem=self.commits.problem or self._full or self.storage.problem,
             nodes=tuple(self._node_facts()),
             runs=tuple(self._run_facts()),
             sessions=sessions,
@@ -692,7 +524,7 @@ class Service:
             blobs_waiting=self.storage.waiting,
             store_bytes=sum(path.stat().st_size for path in self.root.glob("server.db*")),
             disk_free=shutil.disk_usage(self.root).free,
-            commits=self.commits,
+            commits=self.commits.seconds,
             frames_in=received,
             frames_out=sent,
         )

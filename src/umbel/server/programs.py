@@ -1,0 +1,192 @@
+"""The processes of runs: laid out, started, stopped; and what becomes of a run whose process, or program, is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import StorageError, UmbelError
+from ..store.blobs import Blobs
+from ..store.records import Row, Store
+from ..trust import archive
+from .commits import Commits
+from .feeds import Feeds
+from .registry import Registry
+from .router import ENDED, Router
+from .signals import Effect
+from .summaries import Summaries
+from .supervision import Exit, Supervisor
+
+_LOG = logging.getLogger("umbel.server")
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What programs have to do with: a server's parts.
+
+    `carry` does what the router says, `new_token` makes the line of a new token for a run and puts out who came by an
+    earlier one, `address` is where a process on this machine reaches the server.
+    """
+
+    root: Path
+    store: Store
+    blobs: Blobs
+    registry: Registry
+    router: Router
+    feeds: Feeds
+    commits: Commits
+    summaries: Summaries
+    carry: Callable[[Iterable[Effect]], None]
+    new_token: Callable[[str], str]
+    address: Callable[[], str]
+
+
+class Programs:
+    """The processes that drive runs, and the ends of runs that nobody told."""
+
+    def __init__(self, around: Surroundings) -> None:
+        self._around = around
+        self.supervisor = Supervisor(committed=self._committed, on_exit=self._exited)
+        self._stopping: set[str] = set()
+        self._ends: set[asyncio.Task[None]] = set()
+        self._closing = False
+
+    @property
+    def running(self) -> dict[str, int | None]:
+        """The runs that have a process, each with its pid."""
+        return self.supervisor.running
+
+    async def resume(self) -> None:
+        """Go on with the runs that were going on."""
+        for row in self._around.store.rows("runs"):
+            if row["status"] == "running" and row["submission"] is not None:
+                with suppress(UmbelError):  # that run has failed, and the others go on
+                    await self.start(row["id"])
+
+    async def close(self) -> None:
+        """End all processes; their runs go on when the server does."""
+        self._closing = True
+        await self.supervisor.close(grace=5.0)
+        for task in list(self._ends):
+            task.cancel()
+        await asyncio.gather(*self._ends, return_exceptions=True)
+
+    async def start(self, run: str) -> None:
+        """Start a run's process, by what the store says of the run. Raises `UmbelError` where it cannot be started, and
+        has failed by that.
+        """
+        around = self._around
+        (row,) = around.store.rows("runs", id=run)
+        try:
+            await asyncio.to_thread(self._lay_out, row)
+        except (UmbelError, OSError) as error:
+            told = error.message if isinstance(error, UmbelError) else f"its folder cannot be written: {error.strerror}"
+            _LOG.error("run %s cannot be started: %s", run, told)
+            await self._failed(run, {"error": told})
+            raise StorageError(f"run {run} cannot be started: {told}") from error
+        line = around.new_token(run)
+        await around.commits.done()
+        around.router.resumed(run)
+        self._stopping.discard(run)
+        self.supervisor.start(run, around.root / "runs" / run, token=line, address=around.address())
+
+    async def stop(self, run: str) -> None:
+        """End a run's process, if it has one, and the run; it can be gone on with."""
+        self._stopping.add(run)
+        await self.supervisor.stop(run)
+        await self._over(run, "stopped")
+
+    async def parted(self, run: str) -> None:
+        """Whoever drove a run is gone: if it had said in its log how it went, or had not begun, nobody may come to say
+        so again. It goes on all the same if somebody does.
+        """
+        around = self._around
+        await around.commits.done()
+        if self._closing or run in self.running or self.is_over(run) or around.router.connected_run(run):
+            return
+        status = self._said(run) if around.store.greatest("events", run=run) else "stopped"
+        if status is not None:
+            await self._over(run, status)
+
+    def is_over(self, run: str) -> bool:
+        """Whether a run has ended."""
+        return any(row["ended_at"] is not None for row in self._around.store.rows("runs", id=run))
+
+    def _lay_out(self, row: Row) -> None:
+        """Lay out the folder of a run's process: its app, its client's archive, and what it was submitted with."""
+        folder = self._around.root / "runs" / row["id"]
+        submission = row["submission"]
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for part in ("app", "client"):
+            path = self._around.blobs.path(bytes.fromhex(submission[part]["sha256"]))
+            if path is None:
+                raise StorageError(f"the {part}'s archive of run {row['id']} is gone")
+            if part == "app":
+                shutil.rmtree(folder / "app", ignore_errors=True)
+                archive.unpack(archive.read(path.read_bytes()), folder / "app")
+            else:
+                shutil.copyfile(path, folder / "client.archive")
+        (folder / "submission.json").write_text(json.dumps({**submission, "run": row["id"], "name": row["name"]}))
+
+    def _exited(self, end: Exit) -> None:
+        _LOG.info("the process of run %s ended with %s", end.run, end.code)
+        if end.again or self._closing:
+            return
+        task = asyncio.get_running_loop().create_task(self._ended(end))
+        self._ends.add(task)
+        task.add_done_callback(self._ends.discard)
+
+    async def _ended(self, end: Exit) -> None:
+        """A run's process has ended for good. One that did not say how its run went has failed."""
+        around = self._around
+        if end.run in self._stopping:
+            return
+        await around.commits.done()
+        (row,) = around.store.rows("runs", id=end.run)
+        if row["status"] in ENDED:
+            return
+        if end.code == 0 and (status := self._said(end.run)):
+            await self._over(end.run, status)
+            return
+        told = {"error": f"its process ended with {end.code}"}
+        with suppress(OSError, ValueError, TypeError):  # on a full disk it may be there and empty
+            told.update(json.loads((around.root / "runs" / end.run / "error.json").read_text()))
+        await self._failed(end.run, {"code": end.code, **told})
+
+    def _said(self, run: str) -> str | None:
+        """How a run ended by its own log, where it could not say so to the router any more."""
+        store = self._around.store
+        last = list(store.rows("events", above=max(0, store.greatest("events", run=run) - 1), run=run))
+        event = json.loads(last[-1]["body"]) if last else {}
+        if event.get("event") == "run_interrupted":
+            return "stopped"
+        if event.get("event") != "run_finished":
+            return None
+        return "failed" if event.get("error") is not None else "finished"
+
+    async def _failed(self, run: str, why: dict[str, Any]) -> None:
+        await self._over(run, "failed", why)
+
+    async def _over(self, run: str, status: str, why: dict[str, Any] | None = None) -> None:
+        """A run is over, also one that the router never heard of."""
+        around = self._around
+        around.carry(around.router.end_now(run, status, time.time()))
+        if why is not None:
+            around.store.put("runs", {"id": run, "exit": why})
+        around.registry.end_run(run)
+        await around.commits.done()
+        if not self.is_over(run):
+            around.store.put("runs", {"id": run, "status": status, "ended_at": time.time()})
+            await around.commits.done()
+        around.feeds.ended(run)
+
+    def _committed(self, run: str) -> int:
+        return int(self._around.summaries.of(run)["rounds"])
