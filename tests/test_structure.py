@@ -301,3 +301,21 @@ def test_everything_public_has_a_docstring() -> None:
         found = undocumented(tree_of(path), own, documented)
         missing += [f"{path.relative_to(ROOT)}:{line} {what}" for line, what in found]
     expect_none(missing)
+
+
+def names_in(kind: ast.ClassDef) -> set[str]:
+    """The methods and class attributes of a class."""
+    found = {n.name for n in kind.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)}
+    found |= {ast.unparse(t) for n in kind.body if isinstance(n, ast.Assign) for t in n.targets}
+    return found | {ast.unparse(n.target) for n in kind.body if isinstance(n, ast.AnnAssign)}
+
+
+def test_the_architecture_page_names_what_is_there() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    own = {n.name: names_in(n) for path in FILES for n in ast.walk(tree_of(path)) if isinstance(n, ast.ClassDef)}
+    dotted = re.findall(r"`([A-Z]\w+)\.(\w+)", page)
+    gone = [f"{kind}.{name}" for kind, name in dotted if name not in own.get(kind, {name} if name[0] != "_" else {})]
+    places = re.findall(r"`((?:[a-z_]+/)+[a-z_]+\.py)`", page)
+    assert places
+    gone += [place for place in places if not any((root / place).exists() for root in (SOURCE, SOURCE.parent, ROOT))]
+    expect_none(gone, "the page names these, and they are gone")
