@@ -1,6 +1,7 @@
 """Trees of arrays and plain values come back bit for bit, and what cannot be saved is named by its path."""
 
 import hashlib
+import math
 import json
 import tracemalloc
 
@@ -51,6 +52,8 @@ def same(a, b):
     if isinstance(a, np.ndarray | np.generic):
         return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
     if isinstance(a, float):
+        if math.isnan(a):  # which NaN a number beside the arrays is, is not kept
+            return math.isnan(b)
         return np.float64(a).tobytes() == np.float64(b).tobytes()
     return bool(a == b)
 

@@ -288,12 +288,12 @@ class Life:
             self._look()
         return True
 
-    def come(self, moment: Moment, victim: Victim) -> bool:
-        """Wait for a moment; whether it came while the run went on."""
+    def come(self, moment: Moment, victim: Victim, too_late: Callable[[], bool] = lambda: False) -> bool:
+        """Wait for a moment, or until it is too late for it; whether either came while the run went on."""
         seen = 0
         if moment.of == "events":
             begun = len(self.follower.events)
-            return self.until(lambda: len(self.follower.events) >= begun + moment.count)
+            return self.until(lambda: too_late() or len(self.follower.events) >= begun + moment.count)
         if moment.of == "ticks":
             known: dict[Living, int] = {}
 
@@ -303,7 +303,7 @@ class Life:
                     return one.ticks - known.setdefault(one, one.ticks) >= moment.count
                 return False
 
-            return self.until(used)
+            return self.until(lambda: too_late() or used())
         before: list[tuple[int, int]] | None = None
 
         def changed() -> bool:
@@ -313,7 +313,7 @@ class Life:
             before = now
             return seen >= moment.count
 
-        return self.until(changed)
+        return self.until(lambda: too_late() or changed())
 
     # What is done
 
@@ -419,7 +419,9 @@ class Life:
             with ThreadPoolExecutor(1) as pool:
                 asked = pool.submit(self._is_stopped, how == "stopped by a command")
                 if how == "stopped and killed":
-                    self.come(Moment("writes", self._draw.randint(0, 3)), run)
+                    self.come(
+                        Moment("writes", self._draw.randint(0, 3)), run, asked.done
+                    )  # then nothing writes any more
                     self.kill([run], moment)
                 if not asked.result():
                     return
