@@ -1,8 +1,8 @@
 """Trees of arrays and plain values come back bit for bit, and what cannot be saved is named by its path."""
 
 import hashlib
-import math
 import json
+import math
 import tracemalloc
 
 import ml_dtypes
