@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import types
+from importlib.util import find_spec
 from itertools import count
 
 import numpy as np
@@ -171,8 +172,8 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits_with_keras_itself(tmp_path):
-    pytest.importorskip("keras")
-    pytest.importorskip("tensorflow")
+    if find_spec("keras") is None or find_spec("tensorflow") is None:  # to import them sets environment variables
+        pytest.skip("Keras and TensorFlow are not installed")
     (tmp_path / "app.py").write_text(REAL)
     done = subprocess.run([sys.executable, "app.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
