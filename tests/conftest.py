@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -36,6 +38,18 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     terminal = session.config.pluginmanager.get_plugin("terminalreporter")
     if terminal is not None and (seed := session.config.getoption("randomly_seed", None)) is not None:
         terminal.write_line(f"order of the tests: --randomly-seed={seed}")
+
+
+def open_files() -> set[str]:
+    """The descriptors that this process has open, with what each leads to (Linux). Those that others have left may
+    close at any time, such as gRPC's, so that what counts is which of them were not there before.
+    """
+    gc.collect()
+    found = set()
+    for descriptor in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ():
+        with suppress(OSError):
+            found.add(f"{descriptor} {os.readlink(f'/proc/self/fd/{descriptor}')}")
+    return found
 
 
 def strays(names: Iterable[str]) -> set[str]:

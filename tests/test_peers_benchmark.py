@@ -157,7 +157,9 @@ def test_a_run_tells_what_a_process_said_and_took(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(launch, "PATIENCE", 0.1)
     code = (
         "import os, json, subprocess, sys, numpy as np; from benchmarks.peers import meter\n"
-        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "code = 'import time; print(flush=True); time.sleep(600)'\n"
+        "child = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE)\n"
+        "child.stdout.readline()\n"  # else it may still be on its way to an environment of its own
         "mine = meter.members(os.environ['PEERS_TOKEN'])\n"
         "np.savez(os.environ['PEERS_FOLDER'] + '/model.npz', w=np.arange(3))\n"
         "print('chatter'); meter.say({'pids': mine, 'child': child.pid, 'memory': meter.memory(mine)})"

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.conftest import PATIENCE
 
 from umbel import Arrays, load_model
 from umbel.cli import list_commands
@@ -211,7 +212,7 @@ def test_what_is_advised_to_load_an_export_loads_it(tmp_path: Path) -> None:
     exec("\n".join(advice.pop("safetensors.torch")), {})
     for lines in advice.values():
         # In a process of its own, as whoever follows it: what is imported here may make numpy know more dtypes.
-        subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True, timeout=120)
+        subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True, timeout=PATIENCE)
 
 
 def test_a_run_that_could_not_begin_is_listed_with_why(umbel: Command, trained: dict[str, Any]) -> None:

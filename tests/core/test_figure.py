@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+from tests.conftest import PATIENCE
 
 from umbel import Arrays
 from umbel.data import draw, iid
@@ -55,7 +56,7 @@ def test_drawing_leaves_no_figure_for_pyplot_to_show_again():
         "import matplotlib\nmatplotlib.use('agg')\nfrom matplotlib import pyplot\nassert pyplot.get_fignums() == []\n"
         "from matplotlib.figure import Figure\nassert isinstance(figure, Figure)\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE)
 
 
 def test_a_picture_can_be_pickled():

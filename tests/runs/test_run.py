@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
+import secrets
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -221,6 +223,15 @@ def test_by_default_runs_are_kept_where_one_works(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = umbel.run(app_of(rounds=1), on=Simulation(3))
     assert (tmp_path / "umbel-runs" / result.run / LOG).is_file()
+
+
+def test_two_runs_of_one_second_never_share_a_folder(tmp_path, monkeypatch):
+    letters = iter(["ab12", "ab12", "ab12", "cd34"])
+    monkeypatch.setattr(secrets, "token_hex", lambda size: next(letters))
+    monkeypatch.setattr(time, "strftime", lambda form: "20260102-030405")
+    ids = [run(app_of(rounds=1), folder=tmp_path).run for _ in range(2)]
+    assert ids == ["run-20260102-030405-ab12", "run-20260102-030405-cd34"]
+    assert all(read_log(tmp_path / id).started.run == id for id in ids)
 
 
 def test_observers_see_every_event_in_order():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import gc
 import mmap
 import os
 import pickle
@@ -18,6 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.conftest import open_files
 
 from umbel import Arrays
 from umbel.errors import StorageError
@@ -250,16 +250,11 @@ def test_what_was_sent_before_the_end_arrives(ends):
         ends[1].receive()
 
 
-def descriptors():
-    gc.collect()
-    return len(os.listdir("/proc/self/fd"))
-
-
 @counted
 @pytest.mark.parametrize("size", [3, SMALL])
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
 def test_an_end_in_the_middle_of_a_message(size, share):
-    before = descriptors()
+    before = open_files()
     raw, other = socket.socketpair()
     receiver = Channel(other)
     parcel = PackedMessage(np.ones(size))
@@ -274,7 +269,7 @@ def test_an_end_in_the_middle_of_a_message(size, share):
         receiver.receive()
     receiver.close()
     parcel.close()
-    assert descriptors() == before
+    assert not open_files() - before
 
 
 @shared
@@ -292,31 +287,31 @@ def test_a_message_without_its_segment():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_messages_leave_no_open_descriptors(family):
     with connected(family) as ends:
-        before = descriptors()
+        before = open_files()
         for size in (3, SMALL) * 10:
             carried(ends, np.ones(size))
-        assert descriptors() == before
+        assert not open_files() - before
         kept = [carried(ends, [np.ones(SMALL), np.ones(SMALL)]) for _ in range(3)]
-        assert descriptors() <= before + len(kept)
+        assert len(open_files() - before) <= len(kept)
         del kept
-        assert descriptors() == before
+        assert not open_files() - before
 
 
 @counted
 def test_a_parcel_that_nobody_closes_lets_go_of_its_memory():
-    before = descriptors()
+    before = open_files()
     parcel = PackedMessage(np.ones(SMALL))
-    assert descriptors() == before + len(parcel.descriptors)
+    assert len(open_files() - before) == len(parcel.descriptors)
     del parcel
-    assert descriptors() == before
+    assert not open_files() - before
 
 
 @counted
 def test_what_cannot_be_sent_leaves_nothing_behind():
-    before = descriptors()
+    before = open_files()
     with pytest.raises(TypeError, match="pickle"):
         PackedMessage([np.ones(SMALL), threading.Lock()])
-    assert descriptors() == before  # and __del__ said nothing
+    assert not open_files() - before  # and __del__ said nothing
 
 
 def test_what_cannot_be_loaded_leaves_the_channel_usable(ends):
@@ -349,11 +344,11 @@ def test_no_room_for_shared_memory(monkeypatch, step):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    before = descriptors()
+    before = open_files()
     monkeypatch.setattr(os, step, full)
     with pytest.raises(StorageError, match="No space left on device"):
         PackedMessage(np.ones(SMALL), shares=True)
-    assert descriptors() == before
+    assert not open_files() - before
 
 
 def test_a_channel_can_be_waited_for(ends):
@@ -371,9 +366,10 @@ def test_frames_are_what_they_were():
 
 
 def test_what_is_posted_never_waits_for_its_receiver():
+    without = open_files()
     ours, theirs = Channel.pair()
     other = Channel(theirs)
-    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    before = open_files()
     messages = [(number, np.full(size, number % 251, np.uint8)) for number in range(400) for size in (20_000, 70_000)]
     for message in messages:
         ours.post(message)
@@ -385,14 +381,12 @@ def test_what_is_posted_never_waits_for_its_receiver():
         assert np.array_equal(values, array)
     assert not ours.waiting
     del values
-    if before:
-        assert len(os.listdir("/proc/self/fd")) == before
+    assert not open_files() - before
     for message in messages:
         ours.post(message)
     ours.close()
     other.close()
-    if before:
-        assert len(os.listdir("/proc/self/fd")) <= before - 2
+    assert not open_files() - without
 
 
 def test_posting_to_nobody_says_so():

@@ -186,6 +186,29 @@ def test_a_forkserver_that_dies_just_now_is_replaced(start):
     assert not first.alive
 
 
+@forked
+@pytest.mark.parametrize("asked", ["pid", "ended"])
+def test_an_interrupt_that_loses_an_answer_confuses_nobody(start, asked, monkeypatch):
+    worker, first = start("forkserver"), processes._server()
+    if asked == "ended":
+        assert worker.pid
+        worker.channel.close()
+    answer = processes._Forkserver._answer
+
+    def interrupted(self):
+        answer(self)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(processes._Forkserver, "_answer", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            worker._server.read_until(worker) if asked == "pid" else worker.ended()
+    again = start("forkserver")
+    assert processes._server() is not first
+    again.channel.close()
+    assert again.ended() == "ended with exit code 0"
+
+
 def federation(train, size=2, **config):
     """A function of the number of workers that does a run."""
     client = Client()
@@ -205,9 +228,10 @@ def test_spawned_workers_come_to_the_same_result():
 def test_a_run_survives_the_end_of_the_forkserver(tmp_path):
     def train(model, data, ctx):
         marker = Path(ctx.config["marker"])
-        if ctx.config["kill"] and not marker.exists():
-            marker.touch()
-            os.kill(os.getppid(), signal.SIGKILL)
+        if ctx.config["kill"]:
+            with suppress(FileExistsError):  # of two workers one: the other might have another parent by then
+                marker.touch(exist_ok=False)
+                os.kill(os.getppid(), signal.SIGKILL)
         return Update({"w": model["w"] + ctx.client})
 
     marker = str(tmp_path / "killed")

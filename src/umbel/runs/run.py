@@ -134,10 +134,8 @@ def run(
     with generators_kept():
         seed_generators(Key.from_seed(seed).derive("model"))
         model = app.initial_model() if init is None else _initial(app, init)
-    import secrets
-
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "run"
-    id = id or f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    id = id or _new_id(stem, folder)
     place = None if folder is None else Path(folder) / (place or id)
     with ExitStack() as stack:
         federation = _enlisted(federation, app, stack, run=id, name=stem, config=plain, tell=watching.tell)
@@ -255,6 +253,16 @@ def _enlisted(federation: Federation | Enlisting, app: App, stack: ExitStack, **
     enlisted = federation.enlist(app, **run)
     stack.callback(enlisted.close)
     return enlisted
+
+
+def _new_id(stem: str, folder: str | Path | None) -> str:
+    """An id that no run in the folder has: of many that begin in the same second, two might draw the same letters."""
+    import secrets
+
+    while True:
+        id = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+        if folder is None or not Path(folder, id).exists():
+            return id
 
 
 @contextmanager

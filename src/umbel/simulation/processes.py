@@ -11,8 +11,8 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, Literal
 
 from ..errors import InternalError, UmbelError
@@ -35,6 +35,7 @@ _BEGIN = (  # a terminal sends Ctrl-C to all processes; only the main one decide
 )
 _FORKSERVER = f"{_BEGIN}from umbel.simulation.forkserver import main; "
 _SPAWNED = f"{_BEGIN}from umbel.simulation.worker import main; "
+_GONE = "the process that makes workers is gone"
 
 Start = Literal["forkserver", "spawn"]
 
@@ -214,32 +215,44 @@ class _Forkserver:
     def order(self, what: dict[str, Any], descriptors: list[int], answered: Forked | None) -> None:
         """Send a request without waiting for what comes of it."""
         data = json.dumps(what).encode() + b"\n"
-        with self._lock:
+        with self._in_step():
             try:
                 if descriptors:
                     socket.send_fds(self._socket, [data], descriptors)
                 else:
                     self._socket.sendall(data)
             except OSError as error:
-                self._broken = True
-                raise EOFError("the process that makes workers is gone") from error
+                raise EOFError(_GONE) from error
             if answered is not None:
                 self._waiting.append(answered)
 
     def read_until(self, process: Forked) -> None:
         """Read answers until this process's is there. Raises EOFError."""
-        with self._lock:
+        with self._in_step():
             while process in self._waiting:
-                answer = self._answer()  # first: an interrupt must not leave an answer for somebody else
-                self._waiting.pop(0).answered(answer)
+                self._waiting.pop(0).answered(self._answer())
 
     def wait(self, pid: int) -> int:
         """The exit code of a worker that ends. Raises EOFError."""
-        with self._lock:
+        with self._in_step():
             while self._waiting:
                 self.read_until(self._waiting[0])
             self.order({"do": "wait", "pid": pid}, [], None)
             return int(self._answer()["status"])
+
+    @contextmanager
+    def _in_step(self) -> Iterator[None]:
+        """Ask and read. Broken off, as by an interrupt, this may leave an answer for whoever asks next, or have lost
+        one: nobody asks this process again then, and the next worker is made by another one.
+        """
+        with self._lock:
+            if self._broken:
+                raise EOFError(_GONE)
+            try:
+                yield
+            except BaseException:
+                self._broken = True
+                raise
 
     def _answer(self) -> dict[str, Any]:
         try:
@@ -247,7 +260,7 @@ class _Forkserver:
         except (OSError, ValueError):  # a reset, or closed here meanwhile
             line = b""
         if not line.endswith(b"\n"):
-            raise EOFError("the process that makes workers is gone")
+            raise EOFError(_GONE)
         answer: dict[str, Any] = json.loads(line)
         return answer
 
