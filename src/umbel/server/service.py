@@ -577,13 +577,15 @@ class Service:
         """Whoever drove a run is gone: if it had said in its log how it went, or had not begun, nobody may come to say
         so again. It goes on all the same if somebody does.
         """
-        await self.commit()
-        if self._closing or self._is_over(run) or self.router.connected_run(run):
-            return
-        status = self._said_to_end(run) if self.store.greatest("events", run=run) else "stopped"
-        if status is not None:
-            self.carry(self.router.end_now(run, status, time.time()))
-            await self._mark_over(run, status)
+        async with self.desk.turn(run):  # who goes on with it just now has started its process then
+            await self.commit()
+            driven = run in self.supervisor.running or self.router.connected_run(run)
+            if self._closing or driven or self._is_over(run):
+                return
+            status = self._said_to_end(run) if self.store.greatest("events", run=run) else "stopped"
+            if status is not None:
+                self.carry(self.router.end_now(run, status, time.time()))
+                await self._mark_over(run, status)
 
     async def _has_failed(self, run: str, why: dict[str, Any]) -> None:
         self.carry(self.router.end_now(run, "failed", time.time()))
