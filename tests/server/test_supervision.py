@@ -165,16 +165,18 @@ def test_a_full_disk_does_not_matter(tmp_path):
 def test_stopping_asks_first(tmp_path):
     code = f"""
         import signal, sys
-        signal.signal(signal.SIGTERM, lambda *_: (print("asked"), sys.exit(7)))
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # it is kept until it is waited for
         {READY}
-        signal.pause()
+        signal.sigwait([signal.SIGTERM])
+        print("asked")
+        sys.exit(7)
     """
 
     async def act(stage):
         stage.start()
         await stage.ready()
         assert stage.supervisor.running["r"] > 0
-        assert await stage.supervisor.stop("r") == 7
+        assert await stage.supervisor.stop("r", grace=PATIENCE) == 7
         assert stage.supervisor.running == {}
         assert await stage.supervisor.stop("r") is None
 
