@@ -279,6 +279,40 @@ def test_a_fetch_that_is_given_up_stops_and_can_be_begun_again(folders: tuple[Pa
     asyncio.run(main())
 
 
+class Slow:
+    """A line on which chunks take their time."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.peer, self.receive, self.finish, self.close = stream.peer, stream.receive, stream.finish, stream.close
+        self._stream = stream
+
+    async def send(self, data: bytes) -> None:
+        for _ in range(50 * (len(data) > 1000)):
+            await asyncio.sleep(0)
+        await self._stream.send(data)
+
+
+def test_chunks_of_a_fetch_that_was_given_up_are_not_taken_for_those_of_the_next(folders: tuple[Path, Path]) -> None:
+    async def main() -> None:
+        here, there = (Depot(Blobs(folder), executor=AtOnce()) for folder in folders)
+        data = data_of(200_000)
+        blob = there.blobs.put(data)  # type: ignore[attr-defined]
+        one, other = pair()
+        a, b = (Side(stream, depot, small(5000)) for stream, depot in ((one, here), (Slow(other), there)))
+        for _ in range(5):
+            started = asyncio.Event()
+            fetch = asyncio.create_task(a.exchange.fetch(blob, progress=lambda offset, begun=started: begun.set()))
+            await started.wait()
+            fetch.cancel()
+            await asyncio.wait({fetch})
+        assert (await a.exchange.fetch(blob)).read_bytes() == data
+        assert a.end is b.end is None
+        await a.close()
+        await b.close()
+
+    asyncio.run(main())
+
+
 def test_what_came_is_checked(folders: tuple[Path, Path]) -> None:
     async def main() -> None:
         here, there = map(Blobs, folders)
