@@ -1,6 +1,7 @@
 """Small apps: states, randomness, metrics, and each way of asking."""
 
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +25,17 @@ def misfortune(data, round):
         os.kill(os.getpid() if data["who"] == "child" else os.getppid(), 9)
 
 
+def wait_at(gate, ctx):
+    """Begin the second round once the file is there."""
+    while gate and ctx.round == 2 and not Path(gate).exists():
+        ctx.step()
+        threading.Event().wait(0.005)
+
+
 @client.train
 def train(model, data, ctx):
     misfortune(data, ctx.round)
+    wait_at(ctx.config.get("gate"), ctx)
     n = ctx.state.get("n", 0) + 1
     ctx.state["n"] = n
     ctx.state["sum"] = ctx.state.get("sum", 0.0) + float(model["w"].sum())
@@ -127,6 +136,7 @@ sparse = app(umbel.FedAvg(cohort=4, transforms=(umbel.top_k(0.3, error_feedback=
 windowed = app(umbel.FedAvg(cohort=4, window=umbel.Window(close_after=3, deadline=600.0, in_flight=2)))
 late = app(umbel.FedAvg(cohort=4, fold=umbel.mean(), window=umbel.Window(close_after=2, late="keep")))
 whole = app(umbel.FedAvg(cohort=umbel.Everyone()), rounds=6)
+gated = app(umbel.FedAvg(cohort=umbel.Everyone()), rounds=3, config={"gate": ""})
 big = umbel.App(client, model={"w": np.ones(30_000_000 // 8)}, strategy=Large(), rounds=1, evaluate_every=0)
 shapes = umbel.App(
     client,

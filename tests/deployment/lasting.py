@@ -30,10 +30,18 @@ def wait_for_the_next_round(gate, ctx):
         threading.Event().wait(0.005)
 
 
+def wait_to_be_let_go(gate, ctx):
+    """Do not come to the end before whoever watches allows it."""
+    while ctx.round == ctx.config["hold"] and not (gate / "go").exists():
+        ctx.step()
+        threading.Event().wait(0.005)
+
+
 @client.train
 def train(model, data, ctx):
     if ctx.config["gate"]:
         wait_for_the_next_round(Path(ctx.config["gate"]), ctx)
+        wait_to_be_let_go(Path(ctx.config["gate"]), ctx)
     for _ in range(4):  # so that whoever is killed is often at work
         hashlib.sha256(bytes(4 << 20))
         ctx.step()
@@ -62,7 +70,7 @@ class Tardy(umbel.FedAvg):
 
 
 def app(strategy, size=10, keeps=False, **more):
-    config = {"gate": "", "keeps": keeps}
+    config = {"gate": "", "hold": 0, "keeps": keeps}
     return umbel.App(client, model={"w": np.zeros(size)}, strategy=strategy, rounds=40, config=config, **more)
 
 

@@ -203,13 +203,19 @@ class Stop:
 
 
 class Life:
-    """One run on `machines`, and what happens to it; `own` where its user drives it, else its server does."""
+    """One run on `machines`, and what happens to it; `own` where its user drives it, else its server does. One of the
+    app `late` that is `held` is in its last round until it is let go.
+    """
 
-    def __init__(self, machines: Machines, app: str, seed: int, rounds: int, own: bool = False) -> None:
+    def __init__(
+        self, machines: Machines, app: str, seed: int, rounds: int, own: bool = False, held: bool = False
+    ) -> None:
         self.kills: list[Kill] = []
         self.stops: list[Stop] = []
         self.app, self.seed, self.rounds, self.own = app, seed, rounds, own
         self._machines = machines
+        self._gate = machines.folder / f"gate-{app}-{seed}"
+        self._hold = rounds if held else 0
         self._draw = random.Random(seed)
         self._deck: list[str] = []
         self._dog = Watchdog()
@@ -223,9 +229,8 @@ class Life:
         self.follower = Follower(machines, self.run)
 
     def _submitted(self) -> str:
-        gate = self._machines.folder / f"gate-{self.app}-{self.seed}"
-        gate.mkdir()
-        late = ("--set", f"gate={gate}") if self.app == "late" else ()
+        self._gate.mkdir()
+        late = ("--set", f"gate={self._gate}", "--set", f"hold={self._hold}") if self.app == "late" else ()
         only = [f"--only={client}" for client in range(CLIENTS)]
         return self._machines.submit(f"{APPS}:{self.app}", self.seed, "--rounds", str(self.rounds), *late, *only)
 
@@ -451,6 +456,10 @@ class Life:
 
     # The end
 
+    def let_go(self) -> None:
+        """Let a run that is held come to its end."""
+        (self._gate / "go").touch()
+
     def end(self) -> None:
         """Wait for the end of the run, which has to be that of one that nothing disturbs."""
         self.until(lambda: False)
@@ -488,9 +497,11 @@ class Life:
 
 
 @contextmanager
-def lived(machines: Machines, app: str, seed: int, rounds: int, own: bool = False) -> Iterator[Life]:
+def lived(
+    machines: Machines, app: str, seed: int, rounds: int, own: bool = False, held: bool = False
+) -> Iterator[Life]:
     """A life, to its end; where it fails, what has happened and what everybody printed is told."""
-    life = Life(machines, app, seed, rounds, own)
+    life = Life(machines, app, seed, rounds, own, held)
     try:
         yield life
         life.end()

@@ -255,7 +255,7 @@ async def test_a_child_that_dies_fails_its_task_and_another_takes_its_place(tmp_
 
 @on_loop
 async def test_a_stop_ends_a_task_at_its_next_step(tmp_path):
-    async with bench(tmp_path) as b:
+    async with bench(tmp_path, grace=PATIENCE) as b:
         await b.ready()
         pid = (await b.done(b.ask(1))).result.receipt.metrics["pid"]
         b.start(b.ask(2, "query:steps"))

@@ -57,6 +57,7 @@ class Server:
         self.heard: asyncio.Queue[m.Message] = asyncio.Queue()
         self.connection: Connection | None = None
         self.refusal: Refused | None = None
+        self.refusals: asyncio.Queue[Refused] = asyncio.Queue()
         self.unreachable = 0
         self.attempts = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -91,7 +92,7 @@ class Server:
                 await self.heard.put(message)
         except (ConnectionLost, Refused) as error:
             if isinstance(error, Refused) and error.code != m.CODE_SHUTTING_DOWN:
-                self.refusal_said = error
+                self.refusals.put_nowait(error)
         finally:
             await connection.close()
 
@@ -283,7 +284,8 @@ async def test_it_connects_again_for_ever(tmp_path):
         await server.session()
         server.post(task=task())  # of a run that nobody has told of: the node says so, and begins anew
         await server.session()
-        assert server.refusal_said.code == m.CODE_UNKNOWN
+        refusal = await asyncio.wait_for(server.refusals.get(), PATIENCE)
+        assert refusal.code == m.CODE_UNKNOWN
 
 
 def test_it_waits_for_approval(tmp_path, caplog):

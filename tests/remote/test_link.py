@@ -322,7 +322,12 @@ def test_a_blob_that_is_gone_is_missing(world):
         until(link, "log_ack")
         blob = m.Blob(sha256=b"?" * 32, size=10)
         link.fetch(blob)
-        logged(link, world.service.store.greatest("events", run="r") + 1)
+
+        async def wanted():
+            while blob.sha256 not in world.service.depot._waiting:
+                await asyncio.sleep(0)
+
+        world.do(wanted())
         world.call(world.service.depot.settled, blob.sha256)
         assert "gone" in until(link, Missing).reason
 

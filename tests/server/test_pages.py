@@ -249,7 +249,7 @@ def test_serving_until_cancelled():
         before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
         port = asyncio.get_running_loop().create_future()
         serving = asyncio.create_task(serve(Known(), "127.0.0.1", 0, listening=port.set_result))
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{await port}") as client:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{await port}", timeout=PATIENCE) as client:
             answer = await client.get("/health")
             assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
             serving.cancel()

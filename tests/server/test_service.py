@@ -446,8 +446,8 @@ def test_a_store_that_cannot_be_written_is_a_problem_that_may_pass(tmp_path, mon
             await gate.reached()
         assert here.service.status()["problem"] == "the store cannot be written: the disk is full"
         assert here.service.facts().problem
+        await run.hears("result")
         assert node.named("ack") == []
-        assert run.named("result")
         gate.failing = False
         gate.open.set()
         await node.hears("ack")
@@ -856,6 +856,37 @@ def test_the_token_of_a_run_is_worth_nothing_after_its_end(tmp_path, end, status
         with pytest.raises(Refused):
             await here.by(first)
         assert (await asked(ann, "runs.show", 5, run="r"))["status"] == "running"
+
+    play(act, tmp_path)
+
+
+def test_a_run_that_is_gone_on_with_while_its_last_driver_leaves_is_not_stopped_by_that(tmp_path):
+    async def act(here):
+        ann, supervisors = await submitted(here)
+        run = await here.by(supervisors.started[0][1]["token"])
+        run.say(run_spec=SPEC)
+        await finishes(here, ann, supervisors, run)
+        await supervisors.ends(0)
+        prepare, preparing, go = here.service._prepare, asyncio.Event(), threading.Event()
+        loop = asyncio.get_running_loop()
+
+        def held(row):
+            loop.call_soon_threadsafe(preparing.set)
+            assert go.wait(PATIENCE)
+            prepare(row)
+
+        here.service._prepare = held
+        ann.say(request=m.Request(id=2, method="runs.resume", body='{"run": "r"}'))
+        await preparing.wait()
+        await run.close()
+        while any(peer.identity.role == m.ROLE_RUN for peer in here.service.peers.values()):
+            await asyncio.sleep(0)
+        for _ in range(3):  # as many as it takes for the run to be stopped, if it is
+            await here.service.commit()
+        go.set()
+        await ann.hears("response", where=lambda found: found.id == 2)
+        await here.by(supervisors.started[1][1]["token"])
+        assert (await asked(ann, "runs.show", 3, run="r"))["status"] == "running"
 
     play(act, tmp_path)
 

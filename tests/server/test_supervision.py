@@ -164,17 +164,22 @@ def test_a_full_disk_does_not_matter(tmp_path):
 
 def test_stopping_asks_first(tmp_path):
     code = f"""
-        import signal, sys
-        signal.signal(signal.SIGTERM, lambda *_: (print("asked"), sys.exit(7)))
+        import os, signal, sys
+        heard, wakes = os.pipe()
+        os.set_blocking(wakes, False)
+        signal.set_wakeup_fd(wakes)
+        signal.signal(signal.SIGTERM, lambda *_: None)
         {READY}
-        signal.pause()
+        os.read(heard, 1)  # a signal that has come meanwhile is there
+        print("asked")
+        sys.exit(7)
     """
 
     async def act(stage):
         stage.start()
         await stage.ready()
         assert stage.supervisor.running["r"] > 0
-        assert await stage.supervisor.stop("r") == 7
+        assert await stage.supervisor.stop("r", grace=PATIENCE) == 7
         assert stage.supervisor.running == {}
         assert await stage.supervisor.stop("r") is None
 

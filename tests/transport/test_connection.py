@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.conftest import PATIENCE
 
 from umbel.errors import ConnectionLost, PeerError, ProtocolError, Refused
 from umbel.testing import VirtualClock
@@ -252,7 +253,7 @@ def test_hostile_frames_end_their_own_connection_only(sequence: list[bytes]) -> 
         served: list[PeerError] = []
 
         async def serve(stream: Stream) -> None:
-            connection = Connection(stream, grace=1)
+            connection = Connection(stream, grace=PATIENCE)
             try:
                 async for message in connection.messages():
                     connection.post(message)
@@ -278,7 +279,7 @@ def test_hostile_frames_end_their_own_connection_only(sequence: list[bytes]) -> 
         good.post(event(5))
         assert await good.receive() == [event(5)]
         await good.close()
-        await listener.close(grace=5)
+        await listener.close(grace=PATIENCE)
         assert len(served) == 2
         problems = [x.problem for x in said if x.HasField("problem")]
         violations = [x for x in served if isinstance(x, ProtocolError)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import Executor, Future
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.conftest import PATIENCE
 
 from umbel.core.randomness import Key
 from umbel.errors import ConnectionLost, CorruptFile, PeerError, ProtocolError, Refused, StorageError
@@ -36,7 +38,7 @@ class Side:
     """One end: its connection, blobs and exchange, and a task that reads for ever."""
 
     def __init__(self, stream: Stream, blobs: Blobs | Depot, limits: m.Limits | None = None, **settings: Any) -> None:
-        self.connection = Connection(stream, grace=0.5, limits=limits)
+        self.connection = Connection(stream, grace=PATIENCE, limits=limits)
         may_read = settings.pop("may_read", everything)
         self.exchange = Exchange(self.connection, blobs, may_read, **settings)
         self.seen: list[m.Message] = []
@@ -54,6 +56,15 @@ class Side:
         await self.connection.close()
         await self.reading
         await self.exchange.close()
+
+
+class AtOnce(Executor):
+    """Does work when it is told to, so that no thread is ahead of another."""
+
+    def submit(self, work: Callable[..., Any], /, *args: Any, **named: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(work(*args, **named))
+        return done
 
 
 def small(chunk: int) -> m.Limits:
@@ -125,8 +136,8 @@ def test_several_at_once_get_their_share_and_small_messages_pass(folders: tuple[
     async def main() -> None:
         here, there = map(Blobs, folders)
         blobs = [there.put(data_of(400_000, i)) for i in range(4)]
-        limits = small(4000)
-        a, b = await sides(here, there, limits=limits)
+        depots = (Depot(blobs, executor=AtOnce()) for blobs in (here, there))
+        a, b = await sides(*depots, limits=small(4000))
         order: list[int] = []
         asked = asyncio.Event()
 
@@ -262,6 +273,40 @@ def test_a_fetch_that_is_given_up_stops_and_can_be_begun_again(folders: tuple[Pa
         assert not b.exchange._serving
         assert a.end is None
         assert b.end is None
+        await a.close()
+        await b.close()
+
+    asyncio.run(main())
+
+
+class Slow:
+    """A line on which chunks take their time."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.peer, self.receive, self.finish, self.close = stream.peer, stream.receive, stream.finish, stream.close
+        self._stream = stream
+
+    async def send(self, data: bytes) -> None:
+        for _ in range(50 * (len(data) > 1000)):
+            await asyncio.sleep(0)
+        await self._stream.send(data)
+
+
+def test_chunks_of_a_fetch_that_was_given_up_are_not_taken_for_those_of_the_next(folders: tuple[Path, Path]) -> None:
+    async def main() -> None:
+        here, there = (Depot(Blobs(folder), executor=AtOnce()) for folder in folders)
+        data = data_of(200_000)
+        blob = there.blobs.put(data)  # type: ignore[attr-defined]
+        one, other = pair()
+        a, b = (Side(stream, depot, small(5000)) for stream, depot in ((one, here), (Slow(other), there)))
+        for _ in range(5):
+            started = asyncio.Event()
+            fetch = asyncio.create_task(a.exchange.fetch(blob, progress=lambda offset, begun=started: begun.set()))
+            await started.wait()
+            fetch.cancel()
+            await asyncio.wait({fetch})
+        assert (await a.exchange.fetch(blob)).read_bytes() == data
+        assert a.end is b.end is None
         await a.close()
         await b.close()
 
@@ -465,7 +510,7 @@ def test_over_grpc_through_a_proxy_that_throttles_and_cuts(folders: tuple[Path, 
             proxy.allow(None)
             assert (await fetch).read_bytes() == data_of(size)
             await a.close()
-        await listener.close(grace=5)
+        await listener.close(grace=PATIENCE)
         assert offsets == sorted(offsets)  # never again what was there
         assert sum(side.connection.sent.bytes for side in servers) < 3 * size
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.conftest import PATIENCE
 
 from umbel.errors import ConnectionLost, PeerError, ProtocolError, Refused
 from umbel.transport import frames
@@ -72,7 +73,7 @@ async def meeting(
 ) -> tuple[Any, Any, Connection, Connection]:
     """What both sides make of it, and their connections."""
     one, other = pair()
-    client, server = Connection(wrap(one), grace=1), Connection(other, grace=1)
+    client, server = Connection(wrap(one), grace=PATIENCE), Connection(other, grace=PATIENCE)
     found = await asyncio.gather(
         introduce(client, prover, hello), accept(server, Known(), server="s", **options), return_exceptions=True
     )
@@ -158,7 +159,7 @@ def test_a_proof_from_another_handshake_is_worth_nothing() -> None:
         proofs = []
         for _ in range(2):
             one, other = pair()
-            server = Connection(other, grace=1)
+            server = Connection(other, grace=PATIENCE)
             accepting = asyncio.create_task(accept(server, Known()))
             await one.send(frames.frame(1, [(frames.message("hello", hello),)]))
             data = await one.receive()
@@ -200,7 +201,7 @@ def test_what_is_changed_on_the_way_is_noticed() -> None:
 def test_no_version_in_common() -> None:
     async def main() -> None:
         one, other = pair()
-        server = Connection(other, grace=1)
+        server = Connection(other, grace=PATIENCE)
         accepting = asyncio.create_task(accept(server, Known()))
         said = await talk(one, frames.message("hello", hello_bytes(version=m.Version(least=2, most=3))))
         assert [x.problem.code for x in said] == [m.CODE_VERSION]
@@ -209,7 +210,7 @@ def test_no_version_in_common() -> None:
         await one.close()
 
         one, other = pair()
-        client = Connection(one, grace=1)
+        client = Connection(one, grace=PATIENCE)
         introducing = asyncio.create_task(introduce(client, Signs(KEY), node()))
         await other.receive()
         challenge = m.Message(challenge=m.Challenge(version=7, nonce=bytes(32)))
@@ -236,7 +237,7 @@ def test_a_peer_brings_no_more_than_so_many_things(name: str) -> None:
 def test_it_has_to_be_over_in_time() -> None:
     async def main() -> None:
         one, other = pair()
-        server = Connection(other, grace=1)
+        server = Connection(other, grace=PATIENCE)
         with pytest.raises(ConnectionLost, match="took more than"):
             await accept(server, Known(), seconds=0.01)
         assert [x.problem.code for x in await talk(one)] == [m.CODE_TOO_SLOW]
@@ -256,7 +257,7 @@ def test_where_too_many_connect_the_oldest_of_the_address_with_the_most_makes_ro
             theirs.peer = address
             if hello:
                 await mine.send(frames.frame(1, [[frames.message("hello", hello)]]))
-            served = asyncio.create_task(accept(Connection(theirs, grace=1), Known(), handshakes=handshakes))
+            served = asyncio.create_task(accept(Connection(theirs, grace=PATIENCE), Known(), handshakes=handshakes))
             begun.append((mine, served))
             for _ in range(20):
                 await asyncio.sleep(0)
@@ -310,8 +311,8 @@ bodies = st.one_of(
 def test_nobody_gets_in_by_odd_messages(sequence: list[bytes], together: bool) -> None:
     async def main() -> None:
         one, other = pair()
-        server = Connection(other, grace=1)
-        accepting = asyncio.create_task(accept(server, verifier := Known(), seconds=5))
+        server = Connection(other, grace=PATIENCE)
+        accepting = asyncio.create_task(accept(server, verifier := Known(), seconds=PATIENCE))
         if together:
             sequence[0] = b"".join(sequence)
             del sequence[1:]

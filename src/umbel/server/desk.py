@@ -336,10 +336,10 @@ class Desk:
         run, name = _text(body, "run"), _name(body)
         if not _RUN.fullmatch(run):
             raise Refused(f"{run!r:.60} cannot be a run's id", m.CODE_MALFORMED)
-        async with self._turn(run):
+        async with self.turn(run):
             return await self._submitted(peer, body, run, name)
 
-    def _turn(self, run: str) -> asyncio.Lock:
+    def turn(self, run: str) -> asyncio.Lock:
         """One thing at a time is done with a run; what comes meanwhile waits, and then sees what became of it."""
         return self._turns.setdefault(run, asyncio.Lock())
 
@@ -383,7 +383,7 @@ class Desk:
 
     async def _stop(self, peer: OperatorPeer, body: Body) -> dict[str, Any]:
         run = self._run(body)["id"]
-        async with self._turn(run):
+        async with self.turn(run):
             (row,) = self._offices.store.rows("runs", id=run)
             if row["ended_at"] is not None:
                 raise Refused(f"run {run} is over: it has {row['status']}", m.CODE_OUT_OF_ORDER)
@@ -395,7 +395,7 @@ class Desk:
         run, rounds = self._run(body)["id"], body.get("rounds")
         if rounds is not None and (isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1):
             raise Refused("rounds is a whole number of at least 1", m.CODE_MALFORMED)
-        async with self._turn(run):
+        async with self.turn(run):
             return await self._resumed(peer, run, rounds)
 
     async def _resumed(self, peer: OperatorPeer, run: str, rounds: int | None) -> dict[str, Any]:

@@ -321,7 +321,7 @@ class Service:
             if identity.role != m.ROLE_OPERATOR:
                 self.tell(Lost(peer.id))
             if identity.role == m.ROLE_RUN and identity.id not in self.programs.running:
-                self._task(self.programs.parted(identity.id))
+                self._task(self._parted(identity.id))
             self.blobs.release(peer.id)
             await peer.exchange.close()
             await connection.close()
@@ -453,6 +453,10 @@ class Service:
         token = self.registry.issue_run("server", run)
         self._put_out(lambda peer: peer.identity.role == m.ROLE_RUN and peer.identity.id == run)
         return self.line(token)
+
+    async def _parted(self, run: str) -> None:
+        async with self.desk.turn(run):  # who goes on with it just now has started its process then
+            await self.programs.parted(run)
 
     async def _ended(self, effect: RunEnded) -> None:
         await self.commit()

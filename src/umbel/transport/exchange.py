@@ -174,6 +174,7 @@ class Exchange:
         self._fetching: dict[bytes, asyncio.Task[Path]] = {}
         self._outgoing: dict[bytes, _Outgoing] = {}
         self._serving: dict[bytes, asyncio.Task[None]] = {}
+        self._parting: dict[bytes, asyncio.Task[None]] = {}
         self._places = asyncio.Semaphore(AT_ONCE)
         connection.on_blob = self._take
         connection.on_close.append(self._over)
@@ -215,7 +216,7 @@ class Exchange:
     async def close(self) -> None:
         """Stop all transfers, without closing the connection, and wait until no file is in use."""
         self._stop(ConnectionLost("blobs are no longer exchanged here"))
-        tasks = [*self._fetching.values(), *self._serving.values()]
+        tasks = [*self._fetching.values(), *self._serving.values(), *self._parting.values()]
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _over(self, end: PeerError) -> None:
@@ -224,7 +225,7 @@ class Exchange:
     def _stop(self, error: PeerError) -> None:
         for incoming in self._incoming.values():
             incoming.fail(error)
-        for task in [*self._fetching.values(), *self._serving.values()]:
+        for task in [*self._fetching.values(), *self._serving.values(), *self._parting.values()]:
             task.cancel()
 
     def _take(self, message: m.Message) -> None:
@@ -251,9 +252,19 @@ class Exchange:
         elif (incoming := self._incoming.get(sha256)) is not None and incoming.asked:
             incoming.fail(Refused(f"a blob is not to be had: {reason}", m.CODE_UNKNOWN))
         else:
-            if (task := self._serving.get(sha256)) is not None:
-                task.cancel()
-            self._deny(sha256, "")
+            if len(self._parting) >= SERVED and sha256 not in self._parting:
+                raise ProtocolError(f"more than {SERVED} blobs are given up at once", m.CODE_BUSY)
+            if sha256 not in self._parting:
+                self._parting[sha256] = asyncio.create_task(self._part(sha256))
+
+    async def _part(self, sha256: bytes) -> None:
+        """Send no more of a blob, and say so behind its last chunk, which small messages would overtake."""
+        if (task := self._serving.get(sha256)) is not None:
+            task.cancel()
+            await asyncio.wait({task})
+        with suppress(ConnectionLost):
+            await self.connection.send((m.Message(unwanted=m.Unwanted(sha256=sha256)).SerializeToString(),))
+        self._parting.pop(sha256, None)
 
     # What the peer wants.
 
