@@ -867,7 +867,7 @@ def test_a_run_that_is_gone_on_with_while_its_last_driver_leaves_is_not_stopped_
         run.say(run_spec=SPEC)
         await finishes(here, ann, supervisors, run)
         await supervisors.ends(0)
-        prepare, preparing, go = here.service._prepare, asyncio.Event(), threading.Event()
+        prepare, preparing, go = here.service.programs._lay_out, asyncio.Event(), threading.Event()
         loop = asyncio.get_running_loop()
 
         def held(row):
@@ -875,7 +875,7 @@ def test_a_run_that_is_gone_on_with_while_its_last_driver_leaves_is_not_stopped_
             assert go.wait(PATIENCE)
             prepare(row)
 
-        here.service._prepare = held
+        here.service.programs._lay_out = held
         ann.say(request=m.Request(id=2, method="runs.resume", body='{"run": "r"}'))
         await preparing.wait()
         await run.close()
