@@ -38,6 +38,7 @@ class Server:
         self.uploaded: dict[str, bytes] = {}
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.events = EVENTS
+        self.more: dict[str, Any] = {}
         self.files = {"events.jsonl": b"log", "checkpoints/round-0001.safetensors": b"model"}
 
     def connect(self, credentials: Credentials, **options: Any) -> Self:
@@ -67,7 +68,7 @@ class Server:
             found = {name: hashlib.sha256(data).hexdigest() for name, data in self.files.items()}
             files = [{"name": n, "size": len(self.files[n]), "sha256": sha} for n, sha in found.items()]
             return {"run": "demo-1", "files": files}
-        return {"run": "demo-1"}
+        return {"run": "demo-1", **self.more}
 
     def logs(self, run: str, *args: Any, **options: Any) -> Iterator[tuple[int, dict[str, Any]]]:
         for number, event in enumerate(self.events, 1):
@@ -147,6 +148,10 @@ def test_the_log_of_a_run_on_a_server_is_printed(umbel: Command, server: Server)
 def test_a_run_is_stopped(umbel: Command, server: Server) -> None:
     assert "umbel resume demo-1 --on h:1" in umbel("stop", "last", "--on", "h:1").out
     assert server.calls == [("runs.stop", {"run": "last"})]
+    server.more = {"driven": True}
+    out = umbel("stop", "last", "--on", "h:1").out
+    assert "umbel resume" not in out
+    assert "umbel.resume(app, FOLDER, on=umbel.Remote('h:1'))" in out
 
 
 def test_a_runs_folder_is_pulled(umbel: Command, server: Server) -> None:

@@ -383,6 +383,8 @@ def test_a_run_is_stopped_and_goes_on(office: Office) -> None:
     assert (row["status"], row["ended_at"], row["submission"]["settings"]["rounds"]) == ("running", None, 6)
     assert office.done == ["stop r", "start r"]
     assert office.audited == ["ann runs.stop", "ann runs.resume"]
+    office.run("own")
+    assert office.ask("runs.stop", run="own") == {"run": "own", "driven": True}
     office.run("own", ended_at=9.0)
     assert "program" in office.refused("runs.resume", run="own").text
 

@@ -163,10 +163,14 @@ def logs_on(run: str, on: str, token: str | None, *, follow: bool, json: bool) -
 def stop_on(run: str, on: str, token: str | None) -> None:
     """Stop a run on a server."""
     with server(on, token) as office:
-        found = office.call("runs.stop", run=run)["run"]
+        answer = office.call("runs.stop", run=run)
+    found = answer["run"]
+    again = shlex.join(["umbel", "resume", found, "--on", on])
+    if answer.get("driven"):
+        again = f"umbel.resume(app, FOLDER, on=umbel.Remote({on!r}))  in the program that started it"
     console = stdout()
     console.print(Text(f"{found} is stopped; go on with:"))
-    console.print(Text(f"  {shlex.join(['umbel', 'resume', found, '--on', on])}", style="cyan"), soft_wrap=True)
+    console.print(Text(f"  {again}", style="cyan"), soft_wrap=True)
 
 
 def pull_from(run: str, on: str, token: str | None, folder: Path) -> None:

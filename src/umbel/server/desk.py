@@ -389,7 +389,7 @@ class Desk:
                 raise Refused(f"run {run} is over: it has {row['status']}", m.CODE_OUT_OF_ORDER)
             self._offices.registry.record(peer.name, "runs.stop", run=run)
             await self._offices.stop(run)
-        return {"run": run}
+        return {"run": run, **({} if row["submission"] is not None else {"driven": True})}
 
     async def _resume(self, peer: OperatorPeer, body: Body) -> dict[str, Any]:
         run, rounds = self._run(body)["id"], body.get("rounds")
