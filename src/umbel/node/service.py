@@ -39,6 +39,7 @@ from ..trust.tokens import Token
 from ..wire import messages as m
 from ..wire.blobs import Fetched, NotFetched
 from ..wire.portions import HELLO_BYTES, text_bytes
+from ..work.processes import first_of
 from .children import Children, ChildSettings, Program, holder
 from .machine import NodeMachine
 from .signals import (
@@ -386,7 +387,7 @@ class NodeService:
                 if self._closing.is_set():
                     raise
                 log.error("%s", error)
-            await _any(self._closing.wait(), asyncio.sleep(pause))
+            await first_of(self._closing.wait(), asyncio.sleep(pause))
             pause = min(2 * pause, LONGEST_WAIT)
 
     # blobs
@@ -550,14 +551,3 @@ def _children(settings: NodeSettings) -> MakeHosts:
         environment=settings.environment,
     )
     return lambda blobs, tell: Children(started, blobs, unpacked, tell)
-
-
-async def _any(*waits: Awaitable[Any]) -> None:
-    """Wait for the first of these; the others are cancelled."""
-    tasks = {asyncio.ensure_future(wait) for wait in waits}
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)

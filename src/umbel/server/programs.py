@@ -90,7 +90,7 @@ class Programs:
         except (UmbelError, OSError) as error:
             told = error.message if isinstance(error, UmbelError) else f"its folder cannot be written: {error.strerror}"
             _LOG.error("run %s cannot be started: %s", run, told)
-            await self._failed(run, {"error": told})
+            await self._over(run, "failed", {"error": told})
             raise StorageError(f"run {run} cannot be started: {told}") from error
         line = around.new_token(run)
         await around.commits.done()
@@ -159,7 +159,7 @@ class Programs:
         told = {"error": f"its process ended with {end.code}"}
         with suppress(OSError, ValueError, TypeError):  # on a full disk it may be there and empty
             told.update(json.loads((around.root / "runs" / end.run / "error.json").read_text()))
-        await self._failed(end.run, {"code": end.code, **told})
+        await self._over(end.run, "failed", {"code": end.code, **told})
 
     def _said(self, run: str) -> str | None:
         """How a run ended by its own log, where it could not say so to the router any more."""
@@ -171,9 +171,6 @@ class Programs:
         if event.get("event") != "run_finished":
             return None
         return "failed" if event.get("error") is not None else "finished"
-
-    async def _failed(self, run: str, why: dict[str, Any]) -> None:
-        await self._over(run, "failed", why)
 
     async def _over(self, run: str, status: str, why: dict[str, Any] | None = None) -> None:
         """A run is over, also one that the router never heard of."""

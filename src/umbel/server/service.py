@@ -78,7 +78,6 @@ LASTING = frozenset({"runs.submit", "runs.stop", "runs.resume"})
 to be going on and has no process."""
 OPERATOR_CONNECTIONS = 100
 """So many connections may be there by the token of one operator."""
-PARTING = 0.5
 
 
 class PeerConnection:

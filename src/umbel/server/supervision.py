@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InternalError, StorageError
+from ..work.processes import first_of
 
 MODULE = "umbel.cli.runner"
 LOG = "run.log"
@@ -250,7 +251,7 @@ class Supervisor:
                 if held.stopping.is_set() or code in self.final or tried >= self.restarts.tries:
                     break
                 self._on_exit(Exit(held.run, code, True))
-                await _first(held.stopping.wait(), self._pause(self.restarts.delay(tried, self._draw())))
+                await first_of(held.stopping.wait(), self._pause(self.restarts.delay(tried, self._draw())))
                 if held.stopping.is_set():
                     break
                 tried += 1
@@ -289,7 +290,7 @@ class Supervisor:
         return code
 
     async def _ended(self, held: _Held, child: _Child) -> None:
-        await _first(held.stopping.wait(), asyncio.shield(child.exited))
+        await first_of(held.stopping.wait(), asyncio.shield(child.exited))
         if not child.exited.done() and held.pid is not None:
             with suppress(ProcessLookupError):
                 os.kill(held.pid, signal.SIGTERM)
@@ -297,16 +298,6 @@ class Supervisor:
             if not child.exited.done():
                 _kill_group(held.pid)
                 await child.exited
-
-
-async def _first(*waiting: Awaitable[Any]) -> None:
-    """Wait for one of these, and cancel the others."""
-    tasks = {asyncio.ensure_future(one) for one in waiting}
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
 
 
 def _kill_group(leader: int) -> None:

@@ -1,9 +1,12 @@
-"""Processes that host clients: where they compute, and how they ended."""
+"""Processes that host clients: where they compute, how they ended, and waiting for one thing or another."""
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import sys
+from collections.abc import Awaitable
+from typing import Any
 
 
 def described(code: int) -> str:
@@ -26,3 +29,14 @@ def device_of(device: str, index: int) -> str:
     if torch is not None and torch.cuda.is_available():
         return f"cuda:{index % torch.cuda.device_count()}"
     return "cpu"
+
+
+async def first_of(*waits: Awaitable[Any]) -> None:
+    """Wait for the first of these; the others are cancelled."""
+    tasks = {asyncio.ensure_future(wait) for wait in waits}
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
