@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from umbel.core.task import Failed, Finished, Send, Ticked
-from umbel.runs.coordinator import Opened, Stopped
+from umbel.runs.coordinator import Opened
 from umbel.testing import Entry, Schedule, replay
 
 
@@ -23,7 +23,7 @@ def test_a_log_replays_to_the_same_commands():
 
 def test_everything_that_can_happen_happens():
     told = [entry.event for seed in range(20) for entry in Schedule(seed).run()]
-    assert {type(event) for event in told} == {Opened, Finished, Failed, Ticked, Stopped}
+    assert {type(event) for event in told} == {Opened, Finished, Failed, Ticked}
     assert {event.window.late for event in told if isinstance(event, Opened)} == {"keep", "drop"}
     assert {event.retry for event in told if isinstance(event, Failed)} == {True, False}
 

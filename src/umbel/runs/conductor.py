@@ -38,7 +38,7 @@ from ..work.account import Account
 from ..work.intake import ClosedAsk
 from ..work.seeding import generators_kept, seed_generators
 from ..work.state import ClientStates
-from .coordinator import Close, Command, Coordinator, Event, Opened, Stopped, TaskState
+from .coordinator import Close, Command, Coordinator, Event, Opened, TaskState
 from .events import (
     AskClosed,
     AskOpened,
@@ -228,9 +228,9 @@ class Conductor:
             self._tell(event, durable=True)
 
     def interrupt(self) -> None:
-        """Stop what is going on and say so in the log."""
-        self._coordinator.handle(Stopped(), self._now())
-        self._tell(RunInterruption(run=self.started.run, round=self.round), durable=True)
+        """Say in the log that the run was stopped, where that says that it has begun."""
+        if self._journal.begun:
+            self._tell(RunInterruption(run=self.started.run, round=self.round), durable=True)
 
     def release(self) -> None:
         """Let go of files and clients."""

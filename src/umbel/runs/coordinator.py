@@ -70,12 +70,7 @@ class Opened:
     late: Sequence[tuple[Task, int]] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Stopped:
-    """Event: the run ends, or is interrupted; nothing that is still out is wanted."""
-
-
-Event = Opened | Finished | AllFinished | Failed | Ticked | Stopped
+Event = Opened | Finished | AllFinished | Failed | Ticked
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +150,6 @@ class Coordinator:
             self._finish_all(event.tasks, now, commands)
         elif isinstance(event, Failed):
             self._fail(event, commands)
-        elif isinstance(event, Stopped):
-            self._stop(commands)
         for lane in self._lanes.values():
             if lane.open is not None:
                 self._advance(lane, lane.open, now, commands)
@@ -290,7 +283,12 @@ class Coordinator:
         ended = ask.contributed | ask.failed.keys()
         if ask.window.late == "drop":
             ended |= lane.flying
-            self._cancel_all(lane, commands)
+            for id in lane.out:
+                self._move(id, Step.DROP)
+                commands.append(Cancel(id))
+            lane.out.clear()
+            lane.flying.clear()
+            lane.held.clear()
         lane.open = None
         for id in [t for t, name in self._lane_of.items() if name == ask.lane and t not in lane.out]:
             self._forget(id)
@@ -304,20 +302,6 @@ class Coordinator:
                 tuple((task, ask.number + 1 - number) for task, number in lane.out.values()),
             )
         )
-
-    def _stop(self, commands: list[Command]) -> None:
-        for lane in self._lanes.values():
-            self._cancel_all(lane, commands)
-            if lane.open is not None:
-                self._close(lane, lane.open, commands)
-
-    def _cancel_all(self, lane: _Lane, commands: list[Command]) -> None:
-        for id in lane.out:
-            self._move(id, Step.DROP)
-            commands.append(Cancel(id))
-        lane.out.clear()
-        lane.flying.clear()
-        lane.held.clear()
 
 
 def diagram() -> str:

@@ -67,6 +67,7 @@ class Journal:
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
         self._log: int | None = None
+        self._told = False
         if folder is not None:
             with files.writing(folder):
                 (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -82,9 +83,15 @@ class Journal:
                 self.close()
                 raise
 
+    @property
+    def begun(self) -> bool:
+        """Whether it has an event."""
+        return self._told if self._log is None else os.fstat(self._log).st_size > 0
+
     def append(self, event: RunEvent, *, at: float, durable: bool = False) -> None:
         """Append an event, with the wall time `at`; `durable` waits until it is on the disk. Raises `StorageError`."""
         if self._log is None or self.folder is None or not event.logged:
+            self._told |= event.logged
             return
         line = seal({**event.record(), "at": round(at, 3)})
         with files.writing(self.folder / LOG):
@@ -151,9 +158,9 @@ class Journal:
 
     def close(self) -> None:
         """Let go of the log."""
-        if self._log is not None:
-            os.close(self._log)
-            self._log = None
+        log, self._log = self._log, None
+        if log is not None:
+            os.close(log)
 
 
 def read_log(folder: Path) -> RunLog:

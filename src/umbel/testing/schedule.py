@@ -9,7 +9,7 @@ from typing import TypeVar
 from ..core.randomness import Key
 from ..core.task import Cancel, Failed, Finished, Send, Task, Ticked
 from ..core.window import Window
-from ..runs.coordinator import Close, Command, Coordinator, Event, Opened, Stopped
+from ..runs.coordinator import Close, Command, Coordinator, Event, Opened
 from .clock import VirtualClock
 
 Item = TypeVar("Item")
@@ -56,8 +56,6 @@ class Schedule:
         """Let everything happen and return the log."""
         while self._opened < self._asks and len(self.log) < 60 * self._asks:
             self._step()
-        if self._below(8) == 0:
-            self._tell(Stopped())
         for _ in range(60 * self._asks):
             if not self._out and not any(ask is not None for ask in self._open.values()):
                 break

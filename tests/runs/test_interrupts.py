@@ -1,0 +1,112 @@
+"""Ctrl-C at any line of a run: whatever has been done by then, the run goes on from it to the same bits."""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import umbel
+from umbel import App, Client, FedAvg, Simulation, Update
+from umbel.errors import RunInterrupted
+from umbel.runs.journal import LOG
+
+pytestmark = [
+    pytest.mark.skipif(sys.gettrace() is not None, reason="something else traces"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),  # of a __del__
+]
+
+PACKAGE = os.path.join(os.path.dirname(umbel.__file__), "")
+ON = Simulation(5)
+NEVER = -1
+
+
+def made() -> App:
+    client = Client()
+
+    @client.train
+    def train(model, data, ctx):
+        ctx.state["n"] = ctx.state.get("n", 0) + 1
+        return Update({"w": model["w"] + ctx.rng.normal() + ctx.state["n"]})
+
+    return App(client, model={"w": np.zeros(3)}, strategy=FedAvg(cohort=3), rounds=2, evaluate_every=0)
+
+
+def interrupted_at(line: int, folder: Path | None) -> tuple[bool, list[str]]:
+    """Run the app and press Ctrl-C at so many lines of the package: whether that was before the run's end, and the
+    functions whose lines were run.
+    """
+    ran: list[str] = []
+
+    def trace(frame, what, argument):
+        if not frame.f_code.co_filename.startswith(PACKAGE) or frame.f_code.co_name in ("release", "close"):
+            return None  # a second Ctrl-C, as it were
+        if what == "line":
+            ran.append(frame.f_code.co_qualname)
+            if len(ran) == line:
+                raise KeyboardInterrupt
+        return trace
+
+    sys.settrace(trace)
+    try:
+        umbel.run(made(), on=ON, seed=5, folder=folder, id="r", place="r")
+    except (KeyboardInterrupt, RunInterrupted):
+        return True, ran
+    finally:
+        sys.settrace(None)
+    return False, ran
+
+
+def lines_of(folder: Path) -> list[str]:
+    """The functions whose lines a run runs that is not the first, which fills caches."""
+    for name in ("first", "second"):
+        interrupted, ran = interrupted_at(NEVER, folder / name)
+        assert not interrupted
+    return ran
+
+
+def check(lines: Iterable[int], folder: Path) -> tuple[int, int]:
+    """Interrupt a run at each of the lines, and go on with it: how many had begun by their logs, and had not."""
+    whole = umbel.run(made(), on=ON, seed=5, folder=None).model_sha256
+    begun = new = 0
+    for line in lines:
+        place = folder / str(line) / "r"
+        interrupted, _ = interrupted_at(line, place.parent)
+        assert interrupted, line
+        if (place / LOG).exists() and (place / LOG).stat().st_size:
+            result = umbel.resume(made(), place, on=ON)
+            begun += 1
+        else:
+            result = umbel.run(made(), on=ON, seed=5, folder=place.parent, id="r", place="r")
+            new += 1
+        assert result.model_sha256 == whole, line
+    gc.collect()  # what an interrupt has left open complains here, and not in a test after this one
+    return begun, new
+
+
+def test_a_run_goes_on_from_wherever_it_was_as_it_began(tmp_path):
+    ran = lines_of(tmp_path)
+    first, last = ran.index("Conductor.begin"), ran.index("Conductor._round")
+    begun, new = check(range(first - 2, last), tmp_path)
+    assert begun > 3
+    assert new > 3
+
+
+def test_a_run_goes_on_from_wherever_it_was(tmp_path):
+    ran = lines_of(tmp_path)
+    begun, new = check(random.Random(3).sample(range(1, len(ran) - 50), 60), tmp_path)
+    assert begun > 30
+    assert new > 3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_run_goes_on_from_every_third_line(tmp_path):
+    ran = lines_of(tmp_path)
+    check(range(1, len(ran) - 50, 3), tmp_path)
