@@ -67,7 +67,7 @@ TESTED_ELSEWHERE = {
     "node.signals": "node/test_machine.py",
     **{f"samplers.{name}": "samplers/test_samplers.py" for name in SAMPLERS},
     "runs.federation": "runs/test_run.py",
-    "runs.progress": "runs/test_conductor.py",
+    "runs.asks": "runs/test_conductor.py",
     "server.commits": "server/test_service.py",
     "server.ledger": "server/test_router.py",
     "server.notices": "server/test_router.py",

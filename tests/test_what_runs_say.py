@@ -13,9 +13,9 @@ import pytest
 import umbel
 from umbel import App, Client, FedAvg, Metrics, Simulation, Update, Window
 from umbel.errors import RunInterrupted
-from umbel.runs.conductor import MOST_WARNINGS
 from umbel.runs.events import LARGEST, AskClosed, RoundCommitted, Warned
 from umbel.runs.journal import LOG, read_log
+from umbel.runs.publisher import MOST_WARNINGS
 
 ZEROS = {"w": np.zeros(3, np.float32)}
 
@@ -229,7 +229,7 @@ def test_who_was_asked_and_not_waited_for_is_told():
 
 
 def test_a_run_that_is_kept_nowhere_keeps_the_clients_of_its_last_rounds(monkeypatch):
-    monkeypatch.setattr("umbel.runs.conductor.MOST_ROWS", 10)
+    monkeypatch.setattr("umbel.runs.publisher.MOST_ROWS", 10)
     assert [each.round for each in run(app_of(rounds=5)).clients] == [4] * 4 + [5] * 4
 
 

@@ -7,10 +7,13 @@ which a sampler drew nobody are passed over: they neither fail nor bring anythin
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
+from ..core.app import EarlyStop, KeepBest
 from ..errors import ClientId
 from .events import RoundCommitted
+from .history import History
 from .reasons import counted, short
 
 MOST_KINDS = 3
@@ -49,6 +52,31 @@ def verdict(rounds: Sequence[RoundCommitted], last: int, most: int) -> str | Non
     if len(failed) > 1:
         return f"{len(failed)} rounds in a row brought no update; the last: {reason}"
     return f"round {failed[-1].round} brought no update: {reason}"
+
+
+def best_round(keep: KeepBest | None, history: History) -> int | None:
+    """The round whose model is kept, the first of several that are as good; None where that is the last one."""
+    values = [(r, value) for r, value in _values(keep, history) if not math.isnan(value)]
+    if keep is None or not values:
+        return None
+    sign = 1 if keep.mode == "max" else -1
+    return max(values, key=lambda pair: (sign * pair[1], -pair[0]))[0]
+
+
+def is_early(stop: EarlyStop | None, history: History) -> bool:
+    """Whether a run is to end before its last round."""
+    if stop is None:
+        return False
+    sign = 1 if stop.mode == "max" else -1
+    best, since = -float("inf"), 0
+    for _, value in _values(stop, history):
+        better = sign * value > best + stop.min_change
+        best, since = (sign * value, 0) if better else (best, since + 1)
+    return since >= stop.patience
+
+
+def _values(watched: KeepBest | EarlyStop | None, history: History) -> list[tuple[int, float]]:
+    return history.series(watched.metric) if watched is not None and watched.metric in history.names else []
 
 
 def shortage(came: int, asked: int, quorum: int, failed: Mapping[ClientId, str]) -> str:
