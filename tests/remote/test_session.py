@@ -209,7 +209,7 @@ def test_a_failure_is_passed_on_and_a_stale_one_is_not(asked):
 
 def test_what_the_server_wants_known_is_a_warning(asked):
     asked.next({"notice": m.Notice(text="no room")})
-    assert asked.session.warnings() == [(None, "the server: no room")]
+    assert asked.session.reporting.warnings() == [(None, "the server: no room")]
 
 
 def test_a_second_answer_changes_nothing(asked):
@@ -300,7 +300,7 @@ def test_clients_that_refuse_or_are_tried_again_are_told_of(asked):
         m.Member(client="2", standing=m.STANDING_PREPARING),
     ]
     assert asked.next({"members": m.Members(run="r", members=told)}) == Ticked()
-    assert asked.session.warnings() == [
+    assert asked.session.reporting.warnings() == [
         (0, "it is not ready, and is tried again: killed by SIGKILL"),
         (1, "it does not take part: no data"),
     ]
@@ -314,10 +314,10 @@ def test_a_client_without_a_sign_of_life_is_warned_of_and_given_up(asked):
     asked.session.members[0] = (m.STANDING_OFFLINE, "")
     assert asked.session.next_event() == Ticked()
     assert asked.link.time == 50.0
-    ((client, text),) = asked.session.warnings()
+    ((client, text),) = asked.session.reporting.warnings()
     assert client == 0
     assert text == "no sign of life for 50 s (its node is not connected); after 100 s the run goes on without it"
-    assert asked.session.warnings() == []
+    assert asked.session.reporting.warnings() == []
     event = asked.session.next_event()
     assert event == Failed("0.0", "no sign of life for 100 s (its node is not connected)")
     assert asked.link.time == 100.0
@@ -329,7 +329,7 @@ def test_signs_of_life_put_it_off(asked):
     alive = {"alive": m.Alive(run="r", tasks=["0.0", "0.1", "9.9"])}
     assert asked.next(45.0, alive, 45.0, alive, 45.0, done(0)) == Finished("0.0")
     assert asked.link.time == 135.0
-    assert asked.session.warnings() == []
+    assert asked.session.reporting.warnings() == []
     assert asked.session.next_event() == Ticked()
     assert asked.link.time == 140.0
 
@@ -338,7 +338,7 @@ def test_signs_of_life_put_it_off(asked):
 
 
 def test_what_is_open_is_said_again_when_the_server_is_back(asked):
-    asked.session.observe(RunInterruption(run="r", round=1))
+    asked.session.reporting.observe(RunInterruption(run="r", round=1))
     asked.next(40.0, done(0))
     asked.said()
     asked.comes(Down())
@@ -351,7 +351,7 @@ def test_what_is_open_is_said_again_when_the_server_is_back(asked):
 def test_nothing_is_said_while_the_server_is_away(asked):
     asked.next(Down(), done(0))
     asked.send(0, attempt=2)
-    asked.session.observe(RunInterruption(run="r", round=1))
+    asked.session.reporting.observe(RunInterruption(run="r", round=1))
     assert asked.said() == []
     asked.comes(Up())
     asked.next(done(1))
@@ -361,7 +361,7 @@ def test_nothing_is_said_while_the_server_is_away(asked):
 def test_after_an_outage_the_patience_begins_anew(asked):
     asked.next(done(1))
     assert asked.next(49.0, Down(), Up(), 40.0, done(0)) == Finished("0.0")
-    assert asked.session.warnings() == []
+    assert asked.session.reporting.warnings() == []
 
 
 # Blobs
@@ -514,7 +514,7 @@ def test_the_end_of_an_ask_is_said_again_unless_the_server_has_heard_of_it(asked
     asked.said()
     asked.next(Down(), Up(), failed(0, ask=1))
     assert asked.said("close_ask") == [m.CloseAsk(run="r", ask=0)]
-    asked.session.observe(RunInterruption(run="r", round=1))
+    asked.session.reporting.observe(RunInterruption(run="r", round=1))
     asked.send(0, ask=1, attempt=2)
     asked.said()
     acknowledged = {"log_ack": m.LogAck(run="r", number=1)}
@@ -559,23 +559,23 @@ def test_late_tasks_outlive_a_restart(stage, tmp_path):
 
 
 def test_events_are_numbered_and_kept_until_the_server_has_them(asked):
-    asked.session.observe(RunInterruption(run="r", round=1))
-    asked.session.observe(RoundStarted(round=2, rounds=3))
-    asked.session.observe(RunInterruption(run="r", round=2))
+    asked.session.reporting.observe(RunInterruption(run="r", round=1))
+    asked.session.reporting.observe(RoundStarted(round=2, rounds=3))
+    asked.session.reporting.observe(RunInterruption(run="r", round=2))
     told = asked.said("log_event")
     assert [event.number for event in told] == [1, 0, 2]
     assert json.loads(told[1].event)["event"] == "round_started"
     asked.next({"log_ack": m.LogAck(run="r", number=1)}, Down(), Up(), done(0))
     assert [event.number for event in asked.said("log_event")] == [2]
     asked.next({"log_ack": m.LogAck(run="r", number=2)}, done(1))
-    asked.session.observe(RunInterruption(run="r", round=3))
+    asked.session.reporting.observe(RunInterruption(run="r", round=3))
     assert [event.number for event in asked.said("log_event")] == [3]
 
 
 def test_a_run_that_goes_on_says_its_log_from_the_beginning(tmp_path):
     log = [RunInterruption(run="r", round=1), RoundStarted(round=2, rounds=3), RunInterruption(run="r", round=2)]
     stage = Stage(tmp_path, log=log)
-    stage.session.observe(RunResumed(run="r", round=1))
+    stage.session.reporting.observe(RunResumed(run="r", round=1))
     assert [event.number for event in stage.said("log_event")] == [1, 2, 3]
 
 
@@ -588,7 +588,7 @@ def finished(error=None):
 
 @pytest.mark.parametrize(("error", "status"), [(None, "finished"), ("no updates", "failed")])
 def test_a_run_that_is_over_says_so_once_its_log_is_stored(stage, error, status):
-    stage.session.observe(finished(error))
+    stage.session.reporting.observe(finished(error))
     stage.comes({"log_ack": m.LogAck(run="r", number=1)})
     stage.session.disconnect()
     assert stage.said() == ["log_event", "close_run"]
@@ -600,7 +600,7 @@ def test_a_run_that_is_over_says_so_once_its_log_is_stored(stage, error, status)
 
 
 def test_it_waits_so_long_and_no_longer(stage):
-    stage.session.observe(finished())
+    stage.session.reporting.observe(finished())
     stage.session.disconnect()
     assert stage.link.time == PARTING
     assert stage.link.closed
@@ -623,5 +623,5 @@ def test_a_client_that_does_not_take_part_is_told_of(asked):
         m.Member(client="1", standing=m.STANDING_REFUSED, reason="no data"),
     ]
     assert asked.next({"members": m.Members(run="r", members=members)}) == Ticked()
-    assert asked.session.warnings() == [(1, "it does not take part: no data")]
+    assert asked.session.reporting.warnings() == [(1, "it does not take part: no data")]
     assert asked.session.members == {0: (m.STANDING_READY, ""), 1: (m.STANDING_REFUSED, "no data")}

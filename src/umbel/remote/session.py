@@ -8,11 +8,10 @@ which the server could be reached: an outage expires nothing.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,14 +22,16 @@ from ..core.task import Admit, AllFinished, Cancel, Failed, Send, Task, Ticked
 from ..core.update import Receipt, Update
 from ..errors import ClientId, CorruptFile, UmbelError, UpdateRejected
 from ..runs.coordinator import Event, Wake
-from ..runs.events import AskClosed, RoundCommitted, RunEvent, RunFinished, RunResumed
-from ..runs.federation import Reporting, Session
+from ..runs.events import AskClosed, RoundCommitted, RunEvent
+from ..runs.federation import Session
 from ..wire import messages as m
 from ..wire.names import client_id
 from ..work.executor import Keys
 from ..work.intake import ClosedAsk, Intake
 from ..work.late import lasting, load_ask, save_ask
+from .outstanding import Outstanding
 from .payloads import RemoteAsk, Stored, ask_spec, task_message
+from .reporting import ServerReporting
 
 PARTING = 10.0
 """For how many seconds a run that is over waits until the server has stored its log."""
@@ -94,6 +95,45 @@ class Link(Protocol):
         """End the connection."""
 
 
+class AskBlobs:
+    """Blobs that a run has by its link: those that messages wait for, and those of asks that are not over."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._waiting: dict[bytes, tuple[m.Blob, list[m.Message]]] = {}
+        self._kept: dict[int, set[bytes]] = {}
+
+    def keep(self, ask: int, payload: m.Payload) -> None:
+        """A payload belongs to an ask."""
+        if payload.HasField("blob"):
+            self._kept.setdefault(ask, set()).add(payload.blob.sha256)
+
+    def fetch_for(self, message: m.Message, blob: m.Blob) -> None:
+        """Have a blob sent for a message, which `take` gives once it is here."""
+        if blob.sha256 not in self._waiting:
+            self._waiting[blob.sha256] = (blob, [])
+            self._link.fetch(blob)
+        self._waiting[blob.sha256][1].append(message)
+
+    def fetch_again(self) -> None:
+        """The link has lost what was asked for."""
+        for blob, _ in self._waiting.values():
+            self._link.fetch(blob)
+
+    def take(self, sha: bytes) -> list[m.Message]:
+        """The messages that waited for a blob; they wait no more."""
+        return self._waiting.pop(sha)[1] if sha in self._waiting else []
+
+    def release(self, *shas: bytes) -> None:
+        """Let go of blobs that no ask needs."""
+        for sha in set(shas).difference(*self._kept.values()):
+            self._link.release(sha)
+
+    def forget(self, ask: int) -> None:
+        """An ask is over, and its round committed."""
+        self.release(*self._kept.pop(ask, ()))
+
+
 class MarkersOf(Protocol):
     """The client states, as the conductor keeps them: here markers that say which task's state a node holds."""
 
@@ -101,22 +141,7 @@ class MarkersOf(Protocol):
         """The marker of a client; empty for one that has no state."""
 
 
-@dataclass(slots=True)
-class _Flying:
-    task: Task
-    seen: float
-    warned: bool = False
-
-
-@dataclass(slots=True)
-class _Log:
-    """Events that the server has not stored yet; `number` is that of the first."""
-
-    events: deque[str] = field(default_factory=deque)
-    number: int = 1
-
-
-class RemoteSession(Session, Reporting):
+class RemoteSession(Session):
     """One run's clients by way of a server.
 
     - `run`: its id; `spec` what nodes are told of it; `keys` gives the keys of tasks.
@@ -142,29 +167,24 @@ class RemoteSession(Session, Reporting):
         self._run = spec.run
         self._states = states
         self._keys = keys
-        self._stall = stall
         self._intake = Intake()
         self._asks: dict[int, RemoteAsk] = {}
         self._open: set[int] = set()
-        self._flying: dict[str, _Flying] = {}
+        self._out = Outstanding(stall, link.served)
         self._blocked: list[Task] = []
         self._merged: set[str] = set()
-        self._blobs: dict[bytes, list[m.Message]] = {}
-        self._held: dict[int, set[bytes]] = {}
+        self._blobs = AskBlobs(link)
         self._done: set[int] = set()
-        self._closed: deque[tuple[int, int]] = deque()
         self._events: deque[Event] = deque()
         self._wakes: list[float] = []
-        self._warnings: list[tuple[ClientId | None, str]] = []
         self._up = True
-        self._status: str | None = None
         self._freed: list[Task] = []
-        self._log = _Log()
+        self._report = ServerReporting(spec.run, self._say)
         self.members: dict[ClientId, tuple[int, str]] = {}
         since: set[int] = set()
         for event in log:
             if event.logged:
-                self.observe(event)
+                self._report.observe(event)
             if isinstance(event, AskClosed):
                 since.add(event.ask)
             elif isinstance(event, RoundCommitted):  # the server may not have been told that its asks are over
@@ -178,45 +198,26 @@ class RemoteSession(Session, Reporting):
         return self._link.served
 
     @property
-    def reporting(self) -> RemoteSession:
+    def reporting(self) -> ServerReporting:
         """The server is told of all events."""
-        return self
+        return self._report
 
     def online(self, client: ClientId) -> bool:
         """Tasks of clients that are not connected wait for them."""
         return True
 
-    def warnings(self) -> list[tuple[ClientId | None, str]]:
-        """What whoever runs this should know, since it was last asked."""
-        found, self._warnings = self._warnings, []
-        return found
-
-    def observe(self, event: RunEvent) -> None:
-        """Tell the server of an event of the run."""
-        text = json.dumps(event.record())
-        if not event.logged:
-            self._say(log_event=m.LogEvent(run=self._run, number=0, event=text))
-            return
-        self._log.events.append(text)
-        number = self._log.number + len(self._log.events) - 1
-        self._say(log_event=m.LogEvent(run=self._run, number=number, event=text))
-        if isinstance(event, RunFinished):
-            self._status = "failed" if event.error is not None else "finished"
-        elif isinstance(event, RunResumed):
-            self._status = None
-
     def disconnect(self) -> None:
         """Let go of the server. Where the run is over it is told so; else it keeps what it has for the run's next
         session.
         """
-        if self._status is not None and self._up:
+        if self._report.status is not None and self._up:
             until = self._link.served() + PARTING
-            while self._log.events and self._up and (left := until - self._link.served()) > 0:
+            while not self._report.all_stored and self._up and (left := until - self._link.served()) > 0:
                 item = self._link.receive(left)
                 if item is None:
                     break
                 self._take(item)
-            self._say(close_run=m.CloseRun(run=self._run, status=self._status))
+            self._say(close_run=m.CloseRun(run=self._run, status=self._report.status))
         self._link.close()
 
     # What the coordinator commands
@@ -235,40 +236,37 @@ class RemoteSession(Session, Reporting):
     def do(self, command: Send | Admit | Cancel | Wake) -> None:
         """Carry out a command."""
         if isinstance(command, Send):
-            if self._is_blocked(command.task):
-                self._blocked.append(command.task)
-            else:
-                self._send(command.task)
+            self._send(command.task)
         elif isinstance(command, Admit):
             if command.task not in self._merged:
                 self._intake.admit(command)
         elif isinstance(command, Cancel):
             self._blocked = [task for task in self._blocked if task.id != command.task]
             self._freed = [task for task in self._freed if task.id != command.task]
-            if self._flying.pop(command.task, None) is not None:
+            if self._out.remove(command.task) is not None:
                 self._say(cancel=m.Cancel(run=self._run, tasks=[command.task]))
             self._intake.cancel(command.task)
         else:
             self._wakes.append(command.at)
 
-    def _is_blocked(self, task: Task) -> bool:
-        """Whether the client has to be done with another ask first, whose state it goes on from."""
-        return any(id < task.ask and task.client in self._asks[id].cohort for id in self._open)
-
     def _send(self, task: Task) -> None:
-        self._flying[task.id] = _Flying(task, self._link.served())
+        # The client has to be done with another ask first, whose state it goes on from.
+        if any(id < task.ask and task.client in self._asks[id].cohort for id in self._open):
+            self._blocked.append(task)
+            return
+        self._out.add(task)
         self._say(task=self._message(task))
 
     def _message(self, task: Task) -> m.Task:
         base = str(self._states.get(task.client).get("held", ""))
         message = task_message(self._run, self._asks[task.ask], task, self._keys, base, self._link.store)
-        self._keep_until_closed(task.ask, message.own)
+        self._blobs.keep(task.ask, message.own)
         return message
 
     def _say_ask(self, sent: RemoteAsk) -> None:
         spec = ask_spec(self._run, sent, self._link.store)
         for payload in (spec.model, spec.shared):
-            self._keep_until_closed(sent.id, payload)
+            self._blobs.keep(sent.id, payload)
         self._say(ask_spec=spec)
 
     # What the coordinator is told
@@ -281,42 +279,30 @@ class RemoteSession(Session, Reporting):
             if self._wakes and min(self._wakes) <= served:
                 self._wakes.remove(min(self._wakes))
                 return Ticked()
-            if self._stalled(served):
+            if self._stalled():
                 break
-            if self._warnings:
+            if self._report.has_warnings:
                 return Ticked()  # they are told of at once
-            if not self._flying and not self._wakes:
+            if not self._out and not self._wakes:
                 return None
-            item = self._link.receive(self._patience(served))
+            times = [*self._wakes, *self._out.until()]  # until then nothing but a message can make a difference
+            item = self._link.receive(max(0.0, min(times) - served) if times else None)
             if item is not None:
                 self._take(item)
         return self._events.popleft() if self._events else Ticked()
 
-    def _patience(self, served: float) -> float | None:
-        """For how long nothing but a message can make a difference."""
-        times = list(self._wakes)
-        if self._flying:
-            oldest = min(flying.seen for flying in self._flying.values())
-            unwarned = [flying.seen for flying in self._flying.values() if not flying.warned]
-            times.append(oldest + self._stall)
-            times += [min(unwarned) + self._stall / 2] if unwarned else []
-        return max(0.0, min(times) - served) if times else None
-
-    def _stalled(self, served: float) -> bool:
+    def _stalled(self) -> bool:
         """Look for clients that have shown no sign of life; whether any task failed for it."""
-        for flying in list(self._flying.values()):
-            silent = served - flying.seen
-            task = flying.task
+        for task, silent, failed in self._out.silent():
             where = self.members.get(task.client)
             gone = " (its node is not connected)" if where is not None and where[0] == m.STANDING_OFFLINE else ""
-            if silent >= self._stall:
-                self._over(task)
+            text = f"no sign of life for {silent:.0f} s{gone}"
+            if failed:
                 self._say(cancel=m.Cancel(run=self._run, tasks=[task.id]))
-                self._events.append(Failed(task.id, f"no sign of life for {silent:.0f} s{gone}"))
-            elif silent >= self._stall / 2 and not flying.warned:
-                flying.warned = True
-                text = f"no sign of life for {silent:.0f} s{gone}; after {self._stall:.0f} s the run goes on without it"
-                self._warnings.append((task.client, text))
+                self._events.append(Failed(task.id, text))
+            else:
+                text = f"{text}; after {self._out.stall:.0f} s the run goes on without it"
+                self._report.warn(task.client, text)
         return bool(self._events)
 
     def _take(self, item: Item) -> None:
@@ -326,12 +312,11 @@ class RemoteSession(Session, Reporting):
         elif isinstance(item, Down):
             self._up = False
         elif isinstance(item, Arrived):
-            for message in self._blobs.pop(item.sha, []):
+            for message in self._blobs.take(item.sha):
                 self._answered(message, item.path)
-            if not any(item.sha in held for held in self._held.values()):
-                self._link.release(item.sha)
+            self._blobs.release(item.sha)
         elif isinstance(item, Missing):
-            for message in self._blobs.pop(item.sha, []):
+            for message in self._blobs.take(item.sha):
                 for task in _tasks_of(message):
                     self._fail(task, f"its update is not to be had: {item.reason}", retry=True)
         else:
@@ -341,56 +326,39 @@ class RemoteSession(Session, Reporting):
         kind = message.WhichOneof("body")
         if kind in ("result", "partial"):
             payload = message.partial.partial if kind == "partial" else message.result.done.update
-            if payload.HasField("blob") and any(task in self._flying for task in _tasks_of(message)):
-                waiting = self._blobs.setdefault(payload.blob.sha256, [])
-                waiting.append(message)
-                if len(waiting) == 1:
-                    self._link.fetch(payload.blob)
+            if payload.HasField("blob") and any(task in self._out for task in _tasks_of(message)):
+                self._blobs.fetch_for(message, payload.blob)
             else:
                 self._answered(message, None)
         elif kind == "alive":
-            for task in message.alive.tasks:
-                if task in self._flying:
-                    self._flying[task].seen, self._flying[task].warned = self._link.served(), False
+            self._out.seen(message.alive.tasks)
         elif kind == "members":
             self._take_members(message.members)
         elif kind == "log_ack":
-            self._logged(message.log_ack.number)
+            self._report.stored(message.log_ack.number)
         elif kind == "notice":
-            self._warnings.append((None, f"the server: {message.notice.text}"))
+            self._report.warn(None, f"the server: {message.notice.text}")
 
     def _take_members(self, body: m.Members) -> None:
         for member in body.members:
             client = client_id(member.client)
             self.members[client] = (member.standing, member.reason)
             if member.standing == m.STANDING_REFUSED:
-                self._warnings.append((client, f"it does not take part: {member.reason}"))
+                self._report.warn(client, f"it does not take part: {member.reason}")
             elif member.standing == m.STANDING_PREPARING and member.reason:
-                self._warnings.append((client, f"it is not ready, and is tried again: {member.reason}"))
-
-    def _logged(self, number: int) -> None:
-        """The server has all events up to this one."""
-        while self._log.events and self._log.number <= number:
-            self._log.events.popleft()
-            self._log.number += 1
-        while self._closed and self._closed[0][0] <= number:
-            self._closed.popleft()
+                self._report.warn(client, f"it is not ready, and is tried again: {member.reason}")
 
     def _say_again(self) -> None:
         """Everything that is still open."""
         self._say(run_spec=self._spec)
-        for _, id in self._closed:
-            self._say(close_ask=m.CloseAsk(run=self._run, ask=id))
-        for flying in self._flying.values():
-            flying.seen = self._link.served()
-        for id in sorted(self._open | {flying.task.ask for flying in self._flying.values()}):
+        self._report.close_asks_again()
+        self._out.count_anew()
+        for id in sorted(self._open | {task.ask for task in self._out}):
             self._say_ask(self._asks[id])
-        for flying in self._flying.values():
-            self._say(task=self._message(flying.task))
-        for number, text in enumerate(self._log.events, self._log.number):
-            self._say(log_event=m.LogEvent(run=self._run, number=number, event=text))
-        for waiting in self._blobs.values():
-            self._link.fetch(_payload_of(waiting[0]).blob)
+        for task in self._out:
+            self._say(task=self._message(task))
+        self._report.tell_again()
+        self._blobs.fetch_again()
 
     # Answers
 
@@ -399,14 +367,13 @@ class RemoteSession(Session, Reporting):
             self._partial(message.partial, path)
             return
         result = message.result
-        flying = self._flying.get(result.task)
-        if flying is None:
+        if result.task not in self._out:
             return  # it is over: a duplicate, or not wanted
+        task, claimed = self._out[result.task], result.done.receipt
         if result.HasField("failure"):
-            if result.attempt >= flying.task.attempt:
+            if result.attempt >= task.attempt:
                 self._fail(result.task, result.failure.reason, retry=result.failure.retry)
             return
-        task, claimed = flying.task, result.done.receipt
         try:
             update = _loaded(result.done.update, path)
             if not isinstance(update, Update):
@@ -414,29 +381,29 @@ class RemoteSession(Session, Reporting):
         except (CorruptFile, UpdateRejected) as error:
             self._fail(task.id, f"its update cannot be read: {error.message}")
             return
-        state = self._marker(task.id) if claimed.kept else None
+        state = _marker(task.id) if claimed.kept else None
         receipt = _receipt(claimed)
         outcome = self._intake.arrived(task, update, receipt, state, mapped=path is not None)
-        self._over(task)
-        self._keep_until_closed(task.ask, result.done.update)
+        self._out.remove(task.id)
+        self._blobs.keep(task.ask, result.done.update)
         self._events.append(outcome)
 
     def _partial(self, body: m.Partial, path: Path | None) -> None:
         ids = [receipt.task for receipt in body.receipts]
-        if unwanted := [id for id in ids if id not in self._flying]:
+        if unwanted := [id for id in ids if id not in self._out]:
             if len(unwanted) < len(ids):
                 self._say(refold=m.Refold(run=self._run, ask=body.ask, without=unwanted))
             return
-        states = {self._flying[r.task].task.client: self._marker(r.task) for r in body.receipts if r.kept}
+        states = {self._out[r.task].client: _marker(r.task) for r in body.receipts if r.kept}
         try:
-            if any(self._flying[id].task.ask != body.ask for id in ids):
+            if any(self._out[id].ask != body.ask for id in ids):
                 raise UpdateRejected("it is of another ask")
             sent = self._asks[body.ask]
             if not sent.whole:
                 raise UpdateRejected("the window of this ask does not take partials")
             expects, model = for_client(sent.ask.expects, None), for_client(sent.ask.model, None)
             partial = Partial.from_tree(sent.ask.fold, _loaded(body.partial, path), expects, model)
-            clients = {id: self._flying[id].task.client for id in ids}
+            clients = {id: self._out[id].client for id in ids}
             if {id: receipt.client for id, receipt in partial.receipts.items()} != clients:
                 raise UpdateRejected("a partial does not hold what its receipts say")
             self._intake.merge(body.ask, partial, states)
@@ -447,26 +414,13 @@ class RemoteSession(Session, Reporting):
             return
         self._merged.update(ids)
         for id in ids:
-            self._over(self._flying[id].task)
-        self._keep_until_closed(body.ask, body.partial)
+            self._out.remove(id)
+        self._blobs.keep(body.ask, body.partial)
         self._events.append(AllFinished(ids))
 
-    def _marker(self, task: str) -> bytes:
-        """What the conductor keeps as the client's state: which task's state its node has."""
-        return encoding.encode({"held": task})
-
     def _fail(self, id: str, reason: str, retry: bool = False) -> None:
-        flying = self._flying.get(id)
-        if flying is not None:
-            self._over(flying.task)
+        if self._out.remove(id) is not None:
             self._events.append(Failed(id, reason, retry))
-
-    def _over(self, task: Task) -> None:
-        self._flying.pop(task.id, None)
-
-    def _keep_until_closed(self, ask: int, payload: m.Payload) -> None:
-        if payload.HasField("blob"):
-            self._held.setdefault(ask, set()).add(payload.blob.sha256)
 
     # The end of asks
 
@@ -484,10 +438,7 @@ class RemoteSession(Session, Reporting):
         """Send the tasks that had to wait until the conductor recorded how an ask ended."""
         freed, self._freed = self._freed, []
         for task in freed:
-            if self._is_blocked(task):
-                self._blocked.append(task)
-            else:
-                self._send(task)
+            self._send(task)
 
     def forget(self, keep: set[int]) -> None:
         """Forget all asks but these, whose tasks may still come: a round is committed, and not asked again.
@@ -498,11 +449,8 @@ class RemoteSession(Session, Reporting):
         over = sorted(self._done - keep)
         self._done &= keep
         for id in over:
-            # The server has heard of it once it has the next event of the log.
-            self._closed.append((self._log.number + len(self._log.events), id))
-            self._say(close_ask=m.CloseAsk(run=self._run, ask=id))
-            for sha in self._held.pop(id, set()) - set().union(*self._held.values()):
-                self._link.release(sha)
+            self._report.close_ask(id)
+            self._blobs.forget(id)
             self._merged = {task for task in self._merged if not task.startswith(f"{id}.")}
         self._asks = {id: sent for id, sent in self._asks.items() if id in keep or id in self._open}
         self._intake.forget(keep)
@@ -532,14 +480,15 @@ class RemoteSession(Session, Reporting):
             self._link.send(m.Message(**body))
 
 
+def _marker(task: str) -> bytes:
+    """What the conductor keeps as the client's state: which task's state its node has."""
+    return encoding.encode({"held": task})
+
+
 def _tasks_of(message: m.Message) -> list[str]:
     if message.WhichOneof("body") == "partial":
         return [receipt.task for receipt in message.partial.receipts]
     return [message.result.task]
-
-
-def _payload_of(message: m.Message) -> m.Payload:
-    return message.partial.partial if message.WhichOneof("body") == "partial" else message.result.done.update
 
 
 def _loaded(payload: m.Payload, path: Path | None) -> Any:
