@@ -168,8 +168,8 @@ SERVER = [
     ("umbel.server.router:Router.handle", "after", 1, "close_ask {"),
 ]
 NODE = [
-    ("umbel.node.spool:SqliteSpool.write", "before", 3, "StoredAnswer("),
-    ("umbel.node.spool:SqliteSpool.write", "after", 2, "StoredAnswer("),
+    ("umbel.node.spool:Spool.write", "before", 3, "StoredAnswer("),
+    ("umbel.node.spool:Spool.write", "after", 2, "StoredAnswer("),
     ("umbel.transport.connection:Connection.post", "before", 2, ", result {"),
     ("umbel.transport.connection:Connection.post", "after", 3, ", result {"),
     ("umbel.node.machine:NodeMachine.handle", "after", 2, "ack {"),

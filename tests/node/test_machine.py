@@ -35,7 +35,7 @@ from umbel.node.signals import (
     TaskDone,
     TaskFailed,
 )
-from umbel.node.spool import MemorySpool
+from umbel.node.spool import Spool
 from umbel.wire import messages as m
 from umbel.wire.blobs import Fetched, NotFetched
 from umbel.work.retries import AGAIN_AT_MOST, HOST_TRIES
@@ -56,7 +56,7 @@ class Bench:
     """A machine with its spool, and short ways to say what happens to it."""
 
     def __init__(self, *, spool=None, connected=True, **settings):
-        self.spool = spool or MemorySpool()
+        self.spool = spool or Spool()
         self.settings = {"clients": ["a", "b", "c"], "slots": 2, **settings}
         self.now = 0.0
         self.machine = NodeMachine(self.spool, **self.settings)
@@ -765,7 +765,7 @@ class World:
     def __init__(self, seed):
         self.random = random.Random(seed)
         self.now = 0.0
-        self.spool = MemorySpool()
+        self.spool = Spool()
         self.machine = NodeMachine(self.spool, self.CLIENTS, slots=self.SLOTS)
         self.connected = False
         self.down, self.up = deque(), deque()

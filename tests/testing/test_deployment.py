@@ -14,7 +14,7 @@ import pytest
 
 import umbel
 from umbel.errors import RunFailed
-from umbel.node.spool import SqliteSpool
+from umbel.node.spool import Spool
 from umbel.store.sql import SqlStore
 from umbel.testing.deployment import Deployment, Faults
 
@@ -107,7 +107,7 @@ def test_so_are_they_with_everything_in_sqlite(tmp_path, batch, undisturbed):
             seed,
             undisturbed,
             store=lambda seed=seed: SqlStore(tmp_path / f"{seed}.db"),
-            spool=lambda name, seed=seed: SqliteSpool(tmp_path / f"{seed}-{name}.db"),
+            spool=lambda name, seed=seed: Spool(tmp_path / f"{seed}-{name}.db"),
         )
         world.close()
 

@@ -132,7 +132,7 @@ def test_a_place_that_does_not_exist(tmp_path):
 
 
 def test_a_state_larger_than_sqlite_takes_is_no_corrupt_file(states):
-    states._db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 1000)
+    states._database._writer.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 1000)
     with pytest.raises(StorageError, match=r"ctx\.state") as caught:
         states.advance(0, {3: state(np.zeros(1000))}, since=0)
     assert not isinstance(caught.value, CorruptFile)

@@ -65,7 +65,7 @@ from .signals import (
     Stop,
     TaskFailed,
 )
-from .spool import Batch, SqliteSpool
+from .spool import Batch, Spool
 
 log = logging.getLogger("umbel.node")
 
@@ -227,7 +227,7 @@ class NodeService:
         self._settings = settings
         self._loop = asyncio.get_running_loop()
         self.fault: asyncio.Future[None] = self._loop.create_future()
-        self._spool = SqliteSpool(settings.folder / "node.db")
+        self._spool = Spool(settings.folder / "node.db")
         self._blobs = Blobs(settings.folder / "blobs", settings.quota)
         self._depot = Depot(self._blobs, lends_below=settings.lends_below)
         self._machine = NodeMachine(

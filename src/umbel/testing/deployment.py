@@ -23,7 +23,7 @@ from ..core.task import Ticked
 from ..errors import RunInterrupted
 from ..node import signals as nodes
 from ..node.machine import NodeMachine
-from ..node.spool import MemorySpool
+from ..node.spool import Spool
 from ..remote.federation import Remote, Signed
 from ..remote.session import Arrived, Down, Item, Link, Up
 from ..runs.run import Result, resume, run
@@ -148,7 +148,7 @@ class Deployment:
         relays: Mapping[str, Sequence[str]] | None = None,
         faults: Faults | None = None,
         store: Callable[[], Any] = MemoryStore,
-        spool: Callable[[str], Any] = lambda name: MemorySpool(),
+        spool: Callable[[str], Any] = lambda name: Spool(),
         slots: int = 1,
         stall: float = 10_000.0,
         scratch: Path,
@@ -337,8 +337,10 @@ class Deployment:
         self.happened.append(f"node {name} killed")
         node = self._nodes[name]
         self._cut(node.wire)
-        node.spool.close()  # what was not written is lost
-        spool = node.spool if isinstance(node.spool, MemorySpool) else self._make_spool(name)
+        node.spool.crash()
+        if (spool := node.spool).path is not None:
+            spool.close()
+            spool = self._make_spool(name)
         again = self._started(name, node.home, node.sources, spool)
         again.blobs, again.back_at = node.blobs, self.time + self._below(20) / 10
         self._nodes[name] = again

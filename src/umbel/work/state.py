@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..core import encoding
-from ..errors import ClientId, CorruptFile, StorageError
+from ..errors import ClientId
+from ..store.sqlite import Database
+
+_SCHEMA = "CREATE TABLE IF NOT EXISTS state (client TEXT, ask INTEGER, data BLOB, PRIMARY KEY (client, ask))"
 
 
 class ClientStates:
@@ -20,24 +22,15 @@ class ClientStates:
     """
 
     def __init__(self, path: Path | None = None) -> None:
-        import sqlite3
-
-        self._path = path
-        with self._explained("opened"):
-            # A database without a name is in memory as far as its cache goes, and beyond that in a file that is
-            # gone with the process.
-            self._db = sqlite3.connect(path if path is not None else "", isolation_level=None)
-        try:
-            with self._explained("read"):
-                self._db.execute("PRAGMA journal_mode=WAL")
-                self._db.execute("PRAGMA synchronous=FULL")
-                self._db.execute(
-                    "CREATE TABLE IF NOT EXISTS state (client TEXT, ask INTEGER, data BLOB, PRIMARY KEY (client, ask))"
-                )
-                self._empty = self._db.execute("SELECT 1 FROM state LIMIT 1").fetchone() is None
-        except BaseException:
-            self._db.close()
-            raise
+        self._database = Database(
+            path,
+            _SCHEMA,
+            what="the client states",
+            mend="Nothing learned before is lost: make room or mend the folder, then `umbel resume` the run.",
+            large="A state is larger than SQLite takes here: have the clients keep less in ctx.state.",
+            lost="The checkpoints beside it can still be used: `umbel run APP --init <checkpoint>`.",
+        )
+        self._empty = not self._database.rows("SELECT 1 FROM state LIMIT 1")
 
     def get(self, client: ClientId) -> dict[str, Any]:
         """The newest state of a client; empty for one that has none."""
@@ -48,11 +41,9 @@ class ClientStates:
         """The newest state of a client as bytes; None for one that has none."""
         if self._empty:
             return None
-        with self._explained("read"):
-            row = self._db.execute(
-                "SELECT data FROM state WHERE client = ? ORDER BY ask DESC LIMIT 1", (json.dumps(client),)
-            ).fetchone()
-        return row[0] if row else None
+        query = "SELECT data FROM state WHERE client = ? ORDER BY ask DESC LIMIT 1"
+        rows = self._database.rows(query, json.dumps(client))
+        return rows[0][0] if rows else None
 
     def advance(self, ask: int, states: Mapping[ClientId, bytes], *, since: int) -> None:
         """Write the states that the admitted results of an ask carry, all or none. Raises `StorageError`.
@@ -62,40 +53,22 @@ class ClientStates:
         if not states:
             return
         self._empty = False
-        with self._explained("written"), self._db:
-            self._db.execute("BEGIN")
+        with self._database.write() as execute:
             for client, data in states.items():
                 name = json.dumps(client)
-                self._db.execute(
+                execute(
                     "DELETE FROM state WHERE client = ? AND ask < "
                     "(SELECT max(ask) FROM state WHERE client = ? AND ask < ?)",
                     (name, name, since),
                 )
-                self._db.execute("INSERT OR REPLACE INTO state VALUES (?, ?, ?)", (name, ask, data))
+                execute("INSERT OR REPLACE INTO state VALUES (?, ?, ?)", (name, ask, data))
 
     def keep(self, before: int, asks: Iterable[int]) -> None:
         """Go back to what states were when only the asks before this one, and these, had closed."""
         marks = ",".join(str(int(ask)) for ask in asks)
-        with self._explained("written"):
-            self._db.execute(f"DELETE FROM state WHERE ask >= ? AND ask NOT IN ({marks})", (before,))
+        with self._database.write() as execute:
+            execute(f"DELETE FROM state WHERE ask >= ? AND ask NOT IN ({marks})", (before,))
 
     def close(self) -> None:
         """Let go of the file."""
-        self._db.close()
-
-    @contextmanager
-    def _explained(self, done: str) -> Iterator[None]:
-        import sqlite3  # here, because loading it would be a tenth of `import umbel`
-
-        try:
-            yield
-        except sqlite3.DatabaseError as error:
-            told = f"the client states in {self._path or 'memory'} cannot be {done}: {error}"
-            if isinstance(error, sqlite3.DataError):
-                hint = "A state is larger than SQLite takes here: have the clients keep less in ctx.state."
-                raise StorageError(told, hint=hint) from error
-            if isinstance(error, sqlite3.OperationalError):
-                hint = "Nothing learned before is lost: make room or mend the folder, then `umbel resume` the run."
-                raise StorageError(told, hint=hint) from error
-            hint = "The checkpoints beside it can still be used: `umbel run APP --init <checkpoint>`."
-            raise CorruptFile(told, hint=hint) from error
+        self._database.close()
