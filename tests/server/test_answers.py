@@ -187,6 +187,14 @@ def test_a_run_may_have_a_partial_folded_again(world):
     assert world.said("r1", "result")
 
 
+def test_results_are_not_folded_again(world):
+    asked(world, "0")
+    world.say("a1", result=done_of("0"))
+    assert world.say("r1", refold=m.Refold(run="r", ask=0, without=["0.0"])) == []
+    world.say("r1", task=task_of("0"))
+    assert world.said("r1", "result") == [done_of("0")]
+
+
 def test_a_partial_of_an_ask_that_is_over_is_acknowledged(world):
     asked(world, "0", "1")
     world.say("r1", close_ask=m.CloseAsk(run="r", ask=0))

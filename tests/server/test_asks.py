@@ -122,6 +122,23 @@ def test_an_ask_that_is_over_is_forgotten(world):
     assert world.say("r1", close_ask=m.CloseAsk(run="r", ask=0)) == []
 
 
+def test_a_node_that_answered_in_an_earlier_session_is_told_that_the_ask_is_over(world):
+    asked(world, "0")
+    world.say("a1", result=done_of("0"))
+    world.node("a", "0", "1", number=2)
+    world.say("r1", close_ask=m.CloseAsk(run="r", ask=0))
+    assert world.said("a2") == [("close_ask", m.CloseAsk(run="r", ask=0))]
+    assert world.said("b1") == []
+
+
+def test_a_task_that_was_cancelled_and_is_asked_again_is_wanted(world):
+    asked(world, "0")
+    world.say("r1", cancel=m.Cancel(run="r", tasks=["0.0"]))
+    world.say("r1", task=task_of("0"))
+    world.say("a1", alive=m.Alive(run="r", tasks=["0.0"]))
+    assert world.said("a1") == []
+
+
 def test_an_ask_with_another_digest_begins_anew(world):
     asked(world, "0")
     world.say("a1", result=done_of("0"))

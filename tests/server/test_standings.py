@@ -88,6 +88,13 @@ def test_so_do_members_whose_reasons_are_long():
     assert sum(len(body.members) for body in found) == MEMBERS
 
 
+def test_a_client_that_refused_and_left_has_refused_still(world):
+    world.say("b1", run_answer=m.RunAnswer(run="r", reason="no data"))
+    world.say("b1", hosted=m.Hosted())
+    assert world.said("r1") == []
+    assert world.router.ledger.standings("r")["2"] == (m.STANDING_REFUSED, "no data")
+
+
 def test_a_refusal_ends_the_tasks_that_wait(world):
     asked(world, "2")
     world.say("b1", run_answer=m.RunAnswer(run="r", reason="changed my mind"))
