@@ -150,7 +150,7 @@ class Run:
         self.changed = asyncio.Event()
 
     async def connect(self):
-        token = self.server.registry.issue_run("test", "r")
+        token = self.server.registry.tokens.issue_run("test", "r")
         await self.server.commit()
         self.connection = Connection(await grpc.connect(self.server.address, None))
         await introduce(self.connection, TokenProof(token), m.Hello(role=m.ROLE_RUN, name="r", token=token.id))

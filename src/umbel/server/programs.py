@@ -179,7 +179,7 @@ class Programs:
         around.carry(around.router.end_now(run, status, time.time()))
         if why is not None:
             around.store.put("runs", {"id": run, "exit": why})
-        around.registry.end_run(run)
+        around.registry.tokens.end_run(run)
         await around.commits.done()
         if not self.is_over(run):
             around.store.put("runs", {"id": run, "status": status, "ended_at": time.time()})

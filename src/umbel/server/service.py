@@ -109,7 +109,7 @@ class PeerConnection:
     @property
     def role(self) -> str:
         """What an operator may do."""
-        return self._service.registry.role(self.identity)
+        return self._service.registry.tokens.role(self.identity)
 
     async def fetch(self, blob: m.Blob) -> None:
         """Get a blob from there."""
@@ -227,7 +227,7 @@ class Service:
         write_own(self.root, Credentials(self._reached(), self.line(self._own_token())))
         for row in self.store.rows("runs"):
             if row["status"] in ENDED:
-                self.registry.end_run(row["id"])
+                self.registry.tokens.end_run(row["id"])
         await self.commit()
 
     async def begin(self) -> None:
@@ -258,11 +258,11 @@ class Service:
         """What operators on this machine use: the one that is in the server's folder already, if it is good still."""
         with suppress(SettingError):
             kept = own_token(self.root)
-            if kept is not None and self.registry.holds(kept, "admin"):
+            if kept is not None and self.registry.tokens.holds(kept, "admin"):
                 return kept
         with suppress(SettingError):
-            self.registry.remove_operator("server", "local")
-        return self.registry.grant("server", "local", "admin")
+            self.registry.tokens.remove_operator("server", "local")
+        return self.registry.tokens.grant("server", "local", "admin")
 
     def _reached(self) -> str:
         """The address as this machine reaches it."""
@@ -387,7 +387,7 @@ class Service:
             elif isinstance(effect, RunBegun):
                 self.feeds.begun(effect.run)
             elif isinstance(effect, RunEnded):
-                self.registry.end_run(effect.run)
+                self.registry.tokens.end_run(effect.run)
                 self._task(self._ended(effect))
         if soon:
             self.commits.soon()
@@ -451,7 +451,7 @@ class Service:
 
     def _new_token(self, run: str) -> str:
         """The line of a new token for a run; who has connected by an earlier one is put out."""
-        token = self.registry.issue_run("server", run)
+        token = self.registry.tokens.issue_run("server", run)
         self._put_out(lambda peer: peer.identity.role == m.ROLE_RUN and peer.identity.id == run)
         return self.line(token)
 
