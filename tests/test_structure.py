@@ -69,7 +69,6 @@ TESTED_ELSEWHERE = {
     "runs.federation": "runs/test_run.py",
     "runs.asks": "runs/test_conductor.py",
     "server.commits": "server/test_service.py",
-    "server.ledger": "server/test_router.py",
     "server.notices": "server/test_router.py",
     "server.programs": "server/test_service.py",
     "server.signals": "server/test_router.py",

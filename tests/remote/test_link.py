@@ -59,7 +59,7 @@ class World:
         self.line = JoinText(self.service.authority.public, token).text
 
     async def _granted(self):
-        token = self.service.registry.grant("test", "ann", "run")
+        token = self.service.registry.tokens.grant("test", "ann", "run")
         await self.service.commit()
         return token
 

@@ -150,7 +150,7 @@ class Run:
         self.changed = asyncio.Event()
 
     async def connect(self):
-        token = self.server.registry.issue_run("test", "r")
+        token = self.server.registry.tokens.issue_run("test", "r")
         await self.server.commit()
         self.connection = Connection(await grpc.connect(self.server.address, None))
         await introduce(self.connection, TokenProof(token), m.Hello(role=m.ROLE_RUN, name="r", token=token.id))
@@ -261,7 +261,7 @@ async def test_a_relay_that_starts_again_sends_what_it_has(tmp_path):
                 while "4" not in hosts.started or len(stored(tmp_path)) < 4:
                     await asyncio.sleep(0)
         async with relay(tmp_path, server, address):  # its node is away, and comes back no more
-            while not server.router.online(server.registry.node("east").id):
+            while not server.router.nodes.online(server.registry.node("east").id):
                 await asyncio.sleep(0)
             run.post(cancel=m.Cancel(run="r", tasks=["1.4"]))
             assert await mean_of(run, await run.answer()) == ([f"1.{client}" for client in range(4)], folded(*range(4)))
@@ -304,7 +304,7 @@ def test_it_waits_for_approval_and_says_so_once(tmp_path, caplog):
                 await asyncio.sleep(0)
             (known,) = server.registry.nodes()
             server.registry.approve("test", known.id)
-            while not server.router.online(known.id):
+            while not server.router.nodes.online(known.id):
                 await asyncio.sleep(0)
 
     asyncio.run(wait())

@@ -151,7 +151,7 @@ class Office:
         return await self._in(NodeProof(key, token), hello)
 
     async def run(self, name="r"):
-        token = self.service.registry.issue_run("test", name)
+        token = self.service.registry.tokens.issue_run("test", name)
         return await self._in(TokenProof(token), m.Hello(role=m.ROLE_RUN, name=name, token=token.id))
 
     async def by(self, line, name="r"):
@@ -160,7 +160,7 @@ class Office:
         return await self._in(TokenProof(token), m.Hello(role=m.ROLE_RUN, name=name, token=token.id))
 
     async def operator(self, name="ann", role="admin"):
-        token = self.service.registry.grant("test", name, role)
+        token = self.service.registry.tokens.grant("test", name, role)
         return await self._in(TokenProof(token), m.Hello(role=m.ROLE_OPERATOR, token=token.id))
 
     async def ready(self, *clients):
@@ -668,7 +668,7 @@ def test_one_operator_does_not_take_all_connections(tmp_path, monkeypatch):
     monkeypatch.setattr(services, "OPERATOR_CONNECTIONS", 2)
 
     async def act(here):
-        token = here.service.registry.grant("test", "ann", "read")
+        token = here.service.registry.tokens.grant("test", "ann", "read")
 
         async def connect():
             return await here._in(TokenProof(token), m.Hello(role=m.ROLE_OPERATOR, token=token.id))
@@ -893,7 +893,7 @@ def test_a_run_that_is_gone_on_with_while_its_last_driver_leaves_is_not_stopped_
 
 def test_a_run_of_a_users_own_program_goes_on_by_what_it_does(tmp_path):
     async def act(here):
-        ann, token = await here.operator(), here.service.registry.grant("test", "bea", "run")
+        ann, token = await here.operator(), here.service.registry.tokens.grant("test", "bea", "run")
 
         async def program():
             found = await here._in(TokenProof(token), m.Hello(role=m.ROLE_RUN, name="r", token=token.id))
@@ -921,7 +921,7 @@ def test_a_run_of_a_users_own_program_goes_on_by_what_it_does(tmp_path):
 def test_a_token_of_a_run_that_was_over_is_swept_when_the_server_starts(tmp_path):
     async def act(here):
         await here.operator()
-        here.service.registry.issue_run("test", "r")
+        here.service.registry.tokens.issue_run("test", "r")
         here.service.store.put("runs", {"id": "r", "status": "stopped", "ended_at": 1.0})
 
     play(act, tmp_path)

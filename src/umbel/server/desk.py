@@ -186,7 +186,7 @@ class Desk:
             raise Refused(f"there is no method {request.method!r:.60}", m.CODE_UNKNOWN)
         needed, _ = RIGHTS[request.method]
         if not roles.at_least(peer.role, needed):
-            self._offices.registry.record(peer.name, "denied", method=request.method, role=peer.role)
+            self._offices.registry.audit.record(peer.name, "denied", method=request.method, role=peer.role)
             raise Refused(
                 f"{request.method} needs the role {needed}, and {peer.name} has the role {peer.role}",
                 m.CODE_NOT_ALLOWED,
@@ -239,26 +239,26 @@ class Desk:
         return {"node": node.id, "name": node.name}
 
     async def _operators(self, peer: OperatorPeer, body: Body) -> dict[str, Any]:
-        return {"operators": self._offices.registry.operators()}
+        return {"operators": self._offices.registry.tokens.operators()}
 
     async def _add_operator(self, peer: OperatorPeer, body: Body) -> dict[str, Any]:
         name, role = _text(body, "name"), _text(body, "role")
-        token = self._offices.registry.grant(peer.name, name, role)
+        token = self._offices.registry.tokens.grant(peer.name, name, role)
         return {"name": name, "role": role, "line": self._offices.line(token)}
 
     async def _remove_operator(self, peer: OperatorPeer, body: Body) -> dict[str, Any]:
         name = _text(body, "name")
-        admins = [row["name"] for row in self._offices.registry.operators() if row["role"] == "admin"]
+        admins = [row["name"] for row in self._offices.registry.tokens.operators() if row["role"] == "admin"]
         if admins == [name]:
             raise Refused(f"{name} is the only admin: nobody could let others in any more", m.CODE_OUT_OF_ORDER)
-        self._offices.dismissed(self._offices.registry.remove_operator(peer.name, name))
+        self._offices.dismissed(self._offices.registry.tokens.remove_operator(peer.name, name))
         return {"name": name}
 
     async def _audit(self, peer: OperatorPeer, body: Body) -> dict[str, Any]:
         count = body.get("count", 100)
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise Refused("count is a whole number of at least 1", m.CODE_MALFORMED)
-        return {"records": self._offices.registry.audit(count)}
+        return {"records": self._offices.registry.audit.last(count)}
 
     # Runs
 
@@ -319,7 +319,7 @@ class Desk:
                 found.append({"name": name, "size": blob.size, "sha256": blob.sha256.hex()})
         if not found:
             raise Refused(f"run {run} has left no files yet", m.CODE_UNKNOWN)
-        self._offices.registry.record(peer.name, "runs.pull", run=run)
+        self._offices.registry.audit.record(peer.name, "runs.pull", run=run)
         return {"run": run, "files": found}
 
     async def _kept(self, path: Path) -> m.Blob | None:
@@ -365,7 +365,7 @@ class Desk:
             raise
         row = {"id": run, "status": "running", "owner": peer.name, "name": name, "created_at": self._now()}
         self._offices.store.put("runs", {**row, "submission": submission})
-        self._offices.registry.record(peer.name, "runs.submit", run=run, client=body["client"]["sha256"])
+        self._offices.registry.audit.record(peer.name, "runs.submit", run=run, client=body["client"]["sha256"])
         await self._offices.commit()
         self._offices.feeds.begun(run)
         await self._offices.start(run)
@@ -387,7 +387,7 @@ class Desk:
             (row,) = self._offices.store.rows("runs", id=run)
             if row["ended_at"] is not None:
                 raise Refused(f"run {run} is over: it has {row['status']}", m.CODE_OUT_OF_ORDER)
-            self._offices.registry.record(peer.name, "runs.stop", run=run)
+            self._offices.registry.audit.record(peer.name, "runs.stop", run=run)
             await self._offices.stop(run)
         return {"run": run, **({} if row["submission"] is not None else {"driven": True})}
 
@@ -412,7 +412,7 @@ class Desk:
             submission["settings"] = {**submission["settings"], "rounds": rounds}
         again = {"id": row["id"], "status": "running", "ended_at": None, "exit": None, "submission": submission}
         self._offices.store.put("runs", again)
-        self._offices.registry.record(peer.name, "runs.resume", run=row["id"], rounds=rounds)
+        self._offices.registry.audit.record(peer.name, "runs.resume", run=row["id"], rounds=rounds)
         await self._offices.commit()
         self._offices.feeds.begun(row["id"])
         await self._offices.start(row["id"])

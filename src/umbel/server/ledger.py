@@ -1,28 +1,19 @@
-"""What a router knows: runs with their asks, tasks and answers, nodes, and who is connected."""
+"""What a router knows: runs with their asks, tasks and answers, and nodes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
+from ..store.records import Store
 from ..wire import messages as m
+from .signals import Hold, Outbox, RunBegun, RunEnded
 
-
-class Records(Protocol):
-    """The store, as far as a router needs it."""
-
-    def rows(self, table: str, /, **where: Any) -> list[dict[str, Any]]:
-        """What is on disk."""
-
-    def greatest(self, table: str, /, **where: Any) -> int:
-        """The highest number among rows."""
-
-    def put(self, table: str, row: Mapping[str, Any], /) -> None:
-        """Keep a row."""
-
-    def delete(self, table: str, /, **where: Any) -> None:
-        """Remove rows."""
+ENDED = ("finished", "failed", "stopped")
+"""What becomes of runs that nobody goes on with."""
+RESTING = 8
+"""So many runs that were stopped or have failed are kept in memory; others are read again if they go on."""
 
 
 @dataclass(slots=True)
@@ -75,6 +66,10 @@ class RunEntry:
     asks: dict[int, AskEntry] = field(default_factory=dict)
     standings: dict[str, tuple[int, str]] = field(default_factory=dict)
 
+    def tasks(self) -> Iterator[tuple[AskEntry, TaskEntry]]:
+        """All tasks of its open asks."""
+        return ((ask, task) for ask in self.asks.values() for task in ask.tasks.values())
+
 
 @dataclass(slots=True)
 class NodeEntry:
@@ -90,15 +85,115 @@ class NodeEntry:
     waiting: int = 0
 
 
-@dataclass(slots=True)
-class PeerEntry:
-    """A connection."""
+class Ledger:
+    """The runs of a server, by id: `runs` are those that go on, `ended` says how and when others ended."""
 
-    role: str
-    id: str
+    def __init__(self, store: Store, out: Outbox) -> None:
+        self._store, self._out = store, out
+        self.runs: dict[str, RunEntry] = {}
+        self.ended: dict[str, tuple[str, float]] = {}
+        self._resting: dict[str, RunEntry] = {}
+        for row in store.rows("runs"):
+            if row["status"] in ENDED:
+                self.ended[row["id"]] = (row["status"], row["ended_at"] or 0.0)
+            else:
+                self.runs[row["id"]] = _restored(store, row)
+
+    # What is known
+
+    def connected(self, run: str) -> bool:
+        """Whether a run's process is connected."""
+        return run in self.runs and self.runs[run].peer is not None
+
+    def standings(self, run: str) -> dict[str, tuple[int, str]]:
+        """Each client's standing in a run, and why it is refused."""
+        return dict(self.runs[run].standings) if run in self.runs else {}
+
+    def waiting(self, run: str) -> int:
+        """How many tasks of a run wait for an answer."""
+        return sum(task.waiting for _, task in self.runs[run].tasks()) if run in self.runs else 0
+
+    def held(self) -> Iterator[Hold]:
+        """The blobs that are needed, to be held again after a restart."""
+        for run in self._kept():
+            if run.spec is not None and run.spec.archive.HasField("blob"):
+                yield Hold(run.spec.archive.blob.sha256, f"{run.id}/")
+            for id, ask in run.asks.items():
+                sent = [ask.spec.model, ask.spec.shared, *(task.message.own for task in ask.tasks.values())]
+                for payload in [*sent, *(payload_of(answer.message) for answer in ask.answers.values())]:
+                    if payload is not None and payload.HasField("blob"):
+                        yield Hold(payload.blob.sha256, f"{run.id}/{id}")
+
+    def stored(self) -> Iterator[tuple[str, m.Blob]]:
+        """The blobs of answers, each with the node that it came from."""
+        for run in self._kept():
+            for answer in [answer for ask in run.asks.values() for answer in ask.answers.values()]:
+                payload = payload_of(answer.message)
+                if payload is not None and payload.HasField("blob"):
+                    yield answer.node, payload.blob
+
+    def _kept(self) -> Iterator[RunEntry]:
+        """All runs of which anything is kept."""
+        yield from self.runs.values()
+        yield from (_restored(self._store, row) for row in self._store.rows("runs") if row["status"] in ENDED[1:])
+
+    # How runs begin and end
+
+    def begin(self, id: str, owner: str, now: float) -> RunEntry:
+        """A run that is new, or was over: with the answers that it had then. By a connection alone it does not go on:
+        see `goes_on`.
+        """
+        rows = self._store.rows("runs", id=id)
+        run = self._resting.pop(id, None) or (_restored(self._store, rows[0]) if rows else RunEntry(id))
+        run.spec = None  # until the run says it: nodes have to hear of it anew
+        run.over = self.ended.pop(id, None)
+        if run.over is None and rows and rows[0]["status"] in ENDED:
+            run.over = (rows[0]["status"], rows[0]["ended_at"] or 0.0)
+        self.runs[id] = run
+        if run.over is None:
+            begun = {} if rows else {"owner": owner, "created_at": now}
+            self._store.put("runs", {"id": id, "status": "running", "ended_at": None, **begun})
+        return run
+
+    def resumed(self, id: str) -> None:
+        """The server itself goes on with a run that was over, as its store says by now."""
+        self.ended.pop(id, None)
+
+    def goes_on(self, run: RunEntry) -> None:
+        """A run has done something that it had not done before: if it was over, it is not any more."""
+        if run.over is not None:
+            run.over = None
+            self._store.put("runs", {"id": run.id, "status": "running", "ended_at": None})
+            self._out.effects.append(RunBegun(run.id))
+
+    def end(self, run: RunEntry, status: str, now: float) -> None:
+        """A run is over. One that has not finished may go on, and then gets the answers that there are."""
+        members = {client: [m.Standing.Name(s), why] for client, (s, why) in run.standings.items()}  # type: ignore[arg-type]
+        self._store.put("runs", {"id": run.id, "status": status, "ended_at": now, "members": members})
+        del self.runs[run.id]
+        self.ended[run.id] = (status, now)
+        if status != "finished":
+            self._shed(run)
+            run.peer, run.standings = None, {}
+            self._resting[run.id] = run
+            while len(self._resting) > RESTING:
+                del self._resting[next(iter(self._resting))]
+        self._out.effects.append(RunEnded(run.id, status))
+
+    def _shed(self, run: RunEntry) -> None:
+        """Keep its updates; let go of failures, and of what is still under way."""
+        for ask in run.asks.values():
+            for answer in list(ask.answers.values()):
+                if answer.complete and payload_of(answer.message) is not None:
+                    continue
+                del ask.answers[answer.id]
+                self._store.delete("answers", run=run.id, id=answer.id)
+                for name in answer.tasks if answer.complete else ():
+                    ask.tasks[name].answer = None
+                    self._store.put("tasks", {"run": run.id, "task": name, "answer": None})
 
 
-def restored(store: Records, row: Mapping[str, Any]) -> RunEntry:
+def _restored(store: Store, row: Mapping[str, Any]) -> RunEntry:
     """A run as it is on disk, by its row; none of its tasks is `waiting` yet."""
     run = RunEntry(row["id"], m.RunSpec.FromString(row["spec"]) if row["spec"] else None)
     run.log = store.greatest("events", run=run.id)
@@ -115,30 +210,6 @@ def restored(store: Records, row: Mapping[str, Any]) -> RunEntry:
             node = ask.tasks[tasks[0]].node if tasks else ""
             ask.answers[row["id"]] = AnswerEntry(row["id"], message, tasks, node)
     return run
-
-
-def blobs_of(run: RunEntry) -> Iterator[tuple[m.Blob, str]]:
-    """The blobs that a run needs, each with its owner: the run, or one of its asks."""
-    if run.spec is not None and run.spec.archive.HasField("blob"):
-        yield run.spec.archive.blob, f"{run.id}/"
-    for id, ask in run.asks.items():
-        sent = [ask.spec.model, ask.spec.shared, *(task.message.own for task in ask.tasks.values())]
-        for payload in [*sent, *(payload_of(answer.message) for answer in ask.answers.values())]:
-            if payload is not None and payload.HasField("blob"):
-                yield payload.blob, f"{run.id}/{id}"
-
-
-def shed(store: Records, run: RunEntry) -> None:
-    """Of a run that is over but may go on: keep its updates; let go of failures, and of what is still under way."""
-    for ask in run.asks.values():
-        for answer in list(ask.answers.values()):
-            if answer.complete and payload_of(answer.message) is not None:
-                continue
-            del ask.answers[answer.id]
-            store.delete("answers", run=run.id, id=answer.id)
-            for name in answer.tasks if answer.complete else ():
-                ask.tasks[name].answer = None
-                store.put("tasks", {"run": run.id, "task": name, "answer": None})
 
 
 def payload_of(message: m.Message) -> m.Payload | None:

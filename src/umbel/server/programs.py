@@ -19,8 +19,9 @@ from ..store.records import Row, Store
 from ..trust import archive
 from .commits import Commits
 from .feeds import Feeds
+from .ledger import ENDED
 from .registry import Registry
-from .router import ENDED, Router
+from .router import Router
 from .signals import Effect
 from .summaries import Summaries
 from .supervision import Exit, Supervisor
@@ -94,7 +95,7 @@ class Programs:
             raise StorageError(f"run {run} cannot be started: {told}") from error
         line = around.new_token(run)
         await around.commits.done()
-        around.router.resumed(run)
+        around.router.ledger.resumed(run)
         self._stopping.discard(run)
         self.supervisor.start(run, around.root / "runs" / run, token=line, address=around.address())
 
@@ -110,7 +111,7 @@ class Programs:
         """
         around = self._around
         await around.commits.done()
-        if self._closing or run in self.running or self.is_over(run) or around.router.connected_run(run):
+        if self._closing or run in self.running or self.is_over(run) or around.router.ledger.connected(run):
             return
         status = self._said(run) if around.store.greatest("events", run=run) else "stopped"
         if status is not None:
@@ -178,7 +179,7 @@ class Programs:
         around.carry(around.router.end_now(run, status, time.time()))
         if why is not None:
             around.store.put("runs", {"id": run, "exit": why})
-        around.registry.end_run(run)
+        around.registry.tokens.end_run(run)
         await around.commits.done()
         if not self.is_over(run):
             around.store.put("runs", {"id": run, "status": status, "ended_at": time.time()})

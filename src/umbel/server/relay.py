@@ -92,7 +92,7 @@ class Relay:
     def __init__(self, settings: RelaySettings) -> None:
         self._settings = settings
         self.below = _Below(settings.below, self)
-        self._machine = Relaying(self.below.store, self.below.router.clients())
+        self._machine = Relaying(self.below.store, self.below.router.nodes.clients())
         self._loop = asyncio.get_running_loop()
         self._connection: Connection | None = None
         self._exchange: Exchange | None = None
@@ -153,7 +153,7 @@ class Relay:
             token=settings.token.id if settings.token is not None else "",
             software=f"umbel {version('umbel')}",
             capabilities=m.Capabilities(transforms=known, archives=True, partials=True),
-            clients=next(portions(sorted(self.below.router.clients()), text_bytes, most_bytes=HELLO_BYTES), []),
+            clients=next(portions(sorted(self.below.router.nodes.clients()), text_bytes, most_bytes=HELLO_BYTES), []),
         )
 
     def _progressed(self, sha: bytes, offset: int) -> None:
@@ -214,7 +214,7 @@ class Relay:
 
     def hosting(self) -> None:
         """The clients of the nodes below may have changed."""
-        self.put(Hosting(self.below.router.clients()))
+        self.put(Hosting(self.below.router.nodes.clients()))
 
     # Folding
 

@@ -15,11 +15,11 @@ from typing import Any, TypeAlias
 from ..core.task import Ticked
 from ..errors import ProtocolError
 from ..folds.catalogue import fold_from_spec
+from ..store.records import Store
 from ..wire import messages as m
 from ..wire.portions import HOSTED_BYTES, portions, text_bytes
 from ..work import retries
-from .ledger import Records, ask_of
-from .router import ENDED
+from .ledger import ENDED, ask_of
 from .signals import Connected, Event, Lost, Received
 
 OWNER = "the server above"
@@ -186,7 +186,7 @@ class Relaying:
     order; `next_tick` is when it wants a `Ticked`.
     """
 
-    def __init__(self, store: Records, clients: Iterable[str]) -> None:
+    def __init__(self, store: Store, clients: Iterable[str]) -> None:
         self.next_tick: float | None = None
         self._runs: dict[str, _Run] = {}
         self._clients = frozenset(clients)
@@ -208,7 +208,7 @@ class Relaying:
         self._now = 0.0
         self._load(store)
 
-    def _load(self, store: Records) -> None:
+    def _load(self, store: Store) -> None:
         for row in store.rows("runs"):
             if row["owner"] == OWNER and row["status"] not in ENDED and row["spec"]:
                 self._runs[row["id"]] = _Run(row["id"], m.RunSpec.FromString(row["spec"]))

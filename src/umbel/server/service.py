@@ -47,9 +47,10 @@ from . import pages
 from .commits import RETRY_SECONDS, Commits
 from .desk import Desk
 from .feeds import Feeds
+from .ledger import ENDED
 from .programs import Programs, Surroundings
 from .registry import Registry
-from .router import ENDED, Router
+from .router import Router
 from .settings import ServerOpened, ServerSettings
 from .signals import (
     Connected,
@@ -108,7 +109,7 @@ class PeerConnection:
     @property
     def role(self) -> str:
         """What an operator may do."""
-        return self._service.registry.role(self.identity)
+        return self._service.registry.tokens.role(self.identity)
 
     async def fetch(self, blob: m.Blob) -> None:
         """Get a blob from there."""
@@ -190,7 +191,8 @@ class Service:
             )
         )
         self.start, self.stop = self.programs.start, self.programs.stop
-        self.online, self.elsewhere, self.standings = self.router.online, self.router.elsewhere, self.router.standings
+        nodes, ledger = self.router.nodes, self.router.ledger
+        self.online, self.elsewhere, self.standings = nodes.online, nodes.elsewhere, ledger.standings
         self.desk = Desk(self)
         self.peers: dict[str, PeerConnection] = {}
         self.insiders: dict[str, InternalPeer] = {}
@@ -210,9 +212,9 @@ class Service:
     async def open(self) -> None:
         """Listen: who knocks waits until the server has begun."""
         (self.root / "runs").mkdir(mode=0o700, exist_ok=True)
-        for sha, owner in [(hold.sha, hold.owner) for hold in self.router.held()] + list(self.desk.held()):
+        for sha, owner in [(hold.sha, hold.owner) for hold in self.router.ledger.held()] + list(self.desk.held()):
             self.blobs.hold(sha, owner)
-        for node, blob in self.router.stored():
+        for node, blob in self.router.ledger.stored():
             self.storage.place(node, node, True).held[blob.sha256] = blob.size
         self.storage.collect()
         certificate = key = None
@@ -225,7 +227,7 @@ class Service:
         write_own(self.root, Credentials(self._reached(), self.line(self._own_token())))
         for row in self.store.rows("runs"):
             if row["status"] in ENDED:
-                self.registry.end_run(row["id"])
+                self.registry.tokens.end_run(row["id"])
         await self.commit()
 
     async def begin(self) -> None:
@@ -256,11 +258,11 @@ class Service:
         """What operators on this machine use: the one that is in the server's folder already, if it is good still."""
         with suppress(SettingError):
             kept = own_token(self.root)
-            if kept is not None and self.registry.holds(kept, "admin"):
+            if kept is not None and self.registry.tokens.holds(kept, "admin"):
                 return kept
         with suppress(SettingError):
-            self.registry.remove_operator("server", "local")
-        return self.registry.grant("server", "local", "admin")
+            self.registry.tokens.remove_operator("server", "local")
+        return self.registry.tokens.grant("server", "local", "admin")
 
     def _reached(self) -> str:
         """The address as this machine reaches it."""
@@ -380,12 +382,12 @@ class Service:
             elif isinstance(effect, Drop):
                 peer = self.peers.get(effect.peer)
                 if peer is not None:
-                    problem = m.Problem(code=effect.code, text=effect.text, retry=effect.retry)  # type: ignore[arg-type]
+                    problem = m.Problem(code=effect.code, text=effect.text)  # type: ignore[arg-type]
                     self._task(peer.connection.close(problem))
             elif isinstance(effect, RunBegun):
                 self.feeds.begun(effect.run)
             elif isinstance(effect, RunEnded):
-                self.registry.end_run(effect.run)
+                self.registry.tokens.end_run(effect.run)
                 self._task(self._ended(effect))
         if soon:
             self.commits.soon()
@@ -449,7 +451,7 @@ class Service:
 
     def _new_token(self, run: str) -> str:
         """The line of a new token for a run; who has connected by an earlier one is put out."""
-        token = self.registry.issue_run("server", run)
+        token = self.registry.tokens.issue_run("server", run)
         self._put_out(lambda peer: peer.identity.role == m.ROLE_RUN and peer.identity.id == run)
         return self.line(token)
 
@@ -520,7 +522,7 @@ class Service:
             nodes=tuple(self._node_facts()),
             runs=tuple(self._run_facts()),
             sessions=sessions,
-            answers_stored=self.router.answers,
+            answers_stored=self.router.answers.count,
             blob_bytes=self.blobs.used,
             blob_quota=self.storage.quota,
             node_quota=self.storage.share,
@@ -538,7 +540,7 @@ class Service:
                 id=node.id,
                 name=node.name,
                 status=node.status,
-                connected=self.router.online(node.id),
+                connected=self.router.nodes.online(node.id),
                 clients=len(node.clients),
                 seen_at=node.seen_at,
             )
@@ -546,7 +548,7 @@ class Service:
     def _run_facts(self) -> Iterable[pages.RunFacts]:
         for row in self.store.rows("runs"):
             about = self.summaries.of(row["id"])
-            standings = self.router.standings(row["id"])
+            standings = self.router.ledger.standings(row["id"])
             yield pages.RunFacts(
                 id=row["id"],
                 name=row["name"] or row["id"],
@@ -555,7 +557,7 @@ class Service:
                 round=about["rounds"],
                 rounds=about["asked"],
                 ready=sum(standing == m.STANDING_READY for standing, _ in standings.values()),
-                waiting=self.router.waiting_of(row["id"]),
+                waiting=self.router.ledger.waiting(row["id"]),
             )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..wire import messages as m
@@ -18,7 +18,6 @@ class Connected:
     id: str
     name: str = ""
     clients: tuple[str, ...] = ()
-    capabilities: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +61,6 @@ class Drop:
     peer: str
     code: int
     text: str
-    retry: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,3 +112,15 @@ class RunEnded:
 
 
 Effect = Say | Drop | Fetch | Hold | Release | Tell | RunBegun | RunEnded
+
+
+@dataclass(slots=True)
+class Outbox:
+    """What is to be done, in order."""
+
+    effects: list[Effect] = field(default_factory=list)
+
+    def say(self, peer: str | None, *, durable: bool = False, **body: Any) -> None:
+        """Have a message with this body sent; where there is no peer nothing is."""
+        if peer is not None:
+            self.effects.append(Say(peer, m.Message(**body), durable))

@@ -444,7 +444,7 @@ class Deployment:
     def _start(self, station: Station) -> None:
         station.router = Router(station.store, station.blobs.__contains__)
         if station.above is not None:
-            station.relaying = relays.Relaying(station.store, station.router.clients())
+            station.relaying = relays.Relaying(station.store, station.router.nodes.clients())
 
     def _crash(self, station: Station, seconds: float) -> None:
         for wire in list(self._wires.values()):
@@ -470,7 +470,7 @@ class Deployment:
                 for effect in station.router.handle(event, self.time):
                     self._served(station, effect)
                 if station.relaying is not None and isinstance(event, servers.Connected | servers.Received):
-                    station.events.append(relays.Hosting(station.router.clients()))
+                    station.events.append(relays.Hosting(station.router.nodes.clients()))
             elif station.relaying is not None:
                 for doing in station.relaying.handle(event, self.time):
                     self._relayed(station, doing)
@@ -539,7 +539,7 @@ class Deployment:
     def _connect_relay(self, station: Station) -> None:
         assert station.above is not None
         assert station.router is not None
-        clients = station.router.clients()
+        clients = station.router.nodes.clients()
         wire = station.wire = self._plug(f"node {station.name}", station.above, station.blobs)
         event = servers.Connected(wire.peer, "node", station.name, station.name, tuple(sorted(clients)))
         self._tell(station.above, event)
