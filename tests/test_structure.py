@@ -63,6 +63,7 @@ TESTED_ELSEWHERE = {
     "folds.catalogue": "folds/test_folds.py",
     "folds.collect": "folds/test_folds.py",
     "folds.total": "folds/test_folds.py",
+    "node.run_host": "node/test_children.py",
     "node.signals": "node/test_machine.py",
     **{f"samplers.{name}": "samplers/test_samplers.py" for name in SAMPLERS},
     "runs.federation": "runs/test_run.py",

@@ -40,8 +40,9 @@ from ..wire import messages as m
 from ..wire.blobs import Fetched, NotFetched
 from ..wire.portions import HELLO_BYTES, text_bytes
 from ..work.processes import first_of
-from .children import Children, ChildSettings, Program, holder
+from .children import Children
 from .machine import NodeMachine
+from .run_host import ChildSettings, Program, holder
 from .signals import (
     Approved,
     Denied,
