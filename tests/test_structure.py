@@ -63,7 +63,7 @@ TESTED_ELSEWHERE = {
     "folds.catalogue": "folds/test_folds.py",
     "folds.collect": "folds/test_folds.py",
     "folds.total": "folds/test_folds.py",
-    "node.holdings": "node/test_machine.py",
+    "node.run_host": "node/test_children.py",
     "node.signals": "node/test_machine.py",
     **{f"samplers.{name}": "samplers/test_samplers.py" for name in SAMPLERS},
     "runs.federation": "runs/test_run.py",
@@ -76,11 +76,11 @@ TESTED_ELSEWHERE = {
     "testing.host": "testing/test_deployment.py",
     "transforms.clip_by_norm": "transforms/test_transforms.py",
     "transforms.top_k": "transforms/test_transforms.py",
-    "wire.blobs": "node/test_machine.py",
+    "wire.blobs": "node/test_holdings.py",
     "wire.roles": "transport/test_handshake.py",
     "work.intake": "work/test_executor.py",
     "work.late": "test_resume.py",
-    "work.retries": "node/test_machine.py",
+    "work.retries": "node/test_hosting.py",
     "work.seeding": "work/test_executor.py",
 }
 """Modules without a test file of their own, and the file below tests/ that tests them."""

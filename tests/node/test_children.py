@@ -17,7 +17,8 @@ from umbel import Arrays, Free, Like
 from umbel.core import encoding
 from umbel.core.randomness import Key
 from umbel.errors import AppError
-from umbel.node.children import Children, ChildSettings, Program, holder
+from umbel.node.children import Children
+from umbel.node.run_host import ChildSettings, Program, holder
 from umbel.node.signals import HostDied, HostReady, HostRefused, Start, Stepped, Stop, TaskDone, TaskFailed
 from umbel.store.blobs import Blobs
 from umbel.wire import messages as m

@@ -15,8 +15,9 @@ from umbel import Arrays, Like
 from umbel.core import encoding
 from umbel.core.randomness import Key
 from umbel.errors import ConnectionLost, Refused
-from umbel.node.children import holder
-from umbel.node.service import NodeSettings, PolicyGate, Verdict, run_node
+from umbel.node.gate import PolicyGate, Verdict
+from umbel.node.run_host import holder
+from umbel.node.service import NodeSettings, run_node
 from umbel.node.signals import HostReady, TaskDone
 from umbel.store.blobs import Blobs
 from umbel.transport.connection import Connection

@@ -409,4 +409,4 @@ def test_the_table_leads_from_queued_to_an_end():
 def test_the_diagram_in_the_documentation_is_drawn_from_the_table():
     page = Path(__file__).parents[2] / "docs" / "architecture.md"
     drawn = re.findall(r"```mermaid\n(stateDiagram.*?)\n```", page.read_text("utf-8"), re.S)
-    assert drawn == [diagram()]
+    assert diagram() in drawn

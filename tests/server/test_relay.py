@@ -16,8 +16,9 @@ from umbel.core import encoding
 from umbel.core.partial import Partial
 from umbel.core.update import Receipt, check
 from umbel.errors import ConnectionLost, Refused
-from umbel.node.children import holder
-from umbel.node.service import NodeSettings, Verdict, run_node
+from umbel.node.gate import Verdict
+from umbel.node.run_host import holder
+from umbel.node.service import NodeSettings, run_node
 from umbel.node.signals import HostReady, TaskDone
 from umbel.server.relay import RelaySettings, run_relay
 from umbel.server.service import running

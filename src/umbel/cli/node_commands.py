@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from ..errors import SettingError
-from ..node.service import NodeSettings, PolicyGate, run_node
+from ..node.gate import PolicyGate
+from ..node.service import NodeSettings, run_node
 from ..office.operator import Operator
 from ..runs.journal import write_whole
 from ..transport.stream import Stream

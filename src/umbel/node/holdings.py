@@ -1,90 +1,29 @@
-"""What a node has in hand: its runs and their tasks, the blobs that they need, the answers that it owes."""
+"""What a node has in hand: the blobs that it needs, the answers that it owes."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, field
-from enum import Enum
+from collections.abc import Callable, Collection, Iterable
 
 from ..wire import messages as m
+from .orders import blob_of
+from .session import ServerSession
 from .signals import Effect, FetchBlob, ReleaseBlob
 from .spool import Acknowledged, Spool, StoredAnswer
 
-
-class HostStanding(Enum):
-    """How far the host of a run is."""
-
-    FETCHING = "its archive is being fetched"
-    PREPARING = "its client is being prepared"
-    ASKING = "the owner is being asked"
-    READY = "ready"
-    REFUSED = "refused"
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """A task that is to be done, the ask it came with, and the blobs that it needs."""
-
-    task: m.Task
-    ask: m.AskSpec
-    blobs: tuple[bytes, ...]
-
-
-@dataclass(slots=True)
-class Slot:
-    """A task that runs; `wanted` no more once it has been told to stop."""
-
-    held: Held
-    since: float
-    wanted: bool = True
-
-
-@dataclass(slots=True)
-class HostedRun:
-    """A run as its node knows it: how far its host is, its open asks, and its tasks, waiting and at work.
-
-    `newest` is the newest ask that was ever seen; `fed` says that asks have come in this session. Its host has
-    died `tries` times in a row before it was ready, and is tried again at `again_at`.
-    """
-
-    id: str
-    number: int
-    spec: m.RunSpec
-    standing: HostStanding = HostStanding.PREPARING
-    reason: str = ""
-    approved: bool = False
-    denied: bool = False
-    refused_in: int = 0
-    tries: int = 0
-    again_at: float | None = None
-    kinds: frozenset[str] = frozenset()
-    steps: frozenset[tuple[str, int]] = frozenset()
-    asks: dict[int, m.AskSpec] = field(default_factory=dict)
-    against: dict[int, str] = field(default_factory=dict)
-    queue: dict[str, Held] = field(default_factory=dict)
-    busy: dict[str, Slot] = field(default_factory=dict)
-    past: float = 0.0
-    newest: int = -1
-    fed: bool = False
-
-    def seconds(self, now: float) -> float:
-        """How long its tasks have had slots."""
-        return self.past + sum(now - slot.since for slot in self.busy.values())
-
-    def tasks(self) -> list[str]:
-        """The tasks that it waits for."""
-        return [*self.queue, *(slot.held.task.task for slot in self.busy.values() if slot.wanted)]
+REASON_LETTERS = 2000
+"""Reasons are cut to so many letters."""
 
 
 class NeededBlobs:
-    """Which blobs are needed, by what, and which of them are there."""
+    """Which blobs are needed, by what, and which of them are there; `do` takes effects."""
 
-    def __init__(self) -> None:
+    def __init__(self, do: Callable[[Effect], None]) -> None:
+        self._do = do
         self._users: dict[tuple[str, bytes], set[str]] = {}
         self._missing: dict[tuple[str, bytes], m.Blob] = {}
 
-    def add(self, run: str, blob: m.Blob, user: str, *, here: bool = False) -> list[Effect]:
+    def add(self, run: str, blob: m.Blob, user: str, *, here: bool = False) -> None:
         """Something needs a blob; it is fetched if nothing needed it before."""
         key = (run, blob.sha256)
         known = key in self._users
@@ -93,24 +32,21 @@ class NeededBlobs:
             self._missing.pop(key, None)
         elif not known:
             self._missing[key] = blob
-            return [FetchBlob(run, blob)]
-        return []
+            self._do(FetchBlob(run, blob))
 
-    def drop(self, run: str, users: Collection[str]) -> list[Effect]:
+    def drop(self, run: str, users: Collection[str]) -> None:
         """These need nothing any more; what nothing needs is released."""
-        gone: list[Effect] = []
         for key in [key for key, found in self._users.items() if key[0] == run and not found.isdisjoint(users)]:
             self._users[key].difference_update(users)
             if not self._users[key]:
                 del self._users[key]
                 self._missing.pop(key, None)
-                gone.append(ReleaseBlob(*key))
-        return gone
+                self._do(ReleaseBlob(*key))
 
-    def drop_run(self, run: str, *, but: Collection[str] = ()) -> list[Effect]:
+    def drop_run(self, run: str, *, but: Collection[str] = ()) -> None:
         """A run needs nothing any more, but for these users."""
         users = {user for key, found in self._users.items() if key[0] == run for user in found}
-        return self.drop(run, users.difference(but))
+        self.drop(run, users.difference(but))
 
     def arrived(self, run: str, sha: bytes) -> None:
         """A blob is there."""
@@ -129,9 +65,10 @@ class NeededBlobs:
         """Whether all of these are there."""
         return not any((run, sha) in self._missing for sha in shas)
 
-    def missing(self) -> list[Effect]:
-        """What is to be fetched."""
-        return [FetchBlob(run, blob) for (run, _), blob in self._missing.items()]
+    def fetch(self) -> None:
+        """Have what is missing fetched."""
+        for (run, _), blob in self._missing.items():
+            self._do(FetchBlob(run, blob))
 
     def needed(self) -> set[tuple[str, bytes]]:
         """All that is needed, there or not."""
@@ -146,56 +83,105 @@ class OwedAnswers:
     results of one task at once, one is said again in the next session: too often, never too seldom.
     """
 
-    def __init__(self, spool: Spool) -> None:
+    def __init__(self, spool: Spool, blobs: NeededBlobs, session: ServerSession) -> None:
         self._spool = spool
+        self._blobs = blobs
+        self._session = session
         self._kept: dict[tuple[str, str], m.Result] = {}
         self._said: dict[tuple[str, str], deque[tuple[int, bool]]] = {}
         for data in spool.answers():
-            result = m.Result.FromString(data)
-            self._kept[result.run, result.task] = result
+            self._hold(m.Result.FromString(data))
 
-    def __iter__(self) -> Iterator[m.Result]:
-        return iter(list(self._kept.values()))
+    def runs(self) -> set[str]:
+        """The runs to which answers are owed."""
+        return {run for run, _ in self._kept}
 
-    def get(self, run: str, task: str) -> m.Result | None:
-        """The answer to a task, if it has not been acknowledged."""
-        return self._kept.get((run, task))
+    def users(self, run: str, ask: int | None = None) -> set[str]:
+        """What needs blobs for answers to a run, or to one ask."""
+        return {f"answer {task}" for of, task in self._keys(run, ask)}
 
     def keep(self, result: m.Result, digest: bytes | None = None, state: bytes | None = None) -> None:
-        """Keep a result until it is acknowledged."""
-        self._kept[result.run, result.task] = result
+        """Keep a result until it is acknowledged, let go of what its task needed, and say it."""
         data = result.SerializeToString(deterministic=True)
         self._spool.put(StoredAnswer(result.run, result.ask, result.client, result.task, data, digest, state))
+        self._hold(result)
+        self._blobs.drop(result.run, {f"task {result.task}"})
+        self._say(result, durable=True)
 
-    def said(self, result: m.Result) -> None:
-        """A result, kept or not, goes out in this session."""
-        self._said.setdefault((result.run, result.task), deque()).append(_mark(result))
+    def fail(self, task: m.Task, reason: str, *, retry: bool) -> None:
+        """Keep that a task has failed, and say it."""
+        self.keep(_failure(task, reason, retry))
 
-    def acknowledged(self, run: str, task: str) -> bool:
-        """The server has what was said first of a task; whether that is what was kept, which then goes."""
+    def refuse(self, task: m.Task, reason: str, *, retry: bool = False) -> None:
+        """Say that a task is not done. It is not kept: the server asks again until it has an answer."""
+        self._say(_failure(task, reason, retry), durable=False)
+
+    def answered(self, task: m.Task, digest: bytes) -> bool:
+        """Whether a task needs nothing to be done, for it was answered before; that is then said."""
+        kept, before = self._kept.get((task.run, task.task)), self._spool.digest(task.run, task.task)
+        if before not in (None, digest):
+            reason = f"client {task.client} has answered ask {task.ask} before, when it asked something else"
+            self.refuse(task, reason)
+        elif kept is not None and (kept.HasField("done") or task.attempt <= kept.attempt):
+            self._say(kept, durable=True)
+        elif before is not None:
+            self.refuse(task, f"client {task.client} has answered ask {task.ask} before, and the answer was received")
+        else:
+            return False
+        return True
+
+    def say_again(self) -> None:
+        """A session has begun: say all, for what was said in another one is not acknowledged in this."""
+        self.part()
+        for result in list(self._kept.values()):
+            self._say(result, durable=True)
+
+    def part(self) -> None:
+        """The session has ended."""
+        self._said.clear()
+
+    def acknowledged(self, run: str, task: str) -> None:
+        """The server has what was said first of a task; if that is what was kept, it goes."""
         said = self._said.get((run, task))
         if not said:
-            return False
+            return
         first = said.popleft()
         if not said:
             del self._said[run, task]
         kept = self._kept.get((run, task))
-        if kept is None or _mark(kept) != first:
-            return False
-        del self._kept[run, task]
-        self._spool.put(Acknowledged(run, task))
-        return True
+        if kept is not None and _mark(kept) == first:
+            del self._kept[run, task]
+            self._spool.put(Acknowledged(run, task))
+            self._blobs.drop(run, {f"answer {task}"})
 
-    def drop(self, run: str, ask: int | None = None) -> list[str]:
-        """Forget the answers of a run, or of one ask; which tasks had one."""
-        gone = [key for key, kept in self._kept.items() if key[0] == run and ask in (None, kept.ask)]
-        for key in gone:
+    def drop(self, run: str, ask: int | None = None) -> None:
+        """Forget the answers to a run, or to one ask; not their blobs."""
+        for key in self._keys(run, ask):
             del self._kept[key]
-        return [task for _, task in gone]
 
-    def part(self) -> None:
-        """The session has ended: what was said in it is not acknowledged in another."""
-        self._said.clear()
+    def _keys(self, run: str, ask: int | None) -> list[tuple[str, str]]:
+        return [key for key, kept in self._kept.items() if key[0] == run and ask in (None, kept.ask)]
+
+    def _hold(self, result: m.Result) -> None:
+        self._kept[result.run, result.task] = result
+        blob = blob_of(result.done, "update")
+        if blob is not None:
+            self._blobs.add(result.run, blob, f"answer {result.task}", here=True)
+
+    def _say(self, result: m.Result, *, durable: bool) -> None:
+        if self._session.say(durable=durable, result=result):
+            self._said.setdefault((result.run, result.task), deque()).append(_mark(result))
+
+
+def outcome(task: m.Task) -> m.Result:
+    """What became of a task, as yet without that."""
+    return m.Result(run=task.run, task=task.task, ask=task.ask, client=task.client, attempt=task.attempt)
+
+
+def _failure(task: m.Task, reason: str, retry: bool) -> m.Result:
+    result = outcome(task)
+    result.failure.CopyFrom(m.Failure(reason=reason[:REASON_LETTERS], retry=retry))
+    return result
 
 
 def _mark(result: m.Result) -> tuple[int, bool]:

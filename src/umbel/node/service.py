@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from .. import transforms
-from ..core import encoding
-from ..core.arrays import Arrays
-from ..core.contract import mismatch
 from ..core.task import Ticked
 from ..errors import (
     ConnectionLost,
@@ -26,22 +22,23 @@ from ..errors import (
     UmbelError,
 )
 from ..store.blobs import Blobs
-from ..store.pace import Pace
 from ..transport.connection import Connection
 from ..transport.dialer import Dialer
 from ..transport.exchange import Depot, Exchange
 from ..transport.handshake import introduce
 from ..transport.stream import Stream
 from ..trust import archive as archives
-from ..trust.identity import SigningKey, seal, sign_node
-from ..trust.policy import Policy, archive_sha256
+from ..trust.identity import SigningKey
+from ..trust.proofs import NodeProof
 from ..trust.tokens import Token
 from ..wire import messages as m
 from ..wire.blobs import Fetched, NotFetched
 from ..wire.portions import HELLO_BYTES, text_bytes
-from ..work.processes import first_of
-from .children import Children, ChildSettings, Program, holder
+from .children import Children
+from .commits import SpoolCommits
+from .gate import Gate, Verdict, against_client, against_start
 from .machine import NodeMachine
+from .run_host import ChildSettings, Program, holder
 from .signals import (
     Approved,
     Denied,
@@ -65,66 +62,12 @@ from .signals import (
     Stop,
     TaskFailed,
 )
-from .spool import Batch, Spool
+from .spool import Spool
 
 log = logging.getLogger("umbel.node")
 
 FIRST_WAIT, LONGEST_WAIT = 0.1, 30.0
 MOVED_EVERY = 1.0
-IDLE_COMMIT = 1.0
-"""What nobody waits for is on disk after so many seconds."""
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """Whether a run may take place on a node: allowed, denied for a `reason`, or left to the owner."""
-
-    word: Literal["allow", "deny", "ask"]
-    reason: str = ""
-
-
-class Gate(Protocol):
-    """What a node lets in. Reasons are empty where nothing speaks against it.
-
-    - `check` judges a run and its archive, which may be large: it is called in another thread. An `UmbelError` denies.
-    - `against_ask` judges what a run asks of all its clients, as far as it is known before anything is fetched.
-    - `against_task` judges what one client would get: its `config`, its `model`, and what its update is expected to be
-      (`expects`). It is called only where `judges_tasks` is true.
-    """
-
-    judges_tasks: bool
-
-    def check(self, spec: m.RunSpec, archive: Path) -> Verdict: ...
-    def against_ask(self, spec: m.RunSpec, ask: m.AskSpec) -> str: ...
-    def against_task(self, ask: m.AskSpec, sent: Mapping[str, Any]) -> str: ...
-
-
-class PolicyGate:
-    """Lets in what a policy allows, if it is what it is said to be and its requirements are installed."""
-
-    def __init__(self, policy: Policy) -> None:
-        self._policy = policy
-        self.judges_tasks = policy.judges_tasks
-
-    def check(self, spec: m.RunSpec, archive: Path) -> Verdict:
-        """Judge a run by its archive, the policy and what is installed. Raises `AppError` and `OSError`."""
-        read = archives.verify(archive.read_bytes(), archive_sha256(spec), spec.author, spec.signature)
-        author = spec.author if spec.signature else b""
-        missing = read.missing()
-        if missing:
-            return Verdict("deny", "; ".join(missing))
-        if self._policy.asks_owner(spec, read.manifest, author):
-            return Verdict("ask")
-        reasons = self._policy.check_run(spec, read.manifest, author)
-        return Verdict("deny", "; ".join(reasons)) if reasons else Verdict("allow")
-
-    def against_ask(self, spec: m.RunSpec, ask: m.AskSpec) -> str:
-        """Why an ask is not answered here."""
-        return "; ".join(self._policy.check_ask(ask))
-
-    def against_task(self, ask: m.AskSpec, sent: Mapping[str, Any]) -> str:
-        """Why an ask is not answered by a client that gets this."""
-        return "; ".join(self._policy.check_task(ask, sent))
 
 
 class Hosts(Protocol):
@@ -191,11 +134,6 @@ class NodeSettings:
             clients=sorted(self.clients),
         )
 
-    def proof(self, transcript: bytes) -> m.Proof:
-        """Prove who it is."""
-        sealed = seal(self.token.digest, transcript) if self.token is not None else b""
-        return m.Proof(signature=sign_node(self.key, transcript), seal=sealed)
-
 
 async def run_node(settings: NodeSettings, stopping: asyncio.Event) -> None:
     """Be a node until `stopping` is set. Raises `StorageError` or `CorruptFile` where its folder cannot be used, and
@@ -227,12 +165,10 @@ class NodeService:
         self._settings = settings
         self._loop = asyncio.get_running_loop()
         self.fault: asyncio.Future[None] = self._loop.create_future()
-        self._spool = Spool(settings.folder / "node.db")
+        spool = Spool(settings.folder / "node.db")
         self._blobs = Blobs(settings.folder / "blobs", settings.quota)
         self._depot = Depot(self._blobs, lends_below=settings.lends_below)
-        self._machine = NodeMachine(
-            self._spool, settings.clients, slots=settings.slots, allows=settings.gate.against_ask
-        )
+        self._machine = NodeMachine(spool, settings.clients, slots=settings.slots, allows=settings.gate.against_ask)
         for run, sha in self._machine.needed():
             self._blobs.hold(sha, holder(run, sha))
         self._blobs.collect()
@@ -240,10 +176,6 @@ class NodeService:
         self._connection: Connection | None = None
         self._exchange: Exchange | None = None
         self._specs: dict[str, m.RunSpec] = {}
-        self._held: list[m.Message] = []
-        self._changed = asyncio.Event()
-        self._idle_commit: asyncio.TimerHandle | None = None
-        self._pace = Pace()
         self._tick: asyncio.TimerHandle | None = None
         self._moved: dict[bytes, float] = {}
         self._fetches: dict[tuple[str, bytes], asyncio.Task[None]] = {}
@@ -253,8 +185,7 @@ class NodeService:
         self._dialer = Dialer(
             settings.connect, first=settings.first_wait, longest=settings.longest_wait, who="node", log=log
         )
-        self._closing = asyncio.Event()
-        self._committer = self._loop.create_task(self._commit())
+        self._commits = SpoolCommits(spool, lambda: self._connection)
 
     # the connection
 
@@ -264,8 +195,9 @@ class NodeService:
         await self._dialer.keep(self._converse, stopping, parting)
 
     async def _converse(self, connection: Connection) -> None:
+        proof = NodeProof(self._settings.key, self._settings.token)
         try:
-            welcome = await introduce(connection, self._settings, self._settings.hello())
+            welcome = await introduce(connection, proof, self._settings.hello())
             self._dialer.welcomed(connection, welcome, self._settings.name)
             self._connection = connection
             self._exchange = Exchange(
@@ -284,7 +216,7 @@ class NodeService:
                     raise
         finally:
             exchange, self._connection, self._exchange = self._exchange, None, None
-            self._held.clear()
+            self._commits.drop()
             if exchange is not None:
                 self._handle(SessionEnded())
                 await exchange.close()
@@ -305,22 +237,20 @@ class NodeService:
     def _told(self, event: Event) -> None:
         """Take an event from anywhere but the server; what goes wrong then is the node's own fault, and its end."""
         try:
-            if isinstance(event, HostReady) and (reason := self._mismatch(event)):
-                self._hosts.end_run(event.run)
-                event = HostRefused(event.run, reason)
+            if isinstance(event, HostReady):
+                reason = against_client(self._specs[event.run].contract, event)
+                if reason:
+                    self._hosts.end_run(event.run)
+                    event = HostRefused(event.run, reason)
             self._handle(event)
         except Exception as error:
             if not self.fault.done():
                 self.fault.set_exception(error)
 
     def _handle(self, event: Event) -> None:
-        effects = self._machine.handle(event, self._loop.time())
-        for effect in effects:
+        for effect in self._machine.handle(event, self._loop.time()):
             self._carry_out(effect)
-        if self._held:
-            self._changed.set()
-        elif self._idle_commit is None:  # nobody waits for it: it goes with the next, or in a while
-            self._idle_commit = self._loop.call_later(IDLE_COMMIT, self._changed.set)
+        self._commits.changed()
         if self._tick is not None:
             self._tick.cancel()
             self._tick = None
@@ -331,7 +261,7 @@ class NodeService:
         match effect:
             case SayToServer(message, durable):
                 if durable:
-                    self._held.append(message)
+                    self._commits.hold(message)
                 elif self._connection is not None:
                     self._connection.post(message)
             case FetchBlob(run, blob):
@@ -342,7 +272,8 @@ class NodeService:
                 self._specs[effect.run] = effect.spec
                 self._prepare_by(effect.run, self._prepare(effect))
             case Start():
-                reason = self._against(effect)
+                gate, config = self._settings.gate, self._specs[effect.run].config
+                reason = against_start(gate, effect, config, self._blobs.path)
                 if reason:
                     task = effect.task
                     failed = TaskFailed(effect.run, task.task, task.attempt, reason, False)
@@ -360,35 +291,6 @@ class NodeService:
                 self._collect()
             case Note(text):
                 log.info("%s", text)
-
-    async def _commit(self) -> None:
-        """Write what the machine gave the spool, in batches, and then say what may be said once that is on disk."""
-        while not self._closing.is_set() or self._changed.is_set():
-            await self._changed.wait()
-            self._changed.clear()
-            if self._idle_commit is not None:
-                self._idle_commit.cancel()
-                self._idle_commit = None
-            held, batch, connection = self._held, self._spool.take(), self._connection
-            self._held = []
-            if batch:
-                await self._write(batch)
-            if connection is not None and connection is self._connection:
-                for message in held:
-                    connection.post(message)
-
-    async def _write(self, batch: Batch) -> None:
-        pause = 1.0
-        while True:
-            try:
-                await self._pace.write(self._spool.write, batch)
-                return
-            except StorageError as error:
-                if self._closing.is_set():
-                    raise
-                log.error("%s", error)
-            await first_of(self._closing.wait(), asyncio.sleep(pause))
-            pause = min(2 * pause, LONGEST_WAIT)
 
     # blobs
 
@@ -461,14 +363,6 @@ class NodeService:
                 said = await self._settings.ask_owner(spec)
                 self._loop.call_soon(self._told, Approved(run) if said else Denied(run))
 
-    def _mismatch(self, ready: HostReady) -> str:
-        """Why the client is not what the run's contract asks for; empty if it is."""
-        text = self._specs[ready.run].contract
-        try:
-            return "; ".join(mismatch(json.loads(text), ready.handlers, ready.transforms)) if text else ""
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            return f"the run's contract cannot be read: {error!r}"
-
     def _archive(self, spec: m.RunSpec) -> Path:
         blob = spec.archive.blob
         if spec.archive.WhichOneof("at") == "inline":
@@ -477,33 +371,6 @@ class NodeService:
         if path is None:
             raise StorageError("the client's archive is not in the node's folder any more")
         return path
-
-    def _against(self, start: Start) -> str:
-        """Why what a task's client would get is not allowed; empty if it is."""
-        gate = self._settings.gate
-        if not gate.judges_tasks:
-            return ""
-        try:
-            # As the child takes them: what the ask sends to all is not replaced by what a task says.
-            sent = {**self._tree(start.task.own), **self._tree(start.ask.shared)}
-            if start.ask.HasField("model"):
-                sent["model"] = self._model(start.ask.model)
-            sent["config"] = {**json.loads(self._specs[start.run].config or "{}"), **sent.get("config", {})}
-        except (ValueError, TypeError, AttributeError, KeyError, UmbelError) as error:
-            return f"what is sent with it cannot be read: {error}"
-        return gate.against_task(start.ask, sent)
-
-    def _model(self, payload: m.Payload) -> Arrays | None:
-        if payload.WhichOneof("at") != "blob":
-            return Arrays.from_bytes(payload.inline)
-        path = self._blobs.path(payload.blob.sha256)
-        return None if path is None else Arrays.from_file(path)
-
-    def _tree(self, payload: m.Payload) -> dict[str, Any]:
-        if payload.WhichOneof("at") == "blob":
-            path = self._blobs.path(payload.blob.sha256)
-            return {} if path is None else dict(encoding.load_file(path))
-        return dict(encoding.decode(payload.inline)) if payload.inline else {}
 
     # the end
 
@@ -526,12 +393,7 @@ class NodeService:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
-        self._closing.set()
-        self._changed.set()
-        try:
-            await self._committer
-        finally:
-            self._spool.close()
+        await self._commits.close()
 
 
 def unpacked(archive: Path, folder: Path) -> Program:

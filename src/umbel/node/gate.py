@@ -1,0 +1,107 @@
+"""What a node lets in: runs, what they ask, and what single clients would get."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from ..core import encoding
+from ..core.arrays import Arrays
+from ..core.contract import mismatch
+from ..errors import UmbelError
+from ..trust import archive as archives
+from ..trust.policy import Policy, archive_sha256
+from ..wire import messages as m
+from .signals import HostReady, Start
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a run may take place on a node: allowed, denied for a `reason`, or left to the owner."""
+
+    word: Literal["allow", "deny", "ask"]
+    reason: str = ""
+
+
+class Gate(Protocol):
+    """What a node lets in. Reasons are empty where nothing speaks against it.
+
+    - `check` judges a run and its archive, which may be large: it is called in another thread. An `UmbelError` denies.
+    - `against_ask` judges what a run asks of all its clients, as far as it is known before anything is fetched.
+    - `against_task` judges what one client would get: its `config`, its `model`, and what its update is expected to be
+      (`expects`). It is called only where `judges_tasks` is true.
+    """
+
+    judges_tasks: bool
+
+    def check(self, spec: m.RunSpec, archive: Path) -> Verdict: ...
+    def against_ask(self, spec: m.RunSpec, ask: m.AskSpec) -> str: ...
+    def against_task(self, ask: m.AskSpec, sent: Mapping[str, Any]) -> str: ...
+
+
+class PolicyGate:
+    """Lets in what a policy allows, if it is what it is said to be and its requirements are installed."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self.judges_tasks = policy.judges_tasks
+
+    def check(self, spec: m.RunSpec, archive: Path) -> Verdict:
+        """Judge a run by its archive, the policy and what is installed. Raises `AppError` and `OSError`."""
+        read = archives.verify(archive.read_bytes(), archive_sha256(spec), spec.author, spec.signature)
+        author = spec.author if spec.signature else b""
+        missing = read.missing()
+        if missing:
+            return Verdict("deny", "; ".join(missing))
+        if self._policy.asks_owner(spec, read.manifest, author):
+            return Verdict("ask")
+        reasons = self._policy.check_run(spec, read.manifest, author)
+        return Verdict("deny", "; ".join(reasons)) if reasons else Verdict("allow")
+
+    def against_ask(self, spec: m.RunSpec, ask: m.AskSpec) -> str:
+        """Why an ask is not answered here."""
+        return "; ".join(self._policy.check_ask(ask))
+
+    def against_task(self, ask: m.AskSpec, sent: Mapping[str, Any]) -> str:
+        """Why an ask is not answered by a client that gets this."""
+        return "; ".join(self._policy.check_task(ask, sent))
+
+
+def against_client(contract: str, ready: HostReady) -> str:
+    """Why a client is not what its run's contract asks for; empty if it is."""
+    try:
+        return "; ".join(mismatch(json.loads(contract), ready.handlers, ready.transforms)) if contract else ""
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        return f"the run's contract cannot be read: {error!r}"
+
+
+def against_start(gate: Gate, start: Start, config: str, path: Callable[[bytes], Path | None]) -> str:
+    """Why what a task's client would get is not allowed; empty if it is. `path` gives the files of blobs."""
+    if not gate.judges_tasks:
+        return ""
+    try:
+        # As the child takes them: what the ask sends to all is not replaced by what a task says.
+        sent = {**_tree(start.task.own, path), **_tree(start.ask.shared, path)}
+        if start.ask.HasField("model"):
+            sent["model"] = _model(start.ask.model, path)
+        sent["config"] = {**json.loads(config or "{}"), **sent.get("config", {})}
+    except (ValueError, TypeError, AttributeError, KeyError, UmbelError) as error:
+        return f"what is sent with it cannot be read: {error}"
+    return gate.against_task(start.ask, sent)
+
+
+def _model(payload: m.Payload, path: Callable[[bytes], Path | None]) -> Arrays | None:
+    if payload.WhichOneof("at") != "blob":
+        return Arrays.from_bytes(payload.inline)
+    file = path(payload.blob.sha256)
+    return None if file is None else Arrays.from_file(file)
+
+
+def _tree(payload: m.Payload, path: Callable[[bytes], Path | None]) -> dict[str, Any]:
+    if payload.WhichOneof("at") == "blob":
+        file = path(payload.blob.sha256)
+        return {} if file is None else dict(encoding.load_file(file))
+    return dict(encoding.decode(payload.inline)) if payload.inline else {}

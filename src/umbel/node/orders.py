@@ -1,0 +1,96 @@
+"""What a server may say to a node, and what is in it."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from ..errors import ProtocolError
+from ..wire import messages as m
+
+_LARGEST_ASK = 2**63 - 1
+_RUN_NAME = re.compile(r"[A-Za-z0-9._-]{1,200}")
+_OVER = ("finished", "failed", "stopped")
+
+
+def check(message: m.Message) -> None:
+    """Raise `ProtocolError` for an order that lacks a field, or has one that is out of range."""
+    match message.WhichOneof("body"):
+        case "run_spec":
+            run = message.run_spec
+            _require(_RUN_NAME.fullmatch(run.run) is not None, f"a RunSpec with the run {run.run!r:.250}")
+            _check_payload(run, "archive", f"the RunSpec of {run.run}")
+        case "ask_spec":
+            ask, what = message.ask_spec, ask_text(message.ask_spec)
+            _require(bool(ask.kind) and bool(ask.digest) and ask.ask <= _LARGEST_ASK, what)
+            steps_of(ask)
+            for name in ("model", "shared"):
+                _check_payload(ask, name, what)
+        case "task":
+            task, what = message.task, task_text(message.task)
+            _require(task.task == f"{task.ask}.{task.client}" and bool(task.client) and task.attempt > 0, what)
+            _require(len(task.key) == 32 and len(task.data_key) == 32, what)
+            _require(not task.base or client_of(task.base) == task.client, f"{what}, base")
+            _check_payload(task, "own", what)
+        case "close_ask":
+            _require(message.close_ask.ask <= _LARGEST_ASK, f"the CloseAsk of {message.close_ask.run}")
+        case "close_run":
+            over = message.close_run
+            _require(over.status in _OVER, f"the CloseRun of {over.run} with the status {over.status!r:.50}")
+            _require(_RUN_NAME.fullmatch(over.run) is not None, f"a CloseRun with the run {over.run!r:.250}")
+
+
+def ask_text(ask: m.AskSpec) -> str:
+    """An ask, as errors name it."""
+    return f"the AskSpec {ask.ask} of {ask.run}"
+
+
+def task_text(task: m.Task) -> str:
+    """A task, as errors name it."""
+    return f"the Task {task.task!r:.250} of {task.run}"
+
+
+def steps_of(ask: m.AskSpec) -> list[tuple[str, int]]:
+    """The names and versions of an ask's transforms: a chain's one by one. Raises `ProtocolError` for other JSON."""
+    try:
+        waiting, found = [json.loads(ask.transforms)], []
+        while waiting:
+            spec = waiting.pop()
+            if spec["name"] == "chain":
+                waiting += reversed(spec["settings"]["parts"])
+            else:
+                found.append((str(spec["name"]), int(spec["version"])))
+    except (ValueError, TypeError, KeyError, RecursionError):
+        text = f"{ask_text(ask)}: its transforms are not described as JSON"
+        raise ProtocolError(text, m.CODE_MALFORMED) from None
+    return found
+
+
+def blob_of(message: Any, name: str) -> m.Blob | None:
+    """The blob that a field of a message refers to, if it does."""
+    payload: m.Payload = getattr(message, name)
+    return payload.blob if payload.WhichOneof("at") == "blob" else None
+
+
+def ask_of(task: str) -> int:
+    """The ask that a task belongs to."""
+    return int(task.partition(".")[0])
+
+
+def client_of(task: str) -> str:
+    """The client that a task is for."""
+    return task.partition(".")[2]
+
+
+def _require(fits: bool, what: str) -> None:
+    if not fits:
+        raise ProtocolError(f"{what}: a field is missing or out of range", m.CODE_MALFORMED)
+
+
+def _check_payload(message: Any, name: str, what: str) -> None:
+    if not message.HasField(name):
+        return
+    payload: m.Payload = getattr(message, name)
+    at = payload.WhichOneof("at")
+    _require(at is not None and (at != "blob" or len(payload.blob.sha256) == 32), f"{what}, {name}")

@@ -1,0 +1,221 @@
+"""A child process of a node, as its event loop sees it: lines to it, lines from it, and how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ..wire import messages as m
+from ..work.processes import described
+from .child import Message
+from .signals import Start
+
+log = logging.getLogger("umbel.node")
+
+KEPT_ASKS = 4
+KEPT_BYTES = 1 << 26
+"""A child keeps so many asks, and of large ones so many bytes beside the one that it works on."""
+LINE_BYTES = 1 << 26
+TAIL_LINES, TAIL_BYTES = 3, 2000
+
+ONE_THREAD = dict.fromkeys(
+    (
+        "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS",
+        "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS",
+    ),
+    "1",
+)  # fmt: skip
+PASSED_ON = {
+    "CONDA_PREFIX", "CURL_CA_BUNDLE", "HOME", "LANG", "LANGUAGE", "LD_LIBRARY_PATH", "LOGNAME", "PATH", "PYTHONHOME",
+    "PYTHONPATH", "REQUESTS_CA_BUNDLE", "SSL_CERT_DIR", "SSL_CERT_FILE", "SYSTEMROOT", "TEMP", "TMP", "TMPDIR", "TZ",
+    "UMBEL_DATA", "USER", "VIRTUAL_ENV", "XDG_CACHE_HOME",
+}  # fmt: skip
+PASSED_ON_FAMILIES = ("LC_", "CUDA_", "NVIDIA_", "HIP_", "ROCR_", "DYLD_", "OPENBLAS_", "MKL_", "NPY_")
+
+
+class Child:
+    """A child process: lines to it, lines from it, and how it ended."""
+
+    def __init__(self, slot: int) -> None:
+        self.slot = slot
+        self.task: Start | None = None
+        self.result = Path()
+        self.stopped = False
+        self.clients: set[str] = set()
+        self.asks: OrderedDict[int, int] = OrderedDict()  # with their bytes, the one used last at the end
+        self.ticks = 0
+        self.timer: asyncio.TimerHandle | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._orders: asyncio.WriteTransport | None = None
+        self._waiting: list[bytes] = []
+        self._kept = b""
+        self._doomed = False
+
+    async def live(self, path: Path, environment: dict[str, str], heard: Callable[[Message], None]) -> str:
+        """Run, and say in words how it ended; what it prints is added to the file `path`."""
+        theirs_in, ours_out = os.pipe()
+        ours_in, theirs_out = os.pipe()
+        loop = asyncio.get_running_loop()
+        code = f"{theirs_in} {theirs_out} {os.getpid()}".split()
+        try:
+            with open(path, "ab") as printed:
+                self._process = await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-P", "-m", "umbel.node.child", *code),
+                    pass_fds=(theirs_in, theirs_out),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=printed,
+                    stderr=printed,
+                    env=environment,
+                    start_new_session=True,  # so that what it starts is killed with it
+                )
+        except BaseException:
+            os.close(ours_in)
+            os.close(ours_out)
+            raise
+        finally:
+            os.close(theirs_in)
+            os.close(theirs_out)
+        lines = asyncio.StreamReader(limit=LINE_BYTES)
+        reading, _ = await loop.connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(lines), os.fdopen(ours_in, "rb", 0)
+        )
+        self._orders, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, os.fdopen(ours_out, "wb", 0))
+        for data in self._waiting:
+            self._orders.write(data)
+        if self._doomed:
+            self.kill()
+        listening = loop.create_task(self._listen(lines, heard))
+        try:
+            status = await self._process.wait()
+            await asyncio.wait({listening}, timeout=1)  # what a client has forked may keep the pipe open
+        finally:
+            self.kill()
+            listening.cancel()
+            with suppress(asyncio.CancelledError):
+                await listening
+            reading.close()
+            if not self._orders.is_closing():
+                self._orders.abort()
+            await asyncio.sleep(0)  # in which the pipes close
+        return described(status)
+
+    async def _listen(self, lines: asyncio.StreamReader, heard: Callable[[Message], None]) -> None:
+        try:
+            while line := await lines.readline():
+                if line.endswith(b"\n"):
+                    heard(json.loads(line))
+        except Exception:
+            log.exception("a child process is ended, for what it says cannot be understood")
+            self.kill()
+
+    def does(self, task: str, attempt: int) -> bool:
+        """Whether it is at this attempt of a task."""
+        return self.task is not None and (self.task.task.task, self.task.task.attempt) == (task, attempt)
+
+    def send(self, type: str, *, with_next: bool = False, **message: Any) -> None:
+        """Tell the child something, or keep it to be told with what comes next: each write wakes it."""
+        data, self._kept = self._kept + json.dumps({"type": type, **message}).encode() + b"\n", b""
+        if with_next:
+            self._kept = data
+            return
+        if self._orders is None:
+            self._waiting.append(data)
+        elif not self._orders.is_closing():
+            self._orders.write(data)
+
+    def tell_of(self, ask: m.AskSpec, part: Callable[[m.Payload], Message]) -> None:
+        """Tell of an ask unless it is known, and of what to forget for it."""
+        size = sum(p.blob.size for p in (ask.model, ask.shared) if p.WhichOneof("at") == "blob")
+        if ask.ask in self.asks:
+            self.asks.move_to_end(ask.ask)
+            return
+        gone = []
+        while self.asks and (len(self.asks) >= KEPT_ASKS or sum(self.asks.values()) + size > KEPT_BYTES):
+            gone.append(self.asks.popitem(last=False)[0])
+        if gone:
+            self.send("forget", with_next=True, asks=gone)
+        self.asks[ask.ask] = size
+        self.send(
+            "ask",
+            with_next=True,
+            id=ask.ask,
+            round=ask.round,
+            number=ask.number,
+            kind=ask.kind,
+            lane=ask.lane,
+            transforms=ask.transforms,
+            model=part(ask.model) if ask.HasField("model") else None,
+            shared=part(ask.shared),
+        )
+
+    def end(self, grace: float) -> None:
+        """Have it end: at once where it does a task."""
+        if self.task is not None:
+            self.kill()
+        else:
+            self.send("end")
+            self.kill_after(grace)
+
+    def kill_after(self, seconds: float) -> None:
+        """Kill it unless it, or its task, has ended by then."""
+        self.calm()
+        self.timer = asyncio.get_running_loop().call_later(seconds, self.kill)
+
+    def calm(self) -> None:
+        """It need not be killed."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+    def kill(self) -> None:
+        """Kill it, and all that it has started."""
+        self._doomed = True
+        if self._process is not None and self._process.returncode is None:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+    def progressed(self) -> bool:
+        """Whether it has used processor time since this was last asked."""
+        if self._process is None:
+            return False
+        ticks = _ticks(self._process.pid)
+        before, self.ticks = self.ticks, ticks
+        return ticks > before
+
+
+def scrubbed(more: Mapping[str, str]) -> dict[str, str]:
+    """What a child's environment holds: nothing that may be a secret, one numeric thread, and where Umbel is."""
+    kept = {n: v for n, v in os.environ.items() if n in PASSED_ON or n.startswith(PASSED_ON_FAMILIES)}
+    here = str(Path(__file__).parents[2])
+    path = os.pathsep.join(filter(None, (here, kept.get("PYTHONPATH", ""))))
+    return {**kept, "PYTHONPATH": path, **ONE_THREAD, **more}
+
+
+def _ticks(pid: int) -> int:
+    """The processor time of a process and of those it has waited for; 0 where the system does not tell."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0
+    return sum(map(int, fields[11:15]))
+
+
+def tail(path: Path) -> str:
+    """The last lines of a log, for whoever has to find out what happened."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+            text = file.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
+    lines = [line.strip()[:200] for line in text.splitlines() if line.strip()]
+    return f"; its log ends: {' | '.join(lines[-TAIL_LINES:])}" if lines else ""

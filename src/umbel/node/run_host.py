@@ -1,0 +1,324 @@
+"""A run in child processes: unpacked, begun, given tasks, and what is told of it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import itertools
+import json
+import logging
+import shutil
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import InternalError, StorageError, UmbelError
+from ..store.blobs import Blobs
+from ..wire import messages as m
+from .child import INLINE_BYTES, Message
+from .processes import Child, tail
+from .signals import Event, HostDied, HostReady, HostRefused, Start, Stepped, Stop, TaskDone, TaskFailed
+
+log = logging.getLogger("umbel.node")
+
+UNWANTED = "it was not wanted any more"
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """Where a client is: the folder that its archive was unpacked to, and its module and attribute there."""
+
+    folder: Path
+    module: str
+    attribute: str
+
+
+Unpack = Callable[[Path, Path], Program]
+"""Unpacks an archive to a folder that is not there yet. Raises an `UmbelError` that says why it cannot be used."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChildSettings:
+    """How children are started.
+
+    - `folder`: every run has one of its own below it.
+    - `sources`: what each client's data handler gets, by the client's name.
+    - `device`: for `ctx.device`; with `"auto"` they take turns with the GPUs.
+    - `data_cache`: how many clients' data a child keeps.
+    - `grace`: seconds that a task has to end by itself before its child is killed.
+    - `environment`: variables beside the harmless ones, which alone are passed on.
+    - `look_every`: seconds between two looks at the processor time of tasks.
+    """
+
+    folder: Path
+    sources: Mapping[str, Any]
+    device: str = "auto"
+    data_cache: int = 1000
+    grace: float = 5.0
+    environment: Mapping[str, str] = field(default_factory=dict)
+    look_every: float = 1.0
+
+
+class RunHost:
+    """One run, in as many children as it has tasks at once; what they print goes to the file `log`.
+
+    `tell` gets the machine's events, none once it has been ended.
+    """
+
+    def __init__(
+        self,
+        run: str,
+        folder: Path,
+        log: Path,
+        settings: ChildSettings,
+        environment: dict[str, str],
+        blobs: Blobs,
+        tell: Callable[[Event], None],
+    ) -> None:
+        self._run = run
+        self._folder = folder
+        self._log = log
+        self._settings = settings
+        self._environment = environment
+        self._blobs = blobs
+        self._tell_node = tell
+        self._begin: dict[str, Any] = {}
+        self._ready = False
+        self._ended = False
+        self._children: list[Child] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._numbers = itertools.count(1)
+
+    def prepare(self, config: str, archive: Path, unpack: Unpack) -> None:
+        """Unpack the client and start the first child."""
+        self._care(self._prepare(config, archive, unpack))
+
+    def start(self, effect: Start) -> None:
+        """Do a task, in a child that is free or in another one."""
+        child, task = self._idle(effect), effect.task
+        child.task, child.stopped = effect, False
+        child.result = self._path()
+        child.clients.add(task.client)
+        child.progressed()
+        child.tell_of(effect.ask, self._part)
+        child.send(
+            "task",
+            ask=task.ask,
+            task=task.task,
+            client=task.client,
+            attempt=task.attempt,
+            key=task.key.hex(),
+            data_key=task.data_key.hex(),
+            base=None if effect.base is None else self._base(effect.base),
+            own=self._part(task.own) if task.HasField("own") else None,
+            result=str(child.result),
+        )
+
+    def stop(self, effect: Stop) -> None:
+        """End a task at its next step, or else with its child."""
+        for child in self._children:
+            if child.does(effect.task, effect.attempt) and not child.stopped:
+                child.stopped = True
+                child.send("cancel", task=effect.task)
+                child.kill_after(self._settings.grace)
+
+    def look(self) -> bool:
+        """Tell which tasks have used processor time since the last look; whether there are any tasks."""
+        busy = [child for child in self._children if child.task is not None]
+        for child in busy:
+            if child.task is not None and child.progressed():
+                self._tell(Stepped(self._run, child.task.task.task))
+        return bool(busy)
+
+    def end(self) -> None:
+        """End all children; nothing more is told."""
+        self._ended = True
+        for child in self._children:
+            child.end(self._settings.grace)
+
+    async def cleared(self) -> None:
+        """Remove the run's folder once its children are gone."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+        await asyncio.to_thread(shutil.rmtree, self._folder, True)
+
+    async def _prepare(self, config: str, archive: Path, unpack: Unpack) -> None:
+        try:
+            told = json.loads(config or "{}")
+            program = await asyncio.to_thread(self._unpacked, archive, unpack)
+        except (StorageError, OSError) as error:
+            self._tell(HostDied(self._run, f"the client's archive cannot be unpacked: {error}"))
+            return
+        except (UmbelError, ValueError) as error:
+            self._tell(HostRefused(self._run, f"the client's archive or config cannot be used: {error}"))
+            return
+        self._begin = {
+            "folder": str(program.folder),
+            "module": program.module,
+            "attribute": program.attribute,
+            "config": told,
+            "sources": dict(self._settings.sources),
+            "device": self._settings.device,
+            "data_cache": self._settings.data_cache,
+        }
+        if not self._ended:
+            self._born()
+
+    def _unpacked(self, archive: Path, unpack: Unpack) -> Program:
+        (self._folder / "results").mkdir(mode=0o700, parents=True)
+        return unpack(archive, self._folder / "archive")
+
+    def _tell(self, event: Event) -> None:
+        if not self._ended:
+            self._tell_node(event)
+
+    def _care(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run a coroutine to its end."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # children
+
+    def _idle(self, effect: Start) -> Child:
+        """A child for a task: one that has the client's data, or knows the ask, where there is a choice."""
+        idle = [child for child in self._children if child.task is None]
+        if not idle:
+            return self._born()
+        return max(idle, key=lambda c: (effect.task.client in c.clients, effect.ask.ask in c.asks, -c.slot))
+
+    def _born(self) -> Child:
+        taken = {child.slot for child in self._children}
+        child = Child(next(slot for slot in itertools.count() if slot not in taken))
+        self._children.append(child)
+        child.send("begin", slot=child.slot, **self._begin)
+        self._care(self._live(child))
+        return child
+
+    async def _live(self, child: Child) -> None:
+        refusal: list[str] = []
+
+        def heard(message: Message) -> None:
+            if message["type"] == "refused":
+                refusal.append(message["reason"])
+            elif not self._ended:
+                self._heard(child, message)
+
+        try:
+            self._log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            ended = await child.live(self._log, self._environment, heard)
+        except OSError as error:
+            ended = f"could not be started: {error.strerror}"
+        child.calm()
+        self._children.remove(child)
+        if self._ended:
+            return
+        reason = refusal[0] if refusal else f"the process of the client {ended}{tail(self._log)}"
+        if not self._ready:
+            self._tell(HostRefused(self._run, reason) if refusal else HostDied(self._run, reason))
+        elif child.task is not None:
+            self._failed(child.task, UNWANTED if child.stopped else reason, retry=True)
+        log.warning("run %s: %s", self._run, reason)
+
+    def _heard(self, child: Child, message: Message) -> None:
+        kind = message["type"]
+        if kind == "ready":
+            if not self._ready:
+                self._ready = True
+                known = frozenset((name, version) for name, version in message["transforms"])
+                self._tell(HostReady(self._run, frozenset(message["handlers"]), known))
+            return
+        if kind == "stepped":
+            self._tell(Stepped(self._run, message["task"]))
+            return
+        start = child.task
+        if start is None or not child.does(message["task"], message["attempt"]):
+            raise InternalError(f"a child tells of task {message['task']}, which it was not given")
+        child.task = None
+        child.calm()
+        if kind == "done":
+            self._done(start, child.result, message)
+        elif kind == "cancelled":
+            self._failed(start, UNWANTED, retry=True)
+        else:
+            if message.get("trace"):  # what the data holds may be in it: it stays on this machine
+                log.debug("run %s, task %s failed:\n%s", self._run, message["task"], message["trace"])
+            self._failed(start, message["reason"], retry=message["retry"])
+
+    # results
+
+    def _failed(self, start: Start, reason: str, *, retry: bool) -> None:
+        self._tell(TaskFailed(self._run, start.task.task, start.task.attempt, reason, retry))
+
+    def _done(self, start: Start, result: Path, message: Message) -> None:
+        receipt = m.Receipt(
+            task=start.task.task,
+            client=start.task.client,
+            weight=message["weight"],
+            metrics=message["metrics"],
+            seconds=message["seconds"],
+            kept=message["state"] is not None,
+        )
+        if any(message[name] and "file" in message[name] for name in ("update", "state")):
+            self._care(self._stored(start, result, receipt, message))
+        else:
+            self._finished(start, receipt, *self._taken_in(result, message))
+
+    async def _stored(self, start: Start, result: Path, receipt: m.Receipt, message: Message) -> None:
+        try:
+            update, state = await asyncio.to_thread(self._taken_in, result, message)
+        except (UmbelError, OSError) as error:
+            self._failed(start, f"the node cannot keep the result: {error}", retry=True)
+        else:
+            self._finished(start, receipt, update, state)
+
+    def _taken_in(self, result: Path, message: Message) -> tuple[m.Payload, bytes | None]:
+        update, state = message["update"], message["state"]
+        payload = m.Payload()
+        if "file" in update:
+            blob = m.Blob(sha256=bytes.fromhex(update["sha256"]), size=update["size"])
+            self._blobs.hold(blob.sha256, holder(self._run, blob.sha256))
+            if self._blobs.path(blob.sha256) is None:
+                self._blobs.adopt(result, blob, verify=False)
+            payload.blob.CopyFrom(blob)
+        else:
+            payload.inline = base64.b64decode(update["base64"])
+        if state is None:
+            return payload, None
+        if "base64" in state:
+            return payload, base64.b64decode(state["base64"])
+        path = Path(f"{result}.state")
+        data = path.read_bytes()
+        path.unlink()
+        return payload, data
+
+    def _finished(self, start: Start, receipt: m.Receipt, update: m.Payload, state: bytes | None) -> None:
+        done = m.Done(receipt=receipt, update=update)
+        self._tell(TaskDone(self._run, start.task.task, start.task.attempt, done, state))
+
+    # what children are sent
+
+    def _path(self, suffix: str = "") -> Path:
+        return self._folder / "results" / f"{next(self._numbers)}{suffix}"
+
+    def _part(self, payload: m.Payload) -> Message:
+        if payload.WhichOneof("at") == "inline":
+            return _inline(payload.inline)
+        return {"file": str(self._blobs.path(payload.blob.sha256))}
+
+    def _base(self, base: bytes) -> Message:
+        if len(base) <= INLINE_BYTES:
+            return _inline(base)
+        path = self._path(".base")
+        path.write_bytes(base)
+        return {"file": str(path)}
+
+
+def holder(run: str, sha256: bytes) -> str:
+    """The name under which a run holds a blob."""
+    return f"{run}/{sha256.hex()}"
+
+
+def _inline(data: bytes) -> Message:
+    return {"base64": base64.b64encode(data).decode()}
