@@ -49,7 +49,7 @@ class SimulatedAsk:
     closes_at: float | None = None
     transfers: tuple[int, int] | None = None
 
-    @property
+    @cached_property
     def lane(self) -> str:
         """The lane that the ask belongs to."""
         return str(self.ask.lane)

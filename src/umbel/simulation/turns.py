@@ -70,10 +70,12 @@ class Queues:
             while ready and (ready[0].told or not ready[0].wanted or not ready[0].done):
                 ready.popleft()
             return ready[0] if ready else None
+        if head.done:
+            return head
         lane = head.sent.lane
-        if not head.done and any(sent.closes_at is not None for sent in open if sent.lane == lane):
-            return next((ticket for ticket in self._queues[lane].values() if ticket.done), None)
-        return head if head.done else None
+        if not any(sent.closes_at is not None for sent in open if sent.lane == lane):
+            return None
+        return next((ticket for ticket in self._queues[lane].values() if ticket.done), None)
 
     def batch(self, open: Iterable[SimulatedAsk], at_once: Callable[[SimulatedAsk], int]) -> list[Ticket]:
         """What is to be done next: the ticket whose turn it is, and of a plain ask those right after it, so many at
