@@ -271,6 +271,17 @@ def test_what_would_have_to_be_done_again_without_it(remote):
     assert remote.tickets == [held, out]
 
 
+def test_what_is_on_its_way_for_the_second_time_is_not_safe_yet(remote):
+    sent, into = asked(plain=False), asked(1, plain=False)
+    batch = handed(remote, 1, sent=sent)
+    remote.reported(Report(1))
+    batch[0].into, batch[0].done = into, False
+    remote.do(batch, 0.5, lambda client: None)
+    remote.gave(into)
+    assert remote.tickets == batch
+    assert batch[0].holder is remote
+
+
 def test_nothing_happens_to_a_worker_that_is_gone(remote):
     remote.host.other.close()
     sent = asked(plain=False)

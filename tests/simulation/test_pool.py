@@ -181,6 +181,7 @@ def test_a_worker_that_takes_steps_is_not_ended_and_one_that_stopped_taking_them
 def test_a_worker_is_ended_that_goes_on_with_what_nobody_wants_while_others_wait(at_the_end, on_stage, clock):
     session, stage, _ = on_stage(1)
     stage.plan = {"0.2": "wait"}
+    stage.pool.backlog.durations.note("train", 1, 0.5)
     opened(session, 0, [1, 2])
     assert told(session, 1, admit=0) == ["0.1"]
     stage.pool._hand_out()
@@ -195,6 +196,8 @@ def test_a_worker_is_ended_that_goes_on_with_what_nobody_wants_while_others_wait
         opened(session, 1, [3])
         assert told(session, 1) == ["1.3"]
     assert len(stage.wires) == 2
+    # It is waited for as long as it would take to do again what it holds.
+    assert (clock.now > REPLACED + 0.5) == at_the_end
     assert clock.now > REPLACED
 
 

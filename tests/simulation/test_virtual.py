@@ -156,6 +156,8 @@ def test_a_task_that_was_sent_before_a_restart_arrives_when_it_would_have():
     made.advance_to(9.0)
     made.add(again := ticket(sent, 1))
     assert (again.trip.begins, again.trip.ends) == (5.0, 13.0)
+    made.open(later := asked(1, window=Window(deadline=2.0)))
+    assert later.closes_at == 11.0
 
 
 def test_what_is_cancelled_on_its_way_has_cost_its_share():

@@ -256,7 +256,7 @@ class HostedWorker:
     def tickets(self) -> list[Ticket]:
         """What would have to be done again without it, and what it is still to do."""
         self._let_go()
-        out = (ticket for ticket in chain.from_iterable(self.out.values()) if ticket.wanted and not ticket.done)
+        out = (ticket for ticket in chain.from_iterable(self.out.values()) if ticket.wanted)
         return [*dict.fromkeys(self._done), *out]
 
     def forget(self, keep: set[int]) -> None:

@@ -26,8 +26,7 @@ class Queues:
 
     def wake(self, at: float) -> None:
         """Something is due at this time."""
-        if self._clock is not None:
-            self._wakes.append(at)
+        self._wakes.append(at)
 
     def wait(self) -> float | None:
         """In how many seconds something is due."""
