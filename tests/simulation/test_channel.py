@@ -194,8 +194,8 @@ def test_a_parcel_can_be_sent_to_several(size):
     parcel = PackedMessage({"w": np.arange(float(size))})
     with connected("tcp") as far, connected(FAMILIES[0]) as one, connected(FAMILIES[0]) as other:
         for ends in (one, other, one):
-            ends[0].send_parcel(parcel)
-        sending = threading.Thread(target=far[0].send_parcel, args=(parcel,))
+            ends[0].send(parcel)
+        sending = threading.Thread(target=far[0].send, args=(parcel,))
         sending.start()
         found = [far[1].receive()["w"]]
         sending.join()

@@ -43,8 +43,7 @@ import umbel
 from umbel import App, Client, FedAvg, Simulation, Window, mean, top_k
 from umbel.errors import AppError, RunInterrupted
 from umbel.runs.events import RoundCommitted, TaskEnded
-from umbel.simulation import hosts, processes
-from umbel.simulation import session as session_module
+from umbel.simulation import hosts, pool, processes
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes in /proc")
 
@@ -193,20 +192,20 @@ def test_workers_killed_just_when_they_are_spoken_to(scenario, monkeypatch):
     whole = learned(run(made(), 0, **on))
     total = 0
     for moment, name in POINTS:
-        original, calls, kills = getattr(hosts.WorkerHost, name), [], []
+        original, calls, kills = getattr(hosts.HostedWorker, name), [], []
 
         def deadly(self, *args, moment=moment, original=original, calls=calls, kills=kills):
             calls.append(self)
             kill = len(calls) in (2, 3) and self.alive
             if kill and moment == "before":
-                kills += [self] if killed(self.process.pid) else []
+                kills += [self] if killed(self.host.pid) else []
             result = original(self, *args)
             if kill and moment == "after":
-                kills += [self] if killed(self.process.pid) else []
+                kills += [self] if killed(self.host.pid) else []
             return result
 
         with monkeypatch.context() as patch:
-            patch.setattr(hosts.WorkerHost, name, deadly)
+            patch.setattr(hosts.HostedWorker, name, deadly)
             assert learned(run(made(), 2, attempts=ENDLESS, **on)) == whole, (moment, name)
         total += len(kills)
     assert total >= 12
@@ -216,15 +215,15 @@ def test_a_worker_that_dies_after_others_gave_what_they_held_of_an_ask(monkeypat
     """What it held is done again by workers that have closed the ask already."""
     made = lambda: app_of(FedAvg(cohort=9, transforms=top_k(0.5)), rounds=3)  # noqa: E731
     whole = learned(run(made(), 0))
-    take, kills = session_module.SimulationSession._take, []
+    take, kills = pool.WorkerPool._take, []
 
     def deadly(self, closed, contents, kills=kills):
         take(self, closed, contents)
-        for worker in self._workers:
-            if worker.alive and any(t.host is worker for t in self._tickets.values()):
-                kills += [worker] if killed(worker.process.pid) else []
+        for worker in self.workers:
+            if worker.alive and worker.tickets:
+                kills += [worker] if killed(worker.host.pid) else []
 
-    monkeypatch.setattr(session_module.SimulationSession, "_take", deadly)
+    monkeypatch.setattr(pool.WorkerPool, "_take", deadly)
     for count in (2, 3):
         assert learned(run(made(), count, attempts=ENDLESS)) == whole
     assert len(kills) >= 6
@@ -397,9 +396,9 @@ def test_a_client_that_hangs_is_ended(tmp_path, monkeypatch):
         (tmp_path / f"hangs {os.getpid()}").touch()
         wait_for_ever(ctx)
 
-    spent, ticks = hosts._processor_time, itertools.count()
-    hanging = lambda pid: (tmp_path / f"hangs {pid}").exists()  # noqa: E731
-    monkeypatch.setattr(hosts, "_processor_time", lambda pid: spent(pid) if hanging(pid) else next(ticks))
+    spent, ticks = processes.Process.processor_time, itertools.count()
+    hanging = lambda self: (tmp_path / f"hangs {self.pid}").exists()  # noqa: E731
+    monkeypatch.setattr(processes.Process, "processor_time", lambda self: spent(self) if hanging(self) else next(ticks))
     result = run(doing(hang, folder=tmp_path), 2, folder=tmp_path / "runs", stall=0.7, attempts=2)
     reason = "its process showed no progress for 0.7 seconds and was ended"
     assert failed_in(result.folder) == [{}, {2: reason}, {}]
@@ -425,7 +424,7 @@ class Clock:
 
 def test_a_deadline_does_not_wait_for_a_client_that_hangs(monkeypatch):
     """Not even where it hangs in the worker that holds what others have done."""
-    monkeypatch.setattr(session_module, "PATIENCE", 1e9)  # it waits as long as it takes to do without, and no longer
+    monkeypatch.setattr(pool, "PATIENCE", 1e9)  # it waits as long as it takes to do without, and no longer
     hook = lambda ctx: wait_for_ever(ctx) if ctx.client == 2 else None  # noqa: E731
     strategy = FedAvg(cohort=[0, 1, 2], window=Window(deadline=0.1))
     app, clock = app_of(strategy, hook=hook, rounds=2, evaluate_every=0), Clock(2)
@@ -485,7 +484,7 @@ def interrupted_at(line: int, app, folder, on):
     there were if it was over before.
     """
     count = 0
-    package = str(Path(session_module.__file__).parent)
+    package = str(Path(pool.__file__).parent)
 
     def trace(frame, what, argument):
         nonlocal count

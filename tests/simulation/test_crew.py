@@ -191,7 +191,7 @@ def test_workers_are_gone_when_a_run_is_disconnected():
     session = Simulation(3, workers=2).connect(
         trains(lambda model, data, ctx: Update(model)), {}, Key.from_seed(0), states
     )
-    channels = [host.process.channel for host in session._workers]
+    channels = [worker.channel for worker in session._hands.workers]
     assert all(channel.fileno() >= 0 for channel in channels)
     session.disconnect()
     assert all(channel.fileno() == -1 for channel in channels)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 import threading
+from itertools import count
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from umbel import Arrays, Ask, Client, Update, mean
-from umbel.core.partial import Partial
 from umbel.core.randomness import Key
 from umbel.core.task import Admit, Failed, Task
 from umbel.simulation import hosts
 from umbel.simulation.backlog import SimulatedAsk, Ticket
 from umbel.simulation.channel import Channel, PackedMessage
-from umbel.simulation.hosts import Local, WorkerHost
+from umbel.simulation.hosts import HostedWorker, Local
 from umbel.simulation.status import BATCH, CANCELLED, PLACE, STEPS, Status
 from umbel.simulation.threads import OneThread
 from umbel.simulation.worker import Report
@@ -42,8 +42,9 @@ class Process:
     def __init__(self):
         self.channel, other = Channel.pair()
         self.other = Channel(other)
-        self.pid = os.getpid()
         self.calls = []
+        self.ticks = 0
+        self.usage = SimpleNamespace(processor_time=lambda: self.ticks)
 
     def kill(self):
         self.calls.append("kill")
@@ -67,7 +68,9 @@ def now(monkeypatch):
     """The clock, to be set."""
     clock = SimpleNamespace(now=100.0)
     monkeypatch.setattr(
-        hosts, "time", SimpleNamespace(monotonic=lambda: clock.now, monotonic_ns=lambda: 0, perf_counter=lambda: 0.0)
+        hosts,
+        "time",
+        SimpleNamespace(monotonic=lambda: clock.now, monotonic_ns=count().__next__, perf_counter=lambda: 0.0),
     )
     return clock
 
@@ -76,7 +79,7 @@ def now(monkeypatch):
 def remote(now):
     status, process = Status(1, named=False), Process()
     status.row(0)[BATCH] = 9  # left behind by a worker that died
-    found = WorkerHost(0, process, status.row(0), PackedMessage(["beginning"]))
+    found = HostedWorker(0, process, status.row(0), PackedMessage(["beginning"]))
     yield found
     process.channel.close()
     process.other.close()
@@ -92,18 +95,18 @@ def handed(remote, *clients, sent=None, **asks):
 def test_a_new_worker_finds_nothing_of_its_predecessor(remote):
     assert not any(remote.row)
     assert remote.running() is None
-    assert remote.process.other.receive() == ["beginning"]
+    assert remote.host.other.receive() == ["beginning"]
 
 
 def test_an_ask_is_sent_once_and_batches_are_numbered(remote):
     sent = asked()
     one = handed(remote, 1, 2, sent=sent)
     other = handed(remote, 3, sent=sent)
-    assert remote.process.heard() == ["open", "do", "do"]
+    assert remote.host.heard() == ["open", "do", "do"]
     assert remote.out == {1: one, 2: other}
     assert remote.seconds_out == 1.0
     assert remote.holds == {0}
-    assert all(ticket.host is remote for ticket in one + other)
+    assert all(ticket.holder is remote for ticket in one + other)
 
 
 def test_what_is_a_function_of_the_client_never_leaves_this_process(remote):
@@ -114,7 +117,7 @@ def test_what_is_a_function_of_the_client_never_leaves_this_process(remote):
             return {"x": np.full(2, client)}
 
     handed(remote, 1, inbox=inbox)
-    assert remote.process.heard() == ["open", "do"]
+    assert remote.host.heard() == ["open", "do"]
 
 
 def test_what_is_running(remote):
@@ -137,35 +140,31 @@ def test_a_report_brings_tickets_back(remote):
     ]  # fmt: skip
     assert remote.out == {}
     assert remote.seconds_out == 0.0
-    remote.process.heard()
+    remote.host.heard()
     remote.flush()
-    assert remote.process.heard() == ["cancel"]  # of the one that nobody wanted
+    assert remote.host.heard() == ["cancel"]  # of the one that nobody wanted
 
 
 def test_a_worker_without_work_is_not_stalled(remote):
     assert not remote.stalled(1e9, 1.0)
 
 
-def test_a_worker_that_never_steps_shows_progress_by_time_of_the_processor(remote, now, monkeypatch):
-    spent = SimpleNamespace(ticks=0)
-    monkeypatch.setattr(hosts, "_processor_time", lambda pid: spent.ticks)
+def test_a_worker_that_never_steps_shows_progress_by_time_of_the_processor(remote, now):
     handed(remote, 1)
     assert not remote.stalled(100.0, 10)
     assert not remote.stalled(110.0, 10)
     assert remote.stalled(110.5, 10)
-    spent.ticks = 1
+    remote.host.ticks = 1
     assert not remote.stalled(111.0, 10)
     assert not remote.stalled(121.0, 10)
     assert remote.stalled(121.5, 10)
 
 
-def test_a_worker_that_steps_has_to_go_on_stepping(remote, now, monkeypatch):
-    spent = SimpleNamespace(ticks=0)
-    monkeypatch.setattr(hosts, "_processor_time", lambda pid: spent.ticks)
+def test_a_worker_that_steps_has_to_go_on_stepping(remote, now):
     handed(remote, 1, 2)
     remote.row[BATCH], remote.row[PLACE], remote.row[STEPS] = 1, 1, 1
     assert not remote.stalled(109.0, 10)
-    spent.ticks = 500
+    remote.host.ticks = 500
     assert remote.stalled(120.0, 10)  # an endless loop takes time, too
     remote.row[STEPS] = 2
     assert not remote.stalled(121.0, 10)
@@ -174,8 +173,7 @@ def test_a_worker_that_steps_has_to_go_on_stepping(remote, now, monkeypatch):
     assert remote.stalled(151.0, 10)
 
 
-def test_a_report_and_a_new_batch_are_signs_of_progress(remote, now, monkeypatch):
-    monkeypatch.setattr(hosts, "_processor_time", lambda pid: 0)
+def test_a_report_and_a_new_batch_are_signs_of_progress(remote, now):
     batch = handed(remote, 1)
     assert not remote.stalled(100.0, 10)
     now.now = 111.0
@@ -191,21 +189,11 @@ def test_a_report_and_a_new_batch_are_signs_of_progress(remote, now, monkeypatch
     assert not remote.stalled(301.0, 10)
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="only Linux says so")
-def test_time_of_the_processor():
-    before = hosts._processor_time(os.getpid())
-    for _ in range(100_000):
-        if hosts._processor_time(os.getpid()) > before:
-            break
-    else:
-        pytest.fail("it never passed")
-    assert hosts._processor_time(2**22 + 1) == 0  # no such process
-
-
-def test_where_the_system_does_not_tell_it_is_taken_for_progress(monkeypatch):
-    monkeypatch.setattr(hosts, "sys", SimpleNamespace(platform="elsewhere"))
-    first = hosts._processor_time(1)
-    assert any(hosts._processor_time(1) > first for _ in range(100_000))
+def test_where_nobody_tells_of_the_processor_it_is_taken_for_progress(remote, now):
+    remote.host.usage = None
+    handed(remote, 1)
+    assert not any(remote.stalled(at, 10) for at in (100.0, 115.0, 130.0))
+    assert remote.peak_memory() == 0
 
 
 def test_for_how_long_it_has_been_at_what_nobody_wants(remote, now):
@@ -229,52 +217,78 @@ def test_for_how_long_it_has_been_at_what_nobody_wants(remote, now):
 def test_a_batch_is_broken_off_once_nothing_in_it_is_wanted(remote):
     one, other = handed(remote, 1, 2), handed(remote, 3)
     one[0].wanted = False
-    remote.cancel_batch_of(one[0])
+    remote.cancel(one[0])
     assert remote.row[CANCELLED] == 0
     one[1].wanted = False
-    remote.cancel_batch_of(one[1])
+    remote.cancel(one[1])
     assert remote.row[CANCELLED] == 1
     other[0].wanted = False
-    remote.cancel_batch_of(other[0])
+    remote.cancel(other[0])
     assert remote.row[CANCELLED] == 2
-    remote.cancel_batch_of(one[0])
+    remote.cancel(one[0])
     assert remote.row[CANCELLED] == 2  # it never goes back
 
 
 def test_what_has_time_is_kept_back_until_something_else_is_sent(remote):
     sent = asked(plain=False)
-    handed(remote, 1, 2, sent=sent)
+    _, other = handed(remote, 1, 2, sent=sent)
     assert remote.holds == set()
-    remote.process.heard()
+    remote.host.heard()
     remote.admit(Admit("0.1", 0), sent)
-    remote.cancel("0.2")
-    assert remote.process.heard() == []
+    other.done = True
+    remote.cancel(other)
+    assert remote.host.heard() == []
     assert remote.holds == {0}
     remote.ask_to_close(sent)
-    assert remote.process.heard() == ["admit", "cancel", "close"]
+    assert remote.host.heard() == ["admit", "cancel", "close"]
     assert remote.holds == set()
     remote.flush()
-    assert remote.process.heard() == []
+    assert remote.host.heard() == []
 
 
 def test_asks_are_forgotten_and_sent_again_when_they_are_needed(remote):
     sent = asked()
     handed(remote, 1, sent=sent)
-    remote.process.heard()
+    remote.host.heard()
     remote.forget({0})
-    assert remote.process.heard() == []
+    assert remote.host.heard() == []
     remote.forget(set())
-    assert remote.process.heard() == ["forget"]
+    assert remote.host.heard() == ["forget"]
     handed(remote, 2, sent=sent)
-    assert remote.process.heard() == ["open", "do"]
+    assert remote.host.heard() == ["open", "do"]
+
+
+def test_what_would_have_to_be_done_again_without_it(remote):
+    sent, into = asked(plain=False), asked(1, plain=False)
+    given, held, _, unwanted, skipped = handed(remote, 1, 2, 3, 4, 5, sent=sent)
+    (out,) = handed(remote, 6, sent=sent)
+    remote.reported(Report(1, {"0.3": Failed("0.3", "no")}, ["0.5"]))
+    skipped.holder, unwanted.wanted = None, False
+    assert remote.tickets == [given, held, out]
+    given.into, out.into = into, into
+    remote.gave(into)
+    assert (given.holder, held.holder, out.holder) == (None, remote, remote)
+    assert remote.tickets == [held, out]
+
+
+def test_what_is_on_its_way_for_the_second_time_is_not_safe_yet(remote):
+    sent, into = asked(plain=False), asked(1, plain=False)
+    batch = handed(remote, 1, sent=sent)
+    remote.reported(Report(1))
+    batch[0].into, batch[0].done = into, False
+    remote.do(batch, 0.5, lambda client: None)
+    remote.gave(into)
+    assert remote.tickets == batch
+    assert batch[0].holder is remote
 
 
 def test_nothing_happens_to_a_worker_that_is_gone(remote):
-    remote.process.other.close()
+    remote.host.other.close()
     sent = asked(plain=False)
     batch = handed(remote, 1, sent=sent)
     remote.admit(Admit("0.1", 0), sent)
-    remote.cancel("0.1")
+    batch[0].done = True
+    remote.cancel(batch[0])
     remote.flush()
     remote.ask_to_close(sent)
     remote.forget(set())
@@ -286,9 +300,9 @@ def test_a_worker_is_ended_at_once_only_if_it_is_at_work(remote, busy):
     if busy:
         handed(remote, 1)
     remote.end()
-    assert remote.process.calls == ["kill", "dismiss"][not busy :]
+    assert remote.host.calls == ["kill", "dismiss"][not busy :]
     assert not remote.alive
-    assert remote.process.channel.fileno() == -1
+    assert remote.host.channel.fileno() == -1
 
 
 @pytest.fixture
@@ -313,13 +327,11 @@ def test_this_process_does_tasks_when_they_are_handed_over(local):
     assert [ticket.done for ticket in batch] == [True] * 3
     assert [ticket.failed is None for ticket in batch] == [True, False, True]
     local.admit(Admit("0.2", 0), sent)
-    local.cancel("0.1")
-    partial, states, refused, account = local.close(sent)
-    found = Partial(sent.ask.fold)
-    found.merge_contents(partial)
-    assert found.receipts.keys() == {"0.2"}
-    assert (states, refused) == ({}, {})
-    assert account.training > 0
+    local.cancel(batch[0])
+    closed = local.close(sent)
+    assert closed.partial.receipts.keys() == {"0.2"}
+    assert (closed.states, closed.refused) == ({}, {})
+    assert closed.account.training > 0
 
 
 def test_the_first_task_is_done_whatever_time_it_is(local):
@@ -329,10 +341,7 @@ def test_the_first_task_is_done_whatever_time_it_is(local):
 
 
 def test_an_ask_to_which_nothing_came_has_an_empty_partial(local):
-    sent = asked()
-    found = Partial(sent.ask.fold)
-    found.merge_contents(local.close(sent)[0])
-    assert not found.receipts
+    assert not local.close(asked()).partial.receipts
     local.forget(set())
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -88,6 +89,28 @@ def test_a_worker_that_is_killed(start, how):
     process.kill()
     assert process.ended() == "was killed by SIGKILL, perhaps because memory ran out"
     process.kill()
+
+
+@linux
+def test_what_the_system_says_of_a_worker(start):
+    process = start(STARTS[0])
+    process.channel.send(Does(exec, "for _ in iter(int, 1): pass"))
+    for _ in range(1_000_000):
+        if process.usage.processor_time() > 0:
+            break
+    else:
+        pytest.fail("it never passed")
+    assert 1 << 20 < process.usage.peak_memory() < 1 << 40
+    process.kill()
+    process.ended()
+    assert process.usage.processor_time() == 0
+    assert process.usage.peak_memory() == 0
+
+
+def test_where_the_system_is_another_it_says_nothing(start, monkeypatch):
+    process = start(STARTS[0])
+    monkeypatch.setattr(processes, "sys", SimpleNamespace(platform="elsewhere"))
+    assert process.usage is None
 
 
 @pytest.mark.parametrize("how", STARTS)

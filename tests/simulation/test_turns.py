@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from hypothesis import given
-from hypothesis import strategies as st
+from collections import deque
 
 from umbel import Ask
 from umbel.core.task import Task
 from umbel.simulation.backlog import SimulatedAsk, Ticket
-from umbel.simulation.devices import TaskFate
-from umbel.simulation.turns import Queues, Timeline
+from umbel.simulation.turns import Queues
 
 
-def asked(id, lane="train"):
-    return SimulatedAsk(id, Ask(clients=2, lane=lane), 1, id, None)
+def asked(id, lane="train", **state):
+    return SimulatedAsk(id, Ask(clients=2, lane=lane), 1, id, None, **state)
 
 
-def ticket(sent, client, attempt=1, ends=None):
-    trip = None if ends is None else TaskFate(0.0, ends, 0.0, ends, 0.0, 0, 0, 0.0, None)
-    return Ticket(Task(f"{sent.id}.{client}", sent.id, client, attempt), sent, trip=trip)
+def ticket(sent, client, attempt=1):
+    return Ticket(Task(f"{sent.id}.{client}", sent.id, client, attempt), sent)
 
 
 def told(queues, open):
@@ -70,117 +67,81 @@ def test_late_tasks_wait_for_the_next_ask_of_their_lane():
 
 def test_what_is_told_of_or_not_wanted_is_gone():
     ask = asked(0)
-    queues = queued(first := ticket(ask, 1), second := ticket(ask, 2), third := ticket(ask, 3))
+    queues = queued(ticket(ask, 1), second := ticket(ask, 2), third := ticket(ask, 3))
     queues.remove(second)
     queues.remove(second)
-    assert queues.following(first, 5) == [first, third]
+    assert told(queues, [ask]) == ["0.1", "0.3"]
+    queues.add(third)
     queues.clear()
     assert queues.head([ask]) is None
 
 
-def test_those_that_follow_are_of_the_same_ask():
-    first, second = asked(0, "a"), asked(1, "a")
-    tickets = [ticket(first, 1), ticket(first, 2), ticket(second, 1), ticket(first, 3)]
+def test_a_batch_is_of_one_ask_and_of_one_task_unless_the_ask_is_plain():
+    first, second = asked(0, "a", plain=True), asked(1, "a", plain=False)
+    tickets = [ticket(first, 1), ticket(first, 2), ticket(second, 1), ticket(second, 2)]
     queues = queued(*tickets)
-    assert queues.following(tickets[0], 1) == tickets[:1]
-    assert queues.following(tickets[0], 9) == tickets[:2]
+    assert queues.batch([first], lambda sent: 1) == tickets[:1]
+    assert queues.batch([first], lambda sent: 9) == tickets[:2]
+    for each in tickets[:2]:
+        queues.remove(each)
+    assert queues.batch([second], lambda sent: 9) == [tickets[2]]
+    assert queues.batch([], lambda sent: 9) == []
 
 
-def test_the_first_that_has_a_result():
-    ask, other = asked(0), asked(1, "other")
+def test_who_is_due_is_whose_turn_it_is():
+    ask = asked(0)
+    queues = queued(*(tickets := [ticket(ask, client) for client in range(2)]))
+    tickets[1].done = True
+    assert queues.due([ask]) is None
+    tickets[0].done = True
+    assert queues.due([ask]) is tickets[0]
+    assert queues.due([]) is None
+
+
+def test_before_a_deadline_the_first_that_has_a_result_is_due():
+    ask, other = asked(0, closes_at=5.0), asked(1, "other")
     tickets = [ticket(ask, client) for client in range(3)]
     queues = queued(*tickets, ticket(other, 1))
-    assert queues.first_done("train") is None
+    assert queues.due([ask]) is None
     tickets[2].done = True
-    assert queues.first_done("train") is tickets[2]
+    assert queues.due([ask]) is tickets[2]
     tickets[1].done = True
-    assert queues.first_done("train") is tickets[1]
-    assert queues.first_done("other") is None
+    assert queues.due([ask]) is tickets[1]
+    assert queues.due([other]) is None
+
+
+def test_any_of_a_plain_ask_is_due_that_has_come():
+    ask = asked(0, plain=True, done=deque())
+    tickets = [ticket(ask, client) for client in range(5)]
+    queues = queued(*tickets)
+    for each in tickets[:4]:
+        each.done = True
+    assert queues.due([ask]) is None
+    ask.done.extend(reversed(tickets))  # the last is done again, the one before told of, the third not wanted
+    tickets[3].told, tickets[2].wanted = True, False
+    assert queues.due([ask]) is tickets[1]
+
+
+def test_what_is_due_is_over_once_it_has_ticked():
+    times = [0.0]
+    queues = Queues(lambda: times[0])
+    assert queues.wait() is None
+    for at in (5.0, 3.0):
+        queues.wake(at)
+    assert (queues.wait(), queues.ticked()) == (3.0, False)
+    times[0] = 4.0
+    assert (queues.wait(), queues.ticked(), queues.wait(), queues.ticked()) == (0.0, True, 1.0, False)
+
+
+def test_without_a_clock_no_deadline_passes():
+    queues = Queues()
+    queues.wake(0.0)
+    assert (queues.wait(), queues.ticked()) == (None, False)
 
 
 def test_whether_tasks_of_other_asks_end_in_an_open_one():
     first, second, third = asked(0, "a"), asked(1, "b"), asked(2, "a")
     queues = queued(ticket(first, 1), ticket(second, 1))
-    assert not queues.late({0: first, 1: second})
-    assert not queues.late({1: second})  # those of the first wait
-    assert queues.late({2: third})
-
-
-times = st.sampled_from([0.0, 0.5, 1.0, 1.5, 1e6])
-
-
-@given(entries=st.lists(st.tuples(st.booleans(), times), max_size=20))
-def test_time_goes_on_and_what_arrives_at_a_deadline_is_in_time(entries):
-    timeline, sent, ask = Timeline(), [], asked(0)
-    for number, (deadline, at) in enumerate(entries):
-        if deadline:
-            timeline.wake(at)
-            sent.append((at, 1, None))
-        else:
-            arriving = ticket(ask, number, ends=at)
-            timeline.add(arriving)
-            sent.append((at, 0, arriving))
-    found = []
-    while (head := timeline.head([ask])) is not None:
-        assert timeline.head([ask]) == head  # looking changes nothing
-        timeline.pop()
-        found.append(head)
-    expected = sorted(sent, key=lambda entry: entry[:2])  # stable: else as they were sent
-    assert [at for at, _ in found] == [at for at, _, _ in expected]
-    assert all(mine is theirs for (_, mine), (_, _, theirs) in zip(found, expected, strict=True))
-
-
-def test_what_is_not_wanted_or_told_of_does_not_arrive():
-    timeline, ask = Timeline(), asked(0)
-    tickets = [ticket(ask, number, ends=float(number)) for number in range(4)]
-    for each in tickets:
-        timeline.add(each)
-    tickets[0].wanted, tickets[1].told = False, True
-    assert timeline.head([ask]) == (2.0, tickets[2])
-    tickets[2].wanted = False
-    timeline.wake(2.5)
-    assert timeline.head([ask]) == (2.5, None)
-    timeline.clear()
-    assert timeline.head([ask]) is None
-
-
-@given(wanted=st.lists(st.booleans(), max_size=30))
-def test_what_is_forgotten_leaves_the_others_as_they_were(wanted):
-    timeline, ask = Timeline(), asked(0)
-    tickets = [ticket(ask, number, ends=float(number * 7 % 10)) for number in range(len(wanted))]
-    for each in tickets:
-        timeline.add(each)
-    timeline.wake(4.0)
-    for each, stays in zip(tickets, wanted, strict=True):
-        if not stays:
-            each.wanted = False
-            timeline.forget()
-    found = []
-    while (head := timeline.head([ask])) is not None:
-        timeline.pop()
-        found.append(head)
-    left = [(each.trip.ends, each) for each, stays in zip(tickets, wanted, strict=True) if stays]
-    assert found == sorted([*left, (4.0, None)], key=lambda row: (row[0], row[1] is None))
-
-
-def test_what_arrives_while_no_ask_of_its_lane_is_open_waits_for_the_next():
-    timeline, first, other, second = Timeline(), asked(0, "a"), asked(1, "b"), asked(2, "a")
-    late, later, mine = ticket(first, 1, ends=1.0), ticket(first, 2, ends=2.0), ticket(other, 1, ends=3.0)
-    for each in (late, later, mine):
-        timeline.add(each)
-    assert timeline.head([other]) == (3.0, mine)
-    timeline.pop()
-    assert timeline.head([other]) is None
-    later.wanted = False
-    timeline.resume()
-    timeline.resume()
-    timeline.add(newest := ticket(second, 1, ends=0.5))
-    for expected in (newest, late):
-        assert timeline.head([second]) == (expected.trip.ends, expected)
-        timeline.pop()
-    assert timeline.head([second]) is None
-    timeline.add(late)
-    assert timeline.head([other]) is None
-    timeline.clear()
-    timeline.resume()
-    assert timeline.head([second]) is None
+    assert not queues.overlap({0: first, 1: second})
+    assert not queues.overlap({1: second})  # those of the first wait
+    assert queues.overlap({2: third})

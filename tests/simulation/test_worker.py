@@ -22,7 +22,7 @@ from umbel.errors import AppError
 from umbel.simulation import worker
 from umbel.simulation.backlog import SimulatedAsk, Ticket
 from umbel.simulation.channel import Channel, PackedMessage
-from umbel.simulation.hosts import WorkerHost
+from umbel.simulation.hosts import HostedWorker
 from umbel.simulation.status import BATCH, CANCELLED, PLACE, STEPS, Status, row_of
 from umbel.work.executor import Executor, RunKeys
 from umbel.work.seeding import generators_kept
@@ -50,8 +50,8 @@ class Bench:
             data_cache=5,
             memory=None,
         )
-        process = SimpleNamespace(channel=self.channel, pid=os.getpid())
-        self.remote = WorkerHost(0, process, self.status.row(0), PackedMessage(beginning))
+        process = SimpleNamespace(channel=self.channel)
+        self.remote = HostedWorker(0, process, self.status.row(0), PackedMessage(beginning))
         self.states = {}
 
     def ask(self, id=0, *, plain=True, **asked):
@@ -456,9 +456,10 @@ def test_each_client_gets_its_own(bench):
 def test_results_wait_until_they_are_admitted_or_cancelled(bench):
     here = bench()
     sent, later = here.ask(plain=False), here.ask(1, plain=False)
-    here.do(sent, 1, 2, 3)
+    first, *_ = here.do(sent, 1, 2, 3)
     here.remote.admit(Admit("0.3", 0), sent)
-    here.remote.cancel("0.1")
+    first.done = True
+    here.remote.cancel(first)
     here.remote.ask_to_close(sent)
     here.remote.forget({0})
     here.remote.admit(Admit("0.2", 1, staleness=1, factor=0.5), later)

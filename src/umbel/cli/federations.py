@@ -10,8 +10,8 @@ from typing import Any
 
 from ..errors import SettingError
 from ..simulation import Simulation
-from ..simulation.devices import Fleet
 from ..simulation.federation import PRESETS
+from ..simulation.fleets import Fleet
 from ..simulation.processes import PRELOADED, default_start, prepare
 from .application import LoadedApp
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import heapq
 import zlib
 from collections import OrderedDict, deque
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ..core.ask import SENT, Ask
 from ..core.task import Admit, Failed, Task
-from ..errors import ClientId
+from ..errors import ClientId, StrategyError, UmbelError
 from .channel import PackedMessage
 
 if TYPE_CHECKING:
     from .devices import TaskFate
+    from .hosts import HostedWorker, Local
 
 PORTION = 0.25
 """Seconds of work that a worker is handed at most where tasks are short; several such portions make a round."""
@@ -26,9 +27,13 @@ NOTED_FROM = 0.005
 NOTED = 10_000
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)
 class SimulatedAsk:
-    """An ask as a simulation knows it; `plain` when each result can be folded as soon as it is there."""
+    """An ask as a simulation knows it.
+
+    `plain` when each result can be folded as soon as it is there; `done` holds those that are to be told of as they
+    come, and is None where all are told of in turn; `transfers` is how many bytes each client gets and sends.
+    """
 
     id: int
     ask: Ask
@@ -38,31 +43,48 @@ class SimulatedAsk:
     cohort: tuple[ClientId, ...] = ()
     plain: bool | None = None
     parcel: PackedMessage | None = None
-    done: deque[Ticket] = field(default_factory=deque)
+    done: deque[Ticket] | None = None
     admitted: list[Ticket] = field(default_factory=list)
     refused: dict[ClientId, str] = field(default_factory=dict)
     closes_at: float | None = None
-    _clients: frozenset[ClientId] | None = None
-    _routed: tuple[str, ...] | None = None
+    transfers: tuple[int, int] | None = None
 
-    @property
+    @cached_property
     def lane(self) -> str:
         """The lane that the ask belongs to."""
         return str(self.ask.lane)
 
-    @property
+    @cached_property
     def routed(self) -> tuple[str, ...]:
         """The fields that each client gets its own of."""
-        if self._routed is None:
-            self._routed = tuple(name for name in SENT if callable(getattr(self.ask, name)))
-        return self._routed
+        return tuple(name for name in SENT if callable(getattr(self.ask, name)))
 
-    @property
+    @cached_property
     def clients(self) -> frozenset[ClientId]:
         """Its cohort as a set."""
-        if self._clients is None:
-            self._clients = frozenset(self.cohort)
-        return self._clients
+        return frozenset(self.cohort)
+
+    def packed(self) -> PackedMessage:
+        """The message that makes it known to a worker."""
+        if self.parcel is None:
+            # A client's own share of an ask goes with its task; what is a function never leaves this process.
+            routed: dict[str, Any] = dict.fromkeys(self.routed, _nothing)
+            lean = replace(self.ask, clients=(), **routed)
+            try:
+                self.parcel = PackedMessage(("open", self.id, lean, self.routed, self.round, self.number, self.params))
+            except (UmbelError, MemoryError):
+                raise
+            except Exception as error:
+                raise StrategyError(
+                    f"an ask cannot be sent to worker processes: {type(error).__name__}: {error}",
+                    hint="What it holds has to be picklable: arrays, numbers, text, functions. Or use workers=0.",
+                ) from error
+        return self.parcel
+
+    def let_go(self) -> None:
+        """Nobody needs it any more."""
+        if self.parcel is not None:
+            self.parcel.close()
 
 
 @dataclass(slots=True, eq=False)
@@ -70,7 +92,7 @@ class Ticket:
     """A task on its way through a simulation.
 
     `admit` says how its result is folded, once that is known, and `into` which ask; `told` that the coordinator knows
-    its end; `folding` that whoever has it folds it without being told again; `state` is the client's state that it was
+    its end; `folding` that its holder folds it without being told again; `state` is the client's state that it was
     handed; `trip` what becomes of it on the client's device; `losses` counts the workers that it has ended.
     """
 
@@ -83,11 +105,25 @@ class Ticket:
     wanted: bool = True
     folding: bool = False
     failed: Failed | None = None
-    host: Any = None
+    holder: HostedWorker | Local | None = None
     state: bytes | None = None
     losses: int = 0
     at: float = 0.0
     trip: TaskFate | None = None
+
+    def fold(self) -> None:
+        """Have its result folded as it was admitted."""
+        assert self.admit is not None
+        assert self.into is not None
+        if self.failed is not None:  # done again after its first result was lost with a worker
+            self.into.refused[self.task.client] = self.failed.reason
+        else:
+            assert self.holder is not None
+            self.holder.admit(self.admit, self.into)
+
+
+def _nothing(client: ClientId) -> None:
+    """Stands for a function of the client."""
 
 
 class Durations:
@@ -143,7 +179,8 @@ class Backlog:
         heapq.heappush(self._turns, (ticket.trip.ends if ticket.trip else 0.0, self._count, ticket))
 
     def again(self, ticket: Ticket) -> None:
-        """A ticket whose worker is gone: it goes first."""
+        """A ticket to be done once more, which no worker has now: it goes first."""
+        ticket.done, ticket.holder = False, None
         self._lost.append(ticket)
 
     def portion(self, worker: int) -> tuple[list[Ticket], float]:
@@ -216,14 +253,9 @@ class Backlog:
 
     def reconsider(self) -> None:
         """Guess again how long everything takes, now that more is known."""
-        self._fresh += self._waiting()
         for home in self._homes:
+            self._fresh += [ticket for _, ticket in home]
             home.clear()
-
-    def _waiting(self) -> Iterator[Ticket]:
-        for home in self._homes:
-            for _, ticket in home:
-                yield ticket
 
 
 def home_of(client: ClientId, workers: int) -> int:

@@ -14,7 +14,8 @@ import socket
 import struct
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from typing import Any
 
@@ -96,37 +97,29 @@ class Channel:
         return self._socket.fileno()
 
     def send(self, value: Any) -> None:
-        """Send a message."""
-        parcel = PackedMessage(value, shares=self._shares)
-        try:
-            self.send_parcel(parcel)
-        finally:
-            parcel.close()
-
-    def send_parcel(self, parcel: PackedMessage) -> None:
-        """Send a message that was made ready before."""
-        descriptors = parcel.descriptors if self._shares else []
-        data = b"".join(parcel.frame if self._shares else parcel.whole)
-        try:
-            with self._sending:
-                sent = socket.send_fds(self._socket, [data], descriptors) if descriptors else 0
-                self._socket.sendall(memoryview(data)[sent:])
-        except OSError as error:
-            raise EOFError("the other process is gone") from error
+        """Send a message, which may be one that was made ready before."""
+        with self._ready(value) as (data, descriptors):
+            try:
+                with self._sending:
+                    sent = socket.send_fds(self._socket, [data], descriptors) if descriptors else 0
+                    self._socket.sendall(memoryview(data)[sent:])
+            except OSError as error:
+                raise EOFError("the other process is gone") from error
 
     def post(self, value: Any) -> None:
         """Send a message as far as there is room; `flush` sends the rest. It never waits for the other end."""
-        parcel = PackedMessage(value, shares=self._shares)
-        try:
-            self.post_parcel(parcel)
-        finally:
-            parcel.close()
-
-    def post_parcel(self, parcel: PackedMessage) -> None:
-        """`post` a message that was made ready before."""
-        descriptors = [os.dup(descriptor) for descriptor in parcel.descriptors] if self._shares else []
-        self._outgoing.append((memoryview(b"".join(parcel.frame if self._shares else parcel.whole)), descriptors))
+        with self._ready(value) as (data, descriptors):
+            self._outgoing.append((memoryview(data), [os.dup(descriptor) for descriptor in descriptors]))
         self.flush()
+
+    @contextmanager
+    def _ready(self, value: Any) -> Iterator[tuple[bytes, list[int]]]:
+        parcel = value if isinstance(value, PackedMessage) else PackedMessage(value, shares=self._shares)
+        try:
+            yield b"".join(parcel.frame if self._shares else parcel.whole), parcel.descriptors if self._shares else []
+        finally:
+            if parcel is not value:
+                parcel.close()
 
     @property
     def waiting(self) -> bool:

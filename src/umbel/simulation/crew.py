@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core.client import Client
 from ..core.randomness import Key
@@ -16,37 +16,35 @@ from ..work.processes import device_of
 from ..work.state import ClientStates
 from . import worker
 from .channel import PackedMessage
-from .hosts import Local, WorkerHost
+from .hosts import HostedWorker, Local
+from .pool import WorkerPool
 from .processes import ONE_THREAD, PRELOADED, Start, default_start, prepare, start
 from .session import SimulationSession
 from .status import Status
 from .threads import OneThread
 
+if TYPE_CHECKING:
+    from .federation import Simulation
+
 
 def connect(
-    federation: Any,
+    federation: Simulation,
     client: Client,
-    *,
     config: Mapping[str, Any],
     key: Key,
     states: ClientStates,
     clock: Callable[[], float],
-    workers: int,
-    sources: Any,
-    data_cache: int,
-    device: str,
-    memory: int | None,
-    stall: float | None,
-    attempts: int,
-    start: Start | None,
 ) -> SimulationSession:
     """Make the clients of a `Simulation` ready for one run. With workers, their start goes on while this returns."""
     if worker.active:
         hint = 'The client\'s module starts a run when it is imported: put that under `if __name__ == "__main__":`.'
         raise CallerError("a worker process would start a run of its own", hint=hint)
-    settings: dict[str, Any] = dict(
-        fleet=federation.devices, key=key, clock=clock, config=dict(config), attempts=attempts, stall=stall
-    )
+    virtual = None
+    if federation.devices is not None:
+        from .virtual import DeviceTurns  # when it is needed: most simulations have no device model
+
+        virtual = DeviceTurns(federation.devices, key, dict(config))
+    workers, settings = federation.workers, federation.settings
     if not workers:
         executor = Executor(
             client,
@@ -54,22 +52,24 @@ def connect(
             config=config,
             keys=RunKeys(key),
             states=states,
-            device=device_of(device, 0),
-            data_cache=data_cache,
+            device=device_of(settings.device, 0),
+            data_cache=settings.data_cache,
         )
-        return SimulationSession(states, local=Local(executor, OneThread()), **settings)
-    how = start or default_start()
+        return SimulationSession(states, Local(executor, OneThread()), virtual=virtual, clock=clock)
+    how = settings.start or default_start()
     prepare(how, _modules(client))
     beginning = worker.Beginning(
         client=_pickled(client),
-        sources=sources,
+        sources=federation.sources,
         config=dict(config),
         key=key,
-        device=device,
-        data_cache=-(-data_cache // workers),
-        memory=memory,
+        device=settings.device,
+        data_cache=-(-settings.data_cache // workers),
+        memory=settings.memory,
     )
-    return SimulationSession(states, crew=Crew(workers, how, _parcel(beginning)), **settings)
+    crew = Crew(workers, how, _parcel(beginning))
+    pool = WorkerPool(crew, states.encoded, attempts=settings.attempts, stall=settings.stall)
+    return SimulationSession(states, pool, virtual=virtual, clock=clock)
 
 
 class Crew:
@@ -87,12 +87,12 @@ class Crew:
         )
         self._status = Status(size, named=how == "spawn" and os.name == "nt")
 
-    def hire(self, index: int) -> WorkerHost:
+    def hire(self, index: int) -> HostedWorker:
         """Start a worker."""
         process = start(index, self._status.descriptor, self._status.file, self._how)
         with suppress(EOFError):  # that it is gone is seen where its messages are read
             process.channel.post(self._place)
-        return WorkerHost(index, process, self._status.row(index), self._beginning)
+        return HostedWorker(index, process, self._status.row(index), self._beginning)
 
     def dismiss(self) -> None:
         """Let go of what they shared."""

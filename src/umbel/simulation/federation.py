@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ..core.client import Client
 from ..core.randomness import Key
@@ -14,12 +14,23 @@ from ..runs.federation import Federation
 from ..work.state import ClientStates
 
 if TYPE_CHECKING:
-    from .devices import Fleet
+    from .fleets import Fleet
     from .session import SimulationSession
 
 WORKERS = "UMBEL_WORKERS"
 """The environment variable that says how many workers `"auto"` means."""
 PRESETS = ("phones", "boards", "workstations")
+
+
+class Hosting(NamedTuple):
+    """How clients are hosted: settings of a `Simulation`, which says what they mean."""
+
+    data_cache: int
+    device: str
+    memory: int | None
+    stall: float | None
+    attempts: int
+    start: Literal["forkserver", "spawn"] | None
 
 
 class Simulation(Federation):
@@ -68,16 +79,9 @@ class Simulation(Federation):
             raise SettingError(f"a simulation's stall is a positive number of seconds, not {stall!r}")
         if start not in (None, "forkserver", "spawn"):
             raise SettingError(f"a simulation's workers start by 'forkserver' or 'spawn', not {start!r}")
-        self._sources = clients
+        self.sources = clients
         self._workers = workers
-        self._settings: dict[str, Any] = {
-            "data_cache": data_cache,
-            "device": device,
-            "memory": memory,
-            "stall": stall,
-            "attempts": attempts,
-            "start": start,
-        }
+        self.settings = Hosting(data_cache, device, memory, stall, attempts, start)
         self.devices = _fleet(devices)
         count = clients if isinstance(clients, int) else len(clients)
         self.clients = tuple(clients) if isinstance(clients, Mapping) else range(count)
@@ -114,7 +118,7 @@ class Simulation(Federation):
 
     def with_clients(self, clients: int | Sequence[Any] | Mapping[str, Any]) -> Simulation:
         """Other clients, with all other settings the same."""
-        twin = Simulation(clients, workers=self._workers, **self._settings)
+        twin = Simulation(clients, workers=self._workers, **self.settings._asdict())
         twin.devices = self.devices
         return twin
 
@@ -127,9 +131,9 @@ class Simulation(Federation):
 
     def source(self, client: ClientId) -> Any:
         """What a client's data handler is given."""
-        if isinstance(self._sources, int):
-            return {"index": client, "count": self._sources}
-        return self._sources[client]  # type: ignore[index]
+        if isinstance(self.sources, int):
+            return {"index": client, "count": self.sources}
+        return self.sources[client]  # type: ignore[index]
 
     def connect(
         self,
@@ -142,17 +146,7 @@ class Simulation(Federation):
         """Make the clients ready for one run. With workers, their start goes on while this returns."""
         from .crew import connect
 
-        return connect(
-            self,
-            client,
-            config=config,
-            key=key,
-            states=states,
-            clock=clock,
-            workers=self.workers,
-            sources=self._sources,
-            **self._settings,
-        )
+        return connect(self, client, config, key, states, clock)
 
 
 def cores() -> int:
@@ -176,7 +170,7 @@ def _check_clients(clients: Any) -> None:
 def _fleet(devices: Any) -> Fleet | None:
     if devices is None:
         return None
-    from .devices import Fleet
+    from .fleets import Fleet
 
     if isinstance(devices, Fleet):
         return devices

@@ -1,36 +1,79 @@
-"""Where a simulation's tasks are done: in this process, or in a worker process, which may die."""
+"""Where a simulation's tasks are done: in this process, or by workers that something else hosts, which may die."""
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import replace
-from typing import Any
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..core.ask import for_client
-from ..core.task import Admit, Failed, Task
-from ..errors import ClientId, StrategyError, UmbelError
-from ..work.account import Account
-from ..work.executor import Executor
+from ..core.task import Admit, Failed
+from ..errors import ClientId
+from ..work.intake import ClosedAsk
 from .backlog import SimulatedAsk, Ticket
-from .channel import PackedMessage
-from .processes import Process
+from .channel import Channel, PackedMessage
 from .status import BATCH, CANCELLED, PLACE, STEPS
-from .worker import Portion, Report
 
-Contents = tuple[tuple[Any, ...], dict[ClientId, bytes], dict[ClientId, str], Account]
-"""What a host gives back of an ask: the contents of its partial, clients' new states, refused updates, its account."""
+if TYPE_CHECKING:
+    from ..work.executor import Executor
+    from .turns import Queues
+    from .virtual import DeviceTurns
+    from .worker import Portion, Report
+
+MOMENT = 0.02
+"""For how many seconds, about, tasks are done in this process before the first of them is told of."""
+
+
+class Usage(Protocol):
+    """What a system says of a process. Both raise EOFError where it never came to be."""
+
+    def processor_time(self) -> int:
+        """Ticks of the processor that it has had."""
+
+    def peak_memory(self) -> int:
+        """Bytes of memory that it has held at most."""
+
+
+class Host(Protocol):
+    """Where one worker is: a process of this machine; or, say, an actor of an engine that has workers of its own.
+
+    It is spoken to by the channel, whose other end closes as the worker ends. `usage` is None where nobody knows it.
+    """
+
+    channel: Channel
+
+    @property
+    def usage(self) -> Usage | None: ...
+
+    def kill(self) -> None:
+        """End it at once."""
+
+    def ended(self) -> str:
+        """Wait for its end, which is near, and say how it came, in words."""
+
+    def dismiss(self) -> None:
+        """Nobody will ask how it ended."""
 
 
 class Local:
-    """Does tasks in this process, as soon as they are handed over."""
+    """Does tasks in this process, when their turn has come."""
+
+    backlog = None
+    workers = ()
 
     def __init__(self, executor: Executor, one_thread: Callable[[], AbstractContextManager[None]]) -> None:
         self._executor = executor
         self._one_thread = one_thread
         self._known: set[int] = set()
+
+    def work(self, turns: Queues | DeviceTurns, open: Collection[SimulatedAsk]) -> bool:
+        """Do the task whose turn it is, and others after it for a moment; False if there is none."""
+        tickets = turns.batch(open, self.at_once)
+        if tickets:
+            self.do(tickets, time.perf_counter() + MOMENT)
+        return bool(tickets)
 
     def at_once(self, sent: SimulatedAsk) -> int:
         """How many tasks of an ask may be done before the first is told of."""
@@ -41,13 +84,14 @@ class Local:
         """Do the first of these now, and as many others as can be begun until then."""
         for ticket in tickets:
             self._open(ticket.sent)
+        first = iter([True])
         with self._one_thread():
-            outcomes = self._executor.run_all([t.task for t in tickets], _before(until))
+            outcomes = self._executor.run_all(
+                [t.task for t in tickets], lambda task: next(first, False) or time.perf_counter() <= until
+            )
         for ticket, outcome in zip(tickets, outcomes, strict=False):
-            ticket.done = True
+            ticket.done, ticket.holder = True, self
             ticket.failed = outcome if isinstance(outcome, Failed) else None
-            if ticket.failed is None and ticket.admit is not None:
-                self.admit(ticket.admit, ticket.sent)
 
     def _open(self, sent: SimulatedAsk) -> None:
         if sent.id not in self._known:
@@ -59,33 +103,43 @@ class Local:
         self._open(into)
         self._executor.admit(command)
 
-    def cancel(self, task: str) -> None:
+    def cancel(self, ticket: Ticket) -> None:
         """Let go of a result."""
-        self._executor.cancel(task)
+        self._executor.cancel(ticket.task.id)
 
-    def close(self, sent: SimulatedAsk) -> Contents:
+    def close(self, sent: SimulatedAsk) -> ClosedAsk:
         """Give back what was folded."""
         self._open(sent)
         opened = self._executor.close(sent.id)
-        return opened.partial.contents(), opened.states, opened.refused, self._executor.take_account()
+        return ClosedAsk(opened.partial, opened.states, opened.refused, self._executor.take_account())
 
     def forget(self, keep: set[int]) -> None:
         """Forget all asks but these."""
         self._executor.forget(keep)
         self._known &= keep
 
+    def disconnect(self) -> None:
+        """Forget all asks."""
+        self.forget(set())
 
-class WorkerHost:
-    """A worker process as the main process sees it. Every method that talks to it does nothing once it is gone."""
 
-    def __init__(self, index: int, process: Process, row: memoryview, beginning: PackedMessage) -> None:
+class HostedWorker:
+    """A worker as the main process sees it: what it was handed, and what it holds. Every method that talks to it does
+    nothing once it is gone.
+
+    `row` are the words that it shares with the main process (see `status`), `beginning` what it is told first.
+    """
+
+    def __init__(self, index: int, host: Host, row: memoryview, beginning: PackedMessage) -> None:
         self.index = index
-        self.process = process
+        self.host = host
+        self.channel = host.channel
         self.row = row
         self.holds: set[int] = set()
         self.out: dict[int, list[Ticket]] = {}
         self.seconds_out = 0.0
         self.alive = True
+        self._done: list[Ticket] = []
         self._known: set[int] = set()
         self._batch = 0
         self._guesses: dict[int, float] = {}
@@ -96,7 +150,7 @@ class WorkerHost:
         self._unwanted: tuple[int, float] | None = None
         for word in (BATCH, PLACE, STEPS, CANCELLED):
             row[word] = 0
-        self._post(beginning)
+        self._send(beginning)
 
     def do(self, tickets: list[Ticket], guess: float, encoded: Callable[[ClientId], bytes | None]) -> None:
         """Hand over a batch."""
@@ -112,7 +166,7 @@ class WorkerHost:
                     self.holds.add(sent.id)
             _, clients, _, states, own, admits = portions[-1]
             client = ticket.task.client
-            ticket.host, ticket.folding = self, folded or ticket.admit is not None
+            ticket.holder, ticket.folding = self, folded or ticket.admit is not None
             if not ticket.told:  # else it has to come out as it did before, whatever came to the client since
                 ticket.state = encoded(client)
             clients.append(client)
@@ -144,27 +198,15 @@ class WorkerHost:
             ticket.done = ticket.task.id not in skipped
             ticket.failed = report.failed.get(ticket.task.id)
             if ticket.done and ticket.failed is None and not ticket.wanted:
-                self.cancel(ticket.task.id)
+                self.cancel(ticket)
+        self._done += tickets
         return tickets
 
     def _open(self, sent: SimulatedAsk) -> None:
         if sent.id in self._known:
             return
         self._known.add(sent.id)
-        if sent.parcel is None:
-            # A client's own share of an ask goes with its task; what is a function never leaves this process.
-            routed: dict[str, Any] = dict.fromkeys(sent.routed, _nothing)
-            lean = replace(sent.ask, clients=(), **routed)
-            try:
-                sent.parcel = PackedMessage(("open", sent.id, lean, sent.routed, sent.round, sent.number, sent.params))
-            except (UmbelError, MemoryError):
-                raise
-            except Exception as error:
-                raise StrategyError(
-                    f"an ask cannot be sent to worker processes: {type(error).__name__}: {error}",
-                    hint="What it holds has to be picklable: arrays, numbers, text, functions. Or use workers=0.",
-                ) from error
-        self._post(sent.parcel)
+        self._send(sent.packed())
 
     def admit(self, command: Admit, into: SimulatedAsk) -> None:
         """Have a result folded into an ask."""
@@ -172,12 +214,13 @@ class WorkerHost:
         self.holds.add(command.ask)
         self._admits.append(command)
 
-    def cancel(self, task: str) -> None:
-        """Let go of a result."""
-        self._cancels.append(task)
-
-    def cancel_batch_of(self, ticket: Ticket) -> None:
-        """Have a batch broken off in which only this task is not wanted any more: what else is in it comes back."""
+    def cancel(self, ticket: Ticket) -> None:
+        """Let go of a result. Where there is none yet, and nothing else in the batch is wanted, it is broken off; what
+        else is in it comes back.
+        """
+        if ticket.done:
+            self._cancels.append(ticket.task.id)
+            return
         for batch, tickets in self.out.items():
             if ticket in tickets and not any(other.wanted for other in tickets):
                 self.row[CANCELLED] = max(self.row[CANCELLED], batch)
@@ -198,8 +241,27 @@ class WorkerHost:
         self.holds.discard(sent.id)
         self._send(("close", sent.id))
 
+    def gave(self, sent: SimulatedAsk) -> None:
+        """What it had folded of an ask is safe in the main process."""
+        for ticket in self._done:
+            # Else it is another's by now, or on its way here for the second time.
+            if ticket.into is sent and ticket.holder is self and ticket.done:
+                ticket.holder = None
+        self._let_go()
+
+    def _let_go(self) -> None:
+        self._done = [t for t in self._done if t.holder is self and t.done and t.wanted and t.failed is None]
+
+    @property
+    def tickets(self) -> list[Ticket]:
+        """What would have to be done again without it, and what it is still to do."""
+        self._let_go()
+        out = (ticket for ticket in chain.from_iterable(self.out.values()) if ticket.wanted)
+        return [*dict.fromkeys(self._done), *out]
+
     def forget(self, keep: set[int]) -> None:
         """Forget all asks but these."""
+        self._let_go()
         if self._known - keep:
             self._known &= keep
             self._send(("forget", keep))
@@ -216,12 +278,12 @@ class WorkerHost:
         """
         if not self.out:
             return False
-        steps = self.row[STEPS]
-        try:
-            pid = self.process.pid
+        steps, usage = self.row[STEPS], self.host.usage
+        try:  # where nobody knows, ever more time is taken for progress
+            spent = 0 if steps else usage.processor_time() if usage is not None else time.monotonic_ns()
         except EOFError:
             return False  # it never came to be, which is seen where its messages are read
-        sign = (self.row[BATCH], self.row[PLACE], steps, 0 if steps else _processor_time(pid))
+        sign = (self.row[BATCH], self.row[PLACE], steps, spent)
         if sign != self._sign:
             self._sign, self._since = sign, now
         return now - self._since > limit
@@ -243,53 +305,27 @@ class WorkerHost:
         return now - self._unwanted[1]
 
     def peak_memory(self) -> int:
-        """Bytes of memory that it has held at most; 0 where the system does not say."""
-        with suppress(OSError, EOFError), open(f"/proc/{self.process.pid}/status") as file:
-            for line in file:
-                if line.startswith("VmHWM"):
-                    return int(line.split()[1]) * 1024
+        """Bytes of memory that it has held at most; 0 where nobody says."""
+        with suppress(EOFError):
+            if self.host.usage is not None:
+                return self.host.usage.peak_memory()
         return 0
+
+    def lost(self) -> str:
+        """Make sure that it is gone, and say how it ended, in words."""
+        self.channel.close()
+        self.alive = False
+        self.host.kill()  # in case that it only closed its end
+        return self.host.ended()
 
     def end(self) -> None:
         """End it: at once if it is at work."""
         if self.out:
-            self.process.kill()
-        self.process.channel.close()
-        self.process.dismiss()
+            self.host.kill()
+        self.channel.close()
+        self.host.dismiss()
         self.alive = False
 
-    def _send(self, message: tuple[Any, ...]) -> None:
+    def _send(self, message: tuple[Any, ...] | PackedMessage) -> None:
         with suppress(EOFError):  # that it is gone is seen where its messages are read
-            self.process.channel.post(message)
-
-    def _post(self, parcel: PackedMessage) -> None:
-        with suppress(EOFError):
-            self.process.channel.post_parcel(parcel)
-
-
-def _nothing(client: ClientId) -> None:
-    """Stands for a function of the client."""
-
-
-def _before(until: float) -> Callable[[Task], bool]:
-    """Says yes to the first task, and to others until then."""
-    first = True
-
-    def begins(task: Task) -> bool:
-        nonlocal first
-        said, first = first or time.perf_counter() <= until, False
-        return said
-
-    return begins
-
-
-def _processor_time(pid: int) -> int:
-    """Ticks of the processor that a process has had, where the system says so; else ever more, which means progress."""
-    if not sys.platform.startswith("linux"):
-        return time.monotonic_ns()
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            fields = file.read().rpartition(")")[2].split()
-    except OSError:
-        return 0
-    return int(fields[11]) + int(fields[12])
+            self.channel.post(message)

@@ -13,11 +13,12 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from ..errors import InternalError, UmbelError
 from ..work.processes import described
 from .channel import SHARES, Channel
+from .hosts import Host, Usage
 
 PRELOADED = ("torch", "scipy", "sklearn", "pandas")
 """Packages that are slow to import, start no threads by it, and are loaded before workers are forked where the main
@@ -45,44 +46,49 @@ def default_start() -> Start:
     return "forkserver" if SHARES and hasattr(os, "fork") else "spawn"
 
 
-class Process:
-    """A worker process: the channel to it, and how it ends."""
-
-    def __init__(self, channel: Channel) -> None:
-        self.channel = channel
+class Process(Host, Usage, Protocol):
+    """A process of this machine that hosts a worker."""
 
     @property
     def pid(self) -> int:
         """The process's id. Raises EOFError where it never came to be."""
-        raise NotImplementedError
+
+    @property
+    def usage(self) -> Process | None:
+        return self if sys.platform.startswith("linux") else None
 
     def kill(self) -> None:
-        """End it at once."""
         with suppress(OSError, EOFError):
             os.kill(self.pid, signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
 
-    def ended(self) -> str:
-        """Wait for its end, which is near, and say how it came, in words."""
-        raise NotImplementedError
+    def processor_time(self) -> int:
+        try:
+            with open(f"/proc/{self.pid}/stat") as file:
+                fields = file.read().rpartition(")")[2].split()
+        except OSError:
+            return 0
+        return int(fields[11]) + int(fields[12])
 
-    def dismiss(self) -> None:
-        """Nobody will ask how it ended."""
-        raise NotImplementedError
+    def peak_memory(self) -> int:
+        with suppress(OSError), open(f"/proc/{self.pid}/status") as file:
+            for line in file:
+                if line.startswith("VmHWM"):
+                    return int(line.split()[1]) * 1024
+        return 0
 
 
 class Forked(Process):
     """A worker that the forkserver makes; its pid is known as soon as the forkserver answers."""
 
     def __init__(self, server: _Forkserver, index: int, status: int) -> None:
-        channel, theirs = Channel.pair()
-        super().__init__(channel)
+        self.channel, theirs = Channel.pair()
         self._server = server
         self._pid: int | None = None
         try:
             with theirs:
                 server.order({"do": "fork", "index": index}, [theirs.fileno(), status], self)
         except EOFError:
-            channel.close()
+            self.channel.close()
             raise
 
     @property
@@ -125,7 +131,7 @@ class Spawned(Process):
                 self._process.stdin.write(json.dumps(told).encode() + b"\n")
                 self._process.stdin.flush()  # and left open: its end tells the worker that this process is gone
             try:
-                super().__init__(Channel(self._accepted(listener, token)))
+                self.channel = Channel(self._accepted(listener, token))
             except BaseException:
                 self._process.kill()
                 self.dismiss()

@@ -1,28 +1,51 @@
-"""In which order a simulation tells of what its tasks came to, so that the order is the same however they were done."""
+"""In which order a simulation tells of what its tasks came to, so that the order is the same however they were done:
+here without a device model; see `virtual` for the other one.
+"""
 
 from __future__ import annotations
 
-import heapq
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from .backlog import SimulatedAsk, Ticket
 
 
 class Queues:
     """Without a device model: asks that are open at once come one after the other, each in the order in which its tasks
-    were sent, and late tasks wait for the next ask of their lane.
+    were sent, and late tasks wait for the next ask of their lane. `clock` is that of deadlines; None: they never pass.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] | None = None) -> None:
+        self._clock = clock
         self._queues: dict[str, OrderedDict[str, Ticket]] = {}
+        self._wakes: list[float] = []
 
-    def add(self, ticket: Ticket) -> None:
-        """A task was sent; one that is tried again goes first."""
+    def open(self, sent: SimulatedAsk) -> None:
+        """An ask opens."""
+        sent.closes_at = sent.ask.window.deadline
+
+    def wake(self, at: float) -> None:
+        """Something is due at this time."""
+        self._wakes.append(at)
+
+    def wait(self) -> float | None:
+        """In how many seconds something is due."""
+        return max(0.0, min(self._wakes) - self._clock()) if self._clock is not None and self._wakes else None
+
+    def ticked(self) -> bool:
+        """Whether something was due, which is then over."""
+        if self._clock is None or not self._wakes or min(self._wakes) > self._clock():
+            return False
+        self._wakes.remove(min(self._wakes))
+        return True
+
+    def add(self, ticket: Ticket) -> bool:
+        """A task was sent, which is to be done; one that is tried again goes first."""
         queue = self._queues.setdefault(ticket.sent.lane, OrderedDict())
         queue[ticket.task.id] = ticket
         if ticket.task.attempt > 1:
             queue.move_to_end(ticket.task.id, last=False)
+        return True
 
     def remove(self, ticket: Ticket) -> None:
         """A task was told of, or is not wanted any more."""
@@ -35,20 +58,40 @@ class Queues:
                 return next(iter(queue.values()))
         return None
 
-    def following(self, ticket: Ticket, count: int) -> list[Ticket]:
-        """The ticket whose turn it is and those of the same ask right after it, so many at most."""
-        found: list[Ticket] = []
-        for other in self._queues[ticket.sent.lane].values():
-            if other.sent is not ticket.sent or len(found) == count:
-                break
-            found.append(other)
-        return found
-
-    def first_done(self, lane: str) -> Ticket | None:
-        """The first in a lane that has a result."""
+    def due(self, open: Collection[SimulatedAsk]) -> Ticket | None:
+        """Who can be told of: whose turn it is; of a plain ask any that has a result, and where there is a deadline,
+        the first that has one.
+        """
+        head = self.head(open)
+        if head is None:
+            return None
+        if (ready := head.sent.done) is not None:
+            while ready and (ready[0].told or not ready[0].wanted or not ready[0].done):
+                ready.popleft()
+            return ready[0] if ready else None
+        if head.done:
+            return head
+        lane = head.sent.lane
+        if not any(sent.closes_at is not None for sent in open if sent.lane == lane):
+            return None
         return next((ticket for ticket in self._queues[lane].values() if ticket.done), None)
 
-    def late(self, open: Mapping[int, SimulatedAsk]) -> bool:
+    def batch(self, open: Iterable[SimulatedAsk], at_once: Callable[[SimulatedAsk], int]) -> list[Ticket]:
+        """What is to be done next: the ticket whose turn it is, and of a plain ask those right after it, so many at
+        most.
+        """
+        head = self.head(open)
+        if head is None:
+            return []
+        most = at_once(head.sent) if head.sent.plain else 1
+        found: list[Ticket] = []
+        for ticket in self._queues[head.sent.lane].values():
+            if ticket.sent is not head.sent or len(found) == most:
+                break
+            found.append(ticket)
+        return found
+
+    def overlap(self, open: Mapping[int, SimulatedAsk]) -> bool:
         """Whether tasks of other asks than these end in one of them."""
         lanes = {sent.lane for sent in open.values()}
         return any(ticket.sent.id not in open for lane in lanes for ticket in self._queues.get(lane, {}).values())
@@ -56,96 +99,3 @@ class Queues:
     def clear(self) -> None:
         """Forget everything."""
         self._queues.clear()
-
-
-Row = tuple[float, bool, float, int, int, Ticket | None]
-"""When something happens, and what: first what arrives, by when it was sent and by its ask, then deadlines."""
-
-
-class Timeline:
-    """With a device model: by the virtual time at which answers arrive, and deadlines between them. What arrives while
-    no ask of its lane is open waits for the next one, as it would after a restart.
-    """
-
-    def __init__(self) -> None:
-        self._heap: list[Row] = []
-        self._waiting: list[Row] = []
-        self._count = 0
-        self._forgotten = 0
-
-    def add(self, ticket: Ticket) -> None:
-        """A task was sent."""
-        assert ticket.trip is not None
-        self._push(ticket.trip.ends, ticket)
-
-    def wake(self, at: float) -> None:
-        """Something is due at this time."""
-        self._push(at, None)
-
-    def _push(self, at: float, ticket: Ticket | None) -> None:
-        self._count += 1
-        # What arrives at the moment of a deadline is in time. Tasks that arrive together, such as those of a device
-        # that went offline, have an order that a restart does not change.
-        sent, ask = (0.0, 0) if ticket is None else (ticket.at, ticket.task.ask)
-        heapq.heappush(self._heap, (at, ticket is None, sent, ask, self._count, ticket))
-
-    def head(self, open: Iterable[SimulatedAsk]) -> tuple[float, Ticket | None] | None:
-        """The next time at which something happens, and what arrives then: None for a deadline."""
-        lanes = {sent.lane for sent in open}
-        while self._heap:
-            at, *_, ticket = self._heap[0]
-            if ticket is None:
-                return at, None
-            if ticket.wanted and not ticket.told:
-                if ticket.sent.lane in lanes:
-                    return at, ticket
-                self._waiting.append(self._heap[0])
-            heapq.heappop(self._heap)
-        return None
-
-    def resume(self) -> None:
-        """An ask opens: what waited for one may have its turn."""
-        for row in self._waiting:
-            heapq.heappush(self._heap, row)
-        self._waiting.clear()
-
-    def pop(self) -> None:
-        """It has happened."""
-        heapq.heappop(self._heap)
-
-    def forget(self) -> None:
-        """A task is not wanted any more. What it would have held is let go of well before its time."""
-        self._forgotten += 1
-        if 2 * self._forgotten > len(self._heap):
-            self._heap = [row for row in self._heap if (t := row[-1]) is None or (t.wanted and not t.told)]
-            heapq.heapify(self._heap)
-            self._forgotten = 0
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self._heap.clear()
-        self._waiting.clear()
-
-
-class SimulatedTime:
-    """The virtual clock of a session, and when tasks were sent by it."""
-
-    def __init__(self) -> None:
-        self.at = 0.0
-        self.sent: dict[str, float] = {}
-
-    def now(self) -> float:
-        """Virtual seconds since the run began."""
-        return self.at
-
-    def advance_to(self, at: float) -> None:
-        """Set the clock, which never goes back."""
-        self.at = max(self.at, at)
-
-    def sent_at(self, task: str) -> float:
-        """When a task was sent."""
-        return self.sent.get(task, 0.0)
-
-    def was_sent_at(self, task: str, at: float) -> None:
-        """Know again when a task was sent."""
-        self.sent[task] = at

@@ -23,6 +23,7 @@ from ..core.client import Unwanted
 from ..core.randomness import Key
 from ..core.task import Admit, Failed, Task
 from ..errors import AppError, ClientId, UmbelError
+from ..work.account import Account
 from ..work.blame import own_frame, traced
 from ..work.executor import Executor, RunKeys
 from ..work.processes import device_of
@@ -71,6 +72,10 @@ Portion = tuple[int, list[ClientId], bool, dict[ClientId, bytes], dict[ClientId,
 """Tasks of one ask, as plain as can be, for there are many: the ask, the clients, whether to fold their results at
 once, their states, what the ask sends to each alone, and those results that are to be folded elsewhere or discounted.
 """
+
+
+Contents = tuple[tuple[Any, ...], dict[ClientId, bytes], dict[ClientId, str], Account]
+"""What is given back of an ask: the contents of its partial, clients' new states, refused updates, the account."""
 
 
 @dataclass(slots=True)
@@ -312,9 +317,9 @@ class Worker:
 
     def _close(self, id: int) -> None:
         opened = self.executor.close(id)
-        told = (opened.partial.contents(), opened.states, opened.refused, self.executor.take_account())
+        told: Contents = (opened.partial.contents(), opened.states, opened.refused, self.executor.take_account())
         parcel = PackedMessage(("partial", id, told))
-        self._channel.send_parcel(parcel)
+        self._channel.send(parcel)
         parcel.close()
         # Should another worker die now, what it held of this ask may be done here.
         self.executor.open(id, opened.ask, opened.round, opened.number, opened.params)
