@@ -21,7 +21,7 @@ from ..store.records import MemoryStore
 from ..wire import messages as m
 from .link import RunLink
 from .misfortune import Chance, Faults, Killed, Misfortune
-from .network import HeldBlobs, Network
+from .network import Network
 from .node import SimulatedNode
 from .station import Station
 
@@ -58,16 +58,15 @@ class Deployment:
         self._stall = stall
         self._sources = nodes
         self._relays = relays or {}
-        self._scratch = scratch
         self._chance = Chance(seed, faults if faults is not None else Faults())
         self.happened = self._chance.happened
-        self._network = Network(self._chance)
+        self._network = Network(self._chance, scratch)
         self._steps = 0
         self._place("server", None, store, lambda name, home: self._node(name, home, spool, slots))
         for station in self.stations.values():
             station.start()
-        self._link = RunLink(self.stations["server"], HeldBlobs(scratch), self._network, self._step)
-        self._misfortune = Misfortune(self._chance, self._network, self.stations, self.nodes, self._link)
+        self._link = RunLink(self.stations["server"], self._network, self._step)
+        self._misfortune = Misfortune(self._network, self.stations, self.nodes, self._link)
 
     def _place(
         self,
@@ -77,8 +76,7 @@ class Deployment:
         node: Callable[[str, Station], SimulatedNode],
     ) -> list[str]:
         """Set up a station and all that connects to it; the clients below it."""
-        station = Station(name, store(), HeldBlobs(self._scratch), self._network, self._chance, above)
-        self.stations[name] = station
+        station = self.stations[name] = Station(name, store(), self._network, above)
         clients: list[str] = []
         elsewhere = {below for there in self._relays.values() for below in there}
         beside = [each for each in (*self._relays, *self._sources) if each not in elsewhere]
@@ -100,9 +98,7 @@ class Deployment:
             self._app.client,
             self._sources[name],
             home,
-            HeldBlobs(self._scratch),
             self._network,
-            self._chance,
             make_spool=spool,
             slots=slots,
             note=self._note,
@@ -116,7 +112,7 @@ class Deployment:
     @property
     def served(self) -> float:
         """Seconds in which the run was connected."""
-        return self._network.clock.served
+        return self._link.served()
 
     def run(self, folder: Path, **settings: Any) -> Result:
         """Run the app to its end, through everything that happens; a run that has failed in this folder is gone on
@@ -178,27 +174,27 @@ class Deployment:
         if not self._misfortune.strikes() and not self._act():
             self._wait(until)
 
-    def _parts(self) -> list[Station | SimulatedNode | RunLink]:
-        return [*self.stations.values(), *self.nodes.values(), self._link]
-
     def _act(self) -> bool:
         """Do one of the things that can be done now; False where there is none."""
-        actions = [action for part in (self._network, *self._parts()) for action in part.actions()]
+        parts: list[Network | Station | SimulatedNode | RunLink]
+        parts = [self._network, *self.stations.values(), *self.nodes.values(), self._link]
+        actions = [action for part in parts for action in part.actions()]
         if actions:
             action = self._chance.pick(actions)
-            self._network.clock.advance(self._chance.below(10) / 1000)
+            self._network.advance(self._chance.below(10) / 1000)
             action()
         return bool(actions)
 
     def _wait(self, until: float | None) -> None:
         """Nothing can be done now: the next moment at which something can."""
-        clock = self._network.clock
-        moments = [moment for part in self._parts() for moment in part.moments()]
+        parts: list[Network | Station | SimulatedNode]
+        parts = [self._network, *self.stations.values(), *self.nodes.values()]
+        moments = [moment for part in parts for moment in part.moments()]
         if until is not None and self._link.connected:
-            moments.append(clock() + max(0.0, until - clock.served))
+            moments.append(self.time + max(0.0, until - self.served))
         if not moments:
-            raise AssertionError(f"everybody waits for somebody else at {clock()}: {self.happened}")
-        clock.advance(max(0.0, min(moments) - clock()) + 1e-9)
+            raise AssertionError(f"everybody waits for somebody else at {self.time}: {self.happened}")
+        self._network.advance(max(0.0, min(moments) - self.time) + 1e-9)
         for node in self.nodes.values():
             node.tick()
 

@@ -51,7 +51,7 @@ class Faults:
 
 
 class Chance:
-    """All that a seed decides; `happened` says in words what has gone wrong so far, at most as often as `faults` say."""
+    """All that a seed decides; `happened` says in words what has gone wrong, at most as often as `faults` say."""
 
     def __init__(self, seed: int, faults: Faults) -> None:
         self.faults = faults
@@ -84,18 +84,17 @@ class Misfortune:
 
     def __init__(
         self,
-        chance: Chance,
         network: Network,
         stations: Mapping[str, Station],
         nodes: Mapping[str, SimulatedNode],
         link: RunLink,
     ) -> None:
-        self._chance = chance
+        self._chance = network.chance
         self._network = network
         self._stations = stations
         self._nodes = nodes
         self._link = link
-        faults = chance.faults
+        faults = network.chance.faults
         self._strikes = (
             (faults.cuts, self._cut),
             (faults.repeats, self._repeat),

@@ -23,21 +23,6 @@ INLINE = 256
 """What is larger crosses as a blob."""
 
 
-class ServedClock(VirtualClock):
-    """A virtual clock that also counts, in `served`, the time in which the run is `connected`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.served = 0.0
-        self.connected = False
-
-    def advance(self, seconds: float) -> float:
-        """Move on by `seconds`."""
-        if self.connected:
-            self.served += seconds
-        return super().advance(seconds)
-
-
 class HeldBlobs(dict[bytes, bytes]):
     """The blobs that one party has, by their hash; also as files in a `folder`, which nobody writes to again."""
 
@@ -61,62 +46,107 @@ class HeldBlobs(dict[bytes, bytes]):
         return path
 
 
+class GoneBlob(Exception):
+    """A blob is not to be had any more; the text says why."""
+
+
 class WireEnd(Protocol):
-    """Who has connected to a station: takes what comes over the wire, and gives blobs.
+    """Who connects to a station."""
 
-    `give` is None for a blob that is not there yet or may not be given yet; it raises `LookupError`, which says why,
-    for one that is gone for good. `part` says that the wire is cut, and from when on another can be had.
-    """
+    def hear(self, message: m.Message) -> None:
+        """The station says something."""
 
-    def hear(self, message: m.Message) -> None: ...
-    def give(self, run: str, sha: bytes) -> bytes | None: ...
-    def take(self, run: str, sha: bytes, data: bytes) -> None: ...
-    def part(self, back_at: float) -> None: ...
+    def give(self, run: str, sha: bytes) -> bytes | None:
+        """A blob for the station, None for one that is not there yet or may not be given yet. Raises `GoneBlob`."""
+
+    def take(self, run: str, sha: bytes, data: bytes) -> None:
+        """A blob has come from the station."""
+
+    def parted(self) -> None:
+        """The wire was cut."""
 
 
 @dataclass(eq=False)
 class Wire:
-    """One connection to a station: what is on its way there, and what to the other end.
+    """What connects somebody to a station, again and again: what is on its way up, to the station, and down.
 
-    `transfers` are blobs, each of a run, and whether it goes up, to the station.
+    `peer` is what the station calls the connection, empty while it is cut; `back_at` from when on there can be another,
+    `served` for how many seconds there was one. `transfers` are blobs, each of a run, and whether it goes up.
     """
 
-    peer: str
+    name: str
     to: Station
     end: WireEnd
+    peer: str = ""
+    back_at: float = 0.0
+    served: float = 0.0
     up: deque[bytes] = field(default_factory=deque)
     down: deque[bytes] = field(default_factory=deque)
     transfers: list[tuple[bool, str, m.Blob]] = field(default_factory=list)
 
+    def send(self, message: m.Message) -> None:
+        """Send a message up; it is lost where the wire is cut."""
+        if self.peer:
+            self.up.append(message.SerializeToString())
+
+    def fetch(self, run: str, blob: m.Blob) -> None:
+        """Have a blob sent down."""
+        if self.peer:
+            self.transfers.append((False, run, blob))
+
 
 class Network:
-    """All wires of a deployment, in the order in which they were plugged in; what crosses next is up to the caller."""
+    """The time and all wires of a deployment; which thing crosses next is up to the caller.
 
-    def __init__(self, chance: Chance) -> None:
-        self.clock = ServedClock()
+    `wires` are those that are plugged in, by what their stations call them, in that order; `folder` is for files.
+    """
+
+    def __init__(self, chance: Chance, folder: Path) -> None:
+        self.clock = VirtualClock()
+        self.chance = chance
+        self.folder = folder
         self.wires: dict[str, Wire] = {}
-        self._chance = chance
+        self._all: list[Wire] = []
         self._number = 0
 
-    def plug(self, name: str, to: Station, end: WireEnd) -> Wire:
-        """Connect somebody to a station, which is not told."""
+    def wire(self, name: str, to: Station, end: WireEnd) -> Wire:
+        """A wire that is not plugged in yet."""
+        self._all.append(Wire(name, to, end))
+        return self._all[-1]
+
+    def may_plug(self, wire: Wire) -> bool:
+        """Whether a wire can be plugged in now."""
+        return wire.to.up and not wire.peer and wire.back_at <= self.clock()
+
+    def plug(self, wire: Wire) -> str:
+        """Plug a wire in, of which its station is not told; what the station is to call it."""
         self._number += 1
-        wire = self.wires[f"{name} #{self._number}"] = Wire(f"{name} #{self._number}", to, end)
-        return wire
+        wire.peer = f"{wire.name} #{self._number}"
+        self.wires[wire.peer] = wire
+        return wire.peer
 
     def cut(self, wire: Wire | None, *, tell_station: bool = True) -> None:
         """Cut a wire, unless it is: all that is on its way is lost, and both ends are told."""
-        if wire is None or self.wires.pop(wire.peer, None) is None:
+        if wire is None or not wire.peer:
             return
-        wire.end.part(self.clock() + 0.1 + self._chance.below(10) / 10)
+        peer, wire.peer = wire.peer, ""
+        del self.wires[peer]
+        for lane in (wire.up, wire.down, wire.transfers):
+            lane.clear()
+        wire.back_at = self.clock() + 0.1 + self.chance.below(10) / 10
+        wire.end.parted()
         if tell_station:
-            wire.to.tell(Lost(wire.peer))
+            wire.to.tell(Lost(peer))
 
-    def cut_off(self, station: Station) -> None:
-        """Cut all wires to a station, which is not told."""
-        for wire in list(self.wires.values()):
-            if wire.to is station:
-                self.cut(wire, tell_station=False)
+    def advance(self, seconds: float) -> None:
+        """Let time pass."""
+        self.clock.advance(seconds)
+        for wire in self.wires.values():
+            wire.served += seconds
+
+    def moments(self) -> list[float]:
+        """When somebody can connect again."""
+        return [wire.back_at for wire in self._all if not wire.peer and wire.back_at > self.clock()]
 
     def actions(self) -> list[Callable[[], None]]:
         """What can cross now."""
@@ -135,17 +165,17 @@ class Network:
 
     def _transfer(self, wire: Wire) -> None:
         """A blob crosses, or the transfer breaks, which breaks the connection."""
-        up, run, blob = transfer = wire.transfers.pop(self._chance.below(len(wire.transfers)))
-        if self._chance.breaks_transfer():
+        up, run, blob = transfer = wire.transfers.pop(self.chance.below(len(wire.transfers)))
+        if self.chance.breaks_transfer():
             self.cut(wire)
             return
         try:
             data = wire.end.give(run, blob.sha256) if up else wire.to.give_below(wire.peer, run, blob.sha256)
-        except LookupError as error:
-            wire.to.tell(NotFetched(run, blob.sha256, str(error.args[0])))
+        except GoneBlob as error:
+            wire.to.tell(NotFetched(run, blob.sha256, str(error)))
             return
         if data is None:
             wire.transfers.append(transfer)  # it waits until the sender has it, and may give it
-            self.clock.advance(0.01)
+            self.advance(0.01)
         else:
             (wire.to if up else wire.end).take(run, blob.sha256, data)

@@ -17,8 +17,7 @@ from ..node.spool import MemorySpool
 from ..server.signals import Connected
 from ..wire import messages as m
 from ..wire.blobs import Fetched
-from .misfortune import Chance
-from .network import HeldBlobs, Network, Wire
+from .network import HeldBlobs, Network, WireEnd
 from .station import Station
 
 
@@ -64,10 +63,7 @@ class LocalChild:
         self._program.hear(
             {
                 "type": "task",
-                "ask": task.ask,
-                "task": task.task,
-                "client": task.client,
-                "attempt": task.attempt,
+                **{name: getattr(task, name) for name in ("ask", "task", "client", "attempt")},
                 "key": task.key.hex(),
                 "data_key": task.data_key.hex(),
                 "base": None if start.base is None else _inline(start.base),
@@ -100,11 +96,7 @@ class LocalChild:
             {
                 "type": "ask",
                 "id": ask.ask,
-                "round": ask.round,
-                "number": ask.number,
-                "kind": ask.kind,
-                "lane": ask.lane,
-                "transforms": ask.transforms,
+                **{name: getattr(ask, name) for name in ("round", "number", "kind", "lane", "transforms")},
                 "model": self._part(ask.model) if ask.HasField("model") else None,
                 "shared": self._part(ask.shared),
             }
@@ -119,7 +111,7 @@ class LocalChild:
         return _inline(payload.inline)
 
 
-class SimulatedNode:
+class SimulatedNode(WireEnd):
     """What it has on disk, its spool and `blobs`, its machine, and the tasks that its children work on.
 
     `preparing` and `busy` are what its children are at; `note` is told of every message that it says.
@@ -131,26 +123,21 @@ class SimulatedNode:
         client: Client,
         sources: Mapping[str, Any],
         home: Station,
-        blobs: HeldBlobs,
         network: Network,
-        chance: Chance,
         *,
         make_spool: Callable[[str], Any],
         slots: int,
         note: Callable[[m.Message], None],
     ) -> None:
         self.name = name
-        self.blobs = blobs
+        self.blobs = HeldBlobs(network.folder)
         self._client = client
         self._sources = sources
-        self._home = home
         self._network = network
-        self._chance = chance
+        self._wire = network.wire(f"node {name}", home, self)
         self._make_spool = make_spool
         self._slots = slots
         self._note = note
-        self._wire: Wire | None = None
-        self._back_at = 0.0
         self._begin(make_spool(name))
 
     def _begin(self, spool: Any) -> None:
@@ -164,20 +151,17 @@ class SimulatedNode:
 
     def actions(self) -> list[Callable[[], None]]:
         """What it can do now."""
-        may_connect = self._home.up and self._wire is None and self._back_at <= self._network.clock()
         possible = (
             (self._prepare, self.preparing),
             (self._work, self.busy),
             (self._commit, self._durable),
-            (self._connect, may_connect),
+            (self._connect, self._network.may_plug(self._wire)),
         )
         return [action for action, can in possible if can]
 
     def moments(self) -> list[float]:
         """When it can do something next."""
-        away = self._wire is None and self._back_at > self._network.clock()
-        found = [self._back_at] if away else []
-        return found if self._machine.next_tick is None else [*found, self._machine.next_tick]
+        return [] if self._machine.next_tick is None else [self._machine.next_tick]
 
     def tick(self) -> None:
         """Tell it of the time, where it waits for that."""
@@ -193,7 +177,7 @@ class SimulatedNode:
     def keep_away(self, seconds: float) -> None:
         """Cut it off for so long."""
         self.cut()
-        self._back_at = self._network.clock() + seconds
+        self._wire.back_at = self._network.clock() + seconds
 
     def crash(self) -> None:
         """It is killed, and begins anew with what is on disk."""
@@ -220,26 +204,22 @@ class SimulatedNode:
     # What comes over its wire
 
     def hear(self, message: m.Message) -> None:
-        """The station says something."""
         self._tell(nodes.ServerSaid(message))
 
     def give(self, run: str, sha: bytes) -> bytes | None:
-        """A blob for the station."""
         return self.blobs.get(sha)
 
     def take(self, run: str, sha: bytes, data: bytes) -> None:
-        """A blob has come."""
         self.blobs[sha] = data
         self._tell(Fetched(run, sha))
 
-    def part(self, back_at: float) -> None:
-        """The wire is cut."""
-        self._wire, self._back_at, self._durable = None, back_at, []
+    def parted(self) -> None:
+        self._durable = []
         self._tell(nodes.SessionEnded())
 
     def _connect(self) -> None:
-        self._wire = self._network.plug(f"node {self.name}", self._home, self)
-        self._home.tell(Connected(self._wire.peer, "node", self.name, self.name, tuple(self._sources)))
+        peer = self._network.plug(self._wire)
+        self._wire.to.tell(Connected(peer, "node", self.name, self.name, tuple(self._sources)))
         self._tell(nodes.SessionBegun(m.Welcome()))
 
     # What its machine says
@@ -248,15 +228,15 @@ class SimulatedNode:
         for effect in self._machine.handle(event, self._network.clock()):
             if isinstance(effect, nodes.SayToServer):
                 self._note(effect.message)
-                if effect.durable and self._wire is not None:
+                if effect.durable and self._wire.peer:
                     self._durable.append(effect.message)
                 else:
-                    self._send(effect.message)
+                    self._wire.send(effect.message)
             elif isinstance(effect, nodes.FetchBlob):
                 if effect.blob.sha256 in self.blobs:
                     self._tell(Fetched(effect.run, effect.blob.sha256))
-                elif self._wire is not None:
-                    self._wire.transfers.append((False, effect.run, effect.blob))
+                else:
+                    self._wire.fetch(effect.run, effect.blob)
             elif isinstance(effect, nodes.Prepare):
                 self.preparing[effect.run] = effect
             elif isinstance(effect, nodes.Start):
@@ -268,10 +248,6 @@ class SimulatedNode:
                 self._children.pop(effect.run, None)
                 self.busy = {key: start for key, start in self.busy.items() if key[0] != effect.run}
 
-    def _send(self, message: m.Message) -> None:
-        if self._wire is not None:
-            self._wire.up.append(message.SerializeToString())
-
     def _prepare(self) -> None:
         run, effect = self.preparing.popitem()
         config = json.loads(effect.spec.config)
@@ -279,7 +255,7 @@ class SimulatedNode:
         self._tell(child.ready())
 
     def _work(self) -> None:
-        key = self._chance.pick(list(self.busy))
+        key = self._network.chance.pick(list(self.busy))
         start = self.busy.pop(key)
         stopped = key in self._stopped
         self._stopped.discard(key)
@@ -289,7 +265,7 @@ class SimulatedNode:
         self._spool.commit()
         durable, self._durable = self._durable, []
         for message in durable:
-            self._send(message)
+            self._wire.send(message)
 
 
 def _inline(data: bytes) -> Message:

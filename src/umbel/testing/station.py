@@ -14,32 +14,21 @@ from ..server.folding import bundle
 from ..server.router import Router
 from ..wire import messages as m
 from ..wire.blobs import Fetched
-from .misfortune import Chance
-from .network import HeldBlobs, Network, Wire
+from .network import HeldBlobs, Network, WireEnd
 
 
-class Station:
+class Station(WireEnd):
     """What it has on disk, `store` and `blobs`, and, while it is up, its router and what waits for a commit.
 
-    A relay has a station `above` it, and a wire to that one while it is connected.
+    A relay has a wire to the station `above` it.
     """
 
-    def __init__(
-        self,
-        name: str,
-        store: Any,
-        blobs: HeldBlobs,
-        network: Network,
-        chance: Chance,
-        above: Station | None = None,
-    ) -> None:
+    def __init__(self, name: str, store: Any, network: Network, above: Station | None = None) -> None:
         self.name = name
         self.store = store
-        self.blobs = blobs
-        self.is_relay = above is not None
-        self._above = above
+        self.blobs = HeldBlobs(network.folder)
         self._network = network
-        self._chance = chance
+        self._wire = network.wire(f"node {name}", above, self) if above is not None else None
         self._router: Router | None = None
         self._relaying: relays.Relaying | None = None
         self._durable: list[servers.Say | relays.SayAbove] = []
@@ -47,8 +36,11 @@ class Station:
         self._folds: dict[int, relays.FoldAnswers] = {}
         self._at_work = False
         self._down_until = 0.0
-        self._wire: Wire | None = None
-        self._back_at = 0.0
+
+    @property
+    def is_relay(self) -> bool:
+        """Whether it is no server of its own."""
+        return self._wire is not None
 
     @property
     def up(self) -> bool:
@@ -63,7 +55,9 @@ class Station:
 
     def crash(self, seconds: float) -> None:
         """Be down for so long; all that is not on disk is lost."""
-        self._network.cut_off(self)
+        for wire in list(self._network.wires.values()):
+            if wire.to is self:
+                self._network.cut(wire, tell_station=False)
         self._router = self._relaying = None
         self._network.cut(self._wire)
         self.store.take()
@@ -78,20 +72,18 @@ class Station:
         if self._router is None:
             return [self.start] if self._down_until <= now else []
         tick = self._relaying.next_tick if self._relaying is not None else None
-        may_connect = self._wire is None and self._back_at <= now
         possible = (
             (self._commit, bool(self._durable or self.store.waiting)),
             (self._fold, bool(self._folds)),
             (partial(self.tell, Ticked()), tick is not None and tick <= now),
-            (self._connect, self._above is not None and self._above.up and may_connect),
+            (self._connect, self._wire is not None and self._network.may_plug(self._wire)),
         )
         return [action for action, can in possible if can]
 
     def moments(self) -> list[float]:
         """When it can do something next."""
-        found = [self._back_at] if self._wire is None and self._back_at > self._network.clock() else []
-        found += [self._down_until] if self._router is None else []
         tick = self._relaying.next_tick if self._relaying is not None else None
+        found = [self._down_until] if self._router is None else []
         return found if tick is None else [*found, tick]
 
     def tell(self, event: servers.Event | relays.RelayEvent) -> None:
@@ -126,30 +118,24 @@ class Station:
         return self.blobs.get(sha) if self._router.may_read(peer, run, sha) else None
 
     def give(self, run: str, sha: bytes) -> bytes | None:
-        """A blob for the station above."""
         allowed = self._relaying is None or self._relaying.may_read(run, sha)
         return self.blobs.get(sha) if allowed else None
 
     def take(self, run: str, sha: bytes, data: bytes) -> None:
-        """A blob has come, from above or below."""
         self.blobs[sha] = data
         self.tell(Fetched(run, sha))
 
     def hear(self, message: m.Message) -> None:
-        """The station above says something."""
         self.tell(relays.Asked(message))
 
-    def part(self, back_at: float) -> None:
-        """The wire to the station above is cut."""
-        self._wire, self._back_at = None, back_at
+    def parted(self) -> None:
         self.tell(relays.Parted())
 
     def _connect(self) -> None:
-        assert self._above is not None
+        assert self._wire is not None
         assert self._router is not None
-        clients = self._router.clients()
-        self._wire = self._network.plug(f"node {self.name}", self._above, self)
-        self._above.tell(servers.Connected(self._wire.peer, "node", self.name, self.name, tuple(sorted(clients))))
+        clients, peer = self._router.clients(), self._network.plug(self._wire)
+        self._wire.to.tell(servers.Connected(peer, "node", self.name, self.name, tuple(sorted(clients))))
         self.tell(relays.Reached(clients))
 
     # What its machines say
@@ -168,10 +154,10 @@ class Station:
                 raise AssertionError(f"{effect.peer} was dropped: {effect.text}")
             self._network.cut(self._network.wires.get(effect.peer))
         elif isinstance(effect, servers.Fetch):
-            from_above = effect.peer.startswith("relay ")
-            wire = self._wire if from_above else self._network.wires.get(effect.peer)
-            if wire is not None:
-                wire.transfers.append((not from_above, effect.run, effect.blob))
+            if self._wire is not None and effect.peer.startswith("relay "):
+                self._wire.fetch(effect.run, effect.blob)
+            elif (wire := self._network.wires.get(effect.peer)) is not None:
+                wire.transfers.append((True, effect.run, effect.blob))
 
     def _relayed(self, effect: relays.RelayEffect) -> None:
         """Do what the machine of a relay says."""
@@ -187,12 +173,11 @@ class Station:
             self._post(effect)
 
     def _post(self, say: servers.Say | relays.SayAbove) -> None:
-        data = say.message.SerializeToString()
-        if isinstance(say, relays.SayAbove):
-            if self._wire is not None:
-                self._wire.up.append(data)
-        elif (wire := self._network.wires.get(say.peer)) is not None:
-            wire.down.append(data)
+        if isinstance(say, servers.Say):
+            if (wire := self._network.wires.get(say.peer)) is not None:
+                wire.down.append(say.message.SerializeToString())
+        elif self._wire is not None:
+            self._wire.send(say.message)
 
     def _commit(self) -> None:
         self.store.commit()
@@ -201,7 +186,7 @@ class Station:
             self._post(say)
 
     def _fold(self) -> None:
-        number = self._chance.pick(list(self._folds))
+        number = self._network.chance.pick(list(self._folds))
         fold = self._folds.pop(number)
         sheaf = bundle(fold.spec, fold.answers, self.blobs.file)
         if sheaf is None:
