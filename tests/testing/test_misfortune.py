@@ -55,6 +55,13 @@ def test_each_fault_strikes_its_part(tmp_path):
     assert chance.happened in (["node a killed"], ["node b killed"])
 
 
+def test_each_fault_has_its_share_of_a_thousand_steps(tmp_path):
+    chance, (stations, nodes, _), misfortune = world(tmp_path, most=300, server=300, node=300, relay=400)
+    assert all(misfortune.strikes() for _ in range(300))
+    struck = [len(part.calls) for part in (*stations.values(), *nodes.values())]
+    assert min(struck) > 50
+
+
 @pytest.mark.parametrize(("fault", "raised"), [("run", Killed), ("power", Killed), ("stop", KeyboardInterrupt)])
 def test_the_run_is_struck_only_while_it_is_connected(tmp_path, fault, raised):
     chance, (_, _, link), misfortune = world(tmp_path, **{fault: 1000})

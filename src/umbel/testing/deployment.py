@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,18 +63,15 @@ class Deployment:
         self.happened = self._chance.happened
         self._network = Network(self._chance, scratch)
         self._steps = 0
-        self._place("server", None, store, lambda name, home: self._node(name, home, spool, slots))
+        place = partial(SimulatedNode, app.client, self._network, make_spool=spool, slots=slots, note=self._note)
+        self._place("server", None, store, place)
         for station in self.stations.values():
             station.start()
         self._link = RunLink(self.stations["server"], self._network, self._step)
         self._misfortune = Misfortune(self._network, self.stations, self.nodes, self._link)
 
     def _place(
-        self,
-        name: str,
-        above: Station | None,
-        store: Callable[[], Any],
-        node: Callable[[str, Station], SimulatedNode],
+        self, name: str, above: Station | None, store: Callable[[], Any], node: Callable[..., SimulatedNode]
     ) -> list[str]:
         """Set up a station and all that connects to it; the clients below it."""
         station = self.stations[name] = Station(name, store(), self._network, above)
@@ -82,7 +80,7 @@ class Deployment:
         beside = [each for each in (*self._relays, *self._sources) if each not in elsewhere]
         for below in self._relays.get(name, beside):
             if below in self._sources:
-                self.nodes[below] = node(below, station)
+                self.nodes[below] = node(below, self._sources[below], station)
                 mine = sorted(self._sources[below])
             else:
                 mine = self._place(below, station, store, node)
@@ -91,18 +89,6 @@ class Deployment:
             clients += mine
         station.store.commit()
         return sorted(clients)
-
-    def _node(self, name: str, home: Station, spool: Callable[[str], Any], slots: int) -> SimulatedNode:
-        return SimulatedNode(
-            name,
-            self._app.client,
-            self._sources[name],
-            home,
-            self._network,
-            make_spool=spool,
-            slots=slots,
-            note=self._note,
-        )
 
     @property
     def time(self) -> float:
@@ -154,10 +140,6 @@ class Deployment:
             station.store.close()
         for node in self.nodes.values():
             node.close()
-
-    def cut(self, name: str) -> None:
-        """Cut the connection of a node."""
-        self.nodes[name].cut()
 
     def keep_away(self, name: str, seconds: float) -> None:
         """Cut a node off for so long; the server or a relay is down for so long."""

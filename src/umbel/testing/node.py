@@ -119,11 +119,11 @@ class SimulatedNode(WireEnd):
 
     def __init__(
         self,
-        name: str,
         client: Client,
+        network: Network,
+        name: str,
         sources: Mapping[str, Any],
         home: Station,
-        network: Network,
         *,
         make_spool: Callable[[str], Any],
         slots: int,
@@ -170,18 +170,14 @@ class SimulatedNode(WireEnd):
 
     # What befalls it
 
-    def cut(self) -> None:
-        """Cut its connection."""
-        self._network.cut(self._wire)
-
     def keep_away(self, seconds: float) -> None:
         """Cut it off for so long."""
-        self.cut()
+        self._network.cut(self._wire)
         self._wire.back_at = self._network.clock() + seconds
 
     def crash(self) -> None:
         """It is killed, and begins anew with what is on disk."""
-        self.cut()
+        self._network.cut(self._wire)
         self.close()  # what was not written is lost
         self._begin(self._spool if isinstance(self._spool, MemorySpool) else self._make_spool(self.name))
 
