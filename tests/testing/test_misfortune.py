@@ -56,7 +56,7 @@ def test_each_fault_strikes_its_part(tmp_path):
 
 
 def test_each_fault_has_its_share_of_a_thousand_steps(tmp_path):
-    chance, (stations, nodes, _), misfortune = world(tmp_path, most=300, server=300, node=300, relay=400)
+    _, (stations, nodes, _), misfortune = world(tmp_path, most=300, server=300, node=300, relay=400)
     assert all(misfortune.strikes() for _ in range(300))
     struck = [len(part.calls) for part in (*stations.values(), *nodes.values())]
     assert min(struck) > 50
