@@ -73,7 +73,7 @@ TESTED_ELSEWHERE = {
     "server.programs": "server/test_service.py",
     "server.signals": "server/test_router.py",
     **{f"strategies.{name}": "strategies/test_fedopt.py" for name in ("fedadagrad", "fedadam", "fedavgm", "fedyogi")},
-    "testing.host": "testing/test_deployment.py",
+    **{f"testing.{name}": "testing/test_deployment.py" for name in ("link", "node", "station")},
     "transforms.clip_by_norm": "transforms/test_transforms.py",
     "transforms.top_k": "transforms/test_transforms.py",
     "wire.blobs": "node/test_holdings.py",

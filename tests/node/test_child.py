@@ -23,6 +23,7 @@ from umbel.core.randomness import Key
 from umbel.core.task import Admit, Finished, Task
 from umbel.core.transform import Transform
 from umbel.core.update import Receipt
+from umbel.node.child import ChildProgram
 from umbel.work.executor import RunKeys
 from umbel.work.intake import Intake
 
@@ -343,6 +344,59 @@ def test_what_a_client_forks_does_not_hold_the_pipes(tmp_path):
         assert process.close() == 0
     finally:
         os.kill(pid, signal.SIGKILL)
+
+
+# The program without its process
+
+
+def local(client, unwanted=()):
+    """The program of a client that is here, and all that it says."""
+    said = []
+    beginning = {"config": {}, "sources": {"0": 1.5}, "device": "cpu", "slot": 0, "data_cache": 0}
+    program = ChildProgram(client, beginning, say=lambda type, **more: said.append((type, more)), unwanted=unwanted)
+    return program, said
+
+
+def told_of(program, ask, folder):
+    shared = {name: getattr(ask, name) for name in SENT}
+    program.hear(
+        {"type": "ask", "id": 1, "round": 1, "number": 0, "kind": ask.kind, "lane": ask.lane, "model": None,
+         "transforms": "", "shared": inline(encoding.encode({**shared, "params": None}))}
+    )  # fmt: skip
+    key = Key.from_seed(5).hex()
+    program.hear(
+        {"type": "task", "ask": 1, "task": "1.0", "client": "0", "attempt": 1, "key": key, "data_key": key,
+         "base": None, "own": None, "result": str(folder / "result")}
+    )  # fmt: skip
+
+
+def inline(data):
+    return {"base64": base64.b64encode(data).decode()}
+
+
+def test_the_program_of_a_child_needs_no_process(tmp_path):
+    client = umbel.Client()
+
+    @client.query("double")
+    def double(model, data, ctx):
+        return Update({"x": np.array(2 * data)})
+
+    program, said = local(client)
+    program.ready()
+    assert said[-1][1]["handlers"] == ["query:double"]
+    told_of(program, question("double"), tmp_path)
+    kind, told = said[-1]
+    assert (kind, told["task"], told["state"]) == ("done", "1.0", None)
+    assert encoding.decode(bytes_of(told["update"])).arrays["x"] == 3.0
+
+
+def test_a_task_that_is_unwanted_is_not_begun(tmp_path):
+    client, begun = umbel.Client(), []
+    client.query("note")(lambda model, data, ctx: begun.append(1))
+    program, said = local(client, {"1.0"})
+    told_of(program, question("note"), tmp_path)
+    assert said == [("cancelled", {"task": "1.0", "attempt": 1})]
+    assert begun == []
 
 
 # How a child ends

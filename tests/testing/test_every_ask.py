@@ -141,7 +141,7 @@ def test_values_of_personal_arrays_reach_nobody(expects, tmp_path):
     result = world.run(tmp_path, seed=3)
     assert result.model["mine"].tolist() == FIRST.tolist()  # the run's own, which no client was sent
     assert got == [(["w"], [])] * 5 + [(["w"], ["mine"])] * 10
-    parties = [*world._stations.values(), *world._nodes.values()]
+    parties = [*world.stations.values(), *world.nodes.values()]
     crossed = [data for party in parties for data in party.blobs.values()] + list(world.answers.values())
     assert any(np.arange(100.0).tobytes() in data for data in crossed)
     for value in (FIRST, MINE):

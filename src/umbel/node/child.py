@@ -43,7 +43,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from contextlib import suppress
 from operator import attrgetter
 from pathlib import Path
@@ -145,16 +145,22 @@ class KeptState:
 
 
 class ChildProgram:
-    """The clients of one run, in a process of their own."""
+    """The clients of one run: takes the node's messages and says its own, without a process and without pipes.
 
-    def __init__(self, pipes: Pipes, beginning: Message) -> None:
-        self._pipes = pipes
+    `beginning` is the message `begin`, whose `client` was loaded from its folder; `unwanted` has the tasks that were
+    cancelled.
+    """
+
+    def __init__(
+        self, client: Client, beginning: Message, *, say: Callable[..., None], unwanted: Container[str]
+    ) -> None:
+        self._say, self._unwanted = say, unwanted
         self._keys, self._state = TaskKeys(), KeptState()
         self._own: Message = {}
         self._faults: dict[int, str] = {}
         self._asks: set[int] = set()
         self._task, self._told = "", 0.0
-        client = load_client(Path(beginning["folder"]), beginning["module"], beginning["attribute"])
+        self._handlers = sorted(client.handlers)
         sources = {client_id(name): source for name, source in beginning["sources"].items()}
         self._executor = Executor(
             client,
@@ -166,19 +172,16 @@ class ChildProgram:
             data_cache=beginning["data_cache"],
             on_step=self._step,
         )
-        self.handlers = sorted(client.handlers)
+        self._deeds = {"ask": self._open, "task": self._do, "forget": self._forget}
 
-    def serve(self) -> None:
-        """Do what the node says until it says `end`."""
-        deeds: dict[str, Callable[[Message], None]] = {
-            "ask": self._open,
-            "task": self._do,
-            "forget": self._forget,
-        }
-        while (message := self._pipes.next())["type"] != "end":
-            deeds[message["type"]](message)
-            sys.stdout.flush()
-            sys.stderr.flush()
+    def ready(self) -> None:
+        """Say what can be asked of it."""
+        known = [list(step) for step in transforms.known_transforms()]
+        self._say("ready", handlers=self._handlers, transforms=known, umbel=sys.modules["umbel"].__version__)
+
+    def hear(self, message: Message) -> None:
+        """Do what an `ask`, a `task` or a `forget` says."""
+        self._deeds[message["type"]](message)
 
     def _open(self, message: Message) -> None:
         id = message["id"]
@@ -210,19 +213,19 @@ class ChildProgram:
         try:
             found = self._answer(message)
             if isinstance(found, Failed):
-                self._pipes.send("failed", **names, reason=found.reason, retry=found.retry, trace=found.trace)
+                self._say("failed", **names, reason=found.reason, retry=found.retry, trace=found.trace)
             else:
-                self._pipes.send("done", **names, **_written(found, Path(message["result"])))
+                self._say("done", **names, **_written(found, Path(message["result"])))
         except Unwanted:
-            self._pipes.send("cancelled", **names)
+            self._say("cancelled", **names)
         except OSError as error:
-            self._pipes.send("failed", **names, reason=f"the node's disk: {told(error)}", retry=True)
+            self._say("failed", **names, reason=f"the node's disk: {told(error)}", retry=True)
         except UmbelError as error:
-            self._pipes.send("failed", **names, reason=_said(error), retry=error.retry)
+            self._say("failed", **names, reason=_said(error), retry=error.retry)
         except Exception as error:
             traceback.print_exc()
             reason = f"the node failed: {type(error).__name__}: {told(error)}"
-            self._pipes.send("failed", **names, reason=reason, retry=False)
+            self._say("failed", **names, reason=reason, retry=False)
         finally:
             self._own, self._state.part = {}, None
 
@@ -230,7 +233,7 @@ class ChildProgram:
         task = Task(message["task"], message["ask"], client_id(message["client"]), message["attempt"])
         if task.ask in self._faults:
             return Failed(task.id, self._faults[task.ask])
-        if task.id in self._pipes.unwanted:
+        if task.id in self._unwanted:
             raise Unwanted
         self._keys.task = Key(bytes.fromhex(message["key"]))
         self._keys.data = Key(bytes.fromhex(message["data_key"]))
@@ -239,12 +242,12 @@ class ChildProgram:
         return self._executor.answer(task)
 
     def _step(self) -> None:
-        if self._task in self._pipes.unwanted:
+        if self._task in self._unwanted:
             raise Unwanted
         now = time.monotonic()
         if now - self._told >= TELL_SECONDS:
             self._told = now
-            self._pipes.send("stepped", task=self._task)
+            self._say("stepped", task=self._task)
 
     def _forget(self, message: Message) -> None:
         self._asks.difference_update(message["asks"])
@@ -354,16 +357,19 @@ def main(orders: int, answers: int, parent: int) -> None:
         return
     sys.argv[:] = [beginning["module"]]
     try:
-        child = ChildProgram(pipes, beginning)
+        client = load_client(Path(beginning["folder"]), beginning["module"], beginning["attribute"])
+        program = ChildProgram(client, beginning, say=pipes.send, unwanted=pipes.unwanted)
     except UmbelError as error:
         traceback.print_exception(error)
         pipes.send("refused", reason=_said(error))
         return
     gc.collect()
     gc.freeze()  # what the client's modules made stays
-    known = [list(step) for step in transforms.known_transforms()]
-    pipes.send("ready", handlers=child.handlers, transforms=known, umbel=sys.modules["umbel"].__version__)
-    child.serve()
+    program.ready()
+    while (message := pipes.next())["type"] != "end":
+        program.hear(message)
+        sys.stdout.flush()
+        sys.stderr.flush()
 
 
 if __name__ == "__main__":

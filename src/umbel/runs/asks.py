@@ -83,7 +83,7 @@ class Spent:
     replayed: float = 0.0
 
 
-class Asks:
+class RunAsks:
     """Serves what a strategy asks, one call of `serve` at a time, and keeps what outlives an ask: the states of
     transforms, and the tasks that go on beyond it.
 

@@ -19,7 +19,7 @@ from ..folds.total import total
 from ..samplers.uniform import Uniform
 from ..work.seeding import generators_kept, seed_generators
 from ..work.state import ClientStates
-from .asks import Asks, AskUnderway, bounded, nothing_came
+from .asks import AskUnderway, RunAsks, bounded, nothing_came
 from .events import (
     AskClosed,
     RoundCommitted,
@@ -190,8 +190,8 @@ class Conductor:
         if self._journal.begun:
             self._tell(RunInterruption(run=self.started.run, round=self.round), durable=True)
 
-    def _new_asks(self, recorded: Sequence[AskClosed] = ()) -> Asks:
-        return Asks(
+    def _new_asks(self, recorded: Sequence[AskClosed] = ()) -> RunAsks:
+        return RunAsks(
             self._federation.clients,
             self._session,
             self._journal,

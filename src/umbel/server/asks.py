@@ -14,7 +14,7 @@ from .nodes import Nodes
 from .signals import Fetch, Hold, Outbox, Release
 
 
-class Asks:
+class RoutedAsks:
     """The asks of runs and their tasks, from when they are asked until they are closed.
 
     `has`, `mailbox` and `largest` are as a `Router` has them; `goes_on` is called with a run that asks something new.

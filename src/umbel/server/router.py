@@ -17,7 +17,7 @@ from ..wire import roles
 from ..wire.blobs import Fetched, NotFetched
 from . import fields
 from .answers import NodeAnswers
-from .asks import Asks
+from .asks import RoutedAsks
 from .fields import MOST
 from .ledger import ENDED, Ledger, NodeEntry, RunEntry
 from .nodes import Nodes
@@ -51,7 +51,7 @@ class Router:
         self.ledger = Ledger(store, out)
         self.answers = NodeAnswers(store, nodes, out, has, largest)
         self._standings = Standings(nodes, out)
-        self._asks = asks = Asks(store, nodes, self.answers, out, has, largest, mailbox, self.ledger.goes_on)
+        self._asks = asks = RoutedAsks(store, nodes, self.answers, out, has, largest, mailbox, self.ledger.goes_on)
         self._from_runs: dict[str, Callable[[RunEntry, Any, float], None]] = {
             "run_spec": lambda run, body, now: self._run_spec(run, body),
             "ask_spec": lambda run, body, now: asks.open(run, body),

@@ -22,7 +22,7 @@ WORKERS = "UMBEL_WORKERS"
 PRESETS = ("phones", "boards", "workstations")
 
 
-class Hosting(NamedTuple):
+class HostSettings(NamedTuple):
     """How clients are hosted: settings of a `Simulation`, which says what they mean."""
 
     data_cache: int
@@ -81,7 +81,7 @@ class Simulation(Federation):
             raise SettingError(f"a simulation's workers start by 'forkserver' or 'spawn', not {start!r}")
         self.sources = clients
         self._workers = workers
-        self.settings = Hosting(data_cache, device, memory, stall, attempts, start)
+        self.settings = HostSettings(data_cache, device, memory, stall, attempts, start)
         self.devices = _fleet(devices)
         count = clients if isinstance(clients, int) else len(clients)
         self.clients = tuple(clients) if isinstance(clients, Mapping) else range(count)

@@ -208,6 +208,11 @@ class Queue:
         """Queue the removal of the rows with these values."""
         self._queued.add(table, Change(self.schema.encoded(table, where, whole=False), True))
 
+    @property
+    def waiting(self) -> bool:
+        """Whether anything is queued."""
+        return bool(self._queued)
+
     def take(self) -> Batch:
         """Hand out what is queued."""
         batch, self._queued = self._queued, Batch()
