@@ -11,11 +11,11 @@ import pytest
 import umbel
 from umbel.core.task import Ticked
 from umbel.errors import ProtocolError
-from umbel.server.relaying import (
-    LARGE,
-    LINGER,
-    OWNER,
+from umbel.server.relayed import LARGE, LINGER, OWNER
+from umbel.server.relaying import Relaying
+from umbel.server.signals import (
     Asked,
+    Connected,
     FoldAnswers,
     Folded,
     Forget,
@@ -23,13 +23,11 @@ from umbel.server.relaying import (
     MovedAbove,
     Parted,
     Reached,
-    Relaying,
     RouterSaid,
     SayAbove,
     TellRouter,
     Unfetched,
 )
-from umbel.server.signals import Connected
 from umbel.store.records import MemoryStore
 from umbel.testing.deployment import Deployment, Faults
 from umbel.wire import messages as m

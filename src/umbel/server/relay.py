@@ -24,8 +24,13 @@ from ..trust.tokens import Token
 from ..wire import messages as m
 from ..wire.portions import HELLO_BYTES, portions, text_bytes
 from .folding import bundle
-from .relaying import (
+from .relaying import Relaying
+from .service import Service
+from .settings import ServerOpened, ServerSettings
+from .signals import (
     Asked,
+    Connected,
+    Event,
     FoldAnswers,
     Folded,
     Forget,
@@ -33,15 +38,14 @@ from .relaying import (
     MovedAbove,
     Parted,
     Reached,
+    Received,
     RelayEvent,
-    Relaying,
+    Revoked,
     RouterSaid,
+    Say,
     TellRouter,
     Unfetched,
 )
-from .service import Service
-from .settings import ServerOpened, ServerSettings
-from .signals import Connected, Event, Received, Revoked, Say
 
 log = logging.getLogger("umbel.relay")
 
