@@ -116,10 +116,9 @@ class RelayedAsk:
         why = m.Failure(reason=f"the relay cannot fetch what it needs: {reason}", retry=True)
         for task in gone:
             self._pending.discard(task)
-            result = m.Result(run=self.spec.run, task=task, ask=self.spec.ask, client=task.partition(".")[2])
-            result.attempt = self.tasks.pop(task)
-            result.failure.CopyFrom(why)
-            self._uplink.say(result=result)
+            run, id, client, attempt = self.spec.run, self.spec.ask, task.partition(".")[2], self.tasks.pop(task)
+            failed = m.Result(run=run, task=task, ask=id, client=client, attempt=attempt, failure=why)
+            self._uplink.say(result=failed)
         self._changed = True
 
     # Together
@@ -133,8 +132,8 @@ class RelayedAsk:
         self._changed = False
         self._sort_early()
         if not self._pending:
-            answers, self._answers = [message for _, message in sorted(self._answers.items())], {}
-            self.bundles.put(answers)
+            answers, self._answers = self._answers, {}
+            self.bundles.put(message for _, message in sorted(answers.items()))
         return None
 
     def _sort_early(self) -> None:
