@@ -202,6 +202,7 @@ def test_answers_that_cannot_be_folded_go_up_as_they_came():
         world.answered(result=done_of(client))
     world.fold(payload=None)
     assert len(world.said("result")) == 4
+    assert world.gone == [1]
 
 
 def test_signs_of_life_are_passed_on_every_few_seconds():

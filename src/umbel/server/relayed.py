@@ -254,11 +254,6 @@ class RelayedRun:
                 self.open_ask(ask.spec).open = False
                 self.tell(close_ask=m.CloseAsk(run=self.id, ask=number))
 
-    def refold(self, body: m.Refold) -> None:
-        """The run wants partials again, without some tasks."""
-        if body.ask in self.asks:
-            self.asks[body.ask].refold(body.without)
-
     def acknowledged(self, tasks: Iterable[str]) -> None:
         """The server above has the answers to these tasks."""
         done = set(tasks)

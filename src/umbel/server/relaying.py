@@ -124,8 +124,8 @@ class Relaying:
             case m.CloseRun():
                 run.close(body)
                 del self._runs[run.id]
-            case m.Refold():
-                run.refold(body)
+            case m.Refold() if body.ask in run.asks:
+                run.asks[body.ask].refold(body.without)
             case m.Ack():
                 run.acknowledged(body.tasks)
 
