@@ -21,7 +21,7 @@ from ..folds.catalogue import fold_from_spec
 from ..wire import messages as m
 from ..wire.names import client_id
 from ..work.intake import Intake
-from .relaying import receipts_of
+from .uplink import receipts_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,25 +23,12 @@ from ..trust.proofs import NodeProof
 from ..trust.tokens import Token
 from ..wire import messages as m
 from ..wire.portions import HELLO_BYTES, portions, text_bytes
+from . import signals
 from .folding import bundle
-from .relaying import (
-    Asked,
-    FoldAnswers,
-    Folded,
-    Forget,
-    Hosting,
-    MovedAbove,
-    Parted,
-    Reached,
-    RelayEvent,
-    Relaying,
-    RouterSaid,
-    TellRouter,
-    Unfetched,
-)
+from .relaying import Relaying
 from .service import Service
 from .settings import ServerOpened, ServerSettings
-from .signals import Connected, Event, Received, Revoked, Say
+from .signals import Connected, Event, Received, RelayEvent, Revoked, Say
 
 log = logging.getLogger("umbel.relay")
 
@@ -127,20 +114,20 @@ class Relay:
                 same_machine=welcome.same_machine,
                 progress=self._progressed,
             )
-            self.put(Reached(frozenset(hello.clients)))
+            self.put(signals.Reached(frozenset(hello.clients)))
             async for message in connection.messages():
                 if message.HasField("notice"):
                     log.warning("the server above says: %s", message.notice.text)
                     continue
                 try:
-                    self.put(Asked(message))
+                    self.put(signals.Asked(message))
                 except ProtocolError as error:
                     await connection.close(error)
                     raise
         finally:
             exchange, self._connection, self._exchange = self._exchange, None, None
             if exchange is not None:
-                self.put(Parted())
+                self.put(signals.Parted())
                 await exchange.close()
 
     def _hello(self) -> m.Hello:
@@ -160,7 +147,7 @@ class Relay:
         now = self._loop.time()
         if now - self._moved.get(sha, 0.0) >= MOVED_EVERY:
             self._moved = {each: at for each, at in self._moved.items() if now - at < MOVED_EVERY} | {sha: now}
-            self.put(MovedAbove(sha))
+            self.put(signals.MovedAbove(sha))
 
     # The machine
 
@@ -173,11 +160,11 @@ class Relay:
         try:
             while self._events:
                 for effect in self._machine.handle(self._events.popleft(), self._loop.time()):
-                    if isinstance(effect, TellRouter):
+                    if isinstance(effect, signals.TellRouter):
                         self._tell(effect.event)
-                    elif isinstance(effect, FoldAnswers):
+                    elif isinstance(effect, signals.FoldAnswers):
                         self._folds[effect.number] = self._loop.create_task(self._fold(effect))
-                    elif isinstance(effect, Forget):
+                    elif isinstance(effect, signals.Forget):
                         self._forget(effect.number)
                     else:
                         self.below.carry([Say(ABOVE, effect.message, effect.durable)])
@@ -196,7 +183,7 @@ class Relay:
     def say(self, peer: str, message: m.Message) -> None:
         """What the server below says to a run; and what goes up, once it may."""
         if peer != ABOVE:
-            self.put(RouterSaid(message))
+            self.put(signals.RouterSaid(message))
         elif self._connection is not None:
             self._connection.post(message)
 
@@ -209,18 +196,18 @@ class Relay:
         except ConnectionLost:
             raise
         except (Refused, CorruptFile, StorageError) as error:
-            self.put(Unfetched(run, blob.sha256, error.message))
+            self.put(signals.Unfetched(run, blob.sha256, error.message))
             raise
 
     def hosting(self) -> None:
         """The clients of the nodes below may have changed."""
-        self.put(Hosting(self.below.router.nodes.clients()))
+        self.put(signals.Hosting(self.below.router.nodes.clients()))
 
     # Folding
 
-    async def _fold(self, fold: FoldAnswers) -> None:
+    async def _fold(self, fold: signals.FoldAnswers) -> None:
         blobs, owner = self.below.blobs, _owner(fold.number)
-        folded = Folded(fold.number, None)
+        folded = signals.Folded(fold.number, None)
         try:
             async with self._folding:
                 sheaf = await asyncio.to_thread(bundle, fold.spec, fold.answers, blobs.path)
@@ -228,7 +215,7 @@ class Relay:
                     payload = m.Payload(inline=sheaf.data)
                     if len(sheaf.data) > INLINE:
                         payload = m.Payload(blob=await asyncio.to_thread(blobs.put, sheaf.data, owner))
-                    folded = Folded(fold.number, payload, sheaf.receipts, sheaf.refused)
+                    folded = signals.Folded(fold.number, payload, sheaf.receipts, sheaf.refused)
         except UmbelError as error:  # then the answers go up as they came
             log.warning("answers to ask %s of %s were not folded: %s", fold.spec.ask, fold.spec.run, error.message)
         except Exception:

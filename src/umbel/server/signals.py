@@ -1,10 +1,11 @@
-"""What a router is told, and what it says is to be done."""
+"""What a router and the machine of a relay are told, and what they say is to be done."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..core.task import Ticked
 from ..wire import messages as m
 from ..wire.blobs import Fetched, NotFetched
 
@@ -124,3 +125,102 @@ class Outbox:
         """Have a message with this body sent; where there is no peer nothing is."""
         if peer is not None:
             self.effects.append(Say(peer, m.Message(**body), durable))
+
+
+# Relays
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """Event: a session with the server above has begun, in which it was told of these clients."""
+
+    clients: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Parted:
+    """Event: the session is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Event: a message of the server above."""
+
+    message: m.Message
+
+
+@dataclass(frozen=True, slots=True)
+class RouterSaid:
+    """Event: what the router says to a run."""
+
+    message: m.Message
+
+
+@dataclass(frozen=True, slots=True)
+class Hosting:
+    """Event: the nodes below host these clients from now on."""
+
+    clients: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """Event: what a fold came to. `refused` are tasks whose answers it could not take; without a payload, all."""
+
+    number: int
+    payload: m.Payload | None
+    receipts: tuple[m.Receipt, ...] = ()
+    refused: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Unfetched:
+    """Event: a blob is not to be had from above."""
+
+    run: str
+    sha: bytes
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class MovedAbove:
+    """Event: a transfer from or to above has made progress."""
+
+    sha: bytes
+
+
+RelayEvent = Reached | Parted | Asked | RouterSaid | Hosting | Folded | Unfetched | MovedAbove | Ticked
+
+
+@dataclass(frozen=True, slots=True)
+class SayAbove:
+    """Effect: say something above; if `durable`, once all that the router's store was given before is on disk."""
+
+    message: m.Message
+    durable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TellRouter:
+    """Effect: tell the router; what it says to the run is `RouterSaid`."""
+
+    event: Event
+
+
+@dataclass(frozen=True, slots=True)
+class FoldAnswers:
+    """Effect: check and fold these answers to an ask, and hold the result under its number; `Folded` follows."""
+
+    number: int
+    spec: m.AskSpec
+    answers: tuple[m.Message, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Effect: a fold, or what it came to, is not needed any more."""
+
+    number: int
+
+
+RelayEffect = SayAbove | TellRouter | FoldAnswers | Forget

@@ -8,9 +8,9 @@ from functools import partial
 from typing import Any
 
 from ..core.task import Ticked
-from ..server import relaying as relays
 from ..server import signals as servers
 from ..server.folding import bundle
+from ..server.relaying import Relaying
 from ..server.router import Router
 from ..wire import messages as m
 from ..wire.blobs import Fetched
@@ -30,10 +30,10 @@ class Station(WireEnd):
         self._network = network
         self._wire = network.wire(f"node {name}", above, self) if above is not None else None
         self._router: Router | None = None
-        self._relaying: relays.Relaying | None = None
-        self._durable: list[servers.Say | relays.SayAbove] = []
-        self._events: deque[servers.Event | relays.RelayEvent] = deque()
-        self._folds: dict[int, relays.FoldAnswers] = {}
+        self._relaying: Relaying | None = None
+        self._durable: list[servers.Say | servers.SayAbove] = []
+        self._events: deque[servers.Event | servers.RelayEvent] = deque()
+        self._folds: dict[int, servers.FoldAnswers] = {}
         self._at_work = False
         self._down_until = 0.0
 
@@ -51,7 +51,7 @@ class Station(WireEnd):
         """Be up, with what is on disk."""
         self._router = Router(self.store, self.blobs.__contains__)
         if self.is_relay:
-            self._relaying = relays.Relaying(self.store, self._router.nodes.clients())
+            self._relaying = Relaying(self.store, self._router.nodes.clients())
 
     def crash(self, seconds: float) -> None:
         """Be down for so long; all that is not on disk is lost."""
@@ -86,7 +86,7 @@ class Station(WireEnd):
         found = [self._down_until] if self._router is None else []
         return found if tick is None else [*found, tick]
 
-    def tell(self, event: servers.Event | relays.RelayEvent) -> None:
+    def tell(self, event: servers.Event | servers.RelayEvent) -> None:
         """Tell it of something, and let it do what follows from that."""
         self._events.append(event)
         if self._at_work:
@@ -98,7 +98,7 @@ class Station(WireEnd):
                 for effect in self._router.handle(event, self._network.clock()):
                     self._served(effect)
                 if self._relaying is not None and isinstance(event, servers.Connected | servers.Received):
-                    self._events.append(relays.Hosting(self._router.nodes.clients()))
+                    self._events.append(servers.Hosting(self._router.nodes.clients()))
             elif self._relaying is not None:
                 for doing in self._relaying.handle(event, self._network.clock()):
                     self._relayed(doing)
@@ -126,17 +126,17 @@ class Station(WireEnd):
         self.tell(Fetched(run, sha))
 
     def hear(self, message: m.Message) -> None:
-        self.tell(relays.Asked(message))
+        self.tell(servers.Asked(message))
 
     def parted(self) -> None:
-        self.tell(relays.Parted())
+        self.tell(servers.Parted())
 
     def _connect(self) -> None:
         assert self._wire is not None
         assert self._router is not None
         clients, peer = self._router.nodes.clients(), self._network.plug(self._wire)
         self._wire.to.tell(servers.Connected(peer, "node", self.name, self.name, tuple(sorted(clients))))
-        self.tell(relays.Reached(clients))
+        self.tell(servers.Reached(clients))
 
     # What its machines say
 
@@ -144,7 +144,7 @@ class Station(WireEnd):
         """Do what the router says."""
         if isinstance(effect, servers.Say):
             if effect.peer.startswith("relay "):
-                self._events.append(relays.RouterSaid(effect.message))
+                self._events.append(servers.RouterSaid(effect.message))
             elif effect.durable:
                 self._durable.append(effect)
             else:
@@ -159,20 +159,20 @@ class Station(WireEnd):
             elif (wire := self._network.wires.get(effect.peer)) is not None:
                 wire.transfers.append((True, effect.run, effect.blob))
 
-    def _relayed(self, effect: relays.RelayEffect) -> None:
+    def _relayed(self, effect: servers.RelayEffect) -> None:
         """Do what the machine of a relay says."""
-        if isinstance(effect, relays.TellRouter):
+        if isinstance(effect, servers.TellRouter):
             self._events.append(effect.event)
-        elif isinstance(effect, relays.FoldAnswers):
+        elif isinstance(effect, servers.FoldAnswers):
             self._folds[effect.number] = effect
-        elif isinstance(effect, relays.Forget):
+        elif isinstance(effect, servers.Forget):
             self._folds.pop(effect.number, None)
         elif effect.durable:
             self._durable.append(effect)
         else:
             self._post(effect)
 
-    def _post(self, say: servers.Say | relays.SayAbove) -> None:
+    def _post(self, say: servers.Say | servers.SayAbove) -> None:
         if isinstance(say, servers.Say):
             if (wire := self._network.wires.get(say.peer)) is not None:
                 wire.down.append(say.message.SerializeToString())
@@ -190,6 +190,6 @@ class Station(WireEnd):
         fold = self._folds.pop(number)
         sheaf = bundle(fold.spec, fold.answers, self.blobs.file)
         if sheaf is None:
-            self.tell(relays.Folded(number, None))
+            self.tell(servers.Folded(number, None))
         else:
-            self.tell(relays.Folded(number, self.blobs.payload(sheaf.data), sheaf.receipts, sheaf.refused))
+            self.tell(servers.Folded(number, self.blobs.payload(sheaf.data), sheaf.receipts, sheaf.refused))
