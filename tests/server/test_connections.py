@@ -140,3 +140,18 @@ def test_one_operator_does_not_take_all_connections(tmp_path, monkeypatch):
         assert isinstance(await asked(await connect(), "server.status"), dict)
 
     play(act, tmp_path)
+
+
+def test_the_frames_of_who_has_gone_are_counted_still(tmp_path):
+    async def act(here):
+        node, connections = await here.node(SigningKey.new(), "0"), here.service.connections
+        await node.settled()
+        assert connections.sessions == {"node": 1}
+        before = connections.frames
+        await node.close()
+        while connections.peers:
+            await asyncio.sleep(0)
+        assert all(after >= then > 0 for after, then in zip(connections.frames, before, strict=True))
+        assert connections.sessions == {}
+
+    play(act, tmp_path)

@@ -31,6 +31,12 @@ def test_everybody_may_what_their_role_may(office: Office, role: str) -> None:
     assert len(denied) == sum(role not in order[order.index(needed) :] for needed in needed_of.values())
 
 
+def test_what_begins_and_ends_runs_is_seen_to_its_end(office: Office) -> None:
+    lasting = {method for method in office.desk.methods if office.desk.lasts(m.Request(method=method))}
+    assert lasting == {"runs.submit", "runs.stop", "runs.resume"}
+    assert not office.desk.lasts(m.Request(method="runs.explode"))
+
+
 @pytest.mark.parametrize("text", ["", "[]", "1", "{", '"x"', "[" * 100_000, "{}" + " " * 300_000])
 def test_bodies_that_are_none_are_refused(office: Office, text: str) -> None:
     if text == "":

@@ -9,6 +9,7 @@ from tests.server.serving import ASK, SPEC, done_of, play, task_of
 
 from umbel.errors import Refused, StorageError
 from umbel.server import dispatch
+from umbel.server.signals import Drop, Say
 from umbel.trust.identity import SigningKey, node_id
 from umbel.wire import messages as m
 
@@ -177,5 +178,29 @@ def test_what_a_run_says_of_itself_reaches_those_who_follow_it(tmp_path):
         events = [event for each in told for event in each.get("events", [])]
         assert events == [[1, {"event": "a"}], [0, {"event": "now"}]]
         assert json.loads(last.body)["status"] == "finished"
+
+    play(act, tmp_path)
+
+
+class Insider:
+    """A peer in the server's own process, which notes what it is told."""
+
+    def __init__(self):
+        self.heard = []
+
+    def say(self, peer, message):
+        self.heard.append((peer, message.notice.text))
+
+
+def test_an_insider_is_spoken_to_as_a_peer(tmp_path):
+    async def act(here):
+        insider = here.service.insiders["above"] = Insider()
+        here.service.carry([Say("above", m.Message(notice=m.Notice(text="kept")), durable=True)])
+        assert insider.heard == []
+        here.service.carry([Say("above", m.Message(notice=m.Notice(text="now")), durable=False)])
+        here.service.carry([Say("nobody", m.Message(), durable=False), Drop("nobody", m.CODE_REVOKED, "gone by then")])
+        assert insider.heard == [("above", "now")]
+        await here.service.commit()
+        assert insider.heard == [("above", "now"), ("above", "kept")]
 
     play(act, tmp_path)

@@ -107,10 +107,8 @@ class Desk:
         needed = self.methods[request.method].role
         if not roles.at_least(peer.role, needed):
             self._offices.registry.audit.record(peer.name, "denied", method=request.method, role=peer.role)
-            raise Refused(
-                f"{request.method} needs the role {needed}, and {peer.name} has the role {peer.role}",
-                m.CODE_NOT_ALLOWED,
-            )
+            text = f"{request.method} needs the role {needed}, and {peer.name} has the role {peer.role}"
+            raise Refused(text, m.CODE_NOT_ALLOWED)
         if len(request.body) > LONGEST_BODY:
             raise Refused(f"a request of {len(request.body)} bytes", m.CODE_TOO_LARGE)
         try:

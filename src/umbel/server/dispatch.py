@@ -89,27 +89,30 @@ class Dispatch:
             return  # it was named more than once
         self._fetching.add(key)
         try:
-            await self._fetched(fetch)
+            while await self._put_off(fetch):
+                await asyncio.sleep(RETRY_SECONDS)
         finally:
             self._fetching.discard(key)
 
-    async def _fetched(self, fetch: Fetch) -> None:
-        while (owner := self.insiders.get(fetch.peer) or self._connections.peers.get(fetch.peer)) is not None:
-            try:
-                await owner.fetch(fetch.blob, fetch.run)
-            except ConnectionLost:
-                return  # it is fetched again when whoever has it says so again
-            except (Refused, CorruptFile) as error:
-                self.tell(NotFetched(fetch.run, fetch.blob.sha256, error.message))
-                return
-            except StorageError as error:  # whoever has it keeps it, and will not say so again: try until there is room
-                self.problem = f"what nodes and runs send cannot be written: {error.message}"
-                _LOG.error("%s; trying again", error.message)
-                await asyncio.sleep(RETRY_SECONDS)
-                continue
-            self.problem = ""
-            self.tell(Fetched(fetch.run, fetch.blob.sha256))
-            return
+    async def _put_off(self, fetch: Fetch) -> bool:
+        """Fetch a blob; true where there is no room for it: whoever has it keeps it, and will not say so again."""
+        owner = self.insiders.get(fetch.peer) or self._connections.peers.get(fetch.peer)
+        if owner is None:
+            return False
+        try:
+            await owner.fetch(fetch.blob, fetch.run)
+        except ConnectionLost:
+            return False  # it is fetched again when whoever has it says so again
+        except (Refused, CorruptFile) as error:
+            self.tell(NotFetched(fetch.run, fetch.blob.sha256, error.message))
+            return False
+        except StorageError as error:
+            self.problem = f"what nodes and runs send cannot be written: {error.message}"
+            _LOG.error("%s; trying again", error.message)
+            return True
+        self.problem = ""
+        self.tell(Fetched(fetch.run, fetch.blob.sha256))
+        return False
 
     async def _follow_no_more(self, run: str) -> None:
         await self._around.commits.done()

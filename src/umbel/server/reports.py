@@ -45,9 +45,8 @@ class RunReports:
         run = run_of(body, self._offices.store)["id"]
         after, follow = body.get("from", 0), body.get("follow", False)
         if not is_whole(after, 0) or not isinstance(follow, bool):
-            raise Refused(
-                "from is the number of the last event that is known, follow is true or false", m.CODE_MALFORMED
-            )
+            text = "from is the number of the last event that is known, follow is true or false"
+            raise Refused(text, m.CODE_MALFORMED)
         async for batch in self._offices.feeds.follow(run, after, live=follow):
             events = ",".join(f"[{number},{event}]" for number, event in batch)
             yield f'{{"events":[{events}]}}'  # as they came: written anew they might be longer
@@ -81,17 +80,15 @@ class RunReports:
         found: dict[str, list[str]] = {}
         for client, (standing, reason) in self._offices.standings(run).items():
             found.setdefault(_standing(standing), []).append(f"client {client}: {reason}" if reason else client)
-        counts = [
-            f"{len(found[name])} {name}" for name in ("ready", "preparing", "offline", "refused") if name in found
-        ]
+        order = ("ready", "preparing", "offline", "refused")
+        counts = [f"{len(found[name])} {name}" for name in order if name in found]
         why = "".join(f"; {each}" for each in found.get("refused", ())[:REFUSALS])
         return f"clients: {', '.join(counts)}{why}" if counts else "clients: no node hosts any that it wants"
 
     async def _kept(self, path: Path) -> m.Blob | None:
         """A file as a blob; None where it is gone by now. Logs grow, so they are copied; models do not."""
-        grows = path.suffix != ".safetensors"
         try:
-            return await asyncio.to_thread(self._offices.blobs.put_file, path, "", link=not grows)
+            return await asyncio.to_thread(self._offices.blobs.put_file, path, "", link=path.suffix == ".safetensors")
         except StorageError:
             if path.exists():
                 raise

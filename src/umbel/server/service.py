@@ -14,7 +14,7 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import Any
 
 from ..errors import SettingError, StorageError
 from ..store.blobs import Blobs
+from ..store.records import Row
 from ..store.sql import SqlStore
 from ..transport import grpc
 from ..transport.exchange import Depot
@@ -39,7 +40,7 @@ from .dispatch import Dispatch
 from .feeds import Feeds
 from .ledger import ENDED
 from .programs import Programs, Surroundings
-from .registry import Registry
+from .registry import NodeRecord, Registry
 from .router import Router
 from .settings import ServerOpened, ServerSettings
 from .signals import Event, Revoked
@@ -244,8 +245,8 @@ class Service:
             started_at=self.started_at,
             now=time.time(),
             problem=self.commits.problem or self.dispatch.problem or self.storage.problem,
-            nodes=tuple(self._node_facts()),
-            runs=tuple(self._run_facts()),
+            nodes=tuple(map(self._node_facts, self.registry.nodes())),
+            runs=tuple(map(self._run_facts, self.store.rows("runs"))),
             sessions=self.connections.sessions,
             answers_stored=self.router.answers.count,
             blob_bytes=self.blobs.used,
@@ -259,31 +260,23 @@ class Service:
             frames_out=sent,
         )
 
-    def _node_facts(self) -> Iterable[pages.NodeFacts]:
-        for node in self.registry.nodes():
-            yield pages.NodeFacts(
-                id=node.id,
-                name=node.name,
-                status=node.status,
-                connected=self.router.nodes.online(node.id),
-                clients=len(node.clients),
-                seen_at=node.seen_at,
-            )
+    def _run_facts(self, row: Row) -> pages.RunFacts:
+        about = self.summaries.of(row["id"])
+        standings = self.standings(row["id"]).values()
+        return pages.RunFacts(
+            id=row["id"],
+            name=row["name"] or row["id"],
+            status=row["status"] or "",
+            owner=row["owner"] or "",
+            round=about["rounds"],
+            rounds=about["asked"],
+            ready=sum(standing == m.STANDING_READY for standing, _ in standings),
+            waiting=self.router.ledger.waiting(row["id"]),
+        )
 
-    def _run_facts(self) -> Iterable[pages.RunFacts]:
-        for row in self.store.rows("runs"):
-            about = self.summaries.of(row["id"])
-            standings = self.router.ledger.standings(row["id"])
-            yield pages.RunFacts(
-                id=row["id"],
-                name=row["name"] or row["id"],
-                status=row["status"] or "",
-                owner=row["owner"] or "",
-                round=about["rounds"],
-                rounds=about["asked"],
-                ready=sum(standing == m.STANDING_READY for standing, _ in standings.values()),
-                waiting=self.router.ledger.waiting(row["id"]),
-            )
+    def _node_facts(self, node: NodeRecord) -> pages.NodeFacts:
+        kept = {name: getattr(node, name) for name in ("id", "name", "status", "seen_at")}
+        return pages.NodeFacts(**kept, connected=self.online(node.id), clients=len(node.clients))
 
 
 @asynccontextmanager

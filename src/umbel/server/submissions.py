@@ -14,13 +14,7 @@ from ..trust import archive
 from ..wire import messages as m
 from .requests import Body, Offices, OperatorPeer, count_of, is_whole, run_of, text_of
 
-SETTINGS: dict[str, type | tuple[type, ...]] = {
-    "rounds": int,
-    "seed": int,
-    "config": dict,
-    "set": list,
-    "clients": list,
-}
+SETTINGS = {"rounds": int, "seed": int, "config": dict, "set": list, "clients": list}
 """What a submission may say of a run."""
 
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
@@ -96,10 +90,8 @@ class Submissions:
             if row["ended_at"] is None:
                 raise Refused(f"run {run} is going on", m.CODE_OUT_OF_ORDER)
             if row["submission"] is None:
-                raise Refused(
-                    f"run {run} was started by a program of its owner's: that has to go on with it",
-                    m.CODE_OUT_OF_ORDER,
-                )
+                text = f"run {run} was started by a program of its owner's: that has to go on with it"
+                raise Refused(text, m.CODE_OUT_OF_ORDER)
             submission = dict(row["submission"])
             if rounds is not None:
                 submission["settings"] = {**submission["settings"], "rounds": rounds}
