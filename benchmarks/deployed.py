@@ -272,7 +272,7 @@ async def _served(folder: Path, delay: float, runs: list[str]) -> None:
     wait = (lambda: time.sleep(delay)) if delay else None
     async with running(settings, after_commit=wait) as service:
         for run in runs:
-            print("run", service.line(service.registry.issue_run("benchmark", run)))
+            print("run", service.line(service.registry.tokens.issue_run("benchmark", run)))
         token = service.registry.invite("benchmark", None)
         await service.commit()
         print(service.invitation(token), flush=True)

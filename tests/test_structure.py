@@ -70,7 +70,6 @@ TESTED_ELSEWHERE = {
     "runs.asks": "runs/test_conductor.py",
     "server.commits": "server/test_service.py",
     "server.notices": "server/test_router.py",
-    "server.programs": "server/test_service.py",
     "server.signals": "server/test_router.py",
     **{f"strategies.{name}": "strategies/test_fedopt.py" for name in ("fedadagrad", "fedadam", "fedavgm", "fedyogi")},
     **{f"testing.{name}": "testing/test_deployment.py" for name in ("link", "node", "station")},

@@ -17,6 +17,7 @@ BAD = {
     "not for nodes": {"refold": m.Refold(run="r")},
     "not from servers": {"result": m.Result(run="r", task="1.a")},
     "run name": {"run_spec": m.RunSpec(run="../r")},
+    "run name of dots": {"run_spec": m.RunSpec(run="..")},
     "no run name": {"run_spec": m.RunSpec()},
     "archive": {"run_spec": m.RunSpec(run="x", archive=m.Payload())},
     "ask of no run": {"ask_spec": m.AskSpec(**{**GOOD_ASK, "run": "x"})},

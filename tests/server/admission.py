@@ -44,8 +44,8 @@ class Office:
         self.last = hello, challenge, proof
         return self.registry.verify(hello, challenge, text, proof)
 
-    def holder(self, role, token):
-        hello = m.Hello(role=role, name="somebody", token=token.id, nonce=secrets.token_bytes(32))
+    def holder(self, role, token, name="somebody"):
+        hello = m.Hello(role=role, name=name, token=token.id, nonce=secrets.token_bytes(32))
         challenge = m.Challenge(version=1, nonce=secrets.token_bytes(32))
         text = transcript(hello.SerializeToString(), challenge.SerializeToString())
         return self.registry.verify(hello, challenge, text, m.Proof(seal=seal(token.digest, text)))

@@ -189,6 +189,14 @@ def test_the_router_says_when_a_node_was_seen_and_what_it_hosts(office):
     assert (node.name, node.seen_at, node.clients) == ("other", 2000.0, ("a", "b"))
 
 
+@pytest.mark.parametrize("run", ["", ".", "..", ".hidden", "a/b", "-x", "a b", "a\n", "a" * 201])
+def test_a_run_of_an_operators_program_has_an_id_that_can_be_a_folders_name(run):
+    office = Office()
+    ann = office.registry.tokens.grant("x", "ann", "run")
+    assert "cannot be a run's id" in office.refused(m.CODE_MALFORMED, office.holder, m.ROLE_RUN, ann, run)
+    assert office.holder(m.ROLE_RUN, ann, "_a.b-2").id == "_a.b-2"
+
+
 def test_an_operator_may_drive_a_run_of_their_own():
     office = Office()
     ann, bob = (office.registry.tokens.grant("x", name, "run") for name in ("ann", "bob"))

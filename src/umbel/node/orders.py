@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
 from ..errors import ProtocolError
 from ..wire import messages as m
+from ..wire.names import RUN_ID
 
 _LARGEST_ASK = 2**63 - 1
-_RUN_NAME = re.compile(r"[A-Za-z0-9._-]{1,200}")
 _OVER = ("finished", "failed", "stopped")
 
 
@@ -19,7 +18,7 @@ def check(message: m.Message) -> None:
     match message.WhichOneof("body"):
         case "run_spec":
             run = message.run_spec
-            _require(_RUN_NAME.fullmatch(run.run) is not None, f"a RunSpec with the run {run.run!r:.250}")
+            _require(RUN_ID.fullmatch(run.run) is not None, f"a RunSpec with the run {run.run!r:.250}")
             _check_payload(run, "archive", f"the RunSpec of {run.run}")
         case "ask_spec":
             ask, what = message.ask_spec, ask_text(message.ask_spec)
@@ -38,7 +37,7 @@ def check(message: m.Message) -> None:
         case "close_run":
             over = message.close_run
             _require(over.status in _OVER, f"the CloseRun of {over.run} with the status {over.status!r:.50}")
-            _require(_RUN_NAME.fullmatch(over.run) is not None, f"a CloseRun with the run {over.run!r:.250}")
+            _require(RUN_ID.fullmatch(over.run) is not None, f"a CloseRun with the run {over.run!r:.250}")
 
 
 def ask_text(ask: m.AskSpec) -> str:

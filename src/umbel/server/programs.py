@@ -7,7 +7,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +16,15 @@ from typing import Any
 from ..errors import StorageError, UmbelError
 from ..store.blobs import Blobs
 from ..store.records import Row, Store
+from ..transport.exchange import Depot
 from ..trust import archive
 from .commits import Commits
 from .feeds import Feeds
 from .ledger import ENDED
 from .registry import Registry
 from .router import Router
-from .signals import Effect
+from .signals import Effect, Event
+from .storage import Storage
 from .summaries import Summaries
 from .supervision import Exit, Supervisor
 
@@ -31,20 +33,26 @@ _LOG = logging.getLogger("umbel.server")
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What programs have to do with: a server's parts.
+    """What programs, connections and the dispatch have to do with: a server's parts, and `server`, its public name.
 
-    `carry` does what the router says, `new_token` makes the line of a new token for a run and puts out who came by an
-    earlier one, `address` is where a process on this machine reaches the server.
+    `begin` does something beside, `tell` tells the router what happened, `carry` does what that says, `new_token` makes
+    the line of a new token for a run and puts out who came by an earlier one, `address` is where a process on this
+    machine reaches the server.
     """
 
     root: Path
+    server: str
     store: Store
     blobs: Blobs
+    depot: Depot
+    storage: Storage
     registry: Registry
     router: Router
     feeds: Feeds
     commits: Commits
     summaries: Summaries
+    begin: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
+    tell: Callable[[Event], None]
     carry: Callable[[Iterable[Effect]], None]
     new_token: Callable[[str], str]
     address: Callable[[], str]

@@ -6,7 +6,6 @@ operator approves it. Every change, and every attempt that is refused, goes into
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,6 +17,7 @@ from ..trust.identity import KEY_BYTES, check_node, check_seal, node_id
 from ..trust.tokens import Token
 from ..wire import messages as m
 from ..wire import roles
+from ..wire.names import RUN_ID
 from .audit import Audit
 from .tokens import NAME, Tokens, check_name
 
@@ -25,7 +25,6 @@ PENDING = 100
 """So many nodes may wait for approval."""
 PATIENCE = 3600.0
 """A node that waits and has not asked for so many seconds makes room for another."""
-_RUN = re.compile(r"[A-Za-z0-9._-]{1,200}")
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,7 @@ class Registry:
             return Identity(role=hello.role, id=row["run"], name=row["run"], hello=hello)
         row = self.tokens.verified(hello, "operator", transcript, proof)
         run, name = hello.name, str(row["name"])
-        if not _RUN.fullmatch(run):
+        if not RUN_ID.fullmatch(run):
             raise self.audit.refusal(hello, m.CODE_MALFORMED, f"{run!r:.80} cannot be a run's id")
         if not roles.at_least(row["role"], "run"):
             text = f"{name} has the role {row['role']}, which starts no runs"

@@ -1,10 +1,16 @@
-"""How clients are named in messages."""
+"""How runs and clients are named in messages."""
 
 from __future__ import annotations
+
+import re
 
 from ..errors import ClientId
 
 _LONGEST = 18
+
+
+RUN_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
+"""The id of a run, which is also the name of a folder."""
 
 
 def client_text(client: ClientId) -> str:

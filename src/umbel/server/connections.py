@@ -1,0 +1,214 @@
+"""The connections of a server: who is let in, and is heard until it is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable
+
+from ..errors import PeerError, ProtocolError
+from ..transport.connection import Connection
+from ..transport.exchange import Exchange, Room
+from ..transport.handshake import Handshakes, Identity, accept
+from ..transport.stream import Stream
+from ..wire import messages as m
+from ..wire import roles
+from .desk import Desk
+from .programs import Programs, Surroundings
+from .signals import Connected, Lost, Received
+
+_LOG = logging.getLogger("umbel.server")
+LAZY = frozenset({"ack", "log_ack", "close_ask"})
+"""Messages that nobody waits for."""
+OPERATOR_CONNECTIONS = 100
+"""So many connections may be there by the token of one operator."""
+
+
+class PeerConnection:
+    """One connection, as the server knows it; an operator's is what the desk calls an `OperatorPeer`."""
+
+    def __init__(
+        self, around: Surroundings, id: str, identity: Identity, connection: Connection, room: Room, same_machine: bool
+    ) -> None:
+        self.id = id
+        self.identity = identity
+        self.connection = connection
+        self._around = around
+        self._offered: set[bytes] = set()
+        self.exchange = Exchange(connection, around.depot, self._may_read, same_machine=same_machine, room=room)
+
+    @property
+    def name(self) -> str:
+        """By what an operator is known."""
+        return self.identity.name
+
+    @property
+    def role(self) -> str:
+        """What an operator may do."""
+        return self._around.registry.tokens.role(self.identity)
+
+    async def fetch(self, blob: m.Blob, run: str = "") -> None:
+        """Get a blob from there."""
+        await self.exchange.fetch(blob, run)
+
+    def offer(self, blob: m.Blob) -> None:
+        """Let it have a blob, for as long as it is connected."""
+        self._around.blobs.hold(blob.sha256, self.id)
+        self._offered.add(blob.sha256)
+
+    def say(self, message: m.Message) -> None:
+        """Send a message; one that no frame can hold is lost."""
+        try:
+            self.connection.post(message, lazy=message.WhichOneof("body") in LAZY)
+        except ProtocolError as error:  # whoever made it so large has to do without
+            _LOG.error("what %s is to be told is lost: %s", self.id, error.message)
+
+    def _may_read(self, run: str, blob: m.Blob) -> bool:
+        if self.identity.role == m.ROLE_OPERATOR:
+            return blob.sha256 in self._offered
+        return self._around.router.may_read(self.id, run, blob.sha256)
+
+
+class Connections:
+    """Everybody who is connected, as `peers`: who knocks waits until it is told to `begin`."""
+
+    def __init__(self, around: Surroundings, programs: Programs, desk: Desk) -> None:
+        self._around = around
+        self._programs = programs
+        self._desk = desk
+        self.peers: dict[str, PeerConnection] = {}
+        self._numbers = 0
+        self._handshakes = Handshakes()
+        self._frames = [0, 0]
+        self._begun = asyncio.Event()
+
+    def begin(self) -> None:
+        """Let in whoever knocks."""
+        self._begun.set()
+
+    async def close(self) -> None:
+        """Tell everybody that the server ends, and end all connections."""
+        problem = m.Problem(code=m.CODE_SHUTTING_DOWN, text="the server ends", retry=True)
+        ending = [peer.connection.close(problem) for peer in self.peers.values()]
+        await asyncio.gather(*ending, return_exceptions=True)
+
+    async def serve(self, stream: Stream) -> None:
+        """Let a peer in, if it may come, and hear it until it is gone."""
+        await self._begun.wait()
+        connection = Connection(stream)
+        try:
+            identity = await accept(
+                connection,
+                self._around.registry,
+                server=self._around.server,
+                same_machine=self._same_machine,
+                handshakes=self._handshakes,
+                settled=self._around.commits.done,
+            )
+        finally:
+            self._around.commits.soon()  # what the registry noted
+        if not self._around.registry.admits(identity):  # revoked while the welcome waited for the disk
+            await connection.close(m.Problem(code=m.CODE_REVOKED, text="it was revoked just now"))
+            return
+        same = [peer for peer in self.peers.values() if peer.identity.id == identity.id]
+        if identity.role == m.ROLE_OPERATOR and len(same) >= OPERATOR_CONNECTIONS:
+            text = f"{len(same)} others have connected by this token"
+            await connection.close(m.Problem(code=m.CODE_BUSY, text=text, retry=True))
+            return
+        await self._hear(self._known(identity, connection))
+
+    def drop(self, peer: str, code: int, text: str) -> None:
+        """End a connection, if it is there still, and say why."""
+        if (found := self.peers.get(peer)) is not None:
+            problem = m.Problem(code=code, text=text)  # type: ignore[arg-type]
+            self._around.begin(found.connection.close(problem))
+
+    def put_out(self, whom: Callable[[Identity], bool]) -> None:
+        """End the connections of those whose token is good no more."""
+        for peer in self.peers.values():
+            if whom(peer.identity):
+                self.drop(peer.id, m.CODE_REVOKED, "this token is good no more")
+
+    @property
+    def sessions(self) -> Counter[str]:
+        """How many there are of each role."""
+        return Counter(roles.NAMES[peer.identity.role] for peer in self.peers.values())
+
+    @property
+    def frames(self) -> tuple[int, int]:
+        """How many frames came, and went, since the start."""
+        there = [peer.connection for peer in self.peers.values()]
+        received = self._frames[0] + sum(connection.received.frames for connection in there)
+        return received, self._frames[1] + sum(connection.sent.frames for connection in there)
+
+    def _same_machine(self, identity: Identity) -> bool:
+        """Whether a peer is a run process that this server has started."""
+        return identity.role == m.ROLE_RUN and identity.id in self._programs.running
+
+    def _known(self, identity: Identity, connection: Connection) -> PeerConnection:
+        """Who has come, with a number of its own."""
+        self._numbers += 1
+        role = roles.NAMES[identity.role]
+        id, label = f"{role} {identity.id} #{self._numbers}", f"{role} {identity.name}"
+        room = self._around.storage.place(
+            identity.id, label, identity.role == m.ROLE_NODE, lambda run, text: self._waits(id, run, text)
+        )
+        peer = PeerConnection(self._around, id, identity, connection, room, self._same_machine(identity))
+        self.peers[id] = peer
+        return peer
+
+    def _waits(self, sender: str, run: str, text: str) -> None:
+        """What a peer sends for a run has to wait for room: it is told, and the run is."""
+        _LOG.warning("%s", text)
+        for peer in self.peers.values():
+            if peer.id == sender or (peer.identity.role == m.ROLE_RUN and peer.identity.id == run):
+                peer.connection.post(m.Message(notice=m.Notice(text=text)))
+
+    async def _hear(self, peer: PeerConnection) -> None:
+        identity, connection = peer.identity, peer.connection
+        level = logging.DEBUG if identity.role == m.ROLE_OPERATOR else logging.INFO  # each command connects
+        _LOG.log(level, "%s has connected from %s", peer.id, connection.peer)
+        try:
+            if identity.role == m.ROLE_OPERATOR:
+                await self._hear_operator(peer)
+            else:
+                role, clients = roles.NAMES[identity.role], tuple(identity.hello.clients)
+                self._around.tell(Connected(peer.id, role, identity.id, identity.name, clients))
+                while True:
+                    for message in await connection.receive():
+                        self._around.tell(Received(peer.id, message))
+        except PeerError as error:
+            _LOG.log(level, "%s is gone: %s", peer.id, error.message)
+        finally:
+            self.peers.pop(peer.id, None)
+            self._frames[0] += connection.received.frames
+            self._frames[1] += connection.sent.frames
+            if identity.role != m.ROLE_OPERATOR:
+                self._around.tell(Lost(peer.id))
+            if identity.role == m.ROLE_RUN and not self._same_machine(identity):
+                self._around.begin(self._parted(identity.id))
+            self._around.blobs.release(peer.id)
+            await peer.exchange.close()
+            await connection.close()
+
+    async def _hear_operator(self, peer: PeerConnection) -> None:
+        answering: set[asyncio.Task[None]] = set()
+        try:
+            async for message in peer.connection.messages():
+                task = self._around.begin(self._answer(peer, message.request))
+                if not self._desk.lasts(message.request):
+                    answering.add(task)
+                    task.add_done_callback(answering.discard)
+        finally:
+            for task in answering:
+                task.cancel()
+
+    async def _answer(self, peer: PeerConnection, request: m.Request) -> None:
+        async for response in self._desk.answer(peer, request):
+            peer.connection.post(m.Message(response=response))
+        self._around.commits.soon()
+
+    async def _parted(self, run: str) -> None:
+        async with self._desk.submissions.turn(run):  # who goes on with it just now has started its process then
+            await self._programs.parted(run)

@@ -1,0 +1,119 @@
+"""How a server does what its router says: messages are sent, blobs fetched and held, followers and runs' ends told."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable
+from typing import Protocol
+
+from ..errors import ConnectionLost, CorruptFile, Refused, StorageError
+from ..wire import messages as m
+from ..wire.blobs import Fetched, NotFetched
+from .commits import RETRY_SECONDS
+from .connections import LAZY, Connections
+from .programs import Surroundings
+from .signals import Drop, Effect, Event, Fetch, Hold, Release, RunBegun, RunEnded, Say, Tell
+
+_LOG = logging.getLogger("umbel.server")
+
+
+class InternalPeer(Protocol):
+    """Somebody in this process to whom the router speaks as to a peer, and who gets blobs for it."""
+
+    def say(self, peer: str, message: m.Message) -> None: ...
+    async def fetch(self, blob: m.Blob, run: str) -> None: ...
+
+
+class Dispatch:
+    """Tells a router what happened, and does what it says.
+
+    `insiders` are the peers in this process, by the names that the router has for them. `problem` says why what peers
+    send cannot be written, if so.
+    """
+
+    def __init__(self, around: Surroundings, connections: Connections) -> None:
+        self._around = around
+        self._connections = connections
+        self._fetching: set[tuple[str, str, bytes]] = set()
+        self.insiders: dict[str, InternalPeer] = {}
+        self.problem = ""
+
+    def tell(self, event: Event) -> None:
+        """Tell the router what happened, and do what it says."""
+        self.carry(self._around.router.handle(event, time.time()))
+
+    def carry(self, effects: Iterable[Effect]) -> None:
+        """Do what the router says."""
+        soon = False
+        for effect in effects:
+            if isinstance(effect, Say):
+                if effect.durable:
+                    self._around.commits.hold(effect)
+                    soon = soon or effect.message.WhichOneof("body") not in LAZY
+                else:
+                    self.post(effect)
+            elif isinstance(effect, Fetch):
+                self._around.begin(self._fetch(effect))
+            elif isinstance(effect, Hold):
+                self._around.blobs.hold(effect.sha, effect.owner)
+            elif isinstance(effect, Release):
+                self._around.blobs.release(effect.owner)
+                self._around.storage.collect()
+                self._around.depot.freed()
+            elif isinstance(effect, Tell):
+                self._around.feeds.tell(effect.run, effect.number, effect.event)
+            elif isinstance(effect, Drop):
+                self._connections.drop(effect.peer, effect.code, effect.text)
+            elif isinstance(effect, RunBegun):
+                self._around.feeds.begun(effect.run)
+            elif isinstance(effect, RunEnded):
+                self._around.registry.tokens.end_run(effect.run)
+                self._around.begin(self._follow_no_more(effect.run))
+        if soon:
+            self._around.commits.soon()
+        else:
+            self._around.commits.later()
+
+    def post(self, say: Say) -> None:
+        """Say something now, if whoever is to hear it is there."""
+        if (insider := self.insiders.get(say.peer)) is not None:
+            insider.say(say.peer, say.message)
+        elif (peer := self._connections.peers.get(say.peer)) is not None:
+            peer.say(say.message)
+
+    async def _fetch(self, fetch: Fetch) -> None:
+        key = (fetch.peer, fetch.run, fetch.blob.sha256)
+        if key in self._fetching:
+            return  # it was named more than once
+        self._fetching.add(key)
+        try:
+            while await self._put_off(fetch):
+                await asyncio.sleep(RETRY_SECONDS)
+        finally:
+            self._fetching.discard(key)
+
+    async def _put_off(self, fetch: Fetch) -> bool:
+        """Fetch a blob; true where there is no room for it: whoever has it keeps it, and will not say so again."""
+        owner = self.insiders.get(fetch.peer) or self._connections.peers.get(fetch.peer)
+        if owner is None:
+            return False
+        try:
+            await owner.fetch(fetch.blob, fetch.run)
+        except ConnectionLost:
+            return False  # it is fetched again when whoever has it says so again
+        except (Refused, CorruptFile) as error:
+            self.tell(NotFetched(fetch.run, fetch.blob.sha256, error.message))
+            return False
+        except StorageError as error:
+            self.problem = f"what nodes and runs send cannot be written: {error.message}"
+            _LOG.error("%s; trying again", error.message)
+            return True
+        self.problem = ""
+        self.tell(Fetched(fetch.run, fetch.blob.sha256))
+        return False
+
+    async def _follow_no_more(self, run: str) -> None:
+        await self._around.commits.done()
+        self._around.feeds.ended(run)

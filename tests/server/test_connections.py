@@ -1,0 +1,157 @@
+"""Who comes to a server, is heard, and goes."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from tests.server.serving import SPEC, Office, asked, office, play, task_of
+
+from umbel.errors import Refused
+from umbel.server import connections
+from umbel.server import service as services
+from umbel.server.settings import ServerSettings
+from umbel.trust.identity import SigningKey, node_id
+from umbel.trust.proofs import TokenProof
+from umbel.wire import messages as m
+
+
+def test_a_peer_that_says_what_it_may_not_is_told_and_nobody_else_notices(tmp_path):
+    async def act(here):
+        node, run = await here.ready("0")
+        other = await here.node(SigningKey.new(), "1")
+        other.say(result=m.Result(run="r", ask=2**63))
+        end = await other.over()
+        assert isinstance(end, Refused)
+        assert end.code == m.CODE_MALFORMED
+        run.say(task=task_of("0", 9))
+        assert (await run.over()).code == m.CODE_UNKNOWN
+        node.say(alive=m.Alive(run="r"))
+        await node.settled()
+        assert node.end is None
+
+    play(act, tmp_path)
+
+
+def test_the_newest_connection_of_a_key_wins(tmp_path):
+    async def act(here):
+        key = SigningKey.new()
+        first = await here.node(key, "0")
+        second = await here.node(key, "0", join=False)
+        end = await first.over()
+        assert (end.code, end.retry) == (m.CODE_SUPERSEDED, False)
+        await second.settled()
+        assert here.service.online(node_id(key.public))
+
+    play(act, tmp_path)
+
+
+def test_a_message_that_no_frame_can_hold_harms_nobody_else(tmp_path):
+    async def act(here):
+        node, run = await here.ready("0")
+        run.connection.limits.frame_bytes += 1000
+        spec = m.RunSpec(run="r", name="mnist", config="x")
+        spec.config *= (4 << 20) - m.Message(run_spec=spec).ByteSize() - 20
+        run.say(run_spec=spec)
+        await run.hears("members", where=lambda body: body.members[0].standing == m.STANDING_PREPARING, count=2)
+        await here.service.commit()
+        run.say(run_spec=SPEC)
+        await node.hears("run_spec", 2)
+        assert node.end is None
+
+    play(act, tmp_path)
+
+
+def test_nobody_comes_in_before_it_is_said_where_the_server_is(tmp_path):
+    knocked, connecting, said = asyncio.Event(), [], []
+
+    async def main():
+        service = services.Service(ServerSettings(folder=tmp_path / "server", listen="127.0.0.1:0", http=""))
+        serve = service.connections.serve
+
+        async def knock(stream):
+            knocked.set()
+            await serve(stream)
+
+        service.connections.serve = knock
+        door = Office(service, tmp_path)
+        try:
+            await service.open()
+            connecting.append(asyncio.create_task(door.node(SigningKey.new(), "0")))
+            await knocked.wait()
+            async with office(tmp_path / "other") as other:  # a whole introduction elsewhere in the meantime
+                await other.node(SigningKey.new(), "0")
+            assert not service.connections.peers
+            assert not connecting[0].done()
+            await service.begin()
+            await connecting[0]
+            assert len(service.connections.peers) == 1
+            await door.close()
+        finally:
+            await service.close()
+
+    async def the_command():
+        stopping = asyncio.Event()
+
+        def announce(opened):
+            said.append(opened.address)
+            stopping.set()
+
+        await services.serve_until(
+            ServerSettings(folder=tmp_path / "third", listen="127.0.0.1:0", http=""), stopping, announce
+        )
+
+    asyncio.run(main())
+    asyncio.run(the_command())
+    assert len(said) == 1
+
+
+def test_a_revoked_node_and_a_removed_operator_are_put_out(tmp_path):
+    async def act(here):
+        key = SigningKey.new()
+        ann, bob, node = await here.operator(), await here.operator("bob", "read"), await here.node(key, "0")
+        await asked(ann, "nodes.revoke", node=node_id(key.public))
+        assert (await node.over()).code == m.CODE_REVOKED
+        with pytest.raises(Refused) as caught:
+            await here.node(key, "0", join=False)
+        assert caught.value.code == m.CODE_REVOKED
+        await asked(ann, "operators.remove", 2, name="bob")
+        assert (await bob.over()).code == m.CODE_REVOKED
+
+    play(act, tmp_path)
+
+
+def test_one_operator_does_not_take_all_connections(tmp_path, monkeypatch):
+    monkeypatch.setattr(connections, "OPERATOR_CONNECTIONS", 2)
+
+    async def act(here):
+        token = here.service.registry.tokens.grant("test", "ann", "read")
+
+        async def connect():
+            return await here._in(TokenProof(token), m.Hello(role=m.ROLE_OPERATOR, token=token.id))
+
+        first, second, third = [await connect() for _ in range(3)]
+        end = await third.over()
+        assert (end.code, end.retry) == (m.CODE_BUSY, True)
+        assert first.end is second.end is None
+        await first.close()
+        while len(here.service.connections.peers) > 1:
+            await asyncio.sleep(0)
+        assert isinstance(await asked(await connect(), "server.status"), dict)
+
+    play(act, tmp_path)
+
+
+def test_the_frames_of_who_has_gone_are_counted_still(tmp_path):
+    async def act(here):
+        node, connections = await here.node(SigningKey.new(), "0"), here.service.connections
+        await node.settled()
+        assert connections.sessions == {"node": 1}
+        before = connections.frames
+        await node.close()
+        while connections.peers:
+            await asyncio.sleep(0)
+        assert all(after >= then > 0 for after, then in zip(connections.frames, before, strict=True))
+        assert connections.sessions == {}
+
+    play(act, tmp_path)
