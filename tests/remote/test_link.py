@@ -289,7 +289,7 @@ def test_small_payloads_are_inline(world):
 
 @pytest.mark.parametrize("linked", [False, True])
 def test_blobs_cross_both_ways(world, tmp_path, monkeypatch, linked):
-    monkeypatch.setattr(world.service, "same_machine", lambda identity: linked)
+    monkeypatch.setattr(world.service.connections, "same_machine", lambda identity: linked)
     scratch = world.folder / "server" / "runs" / f"link-{linked}"
     data = (b"one" if linked else b"two") * 100_000
     model = Arrays({"w": np.full(30_000, 1.5 if linked else 2.5)})

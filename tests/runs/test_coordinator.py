@@ -392,8 +392,11 @@ def test_its_caller_is_told_of_broken_promises():
         machine.handle(opened(ask=1), 0.0)
     with pytest.raises(InternalError, match=r"ask 0 opens in lane 'b', where ask 0 came last"):
         machine.handle(opened(lane="b"), 0.0)
-    with pytest.raises(InternalError, match=r"task 2\.5 exists already"):
+    with pytest.raises(InternalError, match=r"task 2\.5 exists already") as caught:
         machine.handle(opened(clients=[5, 5], ask=2, lane="c"), 0.0)
+    (story,) = caught.value.__notes__
+    assert story.startswith("what led to it: Opened(ask=0, ")
+    assert "clients=[5, 5]" in story
 
 
 def test_the_table_leads_from_queued_to_an_end():

@@ -100,6 +100,10 @@ class Wake:
 Command = Send | Admit | Cancel | Close | Wake
 
 
+STORY = 10
+"""So many events are told where something went wrong."""
+
+
 @dataclass(slots=True)
 class _Ask:
     id: int
@@ -136,11 +140,20 @@ class Coordinator:
         self._states: dict[str, TaskState] = {}
         self._lane_of: dict[str, str] = {}
         self._last_ask = -1
+        self._story: deque[Event] = deque(maxlen=STORY)
 
     def handle(self, event: Event, now: float) -> list[Command]:
         """Take in one event and return what has to be done, in order. The same events at the same times give the same
-        commands.
+        commands. Raises `InternalError`, with the last events, for one that cannot be.
         """
+        self._story.append(event)
+        try:
+            return self._handled(event, now)
+        except InternalError as error:
+            error.add_note("what led to it: " + "; ".join(f"{told!r:.200}" for told in self._story))
+            raise
+
+    def _handled(self, event: Event, now: float) -> list[Command]:
         commands: list[Command] = []
         if isinstance(event, Opened):
             self._open(event, now, commands)

@@ -102,7 +102,7 @@ class Connections:
                 connection,
                 self._around.registry,
                 server=self._around.server,
-                same_machine=self._same_machine,
+                same_machine=self.same_machine,
                 handshakes=self._handshakes,
                 settled=self._around.commits.done,
             )
@@ -142,7 +142,7 @@ class Connections:
         received = self._frames[0] + sum(connection.received.frames for connection in there)
         return received, self._frames[1] + sum(connection.sent.frames for connection in there)
 
-    def _same_machine(self, identity: Identity) -> bool:
+    def same_machine(self, identity: Identity) -> bool:
         """Whether a peer is a run process that this server has started."""
         return identity.role == m.ROLE_RUN and identity.id in self._programs.running
 
@@ -154,7 +154,7 @@ class Connections:
         room = self._around.storage.place(
             identity.id, label, identity.role == m.ROLE_NODE, lambda run, text: self._waits(id, run, text)
         )
-        peer = PeerConnection(self._around, id, identity, connection, room, self._same_machine(identity))
+        peer = PeerConnection(self._around, id, identity, connection, room, self.same_machine(identity))
         self.peers[id] = peer
         return peer
 
@@ -186,7 +186,7 @@ class Connections:
             self._frames[1] += connection.sent.frames
             if identity.role != m.ROLE_OPERATOR:
                 self._around.tell(Lost(peer.id))
-            if identity.role == m.ROLE_RUN and not self._same_machine(identity):
+            if identity.role == m.ROLE_RUN and not self.same_machine(identity):
                 self._around.begin(self._parted(identity.id))
             self._around.blobs.release(peer.id)
             await peer.exchange.close()
