@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..wire import messages as m
-from ..work.processes import described
+from ..work.processes import ONE_THREAD, described
 from .child import Message
 from .signals import Start
 
@@ -26,14 +26,6 @@ KEPT_BYTES = 1 << 26
 """A child keeps so many asks, and of large ones so many bytes beside the one that it works on."""
 LINE_BYTES = 1 << 26
 TAIL_LINES, TAIL_BYTES = 3, 2000
-
-ONE_THREAD = dict.fromkeys(
-    (
-        "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS",
-        "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS",
-    ),
-    "1",
-)  # fmt: skip
 PASSED_ON = {
     "CONDA_PREFIX", "CURL_CA_BUNDLE", "HOME", "LANG", "LANGUAGE", "LD_LIBRARY_PATH", "LOGNAME", "PATH", "PYTHONHOME",
     "PYTHONPATH", "REQUESTS_CA_BUNDLE", "SSL_CERT_DIR", "SSL_CERT_FILE", "SYSTEMROOT", "TEMP", "TMP", "TMPDIR", "TZ",

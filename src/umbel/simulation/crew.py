@@ -12,13 +12,13 @@ from ..core.client import Client
 from ..core.randomness import Key
 from ..errors import AppError, CallerError, SettingError, UmbelError
 from ..work.executor import Executor, RunKeys
-from ..work.processes import device_of
+from ..work.processes import ONE_THREAD, device_of
 from ..work.state import ClientStates
 from . import worker
 from .channel import PackedMessage
 from .hosts import HostedWorker, Local
 from .pool import WorkerPool
-from .processes import ONE_THREAD, PRELOADED, Start, default_start, prepare, start
+from .processes import PRELOADED, Start, default_start, prepare, start
 from .session import SimulationSession
 from .status import Status
 from .threads import OneThread

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Literal, Protocol
 
 from ..errors import InternalError, UmbelError
-from ..work.processes import described
+from ..work.processes import ONE_THREAD, described
 from .channel import SHARES, Channel
 from .hosts import Host, Usage
 
@@ -24,13 +24,6 @@ PRELOADED = ("torch", "scipy", "sklearn", "pandas")
 """Packages that are slow to import, start no threads by it, and are loaded before workers are forked where the main
 process has loaded them.
 """
-ONE_THREAD = dict.fromkeys(
-    (
-        "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS",
-        "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS",
-    ),
-    "1",
-)  # fmt: skip
 _BEGIN = (  # a terminal sends Ctrl-C to all processes; only the main one decides
     "import signal, sys, json; signal.signal(signal.SIGINT, signal.SIG_IGN); sys.path[:] = json.loads(sys.argv[1]); "
 )

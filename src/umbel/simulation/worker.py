@@ -26,9 +26,8 @@ from ..errors import AppError, ClientId, UmbelError
 from ..work.account import Account
 from ..work.blame import own_frame, traced
 from ..work.executor import Executor, RunKeys
-from ..work.processes import device_of
+from ..work.processes import ONE_THREAD, device_of
 from .channel import Channel, PackedMessage
-from .processes import ONE_THREAD
 from .status import BATCH, CANCELLED, PLACE, STEPS, row_of
 
 active = False

@@ -8,6 +8,15 @@ import sys
 from collections.abc import Awaitable
 from typing import Any
 
+ONE_THREAD = dict.fromkeys(
+    (
+        "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS",
+        "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS",
+    ),
+    "1",
+)  # fmt: skip
+"""The environment of a process that hosts clients: they share the processors, and no bits depend on their number."""
+
 
 def described(code: int) -> str:
     """An exit status in words."""
