@@ -68,7 +68,6 @@ TESTED_ELSEWHERE = {
     **{f"samplers.{name}": "samplers/test_samplers.py" for name in SAMPLERS},
     "runs.federation": "runs/test_run.py",
     "runs.asks": "runs/test_conductor.py",
-    "server.commits": "server/test_service.py",
     "server.notices": "server/test_router.py",
     "server.signals": "server/test_router.py",
     **{f"strategies.{name}": "strategies/test_fedopt.py" for name in ("fedadagrad", "fedadam", "fedavgm", "fedyogi")},

@@ -10,9 +10,9 @@ from tests.conftest import PATIENCE
 from tests.server.serving import ASK, SPEC, asked, done_of, office, play, task_of
 
 from umbel.errors import ConnectionLost, Refused, SettingError, StorageError
-from umbel.server import commits
 from umbel.server.service import running
 from umbel.server.settings import ServerSettings
+from umbel.store import commits
 from umbel.trust.authority import JoinText
 from umbel.trust.credentials import own_token
 from umbel.trust.identity import SigningKey

@@ -22,6 +22,7 @@ from ..errors import (
     UmbelError,
 )
 from ..store.blobs import Blobs
+from ..store.commits import GroupCommit
 from ..transport.connection import Connection
 from ..transport.dialer import Dialer
 from ..transport.exchange import Depot, Exchange
@@ -35,7 +36,6 @@ from ..wire import messages as m
 from ..wire.blobs import Fetched, NotFetched
 from ..wire.portions import HELLO_BYTES, text_bytes
 from .children import Children
-from .commits import SpoolCommits
 from .gate import Gate, Verdict, against_client, against_start
 from .machine import NodeMachine
 from .run_host import ChildSettings, Program, holder
@@ -62,9 +62,12 @@ from .signals import (
     Stop,
     TaskFailed,
 )
-from .spool import Spool
+from .spool import Batch, Spool
 
 log = logging.getLogger("umbel.node")
+
+IDLE_COMMIT = 1.0
+"""What nobody waits for is on disk after so many seconds."""
 
 FIRST_WAIT, LONGEST_WAIT = 0.1, 30.0
 MOVED_EVERY = 1.0
@@ -185,7 +188,11 @@ class NodeService:
         self._dialer = Dialer(
             settings.connect, first=settings.first_wait, longest=settings.longest_wait, who="node", log=log
         )
-        self._commits = SpoolCommits(spool, lambda: self._connection)
+        self._spool = spool
+        self._commits = GroupCommit[Batch, tuple[Connection | None, m.Message]](
+            spool, self._say, lazy=IDLE_COMMIT, log=log
+        )
+        self._commits.begin()
 
     # the connection
 
@@ -216,7 +223,6 @@ class NodeService:
                     raise
         finally:
             exchange, self._connection, self._exchange = self._exchange, None, None
-            self._commits.drop()
             if exchange is not None:
                 self._handle(SessionEnded())
                 await exchange.close()
@@ -250,18 +256,25 @@ class NodeService:
     def _handle(self, event: Event) -> None:
         for effect in self._machine.handle(event, self._loop.time()):
             self._carry_out(effect)
-        self._commits.changed()
+        self._commits.later()
         if self._tick is not None:
             self._tick.cancel()
             self._tick = None
         if self._machine.next_tick is not None:
             self._tick = self._loop.call_at(self._machine.next_tick, self._told, Ticked())
 
+    def _say(self, held: tuple[Connection | None, m.Message]) -> None:
+        """Say what is on disk by now, unless its session is over."""
+        connection, message = held
+        if connection is not None and connection is self._connection:
+            connection.post(message)
+
     def _carry_out(self, effect: Effect) -> None:
         match effect:
             case SayToServer(message, durable):
                 if durable:
-                    self._commits.hold(message)
+                    self._commits.hold((self._connection, message))
+                    self._commits.soon()
                 elif self._connection is not None:
                     self._connection.post(message)
             case FetchBlob(run, blob):
@@ -393,7 +406,10 @@ class NodeService:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
-        await self._commits.close()
+        try:
+            await self._commits.close()
+        finally:
+            self._spool.close()
 
 
 def unpacked(archive: Path, folder: Path) -> Program:

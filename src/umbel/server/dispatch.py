@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from ..errors import ConnectionLost, CorruptFile, Refused, StorageError
+from ..store.commits import RETRY_SECONDS
 from ..wire import messages as m
 from ..wire.blobs import Fetched, NotFetched
-from .commits import RETRY_SECONDS
 from .connections import LAZY, Connections
 from .programs import Surroundings
 from .signals import Drop, Effect, Event, Fetch, Hold, Release, RunBegun, RunEnded, Say, Tell

@@ -15,15 +15,15 @@ from typing import Any
 
 from ..errors import StorageError, UmbelError
 from ..store.blobs import Blobs
+from ..store.commits import GroupCommit
 from ..store.records import Row, Store
 from ..transport.exchange import Depot
 from ..trust import archive
-from .commits import Commits
 from .feeds import Feeds
 from .ledger import ENDED
 from .registry import Registry
 from .router import Router
-from .signals import Effect, Event
+from .signals import Effect, Event, Say
 from .storage import Storage
 from .summaries import Summaries
 from .supervision import Exit, Supervisor
@@ -49,7 +49,7 @@ class Surroundings:
     registry: Registry
     router: Router
     feeds: Feeds
-    commits: Commits
+    commits: GroupCommit[Any, Say]
     summaries: Summaries
     begin: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
     tell: Callable[[Event], None]

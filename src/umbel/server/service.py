@@ -22,6 +22,7 @@ from typing import Any
 
 from ..errors import SettingError, StorageError
 from ..store.blobs import Blobs
+from ..store.commits import GroupCommit
 from ..store.records import Row
 from ..store.sql import SqlStore
 from ..transport import grpc
@@ -33,21 +34,23 @@ from ..trust.tokens import Token
 from ..wire import messages as m
 from ..wire.addresses import host_and_port
 from . import pages
-from .commits import Commits
 from .connections import Connections
 from .desk import Desk
 from .dispatch import Dispatch
 from .feeds import Feeds
 from .ledger import ENDED
+from .pages import Histogram
 from .programs import Programs, Surroundings
 from .registry import NodeRecord, Registry
 from .router import Router
 from .settings import ServerOpened, ServerSettings
-from .signals import Event, Revoked
+from .signals import Event, Revoked, Say
 from .storage import Storage
 from .summaries import Summaries
 
 _LOG = logging.getLogger("umbel.server")
+LAZY_COMMIT = 0.02
+"""So long what nobody waits for may wait to be written with something else."""
 
 
 class Service:
@@ -79,7 +82,8 @@ class Service:
             largest=lambda role: self.storage.largest if role == "node" else self.storage.quota,
         )
         self.feeds = Feeds(self._events, lambda run: self.programs.is_over(run))
-        self.commits = Commits(self.store, lambda say: self.dispatch.post(say))
+        self.commit_seconds = Histogram()
+        self.commits = self._group_commit()
         self.commit = self.commits.done
         self.summaries = Summaries(self.store)
         around = Surroundings(
@@ -113,6 +117,16 @@ class Service:
         self.started_at = time.time()
         self._listener: Listener | None = None
 
+    def _group_commit(self) -> GroupCommit[Any, Say]:
+        return GroupCommit(
+            self.store,
+            lambda say: self.dispatch.post(say),
+            lazy=LAZY_COMMIT,
+            quick=0.0,
+            log=_LOG,
+            timed=self.commit_seconds.observe,
+        )
+
     # Life
 
     async def open(self) -> None:
@@ -131,7 +145,7 @@ class Service:
             certificate, key = serving.certificate, serving.key
         self._listener = await grpc.serve(self.settings.listen, certificate, key, self.connections.serve)
         self.address = self._listener.address
-        self._begin(self.commits.write_always())
+        self.commits.begin()
         write_own(self.root, Credentials(self._reached(), self.line(self._own_token())))
         for row in self.store.rows("runs"):
             if row["status"] in ENDED:
@@ -153,7 +167,7 @@ class Service:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         try:
-            self.commits.write_rest()
+            await self.commits.close()
         except StorageError as error:  # it is as if the server had been killed: nobody was told of any of it
             _LOG.error("the store cannot be written: %s", error.message)
         finally:
@@ -255,7 +269,7 @@ class Service:
             blobs_waiting=self.storage.waiting,
             store_bytes=sum(path.stat().st_size for path in self.root.glob("server.db*")),
             disk_free=shutil.disk_usage(self.root).free,
-            commits=self.commits.seconds,
+            commits=self.commit_seconds,
             frames_in=received,
             frames_out=sent,
         )

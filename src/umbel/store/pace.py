@@ -15,10 +15,11 @@ SLOW_FOR = 100
 
 
 class Pace:
-    """Does writes, and notes how long they take by `clock`."""
+    """Does writes, and notes how long they take by `clock`; those are quick that take at most `quick` seconds."""
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, clock: Callable[[], float] = time.perf_counter, quick: float = QUICK_SECONDS) -> None:
         self._clock = clock
+        self._quick = quick
         self._slow = 1  # the first may have to make files
 
     async def write(self, write: Callable[[Batch], None], batch: Batch) -> float:
@@ -30,6 +31,6 @@ class Pace:
         else:
             write(batch)
         seconds = self._clock() - began
-        if seconds > QUICK_SECONDS:
+        if seconds > self._quick:
             self._slow = SLOW_FOR
         return seconds
