@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import threading
 from contextlib import asynccontextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 from tests.conftest import PATIENCE
@@ -19,6 +21,7 @@ from umbel.node.gate import PolicyGate, Verdict
 from umbel.node.run_host import holder
 from umbel.node.service import NodeSettings, run_node
 from umbel.node.signals import HostReady, TaskDone
+from umbel.node.spool import Spool
 from umbel.store.blobs import Blobs
 from umbel.transport.connection import Connection
 from umbel.transport.exchange import Exchange
@@ -101,11 +104,13 @@ class Server:
         self.connection.post(m.Message(**body))
 
     async def hear(self, name):
-        """The next message of this kind."""
+        """The next message of this kind; `passed` are the kinds of those before it."""
+        self.passed = []
         while True:
             message = await asyncio.wait_for(self.heard.get(), PATIENCE)
             if message.WhichOneof("body") == name:
                 return getattr(message, name)
+            self.passed.append(message.WhichOneof("body"))
 
     async def session(self):
         return await asyncio.wait_for(self.sessions.get(), PATIENCE)
@@ -271,7 +276,33 @@ async def test_results_are_kept_until_they_are_acknowledged_also_across_a_restar
         await server.session()
         server.post(run_spec=spec())
         await server.hear("run_answer")
-        assert not any(message.WhichOneof("body") == "result" for message in list(server.heard._queue))
+        assert "result" not in server.passed
+
+
+@on_loop
+async def test_what_waits_for_the_disk_is_not_said_in_a_later_session(tmp_path):
+    """The machine says it there itself."""
+    server, writing, may, write = Server(tmp_path), threading.Event(), threading.Event(), Spool.write
+
+    def gated(spool, batch):
+        writing.set()
+        assert may.wait(PATIENCE)
+        write(spool, batch)
+
+    with patch.object(Spool, "write", gated):
+        async with node(server, tmp_path):
+            await server.session()
+            server.post(run_spec=spec())
+            server.post(ask_spec=ask())
+            server.post(task=task())
+            assert await asyncio.to_thread(writing.wait, PATIENCE)
+            await server.connection.close()
+            await server.session()
+            may.set()
+            await server.hear("result")
+            server.post(run_spec=spec())
+            await server.hear("run_answer")
+            assert "result" not in server.passed
 
 
 @on_loop
