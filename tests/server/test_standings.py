@@ -11,7 +11,7 @@ from tests.server.routing import (
     two_nodes,
 )
 
-from umbel.server.ledger import RunEntry
+from umbel.server.ledger import NodeEntry, RunEntry
 from umbel.server.nodes import Nodes
 from umbel.server.signals import Lost, Outbox
 from umbel.server.standings import MEMBERS, Standings
@@ -118,9 +118,15 @@ def test_clients_are_those_that_are_hosted_and_wanted_and_changes_are_told_to_wh
     for name, clients in (("a", ["0", "1"]), ("b", ["2"])):
         store.put("nodes", {"id": name, "name": name, "status": "approved", "clients": clients})
     store.commit()
-    standings = Standings(Nodes(store, out, lambda node: None), out)
+    nodes = Nodes(store, out, lambda node: None)
+    standings, (a, b), nobody = Standings(nodes, out), nodes.by_id.values(), NodeEntry("c", "c")
     run = RunEntry("r")
     assert standings.clients(run) == []
+    assert not standings.involves(run, a)
+    run.spec = m.RunSpec(run="r")
+    assert [standings.involves(run, node) for node in (a, b, nobody)] == [True, True, False]
+    run.spec = m.RunSpec(run="r", clients=["0", "9"])
+    assert [standings.involves(run, node) for node in (a, b, nobody)] == [True, False, False]
     run.spec = m.RunSpec(run="r", clients=["1", "2", "9"])
     assert (standings.clients(run), standings.clients(run, "a"), standings.clients(run, "z")) == (["1", "2"], ["1"], [])
     standings.stand(run, ["1"], m.STANDING_READY)

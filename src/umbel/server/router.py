@@ -100,7 +100,8 @@ class Router:
             return False
         if known.role != "node":
             return known.role == "run" and known.id == run
-        if not self._standings.clients(found, known.id):
+        node = self.nodes.by_id.get(known.id)
+        if node is None or not self._standings.involves(found, node):
             return False
         wanted = [found.spec.archive] if found.spec is not None else []
         for ask in found.asks.values():
@@ -203,7 +204,7 @@ class Router:
                 # Durable, as all that may be on its way to the node about this run: it must come last.
                 status, _ = self.ledger.ended[body.run]
                 self._out.say(peer, durable=True, close_run=m.CloseRun(run=body.run, status=status))
-            if run is not None and self._standings.clients(run, node.id):
+            if run is not None and self._standings.involves(run, node):
                 self._from_nodes[kind](node, run, body)
             # else not known yet after a restart, over, or none of this node's business
 

@@ -25,10 +25,17 @@ class Standings:
 
     def clients(self, run: RunEntry, node: str | None = None) -> list[str]:
         """The clients that a run is about; with a node's id, those that it hosts."""
-        if run.spec is None:
+        if run.spec is None or not (node is None or node in self._nodes.by_id):
             return []
-        wanted, homes = set(run.spec.clients), self._nodes.by_client.items()
-        return [client for client, home in homes if (not wanted or client in wanted) and node in (None, home)]
+        wanted = set(run.spec.clients)
+        hosted = self._nodes.by_client if node is None else self._nodes.by_id[node].clients
+        return [client for client in hosted if not wanted or client in wanted]
+
+    def involves(self, run: RunEntry, node: NodeEntry) -> bool:
+        """Whether a run is about clients of a node."""
+        if run.spec is None or not run.spec.clients:
+            return run.spec is not None and len(node.clients) > 0
+        return not set(run.spec.clients).isdisjoint(node.clients)
 
     def invite(self, run: RunEntry, node: NodeEntry) -> None:
         """Have a node prepare for a run that is about clients of it."""
