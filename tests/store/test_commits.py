@@ -116,6 +116,18 @@ def test_what_cannot_be_written_is_tried_again_and_nothing_is_said_before(monkey
     ] * 2
 
 
+def test_what_was_put_is_written_at_the_end_also_where_nobody_had_begun():
+    async def run():
+        store = Steps()
+        store.may.set()
+        commits = GroupCommit(store, print, lazy=PATIENCE, log=logging.getLogger("umbel.test"))
+        store.steps.append("step")
+        await commits.close()
+        return store.written
+
+    assert asyncio.run(run()) == [["step"]]
+
+
 def test_at_the_end_it_is_written_once_more_or_told():
     store, said, _ = play(closes=True)
     assert (store.written, said) == ([["step"]], [("held", 1)])

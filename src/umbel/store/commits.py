@@ -59,9 +59,10 @@ class GroupCommit(Generic[Batch, Said]):
         self._later: asyncio.TimerHandle | None = None
         self._writing: asyncio.Task[None] | None = None
 
-    def begin(self) -> None:
-        """Write whatever comes."""
+    def begin(self) -> asyncio.Task[None]:
+        """Write whatever comes, in the task that this gives."""
         self._writing = asyncio.get_running_loop().create_task(self._write_always())
+        return self._writing
 
     def hold(self, said: Said) -> None:
         """Say this once what is in the store by now is on disk."""
@@ -87,8 +88,7 @@ class GroupCommit(Generic[Batch, Said]):
         """Write what is not on disk yet. Raises `StorageError`."""
         self._closing.set()
         self._dirty.set()
-        if self._writing is not None:
-            await self._writing
+        await (self._writing or self.begin())
 
     async def _write_always(self) -> None:
         while not self._closing.is_set() or self._dirty.is_set():
