@@ -388,14 +388,14 @@ def _transform_cases() -> list[dict[str, Any]]:
             model=model,
             returned=Update(ties, 1),
             steps=(top_k(0.1),),
-            local=residual,
+            local=(residual,),
         ),
         dict(
             name="0.625 of four is two (half to even), nothing is kept",
             model=model,
             returned=Update(ties, 1),
             steps=(top_k(0.625, error_feedback=False),),
-            local=residual,
+            local=(residual,),
         ),
         dict(
             name="a chain",
@@ -648,7 +648,7 @@ def bodies() -> dict[str, Any]:
         ),
         m.AskSpec(
             run=RUN, ask=3, round=2, number=1, kind="train", lane="train", digest=digest, cohort=10, whole=True,
-            fold='["weighted_mean", {"max_weight": null}]', transforms='{"name": "identity"}',
+            fold='["weighted_mean", {"max_weight": null}]', transforms="[]",
             model=m.Payload(blob=model), shared=m.Payload(inline=b"\1\2"),
         ),
         m.Task(**{**place, **keys, "base": "1.17", "own": m.Payload(inline=b"\3")}),
@@ -790,7 +790,7 @@ def public(seed: bytes) -> bytes:
 
 def greeting(session: int, token: str = "") -> tuple[Any, Any, Any]:
     """A node's hello, the challenge, and its proof."""
-    steps = [m.Step(name=name, version=1) for name in ("identity", "clip_by_norm", "top_k")]
+    steps = [m.Step(name=name, version=1) for name in ("clip_by_norm", "top_k")]
     hello = m.Hello(
         version=m.Version(least=1, most=1), role=m.ROLE_NODE, name="clinic", key=public(NODE_SEED), token=token,
         nonce=NONCES[f"node {session}"], software="vectors 1", clients=["17"],
@@ -1005,7 +1005,7 @@ def _asked() -> tuple[Any, Any]:
     shared = {"config": {"epochs": 1}, "inbox": None, "correction": None, "expects": Like(), "params": None}
     ask = m.AskSpec(
         run=RUN, ask=3, round=2, number=0, kind="train", lane="train", digest=hashlib.sha256(b"an ask").digest(),
-        cohort=10, whole=True, fold=json.dumps(weighted_mean().spec()), transforms=json.dumps(Transform().spec()),
+        cohort=10, whole=True, fold=json.dumps(weighted_mean().spec()), transforms="[]",
         model=m.Payload(inline=_small_model().to_bytes()), shared=m.Payload(inline=encoding.encode(shared)),
     )  # fmt: skip
     keys = Key.from_seed(20240229).derive("task")

@@ -16,7 +16,7 @@ from umbel.core.arrays import Arrays
 from umbel.core.ask import Ask, Correction, for_client
 from umbel.core.elementwise import mean, weighted_mean
 from umbel.core.task import Task
-from umbel.core.transform import Transform, chain
+from umbel.core.transform import Chain, chain
 from umbel.core.update import Free, Like
 from umbel.core.window import Window
 from umbel.errors import StrategyError
@@ -53,8 +53,8 @@ def test_a_fold_without_its_parentheses_is_an_error():
 def test_several_transforms_become_one():
     parts = (top_k(0.1), clip_by_norm(1.0))
     assert ask(fold=mean(), transforms=parts).transform == chain(*parts)
-    assert ask(transforms=top_k(0.1)).transform == top_k(0.1)
-    assert type(ask().transform) is Transform
+    assert ask(transforms=top_k(0.1)).transform == Chain((top_k(0.1),))
+    assert ask().transform == Chain(())
     with pytest.raises(StrategyError, match="not a transform"):
         ask(transforms=[3])
 

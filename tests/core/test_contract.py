@@ -15,7 +15,6 @@ from umbel.core.client import Client
 from umbel.core.contract import mismatch
 from umbel.core.elementwise import mean
 from umbel.core.strategy import Strategy
-from umbel.core.transform import Transform
 from umbel.core.update import Free
 from umbel.errors import AppError, StrategyError
 from umbel.folds.total import total
@@ -93,7 +92,7 @@ def test_evaluations_are_asked_only_where_the_run_has_them():
 def test_several_asks_at_once_all_count():
     def both(state):
         ask = Ask(clients=1, model=state.model, transforms=clip_by_norm(1.0), fold=mean())
-        query = Ask(kind="query:size", clients=1, expects=Free(), fold=total(), transforms=Transform())
+        query = Ask(kind="query:size", clients=1, expects=Free(), fold=total())
         return [ask, query, ask]
 
     found = app(Asks(both), kinds=["query:other"]).contract()

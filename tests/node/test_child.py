@@ -21,7 +21,7 @@ from umbel.core import encoding
 from umbel.core.ask import SENT
 from umbel.core.randomness import Key
 from umbel.core.task import Admit, Finished, Task
-from umbel.core.transform import Transform
+from umbel.core.transform import Chain
 from umbel.core.update import Receipt
 from umbel.node.child import ChildProgram
 from umbel.work.executor import RunKeys
@@ -227,8 +227,9 @@ class Remote:
     def round(self, strategy, state, r):
         asks = strategy.round(state, r)
         ask = next(asks)
-        steps: Transform = ask.transform
-        params = steps.send(steps.init(ask.model.schema))
+        steps: Chain = ask.transform
+        kept = steps.init(ask.model.schema)
+        params = steps.send(kept)
         self.id += 1
         intake = Intake()
         intake.open(self.id, ask, r, 0, params)
@@ -244,7 +245,7 @@ class Remote:
             intake.admit(Admit(task.id, self.id))
             self.states[client] = bytes_of(told["state"])
             assert told["metrics"]["seen"] == r
-        answer, _ = steps.finish(intake.close(self.id).partial.finish({}, 4), None, Key.from_seed(0))
+        answer, _ = steps.finish(intake.close(self.id).partial.finish({}, 4), kept, Key.from_seed(0))
         with pytest.raises(StopIteration) as end:
             asks.send(answer)
         return end.value.value
@@ -305,7 +306,7 @@ def test_an_ask_that_cannot_be_done_fails_its_tasks(child):
     child.open(5, question("unheard"))
     assert "has no handler for that" in child.done(5, 0)["reason"]
     child.send("ask", id=6, round=1, number=0, kind="train", lane="train", model=None,
-               transforms='{"name": "unheard", "version": 1, "settings": {}}',
+               transforms='[{"name": "unheard", "version": 1, "settings": {}}]',
                shared=child.part("shared", encoding.encode({"params": None})))  # fmt: skip
     assert "the transform 'unheard' version 1 is not known here" in child.done(6, 0)["reason"]
     child.open(7, Ask(clients=(), model=MODEL, correction=umbel.Correction(proximal=1.0), expects=Like()))

@@ -13,7 +13,7 @@ from umbel.node.gate import against_client, against_start
 from umbel.node.signals import HostReady, Start
 from umbel.wire import messages as m
 
-READY = HostReady("r", frozenset({"train"}), frozenset({("identity", 1)}))
+READY = HostReady("r", frozenset({"train"}), frozenset())
 MODEL = Arrays({"w": np.zeros(2, dtype=np.float32)})
 
 

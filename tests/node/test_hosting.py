@@ -169,11 +169,10 @@ def test_a_kind_or_a_transform_that_is_not_known_is_refused(hosted):
     hosted.ask(2, kind="query:height")
     assert refused(hosted.task(ask=2)) == "the client has no handler for query:height (it has: evaluate, train)"
     parts = [{"name": "clip_by_norm", "version": 1, "settings": {}}, {"name": "mask", "version": 2, "settings": {}}]
-    chain = {"name": "chain", "version": 1, "settings": {"parts": parts}}
-    hosted.ask(3, transforms=json.dumps(chain))
+    hosted.ask(3, transforms=json.dumps(parts))
     assert refused(hosted.task(ask=3)) == "the transform 'mask' version 2 is not known on this node"
     parts.pop()
-    hosted.ask(4, transforms=json.dumps(chain))
+    hosted.ask(4, transforms=json.dumps(parts))
     assert started(hosted.task(ask=4)) == [("r", "4.a")]
 
 

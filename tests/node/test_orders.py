@@ -25,7 +25,7 @@ BAD = {
     "no digest": {"ask_spec": m.AskSpec(**{**GOOD_ASK, "digest": b""})},
     "huge ask": {"ask_spec": m.AskSpec(**{**GOOD_ASK, "ask": 2**63})},
     "no transforms": {"ask_spec": m.AskSpec(**{**GOOD_ASK, "transforms": ""})},
-    "transforms of a strange form": {"ask_spec": m.AskSpec(**{**GOOD_ASK, "transforms": '{"name": "chain"}'})},
+    "transforms of a strange form": {"ask_spec": m.AskSpec(**{**GOOD_ASK, "transforms": '[{"name": "top_k"}]'})},
     "deep transforms": {"ask_spec": m.AskSpec(**{**GOOD_ASK, "transforms": "[" * 99999})},
     "short hash": {"ask_spec": m.AskSpec(**GOOD_ASK, model=m.Payload(blob=m.Blob(sha256=b"x")))},
     "task of no run": {"task": m.Task(**{**GOOD_TASK, "run": "x"})},

@@ -149,7 +149,7 @@ class FakeHosts:
 
     def prepare(self, run, spec, archive):
         handlers = frozenset({"train", "query:secret"})
-        self.loop.call_soon(self.tell, HostReady(run, handlers, frozenset({("identity", 1)})))
+        self.loop.call_soon(self.tell, HostReady(run, handlers, frozenset()))
 
     def start(self, effect):
         self.started.append(effect)
@@ -211,7 +211,7 @@ def spec(archive=None, **more):
 
 def ask(id=1, kind="train", model=None, config=None):
     tree = {"config": config or {}, "inbox": None, "correction": None, "expects": Like(), "params": None}
-    transforms = json.dumps({"name": "identity", "version": 1, "settings": {}})
+    transforms = "[]"
     model = model or m.Payload(inline=MODEL.to_bytes())
     return m.AskSpec(run="r", ask=id, round=1, kind=kind, lane=kind, digest=b"d", cohort=3, transforms=transforms,
                      model=model, shared=m.Payload(inline=encoding.encode(tree)))  # fmt: skip

@@ -24,11 +24,11 @@ def payload_of(value):
     return m.Payload(inline=value.to_bytes() if isinstance(value, Arrays) else encoding.encode(value))
 
 
-def spec_of(*, expects=LIKE, transforms=NOTHING, fold=WEIGHTED):
-    tree = {"config": {}, "inbox": None, "correction": None, "expects": expects, "params": None}
+def spec_of(*, expects=LIKE, transforms=NOTHING, fold=WEIGHTED, params=()):
+    tree = {"config": {}, "inbox": None, "correction": None, "expects": expects, "params": params}
     return m.AskSpec(
         run="r", ask=1, kind="train", lane="train", digest=b"d", whole=True, fold=json.dumps(fold.spec()),
-        transforms=json.dumps(transforms.spec()), model=payload_of(MODEL), shared=payload_of(tree),
+        transforms=json.dumps(chain(transforms).spec()), model=payload_of(MODEL), shared=payload_of(tree),
     )  # fmt: skip
 
 
@@ -94,7 +94,14 @@ def test_what_the_run_would_refuse_is_left_to_it(wrong):
 
 def test_bounds_of_transforms_are_checked():
     answers = [answer_of(0), answer_of(3)]  # the last is a thousand times as large
-    assert bundle(spec_of(transforms=umbel.clip_by_norm(50.0), fold=umbel.mean()), answers, no_file).refused == {"1.3"}
+    spec = spec_of(transforms=umbel.clip_by_norm(50.0), fold=umbel.mean(), params=(None,))
+    assert bundle(spec, answers, no_file).refused == {"1.3"}
+
+
+@pytest.mark.parametrize("params", [None, (), (None, None), 3], ids=repr)
+def test_an_ask_whose_parameters_are_not_those_of_its_transforms_folds_nothing(params):
+    spec = spec_of(transforms=umbel.clip_by_norm(50.0), fold=umbel.mean(), params=params)
+    assert bundle(spec, [answer_of(0)], no_file) is None
 
 
 def test_a_partial_that_is_none_is_left_to_the_run():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import tempfile
+import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from contextlib import suppress
@@ -180,20 +182,13 @@ def test_those_who_want_the_same_blob_share_it(folders: tuple[Path, Path]) -> No
 def test_what_was_not_granted_or_is_gone_is_not_to_be_had(folders: tuple[Path, Path]) -> None:
     async def main() -> None:
         here, there = map(Blobs, folders)
-        depot = Depot(there)
-        blob, other = there.put(b"secret"), m.Blob(sha256=bytes(32), size=5)
+        blob = there.put(b"secret")
         one, two = pair()
         a = Side(one, here)
-        b = Side(two, depot, may_read=lambda run, blob: run == "mine")
+        b = Side(two, there, may_read=lambda run, blob: run == "mine")
         with pytest.raises(Refused, match="not given"):
             await a.exchange.fetch(blob, "other")
         assert (await a.exchange.fetch(blob, "mine")).read_bytes() == b"secret"
-        waiting = asyncio.create_task(a.exchange.fetch(other, "mine"))
-        while not depot._waiting:
-            await asyncio.sleep(0)
-        depot.settled(other.sha256)
-        with pytest.raises(Refused, match="gone"):
-            await waiting
         lying = m.Blob(sha256=blob.sha256, size=7)
         (folders[0] / blob.sha256.hex()[:2] / blob.sha256.hex()).unlink()
         with pytest.raises(Refused, match="another size"):
@@ -217,6 +212,73 @@ def test_a_want_waits_for_what_is_still_to_come(folders: tuple[Path, Path]) -> N
         there.put(data)
         depot.settled(blob.sha256)
         assert (await fetch).read_bytes() == data
+        await a.close()
+        await b.close()
+
+    asyncio.run(main())
+
+
+class Held(Blobs):
+    """Blobs whose last step waits until it is let go."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.reached, self.go = threading.Event(), threading.Event()
+
+    def adopt(self, place: str | os.PathLike[str], blob: m.Blob) -> Path:
+        self.reached.set()
+        assert self.go.wait(PATIENCE)
+        return super().adopt(place, blob)
+
+
+def test_a_want_is_served_where_the_fetch_that_completes_the_blob_is_cut_off_as_it_does(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """As where a run names a model and is stopped in the same moment: whoever wants it has waited since."""
+
+    async def main() -> None:
+        middle = Held(folders[0])
+        depot = Depot(middle)
+        blob = (source := Blobs(folders[1])).put(data_of(100_000))
+        lends = Depot(source, lends_below=folders[0])
+        run, other = await sides(depot, lends, same_machine=True)
+        reader, served = await sides(Blobs(tmp_path / "reader"), depot)
+        wanted = asyncio.create_task(reader.exchange.fetch(blob))
+        while not depot._waiting:
+            await asyncio.sleep(0)
+        fetch = asyncio.create_task(run.exchange.fetch(blob))
+        assert await asyncio.to_thread(middle.reached.wait, PATIENCE)
+        closing = asyncio.create_task(run.close())
+        while not run.connection.closed:
+            await asyncio.sleep(0)
+        middle.go.set()
+        with pytest.raises(ConnectionLost):
+            await fetch
+        await closing
+        assert (await asyncio.wait_for(wanted, PATIENCE)).stat().st_size == blob.size
+        for side in (other, reader, served):
+            await side.close()
+
+    asyncio.run(main())
+
+
+def test_a_want_ends_once_what_it_waits_for_will_not_come(folders: tuple[Path, Path]) -> None:
+    async def main() -> None:
+        here, depot = Blobs(folders[0]), Depot(Blobs(folders[1]))
+        granted = {"r"}
+        a, b = await sides(here, depot, may_read=lambda run, blob: run in granted)
+        blob = m.Blob(sha256=bytes(32), size=5)
+        fetch = asyncio.create_task(a.exchange.fetch(blob, "r"))
+        while not depot._waiting:
+            await asyncio.sleep(0)
+        depot.freed()  # of another run
+        while not depot._waiting:
+            await asyncio.sleep(0)
+        assert not fetch.done()
+        granted.clear()
+        depot.freed()
+        with pytest.raises(Refused, match="it is gone"):
+            await fetch
         await a.close()
         await b.close()
 

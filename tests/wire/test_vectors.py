@@ -18,7 +18,7 @@ from umbel.core.arrays import Arrays
 from umbel.core.partial import Partial
 from umbel.core.randomness import Key
 from umbel.core.sums import ArraySum, ExactScalar
-from umbel.core.transform import transform_from_spec
+from umbel.core.transform import chain_from_spec
 from umbel.core.update import Like, as_delta, check
 from umbel.errors import CorruptFile, ProtocolError, UpdateRejected
 from umbel.folds.catalogue import fold_from_spec
@@ -132,7 +132,7 @@ def test_draws(row: dict[str, Any]) -> None:
 @each("updates")
 def test_updates(row: dict[str, Any]) -> None:
     model, expects, returned, local = (make.tree_of(row[n]) for n in ("model", "expects", "returned", "local"))
-    step, key = transform_from_spec(json.loads(row["transforms"])), Key(bytes.fromhex(read("updates")["key"]))
+    step, key = chain_from_spec(json.loads(row["transforms"])), Key(bytes.fromhex(read("updates")["key"]))
     params, data = make.tree_of(row["params"]), bytes.fromhex(row["bytes"])
     update, left = step.encode(as_delta(returned, expects, model), params, local, key.derive("transform"))
     assert encoding.encode(update) == data

@@ -13,7 +13,7 @@ from . import encoding
 from .arrays import Arrays, Schema
 from .elementwise import weighted_mean
 from .fold import Fold
-from .transform import Transform, chain
+from .transform import Chain, Transform, chain
 from .update import NUMBERS, Expectation, Like, check_agreement
 from .window import Window
 
@@ -93,7 +93,7 @@ class Ask:
         query = self.kind.startswith("query:") and len(self.kind) > len("query:")
         if self.kind not in ("train", "evaluate") and not query:
             raise StrategyError(f"an ask is of kind 'train', 'evaluate' or 'query:<name>', not {self.kind!r}")
-        transforms = self.transforms if isinstance(self.transforms, Transform) else chain(*self.transforms)
+        transforms = chain(self.transforms)
         object.__setattr__(self, "transforms", transforms)
         object.__setattr__(self, "model", _outgoing(self.model, model=True))
         object.__setattr__(self, "inbox", _outgoing(self.inbox, model=False))
@@ -109,9 +109,9 @@ class Ask:
             object.__setattr__(self, "lane", self.kind)
 
     @property
-    def transform(self) -> Transform:
+    def transform(self) -> Chain:
         """All transforms as one."""
-        assert isinstance(self.transforms, Transform)
+        assert isinstance(self.transforms, Chain)
         return self.transforms
 
     def schema(self, client: ClientId | None) -> Schema | None:

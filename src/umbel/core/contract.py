@@ -9,7 +9,6 @@ from ..errors import StrategyError, UmbelError
 from .arrays import Arrays
 from .ask import Ask
 from .strategy import Strategy
-from .transform import Chain, Transform
 
 VERSION = 1
 
@@ -38,7 +37,7 @@ def contract(
             if role != "personal"
         },
         "kinds": sorted(kinds),
-        "transforms": _different(spec for ask in asks for spec in steps(ask.transform)),
+        "transforms": _different(spec for ask in asks for spec in ask.transform.spec()),
         "correction": any(ask.correction is not None for ask in asks),
         "config": {key: _type(value) for key, value in config.items()},
     }
@@ -59,12 +58,6 @@ def first_asks(strategy: Strategy, model: Arrays) -> Sequence[Ask]:
         if not isinstance(ask, Ask):
             raise StrategyError(f"the strategy's first round yields {ask!r:.60}, not an Ask")
     return found
-
-
-def steps(transform: Transform) -> list[dict[str, Any]]:
-    """The steps of a transform as plain descriptions; none for one that changes nothing."""
-    parts = transform.parts if isinstance(transform, Chain) else [transform]
-    return [part.spec() for part in parts if type(part) is not Transform]
 
 
 def mismatch(

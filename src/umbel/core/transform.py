@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
@@ -27,11 +27,11 @@ _registry: dict[tuple[str, int], type[Any]] = {}
 class Transform:
     """A two-sided step; this base class changes nothing.
 
-    `params`, the state and `local` are plain trees. Subclasses are frozen dataclasses decorated with
+    `params`, the state and `local` are plain trees. Subclasses are frozen dataclasses with a name, decorated with
     `register_transform`.
     """
 
-    name: ClassVar[str] = "identity"
+    name: ClassVar[str]
     version: ClassVar[int] = 1
 
     @property
@@ -98,8 +98,6 @@ def known_transforms() -> list[tuple[str, int]]:
 
 def transform_from_spec(spec: Mapping[str, Any]) -> Transform:
     """Rebuild a transform from what its `spec` described. Raises `StrategyError` for one that is not known here."""
-    if spec["name"] == Chain.name:
-        return chain(*(transform_from_spec(part) for part in spec["settings"]["parts"]))
     kind = _registry.get((spec["name"], spec["version"]))
     if kind is None:
         raise StrategyError(f"the transform {spec['name']!r} version {spec['version']} is not known here")
@@ -112,7 +110,10 @@ def transform_from_spec(spec: Mapping[str, Any]) -> Transform:
 
 @dataclass(frozen=True)
 class Chain(Transform):
-    """Several transforms as one: encoded in order, decoded and finished in reverse."""
+    """Transforms as one, or none: encoded in order, decoded and finished in reverse.
+
+    What each makes of a state, sends and keeps stands in a tuple, in their order.
+    """
 
     name: ClassVar[str] = "chain"
     parts: tuple[Transform, ...] = ()
@@ -137,8 +138,8 @@ class Chain(Transform):
     def encode(self, update: Update, params: Any, local: Any, key: Key) -> tuple[Update, Any]:
         left = []
         before = local if local is not None else (None,) * len(self.parts)
-        for i, part in enumerate(self.parts):
-            update, kept = part.encode(update, params[i], before[i], key.derive("part", i))
+        for i, (part, sent, old) in enumerate(zip(self.parts, params, before, strict=True)):
+            update, kept = part.encode(update, sent, old, key.derive("part", i))
             left.append(kept)
         return update, None if all(kept is None for kept in left) else tuple(left)
 
@@ -158,40 +159,42 @@ class Chain(Transform):
         return events or None
 
     def spec(self) -> Any:
-        return {"name": self.name, "version": self.version, "settings": {"parts": [p.spec() for p in self.parts]}}
+        return [part.spec() for part in self.parts]
 
 
-def chain(*transforms: Transform) -> Transform:
-    """Several transforms as one, in the order in which holders apply them; chains in it are flattened, so chaining is
-    associative.
+def chain(*transforms: Transform | Iterable[Transform]) -> Chain:
+    """Transforms as one, in the order in which holders apply them; chains and sequences in it are flattened, so
+    chaining is associative. Raises `StrategyError` for anything else.
     """
     parts: list[Transform] = []
     for transform in transforms:
         if isinstance(transform, Chain):
             parts.extend(transform.parts)
         elif isinstance(transform, Transform):
-            if type(transform) is not Transform:
-                parts.append(transform)
+            parts.append(transform)
+        elif isinstance(transform, Iterable) and not isinstance(transform, str | Mapping):
+            parts.extend(chain(*transform).parts)
         else:
             raise StrategyError(f"{transform!r} is not a transform")
-    return Transform() if not parts else parts[0] if len(parts) == 1 else Chain(tuple(parts))
+    return Chain(tuple(parts))
 
 
-def place(lane: str, transform: Transform, schema: Schema | None) -> str:
+def chain_from_spec(specs: Iterable[Mapping[str, Any]]) -> Chain:
+    """Rebuild a chain from what its `spec` described. Raises `StrategyError` for a transform that is not known here."""
+    return Chain(tuple(map(transform_from_spec, specs)))
+
+
+def place(lane: str, transform: Chain, schema: Schema | None) -> str:
     """Where what a transform keeps between asks has its place: the same for asks of one lane whose updates look alike
     and go through the same steps.
 
     Settings do not count, so that they may change from round to round and nothing is lost.
     """
-    parts = transform.parts if isinstance(transform, Chain) else (transform,)
     rows = None if schema is None else [[n, list(s.shape), s.dtype.name, s.role] for n, s in sorted(schema.items())]
-    text = json.dumps([[[part.name, part.version] for part in parts], rows])
+    text = json.dumps([[[part.name, part.version] for part in transform.parts], rows])
     return f"{lane}/{hashlib.sha256(text.encode()).hexdigest()[:32]}"
 
 
 def as_arrays(update: Update) -> Arrays:
     """The arrays of an update as `Arrays`."""
     return update.arrays if isinstance(update.arrays, Arrays) else Arrays(update.arrays)
-
-
-register_transform(Transform)

@@ -193,9 +193,7 @@ class ChildProgram:
                 model = _arrays(message["model"])
                 sent["model"] = model.select(sent["order"]) if "order" in sent else model
             given: dict[str, Any] = {name: sent[name] if name in sent else self._owned(name) for name in SENT}
-            steps = transforms.transform_from_spec(
-                json.loads(message["transforms"] or '{"name": "identity", "version": 1, "settings": {}}')
-            )
+            steps = transforms.chain_from_spec(json.loads(message["transforms"] or "[]"))
             # Results are folded elsewhere; this fold is never used.
             ask = Ask(clients=(), kind=message["kind"], lane=message["lane"], transforms=steps, fold=mean(), **given)
             self._executor.open(id, ask, message["round"], message["number"], params)

@@ -51,19 +51,12 @@ def task_text(task: m.Task) -> str:
 
 
 def steps_of(ask: m.AskSpec) -> list[tuple[str, int]]:
-    """The names and versions of an ask's transforms: a chain's one by one. Raises `ProtocolError` for other JSON."""
+    """The names and versions of an ask's transforms. Raises `ProtocolError` for other JSON."""
     try:
-        waiting, found = [json.loads(ask.transforms)], []
-        while waiting:
-            spec = waiting.pop()
-            if spec["name"] == "chain":
-                waiting += reversed(spec["settings"]["parts"])
-            else:
-                found.append((str(spec["name"]), int(spec["version"])))
+        return [(str(spec["name"]), int(spec["version"])) for spec in json.loads(ask.transforms)]
     except (ValueError, TypeError, KeyError, RecursionError):
         text = f"{ask_text(ask)}: its transforms are not described as JSON"
         raise ProtocolError(text, m.CODE_MALFORMED) from None
-    return found
 
 
 def blob_of(message: Any, name: str) -> m.Blob | None:

@@ -304,7 +304,7 @@ class RunAsks:
         reply, state = self._finish(item, r, command, closed, failed)
         rows = self._rows(command.late)
         # What a transform drew must survive a power cut: drawn again over the same sum, it would be a second release.
-        durable, saved = item.ask.transform.name != "identity", None
+        durable, saved = bool(item.ask.transform.parts), None
         if isinstance(reply, Answer) or rows:
             kept = (reply if isinstance(reply, Answer) else None, state, rows)
             saved = self._journal.save(f"answers/ask-{item.id:06d}.safetensors", kept, durable=durable)

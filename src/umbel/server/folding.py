@@ -14,7 +14,7 @@ from ..core.arrays import Arrays
 from ..core.ask import Ask
 from ..core.partial import Partial
 from ..core.task import Admit, Failed, Task
-from ..core.transform import transform_from_spec
+from ..core.transform import chain_from_spec
 from ..core.update import Receipt, Update
 from ..errors import StorageError, UmbelError, UpdateRejected
 from ..folds.catalogue import fold_from_spec
@@ -95,7 +95,6 @@ def _ask(spec: m.AskSpec, path: Callable[[bytes], Path | None]) -> tuple[Ask, An
         model = Arrays.from_file(file) if file is not None else Arrays.from_bytes(spec.model.inline)
     else:
         model = shared["model"]
-    transform = transform_from_spec(json.loads(spec.transforms))
     made = Ask(
         clients=(),
         kind=spec.kind,
@@ -103,7 +102,7 @@ def _ask(spec: m.AskSpec, path: Callable[[bytes], Path | None]) -> tuple[Ask, An
         model=model,
         expects=shared["expects"],
         fold=fold,
-        transforms=transform,
+        transforms=chain_from_spec(json.loads(spec.transforms)),
     )
     return made, shared.get("params")
 

@@ -45,7 +45,7 @@ class FedAvg(Strategy):
         for name, kind in (("fold", Fold), ("server", ServerOptimizer), ("window", Window), ("config", Mapping)):
             if not isinstance(value := getattr(self, name), kind):
                 raise StrategyError(f"{type(self).__name__}'s {name} is {value!r:.60}, not a {kind.__name__}")
-        transform = self.transforms if isinstance(self.transforms, Transform) else chain(*self.transforms)
+        transform = chain(self.transforms)
         object.__setattr__(self, "transforms", transform)
         transform.check(self.fold, Like())
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from ..errors import ConnectionLost, PeerError, ProtocolError, Refused, StorageError
 from ..wire import messages as m
@@ -64,7 +64,7 @@ class Room(Protocol):
 class Depot:
     """The blobs of this process for all its connections: who waits for one to be complete, or for room.
 
-    What completes a blob otherwise than by a fetch, or gives it up, calls `settled`; what makes room calls `freed`.
+    What completes a blob otherwise than by a fetch calls `settled`; what lets go of blobs calls `freed`.
     `lends_below` is the folder below which a peer on the same machine may have files linked; None for nowhere.
     `executor` runs what reads and writes files.
     """
@@ -78,7 +78,7 @@ class Depot:
         self._beginning = asyncio.Lock()
 
     async def ready(self, sha256: bytes) -> Path | None:
-        """The file of a blob, once it is complete; None if it was given up."""
+        """The file of a blob, once it is complete; None where it may be that nobody wants it any more."""
         path = self.blobs.path(sha256)
         if path is None:
             await self._waiting.setdefault(sha256, asyncio.Event()).wait()
@@ -86,7 +86,7 @@ class Depot:
         return path
 
     def settled(self, sha256: bytes) -> None:
-        """A blob is complete, or will never be: whoever waits for it looks again."""
+        """A blob is complete, or may never be: whoever waits for it looks again."""
         waiting = self._waiting.pop(sha256, None)
         if waiting is not None:
             waiting.set()
@@ -109,9 +109,11 @@ class Depot:
                 room.waits(blob, run, False)
 
     def freed(self) -> None:
-        """There is more room than before."""
+        """Blobs were let go of: there may be more room than before, and what is waited for may never come."""
         self._freed.set()
         self._freed = asyncio.Event()
+        for sha256 in list(self._waiting):
+            self.settled(sha256)
 
     def may_lend(self, place: Path) -> bool:
         """Whether a file may be linked at this place."""
@@ -128,7 +130,7 @@ class Depot:
         try:
             return await asyncio.shield(done)
         except asyncio.CancelledError:
-            await asyncio.wait({done})
+            await _finished(done)
             done.cancelled() or done.exception()  # looked at, so that nobody complains that it was not
             raise
 
@@ -137,8 +139,9 @@ class Depot:
         try:
             return await asyncio.shield(beginning)
         except asyncio.CancelledError:
+            await _finished(beginning)
             with suppress(StorageError):
-                (await beginning).close()
+                beginning.result().close()
             raise
 
 
@@ -302,10 +305,10 @@ class Exchange:
     async def _serve(self, outgoing: _Outgoing) -> None:
         want = outgoing.want
         sha256, size = want.blob.sha256, want.blob.size
-        path = await self.depot.ready(sha256)
-        if path is None:
-            self._deny(sha256, "it is gone")
-            return
+        while (path := await self.depot.ready(sha256)) is None:
+            if not self._may_read(want.run, want.blob):
+                self._deny(sha256, "it is gone")
+                return
         if want.place and await self._lent(sha256, Path(want.place)):
             self.connection.post(m.Message(linked=m.Linked(sha256=sha256)))
             return
@@ -341,7 +344,7 @@ class Exchange:
         if failed and incoming is not None and incoming.asked and not self.connection.closed:
             self._abandoned[sha256] = asyncio.Event()
             self._deny(sha256, "it is no longer wanted")
-        if not failed:
+        if self.depot.blobs.path(sha256) is not None:  # also where it was given up as it became complete
             self.depot.settled(sha256)
 
     async def _fetch(self, blob: m.Blob, run: str) -> Path:
@@ -399,6 +402,13 @@ class Exchange:
         incoming = self._incoming.get(chunk.sha256)
         if incoming is not None and incoming.asked:  # otherwise it was under way when it was given up
             incoming.take(chunk.offset, data)
+
+
+async def _finished(work: asyncio.Future[Any]) -> None:
+    """Wait until work is done, however often whoever waits is cancelled: by a connection's end, and by its owner."""
+    while not work.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait({work})
 
 
 def _write(part: IncomingBlob, chunks: Sequence[bytes]) -> None:

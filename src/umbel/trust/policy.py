@@ -43,7 +43,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ..core.transform import transform_from_spec
+from ..core.transform import chain_from_spec, transform_from_spec
 from ..core.update import Like
 from ..errors import CorruptFile, SettingError, StorageError, StrategyError, UmbelError
 from ..wire import messages as m
@@ -246,7 +246,7 @@ class Policy:
         if reasons or spec.kind == "evaluate":
             return reasons
         required = {step.name for step in self.transforms}
-        parts = map(transform_from_spec, _parts(json.loads(spec.transforms))) if required else ()
+        parts = chain_from_spec(json.loads(spec.transforms)).parts if required else ()
         bounds = [part.name for part in parts if part.name in required and part.bounds]
         free = _unbounded(sent.get("expects"), sent.get("model")) if bounds else None
         return [] if free is None else [f"{free}, which {bounds[0]} does not bound, and it has to bound all here"]
@@ -271,13 +271,12 @@ class Policy:
         return [f"{kind} is not answered here, only {only}" for kind in kinds if kind not in self.kinds]
 
     def _check_steps(self, text: str) -> list[str]:
-        """Judge the steps that JSON describes: a list of them, or one, which may be a chain."""
+        """Judge the steps that JSON describes."""
         if not self.transforms:
             return []
         try:
             specs = json.loads(text) if text else []
-            listed = _parts(specs) if isinstance(specs, dict) else [part for spec in specs for part in _parts(spec)]
-            faults = [step.fault(listed) for step in self.transforms]
+            faults = [step.fault(specs) for step in self.transforms]
         except StrategyError as error:
             return [error.message]
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
@@ -316,12 +315,6 @@ def archive_sha256(spec: m.RunSpec) -> bytes:
     if spec.archive.WhichOneof("at") == "blob":
         return spec.archive.blob.sha256
     return hashlib.sha256(spec.archive.inline).digest()
-
-
-def _parts(spec: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    if spec["name"] == "chain":
-        return [part for inner in spec["settings"]["parts"] for part in _parts(inner)]
-    return [spec]
 
 
 def _step(entry: Any) -> RequiredStep:

@@ -321,7 +321,7 @@ class Executor(Intake):
         update = _as_update(ready.returned, ask.kind)
         metrics = check_metrics(update.metrics, "the update's metrics")
         local = kept.get("local", {}) if kept else {}
-        transformed = ask.transform.name != "identity"
+        transformed = bool(ask.transform.parts)
         with np.errstate(all="ignore"):  # what is not finite is rejected by name
             if ask.kind != "evaluate":
                 update = as_delta(update, expects, model)

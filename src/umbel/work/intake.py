@@ -111,7 +111,7 @@ class Intake:
         if isinstance(found, Failed):
             return found
         self._account.training += receipt.seconds
-        found.contribution.mapped = mapped and self._origin[task.ask].ask.transform.name == "identity"
+        found.contribution.mapped = mapped and self._origin[task.ask].ask.transform.parts == ()
         self._results[task.id] = found
         return Finished(task.id)
 
@@ -130,7 +130,7 @@ class Intake:
         schema, step = expects.schema(model), "decoded"
         try:
             with np.errstate(all="ignore"):  # what is not finite is rejected by name
-                if transform.name != "identity":
+                if transform.parts:
                     update = transform.decode(update, opened.params, schema)
                 step = "checked"
                 return check(update, expects, model, client)

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..core.ask import SENT, Ask, for_client
 from ..core.elementwise import mean
-from ..core.transform import transform_from_spec
+from ..core.transform import chain_from_spec
 from ..errors import ClientId
 
 
@@ -48,7 +48,7 @@ def load_ask(tree: dict[str, Any]) -> Ask:
         if name not in sent:
             sent[name] = _lookup(each, name)
     clients = tuple(each)
-    transforms = transform_from_spec(tree["transforms"])
+    transforms = chain_from_spec(tree["transforms"])
     # Results are folded into the asks that come after; this fold is never used.
     return Ask(clients=clients, kind=tree["kind"], lane=tree["lane"], transforms=transforms, fold=mean(), **sent)
 
