@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..store.blobs import Blobs
+from ..transport.tasks import Tasks
 from ..wire import messages as m
 from .processes import scrubbed
 from .run_host import ChildSettings, RunHost, Unpack
@@ -28,7 +29,7 @@ class Children:
         self._unpack = unpack
         self._tell = tell
         self._runs: dict[str, RunHost] = {}
-        self._ending: set[asyncio.Task[None]] = set()
+        self._ending = Tasks()
         self._numbers = itertools.count(1)
         self._looking: asyncio.TimerHandle | None = None
         self._environment = scrubbed(settings.environment)
@@ -58,9 +59,7 @@ class Children:
         host = self._runs.pop(run, None)
         if host is not None:
             host.end()
-            ending = asyncio.get_running_loop().create_task(host.cleared())
-            self._ending.add(ending)
-            ending.add_done_callback(self._ending.discard)
+            self._ending.begin(host.cleared())
 
     async def close(self) -> None:
         """End all children and wait until they are gone."""
@@ -68,8 +67,7 @@ class Children:
             self.end_run(run)
         if self._looking is not None:
             self._looking.cancel()
-        while self._ending:
-            await asyncio.wait(self._ending)
+        await self._ending.over()
 
     def log_of(self, run: str) -> Path:
         """The file that a run's clients print to."""

@@ -8,13 +8,14 @@ import itertools
 import json
 import logging
 import shutil
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import InternalError, StorageError, UmbelError
 from ..store.blobs import Blobs
+from ..transport.tasks import Tasks
 from ..wire import messages as m
 from .child import INLINE_BYTES, Message
 from .processes import Child, tail
@@ -87,12 +88,12 @@ class RunHost:
         self._ready = False
         self._ended = False
         self._children: list[Child] = []
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self._numbers = itertools.count(1)
 
     def prepare(self, config: str, archive: Path, unpack: Unpack) -> None:
         """Unpack the client and start the first child."""
-        self._care(self._prepare(config, archive, unpack))
+        self._tasks.begin(self._prepare(config, archive, unpack))
 
     def start(self, effect: Start) -> None:
         """Do a task, in a child that is free or in another one."""
@@ -139,8 +140,7 @@ class RunHost:
 
     async def cleared(self) -> None:
         """Remove the run's folder once its children are gone."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._tasks.over()
         await asyncio.to_thread(shutil.rmtree, self._folder, True)
 
     async def _prepare(self, config: str, archive: Path, unpack: Unpack) -> None:
@@ -173,12 +173,6 @@ class RunHost:
         if not self._ended:
             self._tell_node(event)
 
-    def _care(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run a coroutine to its end."""
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
     # children
 
     def _idle(self, effect: Start) -> Child:
@@ -193,7 +187,7 @@ class RunHost:
         child = Child(next(slot for slot in itertools.count() if slot not in taken))
         self._children.append(child)
         child.send("begin", slot=child.slot, **self._begin)
-        self._care(self._live(child))
+        self._tasks.begin(self._live(child))
         return child
 
     async def _live(self, child: Child) -> None:
@@ -261,7 +255,7 @@ class RunHost:
             kept=message["state"] is not None,
         )
         if any(message[name] and "file" in message[name] for name in ("update", "state")):
-            self._care(self._stored(start, result, receipt, message))
+            self._tasks.begin(self._stored(start, result, receipt, message))
         else:
             self._finished(start, receipt, *self._taken_in(result, message))
 

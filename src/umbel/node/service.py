@@ -28,6 +28,7 @@ from ..transport.dialer import Dialer
 from ..transport.exchange import Depot, Exchange
 from ..transport.handshake import introduce
 from ..transport.stream import Stream
+from ..transport.tasks import Tasks
 from ..trust import archive as archives
 from ..trust.identity import SigningKey
 from ..trust.proofs import NodeProof
@@ -183,7 +184,7 @@ class NodeService:
         self._moved: dict[bytes, float] = {}
         self._fetches: dict[tuple[str, bytes], asyncio.Task[None]] = {}
         self._preparing: dict[str, asyncio.Task[None]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks(self._fail)
         self._collecting = False
         self._dialer = Dialer(
             settings.connect, first=settings.first_wait, longest=settings.longest_wait, who="node", log=log
@@ -311,9 +312,7 @@ class NodeService:
         key = (run, blob.sha256)
         self._blobs.hold(blob.sha256, holder(*key))
         if key not in self._fetches and self._exchange is not None:
-            task = self._loop.create_task(self._fetched(run, blob, self._exchange))
-            self._fetches[key] = task
-            self._keep(task)
+            task = self._fetches[key] = self._tasks.begin(self._fetched(run, blob, self._exchange))
             task.add_done_callback(lambda done: self._fetches.get(key) is done and self._fetches.pop(key))
 
     async def _fetched(self, run: str, blob: m.Blob, exchange: Exchange) -> None:
@@ -337,7 +336,7 @@ class NodeService:
     def _collect(self) -> None:
         if not self._collecting:
             self._collecting = True
-            self._keep(self._loop.create_task(self._collected()))
+            self._tasks.begin(self._collected())
 
     async def _collected(self) -> None:
         self._collecting = False
@@ -352,8 +351,7 @@ class NodeService:
     def _prepare_by(self, run: str, work: Coroutine[Any, Any, None]) -> None:
         if (before := self._preparing.pop(run, None)) is not None:
             before.cancel()
-        task = self._preparing[run] = self._loop.create_task(work)
-        self._keep(task)
+        task = self._preparing[run] = self._tasks.begin(work)
         task.add_done_callback(lambda done: self._preparing.get(run) is done and self._preparing.pop(run))
 
     async def _prepare(self, effect: Prepare) -> None:
@@ -387,14 +385,9 @@ class NodeService:
 
     # the end
 
-    def _keep(self, task: asyncio.Task[None]) -> None:
-        """See a task to its end; what goes wrong in it ends the node."""
-        self._tasks.add(task)
-        task.add_done_callback(self._kept)
-
-    def _kept(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None and not self.fault.done():
+    def _fail(self, error: BaseException) -> None:
+        """What goes wrong here ends the node."""
+        if not self.fault.done():
             self.fault.set_exception(error)
 
     async def close(self) -> None:
@@ -402,10 +395,7 @@ class NodeService:
         await self._hosts.close()
         if self._tick is not None:
             self._tick.cancel()
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._tasks.close()
         try:
             await self._commits.close()
         finally:

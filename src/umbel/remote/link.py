@@ -21,6 +21,7 @@ from ..transport.dialer import Dialer
 from ..transport.exchange import Depot, Exchange
 from ..transport.handshake import introduce
 from ..transport.stream import Stream
+from ..transport.tasks import Tasks
 from ..trust.credentials import Credentials, find
 from ..trust.proofs import TokenProof
 from ..wire import messages as m
@@ -72,7 +73,7 @@ class ServerLink:
         self._lock = threading.Lock()
         self._connection: Connection | None = None
         self._exchange: Exchange | None = None
-        self._fetches: set[asyncio.Task[None]] = set()
+        self._fetches = Tasks()
         self._closing = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._work, name="umbel-link", daemon=True)
@@ -225,9 +226,7 @@ class ServerLink:
                     self._items.put(error)
 
     def _fetch(self, blob: m.Blob) -> None:
-        task = self._loop.create_task(self._fetched(blob))
-        self._fetches.add(task)
-        task.add_done_callback(self._fetches.discard)
+        self._fetches.begin(self._fetched(blob))
 
     async def _fetched(self, blob: m.Blob) -> None:
         if self._exchange is None:
@@ -249,7 +248,8 @@ class ServerLink:
     async def _part(self) -> None:
         if self._connection is not None:
             await self._connection.close()
-        for task in (*self._fetches, *([self._main] if self._main is not None else [])):
-            task.cancel()
+        await self._fetches.close()
+        if self._main is not None:
+            self._main.cancel()
 
     _main: asyncio.Task[Any] | None = None

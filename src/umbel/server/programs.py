@@ -18,6 +18,7 @@ from ..store.blobs import Blobs
 from ..store.commits import GroupCommit
 from ..store.records import Row, Store
 from ..transport.exchange import Depot
+from ..transport.tasks import Tasks
 from ..trust import archive
 from .feeds import Feeds
 from .ledger import ENDED
@@ -65,7 +66,7 @@ class Programs:
         self._around = around
         self.supervisor = Supervisor(committed=self._committed, on_exit=self._exited)
         self._stopping: set[str] = set()
-        self._ends: set[asyncio.Task[None]] = set()
+        self._ends = Tasks()
         self._closing = False
 
     @property
@@ -84,9 +85,7 @@ class Programs:
         """End all processes; their runs go on when the server does."""
         self._closing = True
         await self.supervisor.close(grace=5.0)
-        for task in list(self._ends):
-            task.cancel()
-        await asyncio.gather(*self._ends, return_exceptions=True)
+        await self._ends.close()
 
     async def start(self, run: str) -> None:
         """Start a run's process, by what the store says of the run. Raises `UmbelError` where it cannot be started, and
@@ -149,9 +148,7 @@ class Programs:
         _LOG.info("the process of run %s ended with %s", end.run, end.code)
         if end.again or self._closing:
             return
-        task = asyncio.get_running_loop().create_task(self._ended(end))
-        self._ends.add(task)
-        task.add_done_callback(self._ends.discard)
+        self._ends.begin(self._ended(end))
 
     async def _ended(self, end: Exit) -> None:
         """A run's process has ended for good. One that did not say how its run went has failed."""

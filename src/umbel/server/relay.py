@@ -18,6 +18,7 @@ from ..transport.dialer import Dialer
 from ..transport.exchange import Exchange
 from ..transport.handshake import introduce
 from ..transport.stream import Stream
+from ..transport.tasks import Tasks
 from ..trust.identity import SigningKey
 from ..trust.proofs import NodeProof
 from ..trust.tokens import Token
@@ -87,7 +88,7 @@ class Relay:
         self._at_work = False
         self._tick: asyncio.TimerHandle | None = None
         self._moved: dict[bytes, float] = {}
-        self._folds: dict[int, asyncio.Task[None]] = {}
+        self._folds = Tasks()
         self._folding = asyncio.Lock()
         self._dialer = Dialer(
             settings.connect, first=settings.first_wait, longest=settings.longest_wait, who="relay", log=log
@@ -163,7 +164,7 @@ class Relay:
                     if isinstance(effect, signals.TellRouter):
                         self._tell(effect.event)
                     elif isinstance(effect, signals.FoldAnswers):
-                        self._folds[effect.number] = self._loop.create_task(self._fold(effect))
+                        self._folds.begin(self._fold(effect))
                     elif isinstance(effect, signals.Forget):
                         self._forget(effect.number)
                     else:
@@ -220,7 +221,6 @@ class Relay:
             log.warning("answers to ask %s of %s were not folded: %s", fold.spec.ask, fold.spec.run, error.message)
         except Exception:
             log.exception("answers to ask %s of %s were not folded", fold.spec.ask, fold.spec.run)
-        self._folds.pop(fold.number, None)
         self.put(folded)
 
     def _forget(self, number: int) -> None:
@@ -232,9 +232,7 @@ class Relay:
         """End everything."""
         if self._tick is not None:
             self._tick.cancel()
-        for fold in list(self._folds.values()):
-            fold.cancel()
-        await asyncio.gather(*self._folds.values(), return_exceptions=True)
+        await self._folds.close()
         await self.below.close()
 
 

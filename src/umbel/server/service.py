@@ -14,7 +14,7 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +28,7 @@ from ..store.sql import SqlStore
 from ..transport import grpc
 from ..transport.exchange import Depot
 from ..transport.stream import Listener
+from ..transport.tasks import Tasks
 from ..trust.authority import Authority, JoinText
 from ..trust.credentials import Credentials, own_token, write_own
 from ..trust.tokens import Token
@@ -81,6 +82,7 @@ class Service:
             lambda sha: self.blobs.path(sha) is not None,
             largest=lambda role: self.storage.largest if role == "node" else self.storage.quota,
         )
+        self._tasks = Tasks()
         self.feeds = Feeds(self._events, lambda run: self.programs.is_over(run))
         self.commit_seconds = Histogram()
         self.commits = self._group_commit()
@@ -98,7 +100,7 @@ class Service:
             feeds=self.feeds,
             commits=self.commits,
             summaries=self.summaries,
-            begin=self._begin,
+            begin=self._tasks.begin,
             tell=self.tell,
             carry=lambda effects: self.carry(effects),
             new_token=self._new_token,
@@ -112,7 +114,6 @@ class Service:
         self.connections = Connections(around, self.programs, self.desk)
         self.dispatch = Dispatch(around, self.connections)
         self.insiders, self.carry = self.dispatch.insiders, self.dispatch.carry
-        self._tasks: set[asyncio.Task[None]] = set()
         self.address = ""
         self.started_at = time.time()
         self._listener: Listener | None = None
@@ -163,9 +164,7 @@ class Service:
         await self.connections.close()
         if self._listener is not None:
             await self._listener.close()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.close()
         try:
             await self.commits.close()
         except StorageError as error:  # it is as if the server had been killed: nobody was told of any of it
@@ -187,12 +186,6 @@ class Service:
         """The address as this machine reaches it."""
         host, port = host_and_port(self.address)
         return f"127.0.0.1:{port}" if host in ("0.0.0.0", "::") else self.address
-
-    def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
 
     def tell(self, event: Event) -> None:
         """Tell the router what happened, and do what it says."""
