@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from .deployed import Deployment, Memory, Program, many_open_files
+from .deployed import Deployment, Memory, Process, many_open_files
 from .measure import Row
 
 GIGA, MEGA = 10**9, 10**6
@@ -105,7 +105,7 @@ def _fifty(quick: bool) -> Iterator[Row]:
 def _rounds(deployed: Deployment, rounds: int, between: Callable[[int], object] | None = None) -> list[float]:
     """The milliseconds from commit to commit, the first rounds aside."""
     run = deployed.run(floats=10, rounds=rounds + _warm(rounds))
-    log = deployed.finished(run, between=between)
+    log = deployed.followed(run, between=between)
     ends = [event["at"] for event in log if event["event"] == "round_committed"]
     return [1000 * (end - begin) for begin, end in pairwise(ends)][_warm(rounds) - 1 :]
 
@@ -119,7 +119,7 @@ def _percentile(values: Sequence[float], percent: float) -> float:
     return ranked[min(len(ranked) - 1, int(len(ranked) * percent / 100))]
 
 
-def _of_nodes(held: dict[int, int], nodes: Sequence[Program]) -> int:
+def _of_nodes(held: dict[int, int], nodes: Sequence[Process]) -> int:
     """The memory of nodes and of all that they have started."""
     mine = {node.pid for node in nodes}
     for pid in held:
@@ -180,7 +180,7 @@ def _gigabyte(quick: bool) -> Iterator[Row]:
 
 def _phase(deployed: Deployment, size: int) -> tuple[float, float]:
     """The seconds of the one ask of a run with a model of so many bytes, and those of the whole run."""
-    log = deployed.finished(deployed.run(floats=size // FLOAT, rounds=1, arrays=10))
+    log = deployed.followed(deployed.run(floats=size // FLOAT, rounds=1, arrays=10))
     (ask,) = (event for event in log if event["event"] == "ask_closed")
     return ask["seconds"], log[-1]["at"] - log[0]["at"]
 
@@ -196,10 +196,10 @@ def _stream(quick: bool) -> Iterator[Row]:
         deployed.serve_otherwise(memory=limit, share=share)
         path = str(deployed.folder / "update")
         light = _light(deployed, "stream", str(deployed.place), path, nodes, size // FLOAT, arrays)
-        light.line("^ready", 300)
+        light.wait_for("^ready", seconds=300)
         with memory.watched(1.0):
             run = deployed.run(floats=size // FLOAT, rounds=1, arrays=arrays, first=first)
-            log = deployed.finished(run, 1200)
+            log = deployed.followed(run, 1200)
         said = _said(light)
     rate = said["bytes"] / said["seconds"] / MEGA
     (ask,) = (event for event in log if event["event"] == "ask_closed")
@@ -233,7 +233,6 @@ def _idle(quick: bool) -> Iterator[Row]:
         return
     with Deployment() as deployed:
         deployed.serve()
-        assert deployed.server is not None
         light = _light(deployed, "idle", str(deployed.place), deployed.server.pid, count, seconds)
         said = _said(light)
     assert said["connected"] == count, said
@@ -260,7 +259,6 @@ def _results(quick: bool) -> Iterator[Row]:
         (line,) = deployed.serve_otherwise(runs=["rate"])
         light = _light(deployed, "rate", str(deployed.place), line, nodes, clients, asks)
         said = _said(light)
-        assert deployed.server is not None
         deployed.server.kill()
         stored = _stored(deployed.place / "server.db")
     rate = said["results"] / said["seconds"]
@@ -295,14 +293,14 @@ def _start(quick: bool) -> Iterator[Row]:
         yield Row(what, f"{half:.2f} s", "<= 1 s", half <= 1, beside)
 
 
-def _light(deployed: Deployment, name: str, *arguments: Any) -> Program:
+def _light(deployed: Deployment, name: str, *arguments: Any) -> Process:
     """Start a process of light clients."""
     code = f"import sys, json; from benchmarks import light_clients; light_clients.{name}(*json.loads(sys.argv[1]))"
-    return deployed.started(sys.executable, "-c", code, json.dumps(arguments))
+    return deployed.program("-c", code, json.dumps(arguments))
 
 
-def _said(light: Program) -> Any:
-    return json.loads(light.line(r"^said (.*)$", 1200)[0][1])
+def _said(light: Process) -> Any:
+    return json.loads(light.wait_for(r"^said (.*)$", seconds=1200)[1])
 
 
 PARTS: dict[str, Callable[[bool], Iterator[Row]]] = {

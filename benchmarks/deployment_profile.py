@@ -59,7 +59,7 @@ def main() -> None:
             deployed.serve()
             deployed.join(chosen.nodes or (10 if small else 1))
             floats, rounds, arrays = (10, chosen.rounds, 1) if small else (chosen.size // 4, 1, 10)
-            log = deployed.finished(deployed.run(floats=floats, rounds=rounds, arrays=arrays))
+            log = deployed.followed(deployed.run(floats=floats, rounds=rounds, arrays=arrays))
         ends = [event["at"] for event in log if event["event"] == "round_committed"]
         print(f"{rounds} rounds in {ends[-1] - log[0]['at']:.3f} s")
         print_profile(site.glob("*.json"), rounds, chosen.top)

@@ -1,4 +1,4 @@
-"""Servers, nodes and commands as processes of a test's own, in one folder, and what they print."""
+"""Servers, nodes and commands as processes of a test's or a benchmark's own, in one folder, and what they print."""
 
 from __future__ import annotations
 
@@ -13,24 +13,27 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-
-from tests.conftest import PATIENCE as SECONDS
 
 from umbel.office.operator import Operator
 from umbel.trust.credentials import Credentials
 
 ROOT = Path(__file__).parents[2]
 POINTS = Path(__file__).with_name("points.py")
+SECONDS = 240.0
+"""So long a process may take for what is waited for: on a busy machine all take their time."""
 TAIL = 25
 """So many last lines of what each process printed are shown where something has failed."""
 
 
 class Process:
-    """A process, and what it prints, as it comes; the file `log` has it too."""
+    """A process of Python, and what it prints, as it comes; the file `log` has it too. It `began` at that time of
+    `perf_counter`.
+    """
 
     def __init__(self, arguments: Sequence[str], folder: Path, environment: dict[str, str], log: Path) -> None:
         self.arguments = arguments
@@ -38,6 +41,7 @@ class Process:
         self.lines: list[str] = []
         self._news = threading.Condition()
         self._over = False
+        self.began = time.perf_counter()
         self._process = subprocess.Popen(
             [sys.executable, *arguments],
             cwd=folder,
@@ -63,21 +67,21 @@ class Process:
         """Whether it has not ended."""
         return self._process.poll() is None
 
-    def wait_for(self, pattern: str, *, seen: int = 0) -> re.Match[str]:
-        """Wait until it has printed this, beyond the first `seen` characters."""
+    def wait_for(self, pattern: str, *, seen: int = 0, seconds: float = SECONDS) -> re.Match[str]:
+        """Wait until it has printed this, beyond the first `seen` characters; ``^`` and ``$`` stand for lines' ends."""
 
-        def found() -> Any:
-            return re.search(pattern, "".join(self.lines)[seen:]) or self._over
+        def printed() -> re.Match[str] | None:
+            return re.search(pattern, "".join(self.lines)[seen:], re.MULTILINE)
 
         with self._news:
-            self._news.wait_for(found, SECONDS)
-            match = re.search(pattern, "".join(self.lines)[seen:])
+            self._news.wait_for(lambda: self._over or printed() is not None, seconds)
+            match = printed()
         assert match is not None, f"{self.arguments} did not print {pattern!r}:\n{self.output}"
         return match
 
-    def wait(self) -> int:
-        """Wait for its end, and return its exit code."""
-        code = self._process.wait(SECONDS)
+    def wait(self, seconds: float = SECONDS) -> int:
+        """Wait for its end, and return its exit code. Raises `subprocess.TimeoutExpired`."""
+        code = self._process.wait(seconds)
         self._reader.join(SECONDS)
         return code
 
@@ -86,10 +90,14 @@ class Process:
         self._process.kill()
         self.wait()
 
-    def stop(self) -> int:
-        """Ask it to end, and wait until it has."""
+    def ask_to_end(self) -> None:
+        """Have it end."""
         if self.running:
             self._process.terminate()
+
+    def stop(self) -> int:
+        """Ask it to end, and wait until it has."""
+        self.ask_to_end()
         return self.wait()
 
     def _read(self) -> None:
