@@ -1,7 +1,7 @@
 # The README's first two commands come first. All that they install goes into the folder .venv.
 .SILENT:
 .DELETE_ON_ERROR:
-.PHONY: demo test test-all test-busy check soak proto bench bench-peers data clean help
+.PHONY: demo test test-all test-busy check mutants soak proto bench bench-peers data clean help
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -16,6 +16,8 @@ SUITE = $(BIN)/python -m pytest --durations=20 $(SEED:%=--randomly-seed=%)
 # How often `make test-busy` runs the tests, and beside how many busy loops.
 TIMES ?= 10
 LOOPS ?= 2
+# How many places `make mutants` breaks.
+COUNT ?= 100
 # What Umbel is measured beside, and options of that, such as: make bench-peers BENCH_PEERS="--quick cnn"
 PEERS := flwr pfl
 BENCH_PEERS ?=
@@ -49,6 +51,10 @@ check: $(VENV)/dev-ready ## lint, format, types, and the rules of the layout
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_structure.py
 
+mutants: $(VENV)/dev-ready ## break COUNT places of core/, runs/ and work/, each alone, and list those that no test notices
+	test -x .venv-mutants/bin/cosmic-ray || { python3 -m venv .venv-mutants && .venv-mutants/bin/pip install -q cosmic-ray==8.7.0; }
+	$(BIN)/python .ci/mutants $(abspath .venv-mutants/bin/cosmic-ray) $(abspath $(BIN))/python $(COUNT) $(or $(SEED),1)
+
 proto: $(VENV)/dev-ready ## compile the protocol's schema anew, and write its types and test vectors
 	$(BIN)/python -m grpc_tools.protoc -Iproto --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy \
 	  --descriptor_set_out=$(WIRE)/umbel.binpb --mypy_out=$(WIRE) umbel/v1alpha/umbel.proto
@@ -70,7 +76,7 @@ data: $(VENV)/demo-ready ## unpack the data of examples and tests into the folde
 	$(BIN)/python -c 'from umbel.data import mnist5k; print("MNIST 5k:", *(part.shape for part in mnist5k()))'
 
 clean: ## remove the environments, caches and pictures; runs and unpacked data stay
-	rm -rf $(VENV) $(PEERS:%=.venv-%) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis $(RUNS)/demo-*.png
+	rm -rf $(VENV) $(PEERS:%=.venv-%) .venv-mutants build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis $(RUNS)/demo-*.png
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
 help: ## list the targets
