@@ -50,6 +50,7 @@ class Person:
     brings: dict[bytes, bytes] = field(default_factory=dict)
     offered: list[m.Blob] = field(default_factory=list)
     blobs: Blobs | None = None
+    id: str = "operator 1 #1"
 
     async def fetch(self, blob: m.Blob) -> None:
         if blob.sha256 not in self.brings:

@@ -43,7 +43,8 @@ def test_an_answer_waits_for_its_blob(world):
     asked(world, "0")
     result = done_of("0", update=m.Payload(blob=blob_of("u")))
     world.say("a1", result=result)
-    assert world.effects == [Fetch("a1", "r", blob_of("u"))]
+    # Held first: between its coming and its being known, whatever else ends must not take it away.
+    assert world.effects == [Hold(b"u" * 32, "r/0"), Fetch("a1", "r", blob_of("u"))]
     world.say("r1", task=task_of("0"))
     assert world.effects == []
     world.blobs.add(b"u" * 32)
@@ -52,6 +53,16 @@ def test_an_answer_waits_for_its_blob(world):
     assert world.said("r1", "result") == [result]
     assert world.said("a1", "ack")
     assert world.tell(Fetched("r", b"u" * 32)) == []
+
+
+def test_an_answer_whose_blob_is_gone_as_it_is_told_of_is_not_acknowledged(world):
+    asked(world, "0")
+    result = done_of("0", update=m.Payload(blob=blob_of("u")))
+    world.say("a1", result=result)
+    world.tell(Fetched("r", b"u" * 32))
+    assert not world.said("a1", "ack")
+    world.say("a1", result=result)
+    assert world.of(Fetch) == [Fetch("a1", "r", blob_of("u"))]
 
 
 def large(size):

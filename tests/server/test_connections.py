@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from tests.conftest import PATIENCE
 from tests.server.serving import SPEC, Office, asked, office, play, task_of
 
-from umbel.errors import Refused
+from umbel.errors import ConnectionLost, Refused
 from umbel.server import connections
 from umbel.server import service as services
 from umbel.server.settings import ServerSettings
@@ -104,6 +105,42 @@ def test_nobody_comes_in_before_it_is_said_where_the_server_is(tmp_path):
     asyncio.run(main())
     asyncio.run(the_command())
     assert len(said) == 1
+
+
+def test_a_server_that_ends_before_it_has_begun_waits_for_nobody_who_knocked(tmp_path):
+    knocked, connecting = asyncio.Event(), []
+
+    async def main():
+        service = services.Service(ServerSettings(folder=tmp_path / "server", listen="127.0.0.1:0", http=""))
+        serve = service.connections.serve
+
+        async def knock(stream):
+            knocked.set()
+            await serve(stream)
+
+        service.connections.serve = knock
+        door = Office(service, tmp_path)
+        await service.open()
+        connecting.append(asyncio.create_task(door.node(SigningKey.new(), "0")))
+        await knocked.wait()
+        await asyncio.wait_for(service.close(), PATIENCE)
+        with pytest.raises(ConnectionLost):
+            await connecting[0]
+        await door.close()
+
+    asyncio.run(main())
+
+
+def test_a_run_that_wants_what_is_here_no_more_is_told_at_once(tmp_path):
+    async def act(here):
+        _, run = await here.ready("0")
+        with pytest.raises(Refused, match="not to be had"):
+            await run.exchange.fetch(m.Blob(sha256=bytes(32), size=5), "r")
+        ann = await here.operator()
+        with pytest.raises(Refused, match="not to be had"):
+            await ann.exchange.fetch(m.Blob(sha256=bytes(32), size=5), "r")
+
+    play(act, tmp_path)
 
 
 def test_a_revoked_node_and_a_removed_operator_are_put_out(tmp_path):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import json
 
 import pytest
 from tests.server.serving import ASK, SPEC, done_of, play, task_of
 
-from umbel.errors import Refused, StorageError
+from umbel.errors import ConnectionLost, Refused, StorageError
 from umbel.server import dispatch
-from umbel.server.signals import Drop, Say
+from umbel.server.signals import Drop, Fetch, Say
 from umbel.trust.identity import SigningKey, node_id
 from umbel.wire import messages as m
 
@@ -190,6 +192,89 @@ class Insider:
 
     def say(self, peer, message):
         self.heard.append((peer, message.notice.text))
+
+    def dropped(self, peer, text):
+        self.heard.append((peer, f"dropped: {text}"))
+
+
+class Bringer(Insider):
+    """One who brings a blob as the test says: each of `turns` is called with the blob, and may raise."""
+
+    def __init__(self, *turns):
+        super().__init__()
+        self.turns = list(turns)
+
+    async def fetch(self, blob, run):
+        await asyncio.sleep(0)
+        try:
+            self.turns.pop(0)(blob)
+        finally:
+            await asyncio.sleep(0)  # in which others do what they were told meanwhile
+
+
+def test_an_insider_that_is_dropped_is_told(tmp_path):
+    async def act(here):
+        insider = here.service.insiders["above"] = Insider()
+        here.service.carry([Drop("above", m.CODE_TOO_LARGE, "too large")])
+        assert insider.heard == [("above", "dropped: too large")]
+
+    play(act, tmp_path)
+
+
+def test_what_is_named_again_while_it_is_let_go_of_is_fetched_again(tmp_path):
+    async def act(here):
+        service, blob = here.service, m.Blob(sha256=hashlib.sha256(b"model").digest(), size=5)
+
+        def gone(wanted):
+            service.carry([Fetch("above", "r", blob)])  # the next ask names it before this one's fetch has ended
+
+        def brought(wanted):
+            service.blobs.hold(blob.sha256, "r/2")
+            service.blobs.put(b"model")
+
+        bringer = service.insiders["above"] = Bringer(gone, brought)
+        service.carry([Fetch("above", "r", blob), Fetch("above", "r", blob)])
+        while bringer.turns:
+            await asyncio.sleep(0)
+        await here.service.commit()
+        assert service.blobs.path(blob.sha256) is not None
+
+    play(act, tmp_path)
+
+
+def test_what_comes_when_nobody_wants_it_any_more_is_let_go_of(tmp_path):
+    async def act(here):
+        service, blob = here.service, m.Blob(sha256=hashlib.sha256(b"model").digest(), size=5)
+        bringer = service.insiders["above"] = Bringer(lambda wanted: service.blobs.put(b"model"))
+        service.carry([Fetch("above", "r", blob)])
+        while bringer.turns:
+            await asyncio.sleep(0)
+        await service.commit()
+        assert service.blobs.used == 0
+
+    play(act, tmp_path)
+
+
+def test_a_disk_that_was_full_is_no_problem_once_nobody_waits_for_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(dispatch, "RETRY_SECONDS", 0.01)
+
+    async def act(here):
+        service, seen = here.service, []
+
+        def full(wanted):
+            raise StorageError("no space left")
+
+        def parted(wanted):
+            seen.append(service.dispatch.problem)
+            raise ConnectionLost("gone")
+
+        service.insiders["above"] = Bringer(full, parted)
+        service.carry([Fetch("above", "r", m.Blob(sha256=bytes(32), size=5))])
+        while not seen or service.dispatch.problem:
+            await asyncio.sleep(0)
+        assert "no space left" in seen[0]
+
+    play(act, tmp_path)
 
 
 def test_an_insider_is_spoken_to_as_a_peer(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import PATIENCE
 from tests.server.serving import APP, CLIENT, SPEC, asked, play
 
-from umbel.errors import Refused
+from umbel.errors import Refused, StorageError
 from umbel.server import programs
 from umbel.server.supervision import Exit
 from umbel.trust.authority import JoinText
@@ -289,6 +289,44 @@ def test_a_run_that_cannot_be_started_has_failed_and_keeps_no_server_from_starti
         assert (row["status"], "error" in row["exit"]) == ("failed", True)
 
     play(again, tmp_path)
+
+
+def test_a_run_for_which_there_is_no_process_has_failed(tmp_path, monkeypatch):
+    async def act(here):
+        _, supervisors = await submitted(here)
+
+        def full(run, folder, **how):
+            raise StorageError("no inodes are left")
+
+        supervisors.start = full
+        with pytest.raises(StorageError, match="no inodes"):
+            await here.service.programs.start("r")
+        (row,) = here.service.store.rows("runs")
+        assert (row["status"], row["exit"]) == ("failed", {"error": "no inodes are left"})
+
+    play(act, tmp_path)
+
+
+def test_a_run_that_is_stopped_before_its_turn_is_not_started_again_with_the_server(tmp_path):
+    async def act(here):
+        _, supervisors = await submitted(here)
+        supervisors.running.clear()  # as after a restart
+        turns, turn = [], here.service.desk.submissions.turn
+
+        def late(run):
+            turns.append(run)
+            return turn(run)
+
+        async with turn("r"):
+            resuming = asyncio.create_task(here.service.programs.resume(late))
+            while not turns:
+                await asyncio.sleep(0)
+            await here.service.stop("r")
+        await resuming
+        assert [run for run, _ in supervisors.started] == ["r"]
+        assert here.service.store.rows("runs")[0]["status"] == "stopped"
+
+    play(act, tmp_path)
 
 
 def test_runs_that_were_going_on_are_started_again_with_the_server(tmp_path, monkeypatch):

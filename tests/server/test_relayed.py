@@ -23,7 +23,7 @@ from tests.server.relays import (
 
 from umbel.core.task import Ticked
 from umbel.server.relayed import LARGE, LINGER, RelayedRun
-from umbel.server.signals import Forget, Reached, Unfetched
+from umbel.server.signals import Forget, Reached, RouterDropped, Unfetched
 from umbel.server.uplink import Uplink
 from umbel.wire import messages as m
 from umbel.work.retries import HOST_TRIES
@@ -133,6 +133,28 @@ def test_what_cannot_be_fetched_fails_what_needs_it():
     world.put(Unfetched("r", b"m" * 32, "it is gone"))
     assert [(each.task, each.failure.retry) for each in world.said("result")] == [("1.0", True), ("1.1", True)]
     assert world.told("cancel") == [m.Cancel(run="r", tasks=["1.0", "1.1"])]
+
+
+def test_a_model_that_could_not_be_fetched_is_fetched_for_the_next_attempt():
+    ask = ask_of(model=m.Payload(blob=m.Blob(sha256=b"m" * 32, size=9)))
+    world = world_of(0, 1, ask=ask)
+    world.put(Unfetched("r", b"m" * 32, "it cannot be read"))
+    assert world.told("close_ask")[-1] == m.CloseAsk(run="r", ask=1)
+    world.asked(task=task_of(0, attempt=2))
+    assert world.told("ask_spec", "task") == [("ask_spec", ask), ("task", task_of(0, attempt=2))]
+
+
+def test_a_run_that_the_router_drops_is_told_of_above_and_is_known_to_it_anew():
+    world = world_of(0)
+    world.told()
+    world.put(RouterDropped("relay other", "not this one"))
+    assert world.said() == []
+    world.put(RouterDropped("relay r", "9 bytes are too many"))
+    (answer,) = world.said("run_answer")
+    assert (answer.ready, answer.retry, list(answer.clients)) == (False, False, [])
+    assert answer.reason == "the relay cannot go on with it: 9 bytes are too many"
+    world.asked(close_ask=m.CloseAsk(run="r", ask=1))
+    assert [kind for kind, _ in world.told()] == ["Connected", "close_ask"]
 
 
 def test_an_archive_that_cannot_be_fetched_is_fetched_again():

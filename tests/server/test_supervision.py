@@ -305,6 +305,21 @@ def test_progress_wins_new_tries(tmp_path):
     assert len(staged(to_the_end, tmp_path, "raise SystemExit(1)", **how).ends) == 3
 
 
+@pytest.mark.parametrize("reads", [0, 1])
+def test_a_run_whose_progress_is_not_to_be_had_is_over_and_said_to_be(tmp_path, reads):
+    left = [0] * reads
+
+    def committed(run):
+        if left:
+            return left.pop()
+        raise StorageError("the disk is gone")
+
+    stage = staged(to_the_end, tmp_path, "raise SystemExit(1)", committed=committed)
+    assert stage.ends == [Exit("r", 1 if reads else NOT_STARTED, False)]
+    assert stage.supervisor.running == {}
+    assert "the disk is gone" in stage.output
+
+
 def test_a_stop_between_two_tries_is_at_once(tmp_path):
     async def act(stage):
         stage.start()

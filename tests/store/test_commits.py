@@ -116,6 +116,39 @@ def test_what_cannot_be_written_is_tried_again_and_nothing_is_said_before(monkey
     ] * 2
 
 
+def test_whatever_a_store_raises_it_is_written_to_again(monkeypatch, caplog):
+    monkeypatch.setattr(module, "RETRY_SECONDS", 0.0)
+    store, said, _ = play(faults=[MemoryError("no memory")])
+    assert (store.written, said) == ([["step"]], [("held", 1)])
+    assert [record.message for record in caplog.records] == [
+        "the store cannot be written: MemoryError: no memory; trying again"
+    ]
+
+
+def test_one_who_cannot_be_told_keeps_nobody_else_from_being_told():
+    told, said = [], []
+
+    def post(word):
+        said.append(word)
+        if word == "bad":
+            raise ValueError("no such peer")
+
+    async def run():
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context["exception"]))
+        store = Steps()
+        store.may.set()
+        commits = GroupCommit(store, post, lazy=PATIENCE, log=logging.getLogger("umbel.test"))
+        commits.begin()
+        for word in ("bad", "good"):
+            commits.hold(word)
+        await asyncio.wait_for(commits.done(), PATIENCE)
+        await commits.close()
+
+    asyncio.run(run())
+    assert said == ["bad", "good"]
+    assert [str(error) for error in told] == ["no such peer"]
+
+
 def test_what_was_put_is_written_at_the_end_also_where_nobody_had_begun():
     async def run():
         store = Steps()

@@ -262,6 +262,49 @@ def test_a_want_is_served_where_the_fetch_that_completes_the_blob_is_cut_off_as_
     asyncio.run(main())
 
 
+def test_whoever_wants_a_blob_that_another_has_just_given_up_gets_it(folders: tuple[Path, Path]) -> None:
+    async def main() -> None:
+        here, there = Blobs(folders[0]), Depot(Blobs(folders[1]))
+        blob = Blobs(folders[0] / "elsewhere").put(data_of(100_000))
+        a, b = await sides(here, there)
+        first = asyncio.create_task(a.exchange.fetch(blob, "r"))
+        while not there._waiting:
+            await asyncio.sleep(0)
+        first.cancel()
+        await asyncio.sleep(0)  # the transfer is cancelled, and puts its file away
+        second = asyncio.create_task(a.exchange.fetch(blob, "r"))
+        there.blobs.put(data_of(100_000))  # type: ignore[attr-defined]
+        there.settled(blob.sha256)
+        assert (await asyncio.wait_for(second, PATIENCE)).stat().st_size == blob.size
+        assert first.cancelled()
+        await a.close()
+        await b.close()
+
+    asyncio.run(main())
+
+
+def test_the_room_of_a_transfer_that_was_cut_is_anothers(folders: tuple[Path, Path]) -> None:
+    async def main() -> None:
+        here = Depot(Blobs(folders[0], quota=150_000))
+        cut, whole = Depot(Blobs(folders[1])), Blobs(folders[1] / "other")
+        one, two = await sides(here, cut)
+        three, four = await sides(here, whole)
+        lost = asyncio.create_task(one.exchange.fetch(m.Blob(sha256=bytes(32), size=100_000)))
+        while not cut._waiting:
+            await asyncio.sleep(0)
+        fetch = asyncio.create_task(three.exchange.fetch(whole.put(data_of(100_000))))
+        while not here._freed._waiters:  # type: ignore[attr-defined]
+            await asyncio.sleep(0)
+        await two.close()
+        with pytest.raises(ConnectionLost):
+            await lost
+        assert (await asyncio.wait_for(fetch, PATIENCE)).stat().st_size == 100_000
+        for side in (one, three, four):
+            await side.close()
+
+    asyncio.run(main())
+
+
 def test_a_want_ends_once_what_it_waits_for_will_not_come(folders: tuple[Path, Path]) -> None:
     async def main() -> None:
         here, depot = Blobs(folders[0]), Depot(Blobs(folders[1]))

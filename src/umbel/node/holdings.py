@@ -55,7 +55,8 @@ class NeededBlobs:
     def lost(self, run: str, sha: bytes) -> None:
         """A blob is not to be had; whoever needs it next has it fetched again."""
         self._missing.pop((run, sha), None)
-        self._users.pop((run, sha), None)
+        if self._users.pop((run, sha), None) is not None:
+            self._do(ReleaseBlob(run, sha))
 
     def users(self, run: str, sha: bytes) -> set[str]:
         """What needs a blob."""

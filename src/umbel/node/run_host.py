@@ -266,6 +266,8 @@ class RunHost:
             self._failed(start, f"the node cannot keep the result: {error}", retry=True)
         else:
             self._finished(start, receipt, update, state)
+            if self._ended and update.HasField("blob"):  # the run was over first, and nobody is told of it
+                self._blobs.release(holder(self._run, update.blob.sha256))
 
     def _taken_in(self, result: Path, message: Message) -> tuple[m.Payload, bytes | None]:
         update, state = message["update"], message["state"]

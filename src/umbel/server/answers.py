@@ -76,7 +76,7 @@ class NodeAnswers:
             if ask is None or answer is None or answer.complete or ledger.sha_of(answer) != event.sha:
                 continue
             wanted = all(t in ask.tasks and ask.tasks[t].answer is None for t in answer.tasks)
-            if wanted and isinstance(event, Fetched):
+            if wanted and isinstance(event, Fetched) and self._has(event.sha):
                 self._keep(run, ask, answer)
             else:
                 del ask.answers[name]
@@ -115,6 +115,7 @@ class NodeAnswers:
             if (ask.spec.ask, answer.id) not in waiting:
                 waiting.append((ask.spec.ask, answer.id))
             ask.answers[answer.id] = answer
+            self._out.effects.append(Hold(payload.blob.sha256, f"{run.id}/{ask.spec.ask}"))
             if node.peer is not None:
                 self._out.effects.append(Fetch(node.peer, run.id, payload.blob))
 

@@ -65,6 +65,8 @@ class PeerConnection:
             _LOG.error("what %s is to be told is lost: %s", self.id, error.message)
 
     def _may_read(self, run: str, blob: m.Blob) -> bool:
+        if self.identity.role != m.ROLE_NODE and self._around.blobs.path(blob.sha256) is None:
+            return False  # only nodes are told of blobs that are still to come
         if self.identity.role == m.ROLE_OPERATOR:
             return blob.sha256 in self._offered
         return self._around.router.may_read(self.id, run, blob.sha256)
@@ -82,13 +84,16 @@ class Connections:
         self._handshakes = Handshakes()
         self._frames = [0, 0]
         self._begun = asyncio.Event()
+        self._closing = False
 
     def begin(self) -> None:
         """Let in whoever knocks."""
         self._begun.set()
 
     async def close(self) -> None:
-        """Tell everybody that the server ends, and end all connections."""
+        """Tell everybody that the server ends, and end all connections; nobody is let in any more."""
+        self._closing = True
+        self._begun.set()
         problem = m.Problem(code=m.CODE_SHUTTING_DOWN, text="the server ends", retry=True)
         ending = [peer.connection.close(problem) for peer in self.peers.values()]
         await asyncio.gather(*ending, return_exceptions=True)
@@ -96,6 +101,8 @@ class Connections:
     async def serve(self, stream: Stream) -> None:
         """Let a peer in, if it may come, and hear it until it is gone."""
         await self._begun.wait()
+        if self._closing:
+            return
         connection = Connection(stream)
         try:
             identity = await accept(
@@ -191,6 +198,8 @@ class Connections:
             self._around.blobs.release(peer.id)
             await peer.exchange.close()
             await connection.close()
+            self._around.storage.collect()
+            self._around.depot.freed()
 
     async def _hear_operator(self, peer: PeerConnection) -> None:
         answering: set[asyncio.Task[None]] = set()

@@ -23,22 +23,28 @@ class InternalPeer(Protocol):
     """Somebody in this process to whom the router speaks as to a peer, and who gets blobs for it."""
 
     def say(self, peer: str, message: m.Message) -> None: ...
+    def dropped(self, peer: str, text: str) -> None: ...
     async def fetch(self, blob: m.Blob, run: str) -> None: ...
 
 
 class Dispatch:
     """Tells a router what happened, and does what it says.
 
-    `insiders` are the peers in this process, by the names that the router has for them. `problem` says why what peers
-    send cannot be written, if so.
+    `insiders` are the peers in this process, by the names that the router has for them.
     """
 
     def __init__(self, around: Surroundings, connections: Connections) -> None:
         self._around = around
         self._connections = connections
         self._fetching: set[tuple[str, str, bytes]] = set()
+        self._again: set[tuple[str, str, bytes]] = set()
+        self._problems: dict[tuple[str, str, bytes], str] = {}
         self.insiders: dict[str, InternalPeer] = {}
-        self.problem = ""
+
+    @property
+    def problem(self) -> str:
+        """Why what peers send cannot be written, if so."""
+        return next(iter(self._problems.values()), "")
 
     def tell(self, event: Event) -> None:
         """Tell the router what happened, and do what it says."""
@@ -60,10 +66,11 @@ class Dispatch:
                 self._around.blobs.hold(effect.sha, effect.owner)
             elif isinstance(effect, Release):
                 self._around.blobs.release(effect.owner)
-                self._around.storage.collect()
-                self._around.depot.freed()
+                self._let_go()
             elif isinstance(effect, Tell):
                 self._around.feeds.tell(effect.run, effect.number, effect.event)
+            elif isinstance(effect, Drop) and (insider := self.insiders.get(effect.peer)) is not None:
+                insider.dropped(effect.peer, effect.text)
             elif isinstance(effect, Drop):
                 self._connections.drop(effect.peer, effect.code, effect.text)
             elif isinstance(effect, RunBegun):
@@ -86,15 +93,26 @@ class Dispatch:
     async def _fetch(self, fetch: Fetch) -> None:
         key = (fetch.peer, fetch.run, fetch.blob.sha256)
         if key in self._fetching:
-            return  # it was named more than once
+            self._again.add(key)
+            return
         self._fetching.add(key)
+        self._again.add(key)
         try:
-            while await self._put_off(fetch):
-                await asyncio.sleep(RETRY_SECONDS)
+            # What is named more than once is fetched once, unless it was let go of before it was named anew.
+            while key in self._again:
+                self._again.discard(key)
+                while await self._put_off(fetch, key):
+                    await asyncio.sleep(RETRY_SECONDS)
+                if self._around.blobs.path(fetch.blob.sha256) is not None:
+                    break
         finally:
             self._fetching.discard(key)
+            self._again.discard(key)
+            self._problems.pop(key, None)
+            if not self._around.blobs.held(fetch.blob.sha256):
+                self._let_go()  # whoever wanted it does so no more
 
-    async def _put_off(self, fetch: Fetch) -> bool:
+    async def _put_off(self, fetch: Fetch, key: tuple[str, str, bytes]) -> bool:
         """Fetch a blob; true where there is no room for it: whoever has it keeps it, and will not say so again."""
         owner = self.insiders.get(fetch.peer) or self._connections.peers.get(fetch.peer)
         if owner is None:
@@ -107,12 +125,15 @@ class Dispatch:
             self.tell(NotFetched(fetch.run, fetch.blob.sha256, error.message))
             return False
         except StorageError as error:
-            self.problem = f"what nodes and runs send cannot be written: {error.message}"
+            self._problems[key] = f"what nodes and runs send cannot be written: {error.message}"
             _LOG.error("%s; trying again", error.message)
             return True
-        self.problem = ""
         self.tell(Fetched(fetch.run, fetch.blob.sha256))
         return False
+
+    def _let_go(self) -> None:
+        self._around.storage.collect()
+        self._around.depot.freed()
 
     async def _follow_no_more(self, run: str) -> None:
         await self._around.commits.done()

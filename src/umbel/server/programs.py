@@ -8,7 +8,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Coroutine, Iterable
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,12 +74,14 @@ class Programs:
         """The runs that have a process, each with its pid."""
         return self.supervisor.running
 
-    async def resume(self) -> None:
-        """Go on with the runs that were going on."""
-        for row in self._around.store.rows("runs"):
-            if row["status"] == "running" and row["submission"] is not None:
-                with suppress(UmbelError):  # that run has failed, and the others go on
-                    await self.start(row["id"])
+    async def resume(self, turn: Callable[[str], AbstractAsyncContextManager[object]]) -> None:
+        """Go on with the runs that were going on, each in its `turn`: operators may have done something with it."""
+        for run in [row["id"] for row in self._around.store.rows("runs")]:
+            async with turn(run):
+                (row,) = self._around.store.rows("runs", id=run)
+                if row["status"] == "running" and row["submission"] is not None and run not in self.running:
+                    with suppress(UmbelError):  # that run has failed, and the others go on
+                        await self.start(run)
 
     async def close(self) -> None:
         """End all processes; their runs go on when the server does."""
@@ -104,7 +106,11 @@ class Programs:
         await around.commits.done()
         around.router.ledger.resumed(run)
         self._stopping.discard(run)
-        self.supervisor.start(run, around.root / "runs" / run, token=line, address=around.address())
+        try:
+            self.supervisor.start(run, around.root / "runs" / run, token=line, address=around.address())
+        except StorageError as error:
+            await self._over(run, "failed", {"error": error.message})
+            raise
 
     async def stop(self, run: str) -> None:
         """End a run's process, if it has one, and the run; it can be gone on with."""

@@ -188,6 +188,10 @@ class Relay:
         elif self._connection is not None:
             self._connection.post(message)
 
+    def dropped(self, peer: str, text: str) -> None:
+        """The server below hears no more of a run."""
+        self.put(signals.RouterDropped(peer, text))
+
     async def fetch(self, blob: m.Blob, run: str) -> None:
         """Get a blob from above. Raises `ConnectionLost`: it is wanted again in the next session."""
         if self._exchange is None:

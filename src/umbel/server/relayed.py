@@ -119,6 +119,9 @@ class RelayedAsk:
             run, id, client, attempt = self.spec.run, self.spec.ask, task.partition(".")[2], self.tasks.pop(task)
             failed = m.Result(run=run, task=task, ask=id, client=client, attempt=attempt, failure=why)
             self._uplink.say(result=failed)
+        if gone and not self.tasks:  # asked again, it is opened again, and what it needs is fetched
+            self.open = False
+            self._tell(close_ask=m.CloseAsk(run=self.spec.run, ask=self.spec.ask))
         self._changed = True
 
     # Together
@@ -178,7 +181,8 @@ class RelayedRun:
     """A run of the server above, which is asked to the router as by its own process.
 
     `clients` have been ready once, and get their tasks whether or not their node is connected; `asks` are open, or may
-    be opened again. Tasks in `progress` have shown signs of life that were not told yet.
+    be opened again. Tasks in `progress` have shown signs of life that were not told yet. `peer` is by what the router
+    knows it, empty while it does not.
     """
 
     def __init__(self, spec: m.RunSpec, uplink: Uplink) -> None:
@@ -188,7 +192,7 @@ class RelayedRun:
         self.again_at: float | None = None
         self.progress: set[str] = set()
         self._spec, self._uplink = spec, uplink
-        self._peer = ""
+        self.peer = ""
         self._asked = False
         self._told: dict[str, tuple[bool, bool, str]] = {}  # what was said of clients in this session
         self._tries = 0
@@ -201,10 +205,15 @@ class RelayedRun:
 
     def tell(self, **body: Any) -> None:
         """Tell the router something in the name of the run."""
-        if not self._peer:
-            self._peer = f"relay {self.id}"
-            self._uplink.do(TellRouter(Connected(self._peer, "run", self.id, OWNER)))
-        self._uplink.do(TellRouter(Received(self._peer, m.Message(**body))))
+        if not self.peer:
+            self.peer = f"relay {self.id}"
+            self._uplink.do(TellRouter(Connected(self.peer, "run", self.id, OWNER)))
+        self._uplink.do(TellRouter(Received(self.peer, m.Message(**body))))
+
+    def dropped(self, text: str) -> None:
+        """The router hears it no more: none of its clients takes part."""
+        self.peer = ""
+        self._uplink.say(run_answer=m.RunAnswer(run=self.id, reason=f"the relay cannot go on with it: {text}"))
 
     # From above
 
@@ -270,7 +279,7 @@ class RelayedRun:
         for ask in list(self.asks):
             self._drop(ask)
         self.tell(close_run=body)
-        self._uplink.do(TellRouter(Lost(self._peer)))
+        self._uplink.do(TellRouter(Lost(self.peer)))
 
     def _drop(self, id: int) -> None:
         ask = self.asks.pop(id, None)

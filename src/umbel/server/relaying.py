@@ -63,6 +63,10 @@ class Relaying:
                 self._asked(message)
             case signals.RouterSaid(message):
                 self._answered(message)
+            case signals.RouterDropped(peer, text):
+                for run in self._runs.values():
+                    if run.peer == peer:
+                        run.dropped(text)
             case signals.Folded():
                 if not any(ask.bundles.folded(event) for run in self._runs.values() for ask in run.asks.values()):
                     self._uplink.do(signals.Forget(event.number))  # it is not wanted any more

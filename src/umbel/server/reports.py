@@ -59,7 +59,7 @@ class RunReports:
         folder = self._offices.folder(run)
         found = []
         for path in sorted({path for pattern in PULLED for path in folder.glob(pattern)}):
-            blob = await self._kept(path)
+            blob = await self._kept(path, peer.id)
             if blob is not None:
                 peer.offer(blob)
                 name = path.relative_to(folder).as_posix()
@@ -85,10 +85,13 @@ class RunReports:
         why = "".join(f"; {each}" for each in found.get("refused", ())[:REFUSALS])
         return f"clients: {', '.join(counts)}{why}" if counts else "clients: no node hosts any that it wants"
 
-    async def _kept(self, path: Path) -> m.Blob | None:
-        """A file as a blob; None where it is gone by now. Logs grow, so they are copied; models do not."""
+    async def _kept(self, path: Path, owner: str) -> m.Blob | None:
+        """A file as a blob, held by its `owner`; None where it is gone by now. Logs grow, so they are copied; models do
+        not.
+        """
         try:
-            return await asyncio.to_thread(self._offices.blobs.put_file, path, "", link=path.suffix == ".safetensors")
+            link = path.suffix == ".safetensors"
+            return await asyncio.to_thread(self._offices.blobs.put_file, path, owner, link=link)
         except StorageError:
             if path.exists():
                 raise

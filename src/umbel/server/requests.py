@@ -21,9 +21,11 @@ Default = TypeVar("Default", int, None)
 
 
 class OperatorPeer(Protocol):
-    """An operator's connection. `fetch` gets a blob from there into the server's blobs and raises `Refused` where it is
-    not to be had; `offer` lets it have a blob, which stays as long as it is connected.
+    """An operator's connection, which holds blobs by its `id`. `fetch` gets a blob from there into the server's blobs
+    and raises `Refused` where it is not to be had; `offer` lets it have a blob, which stays as long as it is connected.
     """
+
+    id: str
 
     @property
     def name(self) -> str: ...

@@ -156,7 +156,7 @@ class Service:
     async def begin(self) -> None:
         """Let in whoever knocks, and go on with the runs that were going on."""
         self.connections.begin()
-        await self.programs.resume()
+        await self.programs.resume(self.desk.submissions.turn)
 
     async def close(self) -> None:
         """End run processes and connections, and write what is left."""

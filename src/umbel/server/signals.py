@@ -157,6 +157,14 @@ class RouterSaid:
 
 
 @dataclass(frozen=True, slots=True)
+class RouterDropped:
+    """Event: the router hears this peer, which stands for a run, no more, and why."""
+
+    peer: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Hosting:
     """Event: the nodes below host these clients from now on."""
 
@@ -189,7 +197,7 @@ class MovedAbove:
     sha: bytes
 
 
-RelayEvent = Reached | Parted | Asked | RouterSaid | Hosting | Folded | Unfetched | MovedAbove | Ticked
+RelayEvent = Reached | Parted | Asked | RouterSaid | RouterDropped | Hosting | Folded | Unfetched | MovedAbove | Ticked
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import InternalError, StorageError
+from ..errors import InternalError, StorageError, UmbelError
 from ..work.processes import first_of
 
 MODULE = "umbel.cli.runner"
@@ -242,8 +242,9 @@ class Supervisor:
         await asyncio.gather(*(self.stop(run, grace) for run in list(self._runs)))
 
     async def _keep(self, held: _Held) -> int:
-        tried, seen = 0, self._committed(held.run)
+        tried, code = 0, NOT_STARTED
         try:
+            seen = self._committed(held.run)
             while True:
                 code = await self._lived(held)
                 done = self._committed(held.run)
@@ -255,6 +256,8 @@ class Supervisor:
                 if held.stopping.is_set():
                     break
                 tried += 1
+        except UmbelError as error:  # how far it has come is not to be had
+            held.output.write(f"The run is not gone on with: {error.message}\n".encode())
         finally:
             held.output.close()
             del self._runs[held.run]

@@ -189,6 +189,11 @@ class Blobs:
             self._holders.setdefault(sha256, set()).add(owner)
             self._held.setdefault(owner, set()).add(sha256)
 
+    def held(self, sha256: bytes) -> bool:
+        """Whether anybody holds a blob."""
+        with self._lock:
+            return sha256 in self._holders
+
     def release(self, owner: str) -> None:
         """Let go of all that an owner holds."""
         with self._lock:

@@ -102,22 +102,31 @@ class GroupCommit(Generic[Batch, Said]):
             if batch:
                 await self._write(batch)
             for said in held:
-                self._post(said)
+                self._say(said)
             for future in waiting:
                 if not future.done():
                     future.set_result(None)
+
+    def _say(self, said: Said) -> None:
+        try:
+            self._post(said)
+        except Exception as error:  # what goes wrong with one must not keep others from being told
+            told = {"message": "what is on disk could not be told", "exception": error}
+            asyncio.get_running_loop().call_exception_handler(told)
 
     async def _write(self, batch: Any) -> None:
         pause = RETRY_SECONDS
         while True:
             try:
                 self._timed(await self._pace.write(self._store.write, batch))
-            except StorageError as error:
+            except Exception as error:
                 # Nobody is told that anything is stored, so nothing is lost while this goes on.
-                self.problem = f"the store cannot be written: {error.message}"
+                known = isinstance(error, StorageError)
+                told = error.message if isinstance(error, StorageError) else f"{type(error).__name__}: {error}"
+                self.problem = f"the store cannot be written: {told}"
                 if self._closing.is_set():
                     raise
-                self._log.error("%s; trying again", self.problem)
+                self._log.error("%s; trying again", self.problem, exc_info=not known)
             else:
                 self.problem = ""
                 return

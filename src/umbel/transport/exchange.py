@@ -189,6 +189,8 @@ class Exchange:
         or what else ended the connection (fetch again on the next one: it resumes), `Refused` where the peer does not
         have it for us, `CorruptFile` where what it sent is something else, `StorageError`.
         """
+        while (task := self._fetching.get(blob.sha256)) is not None and task.cancelling():
+            await asyncio.wait({task})  # those who wanted it have given it up just now
         path = self.depot.blobs.path(blob.sha256)
         if path is not None:
             return path
@@ -346,6 +348,8 @@ class Exchange:
             self._deny(sha256, "it is no longer wanted")
         if self.depot.blobs.path(sha256) is not None:  # also where it was given up as it became complete
             self.depot.settled(sha256)
+        if failed:
+            self.depot.freed()  # what was kept free for the rest of it
 
     async def _fetch(self, blob: m.Blob, run: str) -> Path:
         incoming = self._incoming[blob.sha256]
