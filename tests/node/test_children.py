@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+import threading
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from umbel.core import encoding
 from umbel.core.randomness import Key
 from umbel.errors import AppError
 from umbel.node.children import Children
-from umbel.node.run_host import ChildSettings, Program, holder
+from umbel.node.run_host import ChildSettings, Program, RunHost, holder
 from umbel.node.signals import HostDied, HostReady, HostRefused, Start, Stepped, Stop, TaskDone, TaskFailed
 from umbel.store.blobs import Blobs
 from umbel.wire import messages as m
@@ -303,6 +304,28 @@ async def test_nothing_more_is_told_of_a_run_that_is_ended(tmp_path):
         b.children.end_run("r")
     assert all(isinstance(b.events.get_nowait(), Stepped) for _ in range(b.events.qsize()))
     assert not running(int(pid))
+
+
+def test_a_result_that_is_taken_in_as_its_run_ends_is_kept_for_nobody(tmp_path, monkeypatch):
+    begun, may, taken_in, taken = threading.Event(), threading.Event(), RunHost._taken_in, []
+
+    def later(self, result, message):
+        begun.set()
+        assert may.wait(PATIENCE)
+        taken.append(taken_in(self, result, message))
+        return taken[0]
+
+    async def run():
+        async with bench(tmp_path) as b:
+            await b.ready()
+            b.start(b.ask(1, "query:large"))
+            assert await asyncio.to_thread(begun.wait, PATIENCE)
+            b.children.end_run("r")
+            may.set()
+        return b.blobs
+
+    monkeypatch.setattr(RunHost, "_taken_in", later)
+    assert not asyncio.run(run()).held(taken[0][0].blob.sha256)
 
 
 @on_loop

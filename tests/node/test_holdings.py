@@ -107,6 +107,7 @@ def test_a_blob_that_is_not_to_be_had_fails_what_waits_for_it_until_it_is_asked_
     (result,) = said(effects, "result")
     assert result.failure.retry
     assert "cannot be fetched: the disk is full" in result.failure.reason
+    assert of(effects, ReleaseBlob) == [ReleaseBlob("r", blob_of("w").sha256)]  # what there is of it is in the way
     assert of(bench.task("a", attempt=2), FetchBlob)
     assert started(bench(Fetched("r", blob_of("w").sha256))) == [("r", "1.a")]
     assert bench(NotFetched("r", blob_of("w").sha256, "late")) == []
