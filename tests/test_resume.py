@@ -357,6 +357,27 @@ def test_more_rounds_are_a_longer_run(name, every, tmp_path):
     assert [r.train for r in resumed.history] == [r.train for r in longer.history]
 
 
+def test_the_evaluation_of_a_last_round_that_is_not_the_last_any_more_is_not_lost(tmp_path):
+    tested = []
+
+    def test(model):
+        tested.append(model)
+        if len(tested) == 1:
+            raise KeyboardInterrupt
+        return {"w": float(model["w"].sum())}
+
+    made = app(FedAvg(cohort=3), rounds=2, evaluate_every=3)
+    made.test(test)
+    with pytest.raises(RunInterrupted):
+        run(made, tmp_path, id="run")
+    longer = resume(made, tmp_path / "run", rounds=4)
+    assert [r for r, _ in longer.history.series("evaluate.times")] == [2, 3, 4]
+    assert [r for r, _ in longer.history.series("test.w")] == [2, 3, 4]
+    assert longer.model_sha256 == run(app(FedAvg(cohort=3), rounds=4, evaluate_every=3)).model_sha256
+    (once,) = [e for e in read_log(tmp_path / "run").events if isinstance(e, AskClosed) and e.ask == 2]
+    assert once.kind == "evaluate"
+
+
 def test_a_longer_run_that_dies_remembers_how_long_it_was_to_be(tmp_path, monkeypatch):
     name = "server state"
     folder = run(MAKE[name](), tmp_path).folder

@@ -139,6 +139,11 @@ class RunAsks:
         spent, self._spent = self._spent, Spent()
         return spent
 
+    def has_recorded(self, kind: str) -> bool:
+        """Whether the next ask is one of this kind that closed before the run stopped."""
+        record = self._recorded.get(self.next)
+        return record is not None and record.kind == kind
+
     def check_all_replayed(self, r: int) -> None:
         """Raise `NondeterministicStrategy` where round `r` is over, and the journal has asks that it did not make."""
         if leftover := sorted(self._recorded):

@@ -307,7 +307,8 @@ class Conductor:
 
     def _evaluate(self, r: int) -> tuple[dict[str, float], dict[str, float]]:
         every = self.app.evaluate_every
-        if not every or (r % every and r != self._last_round):
+        # What is recorded counts, too: the round may have been the last when it was evaluated, and be so no more.
+        if not every or (r % every and r != self._last_round and not self._asks.has_recorded("evaluate")):
             return {}, {}
         found: dict[str, float] = {}
         if "evaluate" in self.app.client.handlers:
