@@ -40,7 +40,7 @@ from umbel import (
     total,
 )
 from umbel.core.transform import register_transform
-from umbel.errors import NondeterministicStrategy, RunInterrupted, SettingError
+from umbel.errors import CorruptFile, NondeterministicStrategy, RunInterrupted, SettingError
 from umbel.runs import conductor as conduct_module
 from umbel.runs.events import AskClosed, RoundCommitted, RunFinished, RunResumed
 from umbel.runs.journal import LOG, Journal, read_log
@@ -400,6 +400,62 @@ def test_a_longer_run_that_dies_remembers_how_long_it_was_to_be(tmp_path, monkey
 def test_fewer_rounds_than_there_are_change_nothing(tmp_path):
     whole = run(MAKE["server state"](), tmp_path)
     assert learned(resume(MAKE["server state"](), whole.folder, rounds=1)) == learned(whole)
+
+
+# Answers that did not reach the disk
+
+
+def cut(folder, name, damaged):
+    """The folder of a run that died after both asks of its second round were recorded, of which one is lost."""
+
+    def watch(event):
+        if isinstance(event, AskClosed) and event.ask == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(MAKE[name](), folder, observers=[watch])
+    (place,) = folder.iterdir()
+    (place / "answers" / f"ask-{damaged:06d}.safetensors").write_bytes(b"")
+    return place
+
+
+@pytest.mark.parametrize("damaged", [2, 3])
+@pytest.mark.parametrize("name", ["two in a row", "asynchronous"])
+def test_an_answer_that_a_power_cut_took_is_asked_for_again(name, damaged, tmp_path):
+    place = cut(tmp_path, name, damaged)
+    asked = []
+    again = resume(MAKE[name](), place, observers=[lambda e: asked.append(e.ask) if isinstance(e, AskClosed) else None])
+    assert asked == list(range(damaged, max(asked) + 1))
+    assert learned(again) == learned(run(MAKE[name]()))
+
+
+def test_what_was_recorded_after_an_answer_that_was_asked_for_again_counts_no_more(tmp_path):
+    def watch(event):
+        if isinstance(event, AskClosed) and event.ask == 2:
+            raise Killed
+
+    place = cut(tmp_path, "two in a row", 2)
+    with pytest.raises(Killed):
+        resume(MAKE["two in a row"](), place, observers=[watch])
+    assert learned(resume(MAKE["two in a row"](), place)) == learned(run(MAKE["two in a row"]()))
+
+
+@pytest.mark.parametrize("damaged", [2, 3])
+@pytest.mark.parametrize("first", [(), fading()], ids=["mixed", "all"])
+def test_an_answer_is_not_asked_for_again_where_a_transform_had_a_hand_in_what_came_of_it(first, damaged, tmp_path):
+    class Mixed(Strategy):
+        def round(self, state, r):
+            for transforms in (first, fading()):
+                answer = yield Ask(clients=3, model=state.model, transforms=transforms)
+                state = state.replace(model=state.model.replace({"w": state.model["w"] + answer.value["w"]}))
+            return state
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(MAKE, "mixed", lambda: app(Mixed()))
+        place = cut(tmp_path, "mixed", damaged)
+    for _ in range(2):
+        with pytest.raises(CorruptFile, match=f"ask-{damaged:06d}.safetensors is not what the run wrote"):
+            resume(app(Mixed()), place)
 
 
 # What cannot be resumed

@@ -10,7 +10,7 @@ import hashlib
 import mmap
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,13 @@ def write_pieces(path: str | Path, pieces: Iterable[Bytes], *, durable: bool = F
             aside.unlink(missing_ok=True)
             raise
     return hashed.hexdigest(), size
+
+
+def sync(paths: Iterable[Path]) -> None:
+    """Wait until what these files hold is on the disk; those that are gone are passed over. Raises `StorageError`."""
+    for path in paths:
+        with writing(path), suppress(FileNotFoundError), open(path, "rb+") as file:
+            os.fsync(file.fileno())
 
 
 def mapped(path: str | Path) -> memoryview:

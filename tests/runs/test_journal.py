@@ -238,6 +238,22 @@ def test_large_files_are_mapped_and_small_ones_are_read(folder, monkeypatch):
     journal.close()
 
 
+def test_what_has_reached_the_disk_stands_on_nothing_that_has_not(folder, monkeypatch):
+    synced, fsync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (synced.append(os.fstat(file).st_ino), fsync(file)))
+    journal = Journal(folder)
+    for name in ("answers/a", "answers/b"):
+        journal.save(name, {})
+    assert synced == []
+    journal.save("checkpoints/1", {}, durable=True)
+    before = [(folder / name).stat().st_ino for name in ("answers/a", "answers/b")]
+    assert not {*before} & {*synced}
+    journal.save("answers/c", {}, durable=True)
+    assert [ino for ino in synced if ino in before] == before
+    journal.save("answers/d", {}, durable=True)
+    assert [ino for ino in synced if ino in before] == before
+
+
 def test_answers_and_old_checkpoints_go_when_they_are_told_to(folder):
     journal = Journal(folder)
     for number in (1, 2, 3):

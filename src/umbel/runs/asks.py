@@ -17,7 +17,7 @@ from ..core.randomness import Key
 from ..core.task import AllFinished, Failed, Finished, Task, Ticked
 from ..core.transform import place
 from ..core.update import MOST_METRICS
-from ..errors import ClientId, InternalError, NondeterministicStrategy, NothingToFold
+from ..errors import ClientId, CorruptFile, InternalError, NondeterministicStrategy, NothingToFold
 from ..work.account import Account
 from ..work.intake import ClosedAsk
 from ..work.state import ClientStates
@@ -169,7 +169,22 @@ class RunAsks:
                 self._late[lane] = self._tasks(part["tasks"])
                 self._session.restore_asks(part["asks"])
             self._advance_to(checkpoint["clock"])
+        self._forget_lost()
         self._states.keep(self.next, self._recorded)
+
+    def _forget_lost(self) -> None:
+        """Recorded asks from the first on whose answer did not reach the disk are asked again, unless a transform had a
+        hand in any of their answers: that would be a second release. Raises `CorruptFile`.
+        """
+        for id, record in sorted(self._recorded.items()):
+            try:
+                if record.answer is not None:
+                    self._journal.load(record.answer)
+            except CorruptFile as error:
+                if any(later.final for later in self._recorded.values() if later.ask >= id):
+                    raise error.located(round=record.round) from error.__cause__
+                self._recorded = {before: kept for before, kept in self._recorded.items() if before < id}
+                return
 
     def forget(self) -> None:
         """A round is committed: let go of asks that nobody is to answer any more."""
@@ -354,6 +369,7 @@ class RunAsks:
             seconds=round(self._clock() - item.began, 6),
             account=asdict(closed.account),
             clock=self.virtual_now(),
+            final=answer is not None and bool(item.ask.transform.parts),
         )
 
     def _keep_state(self, item: AskUnderway, state: Any) -> None:

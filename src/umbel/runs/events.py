@@ -127,7 +127,8 @@ class AskClosed(RunEvent):
     """An ask is over. `digest` covers all that was asked and of whom, `asked` says how many they are, `count` how many
     updates were folded; with fewer than the quorum there is no answer but a `reason`. `answer` names the file with the
     answer as the strategy got it, and with the tasks that go on. `account` says where the time went; `clock` is the
-    virtual time, where time is virtual.
+    virtual time, where time is virtual; `final` says that a transform had a hand in the answer, which is never to be
+    made another time.
 
     What became of the clients is told in little: `failures` counts those that failed, `failed` has rows of a reason,
     how many failed for it, and the first of them; `skipped` says which metrics were left out of the means because they
@@ -155,6 +156,7 @@ class AskClosed(RunEvent):
     seconds: float = 0.0
     account: Mapping[str, float] = field(default_factory=dict, compare=False)
     clock: float | None = None
+    final: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -68,6 +68,7 @@ class Journal:
         self.folder = folder
         self._log: int | None = None
         self._told = False
+        self._unsynced: list[Path] = []
         if folder is not None:
             with files.writing(folder):
                 (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -109,10 +110,18 @@ class Journal:
     def save(self, name: str, tree: Any, *, durable: bool = False) -> dict[str, str] | None:
         """Write a tree to a file of the run and return its name and hash. Raises `StorageError`; an older file stays
         whole.
+
+        `durable` waits until it is on the disk, and so are the files beside it that were written before.
         """
         if self.folder is None:
             return None
-        sha256, _ = encoding.save_file(self.folder / name, tree, durable=durable)
+        path = self.folder / name
+        if durable:
+            files.sync(beside for beside in self._unsynced if beside.parent == path.parent)
+            self._unsynced = [other for other in self._unsynced if other.parent != path.parent]
+        else:
+            self._unsynced.append(path)
+        sha256, _ = encoding.save_file(path, tree, durable=durable)
         return {"file": name, "sha256": sha256}
 
     def mapped(self, reference: Mapping[str, str] | None, tree: Any) -> Any:
@@ -140,6 +149,7 @@ class Journal:
     def clear_answers(self) -> None:
         """Remove recorded answers, once the round that they belong to is committed."""
         if self.folder is not None:
+            self._unsynced.clear()
             for path in (self.folder / "answers").iterdir():
                 path.unlink(missing_ok=True)
 
@@ -205,6 +215,8 @@ def sorted_out(events: list[RunEvent], started: RunStarted, intact: int = 0) -> 
             history.rounds.append(event)
             history.pending.clear()
         elif isinstance(event, AskClosed):
+            if any(before.ask == event.ask for before in history.pending):  # it was done again, with what follows it
+                history.pending = [before for before in history.pending if before.ask < event.ask]
             history.pending.append(event)
         elif isinstance(event, RunFinished):
             history.finished = event
