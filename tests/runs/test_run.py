@@ -615,6 +615,50 @@ def test_wrong_settings_are_named(settings, message, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_longer_run_is_one_of_so_many_rounds(tmp_path):
+    place = run(app_of(), folder=tmp_path).folder
+    before = (place / "events.jsonl").read_bytes()
+    for rounds in ("5", 2.5, 0, True):
+        with pytest.raises(SettingError, match="rounds is a whole number of at least 1"):
+            umbel.resume(app_of(), place, on=Simulation(8), rounds=rounds)
+    assert (place / "events.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("settings", [{"id": "one"}, {"id": "two", "place": "one"}])
+def test_a_folder_that_has_a_run_takes_no_other(settings, tmp_path):
+    first = run(app_of(), folder=tmp_path, id="one")
+    before = {path: path.read_bytes() for path in first.folder.rglob("*") if path.is_file()}
+    with pytest.raises(SettingError, match=r"there is a run in .*one already\n.*umbel resume .*one") as caught:
+        run(app_of(), folder=tmp_path, **settings)
+    assert "another id" in caught.value.hint
+    assert {path: path.read_bytes() for path in first.folder.rglob("*") if path.is_file()} == before
+    assert umbel.resume(app_of(), first.folder, on=Simulation(8)).model == first.model
+
+
+def test_nobody_hears_of_a_run_whose_folder_is_taken(tmp_path):
+    class Telling(Simulation):
+        def enlist(self, app, **run):
+            raise AssertionError("it was enlisted")
+
+    run(app_of(), folder=tmp_path, id="one")
+    with pytest.raises(SettingError, match="there is a run in"):
+        umbel.run(app_of(), on=Telling(8), folder=tmp_path, id="one")
+
+
+def test_of_two_runs_that_take_a_folder_at_once_one_has_it(tmp_path):
+    class Slow(Simulation):
+        def enlist(self, app, **settings):
+            run(app_of(), folder=tmp_path, id="one")
+            return self
+
+        def close(self):
+            pass
+
+    with pytest.raises(SettingError, match="there is a run in"):
+        umbel.run(app_of(), on=Slow(8), folder=tmp_path, id="one")
+    assert len([e for e in read_log(tmp_path / "one").events if isinstance(e, RunStarted)]) == 1
+
+
 def test_it_runs_on_the_apps_own_federation_unless_told_otherwise():
     sources = [{"n": 1}, {"n": 2}]
 

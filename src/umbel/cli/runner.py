@@ -17,6 +17,7 @@ from typing import Any
 
 from ..errors import CallerError, RunError, RunInterrupted, StorageError, UmbelError
 from ..remote.federation import Remote, Signed
+from ..runs.journal import has_log
 from ..runs.run import resume, run
 from ..trust.credentials import Credentials
 
@@ -73,7 +74,7 @@ def _drive(folder: Path, submission: dict[str, Any], order: dict[str, str]) -> N
         signed=signed,
     )
     place = folder / OVER
-    if (place / "events.jsonl").exists() and (place / "events.jsonl").stat().st_size:
+    if has_log(place):
         resume(changed.app, place, on=remote, rounds=settings.get("rounds"))
         return
     run(

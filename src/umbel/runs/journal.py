@@ -173,6 +173,12 @@ class Journal:
             os.close(log)
 
 
+def has_log(folder: Path) -> bool:
+    """Whether a run has begun in a folder."""
+    path = folder / LOG
+    return path.is_file() and path.stat().st_size > 0
+
+
 def read_log(folder: Path) -> RunLog:
     """Read a run's log. A torn last line is left out; damage before it raises `CorruptFile`, a missing log
     `JournalMissing`.

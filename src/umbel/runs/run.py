@@ -34,7 +34,7 @@ from .config import laid_over
 from .events import LARGEST, Observer, RunEvent, RunStarted
 from .federation import Enlisting, Federation
 from .history import History
-from .journal import FORMAT, Journal, load_checked, read_log
+from .journal import FORMAT, Journal, has_log, load_checked, read_log
 from .observers import Observers
 from .receipts import Clients
 from .software import software
@@ -119,7 +119,8 @@ def run(
     - `name`, `source`, `settings`: for the log: what the run's id begins with, where the app came from, what was set
       over it.
     - `observers`: called with every event. One that raises is warned of, and the run goes on.
-    - `id`, `place`: the run's id, and its folder below `folder`, where they are not to be made here.
+    - `id`, `place`: the run's id, and its folder below `folder`, where they are not to be made here. A folder that has
+      a run takes no other.
 
     Raises `RunFailed` when nobody's update came in the first round or the last, or in too many in a row; its `result`
     has what was learned until then. `RunInterrupted` on Ctrl-C, `StorageError` on a full disk: the run can be resumed
@@ -128,8 +129,7 @@ def run(
     federation, watching = federation_of(app, on), Observers(observers)
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise SettingError(f"the seed is a whole number, not {seed!r}")
-    if rounds is not None and (isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1):
-        raise SettingError(f"rounds is a whole number of at least 1, not {rounds!r}")
+    _check_rounds(rounds)
     plain = laid_over(app.config, config)
     with generators_kept():
         seed_generators(Key.from_seed(seed).derive("model"))
@@ -137,9 +137,11 @@ def run(
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "run"
     id = id or _new_id(stem, folder)
     place = None if folder is None else Path(folder) / (place or id)
+    _check_free(place)
     with ExitStack() as stack:
         federation = _enlisted(federation, app, stack, run=id, name=stem, config=plain, tell=watching.tell)
         journal, states = stack.enter_context(_opened(place))
+        _check_free(place)  # nobody else can take it now
         saved = journal.save("initial.safetensors", {"state": {"model": model}})
         model = journal.mapped(saved, {"state": {"model": model}})["state"]["model"]
         started = RunStarted(
@@ -178,6 +180,7 @@ def resume(
     Raises `CorruptFile` for a damaged folder,
     `NondeterministicStrategy` when the strategy asks something else than the log says.
     """
+    _check_rounds(rounds)
     place = Path(folder)
     log = read_log(place)
     if log.started.format != FORMAT:
@@ -219,6 +222,20 @@ def resume(
         )
         conductor = Conductor(app, federation, log.started, journal, states, watching, clock)
         return _conduct(conductor, place, lambda: conductor.go_on(log, checkpoint, rounds))
+
+
+def _check_rounds(rounds: Any) -> None:
+    """Raise `SettingError` unless it is a number of rounds, or None."""
+    if rounds is not None and (isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1):
+        raise SettingError(f"rounds is a whole number of at least 1, not {rounds!r}")
+
+
+def _check_free(place: Path | None) -> None:
+    """Raise `SettingError` where a folder has a run."""
+    if place is not None and has_log(place):
+        raise SettingError(
+            f"there is a run in {place} already", hint=f"Go on with it: umbel resume {place}; or take another id."
+        )
 
 
 def _check_same(federation: Federation, started: RunStarted) -> None:
