@@ -312,6 +312,30 @@ def test_a_metric_that_no_round_has_is_told_early_and_nothing_is_lost(watch, tmp
     assert umbel.resume(mended, folder, on=Simulation(2)).rounds == 2
 
 
+@pytest.mark.parametrize("watch", [{"keep_best": "evaluate.accuracy"}, {"early_stop": EarlyStop("evaluate.accuracy")}])
+@pytest.mark.parametrize("asked", ["everybody", "nobody"])
+def test_an_evaluation_that_fails_does_not_make_a_slip_of_the_metric_that_is_watched(watch, asked):
+    app, seen = failing(rounds=2, **watch, evaluate_clients=None if asked == "everybody" else Cohorts([], [0, 1])), []
+    app.test(lambda model: {"size": 1.0})
+
+    @app.client.evaluate
+    def evaluate(model, data, ctx):
+        if ctx.round == 1:
+            raise OSError("no table")
+        return umbel.Metrics({"accuracy": 1.0})
+
+    result = umbel.run(app, on=Simulation(2), folder=None, observers=[seen.append])
+    assert (result.failed, result.history.series("evaluate.accuracy")) == (None, [(2, 1.0)])
+    assert len([event for event in seen if isinstance(event, Warned)]) == (asked == "everybody")
+
+
+def test_a_metric_of_clients_who_can_evaluate_nothing_is_a_slip():
+    app = app_of(lambda m, d, c: Update(m), keep_best="evaluate.accuracy")
+    app.test(lambda model: {"size": 1.0})
+    with pytest.raises(SettingError, match=r"no round has a metric 'evaluate.accuracy'"):
+        umbel.run(app, on=Simulation(2), folder=None)
+
+
 class Twofold(Strategy):
     """Draws a client twice."""
 

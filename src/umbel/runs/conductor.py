@@ -152,7 +152,9 @@ class Conductor:
             nothing = last.failed is not None or is_empty(last)
             if watched is None or nothing or watched.metric in self._history.names:
                 continue
-            if watched.metric.startswith("train.") or last.evaluate or last.test:
+            of_clients = watched.metric.startswith("evaluate.") and "evaluate" in self.app.client.handlers
+            told = last.evaluate if of_clients else last.evaluate or last.test  # an evaluation may have failed
+            if watched.metric.startswith("train.") or told:
                 raise SettingError(
                     f"no round has a metric {watched.metric!r}", hint=f"There are: {', '.join(self._history.names)}."
                 )
