@@ -23,7 +23,7 @@ from ..core import encoding
 from ..errors import CorruptFile, JournalMissing, StorageError
 from .events import EVENTS, AskClosed, RoundCommitted, RunEvent, RunFinished, RunResumed, RunStarted
 
-FORMAT = 2
+FORMAT = 3
 LOG = "events.jsonl"
 CHECKPOINTS_LEFT = "The checkpoints beside it can still be used: `umbel run APP --init <checkpoint>`."
 

@@ -34,7 +34,7 @@ from .config import laid_over
 from .events import LARGEST, Observer, RunEvent, RunStarted
 from .federation import Enlisting, Federation
 from .history import History
-from .journal import FORMAT, Journal, has_log, load_checked, read_log
+from .journal import CHECKPOINTS_LEFT, FORMAT, Journal, has_log, load_checked, read_log
 from .observers import Observers
 from .receipts import Clients
 from .software import software
@@ -184,7 +184,8 @@ def resume(
     place = Path(folder)
     log = read_log(place)
     if log.started.format != FORMAT:
-        raise CorruptFile(f"{place} has format {log.started.format}; this release reads {FORMAT}")
+        what = f"{place} has format {log.started.format}; this release reads {FORMAT}"
+        raise CorruptFile(what, hint=CHECKPOINTS_LEFT)
     federation, watching = federation_of(app, on), Observers(observers)
     if not isinstance(federation, Enlisting):
         _check_same(federation, log.started)
