@@ -40,7 +40,7 @@ from umbel import (
     total,
 )
 from umbel.core.transform import register_transform
-from umbel.errors import CorruptFile, NondeterministicStrategy, RunInterrupted, SettingError
+from umbel.errors import CorruptFile, NondeterministicStrategy, RunInterrupted, SettingError, StrategyError
 from umbel.runs import conductor as conduct_module
 from umbel.runs.events import AskClosed, RoundCommitted, RunFinished, RunResumed
 from umbel.runs.journal import LOG, Journal, read_log
@@ -456,6 +456,64 @@ def test_an_answer_is_not_asked_for_again_where_a_transform_had_a_hand_in_what_c
     for _ in range(2):
         with pytest.raises(CorruptFile, match=f"ask-{damaged:06d}.safetensors is not what the run wrote"):
             resume(app(Mixed()), place)
+
+
+# Tasks that outlive the process
+
+
+@register_transform
+@dataclass(frozen=True)
+class needs_total(Transform):
+    """Goes together with one fold alone."""
+
+    name: ClassVar[str] = "needs_total"
+
+    def check(self, fold, expects):
+        if not isinstance(fold, total):
+            raise StrategyError("it needs total")
+
+
+def stopped(app, folder, kind, **at):
+    """The folder of a run that was stopped at an event of this kind and these facts."""
+
+    def watch(event):
+        if isinstance(event, kind) and all(getattr(event, name) == value for name, value in at.items()):
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(app, folder, observers=[watch])
+    (place,) = folder.iterdir()
+    return place
+
+
+def test_what_late_tasks_go_through_was_judged_when_they_were_asked(tmp_path):
+    def made():
+        return app(FedAvg(cohort=4, fold=total(), transforms=needs_total(), window=ASYNC))
+
+    place = stopped(made(), tmp_path, RoundCommitted, round=1)
+    assert learned(resume(made(), place)) == learned(run(made()))
+
+
+class Moving(Strategy):
+    """What its clients are sent is a function of where the strategy stands when it asks."""
+
+    def round(self, state, r):
+        model = state.model
+        for step in range(3):
+            answer = yield Ask(
+                clients=4,
+                model=lambda client: model.replace({"w": model["w"] + step}),  # noqa: B023
+                fold=mean(),
+                window=ASYNC,
+            )
+            model = model.replace({"w": model["w"] + answer.value["w"]})
+        return state.replace(model=model)
+
+
+@pytest.mark.parametrize("ask", [3, 4])
+def test_late_tasks_are_sent_again_what_they_were_sent_first(ask, tmp_path):
+    place = stopped(app(Moving()), tmp_path, AskClosed, ask=ask)
+    assert learned(resume(app(Moving()), place)) == learned(run(app(Moving())))
 
 
 # What cannot be resumed

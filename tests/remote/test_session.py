@@ -10,7 +10,7 @@ from collections import deque
 import numpy as np
 import pytest
 
-from umbel import Arrays, Window, mean, weighted_mean
+from umbel import Arrays, Window, mean, total, weighted_mean
 from umbel.core import encoding
 from umbel.core.ask import Ask
 from umbel.core.partial import Partial
@@ -541,14 +541,15 @@ def test_asks_whose_tasks_may_come_late_stay_until_they_are_forgotten(stage):
 
 
 def test_late_tasks_outlive_a_restart(stage, tmp_path):
-    stage.open(window=KEEP, lane="l", config=lambda client: {"who": client})
+    stage.open(window=KEEP, lane="l", config=lambda client: {"who": client}, fold=total())
     stage.send(0, 1)
     late = Task("0.1", 0, 1, 1)
     saved = encoding.decode(encoding.encode(stage.session.save_asks([late])))
     again = Stage(tmp_path)
     again.session.restore_asks(saved)
     (spec,) = again.said("ask_spec")
-    assert (spec.ask, spec.digest) == (0, stage.said("ask_spec")[0].digest)
+    first = stage.said("ask_spec")[0]
+    assert (spec.ask, spec.digest, spec.fold) == (0, first.digest, first.fold)
     again.open(1, window=KEEP, lane="l")
     again.session.do(Send(late))
     assert encoding.decode(again.said("task")[0].own.inline)["config"] == {"who": 1}

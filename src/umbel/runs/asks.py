@@ -20,6 +20,7 @@ from ..core.update import MOST_METRICS
 from ..errors import ClientId, CorruptFile, InternalError, NondeterministicStrategy, NothingToFold
 from ..work.account import Account
 from ..work.intake import ClosedAsk
+from ..work.late import call_for, lasting
 from ..work.state import ClientStates
 from .cohorts import draw
 from .coordinator import Close, Command, Coordinator, Event, Opened, TaskState
@@ -245,6 +246,8 @@ class RunAsks:
             lane = f"{lane}#{index}"
             ask = replace(ask, lane=lane)
         cohort, drawn = draw(ask.clients, self._clients, self._session.online, self._key.derive("cohort", r, number))
+        if ask.window.late == "keep":
+            ask = lasting(ask)
         schema = ask.schema(cohort[0] if cohort else None)
         kept = place(lane, ask.transform, schema)
         state = self.transforms[kept] if kept in self.transforms else ask.transform.init(schema)
@@ -271,7 +274,9 @@ class RunAsks:
         self.any_closed = True
         del self._going[item.id]
         reply, state, late = self._journal.load(record.answer) if record.answer is not None else (None, None, ())
-        self._late[item.lane] = self._tasks(late)
+        self._late[item.lane] = tasks = self._tasks(late)
+        # Before the strategy goes on: what a function says may depend on where that stands.
+        call_for(item.ask, [task.client for task, _ in tasks if task.ask == item.id])
         self._spent.failures[record.kind] += record.failures
         self._spent.account.add(Account(**record.account))  # type: ignore[arg-type]
         self._advance_to(record.clock)

@@ -4,13 +4,15 @@ function evaluated.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..core.ask import SENT, Ask, for_client
 from ..core.elementwise import mean
-from ..core.transform import chain_from_spec
+from ..core.fold import Fold
+from ..core.transform import Chain, chain_from_spec
+from ..core.update import Expectation
 from ..errors import ClientId
 
 
@@ -27,17 +29,47 @@ class Remembered:
         return self._values[client]
 
 
+@dataclass(frozen=True)
+class Elsewhere(mean):
+    """In place of a fold that is not used any more, since results are folded into the asks that come after: it says of
+    itself what that one said.
+    """
+
+    said: Any = None
+
+    def spec(self) -> Any:
+        return self.said
+
+
+class Judged(Chain):
+    """Transforms that went together with the rest of their ask when that was made."""
+
+    def check(self, fold: Fold, expects: Expectation) -> None:
+        pass
+
+
 def lasting(ask: Ask) -> Ask:
-    """The ask with functions that keep to what they said first."""
-    own: dict[str, Any] = {name: Remembered(getattr(ask, name)) for name in SENT if callable(getattr(ask, name))}
+    """The ask with functions that keep to what they said first; itself where they do."""
+    functions = {name: getattr(ask, name) for name in SENT if callable(getattr(ask, name))}
+    if all(isinstance(getattr(made, "function", made), Remembered) for made in functions.values()):
+        return ask
+    own: dict[str, Any] = {name: Remembered(function) for name, function in functions.items()}
     return replace(ask, **own)
+
+
+def call_for(ask: Ask, clients: Iterable[ClientId]) -> None:
+    """Have the functions of an ask that is lasting say now what these clients get."""
+    for client in clients:
+        for name in SENT:
+            for_client(getattr(ask, name), client)
 
 
 def save_ask(ask: Ask, clients: Sequence[ClientId]) -> dict[str, Any]:
     """A tree that holds what these clients need to answer the ask; values that all clients share are kept once."""
     shared = {name: getattr(ask, name) for name in SENT if not callable(getattr(ask, name))}
     each = [[c, {name: for_client(getattr(ask, name), c) for name in SENT if name not in shared}] for c in clients]
-    return {"kind": ask.kind, "lane": ask.lane, "transforms": ask.transform.spec(), "shared": shared, "each": each}
+    steps, fold = ask.transform.spec(), ask.fold.spec()
+    return {"kind": ask.kind, "lane": ask.lane, "transforms": steps, "fold": fold, "shared": shared, "each": each}
 
 
 def load_ask(tree: dict[str, Any]) -> Ask:
@@ -47,10 +79,9 @@ def load_ask(tree: dict[str, Any]) -> Ask:
     for name in SENT:
         if name not in sent:
             sent[name] = _lookup(each, name)
-    clients = tuple(each)
-    transforms = chain_from_spec(tree["transforms"])
-    # Results are folded into the asks that come after; this fold is never used.
-    return Ask(clients=clients, kind=tree["kind"], lane=tree["lane"], transforms=transforms, fold=mean(), **sent)
+    ask = Ask(clients=tuple(each), kind=tree["kind"], lane=tree["lane"], fold=Elsewhere(tree["fold"]), **sent)
+    object.__setattr__(ask, "transforms", Judged(chain_from_spec(tree["transforms"]).parts))
+    return ask
 
 
 def _lookup(each: dict[ClientId, dict[str, Any]], name: str) -> Any:
