@@ -26,10 +26,19 @@ from umbel import (
     mean,
     top_k,
 )
+from umbel.core import encoding
 from umbel.core.optimizers import adam
 from umbel.core.task import Failed
 from umbel.errors import NothingToFold, RunFailed, RunInterrupted, SettingError, StorageError
-from umbel.runs.events import AskClosed, RunResumed, TaskEnded, Warned
+from umbel.runs.events import (
+    AskClosed,
+    RoundCommitted,
+    RunFinished,
+    RunInterruption,
+    RunResumed,
+    TaskEnded,
+    Warned,
+)
 from umbel.runs.journal import Journal, read_log
 from umbel.simulation import Fleet, Kind
 
@@ -336,6 +345,57 @@ def test_a_metric_of_clients_who_can_evaluate_nothing_is_a_slip():
         umbel.run(app, on=Simulation(2), folder=None)
 
 
+def test_metrics_whose_names_differ_by_numbers_are_warned_of_each():
+    seen = []
+
+    def train(model, data, ctx):
+        return Update(model, metrics={f"acc{r}": float("nan") if ctx.round == r else 1.0 for r in (1, 2)})
+
+    umbel.run(app_of(train), on=Simulation(2), folder=None, observers=[seen.append])
+    warned = [(event.round, event.text[:13]) for event in seen if isinstance(event, Warned)]
+    assert warned == [(1, "metric 'acc1'"), (2, "metric 'acc2'")]
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_run_that_is_stopped_while_a_commit_is_told_is_stopped_after_that_round(kept, tmp_path):
+    def stop(event):
+        if isinstance(event, RoundCommitted):
+            raise KeyboardInterrupt
+
+    app = failing(rounds=2)
+    with pytest.raises(RunInterrupted, match="stopped after round 1;"):
+        umbel.run(app, on=Simulation(2), folder=tmp_path if kept else None, id="run", observers=[stop])
+    if kept:
+        assert [e.round for e in read_log(tmp_path / "run").events if isinstance(e, RunInterruption)] == [1]
+        assert umbel.resume(app, tmp_path / "run", on=Simulation(2)).rounds == 2
+
+
+def test_a_run_whose_end_is_told_was_not_stopped_before(tmp_path):
+    def stop(event):
+        if isinstance(event, RunFinished):
+            raise KeyboardInterrupt
+
+    with pytest.raises(RunInterrupted, match="stopped after round 2;"):
+        umbel.run(failing(), on=Simulation(2), folder=tmp_path, id="run", observers=[stop])
+    assert isinstance(read_log(tmp_path / "run").events[-1], RunFinished)
+    assert umbel.resume(failing(), tmp_path / "run", on=Simulation(2)).reason == "rounds"
+
+
+def test_a_run_that_ended_early_is_at_its_end_until_its_app_says_otherwise(tmp_path):
+    def made(**settings):
+        return app_of(lambda m, d, c: Update(m, metrics={"loss": 1.0}), rounds=6, **settings)
+
+    early = EarlyStop("train.loss", patience=2)
+    place = umbel.run(made(early_stop=early), on=Simulation(2), folder=tmp_path).folder
+    before = (place / "events.jsonl").read_bytes()
+    for rounds in (None, 9):
+        again = umbel.resume(made(early_stop=early), place, on=Simulation(2), rounds=rounds)
+        assert (again.reason, again.rounds) == ("early stop", 3)
+        assert (place / "events.jsonl").read_bytes() == before
+    again = umbel.resume(made(), place, on=Simulation(2))
+    assert (again.reason, again.rounds) == ("rounds", 6)
+
+
 class Twofold(Strategy):
     """Draws a client twice."""
 
@@ -369,7 +429,7 @@ class Script(Strategy):
         self.told = []
 
     def round(self, state, r):
-        answer = yield umbel.Ask(clients="all", lane="one", fold=mean(), **self.asks[r - 1])
+        answer = yield umbel.Ask(**{"clients": "all", "lane": "one", "fold": mean(), **self.asks[r - 1]})
         self.told.append({n: a.tolist() for n, a in answer.value.items()})
         return state
 
@@ -406,6 +466,16 @@ def test_an_ask_between_that_is_another_question_leaves_what_transforms_keep(oth
     first, _, third = scripted(same, other, same)
     assert first == {"w": [0.0, 2.0]}
     assert third == {"w": [2.0, 0.0]}  # the 1 of the first and that of this one
+
+
+def test_nothing_is_kept_of_transforms_that_keep_nothing(tmp_path):
+    places = {}
+    for name, transforms in (("none", ()), ("plain", HALF), ("counting", (HALF, Count()))):
+        asks = [{"model": W, "lane": f"lane {r}", "transforms": transforms} for r in (1, 2, 3)]
+        scripted(*asks, folder=tmp_path, id=name)
+        (last,) = (tmp_path / name / "checkpoints").glob("round-0003.*")
+        places[name] = len(encoding.load_file(last)["transforms"])
+    assert places == {"none": 0, "plain": 0, "counting": 3}
 
 
 def test_what_is_left_out_survives_other_settings_of_the_same_transform():

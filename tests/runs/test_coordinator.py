@@ -385,6 +385,16 @@ def test_lanes_do_not_wait_for_each_other_but_share_the_clock():
     assert close_of(commands).ask == 0
 
 
+def test_asks_that_close_at_once_do_so_in_their_order_also_after_a_restart():
+    for before in ((), ("a", "b"), ("b", "a")):
+        machine = Coordinator()
+        for ask, lane in enumerate(before):
+            machine.handle(opened(ask=ask, lane=lane, clients=[]), 0.0)
+        for ask, lane in ((5, "b"), (6, "a")):
+            machine.handle(opened(Window(deadline=1.0), ask=ask, lane=lane), 0.0)
+        assert [c.ask for c in machine.handle(Ticked(), 1.0) if isinstance(c, Close)] == [5, 6]
+
+
 def test_its_caller_is_told_of_broken_promises():
     machine = Coordinator()
     machine.handle(opened(), 0.0)

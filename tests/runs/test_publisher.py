@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from umbel.runs import publisher
 from umbel.runs.events import AskClosed, RoundStarted, Warned
 from umbel.runs.journal import LOG, Journal
 from umbel.runs.observers import Observers
 from umbel.runs.publisher import MOST_WARNINGS, Publisher
+from umbel.runs.receipts import MOST_CLIENTS
 
 
 class Server:
@@ -77,8 +80,9 @@ def test_what_matters_once_is_told_once():
     server = Server()
     told = Publisher(Journal(None), Observers(), server)
     for round in (1, 2):
-        told.warn_once(round, f"metric 'a' of {round} clients is not finite")
-    assert [event.round for event in server.events] == [1]
+        told.warn_once(round, f"metric 'a1' of {round} clients is not finite", about="a1")
+        told.warn_once(round, f"metric 'a2' of {round} clients is not finite", about="a2")
+    assert [(event.round, event.text[:11]) for event in server.events] == [(1, "metric 'a1'"), (1, "metric 'a2'")]
 
 
 def test_libraries_that_no_seed_holds_are_named_once(monkeypatch):
@@ -97,3 +101,12 @@ def test_only_a_run_that_is_kept_nowhere_else_keeps_what_became_of_its_clients(t
         for ask in range(4):
             told.tell(closed(ask, 5))
         assert [event.ask for event in told.closed] == kept
+
+
+def test_asks_of_clients_that_are_too_many_for_rows_are_not_kept_for_ever(monkeypatch):
+    monkeypatch.setattr(publisher, "MOST_ROWS", 3 * MOST_CLIENTS)
+    told = Publisher(Journal(None), Observers(), None)
+    for ask in range(5):
+        spread = {"weight": {"count": MOST_CLIENTS + 1}}
+        told.tell(replace(closed(ask, 0), spread=spread, asked=MOST_CLIENTS + 1))
+    assert [event.ask for event in told.closed] == [2, 3, 4]

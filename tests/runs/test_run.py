@@ -676,6 +676,30 @@ class NoStart(FedAvg):
         raise StrategyError("it needs another model")
 
 
+class Unwilling(Simulation):
+    """Makes no client ready for any run."""
+
+    def connect(self, *args):
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [SettingError("these clients cannot be pickled"), StorageError("there is no room")])
+def test_a_run_whose_clients_cannot_be_made_ready_has_begun(error, tmp_path):
+    on, seen = Unwilling(8), []
+    on.error = error
+    with pytest.raises(type(error), match=error.message):
+        umbel.run(app_of(), on=on, folder=tmp_path, id="run", observers=[seen.append])
+    log = read_log(tmp_path / "run")
+    assert log.events == seen
+    assert [event.name for event in seen] == ["run_started", "run_finished"][: 1 + isinstance(error, CallerError)]
+    if log.finished is not None:
+        assert (log.finished.reason, log.finished.error) == ("refused", error.message)
+    with pytest.raises(type(error), match=error.message):
+        umbel.resume(app_of(), tmp_path / "run", on=on)
+    again = umbel.resume(app_of(), tmp_path / "run", on=Simulation(8))
+    assert again.model == run(app_of()).model
+
+
 @pytest.mark.parametrize(
     ("made", "why"),
     [

@@ -343,7 +343,7 @@ class RunAsks:
         self._spent.failures[item.ask.kind] += len(failed)
         event = self._told(item, r, command, closed, failed)
         for name, (count, clients) in event.skipped.items():
-            self._publisher.warn_once(r, _not_finite(name, count, clients))
+            self._publisher.warn_once(r, _not_finite(name, count, clients), about=f"metric {name}")
         self._publisher.tell(replace(event, answer=saved), durable=durable)
 
     def _told(
@@ -378,8 +378,8 @@ class RunAsks:
         )
 
     def _keep_state(self, item: AskUnderway, state: Any) -> None:
-        """What the transforms of an ask know after it."""
-        if state is not None:
+        """What the transforms of an ask know after it, where there is anything to know."""
+        if item.place in self.transforms or any(one is not None for one in (*item.transform_state, *state)):
             self.transforms[item.place] = state
 
     def _finish(

@@ -31,12 +31,12 @@ from .events import (
     RunStarted,
     Warned,
 )
-from .federation import Federation
+from .federation import Federation, Session
 from .history import History
 from .journal import Journal, RunLog
 from .observers import Observers
 from .outcome import best_round, failures, is_early, is_empty, verdict
-from .publisher import Publisher
+from .publisher import Held, Publisher
 from .software import changes, software
 
 KEPT_CHECKPOINTS = 3
@@ -63,11 +63,9 @@ class Conductor:
         self._states = states
         self._clock = clock
         self._key = Key.from_seed(started.seed)
-        self._session = federation.connect(
-            app.client, started.settings["config"], self._key.derive("task"), states, clock
-        )
-        self._publisher = Publisher(journal, observers, self._session.reporting)
-        self._asks = self._new_asks()
+        self._publisher = Publisher(journal, observers, Held())
+        self._session: Session | None = None
+        self._asks: RunAsks
         self._state: State
         self._last_round = started.rounds
         self._finished: RunFinished | None = None
@@ -90,6 +88,7 @@ class Conductor:
     def begin(self, model: Arrays) -> None:
         """Start from the initial model."""
         self._tell(self.started)
+        self._connect()
         state = self.app.strategy.start(model)
         if not isinstance(state, State):
             raise StrategyError(f"{self.started.strategy}.start returned a {type(state).__name__}, not a State")
@@ -104,11 +103,12 @@ class Conductor:
             # The failed rounds in which it ended are made up for.
             self._last_round += sum(event.round > log.resumed_after for event in failures(self.rounds))
         self._last_round = max(self._last_round, rounds or 0)
-        if log.finished is not None and (log.finished.error is None and self.round >= self._last_round):
+        over = self.round >= self._last_round or is_early(self.app.early_stop, self._history)
+        if log.finished is not None and log.finished.error is None and over:
             self._finished = log.finished
         # It died after its last round, and before it could say whether that was its failure.
         self._unjudged = log.finished is None and self.round > log.resumed_after
-        self._asks = self._new_asks(log.pending)
+        self._connect(log.pending)
         if isinstance(checkpoint["state"], State):
             self._state = checkpoint["state"]
             self._asks.restore(checkpoint)
@@ -162,7 +162,9 @@ class Conductor:
     def _finish_log(self, event: RunFinished) -> None:
         metrics = self._history.metrics(event.best_round)
         self._journal.summarise({**event.record(), "strategy": self.started.strategy, "metrics": metrics})
-        self._tell(event, durable=True)
+        self._publisher.write(event, durable=True)
+        self._finished = event
+        self._publisher.announce(event)
 
     @property
     def _history(self) -> History:
@@ -181,27 +183,25 @@ class Conductor:
 
     def refuse(self, error: UmbelError) -> None:
         """Say in the log that the run cannot be, and why, where nothing has come of it yet."""
-        if not self.rounds and not self._asks.any_closed:
+        if not self.rounds and (self._session is None or not self._asks.any_closed):
             run = self.started.run
             event = RunFinished(run=run, rounds=0, reason="refused", error=error.message)
             self._journal.summarise({**event.record(), "strategy": self.started.strategy, "metrics": {}})
             self._tell(event, durable=True)
 
     def interrupt(self) -> None:
-        """Say in the log that the run was stopped, where that says that it has begun."""
-        if self._journal.begun:
+        """Say in the log that the run was stopped, where that says that it has begun, and not that it has ended."""
+        if self._journal.begun and self._finished is None:
             self._tell(RunInterruption(run=self.started.run, round=self.round), durable=True)
 
-    def _new_asks(self, recorded: Sequence[AskClosed] = ()) -> RunAsks:
-        return RunAsks(
-            self._federation.clients,
-            self._session,
-            self._journal,
-            self._states,
-            self._publisher,
-            self._key,
-            self._clock,
-            recorded,
+    def _connect(self, recorded: Sequence[AskClosed] = ()) -> None:
+        """Have the clients ready, and what serves asks of them."""
+        federation, config, key = self._federation, self.started.settings["config"], self._key
+        session = federation.connect(self.app.client, config, key.derive("task"), self._states, self._clock)
+        self._session = session
+        self._publisher.report_to(session.reporting)
+        self._asks = RunAsks(
+            federation.clients, session, self._journal, self._states, self._publisher, key, self._clock, recorded
         )
 
     def _tell(self, event: RunEvent, durable: bool = False) -> None:
@@ -209,7 +209,8 @@ class Conductor:
 
     def release(self) -> None:
         """Let go of files and clients."""
-        self._session.disconnect()
+        if self._session is not None:
+            self._session.disconnect()
         self._journal.close()
         self._states.close()
 
@@ -343,8 +344,9 @@ class Conductor:
         tree = self._journal.mapped(reference, tree)
         self._state, self._asks.transforms = tree["state"], tree["transforms"]
         event = replace(event, checkpoint=reference)
-        self._tell(event, durable=True)
+        self._publisher.write(event, durable=True)
         self.rounds.append(event)
+        self._publisher.announce(event)
         if best_round(self.app.keep_best, self._history) == event.round:
             self._best = (event.round, self._state.model)
         self._journal.clear_answers()

@@ -137,6 +137,7 @@ class Coordinator:
     def __init__(self, attempts: int = 3) -> None:
         self._attempts = attempts
         self._lanes: dict[str, _Lane] = {}
+        self._open_lanes: dict[int, _Lane] = {}  # by the asks that are open, in the order of these
         self._states: dict[str, TaskState] = {}
         self._lane_of: dict[str, str] = {}
         self._last_ask = -1
@@ -163,7 +164,7 @@ class Coordinator:
             self._finish_all(event.tasks, now, commands)
         elif isinstance(event, Failed):
             self._fail(event, commands)
-        for lane in self._lanes.values():
+        for lane in list(self._open_lanes.values()):
             if lane.open is not None:
                 self._advance(lane, lane.open, now, commands)
         return commands
@@ -191,6 +192,7 @@ class Coordinator:
         window = event.window
         closes_at = None if window.deadline is None else now + window.deadline
         queue = deque(Task(f"{event.ask}.{client}", event.ask, client) for client in event.clients)
+        self._open_lanes[event.ask] = lane
         lane.open = ask = _Ask(event.ask, lane.number, window, event.lane, closes_at, queue)
         for task in queue:
             self._register(task, event.lane)
@@ -303,6 +305,7 @@ class Coordinator:
             lane.flying.clear()
             lane.held.clear()
         lane.open = None
+        del self._open_lanes[ask.id]
         for id in [t for t, name in self._lane_of.items() if name == ask.lane and t not in lane.out]:
             self._forget(id)
         commands.append(
