@@ -39,11 +39,12 @@ from umbel import (
     top_k,
     total,
 )
+from umbel.core import encoding
 from umbel.core.transform import register_transform
 from umbel.errors import CorruptFile, NondeterministicStrategy, RunInterrupted, SettingError, StrategyError
 from umbel.runs import conductor as conduct_module
 from umbel.runs.events import AskClosed, RoundCommitted, RunFinished, RunResumed
-from umbel.runs.journal import LOG, Journal, read_log
+from umbel.runs.journal import FORMAT, LOG, Journal, read_log
 from umbel.work import state
 
 CLIENTS = 6
@@ -514,6 +515,41 @@ class Moving(Strategy):
 def test_late_tasks_are_sent_again_what_they_were_sent_first(ask, tmp_path):
     place = stopped(app(Moving()), tmp_path, AskClosed, ask=ask)
     assert learned(resume(app(Moving()), place)) == learned(run(app(Moving())))
+
+
+# What is stored
+
+
+def shape(tree):
+    """A tree with types for values."""
+    if isinstance(tree, dict):
+        return {name: shape(value) for name, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(shape(value) for value in tree)
+    return type(tree).__name__
+
+
+def test_what_is_stored_changes_with_its_format_alone(tmp_path):
+    """Where this fails, `FORMAT` has to rise: a run of before must not be gone on with as if it were one of today."""
+    window = Window(in_flight=2, close_after=1, late="keep")
+    made = app(FedAvg(cohort=4, fold=mean(), transforms=fading(), window=window))
+    place = stopped(made, tmp_path, AskClosed, round=2)
+    (round,) = (place / "checkpoints").iterdir()
+    stored = encoding.load_file(round)
+    ((lane, late),) = stored.pop("late").items()
+    ((_, kept),) = stored.pop("transforms").items()
+    row, each = ["str", "int", "int", "int", "float", "int"], ["int", {}]
+    fold, step = ["str", {}], {"name": "str", "version": "int", "settings": {}}
+    sent = {"model": "Arrays", "config": {}, "inbox": "NoneType", "correction": "NoneType", "expects": "Like"}
+    ask = {"kind": "str", "lane": "str", "transforms": [step], "fold": fold, "shared": sent, "each": [each]}
+    state = ({"answers": "int", "drawn": "float"},)
+    assert (FORMAT, lane) == (3, "train")
+    assert shape(stored) == {"state": "State", "ask": "int", "clock": "NoneType"}
+    assert shape(late) == {"tasks": [row], "asks": [["int", "int", "int", ({"scale": "float"},), ask]]}
+    assert shape(kept) == state
+    (answer,) = (place / "answers").iterdir()
+    reply, left, rows = encoding.load_file(answer)
+    assert (shape(reply), shape(left), shape(rows)) == ("Answer", state, [row])
 
 
 # What cannot be resumed
