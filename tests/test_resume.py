@@ -48,6 +48,8 @@ from umbel.runs.journal import FORMAT, LOG, Journal, read_log
 from umbel.work import state
 
 CLIENTS = 6
+RAGGED = np.asfortranarray(np.random.default_rng(1).normal(size=(40, 40)))
+"""An array whose sum has other last bits by columns, as it is in memory, than by rows."""
 
 
 def toy_client() -> Client:
@@ -128,6 +130,56 @@ class fading(Transform):
         return replace(answer, value=value), {"answers": state["answers"] + 1, "drawn": drawn}
 
 
+class Transposed(Strategy):
+    """Adds up arrays that are not in the order of files, which gives other last bits: of the model, the state, the
+    answer, of what is sent and kept.
+    """
+
+    def round(self, state, r):
+        kept = sum(part.sum() for part in state.parts().get("kept", {}).values())
+        config = {"by": state.model["v"].T[::-1], "kept": float(kept)}
+        answer = yield Ask(clients=3, model=state.model, config=config, transforms=turning())
+        moved = state.model["v"] + answer.value["v"] * (1 + 1e-3 * answer.value["v"].sum())
+        kept = {"a": np.asfortranarray(moved) / 3, "b": moved.T / 7}
+        return state.replace(model=state.model.replace({"v": np.asfortranarray(moved)}), kept=kept)
+
+
+@register_transform
+@dataclass(frozen=True)
+class turning(Transform):
+    """Keeps and sends arrays whose order in memory is not that of files."""
+
+    name: ClassVar[str] = "turning"
+
+    def init(self, schema):
+        return RAGGED
+
+    def send(self, state):
+        return state.T
+
+    def encode(self, update, params, local, key):
+        local = RAGGED if local is None else local
+        moved = {"v": update.arrays["v"] * (1 + 1e-3 * (params.sum() + local.sum()))}
+        return replace(update, arrays=moved), (local * 1.1).T
+
+    def finish(self, answer, state, key):
+        drift = 1e-3 * state.sum()
+        return replace(answer, value=answer.value.map(lambda n, a: (a + drift).T)), np.asfortranarray(state * 1.01)
+
+
+def transposed_app(**settings) -> App:
+    client = Client()
+
+    @client.train
+    def train(model, data, ctx):
+        kept = ctx.state.get("kept", RAGGED)
+        ctx.state["kept"] = (kept * 1.1).T
+        total = model["v"].sum() + ctx.config["by"].sum() + kept.sum() + ctx.config["kept"]
+        return Update({"v": (model["v"] * 0.9 + 1e-4 * total).T}, metrics={"total": total})
+
+    return App(client, model={"v": RAGGED}, strategy=Transposed(), **{"rounds": 3, **settings})
+
+
 class Twice(Strategy):
     """Trains twice a round in one lane."""
 
@@ -148,6 +200,7 @@ MAKE = {
     "asynchronous": lambda **s: app(
         FedAvg(cohort=4, fold=mean(), window=ASYNC), **{"evaluate_every": 1, "rounds": 4, **s}
     ),
+    "order of memory": lambda **s: transposed_app(**s),
     "evaluation": lambda **s: app(
         FedAvg(cohort=3, config={"fail": {2: range(CLIENTS)}}), rounds=8, evaluate_every=2,
         keep_best=KeepBest("evaluate.loss", "min"), early_stop=EarlyStop("test.size", patience=1, mode="min"), **s,
@@ -242,6 +295,7 @@ def test_a_run_that_dies_at_any_moment_ends_like_one_that_does_not(name, tmp_pat
 
 
 def test_the_scenarios_hold_what_they_are_for(tmp_path):
+    assert RAGGED.sum() != np.ascontiguousarray(RAGGED).sum()
     assert [len(r.train) for r in run(MAKE["server state"]()).history] == [1, 1, 1]
     asynchronous = run(MAKE["asynchronous"](), tmp_path)
     assert any(row.staleness > 1 for row in asynchronous.clients)

@@ -200,7 +200,7 @@ def test_copies_stay_when_the_module_changes_and_views_do_not() -> None:
         net.turned.add_(1)
         net.brain.add_(1)
     assert kept == before
-    assert np.array_equal(viewed["turned"], net.turned.detach().numpy())
+    assert np.array_equal(viewed["turned"], before["turned"])  # not contiguous, so copied all the same
     assert np.array_equal(viewed["brain"].astype(np.float32), net.brain.detach().float().numpy())
     assert not any(array.flags.writeable for array in (*kept.values(), *viewed.values()))
     net.turned.data.zero_()  # the module itself stays writable
@@ -630,3 +630,12 @@ def test_a_missing_torch_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ImportError, match=r'pip install "umbel\[torch\]"'):
         importlib.import_module("umbel.torch")
+
+
+@pytest.mark.parametrize("copy", [True, False])
+def test_arrays_of_a_module_are_in_the_order_of_files_whatever_torch_has(copy):
+    net = torch.nn.Conv2d(3, 4, 2).to(memory_format=torch.channels_last)
+    assert not net.weight.is_contiguous()
+    found = adapter.arrays(net, copy=copy)["weight"]
+    assert found.flags.c_contiguous
+    np.testing.assert_array_equal(found, net.weight.detach().numpy())

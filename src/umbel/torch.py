@@ -59,8 +59,8 @@ def arrays(net: nn.Module, *, personal: Sequence[str] = (), copy: bool = True) -
     parameters have the role `buffer`; names that match a glob pattern in `personal` (``"head.*"``) have the role
     `personal`. Tied parameters appear under each of their names.
 
-    `copy=False` gives views of tensors that are in CPU memory: they change when the module is trained. Tensors on other
-    devices are always copied, once.
+    `copy=False` gives views of tensors that are contiguous in CPU memory: they change when the module is trained. All
+    others are always copied, once, into C order.
 
     Raises `AppError`, naming the tensor, for what cannot travel (complex, quantized, sparse or uninitialised tensors,
     extra state of a module), and for a pattern that matches no name.
@@ -294,7 +294,7 @@ def _to_numpy(name: str, tensor: Tensor, copy: bool) -> Array:
         raise AppError(f"the tensor {name!r} cannot become an array: {error}") from error
     if not tensor.is_cpu:
         return np.asarray(array, order="C")  # a copy already
-    return array.copy() if copy else array
+    return array.copy() if copy else np.asarray(array, order="C")
 
 
 def _check_names(net: nn.Module, needed: Mapping[str, Any], given: Mapping[str, Any], strict: bool) -> None:

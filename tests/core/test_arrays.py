@@ -61,6 +61,27 @@ def test_arrays_cannot_be_written_and_are_not_copied():
     assert mine.flags.writeable
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        np.arange(24.0).reshape(2, 3, 4).transpose(1, 2, 0),
+        np.arange(12.0)[::2],
+        np.arange(6.0)[::-1],
+        np.broadcast_to(np.float32(2), (2, 3)),
+        np.frombuffer(bytes(17), np.uint8)[1:].view(np.float64),
+    ],
+    ids=["columns first", "permuted", "stepped", "backwards", "broadcast", "not aligned"],
+)
+def test_memory_is_in_the_order_of_files_whatever_it_was_before(odd):
+    mine = Arrays({"x": odd})["x"]
+    assert mine.flags.c_contiguous
+    assert mine.flags.aligned
+    assert not mine.flags.writeable
+    np.testing.assert_array_equal(mine, odd)
+    assert Arrays({"x": odd}).map(lambda name, array: array.T)["x"].flags.c_contiguous
+
+
 def test_bytes_bring_everything_back():
     arrays = Arrays(EVERY, {"float32": "personal"})
     back = Arrays.from_bytes(arrays.to_bytes())

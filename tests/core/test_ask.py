@@ -166,3 +166,9 @@ def test_values_of_personal_arrays_are_in_no_part_of_an_ask(value):
 def test_a_model_without_personal_arrays_is_sent_as_it_is():
     assert ask().model is MODEL
     assert ask(model=lambda c: MODEL).model(3) is MODEL
+
+
+def test_what_is_sent_is_in_the_order_in_which_it_is_read_elsewhere():
+    ask = Ask(clients=1, model=Arrays({"w": np.ones((2, 3)).T}), config={"by": np.ones((2, 3)).T, "n": 1})
+    assert ask.model["w"].flags.c_contiguous
+    assert ask.config["by"].flags.c_contiguous

@@ -66,6 +66,19 @@ def test_a_tree_comes_back_bit_for_bit(tree):
     assert encoding.encode(back) == data
 
 
+COLUMNS = np.asfortranarray(np.arange(6.0).reshape(2, 3))
+
+
+def test_a_settled_tree_has_its_arrays_in_the_order_in_which_they_are_read():
+    tree = {"a": [COLUMNS, "b"], "t": (1, {"c": COLUMNS.T}), "n": None, "d": {1: COLUMNS}}
+    after = encoding.settled(tree)
+    assert same(after, tree)
+    found = [after["a"][0], after["t"][1]["c"], after["d"][1]]
+    assert [array.flags.c_contiguous for array in found] == [True] * 3
+    assert after["t"][1]["c"] is tree["t"][1]["c"]
+    assert encoding.settled(after) is after
+
+
 def test_states_updates_and_answers_are_trees_too():
     state = State(Arrays({"w": np.ones(2)}), slots={"first": {"w": np.zeros(2)}}, count=3)
     update = Update(Arrays({"w": np.ones(1)}), 2.0, {"loss": 0.5})

@@ -20,6 +20,12 @@ def test_a_state_is_exchanged_not_changed():
         STATE.velocity  # noqa: B018
 
 
+def test_what_a_state_carries_is_in_the_order_in_which_it_is_read_again():
+    state = STATE.replace(slots={"m": [np.asfortranarray(np.ones((2, 3)))]}, b=np.arange(9.0)[::2])
+    assert state.slots["m"][0].flags.c_contiguous
+    assert state.b.flags.c_contiguous
+
+
 def test_a_state_can_be_pickled_and_listed():
     assert pickle.loads(pickle.dumps(STATE)).model == STATE.model
     assert list(STATE.parts()) == ["model", "count"]

@@ -87,9 +87,10 @@ class Schema(Mapping[str, Spec]):
 class Arrays(Mapping[str, Array]):
     """Names to read-only arrays, each with a role.
 
-    `arrays` maps names to anything that `numpy.asarray` takes; nothing is copied, so the caller must not change them
-    afterwards. `roles` gives the role of some or all names; names that are not arrays are an error, as are arrays of
-    objects or strings.
+    `arrays` maps names to anything that `numpy.asarray` takes. Arrays in C order, as most are, are not copied, so the
+    caller must not change them afterwards. Others are brought into that order, which is that of files, so that a
+    computation gives the same bits before and after they were saved, or sent. `roles` gives the role of some or all
+    names; names that are not arrays are an error, as are arrays of objects or strings.
     """
 
     __slots__ = ("__weakref__", "_arrays", "_digest", "_roles", "_schema")
@@ -122,8 +123,8 @@ class Arrays(Mapping[str, Array]):
 
     @classmethod
     def trusted(cls, arrays: dict[str, Array], roles: Mapping[str, Role]) -> Arrays:
-        """Arrays from parts that are known to be valid, without checks: `roles` must name just the names in
-        `arrays`.
+        """Arrays from parts that are known to be valid, and in C order, without checks: `roles` must name just the
+        names in `arrays`.
         """
         self = cls.__new__(cls)
         for array in arrays.values():
@@ -294,11 +295,22 @@ def _read_only(name: object, value: Any) -> Array:
         )
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
-    if not array.flags.writeable:
+    flags = array.flags
+    if not (flags.c_contiguous and flags.aligned):
+        array = plain(array)
+        array.flags.writeable = False
+        return array
+    if not flags.writeable:
         return array
     view = array.view()
     view.flags.writeable = False
     return view
+
+
+def plain(array: Array) -> Array:
+    """The array as it would be read from a file: in C order and aligned; itself where it is so already."""
+    flags = array.flags
+    return array if flags.c_contiguous and flags.aligned else array.copy()
 
 
 def _unpickled(arrays: dict[str, Array], roles: Mapping[str, Role], brain_floats: Sequence[str]) -> Arrays:

@@ -97,6 +97,7 @@ class Ask:
         object.__setattr__(self, "transforms", transforms)
         object.__setattr__(self, "model", _outgoing(self.model, model=True))
         object.__setattr__(self, "inbox", _outgoing(self.inbox, model=False))
+        object.__setattr__(self, "config", encoding.settled(self.config))
         if not isinstance(self.window, Window):
             raise StrategyError(f"an ask's window is a Window(...), not {self.window!r:.60}")
         if not isinstance(self.fold, Fold):

@@ -11,6 +11,7 @@ dictionaries, and instances of classes that registered themselves with `register
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import numpy as np
 
 from ..errors import CorruptFile, StrategyError
 from ..files import Bytes, mapped, reading, write_pieces
-from .arrays import RESERVED, Array, Arrays, can_travel, read_safetensors, safetensors_pieces
+from .arrays import RESERVED, Array, Arrays, can_travel, plain, read_safetensors, safetensors_pieces
 
 VERSION = 1
 _TAG = "~"
@@ -79,6 +80,28 @@ def decode(data: Bytes, *, views: bool = False) -> Any:
         return _decode(header["tree"], arrays)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RecursionError) as error:
         raise CorruptFile(f"these bytes hold arrays, but not a tree that Umbel wrote ({error!r:.200})") from error
+
+
+def settled(tree: Any) -> Any:
+    """The tree with its arrays in the order in which they would be read again, that of C; itself where they are.
+
+    What outlives a process, or crosses to another one, goes through this, so that both compute the same bits with it.
+    """
+    kind = type(tree)
+    if kind in _PLAIN:
+        return tree
+    if isinstance(tree, np.ndarray):
+        return plain(tree)
+    if kind is list or kind is tuple:
+        if _PLAIN.issuperset(map(type, tree)):
+            return tree
+        parts = [settled(v) for v in tree]
+        return tree if all(map(operator.is_, parts, tree)) else kind(parts)
+    if kind is dict:
+        values = [settled(v) for v in tree.values()]
+        same = all(map(operator.is_, values, tree.values()))
+        return tree if same else dict(zip(tree, values, strict=True))
+    return tree
 
 
 def _encode(tree: Any, path: str, arrays: dict[str, Array]) -> Any:

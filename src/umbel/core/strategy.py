@@ -19,13 +19,13 @@ the next state.
 
 class State:
     """What a strategy carries from round to round: `model`, and whatever else it names. Immutable, plain, and saved
-    with every checkpoint.
+    with every checkpoint. Its arrays are in C order, as they are read again.
     """
 
     __slots__ = ("_parts",)
 
     def __init__(self, model: Arrays, **parts: Any) -> None:
-        object.__setattr__(self, "_parts", {"model": model, **parts})
+        object.__setattr__(self, "_parts", encoding.settled({"model": model, **parts}))
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):

@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
 from ..errors import StrategyError
+from . import encoding
 from .answer import Answer
 from .arrays import Arrays, Schema
 from .fold import Fold
@@ -133,7 +134,7 @@ class Chain(Transform):
         return tuple(part.init(schema) for part in self.parts)
 
     def send(self, state: Any) -> Any:
-        return tuple(part.send(s) for part, s in zip(self.parts, state, strict=True))
+        return encoding.settled(tuple(part.send(s) for part, s in zip(self.parts, state, strict=True)))
 
     def encode(self, update: Update, params: Any, local: Any, key: Key) -> tuple[Update, Any]:
         left = []
@@ -152,7 +153,7 @@ class Chain(Transform):
         after = list(state)
         for i in reversed(range(len(self.parts))):
             answer, after[i] = self.parts[i].finish(answer, state[i], key.derive("part", i))
-        return answer, tuple(after)
+        return answer, encoding.settled(tuple(after))
 
     def event(self, answer: Answer) -> Any:
         events = [e for e in (part.event(answer) for part in self.parts) if e is not None]
