@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from safetensors import deserialize
 from safetensors.numpy import save
 
+from umbel.core import arrays as core_arrays
 from umbel.core.arrays import Arrays, difference, read_safetensors, safetensors_pieces, wide, write_safetensors
 from umbel.errors import CorruptFile, StorageError, StrategyError
 
@@ -303,3 +304,15 @@ def test_headers_that_do_not_fit_their_file_are_a_corrupt_file(header, body, tmp
 def test_random_bytes_are_a_corrupt_file(data, size):
     with contextlib.suppress(CorruptFile):
         assert read_safetensors(size.to_bytes(8, "little") + data) == ({}, {})
+
+
+def test_no_header_is_written_that_would_not_be_read(monkeypatch, tmp_path):
+    long, longer = (Arrays({"x" * size: np.zeros(1)}) for size in (200, 201))
+    size = int.from_bytes(long.to_bytes()[:8], "little")
+    monkeypatch.setattr(core_arrays, "_LONGEST_HEADER", size)
+    assert Arrays.from_bytes(long.to_bytes()) == long
+    monkeypatch.setattr(core_arrays, "_LONGEST_HEADER", size - 8)
+    for refused in (long, longer):
+        with pytest.raises(StrategyError, match=f"header of {size:,} bytes, of at most {size - 8:,}"):
+            refused.to_file(tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []

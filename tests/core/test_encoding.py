@@ -66,6 +66,13 @@ def test_a_tree_comes_back_bit_for_bit(tree):
     assert encoding.encode(back) == data
 
 
+def test_why_clients_failed_takes_a_number_a_client():
+    failed = dict.fromkeys(range(1000), "no such table: " + "x" * 400)
+    written = encoding.encode(Answer(Arrays(), failed={**failed, 1000: "gone"}))
+    assert len(written) < 20_000
+    assert list(encoding.decode(written).failed.items()) == [*failed.items(), (1000, "gone")]
+
+
 COLUMNS = np.asfortranarray(np.arange(6.0).reshape(2, 3))
 
 
@@ -144,6 +151,19 @@ def test_every_kind_of_value_that_cannot_be_saved_is_named(value):
         encoding.encode({"state": {3: {"x": value}}})
     with pytest.raises(StrategyError, match=r"^this value is"):
         encoding.encode(value)
+
+
+def deep():
+    tree = []
+    for _ in range(100_000):
+        tree = [tree]
+    return tree
+
+
+@pytest.mark.parametrize("value", [10**5000, {"\ud800": np.ones(1)}, deep()], ids=["digits", "surrogate", "depth"])
+def test_what_json_cannot_hold_is_an_error_that_says_so(value):
+    with pytest.raises(StrategyError, match="cannot be saved"):
+        encoding.encode({"a": value})
 
 
 def test_damage_to_a_header_is_a_corrupt_file_or_another_tree_and_nothing_else():

@@ -26,10 +26,11 @@ from umbel import (
     mean,
     top_k,
 )
+from umbel.core import arrays as core_arrays
 from umbel.core import encoding
 from umbel.core.optimizers import adam
 from umbel.core.task import Failed
-from umbel.errors import NothingToFold, RunFailed, RunInterrupted, SettingError, StorageError
+from umbel.errors import NothingToFold, RunFailed, RunInterrupted, SettingError, StorageError, StrategyError
 from umbel.runs.events import (
     AskClosed,
     RoundCommitted,
@@ -65,6 +66,29 @@ def test_a_handler_may_use_its_arrays_again(delta):
     model = umbel.run(app, on=Simulation(4), folder=None).model
     assert model["w"].tolist() == [1.5, 1.5]
     assert model["seen"] == 1.5
+
+
+class Talkative(FedAvg):
+    """Its state is longer with each round."""
+
+    words = 2000
+
+    def round(self, state, r):
+        after = yield from super().round(state, r)
+        return after.replace(notes="x" * (self.words * r))
+
+
+def test_a_state_that_could_not_be_read_again_is_an_error_before_its_round_is_committed(monkeypatch, tmp_path):
+    def app(kind):
+        return app_of(lambda model, data, ctx: Update({"w": model["w"] + 1}), strategy=kind(cohort=2), rounds=3)
+
+    monkeypatch.setattr(core_arrays, "_LONGEST_HEADER", 5000)
+    with pytest.raises(StrategyError, match=r"header of .* bytes, of at most 5,000") as caught:
+        umbel.run(app(Talkative), on=Simulation(2), folder=tmp_path, id="r")
+    assert caught.value.round == 3
+    assert [event.round for event in read_log(tmp_path / "r").rounds] == [1, 2]
+    monkeypatch.setattr(Talkative, "words", 100)
+    assert umbel.resume(app(Talkative), tmp_path / "r", on=Simulation(2)).rounds == 3
 
 
 class Everything(Strategy):

@@ -27,6 +27,7 @@ from umbel import (
     top_k,
     total,
 )
+from umbel.core import arrays as core_arrays
 from umbel.core.randomness import Key
 from umbel.core.task import Admit, Failed, Finished, Task
 from umbel.core.update import Receipt
@@ -582,6 +583,21 @@ def test_a_state_too_large_to_be_kept_costs_its_clients_update_and_says_so(state
     assert isinstance(bench.run(id, 2), Finished)
     task = Task(f"{id}.1", id, 1)
     assert bench.executor.answer(task) == failed
+
+
+def test_a_state_that_could_not_be_read_again_costs_its_clients_update_when_it_is_written(states, monkeypatch):
+    def train(model, data, ctx):
+        ctx.state["log"] = "x" * (5000 if ctx.client == 1 else 500)
+        return Update(model)
+
+    monkeypatch.setattr(core_arrays, "_LONGEST_HEADER", 4000)
+    bench = Bench(states, train=train)
+    id = bench.open()
+    failed = bench.run(id, 1)
+    assert isinstance(failed, Failed)
+    for told in ("ctx.state", "bytes, of at most 4,000", "uint8"):
+        assert told in failed.reason
+    assert isinstance(bench.run(id, 2), Finished)
 
 
 def test_what_transforms_keep_counts_too(states, monkeypatch):

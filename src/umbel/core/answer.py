@@ -87,14 +87,13 @@ def _packed(receipts: Sequence[Receipt]) -> list[Any]:
     """Receipts as arrays, which take a tenth of the memory that records do while they are written."""
     names = list(receipts[0].metrics) if receipts else []
     asks: Any = [_ask_of(receipt) for receipt in receipts]
-    clients: Any = [receipt.client for receipt in receipts]
+    clients = [receipt.client for receipt in receipts]
     metrics: Any = (
         [dict(receipt.metrics) for receipt in receipts] if any(list(r.metrics) != names for r in receipts) else None
     )
-    whole = all(type(client) is int and abs(client) < 1 << 62 for client in clients)
     return [
         [receipt.task for receipt in receipts] if None in asks else np.array(asks, np.int64),
-        np.array(clients, np.int64) if whole else clients,
+        _packed_ids(clients),
         np.array([receipt.weight for receipt in receipts], np.float64),
         np.array([receipt.seconds for receipt in receipts], np.float64),
         np.array([receipt.staleness for receipt in receipts], np.int64),
@@ -104,9 +103,29 @@ def _packed(receipts: Sequence[Receipt]) -> list[Any]:
     ]
 
 
+def _packed_ids(clients: Sequence[ClientId]) -> Any:
+    whole = all(type(client) is int and abs(client) < 1 << 62 for client in clients)
+    return np.array(clients, np.int64) if whole else list(clients)
+
+
+def _unpacked_ids(packed: Any) -> list[ClientId]:
+    return packed if isinstance(packed, list) else packed.tolist()  # type: ignore[no-any-return]
+
+
+def _packed_reasons(failed: Mapping[ClientId, str]) -> list[Any]:
+    """Why clients failed: each reason once, for many fail for one reason, and it is long."""
+    reasons = {reason: place for place, reason in enumerate(dict.fromkeys(failed.values()))}
+    return [_packed_ids(list(failed)), list(reasons), np.array([reasons[r] for r in failed.values()], np.int64)]
+
+
+def _unpacked_reasons(packed: list[Any]) -> dict[ClientId, str]:
+    clients, reasons, places = packed
+    return dict(zip(_unpacked_ids(clients), map(reasons.__getitem__, places.tolist()), strict=True))
+
+
 def _unpacked(packed: list[Any]) -> tuple[Receipt, ...]:
     tasks, clients, weights, seconds, staleness, names, metrics, alike = packed
-    clients = clients if isinstance(clients, list) else clients.tolist()
+    clients = _unpacked_ids(clients)
     if not isinstance(tasks, list):
         tasks = [f"{ask}.{client}" for ask, client in zip(tasks.tolist(), clients, strict=True)]
     if alike:
@@ -126,6 +145,6 @@ def _ask_of(receipt: Receipt) -> int | None:
 encoding.register(
     Answer,
     "answer",
-    lambda a: [a.value, a.aux, dict(a.metrics), a.weight, _packed(a.receipts), dict(a.failed), a.asked],
-    lambda p: Answer(p[0], p[1], p[2], p[3], _unpacked(p[4]), p[5], p[6]),
+    lambda a: [a.value, a.aux, dict(a.metrics), a.weight, _packed(a.receipts), _packed_reasons(a.failed), a.asked],
+    lambda p: Answer(p[0], p[1], p[2], p[3], _unpacked(p[4]), _unpacked_reasons(p[5]), p[6]),
 )

@@ -363,7 +363,8 @@ def safetensors_pieces(arrays: Mapping[str, Array], metadata: Mapping[str, str])
     """The pieces of a safetensors file: its header, then the memory of one array after the other.
 
     `metadata` has at most one entry, since the format leaves the order of several open. The bytes are those that
-    `safetensors.numpy.save` writes, whatever the order of the names.
+    `safetensors.numpy.save` writes, whatever the order of the names. Raises `StrategyError` for names that cannot be
+    written, and where names and metadata would be more than is read again.
     """
     names = sorted(arrays, key=lambda name: (-_RANKS[arrays[name].dtype.name], name))
     header: dict[str, Any] = {RESERVED: dict(metadata)} if metadata else {}
@@ -373,8 +374,17 @@ def safetensors_pieces(arrays: Mapping[str, Array], metadata: Mapping[str, str])
         end += array.nbytes
         code = _CODES[array.dtype.name]
         header[name] = {"dtype": code, "shape": list(array.shape), "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    try:
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise StrategyError(f"an array's name cannot be saved, for it is no text: {error}") from error
     text += b" " * (-len(text) % 8)
+    if len(text) > _LONGEST_HEADER:
+        raise StrategyError(
+            f"what is to be saved has a header of {len(text):,} bytes, of at most {_LONGEST_HEADER:,}: "
+            "texts, numbers that are in no array, and the names of arrays",
+            hint="Keep many numbers as an array, and long texts as np.frombuffer(text.encode(), np.uint8).",
+        )
     yield len(text).to_bytes(8, "little") + text
     for name in names:
         yield _raw(arrays[name])

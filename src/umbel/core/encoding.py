@@ -38,8 +38,15 @@ def register(kind: type, name: str, to_parts: Callable[[Any], Any], from_parts: 
 def pieces(tree: Any) -> Iterator[Bytes]:
     """The pieces of `encode(tree)`, one after the other: a header, then each array's own memory."""
     arrays: dict[str, Array] = {}
-    structure = _encode(tree, "", arrays)
-    return safetensors_pieces(arrays, {"umbel": json.dumps({"version": VERSION, "tree": structure})})
+    try:
+        structure = json.dumps({"version": VERSION, "tree": _encode(tree, "", arrays)})
+    except StrategyError:
+        raise
+    except RecursionError as error:
+        raise _cannot_save("", "nested too deep, or holds itself") from error
+    except ValueError as error:  # a number of more digits than Python writes
+        raise _cannot_save("", f"what JSON cannot hold ({error})") from error
+    return safetensors_pieces(arrays, {"umbel": structure})
 
 
 def encode(tree: Any) -> bytes:
