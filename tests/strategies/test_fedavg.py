@@ -133,3 +133,32 @@ def test_a_step_that_leaves_the_numbers_is_an_error_and_not_a_model(server):
     strategy = FedAvg(cohort=1, server=server)
     with pytest.raises(StrategyError, match="made 'w' infinite or NaN"):
         one_round(strategy, strategy.start(model), [Update({"w": np.full(1, 1e30, np.float32)}, delta=True)])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16], ids=["float16", "bfloat16"])
+def test_a_model_that_its_own_dtype_cannot_hold_is_an_error_and_not_infinite(dtype):
+    largest = float(ml_dtypes.finfo(dtype).max)
+    strategy = FedAvg(cohort=1)
+    state = strategy.start(Arrays({"b": np.ones(1, dtype), "w": np.ones(1, dtype)}))
+    step = Update({"b": np.ones(1, np.float32), "w": np.full(1, 0.5015 * largest, np.float32)}, delta=True)
+    state = one_round(strategy, state, [step])
+    with pytest.raises(StrategyError, match=rf"made 'w' larger than {np.dtype(dtype).name} holds"):
+        one_round(strategy, state, [step])
+
+
+@pytest.mark.parametrize(
+    ("values", "name"),
+    [
+        ({"n": np.full(1, 100, np.int8)}, "'n' larger than int8 holds"),
+        ({"mean": np.full(1, 3e4, np.float16)}, "'mean' larger than float16 holds"),
+        ({"w": np.full(1, 3e38, np.float32)}, "made 'w' infinite"),
+    ],
+    ids=["integers", "floats", "parameters"],
+)
+def test_a_total_that_the_model_cannot_hold_is_an_error(values, name):
+    model = Arrays(
+        {"w": np.zeros(1, np.float32), "n": np.zeros(1, np.int8), "mean": np.zeros(1, np.float16)}, {"mean": "buffer"}
+    )
+    strategy = FedAvg(cohort=1, fold=umbel.total())
+    with pytest.raises(StrategyError, match=name):
+        one_round(strategy, strategy.start(model), [Update({**model, **values})] * 3)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..core.answer import Answer
-from ..core.arrays import Array, Arrays, wide
+from ..core.arrays import Array, Arrays, is_floating, wide
 from ..core.ask import Ask, Correction
 from ..core.elementwise import weighted_mean
 from ..core.fold import Fold
@@ -80,13 +80,27 @@ class FedAvg(Strategy):
         if not value:
             return state  # nobody's update, and the window's quorum is 0
         masters = {n: state.masters.get(n, a) for n, a in model.of_role("parameter").items() if n in value}
-        difference = {n: value[n].astype(m.dtype, copy=False) for n, m in masters.items()}
-        with np.errstate(all="ignore"):  # what is not finite is an error by name, below
+        with np.errstate(all="ignore"):  # what is not finite is an error by name
+            difference = {n: value[n].astype(m.dtype, copy=False) for n, m in masters.items()}
             stepped, slots = self.server.step(masters, difference, state.slots)
-        _check_finite(stepped, slots)
-        changed = {n: v.astype(model[n].dtype, copy=False) for n, v in {**value, **stepped}.items()}
+            _check_finite(stepped, slots)
+            changed = {n: _held(n, v, model[n].dtype) for n, v in {**value, **stepped}.items()}
         kept = {n: stepped.get(n, m) for n, m in state.masters.items()}
         return state.replace(model=model.replace(changed), masters=kept, slots=slots)
+
+
+def _held(name: str, array: Array, dtype: np.dtype[Any]) -> Array:
+    """The array in the dtype that the model has for it. Raises `StrategyError` where that cannot hold its values."""
+    held = array.astype(dtype, copy=False)
+    if array.dtype == dtype or dtype.kind == "b":
+        return held
+    if not (magnitude(held) < math.inf if is_floating(dtype) else np.array_equal(held, array)):
+        raise StrategyError(
+            f"the server's step made {name!r} larger than {dtype.name} holds",
+            hint="Did training diverge? Lower the learning rate, or clip; or give the model a wider dtype. "
+            "The last checkpoint is whole.",
+        )
+    return held
 
 
 def _check_finite(stepped: Mapping[str, Array], slots: Slots) -> None:
