@@ -6,12 +6,16 @@ import errno
 import os
 import re
 import sqlite3
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
 import umbel
 from umbel import App, Arrays, Ask, Client, FedAvg, FedProx, Simulation, Strategy, Update, Weighted, top_k
+from umbel.core.fold import Fold
+from umbel.core.transform import register_transform
 from umbel.errors import (
     AppError,
     CallerError,
@@ -446,6 +450,193 @@ def test_a_start_without_a_state():
 
     with pytest.raises(StrategyError, match=r"Made\.start returned a dict, not a State"):
         run(app_of(strategy=Made()))
+
+
+# Slips in what the operator writes beside a round
+
+
+class Draws:
+    """A sampler that draws what it is given, or what a function gives."""
+
+    def __init__(self, drawn):
+        self.drawn = drawn
+
+    def draw(self, clients, key):
+        return self.drawn(clients) if callable(self.drawn) else self.drawn
+
+    def spec(self):
+        return {"name": "draws"}
+
+
+def fails(*args, **more):
+    raise ValueError("boom")
+
+
+@pytest.mark.parametrize(
+    ("drawn", "message"),
+    [
+        (fails, "the sampler Draws raised ValueError: boom"),
+        (None, "the sampler Draws drew None, not clients"),
+        ([0, [1]], "the sampler Draws drew [1], which is no client"),
+        ([0, True], "the sampler Draws drew True, which is no client"),
+        ([0, 77, -1], "the sampler Draws drew clients that are not among the 8 in the federation: 77, -1"),
+        (["0"], "the sampler Draws drew clients that are not among the 8 in the federation: '0'"),
+    ],
+    ids=["raises", "none", "a list", "a truth", "unknown", "text"],
+)
+def test_a_sampler_that_is_wrong_is_named_and_nothing_is_lost(drawn, message, tmp_path):
+    with pytest.raises(SamplingError) as caught:
+        run(app_of(strategy=Asks(clients=Draws(drawn))), tmp_path)
+    assert message in caught.value.message
+    assert (caught.value.run, caught.value.round) == (only(tmp_path).name, 2)
+    mended = resume(app_of(strategy=Asks()), only(tmp_path))
+    assert mended.model_sha256 == run(app_of(strategy=Asks())).model_sha256
+
+
+@pytest.mark.parametrize("drawn", [np.array([1, 3]), list(np.array([1, 3])), (i for i in (1, 3))], ids=type)
+def test_a_sampler_may_draw_numbers_of_any_kind(drawn, tmp_path):
+    result = run(app_of(strategy=FedAvg(cohort=Draws(drawn)), rounds=1), tmp_path)
+    assert [(row.client, type(row.client)) for row in result.clients] == [(1, int), (3, int)]
+
+
+def test_a_start_that_raises_is_named_and_the_run_is_refused(tmp_path):
+    class Made(FedAvg):
+        start = fails
+
+    with pytest.raises(StrategyError, match=r"Made\.start raised ValueError: boom") as caught:
+        run(app_of(strategy=Made()), tmp_path)
+    assert caught.value.run == only(tmp_path).name
+    assert read_log(only(tmp_path)).finished.reason == "refused"
+
+
+def test_a_start_that_draws_is_seeded_and_gives_the_generators_back(tmp_path):
+    class Made(FedAvg):
+        def start(self, model):
+            return super().start(model.map(lambda n, a: a + np.random.normal(size=a.shape).astype(a.dtype)))
+
+    np.random.seed(3)
+    before = np.random.get_state()[1].tolist()
+    whole = run(app_of(strategy=Made(cohort=2), rounds=1), seed=1)
+    assert np.random.get_state()[1].tolist() == before
+    np.random.seed(4)
+    assert run(app_of(strategy=Made(cohort=2), rounds=1), seed=1).model_sha256 == whole.model_sha256
+    assert run(app_of(strategy=Made(cohort=2), rounds=1), seed=2).model_sha256 != whole.model_sha256
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("field", ["model", "config", "expects"])
+def test_a_function_of_the_client_that_raises_is_named_with_the_client(field, workers, tmp_path):
+    known = {client: {"model": Arrays(MODEL), "config": {}, "expects": umbel.Like()}[field] for client in (0, 1, 3)}
+
+    def of_client(client):
+        return known[client]
+
+    with pytest.raises(StrategyError) as caught:
+        umbel.run(
+            app_of(strategy=Asks(clients=[0, 1, 2, 3], **{field: of_client})),
+            on=Simulation(8, workers=workers),
+            folder=tmp_path,
+        )
+    assert "of_client, a function of the client, raised KeyError: 2" in caught.value.message
+    assert (caught.value.client, caught.value.round, caught.value.run) == (2, 2, only(tmp_path).name)
+
+
+@dataclass(frozen=True)
+class Slips(Fold):
+    """A fold that raises in one of its steps."""
+
+    name: ClassVar[str] = "slips"
+    step: str = "add"
+
+    def _slip(self, step):
+        if self.step == step:
+            raise TypeError("a slip in the fold")
+
+    def zero(self):
+        self._slip("zero")
+        return [print if self.step == "pickle" else 0, (i for i in ()) if self.step == "pickle" else 0]
+
+    def add(self, acc, item, factor=1.0):
+        self._slip("add")
+        return acc
+
+    def merge(self, acc, other):
+        self._slip("merge")
+        return acc
+
+    def settle(self, acc):
+        self._slip("settle")
+
+    def finish(self, acc):
+        self._slip("finish")
+        return Arrays()
+
+
+@pytest.mark.parametrize(
+    ("step", "workers"),
+    [("zero", 0), ("add", 0), ("finish", 0), ("zero", 2), ("add", 2), ("merge", 2), ("settle", 2), ("finish", 2)],
+)
+def test_a_fold_that_raises_is_an_error_of_the_strategy_and_of_no_client(step, workers):
+    with pytest.raises(StrategyError) as caught:
+        umbel.run(app_of(strategy=Asks(fold=Slips(step))), on=Simulation(8, workers=workers), folder=None, seed=1)
+    assert f"the fold slips raised TypeError: a slip in the fold (in {step})" in caught.value.message
+    assert caught.value.round == 2
+
+
+def test_a_fold_whose_accumulator_cannot_cross_to_another_process_is_told_so():
+    with pytest.raises(StrategyError, match="what the fold slips has made of updates cannot be sent") as caught:
+        umbel.run(app_of(strategy=Asks(fold=Slips("pickle"))), on=Simulation(8, workers=2), folder=None)
+    assert caught.value.round == 2
+
+
+@register_transform
+@dataclass(frozen=True)
+class slipping(umbel.Transform):
+    """A transform that raises in one of its steps on the server."""
+
+    name: ClassVar[str] = "slipping"
+    step: str = "init"
+
+    def _slip(self, step):
+        if self.step == step:
+            raise TypeError("a slip in the transform")
+
+    def init(self, schema):
+        self._slip("init")
+
+    def send(self, state):
+        self._slip("send")
+
+    def finish(self, answer, state, key):
+        self._slip("finish")
+        return (answer, state) if self.step else answer
+
+
+@pytest.mark.parametrize("step", ["init", "send", "finish"])
+def test_a_transform_that_raises_is_named(step, tmp_path):
+    with pytest.raises(StrategyError) as caught:
+        run(app_of(strategy=Asks(transforms=slipping(step))), tmp_path)
+    assert f"the transform slipping raised TypeError: a slip in the transform (in {step})" in caught.value.message
+    assert (caught.value.run, caught.value.round) == (only(tmp_path).name, 2)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"model": 3}, "an ask's model is 3, not Arrays"),
+        ({"model": lambda client: 3}, "an ask's model is 3, not Arrays"),
+        ({"expects": 3}, "what an ask expects is 3, not Like(...) or Free(...)"),
+        ({"expects": lambda client: 3}, "what an ask expects is 3, not Like(...) or Free(...)"),
+        ({"config": 3}, "an ask's config is 3, not a dictionary"),
+        ({"config": lambda client: 3}, "an ask's config is 3, not a dictionary"),
+        ({"correction": 3}, "an ask's correction is 3, not a Correction(...)"),
+    ],
+)
+def test_what_is_sent_has_to_be_of_its_kind(asked, message):
+    with pytest.raises(StrategyError) as caught:
+        run(app_of(strategy=Asks(**asked)))
+    assert message in caught.value.message
+    assert caught.value.round == 2
 
 
 # A disk that is full

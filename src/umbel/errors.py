@@ -108,7 +108,12 @@ class UnusedCorrection(AppError):
 
 
 class StrategyError(CallerError, ValueError):
-    """Parts of a strategy that disagree, found when it is built or when it asks."""
+    """Parts of a strategy that disagree, found when it is built or when it asks; or one of them raised."""
+
+    @classmethod
+    def raised(cls, what: str, error: Exception, where: str = "") -> StrategyError:
+        """The error of a part of a strategy that raised another; `where` says in which of its steps."""
+        return cls(f"{what} raised {type(error).__name__}: {error}{where and f' (in {where})'}")
 
 
 class NondeterministicStrategy(StrategyError):

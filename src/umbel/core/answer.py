@@ -109,7 +109,7 @@ def _packed_ids(clients: Sequence[ClientId]) -> Any:
 
 
 def _unpacked_ids(packed: Any) -> list[ClientId]:
-    return packed if isinstance(packed, list) else packed.tolist()  # type: ignore[no-any-return]
+    return packed if isinstance(packed, list) else packed.tolist()
 
 
 def _packed_reasons(failed: Mapping[ClientId, str]) -> list[Any]:

@@ -6,15 +6,16 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import NoneType
 from typing import Any, TypeAlias, TypeVar
 
-from ..errors import ClientId, StrategyError
+from ..errors import ClientId, StrategyError, UmbelError
 from . import encoding
 from .arrays import Arrays, Schema
 from .elementwise import weighted_mean
 from .fold import Fold
 from .transform import Chain, Transform, chain
-from .update import NUMBERS, Expectation, Like, check_agreement
+from .update import NUMBERS, Expectation, Free, Like, check_agreement
 from .window import Window
 
 Value = TypeVar("Value")
@@ -44,22 +45,53 @@ class Correction:
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """A function of the client whose arrays leave the run: personal ones go without their values."""
+    """A function of the client whose value leaves the run as the `field` of an ask. Raises `StrategyError` where the
+    function raises, or gives what cannot be sent.
+    """
 
     function: Callable[[ClientId], Any]
-    model: bool
+    field: str
 
     def __call__(self, client: ClientId) -> Any:
-        return _outgoing(self.function(client), model=self.model)
+        try:
+            return _as_sent(self.field, self.function(client))
+        except StrategyError as error:
+            raise error.located(client=client) from error.__cause__
+        except UmbelError:
+            raise
+        except Exception as error:
+            name = getattr(self.function, "__qualname__", type(self.function).__name__)
+            raised = StrategyError.raised(f"{name}, a function of the client,", error, f"an ask's {self.field}")
+            raise raised.located(client=client) from error
 
 
-def _outgoing(value: Any, *, model: bool) -> Any:
+def _outgoing(field: str, value: Any) -> Any:
     if callable(value):
-        return value if isinstance(value, Outgoing) else Outgoing(value, model)
-    if not isinstance(value, Mapping):
+        return value if isinstance(value, Outgoing) else Outgoing(value, field)
+    return _as_sent(field, value)
+
+
+def _as_sent(field: str, value: Any) -> Any:
+    """The value as it leaves the run: arrays that are personal go without their values."""
+    kinds, wanted = _KINDS[field]
+    if not isinstance(value, kinds):
+        what = "what an ask expects" if field == "expects" else f"an ask's {field}"
+        raise StrategyError(f"{what} is {value!r:.60}, not {wanted}")
+    if field == "config":
+        return encoding.settled(value)
+    if value is None or field not in ("model", "inbox"):
         return value
     arrays = value if isinstance(value, Arrays) else Arrays(value)
-    return arrays.as_sent() if model else arrays.as_given()
+    return arrays.as_sent() if field == "model" else arrays.as_given()
+
+
+_KINDS: dict[str, tuple[Any, str]] = {
+    "model": ((Mapping, NoneType), "Arrays"),
+    "config": (Mapping, "a dictionary"),
+    "inbox": ((Mapping, NoneType), "Arrays"),
+    "correction": ((Correction, NoneType), "a Correction(...)"),
+    "expects": ((Like, Free), "Like(...) or Free(...)"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,9 +127,8 @@ class Ask:
             raise StrategyError(f"an ask is of kind 'train', 'evaluate' or 'query:<name>', not {self.kind!r}")
         transforms = chain(self.transforms)
         object.__setattr__(self, "transforms", transforms)
-        object.__setattr__(self, "model", _outgoing(self.model, model=True))
-        object.__setattr__(self, "inbox", _outgoing(self.inbox, model=False))
-        object.__setattr__(self, "config", encoding.settled(self.config))
+        for name in SENT:
+            object.__setattr__(self, name, _outgoing(name, getattr(self, name)))
         if not isinstance(self.window, Window):
             raise StrategyError(f"an ask's window is a Window(...), not {self.window!r:.60}")
         if not isinstance(self.fold, Fold):

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ClientId, InternalError, StrategyError, UpdateRejected
+from ..errors import ClientId, InternalError, StrategyError, UmbelError, UpdateRejected
 from .answer import Answer, mean_metrics, receipt_order
 from .arrays import RESERVED, Arrays, dtype_named, is_floating, wide
 from .elementwise import Elementwise, IntegerSum, Sums, check_alike, mean
@@ -35,10 +35,19 @@ class Partial:
 
     def __init__(self, fold: Fold) -> None:
         self.fold = fold
-        self._acc = fold.zero()
+        self._acc = self._folded("zero")
         self._aux: Sums | None = None
         self._apart: list[Partial] = []
         self.receipts: dict[str, Receipt] = {}
+
+    def _folded(self, step: str, *arguments: Any) -> Any:
+        """What a step of the fold gives. Raises `StrategyError` where it raises what it should not."""
+        try:
+            return getattr(self.fold, step)(*arguments)
+        except UmbelError:
+            raise
+        except Exception as error:
+            raise StrategyError.raised(f"the fold {self.fold.name}", error, step) from error
 
     def add(self, item: Contribution, receipt: Receipt, factor: float = 1.0) -> None:
         """Fold one checked update under its receipt; the same task twice is an error."""
@@ -55,7 +64,7 @@ class Partial:
         averaged = len(item.aux) > 0 and not self.fold.single
         if self.receipts and not self.fold.single:  # first, so that a refused update leaves nothing behind
             check_alike(self._aux or _NO_SUMS, item.aux, item.aux.roles)
-        self._acc = self.fold.add(self._acc, item, factor)
+        self._acc = self._folded("add", self._acc, item, factor)
         if averaged:
             aux = Contribution(item.client, item.aux, NO_ARRAYS, 1.0, item.aux_magnitudes, {}, item.mapped)
             self._aux = mean().add(self._aux if self._aux is not None else Sums(), aux, factor)
@@ -78,14 +87,14 @@ class Partial:
     def _merge(self, other: Partial) -> None:
         if self.receipts and other.receipts and not (self._aux or _NO_SUMS).is_like(other._aux or _NO_SUMS):
             raise Unlike("partials with different aux arrays cannot be merged")
-        self._acc = self.fold.merge(self._acc, other._acc)
+        self._acc = self._folded("merge", self._acc, other._acc)
         if other._aux is not None:
             self._aux = mean().merge(self._aux if self._aux is not None else Sums(), other._aux)
         self.receipts.update(other.receipts)
 
     def contents(self) -> tuple[Any, ...]:
         """All that is inside, to be sent to another process; `merge_contents` takes it in there."""
-        self.fold.settle(self._acc)
+        self._folded("settle", self._acc)
         if self._aux is not None:
             mean().settle(self._aux)
         return self._acc, self._aux, _columns(self.receipts.values()), [part.contents() for part in self._apart]
@@ -183,7 +192,7 @@ class Partial:
         unlike = self.agree()
         receipts = self.in_order()
         return Answer(
-            value=self.fold.finish(self._acc),
+            value=self._folded("finish", self._acc),
             aux=mean().finish(self._aux) if self._aux is not None else NO_ARRAYS,
             metrics=mean_metrics(receipts),
             weight=math.fsum(r.weight for r in receipts),

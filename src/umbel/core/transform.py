@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
-from ..errors import StrategyError
+from ..errors import StrategyError, UmbelError
 from . import encoding
 from .answer import Answer
 from .arrays import Arrays, Schema
@@ -131,10 +131,10 @@ class Chain(Transform):
             bounded = part if part.bounds else bounded
 
     def init(self, schema: Schema | None) -> Any:
-        return tuple(part.init(schema) for part in self.parts)
+        return tuple(_called(part, part.init, schema) for part in self.parts)
 
     def send(self, state: Any) -> Any:
-        return encoding.settled(tuple(part.send(s) for part, s in zip(self.parts, state, strict=True)))
+        return encoding.settled(tuple(_called(part, part.send, s) for part, s in zip(self.parts, state, strict=True)))
 
     def encode(self, update: Update, params: Any, local: Any, key: Key) -> tuple[Update, Any]:
         left = []
@@ -152,7 +152,8 @@ class Chain(Transform):
     def finish(self, answer: Answer, state: Any, key: Key) -> tuple[Answer, Any]:
         after = list(state)
         for i in reversed(range(len(self.parts))):
-            answer, after[i] = self.parts[i].finish(answer, state[i], key.derive("part", i))
+            part = self.parts[i]
+            answer, after[i] = _called(part, part.finish, answer, state[i], key.derive("part", i))
         return answer, encoding.settled(tuple(after))
 
     def event(self, answer: Answer) -> Any:
@@ -161,6 +162,16 @@ class Chain(Transform):
 
     def spec(self) -> Any:
         return [part.spec() for part in self.parts]
+
+
+def _called(part: Transform, step: Callable[..., Any], *arguments: Any) -> Any:
+    """What a step of a transform gives. Raises `StrategyError` where it raises."""
+    try:
+        return step(*arguments)
+    except UmbelError:
+        raise
+    except Exception as error:
+        raise StrategyError.raised(f"the transform {part.name}", error, step.__name__) from error
 
 
 def chain(*transforms: Transform | Iterable[Transform]) -> Chain:

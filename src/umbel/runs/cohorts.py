@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 from ..core.randomness import Key
-from ..errors import ClientId, SamplingError
-from ..samplers.shorthand import as_sampler
+from ..errors import ClientId, SamplingError, UmbelError
+from ..samplers import Everyone, Fixed, Fraction, Poisson, Uniform, Weighted, as_sampler
+
+OURS = (Everyone, Fixed, Fraction, Poisson, Uniform, Weighted)
 
 REDRAWS = 30
 """How often a cohort is drawn again for those in it who are not online."""
@@ -31,8 +35,46 @@ def draw(
 
 
 def _drawn(sampler: Any, clients: Sequence[ClientId], key: Key) -> tuple[ClientId, ...]:
-    drawn = as_sampler(sampler).draw(clients, key)
-    cohort = tuple(drawn) if not hasattr(drawn, "tolist") else tuple(drawn.tolist())
+    drawing = as_sampler(sampler)
+    name = f"the sampler {type(drawing).__name__}"
+    try:
+        drawn: Any = drawing.draw(clients, key)
+        listed = drawn.tolist() if hasattr(drawn, "tolist") else drawn
+        cohort = tuple(listed) if isinstance(listed, Iterable) and not isinstance(listed, str) else None
+    except UmbelError:
+        raise
+    except Exception as error:
+        raise SamplingError(f"{name} raised {type(error).__name__}: {error}") from error
+    if cohort is None:
+        raise SamplingError(f"{name} drew {drawn!r:.60}, not clients", hint="Return a tuple of clients.")
+    if type(drawing) not in OURS:  # these draw from the clients that there are, which may be millions
+        cohort = tuple(_client(client, name) for client in cohort)
+        _check_known(cohort, clients, name)
     if len(set(cohort)) < len(cohort):
         raise SamplingError("the cohort has a client twice", hint="A sampler draws every client at most once.")
     return cohort
+
+
+def _client(drawn: Any, name: str) -> ClientId:
+    """A client as the run names it, of whatever kind of number it is."""
+    if isinstance(drawn, str):
+        return str(drawn)
+    if isinstance(drawn, int | np.integer) and not isinstance(drawn, bool):
+        return int(drawn)
+    raise SamplingError(
+        f"{name} drew {drawn!r:.60}, which is no client", hint="Draw from the `clients` that are given."
+    )
+
+
+def _check_known(cohort: Sequence[ClientId], clients: Sequence[ClientId], name: str) -> None:
+    if isinstance(clients, range):  # a range looks at each of its numbers to find text
+        unknown = [client for client in cohort if isinstance(client, str) or client not in clients]
+    else:
+        known = frozenset(clients)
+        unknown = [client for client in cohort if client not in known]
+    if unknown:
+        shown = ", ".join(repr(client) for client in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+        raise SamplingError(
+            f"{name} drew clients that are not among the {len(clients)} in the federation: {shown}",
+            hint="Draw from the `clients` that are given.",
+        )

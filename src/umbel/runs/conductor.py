@@ -89,10 +89,21 @@ class Conductor:
         """Start from the initial model."""
         self._tell(self.started)
         self._connect()
-        state = self.app.strategy.start(model)
+        self._state = self._start(model)
+
+    def _start(self, model: Arrays) -> State:
+        name = f"{self.started.strategy}.start"
+        with generators_kept():
+            seed_generators(self._key.derive("strategy", 0, 0))
+            try:
+                state = self.app.strategy.start(model)
+            except UmbelError:
+                raise
+            except Exception as error:
+                raise StrategyError.raised(name, error) from error
         if not isinstance(state, State):
-            raise StrategyError(f"{self.started.strategy}.start returned a {type(state).__name__}, not a State")
-        self._state = state
+            raise StrategyError(f"{name} returned a {type(state).__name__}, not a State")
+        return state
 
     def go_on(self, log: RunLog, checkpoint: Mapping[str, Any], rounds: int | None) -> None:
         """Start from a checkpoint and the asks recorded since."""
@@ -113,7 +124,7 @@ class Conductor:
             self._state = checkpoint["state"]
             self._asks.restore(checkpoint)
         else:
-            self._state = self.app.strategy.start(checkpoint["state"]["model"])
+            self._state = self._start(checkpoint["state"]["model"])
             self._asks.restore({})
         if self._finished is None:
             changed = changes(dict(self.started.software), software(self._federation.plan()))

@@ -22,7 +22,7 @@ from ..core.ask import Ask
 from ..core.client import Unwanted
 from ..core.randomness import Key
 from ..core.task import Admit, Failed, Task
-from ..errors import AppError, ClientId, UmbelError
+from ..errors import AppError, ClientId, StrategyError, UmbelError
 from ..work.account import Account
 from ..work.blame import own_frame, traced
 from ..work.executor import Executor, RunKeys
@@ -317,7 +317,14 @@ class Worker:
     def _close(self, id: int) -> None:
         opened = self.executor.close(id)
         told: Contents = (opened.partial.contents(), opened.states, opened.refused, self.executor.take_account())
-        parcel = PackedMessage(("partial", id, told))
+        try:
+            parcel = PackedMessage(("partial", id, told))
+        except (pickle.PicklingError, TypeError, AttributeError) as error:
+            raise StrategyError(
+                f"what the fold {opened.ask.fold.name} has made of updates cannot be sent: {error}",
+                round=opened.round,
+                hint="Accumulate in arrays, numbers, lists and dictionaries. Or use workers=0.",
+            ) from error
         self._channel.send(parcel)
         parcel.close()
         # Should another worker die now, what it held of this ask may be done here.

@@ -185,6 +185,8 @@ class Intake:
         except UpdateRejected as error:
             opened.refused[result.client] = error.message
             return
+        except CallerError as error:
+            raise error.located(round=opened.round, client=result.client) from error.__cause__
         if result.state is not None:
             opened.states[result.client] = result.state
 
