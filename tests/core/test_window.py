@@ -59,3 +59,8 @@ def test_an_update_counts_less_the_later_it_comes(staleness, exponent):
     assert 0 < window.discount(staleness + 1) <= factor <= 1
     assert math.isclose(factor, (1 + staleness) ** -exponent)
     assert window.discount(0) == 1.0
+
+
+def test_an_infinite_deadline_is_none():
+    assert Window(deadline=math.inf) == Window()
+    assert Window(deadline=math.inf).takes_all

@@ -7,6 +7,7 @@ import json
 import queue
 import threading
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -156,6 +157,16 @@ def test_nothing_comes_within_the_time(world):
     with world.link() as link:
         until(link, "log_ack")
         assert link.receive(0.0) is None
+
+
+def test_however_long_it_waits_it_waits_no_longer_at_once_than_the_system_can(world, monkeypatch):
+    with world.link() as link:
+        until(link, "log_ack")
+        waited = []
+        items = SimpleNamespace(get=lambda timeout: waited.append(timeout) or Up(), put=lambda item: None)
+        monkeypatch.setattr(link, "_items", items)
+        link.receive(1e300)
+        assert 0 < waited[0] <= threading.TIMEOUT_MAX
 
 
 def test_it_is_found_by_what_operators_have(world, monkeypatch, tmp_path):

@@ -196,6 +196,8 @@ class Impatient:
         return getattr(self.selector, name)
 
     def select(self, timeout=None):
+        if timeout is not None and timeout * 1000 >= 1 << 31:
+            raise OverflowError("timeout is too large")  # as the system's own does
         found = self.selector.select(0)
         assert found or timeout is not None, "the session waits for what never comes"
         if not found:

@@ -173,6 +173,17 @@ def test_a_deadline_comes_when_nothing_else_does(on_stage, clock):
     assert clock.now == 5.0
 
 
+@pytest.mark.parametrize("days", [25, 3000])
+def test_a_deadline_may_be_far_away(days, on_stage, clock):
+    session, stage, _ = on_stage()
+    stage.plan = {"0.1": "wait"}
+    opened(session, 0, [1, 2], Window(deadline=days * 86400.0))
+    session.do(Wake(days * 86400.0))
+    assert told(session, 1, admit=0) == ["0.2"]
+    assert session.next_event() == Ticked()
+    assert clock.now == days * 86400.0
+
+
 def test_before_a_deadline_nobody_waits_for_late_tasks(on_stage, clock):
     session, stage, _ = on_stage()
     window = Window(deadline=5.0, late="keep")

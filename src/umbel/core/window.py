@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +17,7 @@ class Window:
     - `close_after`: close once so many updates are admitted (None: once no task can still arrive).
     - `quorum`: with fewer updates than this the ask fails with `NothingToFold`. With 0 it never does for want of
       updates: the answer has no arrays then.
-    - `deadline`: close after so many seconds of served time; an outage of the server does not count.
+    - `deadline`: close after so many seconds of served time; an outage of the server does not count. An infinite one is none.
     - `late`: what becomes of tasks still out when the ask closes: `"drop"` cancels them; `"keep"` lets them finish and
       count in a later ask of the same lane.
     - `staleness_exponent`: an update that is s asks late counts by 1 / (1 + s) ** exponent (Xie et al. 2019; Nguyen et
@@ -41,6 +42,8 @@ class Window:
                 raise StrategyError(f"a window's {name} is a whole number of at least {least}, not {value!r}")
         if self.deadline is not None and not (isinstance(self.deadline, int | float) and self.deadline > 0):
             raise StrategyError(f"a window's deadline is a positive number of seconds, not {self.deadline!r}")
+        if self.deadline == math.inf:
+            object.__setattr__(self, "deadline", None)
         if self.close_after is not None and self.quorum > self.close_after:
             raise StrategyError(
                 f"a window that closes after {self.close_after} updates can never reach its quorum of {self.quorum}"

@@ -33,6 +33,8 @@ TOGETHER = 0.02
 """For so many seconds messages are gathered, unless somebody waits."""
 INLINE = 12 << 10
 """What is larger is sent once as a blob, however many get it."""
+LONGEST_WAIT = 3600.0
+"""Nobody waits longer than so many seconds at once: systems cannot wait for ever by the clock."""
 
 
 def connect(address: str | None, *, token: str | None, folder: Any, run: str) -> ServerLink:
@@ -138,7 +140,7 @@ class ServerLink:
             shutil.rmtree(self._own, ignore_errors=True)
 
     def _next(self, timeout: float | None) -> Item:
-        item = self._items.get(timeout=timeout)
+        item = self._items.get(timeout=None if timeout is None else min(timeout, LONGEST_WAIT))
         if isinstance(item, UmbelError):
             raise item
         if isinstance(item, Up):

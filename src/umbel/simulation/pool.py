@@ -33,6 +33,8 @@ PATIENCE = 2.0
 """For how many seconds at most a worker may go on with what nobody wants while others wait."""
 REPLACED = 0.1
 """About how many seconds it takes until another worker is at work in its place."""
+LONGEST_WAIT = 3600.0
+"""Nobody waits longer than so many seconds at once: systems cannot wait for more than some weeks."""
 IN_VAIN = 10
 """So many workers may end, one after the other, before any of them has done anything."""
 
@@ -106,7 +108,7 @@ class WorkerPool:
         # Not by the task that a worker is seen to be at: it may begin one just after this has looked.
         limits = [0.25] if self._stall is not None or any(w.in_vain for w in self.workers) else []
         if wait is not None:
-            limits.append(wait)
+            limits.append(min(wait, LONGEST_WAIT))
         for worker in self.workers:
             events = selectors.EVENT_READ | (selectors.EVENT_WRITE if worker.channel.waiting else 0)
             if self._selector.get_key(worker.channel).events != events:
