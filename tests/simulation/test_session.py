@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 
 import pytest
-from tests.simulation.stage import opened, send, told
+from tests.simulation.stage import IN_TURN, opened, send, told
 from tests.simulation.test_workers import ASYNC, FLEETS, app_of
 
 import umbel
@@ -182,6 +182,19 @@ def test_a_deadline_may_be_far_away(days, on_stage, clock):
     assert told(session, 1, admit=0) == ["0.2"]
     assert session.next_event() == Ticked()
     assert clock.now == days * 86400.0
+
+
+@pytest.mark.parametrize("window", [Window(), IN_TURN], ids=["plain", "in turn"])
+def test_before_a_deadline_nobody_waits_for_another_ask(window, on_stage, clock):
+    session, stage, _ = on_stage()
+    stage.plan = {"0.1": "wait"}
+    opened(session, 0, [1], window)
+    opened(session, 1, [2, 3], Window(deadline=5.0), lane="other")
+    session.do(Wake(5.0))
+    assert sorted(told(session, 2, admit=1)) == ["1.2", "1.3"]
+    assert session.next_event() == Ticked()
+    stage.finish("0.1")
+    assert told(session, 1, admit=0) == ["0.1"]
 
 
 def test_before_a_deadline_nobody_waits_for_late_tasks(on_stage, clock):

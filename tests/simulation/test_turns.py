@@ -110,6 +110,21 @@ def test_before_a_deadline_the_first_that_has_a_result_is_due():
     assert queues.due([other]) is None
 
 
+def test_before_a_deadline_nobody_waits_for_another_ask():
+    for first in (asked(0, "a"), asked(0, "a", plain=True, done=deque())):
+        hurried = asked(1, "b", closes_at=5.0)
+        tickets = [ticket(first, 1), ticket(hurried, 2), ticket(hurried, 3)]
+        queues = queued(*tickets)
+        assert queues.due([first, hurried]) is None
+        tickets[2].done = True
+        assert queues.due([first, hurried]) is tickets[2]
+        assert queues.due([first]) is None
+        tickets[0].done = True
+        if first.plain:
+            first.done.append(tickets[0])
+        assert queues.due([first, hurried]) is tickets[0]
+
+
 def test_any_of_a_plain_ask_is_due_that_has_come():
     ask = asked(0, plain=True, done=deque())
     tickets = [ticket(ask, client) for client in range(5)]

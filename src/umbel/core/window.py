@@ -17,7 +17,8 @@ class Window:
     - `close_after`: close once so many updates are admitted (None: once no task can still arrive).
     - `quorum`: with fewer updates than this the ask fails with `NothingToFold`. With 0 it never does for want of
       updates: the answer has no arrays then.
-    - `deadline`: close after so many seconds of served time; an outage of the server does not count. An infinite one is none.
+    - `deadline`: close after so many seconds of served time; an outage of the server does not count. An
+      infinite one is none.
     - `late`: what becomes of tasks still out when the ask closes: `"drop"` cancels them; `"keep"` lets them finish and
       count in a later ask of the same lane.
     - `staleness_exponent`: an update that is s asks late counts by 1 / (1 + s) ** exponent (Xie et al. 2019; Nguyen et

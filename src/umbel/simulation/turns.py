@@ -68,13 +68,17 @@ class Queues:
         if (ready := head.sent.done) is not None:
             while ready and (ready[0].told or not ready[0].wanted or not ready[0].done):
                 ready.popleft()
-            return ready[0] if ready else None
-        if head.done:
+            if ready:
+                return ready[0]
+        elif head.done:
             return head
-        lane = head.sent.lane
-        if not any(sent.closes_at is not None for sent in open if sent.lane == lane):
-            return None
-        return next((ticket for ticket in self._queues[lane].values() if ticket.done), None)
+        # Whose time runs out waits for nobody, in its own ask or in another.
+        for sent in open:
+            if sent.closes_at is not None:
+                for ticket in self._queues.get(sent.lane, {}).values():
+                    if ticket.done:
+                        return ticket
+        return None
 
     def batch(self, open: Iterable[SimulatedAsk], at_once: Callable[[SimulatedAsk], int]) -> list[Ticket]:
         """What is to be done next: the ticket whose turn it is, and of a plain ask those right after it, so many at
