@@ -13,6 +13,7 @@ from umbel import Arrays, Free, Like, Update
 from umbel.core import encoding
 from umbel.core.partial import Partial
 from umbel.core.transform import chain
+from umbel.errors import UpdateRejected
 from umbel.server.folding import bundle
 from umbel.wire import messages as m
 
@@ -63,6 +64,21 @@ def test_the_same_answers_give_the_same_bytes_in_any_order_and_by_any_relays(fol
         assert bundle(spec, order, no_file) == whole
         below = bundle(spec, order[:3], no_file)
         assert bundle(spec, [order[3], partial_of(below), order[4]], no_file) == whole
+
+
+def test_large_integers_are_passed_on_as_they_are_for_the_run_to_say_how_many_it_can_hold():
+    spec = spec_of(fold=umbel.total())
+    large = Arrays({"w": np.zeros(6, np.float32), "steps": np.int64(2**62)})
+    answers = [answer_of(client, update_of(client, arrays=large) if client == 3 else None) for client in range(5)]
+    sheaf = bundle(spec, answers, no_file)
+    assert [receipt.task for receipt in sheaf.receipts] == ["1.0", "1.1", "1.2", "1.4"]
+    assert sheaf.refused == {"1.3"}
+    assert bundle(spec, [partial_of(sheaf), answers[3]], no_file) == sheaf
+    assert bundle(spec, answers[3:4], no_file) is None
+    tree = encoding.decode(sheaf.data)
+    tree["sums"]["arrays"]["steps"][2] = 2**31 * 4 + 1
+    with pytest.raises(UpdateRejected, match="'steps' holds integers that are too large for a partial"):
+        Partial.from_tree(umbel.total(), tree, Like(), MODEL)
 
 
 def test_receipts_say_what_was_checked_and_what_only_the_node_knows():

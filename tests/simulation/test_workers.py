@@ -38,6 +38,7 @@ from umbel import (
     top_k,
     total,
 )
+from umbel.core import encoding
 from umbel.errors import AppError, CallerError, RunFailed
 from umbel.runs.events import RunFinished, TaskEnded
 from umbel.simulation import Fleet, Kind, Spread, crew
@@ -596,3 +597,26 @@ def test_arrays_come_back_whole():
         app = App(client, model={"w": np.zeros(1)}, strategy=Keeping(), rounds=1, evaluate_every=0)
         run(app, workers, 5)
         assert kept[1] == {i: ((special * (1 + i)).tobytes(), np.arange(20_000).sum()) for i in range(5)}
+
+
+class Counts(Strategy):
+    """Totals what clients count."""
+
+    def round(self, state, r):
+        answer = yield Ask(kind="query:count", clients="all", expects=Free(), fold=total())
+        return state.replace(total=answer.value["n"], failed=sorted(answer.failed))
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_whose_integers_are_too_large_does_not_depend_on_the_workers(workers, tmp_path):
+    client = Client()
+
+    @client.query("count")
+    def count(model, data, ctx):
+        return Update({"n": np.array([2**62 if ctx.client in (0, 3) else ctx.client])})
+
+    app = App(client, model={"w": np.zeros(1)}, strategy=Counts(), rounds=1, evaluate_every=0)
+    result = umbel.run(app, on=Simulation(6, workers=workers), folder=tmp_path)
+    state = encoding.load_file(result.folder / "checkpoints" / "round-0001.safetensors")["state"]
+    assert state.total.tolist() == [1 + 2 + 4 + 5]
+    assert state.failed == [0, 3]

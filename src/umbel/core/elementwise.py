@@ -15,6 +15,9 @@ from .fold import Fold, Unlike
 from .sums import ArraySum, ExactScalar
 from .update import Contribution
 
+SMALL = 1 << 31
+"""Integers up to this size are totalled together: int64 holds four milliards of them."""
+BEYOND = "a sum of integers would leave the range of int64"
 _BATCH = 16
 _BATCH_BYTES = 1 << 20  # several small updates are added at once, which spares calls; large ones gain nothing from it
 _MAPPED = 16  # so many updates that are views of files wait, whatever their size: less than that needs no bins
@@ -22,8 +25,8 @@ _STRETCH = 1 << 18  # elements of an array whose bins (16 or 24 bytes an element
 
 
 class IntegerSum:
-    """The exact sum of integer arrays: unsigned ones modulo 2**bits, signed ones and booleans in int64, checked for
-    overflow.
+    """The exact sum of integer arrays: unsigned ones modulo 2**bits, signed ones and booleans in int64, which holds
+    them while `reach` is below 2**63.
     """
 
     __slots__ = ("_reach", "_total")
@@ -32,27 +35,23 @@ class IntegerSum:
         self._total: Array = np.zeros(shape, dtype if dtype.kind == "u" else np.int64)
         self._reach = 0
 
-    def reserve(self, magnitude: float) -> None:
-        """Make sure that an array none of whose elements exceeds `magnitude` still fits. Raises `UpdateRejected`."""
-        largest = int(magnitude)
-        self._reserve(largest + (largest >> 52))  # a float from 2**53 on may have been rounded down
+    @property
+    def reach(self) -> int:
+        """How far from zero the sum can be."""
+        return self._reach
 
-    def _reserve(self, reach: int) -> None:
-        if self._total.dtype.kind == "u":
-            return
-        if self._reach + reach >= 1 << 63:
-            raise UpdateRejected(
-                "a sum of integers would leave the range of int64", hint="Send floats, or smaller counts."
-            )
-        self._reach += reach
+    def reserve(self, magnitude: float) -> None:
+        """An array none of whose elements exceeds `magnitude` is to be added."""
+        if self._total.dtype.kind != "u":
+            self._reach += _reach_of(magnitude)
 
     def add(self, array: Array) -> None:
-        """Add an array of the same shape and dtype for which there is room."""
+        """Add an array of the same shape and dtype that was reserved for."""
         np.add(self._total, array, out=self._total, casting="unsafe")
 
     def merge(self, other: IntegerSum) -> None:
         """Add everything that other holds."""
-        self._reserve(other._reach)
+        self._reach += other._reach
         np.add(self._total, other._total, out=self._total)
 
     def value(self) -> Array:
@@ -77,11 +76,18 @@ class IntegerSum:
         return made
 
 
+def _reach_of(magnitude: float) -> int:
+    largest = int(magnitude)
+    return largest + (largest >> 52)  # a float from 2**53 on may have been rounded down
+
+
 @dataclass(slots=True)
 class Sums:
     """The accumulator of the elementwise folds: one sum an array, the total weight, the number of updates.
 
-    `summed` says whether something is in the sums, and does not only wait.
+    `summed` says whether something is in the sums, and does not only wait. `size` is the number of bits of the largest
+    integers that are totalled, 0 for those of up to 32: updates of unlike size are summed apart, so that which of them
+    are too much for int64 is a question of all, and not of who came last.
     """
 
     arrays: dict[str, ArraySum | IntegerSum] = field(default_factory=dict)
@@ -93,10 +99,16 @@ class Sums:
     waiting: list[tuple[Contribution, float]] = field(default_factory=list)
     batch: int = 1
     summed: bool = False
+    size: int = 0
 
     def is_like(self, other: Sums) -> bool:
         """Whether they are of the same arrays."""
         return (self.roles, self.dtypes, self.shapes) == (other.roles, other.dtypes, other.shapes)
+
+    def holds_with(self, other: Sums) -> bool:
+        """Whether int64 can hold the integers of both together."""
+        rows = ((self.arrays.get(name), other.arrays.get(name)) for name in {**self.arrays, **other.arrays})
+        return all(sum(s.reach for s in row if isinstance(s, IntegerSum)) < 1 << 63 for row in rows)
 
 
 @dataclass(frozen=True)
@@ -118,10 +130,16 @@ class Elementwise(Fold):
         weight = self.weigh(item, factor)
         if acc.count:
             check_alike(acc, item.arrays, item.arrays.roles)
-        else:
+        size = self._size(item, factor) if self.exact_integers else 0
+        if not acc.count:
             self._begin(acc, item.arrays)
+            acc.size = size
+        elif size != acc.size:
+            raise Unlike("the update's integers are of another size than those of other updates")
         if self.exact_integers:
-            self._reserve(acc, item, factor)
+            for name, total in acc.arrays.items():
+                if isinstance(total, IntegerSum):
+                    total.reserve(item.magnitudes[name])
         acc.count += 1
         acc.weight.add(weight)
         if weight:
@@ -135,8 +153,9 @@ class Elementwise(Fold):
         """Fold everything that `other` holds."""
         if not other.count:
             return acc
-        if acc.count and not acc.is_like(other):
+        if acc.count and not (acc.is_like(other) and acc.size == other.size):
             raise Unlike("partials with different arrays cannot be merged")
+        acc.size = other.size
         self._flush(other)
         self._flush(acc)
         acc.summed = acc.summed or other.summed
@@ -212,12 +231,19 @@ class Elementwise(Fold):
             acc.arrays[name] = self._new(array.shape, array.dtype)
             acc.roles[name], acc.dtypes[name], acc.shapes[name] = arrays.roles[name], array.dtype, array.shape
 
-    def _reserve(self, acc: Sums, item: Contribution, factor: float) -> None:
-        for name, total in acc.arrays.items():
-            if isinstance(total, IntegerSum):
-                if factor != 1.0:
-                    raise StrategyError("integers that are totalled exactly cannot be discounted for staleness")
-                total.reserve(item.magnitudes[name])
+    def _size(self, item: Contribution, factor: float) -> int:
+        """The size of an update's integers; see `Sums`. Raises `UpdateRejected` for one that int64 cannot hold."""
+        largest = 0
+        for name, array in item.arrays.items():
+            if is_floating(array.dtype):
+                continue
+            if factor != 1.0:
+                raise StrategyError("integers that are totalled exactly cannot be discounted for staleness")
+            if array.dtype.kind != "u":
+                largest = max(largest, _reach_of(item.magnitudes[name]))
+        if largest >= 1 << 63:
+            raise UpdateRejected(BEYOND, hint="Send floats, or smaller counts.")
+        return largest.bit_length() if largest > SMALL else 0
 
     def _flush(self, acc: Sums) -> None:
         waiting, acc.waiting = acc.waiting, []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import ClientId, InternalError, StrategyError, UmbelError, UpdateRejected
 from .answer import Answer, mean_metrics, receipt_order
 from .arrays import RESERVED, Arrays, dtype_named, is_floating, wide
-from .elementwise import Elementwise, IntegerSum, Sums, check_alike, mean
+from .elementwise import BEYOND, SMALL, Elementwise, IntegerSum, Sums, check_alike, mean
 from .fold import Fold, Unlike
 from .sums import ArraySum, ExactScalar
 from .update import LARGEST, NO_ARRAYS, Contribution, Expectation, Free, Receipt, check_metrics
@@ -27,8 +27,9 @@ _MOST_UNSEEN = 1 << 26  # elements of sums of zeros where the ask does not say h
 class Partial:
     """Updates folded but not finished, with the receipts of what is inside.
 
-    Where an ask leaves open what arrays an update has, some may have others than the first. Which of them count must
-    not depend on the order: those with other arrays are folded apart, until `agree` keeps what most of them have.
+    Where an ask leaves open what arrays an update has, some may have others than the first, or integers that are too
+    large to be totalled with others. Which of them count must not depend on the order: those with other arrays, or
+    integers of another size, are folded apart, until `agree` keeps what most of them have, and int64 can hold.
     """
 
     __slots__ = ("_acc", "_apart", "_aux", "fold", "receipts")
@@ -108,15 +109,48 @@ class Partial:
         for part in apart:
             self.merge_contents(part)
 
-    def agree(self) -> dict[ClientId, str]:
+    def agree(self, *, small: bool = False) -> dict[ClientId, str]:
         """Keep the updates with those arrays that most of them have, where some have others: of as many, those of the
-        client that comes first. Gives who is left out, and why.
+        client that comes first. Of these keep as many as int64 can hold the total of, those with large integers last,
+        or, with `small`, those without large ones. Gives who is left out, and why.
         """
-        parts = sorted((self, *self._apart), key=lambda p: (-len(p.receipts), *map(receipt_order, p.in_order()[:1])))
-        best, left = parts[0], parts[1:]
-        reasons = {receipt.client: best._unlike(part) for part in left for receipt in part.in_order()}
-        self._acc, self._aux, self.receipts, self._apart = best._acc, best._aux, best.receipts, []
+        groups: list[list[Partial]] = []
+        for part in (self, *self._apart):
+            for group in groups:
+                if group[0]._is_like(part):
+                    group.append(part)
+                    break
+            else:
+                groups.append([part])
+        best, *left = sorted(groups, key=_most_first)
+        reasons = {r.client: best[0]._unlike(part) for group in left for part in group for r in part.in_order()}
+        kept = Partial(self.fold)
+        best.sort(key=lambda part: part._size)
+        for place, part in enumerate(best):
+            if (small and part._size) or not kept._holds_with(part):
+                reasons |= {r.client: BEYOND for rest in best[place:] for r in rest.in_order()}
+                break
+            if kept.receipts:
+                part._acc.size = kept._acc.size
+                kept._merge(part)
+            else:
+                kept = part
+        self._acc, self._aux, self.receipts, self._apart = kept._acc, kept._aux, kept.receipts, []
         return reasons
+
+    @property
+    def _size(self) -> int:
+        return self._acc.size if isinstance(self._acc, Sums) else 0
+
+    def _holds_with(self, other: Partial) -> bool:
+        mine, theirs = self._acc, other._acc
+        return not isinstance(mine, Sums) or not isinstance(theirs, Sums) or mine.holds_with(theirs)
+
+    def _is_like(self, other: Partial) -> bool:
+        """Whether they differ in nothing but the size of integers."""
+        mine, theirs = self._acc, other._acc
+        alike = isinstance(mine, Sums) and isinstance(theirs, Sums) and mine.is_like(theirs)
+        return alike and (self._aux or _NO_SUMS).is_like(other._aux or _NO_SUMS)
 
     def _unlike(self, other: Partial) -> str:
         """What another partial has that this one has not."""
@@ -202,6 +236,12 @@ class Partial:
         )
 
 
+def _most_first(group: Sequence[Partial]) -> tuple[Any, ...]:
+    """By what those sort who have the same arrays: how many they are, then the client that comes first."""
+    first = min((receipt_order(receipt) for part in group for receipt in part.receipts.values()), default=())
+    return (-sum(len(part.receipts) for part in group), *first)
+
+
 def _sums_tree(acc: Sums) -> dict[str, Any]:
     rows: dict[str, list[Any]] = {}
     for name in sorted(acc.arrays):
@@ -226,6 +266,8 @@ def _sums_of(fold: Elementwise, tree: Any, most: int) -> Sums:
         exact = fold.exact_integers and not is_floating(dtype)
         if exact != isinstance(summed, IntegerSum) or len(shape) > _MOST_DIMENSIONS:
             raise UpdateRejected(f"array {name!r} of the partial is not what {fold.name} makes of {dtype.name}")
+        if isinstance(summed, IntegerSum) and summed.reach > SMALL * acc.count:
+            raise UpdateRejected(f"the sum of {name!r} holds integers that are too large for a partial")
         if isinstance(summed, ArraySum) and (summed.count > acc.count or (summed.count > 0) != (weight > 0)):
             raise UpdateRejected(f"the sum of {name!r} has {summed.count} updates in it, of {acc.count}")
         if role not in ("parameter", "buffer") or (role == "parameter" and not is_floating(dtype)):

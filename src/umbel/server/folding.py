@@ -57,7 +57,7 @@ def bundle(spec: m.AskSpec, answers: Sequence[m.Message], path: Callable[[bytes]
         except (UmbelError, ValueError):
             continue  # the run is to say what is wrong with it
     folded = intake.close(spec.ask).partial
-    folded.agree()  # answers with other arrays than most are passed on as they are
+    folded.agree(small=True)  # answers with other arrays than most, or large integers, are passed on as they are
     if not folded.receipts:
         return None
     data = encoding.encode(folded.to_tree())
