@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import umbel
-from umbel.errors import HandlerFailed, StrategyError
+from umbel.errors import HandlerFailed, SamplingError, StrategyError
 from umbel.runs.preflight import preflight
 
 
@@ -52,6 +52,21 @@ def test_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     preflight(app_of(add_one), on=umbel.Simulation(4))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("of", ["training", "evaluation"])
+def test_a_sampler_that_raises_is_named(of):
+    class Failing:
+        def draw(self, clients, key):
+            raise ValueError("boom")
+
+        def spec(self):
+            return {"name": "failing"}
+
+    failing = Failing()
+    settings = {"strategy": umbel.FedAvg(cohort=failing)} if of == "training" else {"evaluate_clients": failing}
+    with pytest.raises(SamplingError, match="the sampler Failing raised ValueError: boom"):
+        preflight(app_of(add_one, **settings), on=umbel.Simulation(20, workers=0))
 
 
 def test_a_client_that_fails_says_why():

@@ -23,18 +23,19 @@ def draw(
     """The clients to ask, and how many the sampler drew. In place of those who are not online, and cannot be asked,
     others are drawn, as far as the sampler finds any. Raises `SamplingError`.
     """
-    cohort = _drawn(sampler, clients, key)
+    cohort = drawn_by(sampler, clients, key)
     if all(map(online, cohort)):
         return cohort, len(cohort)
     wanted, found = len(cohort), dict.fromkeys(filter(online, cohort))
     for again in range(REDRAWS):
         if len(found) >= wanted:
             break
-        found.update(dict.fromkeys(filter(online, _drawn(sampler, clients, key.derive("again", again)))))
+        found.update(dict.fromkeys(filter(online, drawn_by(sampler, clients, key.derive("again", again)))))
     return tuple(found)[:wanted], wanted
 
 
-def _drawn(sampler: Any, clients: Sequence[ClientId], key: Key) -> tuple[ClientId, ...]:
+def drawn_by(sampler: Any, clients: Sequence[ClientId], key: Key) -> tuple[ClientId, ...]:
+    """The clients that a sampler draws, online or not. Raises `SamplingError`, whatever it does."""
     drawing = as_sampler(sampler)
     name = f"the sampler {type(drawing).__name__}"
     try:

@@ -20,10 +20,10 @@ from ..core.task import Admit, Failed, Send, Task
 from ..core.update import Like
 from ..errors import ClientError, ClientId, HandlerFailed, SettingError, StrategyError
 from ..folds.total import total
-from ..samplers.shorthand import as_sampler
 from ..samplers.uniform import Uniform
 from ..work.seeding import generators_kept, seed_generators
 from ..work.state import ClientStates
+from .cohorts import drawn_by
 from .config import laid_over
 from .federation import Federation, Session
 from .run import federation_of
@@ -116,14 +116,14 @@ def preflight(
             raise StrategyError("the strategy's first round asks nobody anything")
         ask = asks[0]
         with closing(ClientStates()) as states, _session(federation, app, settings, key, states) as session:
-            cohort = tuple(as_sampler(ask.clients).draw(federation.clients, key.derive("cohort", 1, 0)))
+            cohort = drawn_by(ask.clients, federation.clients, key.derive("cohort", 1, 0))
             if not cohort:
                 raise StrategyError("the first cohort is empty", hint="Plan with a sampler that draws somebody.")
             parts = [_measured(session, 0, ask, cohort, count)]
             if app.evaluate_every and "evaluate" in app.client.handlers:
                 who = app.evaluate_clients or Uniform(min(100, len(federation.clients)))
                 evaluation = Ask(kind="evaluate", clients=who, model=model, fold=total())
-                asked = tuple(as_sampler(evaluation.clients).draw(federation.clients, key.derive("cohort", 1, 1)))
+                asked = drawn_by(evaluation.clients, federation.clients, key.derive("cohort", 1, 1))
                 again = -(-count // app.evaluate_every)
                 parts.append(_measured(session, 1, evaluation, (cohort[0], *asked[1:]), again))
             memory = _resident(os.getpid()) + max(1, federation.workers) * max(session.peak_memory(), default=0)
