@@ -63,18 +63,24 @@ def test_a_message_that_no_frame_can_hold_harms_nobody_else(tmp_path):
     play(act, tmp_path)
 
 
+def closed(folder):
+    """A server that has not begun yet, and the event that somebody has knocked."""
+    service, knocked = services.Service(ServerSettings(folder=folder, listen="127.0.0.1:0", http="")), asyncio.Event()
+    serve = service.connections.serve
+
+    async def knock(stream):
+        knocked.set()
+        await serve(stream)
+
+    service.connections.serve = knock
+    return service, knocked
+
+
 def test_nobody_comes_in_before_it_is_said_where_the_server_is(tmp_path):
-    knocked, connecting, said = asyncio.Event(), [], []
+    connecting, said = [], []
 
     async def main():
-        service = services.Service(ServerSettings(folder=tmp_path / "server", listen="127.0.0.1:0", http=""))
-        serve = service.connections.serve
-
-        async def knock(stream):
-            knocked.set()
-            await serve(stream)
-
-        service.connections.serve = knock
+        service, knocked = closed(tmp_path / "server")
         door = Office(service, tmp_path)
         try:
             await service.open()
@@ -108,17 +114,10 @@ def test_nobody_comes_in_before_it_is_said_where_the_server_is(tmp_path):
 
 
 def test_a_server_that_ends_before_it_has_begun_waits_for_nobody_who_knocked(tmp_path):
-    knocked, connecting = asyncio.Event(), []
+    connecting = []
 
     async def main():
-        service = services.Service(ServerSettings(folder=tmp_path / "server", listen="127.0.0.1:0", http=""))
-        serve = service.connections.serve
-
-        async def knock(stream):
-            knocked.set()
-            await serve(stream)
-
-        service.connections.serve = knock
+        service, knocked = closed(tmp_path / "server")
         door = Office(service, tmp_path)
         await service.open()
         connecting.append(asyncio.create_task(door.node(SigningKey.new(), "0")))
