@@ -198,8 +198,7 @@ class Connections:
             self._around.blobs.release(peer.id)
             await peer.exchange.close()
             await connection.close()
-            self._around.storage.collect()
-            self._around.depot.freed()
+            self._around.let_go()
 
     async def _hear_operator(self, peer: PeerConnection) -> None:
         answering: set[asyncio.Task[None]] = set()

@@ -66,7 +66,7 @@ class Dispatch:
                 self._around.blobs.hold(effect.sha, effect.owner)
             elif isinstance(effect, Release):
                 self._around.blobs.release(effect.owner)
-                self._let_go()
+                self._around.let_go()
             elif isinstance(effect, Tell):
                 self._around.feeds.tell(effect.run, effect.number, effect.event)
             elif isinstance(effect, Drop) and (insider := self.insiders.get(effect.peer)) is not None:
@@ -110,7 +110,7 @@ class Dispatch:
             self._again.discard(key)
             self._problems.pop(key, None)
             if not self._around.blobs.held(fetch.blob.sha256):
-                self._let_go()  # whoever wanted it does so no more
+                self._around.let_go()  # whoever wanted it does so no more
 
     async def _put_off(self, fetch: Fetch, key: tuple[str, str, bytes]) -> bool:
         """Fetch a blob; true where there is no room for it: whoever has it keeps it, and will not say so again."""
@@ -130,10 +130,6 @@ class Dispatch:
             return True
         self.tell(Fetched(fetch.run, fetch.blob.sha256))
         return False
-
-    def _let_go(self) -> None:
-        self._around.storage.collect()
-        self._around.depot.freed()
 
     async def _follow_no_more(self, run: str) -> None:
         await self._around.commits.done()

@@ -58,6 +58,11 @@ class Surroundings:
     new_token: Callable[[str], str]
     address: Callable[[], str]
 
+    def let_go(self) -> None:
+        """Blobs were released: remove what nobody holds, and have those look again who wait."""
+        self.storage.collect()
+        self.depot.freed()
+
 
 class Programs:
     """The processes that drive runs, and the ends of runs that nobody told."""
