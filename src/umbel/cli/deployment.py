@@ -143,6 +143,7 @@ def invite_node(
     hours: Annotated[
         float, typer.Option("--hours", metavar="H", min=0.01, help="How long the invitation is good.")
     ] = 24.0,
+    relay: Annotated[bool, typer.Option("--relay", help="For a relay, which folds what its nodes answer.")] = False,
     approval: Annotated[
         bool, typer.Option("--approval", help="Without a secret: the node waits until it is approved.")
     ] = False,
@@ -156,7 +157,7 @@ def invite_node(
     with reported(debug, json):
         from .office_commands import invite
 
-        invite(on, token, dir, name=name, hours=hours, approval=approval, json=json)
+        invite(on, token, dir, name=name, hours=hours, relay=relay, approval=approval, json=json)
 
 
 @nodes.command("ls")
@@ -174,12 +175,19 @@ Node = Annotated[str, typer.Argument(metavar="NODE", help="A node's id, a unique
 
 
 @nodes.command("approve")
-def approve_node(node: Node, on: At = None, token: Token = None, dir: Home = SERVER, debug: Debug = False) -> None:
-    """Let a node in that waits for approval."""
+def approve_node(
+    node: Node,
+    relay: Annotated[bool, typer.Option("--relay", help="As a relay, which folds what its nodes answer.")] = False,
+    on: At = None,
+    token: Token = None,
+    dir: Home = SERVER,
+    debug: Debug = False,
+) -> None:
+    """Let a node in that waits for approval, or make one a relay."""
     with reported(debug):
         from .office_commands import judge_node
 
-        judge_node(on, token, dir, node, "approve")
+        judge_node(on, token, dir, node, "approve", relay=relay)
 
 
 @nodes.command("revoke")

@@ -188,7 +188,7 @@ def server_line(order: NodeOrder) -> JoinText:
     elif isinstance(kept, dict) and address in kept:
         join = JoinText.parse(kept[address])
     else:
-        join = _own_invitation(address)
+        join = _own_invitation(address, order.relay)
     if not join.authority and not order.insecure and not is_loopback(host_and_port(address)[0]):
         raise SettingError(
             f"{address} would be spoken to without TLS: everyone between could read and change what passes",
@@ -200,7 +200,7 @@ def server_line(order: NodeOrder) -> JoinText:
     return join
 
 
-def _own_invitation(address: str) -> JoinText:
+def _own_invitation(address: str, relay: bool) -> JoinText:
     """An invitation by the server's own folder, where that is here."""
     try:
         if not (OWN_SERVER / credentials.OPERATOR).exists():
@@ -212,7 +212,7 @@ def _own_invitation(address: str) -> JoinText:
             hint="Add --join with the text that the server, or `umbel nodes invite`, printed.",
         ) from None
     with Operator.connect(found) as server:
-        return JoinText.parse(str(server.call("nodes.invite")["line"]).split()[-1])
+        return JoinText.parse(str(server.call("nodes.invite", relay=relay)["line"]).split()[-1])
 
 
 def clients_of(order: NodeOrder) -> dict[str, Any]:

@@ -29,19 +29,28 @@ def office(on: str | None, token: str | None, folder: Path) -> Operator:
 
 
 def invite(
-    on: str | None, token: str | None, folder: Path, *, name: str | None, hours: float, approval: bool, json: bool
+    on: str | None,
+    token: str | None,
+    folder: Path,
+    *,
+    name: str | None,
+    hours: float,
+    relay: bool,
+    approval: bool,
+    json: bool,
 ) -> None:
     """Make an invitation and print what its node types; with `approval` one that needs no secret, for any node."""
     if approval:
-        if name is not None:
-            raise SettingError("--name goes with an invitation for one node, not with --approval")
+        if name is not None or relay:
+            raise SettingError("--name and --relay go with an invitation for one node, not with --approval")
         known = credentials.find(on, token, folder)
         found: dict[str, Any] = {"line": f"umbel node {known.address} --join {JoinText(known.join.authority).text}"}
         good = "good for any node, which then waits until it is approved"
     else:
         with office(on, token, folder) as server:
-            found = server.call("nodes.invite", name=name, hours=hours)
-        good = f"good for {f'node {name}' if name else 'one node'}, for {duration(3600 * hours)}"
+            found = server.call("nodes.invite", name=name, hours=hours, relay=relay)
+        what = "relay" if relay else "node"
+        good = f"good for {f'{what} {name}' if name else f'one {what}'}, for {duration(3600 * hours)}"
     if json:
         print(jsons.dumps(found))
         return
@@ -60,7 +69,7 @@ def list_nodes(on: str | None, token: str | None, folder: Path, *, json: bool) -
     lines = [
         (
             row["id"][:8],
-            row["name"],
+            f"{row['name']} (relay)" if row["relay"] else row["name"],
             Text(state := _state(row), style=STATES.get(state, "")),
             _clients(row["clients"], row["count"], row["elsewhere"]),
             "" if row["connected"] else _seen(row["seen_at"]),
@@ -70,11 +79,11 @@ def list_nodes(on: str | None, token: str | None, folder: Path, *, json: bool) -
     _print_table(("node", "name", "state", "clients", "seen"), lines, "no nodes: `umbel nodes invite` lets one in")
 
 
-def judge_node(on: str | None, token: str | None, folder: Path, node: str, verdict: str) -> None:
-    """Approve or revoke a node."""
+def judge_node(on: str | None, token: str | None, folder: Path, node: str, verdict: str, **more: Any) -> None:
+    """Approve or revoke a node; `more` is what the server has to know besides."""
     with office(on, token, folder) as server:
-        found = server.call(f"nodes.{verdict}", node=node)
-    words = {"approve": "is approved", "revoke": "is revoked: its key is not good any more"}
+        found = server.call(f"nodes.{verdict}", node=node, **more)
+    words = {"approve": "is approved, as a relay" if more.get("relay") else "is approved", "revoke": "is revoked: its key is not good any more"}
     stdout().print(Text(f"node {found['name']} ({found['node'][:8]}) {words[verdict]}"))
 
 

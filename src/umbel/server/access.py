@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import Refused
 from ..wire import messages as m
-from .requests import Body, Offices, OperatorPeer, count_of, text_of
+from .requests import Body, Offices, OperatorPeer, count_of, flag_of, text_of
 
 MOST_NAMED = 100
 """So many clients of a node are named in a list of nodes."""
@@ -23,7 +23,7 @@ class Access:
 
     async def nodes(self, peer: OperatorPeer, body: Body) -> dict[str, Any]:
         """All nodes."""
-        columns = ("id", "name", "status", "joined_at", "seen_at")
+        columns = ("id", "name", "status", "relay", "joined_at", "seen_at")
         return {
             "nodes": [
                 {
@@ -38,17 +38,18 @@ class Access:
         }
 
     async def invite(self, peer: OperatorPeer, body: Body) -> dict[str, Any]:
-        """The line by which a node joins, good for some `hours`; under a `name` if that is given."""
+        """The line by which a node joins, good for some `hours`; under a `name` if that is given, or as a `relay`."""
         hours = body.get("hours", 24)
         if isinstance(hours, bool) or not isinstance(hours, int | float):
             raise Refused("hours is a number", m.CODE_MALFORMED)
         name = None if body.get("name") is None else text_of(body, "name")
-        token = self._offices.registry.invite(peer.name, name, 3600.0 * hours)
+        relay = flag_of(body, "relay")
+        token = self._offices.registry.invite(peer.name, name, 3600.0 * hours, relay=relay)
         return {"line": self._offices.invitation(token), "expires_at": self._now() + 3600.0 * hours}
 
     async def approve(self, peer: OperatorPeer, body: Body) -> dict[str, Any]:
-        """Let a node take part."""
-        node = self._offices.registry.approve(peer.name, text_of(body, "node"))
+        """Let a node take part; as a `relay`, where that is said."""
+        node = self._offices.registry.approve(peer.name, text_of(body, "node"), relay=flag_of(body, "relay"))
         return {"node": node.id, "name": node.name}
 
     async def revoke(self, peer: OperatorPeer, body: Body) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from ..wire import messages as m
 from ..wire import roles
 from ..wire.names import RUN_ID
 from .audit import Audit
-from .tokens import NAME, Tokens, check_name
+from .tokens import NAME, RELAY, Tokens, check_name
 
 PENDING = 100
 """So many nodes may wait for approval."""
@@ -29,7 +29,7 @@ PATIENCE = 3600.0
 
 @dataclass(frozen=True)
 class NodeRecord:
-    """A node by its key; `status` is pending, approved or revoked."""
+    """A node by its key; `status` is pending, approved or revoked. One that is a `relay` may fold what others say."""
 
     id: str
     name: str
@@ -39,6 +39,7 @@ class NodeRecord:
     seen_at: float | None = None
     clients: tuple[str, ...] = ()
     capabilities: Mapping[str, Any] = field(default_factory=dict)
+    relay: bool = False
 
 
 class Registry:
@@ -86,19 +87,23 @@ class Registry:
             raise SettingError(f"{what} {reference!r:.80}", hint="`umbel nodes ls` lists them.")
         return found[0]
 
-    def invite(self, who: str, name: str | None = None, ttl: float = 86400.0) -> Token:
-        """A token that lets one node join within `ttl` seconds, under `name` if that is given."""
+    def invite(self, who: str, name: str | None = None, ttl: float = 86400.0, *, relay: bool = False) -> Token:
+        """A token that lets one node join within `ttl` seconds, under `name` if that is given, or one `relay`."""
         if name is not None:
             self._check_name(name)
-        return self.tokens.invite(who, name, ttl)
+        return self.tokens.invite(who, name, ttl, relay=relay)
 
-    def approve(self, who: str, reference: str) -> NodeRecord:
-        """Let a node take part, whether it waits or was revoked."""
-        return self._judged(who, reference, "approve", "approved")
+    def approve(self, who: str, reference: str, *, relay: bool = False) -> NodeRecord:
+        """Let a node take part, whether it waits or was revoked; as a `relay`, where that is said."""
+        node = self._judged(who, reference, "approve", "approved")
+        if relay and not node.relay:
+            self.audit.record(who, "nodes.relay", node=node.id, name=node.name)
+            node = self._keep(replace(node, relay=True))
+        return node
 
     def revoke(self, who: str, reference: str) -> NodeRecord:
-        """Let a node take part no more; whoever calls ends its connection."""
-        return self._judged(who, reference, "revoke", "revoked")
+        """Let a node take part no more, and be no relay; whoever calls ends its connection."""
+        return self._keep(replace(self._judged(who, reference, "revoke", "revoked"), relay=False))
 
     def rename(self, who: str, reference: str, name: str) -> NodeRecord:
         """Call a node otherwise."""
@@ -170,19 +175,26 @@ class Registry:
             node = self._joined(hello, id, self.tokens.verified(hello, "join", transcript, proof))
         else:
             node = self._renamed(hello, node, transcript, proof)
+        if hello.capabilities.partials and not node.relay:
+            text = f"node {node.name} is no relay here: `umbel nodes approve {node.name} --relay` makes it one"
+            raise self.audit.refusal(hello, m.CODE_NOT_APPROVED, text, retry=True, node=id)
         if node.capabilities != (brings := _capabilities(hello)):
             node = self._keep(replace(node, capabilities=brings))
-        return Identity(role=hello.role, id=id, name=node.name, hello=hello)
+        return Identity(role=hello.role, id=id, name=node.name, hello=hello, relay=hello.capabilities.partials)
 
     def _joined(self, hello: m.Hello, id: str, row: dict[str, Any]) -> NodeRecord:
         if row["name"] and self._is_taken(row["name"], id):
             text = f"there is a node {row['name']} already, which this invitation is for: ask for another one"
             raise self.audit.refusal(hello, m.CODE_NOT_ALLOWED, text, node=id)
+        relay = row["role"] == RELAY
+        if hello.capabilities.partials and not relay:
+            text = "this invitation is for a node, not for a relay: `umbel nodes invite --relay` makes one"
+            raise self.audit.refusal(hello, m.CODE_NOT_ALLOWED, text, node=id)
         now = self._clock()
         self.tokens.used(row, now)
         name = row["name"] or self._free_name(hello.name, id)
-        self.audit.record(f"node:{id}", "nodes.join", name=name, token=row["id"])
-        return self._keep(_arrived(hello, id, name, "approved", now))
+        self.audit.record(f"node:{id}", "nodes.join", name=name, token=row["id"], **({"relay": True} if relay else {}))
+        return self._keep(replace(_arrived(hello, id, name, "approved", now), relay=relay))
 
     def _renamed(self, hello: m.Hello, node: NodeRecord, transcript: bytes, proof: m.Proof) -> NodeRecord:
         """A node that is known, under the name that it is invited by now; the welcome tells it."""
@@ -229,7 +241,7 @@ class Registry:
         before = self._nodes.get(node.id)
         self._nodes[node.id] = node
         row: dict[str, Any] = {key: getattr(node, key) for key in ("id", "name", "key", "status", "joined_at")}
-        row["capabilities"] = dict(node.capabilities)
+        row.update(capabilities=dict(node.capabilities), relay=int(node.relay))
         if before is None or node.status == "pending":  # later the router says what it hosts and when it was seen
             row.update(seen_at=node.seen_at, clients=list(node.clients))
         self._store.put("nodes", row)
@@ -250,7 +262,11 @@ class Registry:
 
 
 def _node(row: Mapping[str, Any]) -> NodeRecord:
-    kept = {"clients": tuple(row["clients"] or ()), "capabilities": row["capabilities"] or {}}
+    kept = {
+        "clients": tuple(row["clients"] or ()),
+        "capabilities": row["capabilities"] or {},
+        "relay": bool(row["relay"]),
+    }
     return NodeRecord(**{**row, **kept})
 
 

@@ -79,6 +79,14 @@ def text_of(body: Body, key: str) -> str:
     return value
 
 
+def flag_of(body: Body, key: str) -> bool:
+    """Whether something is asked for; not, where nothing is said."""
+    value = body.get(key, False)
+    if not isinstance(value, bool):
+        raise Refused(f"{key} is true or false", m.CODE_MALFORMED)
+    return value
+
+
 def is_whole(value: Any, least: float = -inf) -> bool:
     """Whether a value is a whole number of at least so much."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least

@@ -18,6 +18,8 @@ from .audit import Audit
 
 KEPT = 7 * 86400.0
 """For so many seconds a join token that is over is known still, to say why it is not good."""
+RELAY = "relay"
+"""The role of whoever joins by an invitation for a relay."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """What a node or an operator may be called."""
 
@@ -35,8 +37,8 @@ class Tokens:
         self._rows = {row["id"]: row for row in store.rows("tokens")}
         self._nothing = secrets.token_bytes(32)
 
-    def invite(self, who: str, name: str | None, ttl: float) -> Token:
-        """A token that lets one node join within `ttl` seconds, under `name` if that is given."""
+    def invite(self, who: str, name: str | None, ttl: float, *, relay: bool = False) -> Token:
+        """A token that lets one node join within `ttl` seconds, under `name` if that is given, or one `relay`."""
         if not 0 < ttl <= 365 * 86400:
             raise SettingError(f"an invitation is good for up to a year, not {ttl!r} seconds")
         now = self._clock()
@@ -44,8 +46,9 @@ class Tokens:
             if row["kind"] == "join" and now > (row["expires_at"] or 0.0) + KEPT:
                 self._drop(row["id"])
         until = self._clock() + ttl
-        token = self._issue("join", name=name or "", expires_at=until)
-        self._audit.record(who, "nodes.invite", token=token.id, name=name, until=until)
+        token = self._issue("join", name=name or "", role=RELAY if relay else "", expires_at=until)
+        told = {"relay": True} if relay else {}
+        self._audit.record(who, "nodes.invite", token=token.id, name=name, until=until, **told)
         return token
 
     def grant(self, who: str, name: str, role: str) -> Token:

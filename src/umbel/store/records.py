@@ -36,7 +36,7 @@ def _table(name: str, columns: str, keys: int = 1, *indexes: tuple[str, ...]) ->
 TABLES = (
     _table(
         "nodes",
-        "id:text name:text key:bytes status:text clients:json joined_at:real seen_at:real capabilities:json",
+        "id:text name:text key:bytes status:text clients:json joined_at:real seen_at:real capabilities:json relay:int",
     ),
     _table(
         "tokens",
@@ -59,6 +59,10 @@ TABLES = (
     _table("audit", "number:int at:real who:text did:text what:json"),
 )
 """The tables of a server."""
+VERSION = 2
+"""Their version; it is written into the file."""
+MIGRATIONS = {1: ("ALTER TABLE nodes ADD COLUMN relay INTEGER",)}
+"""What makes tables of the next version out of those of each version before."""
 
 
 class Change(NamedTuple):

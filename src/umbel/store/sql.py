@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
@@ -14,12 +14,10 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
 
 from ..errors import CorruptFile, InternalError, StorageError
-from .records import TABLES, Batch, Change, Queue, Row, Table
+from .records import MIGRATIONS, TABLES, VERSION, Batch, Change, Queue, Row, Table
 
 APPLICATION = 0x554D424C
 """Says in a file's header that it is one of ours."""
-VERSION = 1
-"""The version of the server's tables; it is written into the file."""
 
 _KINDS = {"text": sa.Text, "int": sa.Integer, "real": sa.REAL, "bytes": sa.LargeBinary, "json": sa.Text}
 _CORRUPT = {11, 26}  # SQLITE_CORRUPT, SQLITE_NOTADB
@@ -36,8 +34,9 @@ class SqlStore(Queue):
 
     `write` may be called from one thread while others read: they see what was written before. `after_commit` is
     called by `write` once a batch is on the disk, before it returns. `tables` and their `version` are the server's
-    where nothing else is said. Raises `CorruptFile` for a damaged file and `StorageError` for one that cannot be
-    reached, that has no room, or that another version of the tables wrote.
+    where nothing else is said; a file of an earlier version is brought to this one by its `migrations`, all of them or
+    none. Raises `CorruptFile` for a damaged file and `StorageError` for one that cannot be reached, that has no room,
+    or that a later version of the tables wrote.
     """
 
     def __init__(
@@ -46,6 +45,7 @@ class SqlStore(Queue):
         *,
         tables: Iterable[Table] = TABLES,
         version: int = VERSION,
+        migrations: Mapping[int, Sequence[str]] = MIGRATIONS,
         after_commit: Callable[[], None] | None = None,
     ) -> None:
         super().__init__(tables)
@@ -61,7 +61,7 @@ class SqlStore(Queue):
         sa.event.listen(self._engine, "connect", _prepare)
         try:
             with self._reached("opened"):
-                self._define(version)
+                self._define(version, migrations)
         except BaseException:
             self._engine.dispose()
             raise
@@ -99,11 +99,12 @@ class SqlStore(Queue):
         super().close()
         self._engine.dispose()
 
-    def _define(self, version: int) -> None:
+    def _define(self, version: int, migrations: Mapping[int, Sequence[str]]) -> None:
         with self._engine.begin() as connection:
             owner = connection.exec_driver_sql("PRAGMA application_id").scalar()
             found = connection.exec_driver_sql("PRAGMA user_version").scalar()
-            if owner not in (0, APPLICATION) or found not in (0, version):
+            steps = range(found, version) if found else range(0)
+            if owner not in (0, APPLICATION) or found > version or any(step not in migrations for step in steps):
                 what = f"version {found} of the tables, not {version}" if owner == APPLICATION else "another program"
                 error = StorageError(
                     f"{self.path} was written by {what}",
@@ -114,6 +115,10 @@ class SqlStore(Queue):
             if not found:
                 self._metadata.create_all(connection)
                 connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION}")
+            for step in steps:
+                for statement in migrations[step]:
+                    connection.exec_driver_sql(statement)
+            if found != version:
                 connection.exec_driver_sql(f"PRAGMA user_version = {version}")
 
     def _statement(self, what: str, table: str, columns: tuple[str, ...], *bounds: bool) -> Any:

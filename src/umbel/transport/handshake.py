@@ -38,12 +38,15 @@ CAPABILITIES = 256
 
 @dataclass(frozen=True)
 class Identity:
-    """Who has connected, as the verifier says: `id` is by what the server knows it; `hello` is what it said itself."""
+    """Who has connected, as the verifier says: `id` is by what the server knows it; `hello` is what it said itself;
+    a node that is a `relay` may fold.
+    """
 
     role: int
     id: str
     name: str
     hello: m.Hello
+    relay: bool = False
 
 
 class Verifier(Protocol):
@@ -184,7 +187,7 @@ async def accept(
         )
         connection.limits = granted
         connection.allowed, connection.forbidden = (
-            roles.EITHER | roles.SAYS[roles.NAMES[identity.role]],
+            roles.EITHER | roles.SAYS["relay" if identity.relay else roles.NAMES[identity.role]],
             m.CODE_NOT_ALLOWED,
         )
         connection.post(m.Message(welcome=welcome))

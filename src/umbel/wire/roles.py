@@ -12,17 +12,18 @@ EITHER = BLOBS | {"ping", "pong"}
 """What either side of any connection may say after its Welcome."""
 
 _WORK = frozenset({"run_spec", "ask_spec", "task", "cancel", "close_ask", "close_run", "refold"})
-_OUTCOME = frozenset({"run_answer", "result", "partial", "alive"})
+_OUTCOME = frozenset({"run_answer", "result", "alive"})
 
 SAYS: dict[str, frozenset[str]] = {
     "node": _OUTCOME | {"hosted"},
+    "relay": _OUTCOME | {"hosted", "partial"},
     "run": _WORK | {"log_event"},
     "operator": frozenset({"request"}),
 }
-"""What each may send to the server besides."""
+"""What each may send to the server besides; a relay is a node that an admin has made one."""
 HEARS: dict[str, frozenset[str]] = {
     "node": _WORK | {"ack", "notice"},
-    "run": _OUTCOME | {"members", "log_ack", "close_run", "notice"},
+    "run": _OUTCOME | {"partial", "members", "log_ack", "close_run", "notice"},
     "operator": frozenset({"response"}),
 }
 """What the server may send to each besides."""
