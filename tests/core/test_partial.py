@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,7 +12,8 @@ from tests.folds.test_folds import bits, by_tree, contribution, folded, receipt
 
 from umbel import Arrays, collect, mean, total, weighted_mean
 from umbel.core.partial import Partial
-from umbel.errors import InternalError
+from umbel.core.sums import ExactScalar
+from umbel.errors import InternalError, UpdateRejected
 
 KINDS = (
     {"x": np.ones(2)},
@@ -86,3 +89,59 @@ def test_a_collection_takes_all():
     partial = folded(collect(), [(contribution(i, arrays), receipt(i)) for i, arrays in enumerate(KINDS)])
     assert partial.agree() == {}
     assert partial.finish().count == len(KINDS)
+
+
+def sent(fold, weights, values, *, bound=math.inf, **changed):
+    """A partial as another peer says it is: of these updates, with what it says otherwise."""
+    pairs = enumerate(zip(weights, values, strict=True))
+    items = [(contribution(i, {"w": np.array(v)}, w), receipt(i, w)) for i, (w, v) in pairs]
+    tree = folded(fold, items).to_tree()
+    tree["sums"].update(changed)
+    return Partial.from_tree(fold, tree, bound=bound)
+
+
+def exact(value):
+    total = ExactScalar()
+    total.add(value)
+    return total.encode()
+
+
+@pytest.mark.parametrize(
+    ("fold", "said"),
+    [
+        (weighted_mean(), 6.5),
+        (weighted_mean(), 1.0),
+        (weighted_mean(max_weight=2.0), 6.0),
+        (mean(), 30.0),
+        (mean(), 2.0),
+    ],
+    ids=repr,
+)
+def test_updates_count_by_what_their_receipts_say_and_by_nothing_else(fold, said):
+    weights, values = (1.0, 2.0, 3.0), ([1.0], [2.0], [3.0])
+    assert len(sent(fold, weights, values).receipts) == 3
+    with pytest.raises(UpdateRejected, match="the partial has the weight"):
+        sent(fold, weights, values, weight=exact(said))
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    count=st.integers(1, 6),
+    norm=st.sampled_from([1e-200, 1.0, 1e30]),
+    fold=st.sampled_from([mean(), weighted_mean()]),
+)
+def test_what_updates_within_a_bound_add_up_to_is_within_it(seed, count, norm, fold):
+    rng = np.random.default_rng(seed)
+    values = rng.normal(size=(count, 3))
+    values *= norm / np.linalg.norm(values, axis=1, keepdims=True)
+    weights = rng.integers(1, 5, count).astype(float).tolist()
+    assert len(sent(fold, weights, values, bound=norm * (1 + 1e-5)).receipts) == count
+    if count == 1:
+        with pytest.raises(UpdateRejected, match="the partial's norm"):
+            sent(fold, weights, values, bound=norm * 0.99)
+
+
+def test_one_large_update_does_not_hide_among_small_ones():
+    values = ([1.0, 0.0], [0.0, 1.0], [1e6, 0.0])
+    with pytest.raises(UpdateRejected, match=r"norm is 1e\+06, and its updates' bound makes at most 3"):
+        sent(mean(), (1.0, 1.0, 1.0), values, bound=1.0)

@@ -167,10 +167,10 @@ class Machines:
             self._server.wait_for("--join")
         return self._server
 
-    def invitation(self, relay: str | None = None) -> str:
-        """A line that lets one node join, at the server or below a relay."""
-        with self.office(relay) as office:
-            return str(office.call("nodes.invite")["line"]).split()[-1]
+    def invitation(self, below: str | None = None, *, relay: bool = False) -> str:
+        """A line that lets one node (or one `relay`) join, at the server or below a relay."""
+        with self.office(below) as office:
+            return str(office.call("nodes.invite", relay=relay)["line"]).split()[-1]
 
     def start_node(self, name: str, *arguments: str, join: str | None = None, address: str = "") -> Process:
         """Start a node that runs anybody's code, without waiting until it is connected."""
@@ -183,7 +183,8 @@ class Machines:
 
     def start_relay(self, name: str) -> str:
         """Start a relay, and return the address at which it is the server of the nodes below."""
-        relay = self.start_node(name, "--relay", "--listen", f"127.0.0.1:{free_ports(1)[0]}", join=self.invitation())
+        join = self.invitation(relay=True)
+        relay = self.start_node(name, "--relay", "--listen", f"127.0.0.1:{free_ports(1)[0]}", join=join)
         below = relay.wait_for(r"umbel node (127\.0\.0\.1:\d+) --join")[1]
         self._arguments[name][-1] = below
         return below

@@ -82,7 +82,7 @@ def test_a_relay_between_changes_no_bit(tmp_path_factory):
     machines = Machines(tmp_path_factory.mktemp("relay"))
     try:
         machines.start_server()
-        relay = machines.start_node("east", "--relay", "--listen", "127.0.0.1:0", join=machines.invitation())
+        relay = machines.start_node("east", "--relay", "--listen", "127.0.0.1:0", join=machines.invitation(relay=True))
         below = relay.wait_for(r"umbel node (127\.0\.0\.1:\d+) --join (\S+)")
         relay.wait_for("connected to")
         inviting = machines.command("nodes", "invite", "--dir", "node-east/below")

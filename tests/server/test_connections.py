@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 from tests.conftest import PATIENCE
-from tests.server.serving import SPEC, Office, asked, office, play, task_of
+from tests.server.serving import ASK, SPEC, Office, asked, office, play, task_of
 
 from umbel.errors import ConnectionLost, Refused
 from umbel.server import connections
@@ -128,6 +128,23 @@ def test_a_server_that_ends_before_it_has_begun_waits_for_nobody_who_knocked(tmp
         await door.close()
 
     asyncio.run(main())
+
+
+def test_a_node_that_is_no_relay_folds_nothing(tmp_path):
+    """It would pass every bound that updates are held to."""
+
+    async def act(here):
+        node, run = await here.ready("0")
+        run.say(ask_spec=ASK)
+        run.say(task=task_of("0"))
+        await node.hears("task")
+        forged = m.Partial(run="r", ask=0, receipts=[m.Receipt(task="0.0", client="0")], partial=m.Payload(inline=b"x"))
+        node.say(partial=forged)
+        assert (await node.over()).code == m.CODE_NOT_ALLOWED
+        await run.settled()
+        assert run.named("partial") == []
+
+    play(act, tmp_path)
 
 
 def test_a_run_that_wants_what_is_here_no_more_is_told_at_once(tmp_path):

@@ -30,6 +30,36 @@ def test_a_node_joins_by_a_token_and_is_known_from_then_on(office):
     assert office.audit() == [("ann", "nodes.invite"), (f"node:{ID}", "nodes.join")]
 
 
+RELAY = m.Capabilities(partials=True)
+
+
+def test_a_node_is_a_relay_by_an_admins_word_alone(office):
+    plain = office.registry.invite("ann")
+    assert "--relay" in office.refused(m.CODE_NOT_ALLOWED, office.node, KEY, plain, capabilities=RELAY)
+    assert not office.node(KEY, plain).relay  # which the attempt has not used up
+    told = office.refused(m.CODE_NOT_APPROVED, office.node, KEY, retry=True, capabilities=RELAY)
+    assert told.endswith(f"`umbel nodes approve node-{ID[:8]} --relay` makes it one")
+    office.registry.approve("ann", ID)
+    office.refused(m.CODE_NOT_APPROVED, office.node, KEY, retry=True, capabilities=RELAY)
+    office.registry.approve("ann", ID, relay=True)
+    office.restart()
+    assert office.node(KEY, capabilities=RELAY).relay
+    assert not office.node(KEY).relay  # it says itself what it is this time
+    assert ("ann", "nodes.relay") in office.audit()
+    office.registry.revoke("ann", ID)
+    office.registry.approve("ann", ID)
+    office.refused(m.CODE_NOT_APPROVED, office.node, KEY, retry=True, capabilities=RELAY)
+
+
+def test_a_relay_joins_by_an_invitation_for_one(office):
+    token = office.registry.invite("ann", "east", relay=True)
+    assert office.node(KEY, token, capabilities=RELAY).relay
+    office.restart()
+    assert office.node(KEY, capabilities=RELAY).relay
+    (node,) = office.registry.nodes()
+    assert node.relay
+
+
 def test_a_token_lets_one_node_join_once(office):
     token = office.registry.invite("ann")
     office.node(KEY, token)

@@ -9,12 +9,17 @@ import subprocess
 import sys
 import textwrap
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 
-from umbel.errors import CorruptFile, StorageError
-from umbel.store.records import Table
+from umbel.errors import CorruptFile, StorageError, UmbelError
+from umbel.store.records import MIGRATIONS, TABLES, VERSION, Table
 from umbel.store.sql import SqlStore
+
+NEW = {"relay": None}
+ADDED = {("nodes", name) for name in NEW}
+"""Columns that the first version of the tables had not."""
 
 
 @pytest.fixture
@@ -81,11 +86,39 @@ def test_what_was_written_outlives_a_kill(path):
 def test_another_version_of_the_tables_is_refused(path):
     with opened(path):
         pass
-    with pytest.raises(StorageError, match=r"version 1 of the tables, not 2\n.*release of Umbel") as caught:
-        SqlStore(path, version=2)
-    assert not caught.value.retry
+    later = VERSION + 1
+    for version, migrations in ((later, MIGRATIONS), (VERSION - 1, MIGRATIONS)):
+        text = rf"version {VERSION} of the tables, not {version}\n.*release of Umbel"
+        with pytest.raises(StorageError, match=text) as caught:
+            SqlStore(path, version=version, migrations=migrations)
+        assert not caught.value.retry
     with opened(path):
         pass
+
+
+def test_tables_of_the_first_version_become_those_of_this_one(path):
+    first = [
+        replace(table, columns={name: kind for name, kind in table.columns.items() if (table.name, name) not in ADDED})
+        for table in TABLES
+    ]
+    store = SqlStore(path, tables=first, version=1)
+    row = {"id": "a", "name": "ward", "key": b"k", "status": "approved", "clients": ["1"], "capabilities": {}}
+    store.put("nodes", row)
+    store.commit()
+    store.close()
+    for _ in range(2):
+        with opened(path) as store:
+            assert store.rows("nodes") == [{**row, "joined_at": None, "seen_at": None, **NEW}]
+
+
+def test_a_migration_that_fails_changes_nothing(path):
+    with opened(path):
+        pass
+    steps = {VERSION: ("ALTER TABLE nodes ADD COLUMN more INTEGER", "ALTER TABLE unheard ADD COLUMN more INTEGER")}
+    with pytest.raises(UmbelError):
+        SqlStore(path, version=VERSION + 1, migrations=steps)
+    with opened(path) as store:
+        assert store.rows("nodes") == []
 
 
 def test_another_programs_file_is_refused(path):

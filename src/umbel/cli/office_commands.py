@@ -83,7 +83,10 @@ def judge_node(on: str | None, token: str | None, folder: Path, node: str, verdi
     """Approve or revoke a node; `more` is what the server has to know besides."""
     with office(on, token, folder) as server:
         found = server.call(f"nodes.{verdict}", node=node, **more)
-    words = {"approve": "is approved, as a relay" if more.get("relay") else "is approved", "revoke": "is revoked: its key is not good any more"}
+    words = {
+        "approve": "is approved, as a relay" if more.get("relay") else "is approved",
+        "revoke": "is revoked: its key is not good any more",
+    }
     stdout().print(Text(f"node {found['name']} ({found['node'][:8]}) {words[verdict]}"))
 
 

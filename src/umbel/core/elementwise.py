@@ -117,8 +117,8 @@ class Elementwise(Fold):
 
     exact_integers: ClassVar[bool] = False
 
-    def weigh(self, item: Contribution, factor: float) -> float:
-        """What the arrays of an update are multiplied by."""
+    def weigh(self, weight: float, factor: float) -> float:
+        """What the arrays of an update are multiplied by that claims this weight."""
         return factor
 
     def zero(self) -> Sums:
@@ -127,7 +127,7 @@ class Elementwise(Fold):
 
     def add(self, acc: Sums, item: Contribution, factor: float = 1.0) -> Sums:
         """Fold one checked update. Raises `Unlike` where its arrays differ from those of the first."""
-        weight = self.weigh(item, factor)
+        weight = self.weigh(item.weight, factor)
         if acc.count:
             check_alike(acc, item.arrays, item.arrays.roles)
         size = self._size(item, factor) if self.exact_integers else 0
@@ -292,9 +292,8 @@ class weighted_mean(Elementwise):
     weights: ClassVar[Literal["claimed", "equal"]] = "claimed"
     max_weight: float | None = None
 
-    def weigh(self, item: Contribution, factor: float) -> float:
-        weight = item.weight if self.max_weight is None else min(item.weight, self.max_weight)
-        return weight * factor
+    def weigh(self, weight: float, factor: float) -> float:
+        return factor * (weight if self.max_weight is None else min(weight, self.max_weight))
 
     def divisor(self, acc: Sums) -> float:
         total = acc.weight.value

@@ -189,10 +189,16 @@ class Partial:
 
     @classmethod
     def from_tree(
-        cls, fold: Fold, tree: Any, expects: Expectation | None = None, sent: Arrays | None = None
+        cls,
+        fold: Fold,
+        tree: Any,
+        expects: Expectation | None = None,
+        sent: Arrays | None = None,
+        bound: float = math.inf,
     ) -> Partial:
-        """The partial that `to_tree` described, whoever sent it. Raises `UpdateRejected` for anything else, and, given
-        what the ask expects and the model that it sent, for arrays that are not those.
+        """The partial that `to_tree` described, whoever sent it. Raises `UpdateRejected` for anything else, for weights
+        that are not those of its receipts, and, given what the ask expects, the model that it sent and the `bound` of
+        its transforms, for arrays that are not those or are beyond what so many updates within the bound add up to.
         """
         if not isinstance(fold, Elementwise):
             raise UpdateRejected(f"{fold.name} takes no partials")
@@ -210,6 +216,10 @@ class Partial:
                 made._aux = _sums_of(mean(), tree["aux"], len(made.receipts))
                 if not made._aux.arrays or (expects is not None and expects.aux is None):
                     raise UpdateRejected("the partial has aux arrays where there can be none")
+                if not 0 < made._aux.weight.value <= made._aux.count:
+                    raise UpdateRejected(f"{made._aux.count} aux updates have the weight {made._aux.weight.value:.6g}")
+            _check_weights(fold, made._acc, made.receipts.values())
+            _check_norm(made._acc, bound)
         except (KeyError, ValueError, TypeError, AttributeError, OverflowError, IndexError, RecursionError) as error:
             raise UpdateRejected(f"this is no partial: {error!r:.200}") from error
         if made.receipts:
@@ -294,6 +304,32 @@ def _sum_of(parts: list[Any]) -> tuple[ArraySum | IntegerSum, np.dtype[Any], tup
         raise ValueError("a sum of integers is a number and an array")
     dtype = dtype_named(name)
     return IntegerSum.of_parts(dtype, reach, total), dtype, total.shape
+
+
+def _check_weights(fold: Elementwise, acc: Sums, receipts: Iterable[Receipt]) -> None:
+    """Refuse sums in which updates do not count by what their receipts say; stale ones may count for less."""
+    most, counted, stale = ExactScalar(), 0, False
+    for receipt in receipts:
+        weight = fold.weigh(receipt.weight, 1.0)
+        most.add(weight)
+        counted += weight > 0
+        stale = stale or receipt.staleness > 0
+    said = acc.weight.value
+    if said > most.value or (not stale and acc.weight.encode() != most.encode()):
+        raise UpdateRejected(f"the partial has the weight {said:.6g}, and its receipts make {most.value:.6g}")
+    for name, summed in acc.arrays.items():
+        if isinstance(summed, ArraySum) and (summed.count > counted or (not stale and summed.count != counted)):
+            raise UpdateRejected(f"the sum of {name!r} has {summed.count} updates in it, where {counted} count")
+
+
+def _check_norm(acc: Sums, bound: float) -> None:
+    """Refuse a sum of differences that so many updates within a bound cannot add up to."""
+    if bound == math.inf or not acc.arrays:
+        return
+    summed = [a for n, a in acc.arrays.items() if acc.roles[n] == "parameter" and isinstance(a, ArraySum)]
+    norm, most = math.hypot(*(each.norm() for each in summed)), acc.weight.value * bound
+    if not norm <= most * (1 + 1e-9):
+        raise UpdateRejected(f"the partial's norm is {norm:.6g}, and its updates' bound makes at most {most:.6g}")
 
 
 def _check_range(fold: Elementwise, acc: Sums) -> None:

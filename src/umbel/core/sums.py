@@ -278,6 +278,13 @@ class ArraySum:
         """The largest |value()|, block by block."""
         return max((float(np.abs(total).max()) for _, total in self._totals()), default=0.0)
 
+    def norm(self) -> float:
+        """The L2 norm of value(), block by block; squares neither overflow nor vanish."""
+        largest = self.largest()
+        if largest == 0.0 or not math.isfinite(largest):
+            return largest
+        return largest * math.sqrt(math.fsum(float(np.sum((total / largest) ** 2)) for _, total in self._totals()))
+
     def copy(self) -> ArraySum:
         """An independent sum of the same value."""
         twin = ArraySum(self.shape, self.dtype)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, TypeVar
@@ -36,9 +37,11 @@ class Transform:
     version: ClassVar[int] = 1
 
     @property
-    def bounds(self) -> bool:
-        """Whether what leaves `encode` has a bounded norm, which `decode` checks again."""
-        return False
+    def bound(self) -> float:
+        """The largest L2 norm over its parameters that what leaves `encode` may have, which `decode` checks again;
+        infinity for no bound.
+        """
+        return math.inf
 
     @property
     def grows(self) -> bool:
@@ -119,6 +122,10 @@ class Chain(Transform):
     name: ClassVar[str] = "chain"
     parts: tuple[Transform, ...] = ()
 
+    @property
+    def bound(self) -> float:
+        return min((part.bound for part in self.parts), default=math.inf)
+
     def check(self, fold: Fold, expects: Expectation) -> None:
         bounded: Transform | None = None
         for part in self.parts:
@@ -128,7 +135,7 @@ class Chain(Transform):
                     f"{part.name} after {bounded.name} can break the bound: it enlarges what was bounded before",
                     hint=f"Put {part.name} first.",
                 )
-            bounded = part if part.bounds else bounded
+            bounded = part if part.bound < math.inf else bounded
 
     def init(self, schema: Schema | None) -> Any:
         return tuple(_called(part, part.init, schema) for part in self.parts)

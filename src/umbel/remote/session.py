@@ -402,7 +402,8 @@ class RemoteSession(Session):
             if not sent.whole:
                 raise UpdateRejected("the window of this ask does not take partials")
             expects, model = for_client(sent.ask.expects, None), for_client(sent.ask.model, None)
-            partial = Partial.from_tree(sent.ask.fold, _loaded(body.partial, path), expects, model)
+            bound = sent.ask.transform.bound
+            partial = Partial.from_tree(sent.ask.fold, _loaded(body.partial, path), expects, model, bound)
             clients = {id: self._out[id].client for id in ids}
             if {id: receipt.client for id, receipt in partial.receipts.items()} != clients:
                 raise UpdateRejected("a partial does not hold what its receipts say")

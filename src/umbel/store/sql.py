@@ -102,7 +102,7 @@ class SqlStore(Queue):
     def _define(self, version: int, migrations: Mapping[int, Sequence[str]]) -> None:
         with self._engine.begin() as connection:
             owner = connection.exec_driver_sql("PRAGMA application_id").scalar()
-            found = connection.exec_driver_sql("PRAGMA user_version").scalar()
+            found: int = connection.exec_driver_sql("PRAGMA user_version").scalar() or 0
             steps = range(found, version) if found else range(0)
             if owner not in (0, APPLICATION) or found > version or any(step not in migrations for step in steps):
                 what = f"version {found} of the tables, not {version}" if owner == APPLICATION else "another program"

@@ -35,8 +35,8 @@ class clip_by_norm(Transform):
             raise StrategyError(f"clip_by_norm takes a positive, finite norm, not {self.norm!r}")
 
     @property
-    def bounds(self) -> bool:
-        return True
+    def bound(self) -> float:
+        return self.norm * (1 + 1e-5)
 
     def check(self, fold: Fold, expects: Expectation) -> None:
         if not expects.delta:
@@ -61,7 +61,7 @@ class clip_by_norm(Transform):
 
     def decode(self, update: Update, params: Any, schema: Schema | None = None) -> Update:
         norm = parameter_norm(_with_roles(as_arrays(update), schema))
-        if norm > self.norm * (1 + 1e-5):
+        if norm > self.bound:
             raise UpdateRejected(f"the update's norm is {norm:.6g}, but it had to be clipped to {self.norm:.6g}")
         return update
 

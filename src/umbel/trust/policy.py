@@ -36,6 +36,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -247,7 +248,7 @@ class Policy:
             return reasons
         required = {step.name for step in self.transforms}
         parts = chain_from_spec(json.loads(spec.transforms)).parts if required else ()
-        bounds = [part.name for part in parts if part.name in required and part.bounds]
+        bounds = [part.name for part in parts if part.name in required and part.bound < math.inf]
         free = _unbounded(sent.get("expects"), sent.get("model")) if bounds else None
         return [] if free is None else [f"{free}, which {bounds[0]} does not bound, and it has to bound all here"]
 
