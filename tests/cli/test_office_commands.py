@@ -81,6 +81,16 @@ def office(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Office:
             "for node ward, for 2 h",
         ),
         ("nodes invite", ("nodes.invite", {"name": None, "hours": 24.0}), f"\n  umbel node h:1 --join {LINE}\n"),
+        (
+            "nodes invite --relay",
+            ("nodes.invite", {"name": None, "hours": 24.0, "relay": True}),
+            "good for one relay",
+        ),
+        (
+            "nodes approve ward --relay",
+            ("nodes.approve", {"node": "ward", "relay": True}),
+            "node ward (ab12cd34) is approved, as a relay",
+        ),
         ("nodes ls", ("nodes.list", {}), "a, b, c, d and 2 others"),
         ("nodes approve ward", ("nodes.approve", {"node": "ward"}), "node ward (ab12cd34) is approved"),
         ("nodes revoke ab12", ("nodes.revoke", {"node": "ab12"}), "is revoked: its key is not good any more"),

@@ -47,7 +47,7 @@ def test_a_node_without_a_token_waits_until_it_is_approved_and_then_takes_part(t
     run = three.submit(f"{APP}:whole", 1, "--only=late", "--only=0", "--set", "rounds=2")
     with three.office() as office:
         assert nodes(three)["late"]["status"] == "pending"
-        office.call("nodes.approve", node="late")
+        office.call("nodes.approve", node=nodes(three)["late"]["id"])
         node.wait_for("connected to")
         three.finished(run, office)
         assert {row["client"] for row in office.call("runs.show", run=run)["members"]} == {"late", "0"}

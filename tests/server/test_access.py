@@ -35,7 +35,8 @@ def test_nodes_are_listed_approved_and_revoked(office: Office) -> None:
     office.store.commit()
     office.registry = Registry(office.store, lambda: 1000.0)
     assert office.ask("nodes.list")["nodes"][0]["status"] == "pending"
-    assert office.ask("nodes.approve", node="ab12") == {"node": "ab12cd", "name": "x"}
+    assert "not enough" in office.refused("nodes.approve", node="ab12").text
+    assert office.ask("nodes.approve", node="ab12cd") == {"node": "ab12cd", "name": "x"}
     office.connected.add("ab12cd")
     (row,) = office.ask("nodes.list", Person(role="read"))["nodes"]
     assert (row["status"], row["connected"], row["clients"]) == ("approved", True, ["1"])

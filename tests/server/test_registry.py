@@ -103,16 +103,36 @@ def test_a_hello_without_a_role_or_a_key_is_refused(office):
 
 def test_a_node_that_nobody_knows_waits_for_approval(office):
     text = office.refused(m.CODE_NOT_APPROVED, office.node, KEY, name="site-a", clients=["c"] * 50, retry=True)
-    assert ID[:8] in text
+    assert f"`umbel nodes approve {ID}`" in text
     office.restart()
     office.now += 5
     office.refused(m.CODE_NOT_APPROVED, office.node, KEY, name="site-a", retry=True)
     (node,) = office.registry.nodes()
     assert (node.status, node.name, node.seen_at, node.joined_at, node.clients) == ("pending", "site-a", 1005, None, ())
-    assert office.registry.approve("ann", "site-a").status == "approved"
+    for part in ("site-a", ID[:8]):  # which whoever likes may have too
+        with pytest.raises(SettingError, match="not enough to approve a node by"):
+            office.registry.approve("ann", part)
+    assert office.registry.approve("ann", ID).status == "approved"
     office.restart()
     assert office.node(KEY, clients=["c"]).name == "site-a"
     assert office.audit() == [(f"node:{ID}", "nodes.wait"), ("ann", "nodes.approve")]
+
+
+def test_no_node_is_called_like_another_ones_id(office):
+    other = node_id(OTHER.public)
+    office.refused(m.CODE_NOT_APPROVED, office.node, KEY, name=other, retry=True)
+    assert office.registry.node(ID).name == f"node-{ID[:8]}"
+    with pytest.raises(SettingError, match="cannot be the name of a node"):
+        office.registry.rename("ann", ID, other)
+    with pytest.raises(SettingError, match="there is no node"):
+        office.registry.approve("ann", other)
+
+
+def test_a_name_that_is_the_beginning_of_another_ones_id_names_neither(office):
+    office.node(KEY, office.registry.invite("ann", node_id(OTHER.public)[:6]))
+    office.node(OTHER, office.registry.invite("ann", "other"))
+    with pytest.raises(SettingError, match="there are several nodes"):
+        office.registry.revoke("ann", node_id(OTHER.public)[:6])
 
 
 def test_a_node_that_waits_may_still_use_a_token(office):

@@ -187,7 +187,7 @@ def approve_node(
     with reported(debug):
         from .office_commands import judge_node
 
-        judge_node(on, token, dir, node, "approve", relay=relay)
+        judge_node(on, token, dir, node, "approve", **({"relay": True} if relay else {}))
 
 
 @nodes.command("revoke")

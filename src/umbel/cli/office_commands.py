@@ -48,7 +48,7 @@ def invite(
         good = "good for any node, which then waits until it is approved"
     else:
         with office(on, token, folder) as server:
-            found = server.call("nodes.invite", name=name, hours=hours, relay=relay)
+            found = server.call("nodes.invite", name=name, hours=hours, **({"relay": True} if relay else {}))
         what = "relay" if relay else "node"
         good = f"good for {f'{what} {name}' if name else f'one {what}'}, for {duration(3600 * hours)}"
     if json:
@@ -69,7 +69,7 @@ def list_nodes(on: str | None, token: str | None, folder: Path, *, json: bool) -
     lines = [
         (
             row["id"][:8],
-            f"{row['name']} (relay)" if row["relay"] else row["name"],
+            f"{row['name']} (relay)" if row.get("relay") else row["name"],
             Text(state := _state(row), style=STATES.get(state, "")),
             _clients(row["clients"], row["count"], row["elsewhere"]),
             "" if row["connected"] else _seen(row["seen_at"]),

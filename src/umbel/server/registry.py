@@ -76,12 +76,11 @@ class Registry:
         return sum(node.status == "approved" for node in self._nodes.values())
 
     def node(self, reference: str) -> NodeRecord:
-        """The node with this id, name, or beginning of its id (four characters or more)."""
+        """The node with this id, or the only one with this name or beginning of its id (four characters or more)."""
         if reference in self._nodes:
             return self._nodes[reference]
-        found = [node for node in self._nodes.values() if node.name == reference]
-        if not found and len(reference) >= 4:
-            found = [node for node in self._nodes.values() if node.id.startswith(reference)]
+        part = reference if len(reference) >= 4 else "?"
+        found = [node for node in self._nodes.values() if node.name == reference or node.id.startswith(part)]
         if len(found) != 1:
             what = "there are several nodes" if found else "there is no node"
             raise SettingError(f"{what} {reference!r:.80}", hint="`umbel nodes ls` lists them.")
@@ -94,7 +93,14 @@ class Registry:
         return self.tokens.invite(who, name, ttl, relay=relay)
 
     def approve(self, who: str, reference: str, *, relay: bool = False) -> NodeRecord:
-        """Let a node take part, whether it waits or was revoked; as a `relay`, where that is said."""
+        """Let a node take part, whether it waits or was revoked; as a `relay`, where that is said. One that waits is
+        named by its whole id: its name is what it likes to be called, and a part of an id is soon found.
+        """
+        if reference != (node := self.node(reference)).id and node.status == "pending":
+            raise SettingError(
+                f"{reference!r:.80} is not enough to approve a node by that waits",
+                hint="Name it by its whole id, as it shows it itself on its own machine.",
+            )
         node = self._judged(who, reference, "approve", "approved")
         if relay and not node.relay:
             self.audit.record(who, "nodes.relay", node=node.id, name=node.name)
@@ -224,7 +230,7 @@ class Registry:
             node = _arrived(hello, id, self._free_name(hello.name, id), "pending", now)
             self.audit.record_stranger(f"node:{id}", "nodes.wait", name=node.name)
         self._keep(replace(node, seen_at=now))
-        text = f"node {node.name} waits for approval: `umbel nodes approve {id[:8]}` on the server"
+        text = f"node {node.name} waits for approval: `umbel nodes approve {id}` on the server"
         return Refused(text, m.CODE_NOT_APPROVED, retry=True)
 
     # What is kept

@@ -20,8 +20,8 @@ KEPT = 7 * 86400.0
 """For so many seconds a join token that is over is known still, to say why it is not good."""
 RELAY = "relay"
 """The role of whoever joins by an invitation for a relay."""
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-"""What a node or an operator may be called."""
+NAME = re.compile(r"(?![0-9a-f]{32}$)[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""What a node or an operator may be called: nothing that looks like the id of a node."""
 
 
 class Tokens:
@@ -150,5 +150,5 @@ def check_name(name: str, whose: str) -> None:
     if not NAME.fullmatch(name):
         raise SettingError(
             f"{name!r:.80} cannot be the name of {whose}",
-            hint="Use up to 64 letters, digits, dots, dashes and underscores; the first a letter or digit.",
+            hint="Use up to 64 letters, digits, dots, dashes and underscores; the first a letter or digit; not an id.",
         )
