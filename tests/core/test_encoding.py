@@ -1,5 +1,6 @@
 """Trees of arrays and plain values come back bit for bit, and what cannot be saved is named by its path."""
 
+import functools
 import hashlib
 import json
 import math
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from umbel.core import encoding
 from umbel.core.answer import Answer
-from umbel.core.arrays import Arrays, write_safetensors
+from umbel.core.arrays import Arrays, safetensors_pieces, write_safetensors
 from umbel.core.strategy import State
 from umbel.core.update import Receipt, Update
 from umbel.errors import CorruptFile, StorageError, StrategyError
@@ -257,3 +258,25 @@ def test_a_tensor_has_one_place_in_the_tree(kind):
 def test_objects_that_are_none_are_a_corrupt_file(parts):
     with pytest.raises(CorruptFile):
         encoding.decode(forged(parts, arrays={"x": np.zeros(2, np.int64)}))
+
+
+@pytest.mark.parametrize("wrap", [lambda t: [t, "x"], lambda t: (t,), lambda t: {"a": t}, lambda t: {1: t}], ids=str)
+def test_a_tree_that_is_nested_too_deep_is_neither_written_nor_read(wrap):
+    tree = leaf = np.arange(3)
+    for _ in range(encoding.DEPTH):
+        tree = wrap(tree)
+    found = encoding.decode(encoding.encode(tree))
+    for _ in range(encoding.DEPTH):
+        found = next(iter(found.values())) if isinstance(found, dict) else found[0]
+    assert found.tolist() == leaf.tolist()
+    for deeper in (wrap(tree), functools.reduce(lambda t, _: wrap(t), range(100_000), tree)):
+        with pytest.raises(StrategyError, match="nested deeper than"):
+            encoding.encode(deeper)
+
+
+@pytest.mark.parametrize("depth", [100, 990, 100_000])
+def test_a_tree_of_another_peer_that_is_nested_too_deep_is_refused(depth):
+    tree = "[" * depth + "1" + "]" * depth
+    data = b"".join(safetensors_pieces({}, {"umbel": f'{{"version": 1, "tree": {tree}}}'}))
+    with pytest.raises(CorruptFile):
+        encoding.decode(data)

@@ -309,7 +309,7 @@ def test_blobs_cross_both_ways(world, tmp_path, monkeypatch, linked):
         assert kept.blob.size == len(data)
         link.send(m.Message(run_spec=m.RunSpec(run="r", archive=kept)))
         link.send(m.Message(ask_spec=m.AskSpec(
-            run="r", ask=1, kind="train", digest=b"d", transforms="{}", model=stored)))  # fmt: skip
+            run="r", ask=1, kind="train", digest=b"d", transforms="[]", model=stored)))  # fmt: skip
         for payload in (kept, stored):
             path = world.do(world.service.depot.ready(payload.blob.sha256))
             assert path.stat().st_nlink == (2 if linked else 1)

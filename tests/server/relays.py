@@ -21,7 +21,7 @@ PREPARING = m.STANDING_PREPARING
 
 
 def ask_of(id=1, *, whole=True, fold=MEAN, **more):
-    return m.AskSpec(run="r", ask=id, kind="train", digest=b"d", whole=whole, fold=fold, transforms="{}", **more)
+    return m.AskSpec(run="r", ask=id, kind="train", digest=b"d", whole=whole, fold=fold, transforms="[]", **more)
 
 
 def task_of(client, ask=1, attempt=1, **more):

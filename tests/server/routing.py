@@ -17,7 +17,7 @@ def blob_of(letter, size=100):
 
 
 def ask_of(id=0, **more):
-    fields = {"kind": "train", "digest": b"d", "transforms": "{}", "fold": "[]", "whole": True}
+    fields = {"kind": "train", "digest": b"d", "transforms": "[]", "fold": "[]", "whole": True}
     return m.AskSpec(run="r", ask=id, **{**fields, **more})
 
 
@@ -69,8 +69,8 @@ class World:
     def say(self, peer, **body):
         return self.tell(Received(peer, m.Message(**body)))
 
-    def node(self, name, *clients, number=1):
-        return self.tell(Connected(f"{name}{number}", "node", name, f"node {name}", clients))
+    def node(self, name, *clients, number=1, relay=True):
+        return self.tell(Connected(f"{name}{number}", "node", name, f"node {name}", clients, relay))
 
     def run(self, number=1, spec=SPEC):
         self.tell(Connected(f"r{number}", "run", "r", "ann"))

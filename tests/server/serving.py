@@ -24,7 +24,7 @@ from umbel.wire import messages as m
 
 KEY = b"k" * 32
 SPEC = m.RunSpec(run="r", name="mnist")
-ASK = m.AskSpec(run="r", ask=0, kind="train", digest=b"d", transforms="{}")
+ASK = m.AskSpec(run="r", ask=0, kind="train", digest=b"d", transforms="[]")
 CLIENT = archive.build(
     {"kind": "client", "module": "client", "attribute": "client", "handlers": ["train"], "imports": [], "python": "",
      "requirements": []},

@@ -147,6 +147,21 @@ def test_a_node_that_is_no_relay_folds_nothing(tmp_path):
     play(act, tmp_path)
 
 
+@pytest.mark.parametrize("depth", [40, 959, 100_000])
+def test_what_is_nested_too_deep_is_refused_and_the_server_starts_again(tmp_path, depth):
+    async def act(here):
+        run = await here.run()
+        config = '{"a":' * depth + "1" + "}" * depth
+        run.say(run_spec=m.RunSpec(run="r", name="deep", archive=m.Payload(inline=b"archive"), config=config))
+        assert (await run.over()).code in (m.CODE_TOO_LARGE, m.CODE_MALFORMED)
+
+    async def again(here):
+        assert not [row for row in here.service.store.rows("runs") if row["spec"]]
+
+    play(act, tmp_path)
+    play(again, tmp_path)
+
+
 def test_a_run_that_wants_what_is_here_no_more_is_told_at_once(tmp_path):
     async def act(here):
         _, run = await here.ready("0")

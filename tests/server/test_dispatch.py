@@ -39,7 +39,7 @@ def test_blobs_cross_both_ways(tmp_path):
     async def act(here):
         node, run = await here.ready("0")
         model, update = run.blobs.put(b"m" * 100_000, "test"), node.blobs.put(b"u" * 100_000, "test")
-        run.say(ask_spec=m.AskSpec(run="r", kind="train", digest=b"d", transforms="{}", model=m.Payload(blob=model)))
+        run.say(ask_spec=m.AskSpec(run="r", kind="train", digest=b"d", transforms="[]", model=m.Payload(blob=model)))
         run.say(task=task_of("0"))
         task = await node.hears("ask_spec")
         assert (await node.exchange.fetch(task.model.blob, "r")).read_bytes() == b"m" * 100_000
@@ -61,10 +61,10 @@ def test_a_full_server_lets_finished_work_wait(tmp_path):
     async def act(here):
         node, run = await here.ready("0")
         model, update = run.blobs.put(b"m" * 100_000, "test"), node.blobs.put(b"u" * 100_000, "test")
-        run.say(ask_spec=m.AskSpec(run="r", kind="train", digest=b"d", transforms="{}", model=m.Payload(blob=model)))
+        run.say(ask_spec=m.AskSpec(run="r", kind="train", digest=b"d", transforms="[]", model=m.Payload(blob=model)))
         run.say(task=task_of("0"))
         await node.exchange.fetch((await node.hears("ask_spec")).model.blob, "r")
-        run.say(ask_spec=m.AskSpec(run="r", ask=1, kind="train", digest=b"e", transforms="{}"))
+        run.say(ask_spec=m.AskSpec(run="r", ask=1, kind="train", digest=b"e", transforms="[]"))
         run.say(task=task_of("0", 1))
         await node.hears("task", 2)
         node.say(result=done_of("0", 1, m.Payload(blob=update)))
@@ -95,7 +95,7 @@ def test_a_node_that_takes_all_that_it_may_keeps_no_other_waiting(tmp_path):
         for client in ("0", "1", "2"):
             await run.hears("members", where=lambda body, c=client: (c, ready) in told(body))
         for ask in (0, 1):
-            run.say(ask_spec=m.AskSpec(run="r", ask=ask, kind="train", digest=b"d", transforms="{}"))
+            run.say(ask_spec=m.AskSpec(run="r", ask=ask, kind="train", digest=b"d", transforms="[]"))
             for client in ("0", "1"):
                 run.say(task=task_of(client, ask))
         greedy, modest = nodes[:2]
@@ -123,7 +123,7 @@ def test_how_much_is_here_of_a_node_is_known_after_a_restart(tmp_path):
         run.say(run_spec=SPEC)
         await node.hears("run_spec")
         node.say(run_answer=m.RunAnswer(run="r", ready=True))
-        run.say(ask_spec=m.AskSpec(run="r", kind="train", digest=b"d", transforms="{}"))
+        run.say(ask_spec=m.AskSpec(run="r", kind="train", digest=b"d", transforms="[]"))
         await run.hears("members", where=lambda body: body.members[0].standing == m.STANDING_READY)
         run.say(task=task_of("0"))
         await node.hears("task")
@@ -145,7 +145,7 @@ def test_an_update_for_which_the_disk_has_no_room_is_fetched_once_it_has(tmp_pat
     async def act(here):
         node, run = await here.ready("0")
         update = node.blobs.put(b"u" * 100_000, "test")
-        run.say(ask_spec=m.AskSpec(run="r", kind="train", digest=b"d", transforms="{}"))
+        run.say(ask_spec=m.AskSpec(run="r", kind="train", digest=b"d", transforms="[]"))
         run.say(task=task_of("0"))
         await node.hears("task")
         part, tries = here.service.blobs.part, []

@@ -12,7 +12,7 @@ from umbel.wire import messages as m
 def test_whole_messages_pass():
     key = b"k" * 32
     check("task", m.Task(task="3.x", ask=3, client="x", attempt=1, key=key, data_key=key))
-    check("ask_spec", m.AskSpec(ask=MOST - 1, kind="train", digest=b"d", transforms="{}"))
+    check("ask_spec", m.AskSpec(ask=MOST - 1, kind="train", digest=b"d", transforms="[]"))
     check("result", m.Result(failure=m.Failure()))
     check("result", m.Result(done=m.Done(receipt=m.Receipt(), update=m.Payload())))
     check("partial", m.Partial(receipts=[m.Receipt(task="0.0")], partial=m.Payload()))
@@ -36,7 +36,7 @@ def test_what_is_wrong_is_named(kind, body):
 
 
 def test_an_event_is_not_longer_than_any_answer_may_be():
-    check("log_event", m.LogEvent(number=1, event='"' + "x" * (EVENT_BYTES - 2) + '"'))
+    check("log_event", m.LogEvent(number=1, event='{"a":"' + "x" * (EVENT_BYTES - 8) + '"}'))
     with pytest.raises(ProtocolError, match="an event of more than") as caught:
-        check("log_event", m.LogEvent(number=1, event='"' + "ä" * (EVENT_BYTES // 2) + '"'))
+        check("log_event", m.LogEvent(number=1, event='{"a":"' + "ä" * (EVENT_BYTES // 2) + '"}'))
     assert caught.value.code == m.CODE_TOO_LARGE

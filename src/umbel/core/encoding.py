@@ -23,6 +23,8 @@ from ..files import Bytes, mapped, reading, write_pieces
 from .arrays import RESERVED, Array, Arrays, can_travel, plain, read_safetensors, safetensors_pieces
 
 VERSION = 1
+DEPTH = 64
+"""So many lists, tuples and dictionaries of a tree may stand one in another."""
 _TAG = "~"
 _PLAIN = frozenset((type(None), bool, int, float, str))
 _to_parts: dict[type, tuple[str, Callable[[Any], Any]]] = {}
@@ -39,11 +41,9 @@ def pieces(tree: Any) -> Iterator[Bytes]:
     """The pieces of `encode(tree)`, one after the other: a header, then each array's own memory."""
     arrays: dict[str, Array] = {}
     try:
-        structure = json.dumps({"version": VERSION, "tree": _encode(tree, "", arrays)})
+        structure = json.dumps({"version": VERSION, "tree": _encode(tree, "", arrays, DEPTH)})
     except StrategyError:
         raise
-    except RecursionError as error:
-        raise _cannot_save("", "nested too deep, or holds itself") from error
     except ValueError as error:  # a number of more digits than Python writes
         raise _cannot_save("", f"what JSON cannot hold ({error})") from error
     return safetensors_pieces(arrays, {"umbel": structure})
@@ -84,7 +84,7 @@ def decode(data: Bytes, *, views: bool = False) -> Any:
         header = json.loads(metadata["umbel"])
         if header["version"] != VERSION:
             raise CorruptFile(f"this tree has format version {header['version']}; this release reads {VERSION}")
-        return _decode(header["tree"], arrays)
+        return _decode(header["tree"], arrays, DEPTH + 1)  # a leaf may be a table too
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RecursionError) as error:
         raise CorruptFile(f"these bytes hold arrays, but not a tree that Umbel wrote ({error!r:.200})") from error
 
@@ -111,7 +111,7 @@ def settled(tree: Any) -> Any:
     return tree
 
 
-def _encode(tree: Any, path: str, arrays: dict[str, Array]) -> Any:
+def _encode(tree: Any, path: str, arrays: dict[str, Array], left: int) -> Any:
     if type(tree) in _PLAIN:
         return tree
     if isinstance(tree, Arrays):
@@ -123,21 +123,24 @@ def _encode(tree: Any, path: str, arrays: dict[str, Array]) -> Any:
         return {_TAG: "scalar", "at": _store(np.asarray(tree), path, arrays)}
     if isinstance(tree, bytes):
         return {_TAG: "bytes", "at": _store(np.frombuffer(tree, np.uint8), path, arrays)}
+    if not left:
+        raise _cannot_save(path, f"nested deeper than {DEPTH}")
+    left -= 1
     if type(tree) is list:
         if _PLAIN.issuperset(map(type, tree)):  # long lists of numbers are common
             return tree
-        return [_encode(v, f"{path}/{i}", arrays) for i, v in enumerate(tree)]
+        return [_encode(v, f"{path}/{i}", arrays, left) for i, v in enumerate(tree)]
     if type(tree) is tuple:
-        return {_TAG: "tuple", "items": [_encode(v, f"{path}/{i}", arrays) for i, v in enumerate(tree)]}
+        return {_TAG: "tuple", "items": [_encode(v, f"{path}/{i}", arrays, left) for i, v in enumerate(tree)]}
     if type(tree) in _to_parts:
         name, to_parts = _to_parts[type(tree)]
-        return {_TAG: name, "parts": _encode(to_parts(tree), path, arrays)}
+        return {_TAG: name, "parts": _encode(to_parts(tree), path, arrays, left)}
     if isinstance(tree, Mapping):
         if all(type(k) is str for k in tree) and _TAG not in tree:
             if _PLAIN.issuperset(map(type, tree.values())):
                 return dict(tree)
-            return {k: _encode(v, f"{path}/{k}", arrays) for k, v in tree.items()}
-        pairs = [[_encode(k, path, arrays), _encode(v, f"{path}/{k}", arrays)] for k, v in tree.items()]
+            return {k: _encode(v, f"{path}/{k}", arrays, left) for k, v in tree.items()}
+        pairs = [[_encode(k, path, arrays, left), _encode(v, f"{path}/{k}", arrays, left)] for k, v in tree.items()]
         return {_TAG: "map", "pairs": pairs}
     raise _cannot_save(path, f"a {type(tree).__name__}")
 
@@ -159,15 +162,18 @@ def _store(array: Array, path: str, arrays: dict[str, Array]) -> str:
     return name
 
 
-def _decode(tree: Any, arrays: dict[str, Array]) -> Any:
+def _decode(tree: Any, arrays: dict[str, Array], left: int) -> Any:
     # Each array is taken out: one that is named a thousand times would else need a thousand times its memory.
-    if isinstance(tree, list):
-        return [_decode(v, arrays) for v in tree]
-    if not isinstance(tree, dict):
+    if not isinstance(tree, list | dict):
         return tree
+    if not left:
+        raise CorruptFile(f"this tree is nested deeper than {DEPTH}")
+    left -= 1
+    if isinstance(tree, list):
+        return [_decode(v, arrays, left) for v in tree]
     tag = tree.get(_TAG)
     if tag is None:
-        return {k: _decode(v, arrays) for k, v in tree.items()}
+        return {k: _decode(v, arrays, left) for k, v in tree.items()}
     if tag == "arrays":
         return Arrays({name: arrays.pop(at) for name, at in tree["names"].items()}, tree["roles"])
     if tag == "array":
@@ -177,9 +183,9 @@ def _decode(tree: Any, arrays: dict[str, Array]) -> Any:
     if tag == "bytes":
         return arrays.pop(tree["at"]).tobytes()
     if tag == "tuple":
-        return tuple(_decode(v, arrays) for v in tree["items"])
+        return tuple(_decode(v, arrays, left) for v in tree["items"])
     if tag == "map":
-        return {_decode(k, arrays): _decode(v, arrays) for k, v in tree["pairs"]}
+        return {_decode(k, arrays, left): _decode(v, arrays, left) for k, v in tree["pairs"]}
     if tag not in _from_parts:
         raise CorruptFile(f"this tree holds a {tag!r}, which this release does not know")
-    return _from_parts[tag](_decode(tree["parts"], arrays))
+    return _from_parts[tag](_decode(tree["parts"], arrays, left))

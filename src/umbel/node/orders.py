@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from ..errors import ProtocolError
 from ..wire import messages as m
 from ..wire.names import RUN_ID
+from ..wire.texts import read_json, read_steps
 
 _LARGEST_ASK = 2**63 - 1
 _OVER = ("finished", "failed", "stopped")
@@ -20,6 +20,9 @@ def check(message: m.Message) -> None:
             run = message.run_spec
             _require(RUN_ID.fullmatch(run.run) is not None, f"a RunSpec with the run {run.run!r:.250}")
             _check_payload(run, "archive", f"the RunSpec of {run.run}")
+            for name in ("contract", "config"):
+                if text := getattr(run, name):
+                    read_json(text, f"the {name} of {run.run}", dict)
         case "ask_spec":
             ask, what = message.ask_spec, ask_text(message.ask_spec)
             _require(bool(ask.kind) and bool(ask.digest) and ask.ask <= _LARGEST_ASK, what)
@@ -52,11 +55,7 @@ def task_text(task: m.Task) -> str:
 
 def steps_of(ask: m.AskSpec) -> list[tuple[str, int]]:
     """The names and versions of an ask's transforms. Raises `ProtocolError` for other JSON."""
-    try:
-        return [(str(spec["name"]), int(spec["version"])) for spec in json.loads(ask.transforms)]
-    except (ValueError, TypeError, KeyError, RecursionError):
-        text = f"{ask_text(ask)}: its transforms are not described as JSON"
-        raise ProtocolError(text, m.CODE_MALFORMED) from None
+    return read_steps(ask.transforms, f"what describes the transforms of {ask_text(ask)}")
 
 
 def blob_of(message: Any, name: str) -> m.Blob | None:

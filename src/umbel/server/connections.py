@@ -181,7 +181,7 @@ class Connections:
                 await self._hear_operator(peer)
             else:
                 role, clients = roles.NAMES[identity.role], tuple(identity.hello.clients)
-                self._around.tell(Connected(peer.id, role, identity.id, identity.name, clients))
+                self._around.tell(Connected(peer.id, role, identity.id, identity.name, clients, identity.relay))
                 while True:
                     for message in await connection.receive():
                         self._around.tell(Received(peer.id, message))

@@ -14,10 +14,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import CallerError, Refused, UmbelError
+from ..errors import CallerError, ProtocolError, Refused, UmbelError
 from ..wire import messages as m
 from ..wire import roles
 from ..wire.portions import portions
+from ..wire.texts import read_json
 from .access import Access
 from .reports import RunReports
 from .requests import Body, Offices, OperatorPeer
@@ -112,11 +113,9 @@ class Desk:
         if len(request.body) > LONGEST_BODY:
             raise Refused(f"a request of {len(request.body)} bytes", m.CODE_TOO_LARGE)
         try:
-            body = json.loads(request.body or "{}")
-        except (ValueError, RecursionError):
-            body = None
-        if not isinstance(body, dict):
-            raise Refused("a request's body is a JSON object", m.CODE_MALFORMED)
+            body: Body = read_json(request.body or "{}", "a request's body", dict)
+        except ProtocolError as error:
+            raise Refused(error.message, error.code) from None
         return body
 
     async def _status(self, peer: OperatorPeer, body: Body) -> dict[str, Any]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
 from ..errors import ProtocolError
 from ..wire import messages as m
+from ..wire.texts import read_json, read_steps
 from .ledger import AnswerEntry, payload_of
 
 KEY_BYTES = 32
@@ -15,14 +15,6 @@ MOST = 2**63
 """Numbers are below this, so that any store can hold them."""
 EVENT_BYTES = 1 << 20
 """So many bytes an event of a log has at most, so that it fits into any answer to an operator."""
-
-
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return True
 
 
 ANSWER_BYTES = 128 << 10
@@ -41,11 +33,16 @@ _REQUIRED: dict[str, Callable[[Any], bool]] = {
         result.HasField("failure")
         or (result.HasField("done") and result.done.HasField("receipt") and result.done.HasField("update"))
     ),
-    "log_event": lambda log: _is_json(log.event),
     "partial": lambda partial: (
         partial.HasField("partial") and 0 < len(partial.receipts) == len({each.task for each in partial.receipts})
     ),
 }
+_JSON: dict[str, tuple[tuple[str, type[Any]], ...]] = {
+    "run_spec": (("contract", dict), ("config", dict)),
+    "ask_spec": (("fold", list),),
+    "log_event": (("event", dict),),
+}
+"""Fields that are JSON, and what it is."""
 
 
 def check(kind: str, body: Any) -> None:
@@ -57,6 +54,11 @@ def check(kind: str, body: Any) -> None:
         raise ProtocolError(f"an event of more than {EVENT_BYTES} bytes", m.CODE_TOO_LARGE)
     if kind in _REQUIRED and not _REQUIRED[kind](body):
         raise ProtocolError(f"a {kind} that lacks a field, or whose fields disagree", m.CODE_MALFORMED)
+    for name, of in _JSON.get(kind, ()):
+        if text := getattr(body, name):
+            read_json(text, f"the {name} of a {kind}", of)
+    if kind == "ask_spec":
+        read_steps(body.transforms, "the transforms of an ask_spec")
 
 
 def too_large(answer: AnswerEntry, ask: m.AskSpec, largest: int) -> str:

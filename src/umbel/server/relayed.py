@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
@@ -10,6 +9,7 @@ from ..errors import ProtocolError
 from ..folds.catalogue import fold_from_spec
 from ..wire import messages as m
 from ..wire.portions import portions, text_bytes
+from ..wire.texts import read_json
 from ..work import retries
 from .ledger import ask_of
 from .signals import Connected, Lost, Received, TellRouter
@@ -355,7 +355,7 @@ def _folds(spec: m.AskSpec) -> bool:
     if not spec.whole or spec.model.blob.size > LARGE:
         return False
     try:
-        fold = fold_from_spec(json.loads(spec.fold))
-    except ValueError:
+        fold = fold_from_spec(read_json(spec.fold, "its fold", list))
+    except ProtocolError:
         return False
     return fold is not None and not fold.single

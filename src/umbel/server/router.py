@@ -185,7 +185,7 @@ class Router:
         kind = message.WhichOneof("body")
         if kind is None:
             raise ProtocolError("a message without a body", m.CODE_MALFORMED)
-        if kind not in roles.SAYS.get(known.role, ()):
+        if kind not in roles.SAYS.get("relay" if known.relay else known.role, ()):
             raise ProtocolError(f"a {known.role} may not send {kind}", m.CODE_NOT_ALLOWED)
         body = getattr(message, kind)
         fields.check(kind, body)

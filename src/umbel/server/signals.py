@@ -12,13 +12,16 @@ from ..wire.blobs import Fetched, NotFetched
 
 @dataclass(frozen=True, slots=True)
 class Connected:
-    """Event: somebody has proved who it is: `role` is node, run or operator, `id` the node's or run's."""
+    """Event: somebody has proved who it is: `role` is node, run or operator, `id` the node's or run's; a node may be a
+    `relay`.
+    """
 
     peer: str
     role: str
     id: str
     name: str = ""
     clients: tuple[str, ...] = ()
+    relay: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,7 +135,7 @@ class Station(WireEnd):
         assert self._wire is not None
         assert self._router is not None
         clients, peer = self._router.nodes.clients(), self._network.plug(self._wire)
-        self._wire.to.tell(servers.Connected(peer, "node", self.name, self.name, tuple(sorted(clients))))
+        self._wire.to.tell(servers.Connected(peer, "node", self.name, self.name, tuple(sorted(clients)), relay=True))
         self.tell(servers.Reached(clients))
 
     # What its machines say

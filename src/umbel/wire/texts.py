@@ -1,0 +1,53 @@
+"""What peers say as JSON: read in one place, before anybody relies on it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ..errors import ProtocolError
+from . import messages as m
+
+DEPTH = 32
+"""So many lists and objects may stand one in another: whoever reads or writes them again gets through them."""
+
+
+def read_json(text: str | bytes, what: str, kind: type[Any] | None = None) -> Any:
+    """The value of a text that a peer has sent, which is of a `kind` if one is named.
+
+    Raises `ProtocolError` that names `what` it was for anything else, and for what is nested deeper than `DEPTH`.
+    """
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ProtocolError(f"{what} is no JSON", m.CODE_MALFORMED) from None
+    if kind is not None and type(found) is not kind:
+        raise ProtocolError(f"{what} is not a JSON {'object' if kind is dict else 'list'}", m.CODE_MALFORMED)
+    if _is_deep(found):
+        raise ProtocolError(f"{what} is nested deeper than {DEPTH}", m.CODE_TOO_LARGE)
+    return found
+
+
+def read_steps(text: str, what: str) -> list[tuple[str, int]]:
+    """The names and versions of transforms that a peer has described. Raises `ProtocolError`."""
+    found = []
+    for spec in read_json(text, what, list):
+        name, version = (spec.get("name"), spec.get("version")) if type(spec) is dict else (None, None)
+        if type(name) is not str or type(version) is not int:
+            raise ProtocolError(f"{what} are not steps with names and versions", m.CODE_MALFORMED)
+        found.append((name, version))
+    return found
+
+
+def _is_deep(tree: Any) -> bool:
+    level = [tree]
+    for _ in range(DEPTH + 1):
+        level = [
+            value
+            for each in level
+            if isinstance(each, list | dict)
+            for value in (each.values() if isinstance(each, dict) else each)
+        ]
+        if not level:
+            return False
+    return True
