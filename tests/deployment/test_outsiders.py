@@ -20,10 +20,21 @@ TOKENS = re.compile(r"\b[0-9a-f]{12}\.[0-9a-f]{32}\b")
 
 @pytest.fixture(scope="module")
 def three(machines):
+    for place in ("server", "node-0"):  # made by hand beforehand, say
+        (machines.folder / place).mkdir(mode=0o755)
     machines.start_server()
     machines.start_nodes(3)
     yield machines
     assert secrets_in(machines) == []
+    assert open_to_others(machines) == []
+
+
+def open_to_others(machines):
+    """The files of the server and of nodes that others on this machine could read or write."""
+    places = [machines.folder / "server", *machines.folder.glob("node-*")]
+    files = [path for place in places for path in place.rglob("*") if path.is_file()]
+    assert len(files) > 20
+    return [path for path in files if path.stat().st_mode & 0o077]
 
 
 def secrets_in(machines):

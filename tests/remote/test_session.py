@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import tempfile
 from collections import deque
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from umbel import Arrays, Window, mean, total, weighted_mean
+from umbel import Arrays, Free, Window, mean, total, weighted_mean
 from umbel.core import encoding
 from umbel.core.ask import Ask
 from umbel.core.partial import Partial
@@ -626,3 +630,69 @@ def test_a_client_that_does_not_take_part_is_told_of(asked):
     assert asked.next({"members": m.Members(run="r", members=members)}) == Ticked()
     assert asked.session.reporting.warnings() == [(1, "it does not take part: no data")]
     assert asked.session.members == {0: (m.STANDING_READY, ""), 1: (m.STANDING_REFUSED, "no data")}
+
+
+# What nobody honest sends
+
+KINDS = ("update", "receipt", "like", "free", "state", "correction", "answer", "none")
+PARTS = ("[]", "3", "[1, 2, 3, 4, 5]", "[null, null, null, null, null, null]", '["a", "b"]', "[{}, -1]")
+JUNK = [
+    *("null", "true", "-1", "3", "Infinity", "NaN", "1e999", str(2**70), '""', '"w"', "[]", "{}", "[[[[1]]]]"),
+    *("[" * depth + "]" * depth for depth in (60, 990)),
+    *(f'{{"~": "{kind}", "at": "3/a"}}' for kind in ("array", "scalar", "bytes")),
+    *('{"~": "array", "at": "w"}', '{"~": "tuple", "items": 3}', '{"~": "map", "pairs": [[[], 1]]}'),
+    *('{"~": "map", "pairs": [3]}', '{"~": "arrays", "names": 3, "roles": 3}'),
+    '{"~": "arrays", "names": {"w": "3/a"}, "roles": {"w": "queen"}}',
+    *(f'{{"~": "{kind}", "parts": {parts}}}' for kind in KINDS for parts in PARTS),
+]
+
+
+def forged(data, place, junk):
+    """What `encoding.encode` made, with junk in one place of its tree."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    told = json.loads(header["__metadata__"]["umbel"])
+    places = []
+
+    def walk(tree, at):
+        places.append(at)
+        for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ():
+            walk(value, (*at, key))
+
+    walk(told, ())
+    at = places[place % len(places)]
+    if not at:
+        told = "@"
+    else:
+        tree = told
+        for key in at[:-1]:
+            tree = tree[key]
+        tree[at[-1]] = "@"
+    header["__metadata__"]["umbel"] = json.dumps(told).replace('"@"', junk)
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data[8 + size :]
+
+
+@given(place=st.integers(0, 40), junk=st.sampled_from(JUNK))
+def test_whatever_a_node_sends_costs_it_its_task_at_the_most(place, junk):
+    honest = encoding.encode(update_of(metrics={"loss": 1.0}, aux={"a": np.ones(1)}))
+    with tempfile.TemporaryDirectory() as folder:
+        stage = Stage(Path(folder))
+        stage.open(expects=Like(aux=Free()))
+        stage.send(0, 1)
+        forgery = m.Payload(inline=forged(honest, place, junk))
+        assert isinstance(stage.next(done(0, update=forgery)), Finished | Failed)
+        assert stage.next(done(1)) == Finished("0.1")
+        stage.session.close(0)
+
+
+@given(place=st.integers(0, 60), junk=st.sampled_from(JUNK))
+def test_whatever_a_relay_sends_costs_it_its_tasks_at_the_most(place, junk):
+    with tempfile.TemporaryDirectory() as folder:
+        stage = Stage(Path(folder))
+        stage.open()
+        stage.send(0, 1)
+        message = partial_of(0, 1)
+        message["partial"].partial.inline = forged(message["partial"].partial.inline, place, junk)
+        assert isinstance(stage.next(message), AllFinished | Failed)
+        stage.session.close(0)

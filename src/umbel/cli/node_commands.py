@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import os
 import re
 import signal
 import socket
@@ -79,6 +80,7 @@ class NodeOrder:
 
 def run(order: NodeOrder) -> None:
     """Be a node until somebody stops it. Raises `SettingError` for what cannot be."""
+    os.umask(0o077)  # what is kept here is about the owner's data, and nobody else's to read
     with alone(order.place, "a node", "Call this one otherwise: --name NAME."):
         if order.relay:
             _relay(order)
