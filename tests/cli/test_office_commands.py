@@ -23,7 +23,7 @@ NODE = {
 }  # fmt: skip
 ANSWERS: dict[str, dict[str, Any]] = {
     "server.status": {"you": {"name": "ann", "role": "run"}},
-    "nodes.invite": {"line": f"umbel node h:1 --join {LINE}", "expires_at": 1.0},
+    "nodes.invite": {"line": f"umbel node localhost:1 --join {LINE}", "expires_at": 1.0},
     "nodes.list": {
         "nodes": [{**NODE, "seen_at": 5.0, "connected": False}, {**NODE, "seen_at": 5.0, "connected": True}]
     },
@@ -43,7 +43,7 @@ class Office:
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.credentials: list[Credentials] = []
         self.error: Exception | None = None
-        self.address = "h:1"
+        self.address = "localhost:1"
 
     def connect(self, credentials: Credentials, **options: Any) -> Self:
         self.credentials.append(credentials)
@@ -80,7 +80,11 @@ def office(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Office:
             ("nodes.invite", {"name": "ward", "hours": 2.0}),
             "for node ward, for 2 h",
         ),
-        ("nodes invite", ("nodes.invite", {"name": None, "hours": 24.0}), f"\n  umbel node h:1 --join {LINE}\n"),
+        (
+            "nodes invite",
+            ("nodes.invite", {"name": None, "hours": 24.0}),
+            f"\n  umbel node localhost:1 --join {LINE}\n",
+        ),
         (
             "nodes invite --relay",
             ("nodes.invite", {"name": None, "hours": 24.0, "relay": True}),
@@ -94,7 +98,7 @@ def office(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Office:
         ("nodes ls", ("nodes.list", {}), "a, b, c, d and 2 others"),
         ("nodes approve ward", ("nodes.approve", {"node": "ward"}), "node ward (ab12cd34) is approved"),
         ("nodes revoke ab12", ("nodes.revoke", {"node": "ab12"}), "is revoked: its key is not good any more"),
-        ("operators add bob", ("operators.add", {"name": "bob", "role": "run"}), f"  umbel login h:1 {LINE}\n"),
+        ("operators add bob", ("operators.add", {"name": "bob", "role": "run"}), f"  umbel login localhost:1 {LINE}\n"),
         ("operators ls", ("operators.list", {}), "never"),
         ("operators remove bob", ("operators.remove", {"name": "bob"}), "bob is let in no more"),
         ("audit -n 3", ("audit.list", {"count": 3}), "node ab"),
@@ -103,16 +107,16 @@ def office(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Office:
 def test_commands_ask_the_office(
     umbel: Command, office: Office, line: str, call: tuple[str, dict[str, Any]], said: str
 ) -> None:
-    done = umbel(*line.split(), "--on", "h:1")
+    done = umbel(*line.split(), "--on", "localhost:1")
     assert done.code == 0, done.err
     assert office.calls == [call]
     assert said in done.out
-    assert office.credentials == [Credentials("h:1", LINE)]
+    assert office.credentials == [Credentials("localhost:1", LINE)]
 
 
 @pytest.mark.parametrize("line", ["nodes invite", "nodes ls", "operators add bob", "operators ls", "audit"])
 def test_tables_as_json(umbel: Command, office: Office, line: str) -> None:
-    done = umbel(*line.split(), "--on", "h:1", "--json")
+    done = umbel(*line.split(), "--on", "localhost:1", "--json")
     (answer,) = [ANSWERS[method] for method, _ in office.calls]
     assert json.loads(done.out) in (answer, *answer.values())
 
@@ -121,21 +125,21 @@ def test_a_token_is_kept_once_it_is_seen_to_be_good(
     umbel: Command, office: Office, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("UMBEL_TOKEN")
-    assert "there is no token for h:1" in umbel("nodes", "ls", "--on", "h:1").said
+    assert "there is no token for localhost:1" in umbel("nodes", "ls", "--on", "localhost:1").said
     office.error = Refused("the token is not known here", m.CODE_UNAUTHENTICATED)
-    done = umbel("login", "H:1", LINE)
+    done = umbel("login", "LOCALHOST:1", LINE)
     assert done.code == 7
     assert "The server says no" in done.err
-    assert umbel("nodes", "ls", "--on", "h:1").code == 3
+    assert umbel("nodes", "ls", "--on", "localhost:1").code == 3
     office.error = None
-    done = umbel("login", "H:1", LINE)
-    assert "h:1 knows you as ann, who may run" in done.out
+    done = umbel("login", "LOCALHOST:1", LINE)
+    assert "localhost:1 knows you as ann, who may run" in done.out
     assert LINE not in done.out
-    assert umbel("nodes", "ls", "--on", "h:1").code == 0
-    office.error = ConnectionLost("no connection to h:1", hint="Is it running?")
-    done = umbel("nodes", "ls", "--on", "h:1")
+    assert umbel("nodes", "ls", "--on", "localhost:1").code == 0
+    office.error = ConnectionLost("no connection to localhost:1", hint="Is it running?")
+    done = umbel("nodes", "ls", "--on", "localhost:1")
     assert done.code == 6
-    assert "no connection to h:1" in done.said
+    assert "no connection to localhost:1" in done.said
 
 
 def test_a_node_that_is_not_connected_says_when_it_was(
@@ -149,7 +153,9 @@ def test_a_node_that_is_not_connected_says_when_it_was(
         {**NODE, "name": "here", "seen_at": 990.0, "connected": True, "clients": [], "elsewhere": {"a": "gone"}},
     ]
     monkeypatch.setitem(ANSWERS, "nodes.list", {"nodes": rows})
-    lines = {line.split()[1]: line for line in umbel("nodes", "ls", "--on", "h:1").out.splitlines() if "ab12" in line}
+    lines = {
+        line.split()[1]: line for line in umbel("nodes", "ls", "--on", "localhost:1").out.splitlines() if "ab12" in line
+    }
     assert "offline" in lines["gone"]
     assert lines["gone"].rstrip().endswith("12 s ago")
     assert lines["long"].rstrip().endswith("15 min ago")
@@ -159,17 +165,17 @@ def test_a_node_that_is_not_connected_says_when_it_was(
 
 
 def test_a_role_that_is_none_is_not_asked_for(umbel: Command, office: Office) -> None:
-    assert umbel("operators", "add", "bob", "--role", "king", "--on", "h:1").code == 3
+    assert umbel("operators", "add", "bob", "--role", "king", "--on", "localhost:1").code == 3
     assert office.calls == []
 
 
 def test_an_invitation_by_approval_has_no_secret(umbel: Command, office: Office) -> None:
-    done = umbel("nodes", "invite", "--approval", "--on", "h:1")
-    assert f"umbel node h:1 --join {JoinText(b'').text}\n" in done.out
+    done = umbel("nodes", "invite", "--approval", "--on", "localhost:1")
+    assert f"umbel node localhost:1 --join {JoinText(b'').text}\n" in done.out
     assert JoinText.parse(LINE).token is not None
     assert str(JoinText.parse(LINE).token.id) not in done.out
     assert office.calls == []
-    assert "--approval" in umbel("nodes", "invite", "--approval", "--name", "ward", "--on", "h:1").err
+    assert "--approval" in umbel("nodes", "invite", "--approval", "--name", "ward", "--on", "localhost:1").err
 
 
 def test_names_in_brackets_are_printed_as_they_are(
@@ -182,7 +188,7 @@ def test_names_in_brackets_are_printed_as_they_are(
     monkeypatch.setitem(ANSWERS, "operators.list", {"operators": [{"name": name, "role": "run", "used_at": None}]})
     record = {"number": 1, "at": 0.0, "who": name, "did": name, "what": {name: name}}
     monkeypatch.setitem(ANSWERS, "audit.list", {"records": [record]})
-    assert umbel("nodes", "ls", "--on", "h:1", "--token", LINE).out.count(name) == 2
-    assert name in umbel("nodes", "revoke", name, "--on", "h:1", "--token", LINE).out
-    assert name in umbel("operators", "ls", "--on", "h:1", "--token", LINE).out
-    assert umbel("audit", "--on", "h:1", "--token", LINE).out.count(name) == 4
+    assert umbel("nodes", "ls", "--on", "localhost:1", "--token", LINE).out.count(name) == 2
+    assert name in umbel("nodes", "revoke", name, "--on", "localhost:1", "--token", LINE).out
+    assert name in umbel("operators", "ls", "--on", "localhost:1", "--token", LINE).out
+    assert umbel("audit", "--on", "localhost:1", "--token", LINE).out.count(name) == 4

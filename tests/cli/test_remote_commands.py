@@ -42,7 +42,7 @@ class Server:
         self.files = {"events.jsonl": b"log", "checkpoints/round-0001.safetensors": b"model"}
 
     def connect(self, credentials: Credentials, **options: Any) -> Self:
-        assert credentials == Credentials("h:1", LINE)
+        assert credentials == Credentials("localhost:1", LINE)
         return self
 
     def __enter__(self) -> Self:
@@ -91,7 +91,7 @@ def server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
 
 def test_an_app_is_packed_signed_submitted_and_followed(umbel: Command, server: Server) -> None:
     options = ("--rounds", 1, "--seed", 7, "--set", "lr=0.25", "--only", "a", "--only", "b")
-    done = umbel("run", "app.py", "--on", "h:1", *options)
+    done = umbel("run", "app.py", "--on", "localhost:1", *options)
     assert done.code == 0, done.err
     ((method, body),) = server.calls
     assert method == "runs.submit"
@@ -105,57 +105,60 @@ def test_an_app_is_packed_signed_submitted_and_followed(umbel: Command, server: 
     }  # fmt: skip
     assert body["run"].startswith("demo-")
     assert "✓ demo-1 finished: 1 round in 1.0 s" in done.out
-    assert "umbel pull demo-1 --on h:1" in done.out
+    assert "umbel pull demo-1 --on localhost:1" in done.out
     assert "round 1/1  2 clients" in done.err
 
 
 def test_a_run_need_not_be_followed(umbel: Command, server: Server) -> None:
-    done = umbel("run", "app.py", "--on", "h:1", "--detach")
-    assert "umbel logs demo-1 -f --on h:1" in done.out
-    assert umbel("run", "app.py", "--on", "h:1", "--detach", "--json").summary == {"run": "demo-1", "server": "h:1"}
-    assert umbel("resume", "demo", "--on", "h:1", "--rounds", 4, "--detach").code == 0
+    done = umbel("run", "app.py", "--on", "localhost:1", "--detach")
+    assert "umbel logs demo-1 -f --on localhost:1" in done.out
+    assert umbel("run", "app.py", "--on", "localhost:1", "--detach", "--json").summary == {
+        "run": "demo-1",
+        "server": "localhost:1",
+    }
+    assert umbel("resume", "demo", "--on", "localhost:1", "--rounds", 4, "--detach").code == 0
     assert server.calls[-1] == ("runs.resume", {"run": "demo", "rounds": 4})
-    found = umbel("resume", "demo", "--on", "h:1", "--json").summary
-    assert (found["run"], found["server"], found["metrics"]) == ("demo-1", "h:1", {"train.loss": 0.5})
+    found = umbel("resume", "demo", "--on", "localhost:1", "--json").summary
+    assert (found["run"], found["server"], found["metrics"]) == ("demo-1", "localhost:1", {"train.loss": 0.5})
 
 
 def test_runs_on_a_server_are_listed_as_those_here(umbel: Command, server: Server) -> None:
-    done = umbel("runs", "--on", "h:1")
+    done = umbel("runs", "--on", "localhost:1")
     (line,) = [line.split() for line in done.out.splitlines() if line.startswith(" demo-1") or "demo-1" in line]
     assert "1/1" in line
     assert "finished" in line
-    (row,) = json.loads(umbel("runs", "--on", "h:1", "--json").out)
+    (row,) = json.loads(umbel("runs", "--on", "localhost:1", "--json").out)
     assert (row["run"], row["state"], row["metrics"]) == ("demo-1", "finished", {"train.loss": 0.5})
 
 
 def test_a_run_on_a_server_is_shown(umbel: Command, server: Server) -> None:
-    out = umbel("show", "last", "--on", "h:1").out
-    for text in ("demo-1", "finished", "1 of 1 round", "h:1", "ann", "a ready", "sha256 abababababab"):
+    out = umbel("show", "last", "--on", "localhost:1").out
+    for text in ("demo-1", "finished", "1 of 1 round", "localhost:1", "ann", "a ready", "sha256 abababababab"):
         assert text in out
     server.events = []
-    assert "nothing has happened yet" in umbel("show", "last", "--on", "h:1").out
-    assert umbel("show", "none", "--on", "h:1").code == 3
+    assert "nothing has happened yet" in umbel("show", "last", "--on", "localhost:1").out
+    assert umbel("show", "none", "--on", "localhost:1").code == 3
 
 
 def test_the_log_of_a_run_on_a_server_is_printed(umbel: Command, server: Server) -> None:
-    lines = umbel("logs", "last", "-f", "--on", "h:1").out.splitlines()
+    lines = umbel("logs", "last", "-f", "--on", "localhost:1").out.splitlines()
     assert lines[0].endswith("run demo-1: FedAvg, 2 clients, 1 round, seed 5")
     assert len(lines) == 3
-    found = [json.loads(line) for line in umbel("logs", "last", "--json", "--on", "h:1").out.splitlines()]
+    found = [json.loads(line) for line in umbel("logs", "last", "--json", "--on", "localhost:1").out.splitlines()]
     assert [event["event"] for event in found] == ["run_started", "round_committed", "run_finished"]
 
 
 def test_a_run_is_stopped(umbel: Command, server: Server) -> None:
-    assert "umbel resume demo-1 --on h:1" in umbel("stop", "last", "--on", "h:1").out
+    assert "umbel resume demo-1 --on localhost:1" in umbel("stop", "last", "--on", "localhost:1").out
     assert server.calls == [("runs.stop", {"run": "last"})]
     server.more = {"driven": True}
-    out = umbel("stop", "last", "--on", "h:1").out
+    out = umbel("stop", "last", "--on", "localhost:1").out
     assert "umbel resume" not in out
-    assert "umbel.resume(app, FOLDER, on=umbel.Remote('h:1'))" in out
+    assert "umbel.resume(app, FOLDER, on=umbel.Remote('localhost:1'))" in out
 
 
 def test_a_runs_folder_is_pulled(umbel: Command, server: Server) -> None:
-    done = umbel("pull", "last", "--on", "h:1", "--folder", "pulled")
+    done = umbel("pull", "last", "--on", "localhost:1", "--folder", "pulled")
     assert "2 files fetched to pulled/demo-1" in done.out
     assert "umbel show demo-1 --folder pulled" in done.out
     assert Path("pulled/demo-1/checkpoints/round-0001.safetensors").read_bytes() == b"model"
@@ -168,9 +171,9 @@ def test_a_run_that_has_not_begun_says_what_it_waits_for(
     waiting = {**ROW, "status": "running", "ended_at": None, "rounds": 0, "asked": 0, "metrics": {}, "waits": why}
     monkeypatch.setitem(globals(), "ROW", waiting)
     server.events = []
-    listed = umbel("runs", "--on", "h:1").out
+    listed = umbel("runs", "--on", "localhost:1").out
     assert "0/0" not in listed
     assert "waiting" in listed
     assert f"demo-1 waits for {why}" in listed
-    assert json.loads(umbel("runs", "--on", "h:1", "--json").out)[0]["waits"] == why
-    assert f"waits for {why}" in umbel("show", "demo-1", "--on", "h:1").out
+    assert json.loads(umbel("runs", "--on", "localhost:1", "--json").out)[0]["waits"] == why
+    assert f"waits for {why}" in umbel("show", "demo-1", "--on", "localhost:1").out

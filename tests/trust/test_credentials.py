@@ -53,18 +53,18 @@ def test_the_servers_own_folder_says_which_server_is_meant(home: Path, tmp_path:
 def test_a_token_may_be_in_a_file(home: Path, tmp_path: Path) -> None:
     text = line()
     (tmp_path / "plain").write_text(f"{text}\n")
-    assert find("h:1", str(tmp_path / "plain")).line == text
-    write_own(tmp_path, Credentials("h:1", text))
-    assert find("h:1", str(tmp_path / "operator.json")).line == text
-    assert find("h:1", f" {text} ").line == text
+    assert find("localhost:1", str(tmp_path / "plain")).line == text
+    write_own(tmp_path, Credentials("localhost:1", text))
+    assert find("localhost:1", str(tmp_path / "operator.json")).line == text
+    assert find("localhost:1", f" {text} ").line == text
     (tmp_path / "bad.json").write_text("{")
     for wrong in ("nonsense", "x" * 5000, "a\0b", JoinText(b"").text, str(tmp_path / "bad.json"), str(tmp_path)):
         with pytest.raises(SettingError):
-            find("h:1", wrong)
+            find("localhost:1", wrong)
 
 
 def test_files_are_their_owners_alone_and_secrets_are_not_shown(home: Path, tmp_path: Path) -> None:
-    found = Credentials("h:1", line())
+    found = Credentials("localhost:1", line())
     path = keep(found)
     write_own(tmp_path, found)
     key = author_key()
@@ -76,10 +76,10 @@ def test_files_are_their_owners_alone_and_secrets_are_not_shown(home: Path, tmp_
 
 
 def test_several_servers_are_kept(home: Path) -> None:
-    first, second = Credentials("a:1", line()), Credentials("b:2", line())
+    first, second = Credentials("127.0.0.1:1", line()), Credentials("localhost:2", line())
     keep(first)
     keep(second)
-    assert (find("a:1"), find("b:2")) == (first, second)
+    assert (find("127.0.0.1:1"), find("localhost:2")) == (first, second)
 
 
 def test_a_damaged_file_is_named(home: Path, tmp_path: Path) -> None:
@@ -105,3 +105,16 @@ def test_files_follow_the_variable_of_the_system(tmp_path: Path, monkeypatch: py
     credentials.author_key()
     keep(Credentials("a:1", line()))
     assert sorted(path.name for path in (tmp_path / "umbel").iterdir()) == ["author.key", "servers.json"]
+
+
+def test_another_machine_is_not_spoken_to_without_tls_unless_somebody_insists(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for there in ("127.0.0.1:7420", "localhost:7420", "[::1]:7420"):
+        assert find(there, line()).join.authority == b""
+    keep(Credentials("10.0.0.1:7420", line()))
+    for given in (line(), None):
+        with pytest.raises(SettingError, match=r"10\.0\.0\.1:7420 would be spoken to without TLS"):
+            find("10.0.0.1:7420", given)
+    monkeypatch.setenv("UMBEL_INSECURE", "1")
+    assert find("10.0.0.1:7420").address == "10.0.0.1:7420"

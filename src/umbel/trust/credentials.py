@@ -31,6 +31,7 @@ from .tokens import Token
 
 HOME = "UMBEL_HOME"
 TOKEN = "UMBEL_TOKEN"
+INSECURE = "UMBEL_INSECURE"
 SERVERS = "servers.json"
 AUTHOR = "author.key"
 OPERATOR = "operator.json"
@@ -82,14 +83,24 @@ def find(address: str | None, given: str | None = None, folder: Path | None = No
     wanted = canonical(address) if address is not None else own.address if own is not None else ""
     line = given or os.environ.get(TOKEN)
     if line:
-        return Credentials(wanted, _line(line))
+        return _guarded(Credentials(wanted, _line(line)))
     if address is not None and (kept := _servers().get(wanted)) is not None:
-        return Credentials(wanted, kept)
+        return _guarded(Credentials(wanted, kept))
     if own is not None and _same(own.address, wanted):
         return Credentials(wanted, own.line)
     raise SettingError(
         f"there is no token for {wanted}",
         hint=f"Ask the server's admin for one (`umbel operators add NAME`), then: umbel login {wanted}",
+    )
+
+
+def _guarded(found: Credentials) -> Credentials:
+    """Refuse to speak without TLS to another machine, unless the user's environment insists."""
+    if found.join.authority or is_loopback(host_and_port(found.address)[0]) or os.environ.get(INSECURE):
+        return found
+    raise SettingError(
+        f"{found.address} would be spoken to without TLS: everyone between could read and change what passes",
+        hint=f"Ask the server's admin for a line that names the server's key; the variable {INSECURE}=1 insists.",
     )
 
 
