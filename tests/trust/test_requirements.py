@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -112,6 +114,18 @@ def test_a_list_of_requirements_is_read_without_comments():
 
 def manifest(requirements=(), imports=(), python=""):
     return {"requirements": list(requirements), "imports": list(imports), "python": python}
+
+
+def test_nothing_is_imported_to_see_whether_it_is_there(tmp_path, monkeypatch):
+    (tmp_path / "probe_of_test").mkdir()
+    (tmp_path / "probe_of_test" / "__init__.py").write_text("raise SystemExit('imported')")
+    (tmp_path / "probe_of_test" / "part.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert missing(manifest(imports=["probe_of_test"])) == []
+    assert missing(manifest(imports=["probe_of_test.part"])) == [
+        "it imports probe_of_test.part, which is not installed here"
+    ]
+    assert "probe_of_test" not in sys.modules
 
 
 def test_what_is_missing_is_said_in_words():

@@ -53,13 +53,11 @@ class PolicyGate:
         """Judge a run by its archive, the policy and what is installed. Raises `AppError` and `OSError`."""
         read = archives.verify(archive.read_bytes(), archive_sha256(spec), spec.author, spec.signature)
         author = spec.author if spec.signature else b""
-        missing = read.missing()
-        if missing:
-            return Verdict("deny", "; ".join(missing))
-        if self._policy.asks_owner(spec, read.manifest, author):
-            return Verdict("ask")
-        reasons = self._policy.check_run(spec, read.manifest, author)
-        return Verdict("deny", "; ".join(reasons)) if reasons else Verdict("allow")
+        asks = self._policy.asks_owner(spec, read.manifest, author)
+        reasons = [] if asks else self._policy.check_run(spec, read.manifest, author)
+        if reasons := reasons or read.missing():
+            return Verdict("deny", "; ".join(reasons))
+        return Verdict("ask" if asks else "allow")
 
     def against_ask(self, spec: m.RunSpec, ask: m.AskSpec) -> str:
         """Why an ask is not answered here."""

@@ -111,6 +111,8 @@ def missing(manifest: Mapping[str, Any]) -> list[str]:
 def _importable(module: str) -> bool:
     from importlib.util import find_spec
 
+    if not module.isidentifier():  # to look for a part of a package is to import the package, here
+        return False
     try:
         return find_spec(module) is not None
     except (ValueError, ImportError):
