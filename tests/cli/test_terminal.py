@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import math
+import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -153,3 +155,44 @@ def test_nor_does_live_progress(umbel: Callable[..., Any], folder: Path, monkeyp
     shown = screen.getvalue()
     for text in (f"run {TRICKY}", f"client {TRICKY}: warned {TRICKY}", f"train.{TRICKY}"):
         assert text in shown
+
+
+HOSTILE = "ward\x1b[2J\x1b[1;1H\rpretty\u202egnp\x07\x9b31m"
+
+
+def test_what_others_wrote_does_not_steer_the_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    table = Table("name")
+    table.add_row(HOSTILE)
+    table.add_row("größe 漢字 [red]")
+    stdout().print(HOSTILE)
+    stdout().print(table)
+    stdout().print(f"{HOSTILE}\nnext")
+    out = capsys.readouterr().out
+    assert all(each.isprintable() or each == "\n" for each in out)
+    assert out.count(r"ward\x1b[2J\x1b[1;1Hpretty\u202egnp\x9b31m") == 3  # rich leaves \r and \a out by itself
+    assert "größe 漢字 [red]" in out
+    assert out.endswith("\nnext\n")
+
+
+def test_colours_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    stdout().print("fine", style="green")
+    assert "\x1b[" in sys.stdout.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_note_is_one_line_and_what_it_has_besides_looks_like_none() -> None:
+    code = f"""
+import logging
+from umbel.cli.terminal import log_to_stderr
+log_to_stderr()
+logging.getLogger("umbel").info("node %s is gone", {HOSTILE + chr(10) + "12:00:00 all is well"!r})
+"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
+    first, second, *rest = said.split("\n")
+    assert re.fullmatch(r"\d\d:\d\d:\d\d node ward\\x1b.*", first)
+    assert second == "    12:00:00 all is well is gone"
+    assert rest == [""]

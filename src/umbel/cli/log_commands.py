@@ -21,6 +21,7 @@ from ..runs.events import (
     Warned,
 )
 from ..runs.journal import LOG, unseal
+from ..wire.names import shown
 from .following import event_of
 from .progress import WORDS, Watch, failure, heading, round_line, warning
 from .records import find
@@ -80,7 +81,7 @@ class LogPrinter:
         at = record.get("at")
         stamp = time.strftime("%H:%M:%S  ", time.localtime(at)) if isinstance(at, int | float) else ""
         for text in self._texts(event):
-            print(stamp + text, flush=True)
+            print(stamp + shown(text), flush=True)
 
     def _texts(self, event: RunEvent) -> Iterator[str]:
         if isinstance(event, RunStarted | RunResumed | Waiting):

@@ -32,6 +32,7 @@ from ..trust.identity import SigningKey
 from ..trust.policy import Approvals, Policy, archive_sha256
 from ..wire import messages as m
 from ..wire.addresses import canonical, host_and_port, is_loopback
+from ..wire.names import shown
 from .faults import warn
 from .lock import alone
 from .options import SERVER as OWN_SERVER
@@ -214,7 +215,7 @@ def _own_invitation(address: str, relay: bool) -> JoinText:
             hint="Add --join with the text that the server, or `umbel nodes invite`, printed.",
         ) from None
     with Operator.connect(found) as server:
-        return JoinText.parse(str(server.call("nodes.invite", relay=relay)["line"]).split()[-1])
+        return JoinText.parse(str(server.call("nodes.invite", **({"relay": True} if relay else {}))["line"]).split()[-1])
 
 
 def clients_of(order: NodeOrder) -> dict[str, Any]:
@@ -279,7 +280,7 @@ class Owner:
             sha256 = archive_sha256(spec)
             if sha256 in self._approvals:
                 return True
-            print(f"\nrun {spec.run} ({spec.name}) wants to run code here", file=sys.stderr)
+            print(f"\nrun {shown(spec.run)} ({shown(spec.name)}) wants to run code here", file=sys.stderr)
             print(f"  archive {sha256.hex()}\n  author  {spec.author.hex() or 'nobody signed it'}", file=sys.stderr)
             print("allow it, now and later? [y/N] ", end="", file=sys.stderr, flush=True)
             if self._typed is None or self._typed.done():  # else nobody has answered a question that is over

@@ -9,7 +9,10 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import TextIO
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+
+from ..wire.names import shown
 
 PARTS = ("test", "evaluate", "train")
 """Whose metrics are shown first."""
@@ -31,13 +34,36 @@ def stderr() -> Console:
 def _console(stream: TextIO) -> Console:
     # No markup: what stands in brackets was written by somebody, and is shown as it is.
     width = None if stream.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
-    return Console(file=stream, highlight=False, emoji=False, markup=False, width=width)
+    return _Console(file=stream, highlight=False, emoji=False, markup=False, width=width)
+
+
+class _Console(Console):
+    """Shows what is not printable as escapes: names, reasons and metrics come from others, and must not steer this
+    terminal.
+    """
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            text, style, control = segment
+            if control or text.isprintable():
+                yield segment
+            else:
+                yield Segment("\n".join(map(shown, text.split("\n"))), style)
+
+
+class _Lines(logging.Formatter):
+    """A line for each note; what it has besides is set in, so that nothing in it looks like a note of its own."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n    ".join(map(shown, super().format(record).split("\n")))
 
 
 def log_to_stderr(debug: bool = False) -> None:
     """Have what a server or a node notes printed on stderr, a line each; with `debug` also what finds faults."""
     logging.getLogger("umbel").setLevel(logging.DEBUG if debug else logging.INFO)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Lines("%(asctime)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
 def number(value: float) -> str:
