@@ -215,7 +215,8 @@ def _own_invitation(address: str, relay: bool) -> JoinText:
             hint="Add --join with the text that the server, or `umbel nodes invite`, printed.",
         ) from None
     with Operator.connect(found) as server:
-        return JoinText.parse(str(server.call("nodes.invite", **({"relay": True} if relay else {}))["line"]).split()[-1])
+        invited = server.call("nodes.invite", **({"relay": True} if relay else {}))
+        return JoinText.parse(str(invited["line"]).split()[-1])
 
 
 def clients_of(order: NodeOrder) -> dict[str, Any]:
