@@ -260,7 +260,11 @@ def test_objects_that_are_none_are_a_corrupt_file(parts):
         encoding.decode(forged(parts, arrays={"x": np.zeros(2, np.int64)}))
 
 
-@pytest.mark.parametrize("wrap", [lambda t: [t, "x"], lambda t: (t,), lambda t: {"a": t}, lambda t: {1: t}], ids=str)
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda t: [t, "x"], lambda t: (t,), lambda t: {"a": t}, lambda t: {1: t}],
+    ids=["list", "tuple", "dictionary", "pairs"],
+)
 def test_a_tree_that_is_nested_too_deep_is_neither_written_nor_read(wrap):
     tree = leaf = np.arange(3)
     for _ in range(encoding.DEPTH):
