@@ -108,7 +108,7 @@ def test_deaths_count_anew_once_a_host_was_ready(bench):
         assert said(bench(HostDied("r", "no memory")), "run_answer")[0].retry
         bench(Ticked(), bench.machine.next_tick)
         assert said(bench(HostReady("r", KINDS, STEPS)), "run_answer")[0].ready
-        bench.run(config=str(bench.now))
+        bench.run(config=f'{{"now": {bench.now}}}')
 
 
 def test_a_host_that_dies_is_not_tried_for_a_run_that_is_over(bench):

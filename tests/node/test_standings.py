@@ -63,7 +63,7 @@ def test_a_run_takes_every_row(monkeypatch):
         bench.run()
         for event in path:
             bench(event)
-        bench.run(config="another")
+        bench.run(config='{"another": 1}')
     bench = Bench()
     bench.run(archive=payload("zip"))
     for tries in range(HOST_TRIES):
@@ -96,7 +96,7 @@ def test_a_task_takes_every_row(monkeypatch):
     bench.ask(2)
     bench.task("c", ask=2)
     bench.get(cancel=m.Cancel(run="r", tasks=["2.c"]))
-    bench.run(config="another")
+    bench.run(config='{"another": 1}')
     assert rows == TASKS.keys()
 
 
@@ -132,7 +132,7 @@ def test_what_is_told_of_a_host_that_is_ready_breaks_a_promise(bench, event):
 def test_the_owners_answer_about_a_run_that_has_changed_since_is_not_taken(bench):
     bench.run()
     bench(OwnerAsked("r"))
-    bench.run(config="another")
+    bench.run(config='{"another": 1}')
     for answer in (Denied("r"), Approved("r")):
         assert bench(answer) == []
     bench(OwnerAsked("r"))

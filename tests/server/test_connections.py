@@ -51,8 +51,8 @@ def test_a_message_that_no_frame_can_hold_harms_nobody_else(tmp_path):
     async def act(here):
         node, run = await here.ready("0")
         run.connection.limits.frame_bytes += 1000
-        spec = m.RunSpec(run="r", name="mnist", config="x")
-        spec.config *= (4 << 20) - m.Message(run_spec=spec).ByteSize() - 20
+        spec = m.RunSpec(run="r", name="mnist", config="{}")
+        spec.config = "{" + " " * ((4 << 20) - m.Message(run_spec=spec).ByteSize() - 20) + "}"
         run.say(run_spec=spec)
         await run.hears("members", where=lambda body: body.members[0].standing == m.STANDING_PREPARING, count=2)
         await here.service.commit()

@@ -246,7 +246,7 @@ def test_runs_that_are_over_stay_over(world):
 def test_how_far_asks_were_closed_outlives_a_change_of_the_run(world):
     asked(world, "0")
     world.say("r1", close_ask=m.CloseAsk(run="r", ask=0))
-    world.say("r1", run_spec=m.RunSpec(run="r", config="[]"))
+    world.say("r1", run_spec=m.RunSpec(run="r", config="{ }"))
     world.start()
     world.node("a", "0", number=2)
     world.say("a2", result=done_of("0"))
