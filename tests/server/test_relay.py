@@ -114,7 +114,7 @@ async def until_stopped(work):
 async def relay(folder, server, listen="127.0.0.1:0", **more):
     """A relay below a server; gives what it announced."""
     opened = asyncio.get_running_loop().create_future()
-    token = JoinText.parse(server.line(server.registry.invite("test"))).token
+    token = JoinText.parse(server.line(server.registry.invite("test", relay=True))).token
     await server.commit()
     given = {
         "connect": connecting(server.address), "key": SigningKey.kept(folder / "east.key"), "name": "east",
@@ -304,7 +304,7 @@ def test_it_waits_for_approval_and_says_so_once(tmp_path, caplog):
             while not server.registry.nodes():
                 await asyncio.sleep(0)
             (known,) = server.registry.nodes()
-            server.registry.approve("test", known.id)
+            server.registry.approve("test", known.id, relay=True)
             while not server.router.nodes.online(known.id):
                 await asyncio.sleep(0)
 
