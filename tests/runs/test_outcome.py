@@ -69,3 +69,5 @@ def test_a_shortage_names_the_first_in_full_and_counts_the_kinds_of_reasons():
     reasons = ["x: 1", "y: 2", "x: 3", "z: 4", "w" * 300]
     text = shortage(0, 5, 1, dict(enumerate(reasons)))
     assert "5 failed (2 × x, 1 × y, 1 × z, 1 × other), the first (client 0): x: 1" in text
+    shown = shortage(0, 3, 1, {0: "x", 1: "v" * 80, 2: "w" * 81})
+    assert f"3 failed (1 × x, 1 × {'v' * 80}, 1 × {'w' * 79}…), " in shown

@@ -14,7 +14,7 @@ from itertools import count
 import numpy as np
 import pytest
 
-from umbel.work.generators import Keras
+from umbel.work.generators import Keras, Tensorflow
 from umbel.work.seeding import generators_kept, seed_all
 
 NAMES = count()
@@ -92,6 +92,64 @@ def test_what_was_drawn_outside_of_a_run_goes_on_after_it(keras):
     drawn = keras.random.SeedGenerator().next()
     random.seed(5)
     assert drawn == (random.randint(1, 10**9), 1)
+
+
+class Generator:
+    """A generator of TensorFlow's, as far as it is seeded and kept."""
+
+    def __init__(self, value):
+        self.state = State([value])
+        self.state.numpy = lambda: np.array(self.state.value)
+
+    @classmethod
+    def from_seed(cls, value):
+        return cls(value)
+
+    def reset_from_seed(self, value):
+        self.state.assign([value])
+
+
+@pytest.fixture
+def tensorflow(monkeypatch):
+    """TensorFlow, as much of it as is seeded: `(its context, its module of generators)`."""
+    context = types.SimpleNamespace(_seed=None, _rng=None)
+    generators = types.SimpleNamespace(global_generator=None, Generator=Generator)
+    generators.set_global_generator = lambda made: setattr(generators, "global_generator", made)
+    random = types.SimpleNamespace(set_seed=lambda seed: setattr(context, "_seed", seed))
+    monkeypatch.setitem(sys.modules, "tensorflow", types.SimpleNamespace(random=random))
+    here = types.SimpleNamespace(context=lambda: context)
+    monkeypatch.setitem(sys.modules, "tensorflow.python.eager.context", here)
+    monkeypatch.setitem(sys.modules, "tensorflow.python.ops.stateful_random_ops", generators)
+    return context, generators
+
+
+def test_tensorflows_generators_are_seeded_whether_or_not_there_is_a_global_one(tensorflow):
+    context, generators = tensorflow
+    Tensorflow().seed((1 << 64) + 5)
+    assert (context._seed, generators.global_generator.state.value) == (5, [5])
+    made = generators.global_generator
+    Tensorflow().seed(7)
+    assert (context._seed, generators.global_generator, made.state.value) == (7, made, [7])
+
+
+def test_tensorflow_without_a_module_of_generators_has_its_seed_alone(tensorflow, monkeypatch):
+    context, _ = tensorflow
+    monkeypatch.delitem(sys.modules, "tensorflow.python.ops.stateful_random_ops")
+    Tensorflow().seed(7)
+    assert context._seed == 7
+
+
+@pytest.mark.parametrize("before", [None, 3])
+def test_what_tensorflow_had_is_given_back(tensorflow, before):
+    context, generators = tensorflow
+    generators.global_generator = known = None if before is None else Generator(before)
+    context._seed, context._rng = 1, "rng"
+    kept = Tensorflow().save_rng()
+    Tensorflow().seed(7)
+    context._rng = None
+    Tensorflow().restore_rng(kept)
+    assert (context._seed, context._rng, generators.global_generator) == (1, "rng", known)
+    assert known is None or known.state.value == [before]
 
 
 def test_generators_that_are_gone_are_forgotten(keras):

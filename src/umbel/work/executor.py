@@ -253,9 +253,7 @@ class Executor(Intake):
         """How many tasks of an ask may be done before the first is reported: several where updates are small and the
         window takes whatever comes.
         """
-        opened = self._asks.get(id)
-        if opened is None:
-            return 1  # a late task
+        opened = self._origin[id]
         model = opened.ask.model
         if not opened.ask.window.takes_all or not isinstance(model, Arrays):
             return 1
