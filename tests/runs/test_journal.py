@@ -238,6 +238,16 @@ def test_large_files_are_mapped_and_small_ones_are_read(folder, monkeypatch):
     journal.close()
 
 
+def test_events_wait_for_the_disk_only_where_they_are_told_to(folder, monkeypatch):
+    synced, fsync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (synced.append(os.fstat(file).st_ino), fsync(file)))
+    journal = Journal(folder)
+    journal.append(asked(4, 2), at=0.0)
+    assert synced == []
+    journal.append(committed(2), at=0.0, durable=True)
+    assert synced == [(folder / LOG).stat().st_ino]
+
+
 def test_what_has_reached_the_disk_stands_on_nothing_that_has_not(folder, monkeypatch):
     synced, fsync = [], os.fsync
     monkeypatch.setattr(os, "fsync", lambda file: (synced.append(os.fstat(file).st_ino), fsync(file)))
