@@ -82,7 +82,8 @@ class Port:
 
     def weighted(self, weights: list[float], k: int) -> list[int]:
         logs = [log(self.open()) for _ in weights]
-        scores = {i: logs[i] / (w / max(weights)) for i, w in enumerate(weights) if w > 0}
+        largest = max(weights)
+        scores = {i: logs[i] / (w / largest) for i, w in enumerate(weights) if w > 0}
         return sorted(scores, key=lambda i: (-scores[i], i))[:k]
 
 
@@ -258,6 +259,10 @@ class TestAgainstThePort:
         draws, port = Key.from_seed(seed).draws(), Port(Key.from_seed(seed))
         expected = port.weighted(weights, k) if any(weights) else []
         assert draws.weighted(weights, k).tolist() == expected
+
+    def test_weighted_of_more_than_is_worked_on_at_a_time(self):
+        weights = [(7 * i) % 11 for i in range(50_000)]
+        assert KEY.draws().weighted(weights, 9).tolist() == Port(KEY).weighted(weights, 9)
 
     @given(seeds)
     def test_uniform_and_permutation(self, seed):
