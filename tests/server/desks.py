@@ -86,8 +86,17 @@ class Office:
     def online(self, node: str) -> bool:
         return node in self.connected
 
-    def elsewhere(self, node: str) -> dict[str, str]:
-        return {"2": "ward"} if node in self.connected else {}
+    def denied(self, node: str) -> dict[str, str]:
+        return {"2": "bound to ward"} if node in self.connected else {}
+
+    def host(self, client: str) -> str | None:
+        return self.registry.claims.owner(client)
+
+    def bounded(self, node: str) -> None:
+        self.done.append(f"bounded {node}")
+
+    def released(self, clients: tuple[str, ...]) -> None:
+        self.done.append(f"released {' '.join(clients)}")
 
     def standings(self, run: str) -> dict[str, tuple[int, str]]:
         return {"a": (m.STANDING_READY, ""), "b": (m.STANDING_REFUSED, "no data")}

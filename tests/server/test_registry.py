@@ -8,6 +8,7 @@ import pytest
 from tests.server.admission import ID, KEY, OTHER, Office
 
 from umbel.errors import SettingError
+from umbel.server.claims import Bounds
 from umbel.server.registry import PATIENCE
 from umbel.trust.identity import SigningKey, node_id, transcript
 from umbel.trust.tokens import Token
@@ -58,6 +59,32 @@ def test_a_relay_joins_by_an_invitation_for_one(office):
     assert office.node(KEY, capabilities=RELAY).relay
     (node,) = office.registry.nodes()
     assert node.relay
+
+
+def test_a_node_has_the_client_names_that_its_invitation_or_its_approval_says(office):
+    bounds = Bounds(("ward-*", "icu-7"), 100)
+    token = office.registry.invite("ann", bounds=bounds)
+    office.restart()
+    office.node(KEY, token)
+    office.restart()
+    (node,) = office.registry.nodes()
+    assert node.bounds == bounds
+    taken, refused = office.registry.claims.take(ID, ["ward-1", "ward", "icu-7"])
+    assert (taken, list(refused)) == (("ward-1", "icu-7"), ["ward"])
+    office.registry.approve("ann", ID, bounds=Bounds(("ward",)))
+    assert office.registry.claims.take(ID, ["ward-1", "ward"])[0] == ("ward",)
+    assert ("ann", "nodes.bound") in office.audit()
+
+
+def test_an_invitation_for_names_of_another_node_lets_nobody_in(office):
+    office.node(KEY, office.registry.invite("ann", bounds=Bounds(("icu-7",))))
+    token = office.registry.invite("ann", bounds=Bounds(("icu-7",)))
+    assert "that of another node" in office.refused(m.CODE_NOT_ALLOWED, office.node, OTHER, token)
+    office.registry.revoke("ann", ID)
+    office.refused(m.CODE_NOT_ALLOWED, office.node, OTHER, token)
+    office.registry.release("ann", ["icu-7"])
+    assert office.node(OTHER, token).role == m.ROLE_NODE
+    assert ("ann", "clients.release") in office.audit()
 
 
 def test_a_token_lets_one_node_join_once(office):

@@ -135,6 +135,13 @@ def node(
         )
 
 
+Clients = Annotated[
+    str | None,
+    typer.Option("--clients", metavar="NAMES", help="Its clients' names, or patterns: 'ward-*,icu-7'. Any by default."),
+]
+AtMost = Annotated[int | None, typer.Option("--at-most", metavar="N", min=1, help="So many clients at the most.")]
+
+
 @nodes.command("invite")
 def invite_node(
     name: Annotated[
@@ -144,6 +151,8 @@ def invite_node(
         float, typer.Option("--hours", metavar="H", min=0.01, help="How long the invitation is good.")
     ] = 24.0,
     relay: Annotated[bool, typer.Option("--relay", help="For a relay, which folds what its nodes answer.")] = False,
+    clients: Clients = None,
+    at_most: AtMost = None,
     approval: Annotated[
         bool, typer.Option("--approval", help="Without a secret: the node waits until it is approved.")
     ] = False,
@@ -157,7 +166,18 @@ def invite_node(
     with reported(debug, json):
         from .office_commands import invite
 
-        invite(on, token, dir, name=name, hours=hours, relay=relay, approval=approval, json=json)
+        invite(
+            on,
+            token,
+            dir,
+            name=name,
+            hours=hours,
+            relay=relay,
+            clients=clients,
+            most=at_most,
+            approval=approval,
+            json=json,
+        )
 
 
 @nodes.command("ls")
@@ -178,16 +198,19 @@ Node = Annotated[str, typer.Argument(metavar="NODE", help="A node's id, a unique
 def approve_node(
     node: Node,
     relay: Annotated[bool, typer.Option("--relay", help="As a relay, which folds what its nodes answer.")] = False,
+    clients: Clients = None,
+    at_most: AtMost = None,
     on: At = None,
     token: Token = None,
     dir: Home = SERVER,
     debug: Debug = False,
 ) -> None:
-    """Let a node in that waits for approval, or make one a relay."""
+    """Let a node in that waits for approval, make one a relay, or say what it may call its clients."""
     with reported(debug):
-        from .office_commands import judge_node
+        from .office_commands import bounds, judge_node
 
-        judge_node(on, token, dir, node, "approve", **({"relay": True} if relay else {}))
+        more = {**({"relay": True} if relay else {}), **bounds(clients, at_most)}
+        judge_node(on, token, dir, node, "approve", **more)
 
 
 @nodes.command("revoke")
@@ -197,6 +220,22 @@ def revoke_node(node: Node, on: At = None, token: Token = None, dir: Home = SERV
         from .office_commands import judge_node
 
         judge_node(on, token, dir, node, "revoke")
+
+
+@nodes.command("release")
+def release_clients(
+    clients: Annotated[list[str] | None, typer.Argument(metavar="[CLIENT]...", help="Names of clients.")] = None,
+    all_of: Annotated[str | None, typer.Option("--all-of", metavar="NODE", help="All names of this node.")] = None,
+    on: At = None,
+    token: Token = None,
+    dir: Home = SERVER,
+    debug: Debug = False,
+) -> None:
+    """Free names of clients that are bound to a node which is away or was revoked: another one may use them then."""
+    with reported(debug):
+        from .office_commands import release
+
+        release(on, token, dir, clients or [], all_of)
 
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The operator's name.")]

@@ -8,7 +8,8 @@ from typing import Any
 
 from ..errors import Refused
 from ..wire import messages as m
-from .requests import Body, Offices, OperatorPeer, count_of, flag_of, text_of
+from .claims import Bounds
+from .requests import Body, Offices, OperatorPeer, count_of, flag_of, list_of, text_of
 
 MOST_NAMED = 100
 """So many clients of a node are named in a list of nodes."""
@@ -30,7 +31,8 @@ class Access:
                     **{column: getattr(node, column) for column in columns},
                     "clients": list(node.clients[:MOST_NAMED]),
                     "count": len(node.clients),
-                    "elsewhere": dict(islice(self._offices.elsewhere(node.id).items(), MOST_NAMED)),
+                    "refused": dict(islice(self._offices.denied(node.id).items(), MOST_NAMED)),
+                    "bounds": node.bounds.row(),
                     "connected": node.status == "approved" and self._offices.online(node.id),
                 }
                 for node in self._offices.registry.nodes()
@@ -44,13 +46,33 @@ class Access:
             raise Refused("hours is a number", m.CODE_MALFORMED)
         name = None if body.get("name") is None else text_of(body, "name")
         relay = flag_of(body, "relay")
-        token = self._offices.registry.invite(peer.name, name, 3600.0 * hours, relay=relay)
+        bounds = _bounds_of(body)
+        token = self._offices.registry.invite(peer.name, name, 3600.0 * hours, relay=relay, bounds=bounds)
         return {"line": self._offices.invitation(token), "expires_at": self._now() + 3600.0 * hours}
 
     async def approve(self, peer: OperatorPeer, body: Body) -> dict[str, Any]:
-        """Let a node take part; as a `relay`, where that is said."""
-        node = self._offices.registry.approve(peer.name, text_of(body, "node"), relay=flag_of(body, "relay"))
+        """Let a node take part; as a `relay`, or with some `clients`, `most` of them, where that is said."""
+        relay, bounds = flag_of(body, "relay"), _bounds_of(body)
+        node = self._offices.registry.approve(peer.name, text_of(body, "node"), relay=relay, bounds=bounds)
+        if bounds:
+            self._offices.bounded(node.id)
         return {"node": node.id, "name": node.name}
+
+    async def release(self, peer: OperatorPeer, body: Body) -> dict[str, Any]:
+        """Free client names, these `clients` or all of a `node`, which go to whoever names them, too."""
+        registry = self._offices.registry
+        names = list_of(body, "clients")
+        if "node" in body:
+            names += registry.claims.names(registry.node(text_of(body, "node")).id)
+        for client in names:
+            owner = registry.claims.owner(client)
+            if owner is not None and self._offices.host(client) == owner and self._offices.online(owner):
+                text = f"client {client!r:.80} is hosted by {owner[:8]}, which is connected: revoke that node first"
+                raise Refused(text, m.CODE_OUT_OF_ORDER)
+        registry.release(peer.name, names)
+        self._offices.released(tuple(names))
+        homes = {client: self._offices.host(client) for client in names[:MOST_NAMED]}
+        return {"count": len(names), "hosts": {client: home for client, home in homes.items() if home}}
 
     async def revoke(self, peer: OperatorPeer, body: Body) -> dict[str, Any]:
         """Let a node take part no more, and end its connections."""
@@ -80,3 +102,7 @@ class Access:
     async def audit(self, peer: OperatorPeer, body: Body) -> dict[str, Any]:
         """The last records of the audit, `count` of them."""
         return {"records": self._offices.registry.audit.last(count_of(body, "count", 100))}
+
+
+def _bounds_of(body: Body) -> Bounds:
+    return Bounds(tuple(list_of(body, "clients")), count_of(body, "most", None))

@@ -32,6 +32,18 @@ class Audit:
         row = {"number": self._count, "at": self._clock(), "who": who, "did": did}
         self._store.put("audit", {**row, "what": {key: value for key, value in what.items() if value is not None}})
 
+    def limited(self, who: str, did: str, /, **what: Any) -> None:
+        """Note what somebody was refused, unless there was too much of that in this minute: then only how much."""
+        minute = int(self._clock() // 60)
+        if minute != self._minute:
+            left = self._refused - REFUSALS
+            self._minute, self._refused = minute, 0
+            if left > 0:
+                self.record_stranger("server", "refused", more=left)
+        self._refused += 1
+        if self._refused <= REFUSALS:
+            self.record_stranger(who, did, **what)
+
     def record_stranger(self, who: str, did: str, /, **what: Any) -> None:
         """Note what somebody did who is not known: of such records the last so many are kept."""
         self.record(who, did, **what)
@@ -45,14 +57,6 @@ class Audit:
 
     def refusal(self, hello: m.Hello, code: int, text: str, *, retry: bool = False, **what: Any) -> Refused:
         """The error for who is not let in, which is noted unless there were too many in this minute."""
-        minute = int(self._clock() // 60)
-        if minute != self._minute:
-            left = self._refused - REFUSALS
-            self._minute, self._refused = minute, 0
-            if left > 0:
-                self.record_stranger("server", "refused", more=left)
-        self._refused += 1
-        if self._refused <= REFUSALS:
-            said = {"role": hello.role, "name": hello.name[:64] or None, "token": hello.token[:64] or None}
-            self.record_stranger("unknown", "refused", code=int(code), reason=text, **said, **what)
+        said = {"role": hello.role, "name": hello.name[:64] or None, "token": hello.token[:64] or None}
+        self.limited("unknown", "refused", code=int(code), reason=text, **said, **what)
         return Refused(text, code, retry=retry)

@@ -58,6 +58,7 @@ class Desk:
             "nodes.invite": Method("admin", access.invite, changes=True),
             "nodes.approve": Method("admin", access.approve, changes=True),
             "nodes.revoke": Method("admin", access.revoke, changes=True),
+            "nodes.release": Method("admin", access.release, changes=True),
             "operators.list": Method("admin", access.operators),
             "operators.add": Method("admin", access.add_operator, changes=True),
             "operators.remove": Method("admin", access.remove_operator, changes=True),

@@ -73,13 +73,14 @@ class RunEntry:
 
 @dataclass(slots=True)
 class NodeEntry:
-    """An approved node: the `clients` that it hosts, and those that it has `named`."""
+    """An approved node: the `clients` that it hosts, those that it has `named`, and why others were `refused`."""
 
     id: str
     name: str
     peer: str | None = None
     clients: tuple[str, ...] = ()
     named: tuple[str, ...] = ()
+    refused: dict[str, str] = field(default_factory=dict)
     seen: float = 0.0
     asks: set[tuple[str, int]] = field(default_factory=set)
     waiting: int = 0

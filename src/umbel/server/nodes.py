@@ -8,6 +8,7 @@ from typing import Any
 from ..store.records import Store
 from ..wire import messages as m
 from . import notices
+from .claims import ANOTHERS, Claims, by_reason
 from .ledger import AskEntry, NodeEntry, RunEntry, TaskEntry
 from .signals import Outbox
 
@@ -15,12 +16,12 @@ from .signals import Outbox
 class Nodes:
     """The approved nodes, by id, and by client the id of the node that hosts it; for each as many tasks as are to wait.
 
-    A client that several nodes name stays with the first, also over a restart of the server; once that hosts it no more
-    it goes to another that named it, with which `moved` is called.
+    Whose a client is `claims` says. Once a name is released it goes to another node that named it, with which `moved`
+    is called.
     """
 
-    def __init__(self, store: Store, out: Outbox, moved: Callable[[NodeEntry], None]) -> None:
-        self._store, self._out, self._moved = store, out, moved
+    def __init__(self, store: Store, out: Outbox, moved: Callable[[NodeEntry], None], claims: Claims) -> None:
+        self._store, self._out, self._moved, self.claims = store, out, moved, claims
         self.by_id: dict[str, NodeEntry] = {}
         self.by_client: dict[str, str] = {}
         for row in store.rows("nodes"):
@@ -38,30 +39,38 @@ class Nodes:
         """All clients that nodes host, connected or not."""
         return frozenset(self.by_client)
 
-    def elsewhere(self, node: str) -> dict[str, str]:
-        """The clients that a node names and another one hosts, each with the name of that one."""
-        named = self.by_id[node].named if node in self.by_id else ()
-        homes = {client: home for client in named if (home := self.by_client[client]) != node}
-        return {client: self.by_id[home].name for client, home in homes.items()}
+    def refused(self, node: str) -> dict[str, str]:
+        """The clients that a node names and may not host, each with the reason."""
+        found = self.by_id[node].refused if node in self.by_id else {}
+        return {client: self._whose(client) if why == ANOTHERS else why for client, why in found.items()}
+
+    def _whose(self, client: str) -> str:
+        owner = self.claims.owner(client) or ""
+        return f"bound to {self.by_id[owner].name if owner in self.by_id else owner[:8]}"
 
     def host(self, node: NodeEntry, clients: Iterable[str], **columns: Any) -> None:
         """From now on a node names these clients; `columns` of its row change, too."""
-        gone = self._settle(node, clients)
+        self._settle(node, clients)
         self._store.put("nodes", {"id": node.id, **columns, "clients": list(node.clients)})
-        if listed := list(self.elsewhere(node.id)):
-            self._out.say(node.peer, notice=m.Notice(text=notices.elsewhere(listed)))
-        self.pass_on(gone)
+        for why, listed in by_reason(node.refused).items():
+            self._out.say(node.peer, notice=m.Notice(text=notices.refused(listed, why)))
 
     def remove(self, id: str) -> NodeEntry | None:
-        """Know a node no more, and give it, if it was known; its clients are yet to be passed on."""
+        """Know a node no more, and give it, if it was known; its clients' names stay its own."""
         node = self.by_id.pop(id, None)
         for client in node.clients if node is not None else ():
             del self.by_client[client]
         return node
 
-    def pass_on(self, gone: Collection[str]) -> None:
-        """Clients that their node hosts no more go to whoever named them, too."""
-        for heir in [other for other in self.by_id.values() if not set(gone).isdisjoint(other.named)]:
+    def let_go(self, released: Collection[str]) -> None:
+        """Clients whose names were released leave their nodes, and go to the first that named them, too."""
+        gone = set(released)
+        for home in {self.by_client.pop(client) for client in gone if client in self.by_client}:
+            node = self.by_id[home]
+            node.clients = tuple(client for client in node.clients if client not in gone)
+            node.named = tuple(client for client in node.named if client not in gone)
+            self._store.put("nodes", {"id": node.id, "clients": list(node.clients)})
+        for heir in [other for other in self.by_id.values() if not gone.isdisjoint(other.refused)]:
             before = heir.clients
             self._settle(heir, heir.named)
             if new := [client for client in heir.clients if client not in before]:
@@ -69,13 +78,13 @@ class Nodes:
                 self._out.say(heir.peer, notice=m.Notice(text=notices.here(new)))
                 self._moved(heir)
 
-    def _settle(self, node: NodeEntry, clients: Iterable[str]) -> set[str]:
-        """A node has those of these clients that no other hosts. Gives those that it hosts no more."""
-        node.named, before = tuple(dict.fromkeys(clients)), node.clients
-        for client in before:
+    def _settle(self, node: NodeEntry, clients: Iterable[str]) -> None:
+        """A node has those of these clients whose names are its own."""
+        for client in node.clients:
             del self.by_client[client]
-        node.clients = tuple(client for client in node.named if self.by_client.setdefault(client, node.id) == node.id)
-        return set(before).difference(node.clients)
+        node.named = tuple(dict.fromkeys(clients))
+        node.clients, node.refused = self.claims.take(node.id, node.named)
+        self.by_client.update(dict.fromkeys(node.clients, node.id))
 
     # Tasks
 

@@ -6,7 +6,7 @@ operator approves it. Every change, and every attempt that is refused, goes into
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from ..wire import messages as m
 from ..wire import roles
 from ..wire.names import RUN_ID
 from .audit import Audit
+from .claims import ANY, Bounds, Claims
 from .tokens import NAME, RELAY, Tokens, check_name
 
 PENDING = 100
@@ -29,7 +30,9 @@ PATIENCE = 3600.0
 
 @dataclass(frozen=True)
 class NodeRecord:
-    """A node by its key; `status` is pending, approved or revoked. One that is a `relay` may fold what others say."""
+    """A node by its key; `status` is pending, approved or revoked. One that is a `relay` may fold what others say;
+    `bounds` are what it may call its clients.
+    """
 
     id: str
     name: str
@@ -40,11 +43,12 @@ class NodeRecord:
     clients: tuple[str, ...] = ()
     capabilities: Mapping[str, Any] = field(default_factory=dict)
     relay: bool = False
+    bounds: Bounds = ANY
 
 
 class Registry:
-    """The nodes of one server, and who is let in; `tokens` are those that it gave, `audit` is its record of who did
-    what. `clock` gives the wall time in seconds.
+    """The nodes of one server, and who is let in; `tokens` are those that it gave, `claims` says whose client names
+    are, `audit` is its record of who did what. `clock` gives the wall time in seconds.
 
     What changes is queued in the store: it is to be committed before anybody is told of it. Methods raise
     `SettingError` for what cannot be; `who` is whoever does it, for the audit record.
@@ -54,6 +58,7 @@ class Registry:
         self._store, self._clock, self._most_pending = store, clock, pending
         self.audit = Audit(store, clock)
         self.tokens = Tokens(store, clock, self.audit)
+        self.claims = Claims(store, self.audit)
         self._nodes = {row["id"]: _node(row) for row in store.rows("nodes")}
         self._driven: dict[str, str] = {}
 
@@ -86,22 +91,32 @@ class Registry:
             raise SettingError(f"{what} {reference!r:.80}", hint="`umbel nodes ls` lists them.")
         return found[0]
 
-    def invite(self, who: str, name: str | None = None, ttl: float = 86400.0, *, relay: bool = False) -> Token:
-        """A token that lets one node join within `ttl` seconds, under `name` if that is given, or one `relay`."""
+    def invite(
+        self, who: str, name: str | None = None, ttl: float = 86400.0, *, relay: bool = False, bounds: Bounds = ANY
+    ) -> Token:
+        """A token that lets one node join within `ttl` seconds, under `name` if that is given, or one `relay`; with
+        clients within these `bounds`.
+        """
         if name is not None:
             self._check_name(name)
-        return self.tokens.invite(who, name, ttl, relay=relay)
+        return self.tokens.invite(who, name, ttl, relay=relay, bounds=bounds)
 
-    def approve(self, who: str, reference: str, *, relay: bool = False) -> NodeRecord:
-        """Let a node take part, whether it waits or was revoked; as a `relay`, where that is said. One that waits is
-        named by its whole id: its name is what it likes to be called, and a part of an id is soon found.
+    def approve(self, who: str, reference: str, *, relay: bool = False, bounds: Bounds = ANY) -> NodeRecord:
+        """Let a node take part, whether it waits or was revoked; as a `relay`, or with clients within `bounds`, where
+        that is said. One that waits is named by its whole id: its name is what it likes to be called, and a part of an
+        id is soon found.
         """
         if reference != (node := self.node(reference)).id and node.status == "pending":
             raise SettingError(
                 f"{reference!r:.80} is not enough to approve a node by that waits",
                 hint="Name it by its whole id, as it shows it itself on its own machine.",
             )
+        if bounds:
+            self.claims.bound(node.id, bounds)
         node = self._judged(who, reference, "approve", "approved")
+        if bounds and bounds != node.bounds:
+            self.audit.record(who, "nodes.bound", node=node.id, name=node.name, **bounds.row() or {})
+            node = self._keep(replace(node, bounds=bounds))
         if relay and not node.relay:
             self.audit.record(who, "nodes.relay", node=node.id, name=node.name)
             node = self._keep(replace(node, relay=True))
@@ -110,6 +125,12 @@ class Registry:
     def revoke(self, who: str, reference: str) -> NodeRecord:
         """Let a node take part no more, and be no relay; whoever calls ends its connection."""
         return self._keep(replace(self._judged(who, reference, "revoke", "revoked"), relay=False))
+
+    def release(self, who: str, clients: Iterable[str]) -> None:
+        """Client names are nobody's any more; whoever calls has them leave the nodes that host them."""
+        for client in clients:
+            node = self.claims.release(client)
+            self.audit.record(who, "clients.release", client=client, node=node)
 
     def rename(self, who: str, reference: str, name: str) -> NodeRecord:
         """Call a node otherwise."""
@@ -196,11 +217,15 @@ class Registry:
         if hello.capabilities.partials and not relay:
             text = "this invitation is for a node, not for a relay: `umbel nodes invite --relay` makes one"
             raise self.audit.refusal(hello, m.CODE_NOT_ALLOWED, text, node=id)
-        now = self._clock()
+        now, bounds = self._clock(), Bounds.of(row["bounds"])
+        try:
+            self.claims.bound(id, bounds)
+        except SettingError as error:
+            raise self.audit.refusal(hello, m.CODE_NOT_ALLOWED, error.message, node=id) from None
         self.tokens.used(row, now)
         name = row["name"] or self._free_name(hello.name, id)
         self.audit.record(f"node:{id}", "nodes.join", name=name, token=row["id"], **({"relay": True} if relay else {}))
-        return self._keep(replace(_arrived(hello, id, name, "approved", now), relay=relay))
+        return self._keep(replace(_arrived(hello, id, name, "approved", now), relay=relay, bounds=bounds))
 
     def _renamed(self, hello: m.Hello, node: NodeRecord, transcript: bytes, proof: m.Proof) -> NodeRecord:
         """A node that is known, under the name that it is invited by now; the welcome tells it."""
@@ -247,7 +272,7 @@ class Registry:
         before = self._nodes.get(node.id)
         self._nodes[node.id] = node
         row: dict[str, Any] = {key: getattr(node, key) for key in ("id", "name", "key", "status", "joined_at")}
-        row.update(capabilities=dict(node.capabilities), relay=int(node.relay))
+        row.update(capabilities=dict(node.capabilities), relay=int(node.relay), bounds=node.bounds.row())
         if before is None or node.status == "pending":  # later the router says what it hosts and when it was seen
             row.update(seen_at=node.seen_at, clients=list(node.clients))
         self._store.put("nodes", row)
@@ -272,6 +297,7 @@ def _node(row: Mapping[str, Any]) -> NodeRecord:
         "clients": tuple(row["clients"] or ()),
         "capabilities": row["capabilities"] or {},
         "relay": bool(row["relay"]),
+        "bounds": Bounds.of(row["bounds"]),
     }
     return NodeRecord(**{**row, **kept})
 

@@ -29,7 +29,7 @@ from .folding import bundle
 from .relaying import Relaying
 from .service import Service
 from .settings import ServerOpened, ServerSettings
-from .signals import Connected, Event, Received, RelayEvent, Revoked, Say
+from .signals import Bounded, Connected, Event, Received, RelayEvent, Released, Revoked, Say
 
 log = logging.getLogger("umbel.relay")
 
@@ -251,7 +251,8 @@ class _Below(Service):
         """Tell the router what happened, and do what it says."""
         super().tell(event)
         who: Any = isinstance(event, Connected) and event.role == "node"
-        if who or isinstance(event, Revoked) or (isinstance(event, Received) and event.message.HasField("hosted")):
+        said = isinstance(event, Received) and event.message.HasField("hosted")
+        if who or said or isinstance(event, Revoked | Bounded | Released):
             self._relay.hosting()
 
 

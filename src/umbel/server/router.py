@@ -7,7 +7,7 @@ is on disk: that is how a result is stored before it is acknowledged.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..errors import ProtocolError
@@ -18,10 +18,11 @@ from ..wire.blobs import Fetched, NotFetched
 from . import fields
 from .answers import NodeAnswers
 from .asks import RoutedAsks
+from .claims import Claims
 from .fields import MOST
 from .ledger import ENDED, Ledger, NodeEntry, RunEntry
 from .nodes import Nodes
-from .signals import Connected, Drop, Effect, Event, Lost, Outbox, Received, Release, Tell
+from .signals import Bounded, Connected, Drop, Effect, Event, Lost, Outbox, Received, Release, Released, Tell
 from .standings import Standings
 
 MAILBOX = 10_000
@@ -32,8 +33,8 @@ class Router:
     """One server's connections: what each peer says reaches those whom it concerns.
 
     `nodes` are its nodes, `ledger` its runs, `answers` what nodes answer to these. `store` keeps what must not be lost,
-    `has` tells whether a blob is complete on this side, `mailbox` bounds the tasks that wait for one node, and
-    `largest` a blob of a node or of a run.
+    `has` tells whether a blob is complete on this side, `mailbox` bounds the tasks that wait for one node,
+    `largest` a blob of a node or of a run, and `claims` says whose clients are.
     """
 
     def __init__(
@@ -43,11 +44,12 @@ class Router:
         *,
         mailbox: int = MAILBOX,
         largest: Callable[[str], int] = lambda role: MOST,
+        claims: Claims | None = None,
     ) -> None:
         self._store = store
         self._out = out = Outbox()
         self._peers: dict[str, Connected] = {}
-        self.nodes = nodes = Nodes(store, out, self._invite)
+        self.nodes = nodes = Nodes(store, out, self._invite, claims or Claims(store))
         self.ledger = Ledger(store, out)
         self.answers = NodeAnswers(store, nodes, out, has, largest)
         self._standings = Standings(nodes, out)
@@ -89,6 +91,12 @@ class Router:
             self._lost(event.peer, now)
         elif isinstance(event, Fetched | NotFetched):
             self.answers.fetched(self.ledger.runs.get(event.run, RunEntry(event.run)), event)
+        elif isinstance(event, Bounded):
+            if (node := self.nodes.by_id.get(event.node)) is not None:
+                self._host(node, node.named)
+        elif isinstance(event, Released):
+            self.nodes.let_go(event.clients)
+            self._leave()
         else:
             self._revoked(event.node)
         return self._out.effects
@@ -170,11 +178,14 @@ class Router:
             for ask, task in run.tasks():
                 if task.node == id and task.answer is None:
                     self.answers.fail(run, ask, task, why)
-        self.nodes.pass_on(node.clients)
 
     def _invite(self, node: NodeEntry) -> None:
         for run in self.ledger.runs.values():
             self._standings.invite(run, node)
+
+    def _leave(self) -> None:
+        for run in self.ledger.runs.values():
+            self._standings.leave(run)
 
     # Messages
 
@@ -197,7 +208,7 @@ class Router:
         elif known.role == "node":
             node = self.nodes.by_id[known.id]
             if kind == "hosted":
-                self._hosted(node, body)
+                self._host(node, body.clients)
                 return
             run = self.ledger.runs.get(body.run)
             if body.run in self.ledger.ended:
@@ -208,10 +219,10 @@ class Router:
                 self._from_nodes[kind](node, run, body)
             # else not known yet after a restart, over, or none of this node's business
 
-    def _hosted(self, node: NodeEntry, body: m.Hosted) -> None:
-        self.nodes.host(node, body.clients)
+    def _host(self, node: NodeEntry, clients: Iterable[str]) -> None:
+        self.nodes.host(node, clients)
+        self._leave()
         for run in self.ledger.runs.values():
-            self._standings.leave(run)
             if any(run.standings.get(c, (0, ""))[0] != m.STANDING_READY for c in node.clients):
                 self._standings.invite(run, node)
 

@@ -45,7 +45,7 @@ from .programs import Programs, Surroundings
 from .registry import NodeRecord, Registry
 from .router import Router
 from .settings import ServerOpened, ServerSettings
-from .signals import Event, Revoked, Say
+from .signals import Bounded, Event, Released, Revoked, Say
 from .storage import Storage
 from .summaries import Summaries
 
@@ -77,11 +77,7 @@ class Service:
             largest=settings.largest_answer,
             nodes=lambda: self.registry.approved,
         )
-        self.router = Router(
-            self.store,
-            lambda sha: self.blobs.path(sha) is not None,
-            largest=lambda role: self.storage.largest if role == "node" else self.storage.quota,
-        )
+        self.router = self._router()
         self._tasks = Tasks()
         self.feeds = Feeds(self._events, lambda run: self.programs.is_over(run))
         self.commit_seconds = Histogram()
@@ -109,7 +105,8 @@ class Service:
         self.programs = Programs(around)
         self.start, self.stop = self.programs.start, self.programs.stop
         nodes, ledger = self.router.nodes, self.router.ledger
-        self.online, self.elsewhere, self.standings = nodes.online, nodes.elsewhere, ledger.standings
+        self.online, self.denied, self.host = nodes.online, nodes.refused, nodes.by_client.get
+        self.standings = ledger.standings
         self.desk = Desk(self)
         self.connections = Connections(around, self.programs, self.desk)
         self.dispatch = Dispatch(around, self.connections)
@@ -117,6 +114,14 @@ class Service:
         self.address = ""
         self.started_at = time.time()
         self._listener: Listener | None = None
+
+    def _router(self) -> Router:
+        return Router(
+            self.store,
+            lambda sha: self.blobs.path(sha) is not None,
+            largest=lambda role: self.storage.largest if role == "node" else self.storage.quota,
+            claims=self.registry.claims,
+        )
 
     def _group_commit(self) -> GroupCommit[Any, Say]:
         return GroupCommit(
@@ -211,6 +216,14 @@ class Service:
     def revoked(self, node: str) -> None:
         """End a node's part in everything."""
         self.tell(Revoked(node))
+
+    def bounded(self, node: str) -> None:
+        """What a node may call its clients is something else now."""
+        self.tell(Bounded(node))
+
+    def released(self, clients: tuple[str, ...]) -> None:
+        """Client names are nobody's any more."""
+        self.tell(Released(clients))
 
     def dismissed(self, token: str) -> None:
         """End the connections of an operator, and of runs that it drives."""

@@ -46,7 +46,21 @@ class Revoked:
     node: str
 
 
-Event = Connected | Lost | Received | Fetched | NotFetched | Revoked
+@dataclass(frozen=True, slots=True)
+class Bounded:
+    """Event: what a node may call its clients is something else now."""
+
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """Event: these client names are nobody's any more."""
+
+    clients: tuple[str, ...]
+
+
+Event = Connected | Lost | Received | Fetched | NotFetched | Revoked | Bounded | Released
 
 
 @dataclass(frozen=True, slots=True)

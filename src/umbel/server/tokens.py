@@ -15,6 +15,7 @@ from ..trust.tokens import Token
 from ..wire import messages as m
 from ..wire import roles
 from .audit import Audit
+from .claims import ANY, Bounds
 
 KEPT = 7 * 86400.0
 """For so many seconds a join token that is over is known still, to say why it is not good."""
@@ -37,8 +38,10 @@ class Tokens:
         self._rows = {row["id"]: row for row in store.rows("tokens")}
         self._nothing = secrets.token_bytes(32)
 
-    def invite(self, who: str, name: str | None, ttl: float, *, relay: bool = False) -> Token:
-        """A token that lets one node join within `ttl` seconds, under `name` if that is given, or one `relay`."""
+    def invite(self, who: str, name: str | None, ttl: float, *, relay: bool = False, bounds: Bounds = ANY) -> Token:
+        """A token that lets one node join within `ttl` seconds, under `name` if that is given, or one `relay`; with
+        clients within these `bounds`.
+        """
         if not 0 < ttl <= 365 * 86400:
             raise SettingError(f"an invitation is good for up to a year, not {ttl!r} seconds")
         now = self._clock()
@@ -46,8 +49,8 @@ class Tokens:
             if row["kind"] == "join" and now > (row["expires_at"] or 0.0) + KEPT:
                 self._drop(row["id"])
         until = self._clock() + ttl
-        token = self._issue("join", name=name or "", role=RELAY if relay else "", expires_at=until)
-        told = {"relay": True} if relay else {}
+        token = self._issue("join", name=name or "", role=RELAY if relay else "", expires_at=until, bounds=bounds.row())
+        told = {**({"relay": True} if relay else {}), **(bounds.row() or {})}
         self._audit.record(who, "nodes.invite", token=token.id, name=name, until=until, **told)
         return token
 
@@ -126,7 +129,7 @@ class Tokens:
 
     def _issue(self, kind: str, **columns: Any) -> Token:
         token = Token.new()
-        blank = {"role": "", "name": "", "run": "", "expires_at": None, "used_at": None}
+        blank = {"role": "", "name": "", "run": "", "expires_at": None, "used_at": None, "bounds": None}
         self._put({"id": token.id, "kind": kind, "digest": token.digest, **blank, **columns})
         return token
 

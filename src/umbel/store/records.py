@@ -36,12 +36,14 @@ def _table(name: str, columns: str, keys: int = 1, *indexes: tuple[str, ...]) ->
 TABLES = (
     _table(
         "nodes",
-        "id:text name:text key:bytes status:text clients:json joined_at:real seen_at:real capabilities:json relay:int",
+        "id:text name:text key:bytes status:text clients:json joined_at:real seen_at:real capabilities:json relay:int"
+        " bounds:json",
     ),
     _table(
         "tokens",
-        "id:text kind:text digest:bytes role:text name:text run:text expires_at:real used_at:real",
+        "id:text kind:text digest:bytes role:text name:text run:text expires_at:real used_at:real bounds:json",
     ),
+    _table("claims", "client:text node:text"),
     _table(
         "runs",
         "id:text status:text owner:text name:text created_at:real ended_at:real spec:bytes submission:json exit:json"
@@ -59,9 +61,18 @@ TABLES = (
     _table("audit", "number:int at:real who:text did:text what:json"),
 )
 """The tables of a server."""
-VERSION = 2
+VERSION = 3
 """Their version; it is written into the file."""
-MIGRATIONS = {1: ("ALTER TABLE nodes ADD COLUMN relay INTEGER",)}
+MIGRATIONS = {
+    1: ("ALTER TABLE nodes ADD COLUMN relay INTEGER",),
+    2: (
+        "ALTER TABLE nodes ADD COLUMN bounds TEXT",
+        "ALTER TABLE tokens ADD COLUMN bounds TEXT",
+        "CREATE TABLE claims (client TEXT NOT NULL, node TEXT, PRIMARY KEY (client))",
+        "INSERT OR IGNORE INTO claims SELECT each.value, nodes.id FROM nodes, json_each(nodes.clients) AS each"
+        " WHERE nodes.status <> 'pending' ORDER BY nodes.status",
+    ),
+}
 """What makes tables of the next version out of those of each version before."""
 
 
