@@ -830,15 +830,32 @@ def handshake_vectors() -> dict[str, Any]:
             _handshake("a node that joins", *greeting(2, "0123456789ab")),
             _handshake("a run", run, challenge, m.Proof(seal=sealed(about))),
         ],
-        "archives": [
+        "statements": [
             {
                 "author_seed": AUTHOR_SEED.hex(),
                 "author": public(AUTHOR_SEED).hex(),
-                "sha256": archive.hex(),
-                "signature": Ed25519PrivateKey.from_private_bytes(AUTHOR_SEED).sign(b"archive\0" + archive).hex(),
+                "statement": statement(archive).decode(),
+                "signature": signed(statement(archive)).hex(),
             }
         ],
     }
+
+
+def statement(archive: bytes) -> bytes:
+    """What the author says of a run with this archive."""
+    said = {
+        "app": "digits",
+        "archive": archive.hex(),
+        "config": hashlib.sha256(b'{"lr":0.5}').hexdigest(),
+        "expires": 1800000000,
+        "version": 3,
+    }
+    return json.dumps(said, sort_keys=True, separators=(",", ":")).encode()
+
+
+def signed(statement: bytes) -> bytes:
+    """The author's signature."""
+    return Ed25519PrivateKey.from_private_bytes(AUTHOR_SEED).sign(b"statement\0" + statement)
 
 
 def _handshake(name: str, hello: Any, challenge: Any, proof: Any) -> dict[str, Any]:
@@ -931,10 +948,10 @@ def exchange_vectors() -> dict[str, Any]:
 def task_vectors() -> dict[str, Any]:
     archive = bytes(100)
     held = m.Blob(sha256=hashlib.sha256(archive).digest(), size=len(archive))
-    author = Ed25519PrivateKey.from_private_bytes(AUTHOR_SEED)
+    said = statement(held.sha256)
     spec = m.RunSpec(
         run=RUN, name="digits", archive=m.Payload(blob=held), author=public(AUTHOR_SEED),
-        signature=author.sign(b"archive\0" + held.sha256), contract="{}", config='{"lr": 0.5}', clients=["17"],
+        statement=said, signature=signed(said), contract="{}", config='{"lr": 0.5}', clients=["17"],
     )  # fmt: skip
     ask, task = _asked()
     talk = Dialogue("node", "server")

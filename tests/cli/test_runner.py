@@ -39,7 +39,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "app" / "own.py").write_text(APP)
     (tmp_path / "app" / "manifest.json").write_text(json.dumps({"file": "own.py", "attribute": "app"}))
     (tmp_path / "client.archive").write_bytes(b"archive")
-    submission = {"author": "aa", "signature": "bb", "name": "mnist", "settings": SETTINGS}
+    submission = {"author": "aa", "statement": "cc", "signature": "bb", "name": "mnist", "settings": SETTINGS}
     (tmp_path / "submission.json").write_text(json.dumps(submission))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
@@ -127,6 +127,7 @@ def test_a_run_begins_with_what_it_was_submitted_with(folder, monkeypatch):
     assert found["on"]._wanted == [0, "x"]
     assert found["on"]._signed.archive == b"archive"
     assert (found["on"]._signed.author, found["on"]._signed.signature) == (b"\xaa", b"\xbb")
+    assert found["on"]._signed.statement == b"cc"
 
 
 def test_it_connects_with_the_token_of_its_run_alone(folder, monkeypatch):

@@ -28,8 +28,9 @@ from umbel.transport.exchange import Exchange
 from umbel.transport.handshake import Identity, accept
 from umbel.transport.stream import pair
 from umbel.trust.archive import build
-from umbel.trust.identity import SigningKey, check_node, check_seal, node_id, sign_archive
+from umbel.trust.identity import SigningKey, check_node, check_seal, node_id
 from umbel.trust.policy import Policy
+from umbel.trust.statement import Statement
 from umbel.trust.tokens import Token
 from umbel.wire import messages as m
 
@@ -452,11 +453,12 @@ async def test_a_signed_archive_trains_in_a_child(tmp_path):
     async with node(server, tmp_path, gate=PolicyGate(policy), hosts=None):
         await server.session()
         blob = server.blobs.put(ARCHIVE)
-        signed = sign_archive(author, blob.sha256)
+        said = Statement("run", blob.sha256.hex())
         unsigned = m.RunSpec(run="q", archive=m.Payload(blob=blob))
         server.post(run_spec=unsigned)
         assert "has not approved the archive" in (await server.hear("run_answer")).reason
-        server.post(run_spec=spec(m.Payload(blob=blob), author=author.public, signature=signed))
+        signed = {"author": author.public, "statement": said.text(), "signature": said.signed(author)}
+        server.post(run_spec=spec(m.Payload(blob=blob), **signed))
         answer = await server.hear("run_answer")
         assert (answer.ready, answer.reason) == (True, "")
         server.post(ask_spec=ask())

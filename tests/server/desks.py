@@ -18,7 +18,8 @@ from umbel.store.blobs import Blobs
 from umbel.store.records import MemoryStore
 from umbel.trust import archive
 from umbel.trust.authority import JoinText
-from umbel.trust.identity import SigningKey, sign_archive
+from umbel.trust.identity import SigningKey
+from umbel.trust.statement import Statement
 from umbel.trust.tokens import Token
 from umbel.wire import messages as m
 
@@ -159,15 +160,19 @@ class Office:
         return [f"{row['who']} {row['did']}" for row in self.registry.audit.last()]
 
 
-def submission(key: SigningKey, client: bytes = CLIENT, app: Any = APP, **more: Any) -> dict[str, Any]:
+def submission(
+    key: SigningKey, client: bytes = CLIENT, app: Any = APP, stating: Any = None, **more: Any
+) -> dict[str, Any]:
     client_blob = archive_blob(client)
+    said = Statement("demo", client_blob["sha256"], **(stating or {}))
     return {
         "run": "demo-1",
         "name": "demo",
         "client": client_blob,
         "app": archive_blob(app) if isinstance(app, bytes) else app,
         "author": key.public.hex(),
-        "signature": sign_archive(key, bytes.fromhex(client_blob["sha256"])).hex(),
+        "statement": said.text().decode(),
+        "signature": said.signed(key).hex(),
         "settings": {"rounds": 3, "seed": 1, "config": {"lr": 0.1}},
         **more,
     }

@@ -16,8 +16,9 @@ from umbel.errors import Refused, StorageError
 from umbel.server import programs
 from umbel.server.supervision import Exit
 from umbel.trust.authority import JoinText
-from umbel.trust.identity import SigningKey, sign_archive
+from umbel.trust.identity import SigningKey
 from umbel.trust.proofs import TokenProof
+from umbel.trust.statement import Statement
 from umbel.wire import messages as m
 
 
@@ -57,7 +58,9 @@ async def submitted(here):
         name: {"sha256": blob.sha256.hex(), "size": blob.size}
         for name, blob in (("client", ann.blobs.put(CLIENT, "t")), ("app", ann.blobs.put(APP, "t")))
     }
-    body |= {"author": key.public.hex(), "signature": sign_archive(key, sha).hex(), "settings": {"rounds": 3}}
+    said = Statement("mnist", sha.hex())
+    body |= {"author": key.public.hex(), "statement": said.text().decode(), "signature": said.signed(key).hex()}
+    body |= {"settings": {"rounds": 3}}
     assert await asked(ann, "runs.submit", run="r", name="mnist", **body) == {"run": "r"}
     return ann, supervisors
 

@@ -28,9 +28,10 @@ from umbel.transport import grpc
 from umbel.transport.connection import Connection
 from umbel.transport.exchange import Exchange
 from umbel.transport.handshake import introduce
-from umbel.trust.authority import JoinText
+from umbel.trust.authority import Authority, JoinText
 from umbel.trust.identity import SigningKey
 from umbel.trust.proofs import TokenProof
+from umbel.trust.servers import KnownServer
 from umbel.wire import messages as m
 
 MODEL = Arrays({"w": np.zeros(20_000, np.float32)})
@@ -125,14 +126,14 @@ async def relay(folder, server, listen="127.0.0.1:0", **more):
 
 
 @asynccontextmanager
-async def node(folder, line, address, name, *clients):
+async def node(folder, line, address, name, *clients, **more):
     """A node; gives what hosts its clients."""
     made = []
     given = {
         "folder": folder / name, "connect": connecting(address), "key": SigningKey.kept(folder / f"{name}.key"),
         "clients": {str(client): {} for client in clients}, "gate": Gate(), "name": name, "slots": 9,
         "token": JoinText.parse(line).token, "first_wait": 0.01, "longest_wait": 0.05,
-        "hosts": lambda blobs, tell: made.append(Hosts(blobs, tell)) or made[0],
+        "hosts": lambda blobs, tell: made.append(Hosts(blobs, tell)) or made[0], **more,
     }  # fmt: skip
     async with until_stopped(lambda stopping: run_node(NodeSettings(**given), stopping)):
         while not made:
@@ -278,6 +279,19 @@ def stored(folder):
         return connection.execute("select id from answers").fetchall()
     finally:
         connection.close()
+
+
+@on_loop
+async def test_a_node_below_it_is_in_the_federation_of_the_server_above(tmp_path):
+    known = KnownServer(Authority(tmp_path / "east" / "authority").public)
+    async with (
+        running(serving(tmp_path / "top")) as server,
+        relay(tmp_path, server) as opened,
+        node(tmp_path, opened.line.split()[-1], opened.address, "n", 0, server=known),
+    ):
+        async with asyncio.timeout(SECONDS):
+            while server.authority.public.hex() not in known.federations:
+                await asyncio.sleep(0)
 
 
 @on_loop

@@ -65,10 +65,10 @@ def test_a_proof_holds_for_its_key_and_transcript_alone():
 
 def test_what_is_signed_for_one_use_is_not_good_for_another():
     sha = hashlib.sha256(b"archive").digest()
-    assert identity.check_archive(KEY.public, sha, identity.sign_archive(KEY, sha))
-    assert not identity.check_archive(KEY.public, sha, identity.sign_node(KEY, sha))
-    assert not identity.check_node(KEY.public, sha, identity.sign_archive(KEY, sha))
-    assert not identity.check_archive(KEY.public, sha, KEY.sign(sha))
+    assert identity.check_statement(KEY.public, sha, identity.sign_statement(KEY, sha))
+    assert not identity.check_statement(KEY.public, sha, identity.sign_node(KEY, sha))
+    assert not identity.check_node(KEY.public, sha, identity.sign_statement(KEY, sha))
+    assert not identity.check_statement(KEY.public, sha, KEY.sign(sha))
 
 
 def test_a_seal_is_the_hmac_of_the_transcript():

@@ -30,6 +30,8 @@ from ..trust import credentials
 from ..trust.authority import JoinText
 from ..trust.identity import SigningKey
 from ..trust.policy import Approvals, Policy, archive_sha256
+from ..trust.servers import KnownServer
+from ..trust.versions import Versions
 from ..wire import messages as m
 from ..wire.addresses import canonical, host_and_port, is_loopback
 from ..wire.names import shown
@@ -45,6 +47,7 @@ FOLDER = Path("umbel-nodes")
 SERVER = "server.json"
 KEY = "node.key"
 APPROVED = "approved"
+VERSIONS = "versions.json"
 BELOW = "below"
 """Where a relay keeps what it keeps as a server."""
 
@@ -160,16 +163,18 @@ def node_settings(order: NodeOrder) -> NodeSettings:
     if policy.ask and not (order.ask or sys.stdin.isatty()):
         warn("the policy says ask, but nobody is at a terminal here: code that is not allowed yet is refused")
         policy = replace(policy, ask=False)
+    server = KnownServer(join.authority)
     return NodeSettings(
         folder=place,
         connect=_connecting(canonical(order.server), join.root()),
         key=SigningKey.kept(place / KEY),
         clients=clients_of(order),
-        gate=PolicyGate(policy),
+        gate=PolicyGate(policy, Versions(place / VERSIONS), server.federations),
         name=order.called,
         token=join.token,
         slots=order.slots,
         ask_owner=Owner(approvals).ask if policy.ask else None,
+        server=server,
     )
 
 

@@ -120,6 +120,10 @@ Only = Annotated[
     list[str] | None,
     typer.Option("--only", metavar="CLIENT", help="With --on: this client belongs to the run; all by default."),
 ]
+Expires = Annotated[
+    float | None,
+    typer.Option("--expires", metavar="DAYS", min=0, help="With --on: your signature is good for so long."),
+]
 Detach = Annotated[bool, typer.Option("--detach", help="With --on: do not follow the run.")]
 
 
@@ -137,6 +141,7 @@ def run(
     plan: Plan = False,
     on: RunOn = None,
     only: Only = None,
+    expires: Expires = None,
     detach: Detach = False,
     token: Token = None,
     json: Json = False,
@@ -159,11 +164,12 @@ def run(
                 seed=seed,
                 assignments=assigned,
                 only=members,
+                expires=expires,
                 detach=detach,
                 json=json,
             )
             return
-        refuse({"--only": only, "--detach": detach or None, "--token": token}, "goes with --on")
+        refuse({"--only": only, "--expires": expires, "--detach": detach or None, "--token": token}, "goes with --on")
         from .federations import Wanted
         from .run_commands import plan as plan_run
         from .run_commands import run

@@ -65,6 +65,7 @@ def _drive(folder: Path, submission: dict[str, Any], order: dict[str, str]) -> N
     signed = Signed(
         (folder / "client.archive").read_bytes(),
         bytes.fromhex(submission["author"]),
+        submission["statement"].encode(),
         bytes.fromhex(submission["signature"]),
     )
     remote = Remote(

@@ -32,6 +32,7 @@ from ..transport.tasks import Tasks
 from ..trust import archive as archives
 from ..trust.identity import SigningKey
 from ..trust.proofs import NodeProof
+from ..trust.servers import KnownServer
 from ..trust.tokens import Token
 from ..wire import messages as m
 from ..wire.blobs import Fetched, NotFetched
@@ -104,6 +105,7 @@ class NodeSettings:
     - `quota`: bytes of blobs that it keeps at most, beside those of its own results.
     - `lends_below`: where a server on the same machine may have files linked; None for nowhere.
     - `hosts`: makes what hosts runs, in place of child processes.
+    - `server`: what it knows of its server.
     """
 
     folder: Path
@@ -122,6 +124,7 @@ class NodeSettings:
     quota: int | None = None
     lends_below: Path | None = None
     hosts: MakeHosts | None = None
+    server: KnownServer = field(default_factory=KnownServer)
     first_wait: float = FIRST_WAIT
     longest_wait: float = LONGEST_WAIT
 
@@ -206,6 +209,7 @@ class NodeService:
         proof = NodeProof(self._settings.key, self._settings.token)
         try:
             welcome = await introduce(connection, proof, self._settings.hello())
+            self._settings.server.welcomed(welcome)
             self._dialer.welcomed(connection, welcome, self._settings.name)
             self._connection = connection
             self._exchange = Exchange(

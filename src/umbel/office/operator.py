@@ -68,6 +68,11 @@ class Operator:
             raise
         return made
 
+    @property
+    def federation(self) -> str | None:
+        """The public key of the server's authority, in hexadecimal; None without TLS."""
+        return self._credentials.join.authority.hex() or None
+
     def __enter__(self) -> Self:
         return self
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,10 +30,11 @@ RETURNING = 3.0
 
 @dataclass(frozen=True)
 class Signed:
-    """A client's archive as data holders get it, with its author's public key and signature."""
+    """A client's archive as data holders get it, with what its author has signed: see `umbel.trust.statement`."""
 
     archive: bytes
     author: bytes
+    statement: bytes
     signature: bytes
 
 
@@ -102,7 +104,6 @@ class Remote:
         from ..wire import messages as m
         from ..wire.names import client_text
 
-        signed = self._signed if self._signed is not None else _signed(app)
         link = (self._connect or _connect)(self._address, token=self._token, folder=self._folder, run=run)
         try:
             named = () if self._wanted is None or isinstance(self._wanted, int) else self._wanted
@@ -111,13 +112,13 @@ class Remote:
             spec = m.RunSpec(
                 run=run,
                 name=name,
-                archive=link.keep(signed.archive),
-                author=signed.author,
-                signature=signed.signature,
                 contract=json.dumps(app.contract()),
                 config=json.dumps(dict(config)),
                 clients=[client_text(client) for client in named],
             )
+            signed = self._signed if self._signed is not None else _signed(app, spec, link.federation)
+            spec.archive.CopyFrom(link.keep(signed.archive))
+            spec.author, spec.statement, spec.signature = signed.author, signed.statement, signed.signature
             _check_size(spec)
             clients: tuple[ClientId, ...] = tuple(known["members"] if known is not None else ())
             standings: dict[ClientId, tuple[int, str]] = {}
@@ -212,16 +213,22 @@ def _named(clients: Any) -> bool:
     return isinstance(clients, Sequence) and all(isinstance(c, int | str) and not isinstance(c, bool) for c in clients)
 
 
-def _signed(app: App) -> Signed:
-    import hashlib
-
+def _signed(app: App, spec: m.RunSpec, federation: str | None) -> Signed:
+    """The client's archive, signed by this user for this run alone."""
     from ..trust.credentials import author_key
-    from ..trust.identity import sign_archive
-    from ..trust.packing import pack_client
+    from ..trust.packing import declared_version, pack_client
+    from ..trust.statement import Statement, digest
 
-    archive = pack_client(app.client)
-    key = author_key()
-    return Signed(archive, key.public, sign_archive(key, hashlib.sha256(archive).digest()))
+    archive, key = pack_client(app.client), author_key()
+    said = Statement(
+        app=spec.name,
+        archive=hashlib.sha256(archive).hexdigest(),
+        version=declared_version(app.client),
+        config=digest(spec.config),
+        contract=digest(spec.contract),
+        federation=federation,
+    )
+    return Signed(archive, key.public, said.text(), said.signed(key))
 
 
 def _gathered(

@@ -89,6 +89,11 @@ class ServerLink:
 
     # What a session calls, from its thread
 
+    @property
+    def federation(self) -> str | None:
+        """The public key of the server's authority."""
+        return self._credentials.join.authority.hex() or None
+
     def keep(self, data: bytes) -> m.Payload:
         """Bytes as a payload."""
         return m.Payload(inline=data) if len(data) <= INLINE else m.Payload(blob=self._blobs.put(data, "kept"))

@@ -73,6 +73,10 @@ class Link(Protocol):
     def store(self) -> Stored:
         """What makes payloads of trees and arrays."""
 
+    @property
+    def federation(self) -> str | None:
+        """The public key of the server's authority, in hexadecimal; None without TLS."""
+
     def keep(self, data: bytes) -> m.Payload:
         """Bytes as a payload, for as long as the link lasts."""
 

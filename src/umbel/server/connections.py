@@ -75,10 +75,13 @@ class PeerConnection:
 class Connections:
     """Everybody who is connected, as `peers`: who knocks waits until it is told to `begin`."""
 
-    def __init__(self, around: Surroundings, programs: Programs, desk: Desk) -> None:
+    def __init__(
+        self, around: Surroundings, programs: Programs, desk: Desk, greeting: Callable[[Identity], m.Welcome]
+    ) -> None:
         self._around = around
         self._programs = programs
         self._desk = desk
+        self._greeting = greeting
         self.peers: dict[str, PeerConnection] = {}
         self._numbers = 0
         self._handshakes = Handshakes()
@@ -112,6 +115,7 @@ class Connections:
                 same_machine=self.same_machine,
                 handshakes=self._handshakes,
                 settled=self._around.commits.done,
+                greeting=self._greeting,
             )
         finally:
             self._around.commits.soon()  # what the registry noted
@@ -125,10 +129,10 @@ class Connections:
             return
         await self._hear(self._known(identity, connection))
 
-    def drop(self, peer: str, code: int, text: str) -> None:
+    def drop(self, peer: str, code: int, text: str, *, retry: bool = False) -> None:
         """End a connection, if it is there still, and say why."""
         if (found := self.peers.get(peer)) is not None:
-            problem = m.Problem(code=code, text=text)  # type: ignore[arg-type]
+            problem = m.Problem(code=code, text=text, retry=retry)  # type: ignore[arg-type]
             self._around.begin(found.connection.close(problem))
 
     def put_out(self, whom: Callable[[Identity], bool]) -> None:

@@ -107,6 +107,7 @@ class Relay:
         try:
             welcome = await introduce(connection, NodeProof(self._settings.key, self._settings.token), hello)
             self._dialer.welcomed(connection, welcome, self._settings.name)
+            self.below.endorsed(welcome.endorsements)
             self._connection = connection
             self._exchange = Exchange(
                 connection,
@@ -141,6 +142,7 @@ class Relay:
             token=settings.token.id if settings.token is not None else "",
             software=f"umbel {version('umbel')}",
             capabilities=m.Capabilities(transforms=known, archives=True, partials=True),
+            authority=self.below.authority.public,
             clients=next(portions(sorted(self.below.router.nodes.clients()), text_bytes, most_bytes=HELLO_BYTES), []),
         )
 

@@ -14,7 +14,7 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +27,7 @@ from ..store.records import Row
 from ..store.sql import SqlStore
 from ..transport import grpc
 from ..transport.exchange import Depot
+from ..transport.handshake import Identity
 from ..transport.stream import Listener
 from ..transport.tasks import Tasks
 from ..trust.authority import Authority, JoinText
@@ -56,6 +57,9 @@ LAZY_COMMIT = 0.02
 
 class Service:
     """A server that is up; `Offices` for its desk and `Facts` for its pages."""
+
+    endorsements: Sequence[m.Endorsement] = ()
+    """What the servers above say of this one, where it is a relay's."""
 
     def __init__(self, settings: ServerSettings, after_commit: Callable[[], None] | None = None) -> None:
         folder = settings.folder
@@ -108,7 +112,7 @@ class Service:
         self.online, self.denied, self.host = nodes.online, nodes.refused, nodes.by_client.get
         self.standings = ledger.standings
         self.desk = Desk(self)
-        self.connections = Connections(around, self.programs, self.desk)
+        self.connections = Connections(around, self.programs, self.desk, self._greeting)
         self.dispatch = Dispatch(around, self.connections)
         self.insiders, self.carry = self.dispatch.insiders, self.dispatch.carry
         self.address = ""
@@ -176,6 +180,24 @@ class Service:
             _LOG.error("the store cannot be written: %s", error.message)
         finally:
             self.store.close()
+
+    def _greeting(self, who: Identity) -> m.Welcome:
+        """What this server says of itself to whom it lets in."""
+        if who.role != m.ROLE_NODE:
+            return m.Welcome()
+        below = who.hello.authority if who.relay else b""
+        said = [self.authority.endorse("relay", below)] if below else []
+        return m.Welcome(endorsements=[*self.endorsements, *said])
+
+    def endorsed(self, said: Iterable[m.Endorsement]) -> None:
+        """Take what the servers above say of this one; nodes that have heard another thing have to connect again."""
+        found = list(said)
+        if found != self.endorsements:
+            self.endorsements = found
+            for peer in [peer for peer in self.connections.peers.values() if peer.identity.role == m.ROLE_NODE]:
+                self.connections.drop(
+                    peer.id, m.CODE_SHUTTING_DOWN, "the relay is one of another server now", retry=True
+                )
 
     def _own_token(self) -> Token:
         """What operators on this machine use: the one that is in the server's folder already, if it is good still."""

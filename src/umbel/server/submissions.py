@@ -11,6 +11,7 @@ from weakref import WeakValueDictionary
 from ..errors import AppError, Refused, SettingError
 from ..store.records import Row
 from ..trust import archive
+from ..trust.statement import Statement
 from ..wire import messages as m
 from ..wire.names import RUN_ID
 from .requests import Body, Offices, OperatorPeer, count_of, is_whole, run_of, text_of
@@ -49,9 +50,11 @@ class Submissions:
             raise Refused("a name has up to 100 characters, all on one line", m.CODE_MALFORMED)
         if not RUN_ID.fullmatch(run):
             raise Refused(f"{run!r:.60} cannot be a run's id", m.CODE_MALFORMED)
-        submission: dict[str, Any] = {key: body.get(key) for key in ("client", "app", "author", "signature")}
+        submission: dict[str, Any] = {
+            key: body.get(key) for key in ("client", "app", "author", "statement", "signature")
+        }
         blobs = {kind: _blob(body, kind) for kind in ("client", "app")}
-        author, signature = _bytes(body, "author"), _bytes(body, "signature")
+        signed = _bytes(body, "author"), text_of(body, "statement").encode(), _bytes(body, "signature")
         submission["settings"] = _settings(body.get("settings", {}))
         async with self.turn(run):
             for known in self._offices.store.rows("runs", id=run):
@@ -63,8 +66,8 @@ class Submissions:
                     self._offices.blobs.hold(blob.sha256, _holder(run))
                     if self._offices.blobs.path(blob.sha256) is None:
                         await peer.fetch(blob)
-                await asyncio.to_thread(self._check, blobs["client"], "client", author, signature)
-                await asyncio.to_thread(self._check, blobs["app"], "app", b"", b"")
+                await asyncio.to_thread(self._check, blobs["client"], "client", signed)
+                await asyncio.to_thread(self._check, blobs["app"], "app")
             except BaseException:
                 self._offices.blobs.release(_holder(run))
                 raise
@@ -108,13 +111,17 @@ class Submissions:
         await self._offices.start(run)
         return {"run": run}
 
-    def _check(self, blob: m.Blob, kind: str, author: bytes, signature: bytes) -> None:
+    def _check(self, blob: m.Blob, kind: str, signed: tuple[bytes, bytes, bytes] | None = None) -> None:
         path = self._offices.blobs.path(blob.sha256)
         if path is None:
             raise Refused(f"the {kind}'s archive did not come", m.CODE_UNKNOWN)
-        if kind == "client" and not author:
-            raise AppError("the client's archive is not signed")
-        found = archive.verify(path.read_bytes(), blob.sha256, author, signature)
+        if signed is not None:
+            said = Statement.read(*signed)
+            if said.archive != blob.sha256.hex():
+                raise AppError("the run's author has signed another archive")
+            if expired := said.expired(self._now()):
+                raise AppError(expired[0])
+        found = archive.verify(path.read_bytes(), blob.sha256)
         if found.manifest["kind"] != kind:
             raise AppError(f"the archive that is said to be the {kind}'s is not")
 

@@ -107,7 +107,7 @@ class Deployment:
         remote = Remote(
             "virtual",
             connect=lambda address, *, token, folder, run: self._link.open(run),
-            signed=Signed(b"archive", b"", b""),
+            signed=Signed(b"archive", b"", b"", b""),
             stall=self._stall,
             clients=sum(map(len, self._sources.values())),
         )

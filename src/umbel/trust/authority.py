@@ -17,11 +17,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ..errors import SettingError
+from ..wire import messages as m
 from . import keyfile
 from .tokens import Token
 
@@ -85,6 +87,12 @@ class Authority:
             keyfile.replace(self._folder / "server.pem", found.key + found.certificate)
         return found
 
+    def endorse(self, role: str, of: bytes) -> m.Endorsement:
+        """That another authority, by its public key, is that of a ``relay`` of this one, or its ``successor``."""
+        said = m.Endorsement(by=self.public, of=of, role=role)
+        said.signature = self._key.sign(_about(said), ec.ECDSA(hashes.SHA256()))
+        return said
+
     def _kept(self, wanted: list[x509.GeneralName], now: datetime) -> Serving | None:
         try:
             data = (self._folder / "server.pem").read_bytes()
@@ -127,6 +135,20 @@ def root_certificate(public: bytes) -> bytes:
     except ValueError:
         raise SettingError("this is no public key of a server's authority") from None
     return _root(key, ec.generate_private_key(_CURVE))
+
+
+def endorses(said: m.Endorsement) -> bool:
+    """Whether an authority has said this."""
+    try:
+        key = ec.EllipticCurvePublicKey.from_encoded_point(_CURVE, said.by)
+        key.verify(said.signature, _about(said), ec.ECDSA(hashes.SHA256()))
+    except (ValueError, InvalidSignature):
+        return False
+    return True
+
+
+def _about(said: m.Endorsement) -> bytes:
+    return b"\0".join((b"endorsement", said.role.encode(), said.of))
 
 
 def _root(public: ec.EllipticCurvePublicKey, signer: ec.EllipticCurvePrivateKey) -> bytes:

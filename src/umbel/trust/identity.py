@@ -22,7 +22,7 @@ SIGNATURE_BYTES = 64
 _HANDSHAKE = b"umbel/v1alpha\0"
 _NODE = b"node\0"
 _TOKEN = b"token\0"
-_ARCHIVE = b"archive\0"
+_STATEMENT = b"statement\0"
 
 
 class SigningKey:
@@ -110,11 +110,11 @@ def check_seal(digest: bytes, transcript: bytes, sealed: bytes) -> bool:
     return hmac.compare_digest(seal(digest, transcript), sealed)
 
 
-def sign_archive(key: SigningKey, sha256: bytes) -> bytes:
-    """An author's signature of an archive by its SHA-256."""
-    return key.sign(_ARCHIVE + sha256)
+def sign_statement(key: SigningKey, statement: bytes) -> bytes:
+    """An author's signature of a statement about a run."""
+    return key.sign(_STATEMENT + statement)
 
 
-def check_archive(public: bytes, sha256: bytes, signature: bytes) -> bool:
-    """Whether the author has signed the archive with this SHA-256."""
-    return verified(public, _ARCHIVE + sha256, signature)
+def check_statement(public: bytes, statement: bytes, signature: bytes) -> bool:
+    """Whether the author has signed this statement."""
+    return verified(public, _STATEMENT + statement, signature)
