@@ -13,6 +13,7 @@ from ..core.arrays import Arrays
 from ..core.contract import mismatch
 from ..errors import UmbelError
 from ..trust import archive as archives
+from ..trust.identity import check_archive
 from ..trust.policy import Policy, archive_sha256
 from ..wire import messages as m
 from .signals import HostReady, Start
@@ -29,6 +30,7 @@ class Verdict:
 class Gate(Protocol):
     """What a node lets in. Reasons are empty where nothing speaks against it.
 
+    - `against_run` judges a run by what it says of itself, before anything of it is fetched.
     - `check` judges a run and its archive, which may be large: it is called in another thread. An `UmbelError` denies.
     - `against_ask` judges what a run asks of all its clients, as far as it is known before anything is fetched.
     - `against_task` judges what one client would get: its `config`, its `model`, and what its update is expected to be
@@ -37,6 +39,7 @@ class Gate(Protocol):
 
     judges_tasks: bool
 
+    def against_run(self, spec: m.RunSpec) -> str: ...
     def check(self, spec: m.RunSpec, archive: Path) -> Verdict: ...
     def against_ask(self, spec: m.RunSpec, ask: m.AskSpec) -> str: ...
     def against_task(self, ask: m.AskSpec, sent: Mapping[str, Any]) -> str: ...
@@ -48,6 +51,18 @@ class PolicyGate:
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
         self.judges_tasks = policy.judges_tasks
+
+    def against_run(self, spec: m.RunSpec) -> str:
+        """Why not even the archive of a run is fetched: its size, its signature, or the policy is against it."""
+        size = spec.archive.blob.size if spec.archive.WhichOneof("at") == "blob" else len(spec.archive.inline)
+        if size > (most := self._policy.largest_archive):
+            return (
+                f"its archive has {size:,} bytes, and here at most {most:,} are taken (largest_archive of the policy)"
+            )
+        sha256 = archive_sha256(spec)
+        if (spec.author or spec.signature) and not check_archive(spec.author, sha256, spec.signature):
+            return "the archive is not signed by the author that is named: it may have been tampered with"
+        return "; ".join(self._policy.check_announced(spec, spec.author if spec.signature else b""))
 
     def check(self, spec: m.RunSpec, archive: Path) -> Verdict:
         """Judge a run by its archive, the policy and what is installed. Raises `AppError` and `OSError`."""

@@ -11,6 +11,7 @@ from weakref import WeakValueDictionary
 from ..errors import AppError, Refused, SettingError
 from ..store.records import Row
 from ..trust import archive
+from ..trust.identity import check_archive
 from ..wire import messages as m
 from ..wire.names import RUN_ID
 from .requests import Body, Offices, OperatorPeer, count_of, is_whole, run_of, text_of
@@ -53,6 +54,10 @@ class Submissions:
         blobs = {kind: _blob(body, kind) for kind in ("client", "app")}
         author, signature = _bytes(body, "author"), _bytes(body, "signature")
         submission["settings"] = _settings(body.get("settings", {}))
+        if not author:
+            raise AppError("the client's archive is not signed")
+        if not check_archive(author, blobs["client"].sha256, signature):
+            raise AppError("the client's archive is not signed by the author that is named")
         async with self.turn(run):
             for known in self._offices.store.rows("runs", id=run):
                 if known["owner"] == peer.name and known["submission"] == submission:
@@ -61,8 +66,7 @@ class Submissions:
             try:
                 for blob in blobs.values():
                     self._offices.blobs.hold(blob.sha256, _holder(run))
-                    if self._offices.blobs.path(blob.sha256) is None:
-                        await peer.fetch(blob)
+                    await peer.fetch(blob)
                 await asyncio.to_thread(self._check, blobs["client"], "client", author, signature)
                 await asyncio.to_thread(self._check, blobs["app"], "app", b"", b"")
             except BaseException:
@@ -112,8 +116,6 @@ class Submissions:
         path = self._offices.blobs.path(blob.sha256)
         if path is None:
             raise Refused(f"the {kind}'s archive did not come", m.CODE_UNKNOWN)
-        if kind == "client" and not author:
-            raise AppError("the client's archive is not signed")
         found = archive.verify(path.read_bytes(), blob.sha256, author, signature)
         if found.manifest["kind"] != kind:
             raise AppError(f"the archive that is said to be the {kind}'s is not")

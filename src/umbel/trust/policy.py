@@ -49,6 +49,7 @@ from ..core.update import Like
 from ..errors import CorruptFile, SettingError, StorageError, StrategyError, UmbelError
 from ..wire import messages as m
 from . import keyfile
+from .archive import MOST_BYTES
 
 _RULE = re.compile(r"any|(author|archive):[0-9a-f]{64}")
 
@@ -154,6 +155,7 @@ class Policy:
     ask: bool = False
     kinds: tuple[str, ...] | None = None
     smallest_cohort: int = 1
+    largest_archive: int = MOST_BYTES
     transforms: tuple[RequiredStep, ...] = ()
     config: Mapping[str, Range] = field(default_factory=dict)
     approvals: Approvals = field(default_factory=Approvals, compare=False)
@@ -169,6 +171,8 @@ class Policy:
             raise SettingError(f"a policy's ask is true or false, not {self.ask!r:.60}")
         if type(self.smallest_cohort) is not int or self.smallest_cohort < 1:
             raise SettingError(f"a policy's smallest_cohort is a whole number, not {self.smallest_cohort!r:.60}")
+        if type(self.largest_archive) is not int or self.largest_archive < 1:
+            raise SettingError(f"a policy's largest_archive is a number of bytes, not {self.largest_archive!r:.60}")
         if self.kinds is not None and not all(isinstance(kind, str) for kind in self.kinds):
             raise SettingError("a policy's kinds are text")
 
@@ -220,6 +224,10 @@ class Policy:
             by = f"by {author.hex()}" if author else "by nobody who signed it"
             reasons.insert(0, f"the node's owner has not approved the archive {sha256.hex()} ({by})")
         return reasons
+
+    def check_announced(self, spec: m.RunSpec, author: bytes = b"") -> list[str]:
+        """Why a run may not take place here whatever is in its archive; empty where that has to be seen."""
+        return [] if self.asks_owner(spec, {}, author) else self.check_run(spec, {}, author)
 
     def asks_owner(self, spec: m.RunSpec, manifest: Mapping[str, Any], author: bytes = b"") -> bool:
         """Whether the owner is to be asked, since nothing but an approval of the archive is missing."""
