@@ -52,8 +52,10 @@ class Person:
     offered: list[m.Blob] = field(default_factory=list)
     blobs: Blobs | None = None
     id: str = "operator 1 #1"
+    fetched: list[bytes] = field(default_factory=list)
 
     async def fetch(self, blob: m.Blob) -> None:
+        self.fetched.append(blob.sha256)
         if blob.sha256 not in self.brings:
             raise Refused("it is not here", m.CODE_UNKNOWN)
         assert self.blobs is not None

@@ -94,13 +94,34 @@ def test_a_node_may_read_what_its_own_clients_are_asked_with(world):
         return [peer for peer in ("a1", "b1", "c1", "r1", "q1") if world.router.may_read(peer, run, letter * 32)]
 
     world.tell(Connected("q1", "run", "q", "eve"))
-    assert readers(b"z") == ["a1", "b1", "c1", "r1"]
-    assert readers(b"m") == ["a1", "r1"]
-    assert readers(b"o") == ["a1", "r1"]
-    assert readers(b"x") == ["r1"]
-    assert readers(b"m", "q") == ["q1"]
+    assert readers(b"z") == ["a1", "b1", "c1"]
+    assert readers(b"m") == ["a1"]
+    assert readers(b"o") == ["a1"]
+    assert readers(b"x") == []
+    assert readers(b"m", "q") == []
     world.say("r1", run_spec=m.RunSpec(run="r", archive=m.Payload(blob=blob_of("z")), clients=["0", "2"]))
-    assert readers(b"z") == ["a1", "b1", "r1"]
+    assert readers(b"z") == ["a1", "b1"]
+
+
+def test_a_run_may_read_what_it_was_answered_with_until_its_ask_is_over(world):
+    world.tell(Connected("q1", "run", "q", "eve"))
+    asked(world, "0")
+    sha = b"u" * 32
+
+    def readers():
+        return [peer for peer in ("a1", "r1", "q1") for run in "rq" if world.router.may_read(peer, run, sha)]
+
+    world.say("a1", result=done_of("0", update=m.Payload(blob=blob_of("u"))))
+    assert readers() == []
+    world.blobs.add(sha)
+    world.tell(Fetched("r", sha))
+    assert readers() == ["r1"]
+    world.start()
+    world.node("a", "0", "1", number=2)
+    world.run(2)
+    assert world.router.may_read("r2", "r", sha), "also after a restart"
+    world.say("r2", close_ask=m.CloseAsk(run="r", ask=0))
+    assert not world.router.may_read("r2", "r", sha)
 
 
 # What may not be said

@@ -71,6 +71,19 @@ def test_a_wrong_submission_leaves_nothing(office: Office, what: str) -> None:
     assert office.blobs.used == 0
 
 
+def test_what_its_author_has_not_signed_is_not_even_fetched(office: Office) -> None:
+    key, person = SigningKey.new(), bringing(office, CLIENT, APP)
+    for order in (
+        submission(key, author=SigningKey.new().public.hex()),
+        submission(key, author=""),
+        submission(key, signature="00"),
+    ):
+        assert office.refused("runs.submit", person, **order).code == m.CODE_MALFORMED
+    assert person.fetched == []
+    assert office.ask("runs.submit", person, **submission(key)) == {"run": "demo-1"}
+    assert len(person.fetched) == 2
+
+
 def test_a_run_is_stopped_and_goes_on(office: Office) -> None:
     office.run("r", submission={"settings": {"rounds": 2}})
     assert office.refused("runs.resume", run="r").code == m.CODE_OUT_OF_ORDER

@@ -32,6 +32,7 @@ class Verdict:
 class Gate(Protocol):
     """What a node lets in. Reasons are empty where nothing speaks against it.
 
+    - `against_run` judges a run by what it says of itself, before anything of it is fetched.
     - `check` judges a run and its archive, which may be large: it is called in another thread. An `UmbelError` denies.
     - `against_ask` judges what a run asks of all its clients, as far as it is known before anything is fetched.
     - `against_task` judges what one client would get: its `config` (`laid_over` names what in it is not the run's), its
@@ -40,6 +41,7 @@ class Gate(Protocol):
 
     judges_tasks: bool
 
+    def against_run(self, spec: m.RunSpec) -> str: ...
     def check(self, spec: m.RunSpec, archive: Path) -> Verdict: ...
     def against_ask(self, spec: m.RunSpec, ask: m.AskSpec) -> str: ...
     def against_task(self, ask: m.AskSpec, sent: Mapping[str, Any]) -> str: ...
@@ -64,16 +66,27 @@ class PolicyGate:
         self._federations, self._now = federations, now
         self.judges_tasks = policy.judges_tasks
 
+    def against_run(self, spec: m.RunSpec) -> str:
+        """Why not even the archive of a run is fetched: its size, its signature, or the policy is against it."""
+        size = spec.archive.blob.size if spec.archive.WhichOneof("at") == "blob" else len(spec.archive.inline)
+        if size > (most := self._policy.largest_archive):
+            return (
+                f"its archive has {size:,} bytes, and here at most {most:,} are taken (largest_archive of the policy)"
+            )
+        try:
+            said = Statement.of(spec)
+        except UmbelError as error:
+            return error.message
+        author = spec.author if said is not None else b""
+        return "; ".join(self._against_statement(spec, said) + self._policy.check_announced(spec, author))
+
     def check(self, spec: m.RunSpec, archive: Path) -> Verdict:
         """Judge a run by its archive, what its author has signed, the policy and what is installed. Raises `AppError`,
         `StorageError` and `OSError`.
         """
-        sha256 = archive_sha256(spec)
-        read = archives.verify(archive.read_bytes(), sha256)
+        read = archives.verify(archive.read_bytes(), archive_sha256(spec))
         said = Statement.of(spec)
-        reasons = [] if said is None else said.against(spec, sha256, self._federations, self._now())
-        greatest = 0 if said is None else self._versions.greatest(spec.author, said.app)
-        reasons += self._policy.check_statement(said, sha256, greatest)
+        reasons = self._against_statement(spec, said)
         author = spec.author if said is not None else b""
         asks = self._policy.asks_owner(spec, read.manifest, author)
         reasons += [] if asks else self._policy.check_run(spec, read.manifest, author)
@@ -82,6 +95,12 @@ class PolicyGate:
         if not asks and said is not None:
             self._versions.accept(spec.author, said.app, said.version)
         return Verdict("ask" if asks else "allow")
+
+    def _against_statement(self, spec: m.RunSpec, said: Statement | None) -> list[str]:
+        sha256 = archive_sha256(spec)
+        reasons = [] if said is None else said.against(spec, sha256, self._federations, self._now())
+        greatest = 0 if said is None else self._versions.greatest(spec.author, said.app)
+        return reasons + self._policy.check_statement(said, sha256, greatest)
 
     def against_ask(self, spec: m.RunSpec, ask: m.AskSpec) -> str:
         """Why an ask is not answered here."""

@@ -12,7 +12,7 @@ from ..wire.blobs import Fetched, NotFetched
 from .holdings import NeededBlobs, OwedAnswers, outcome
 from .hosted import HostedRun, HostedTask
 from .hosting import RunHosting
-from .orders import ask_text, blob_of, check, task_text
+from .orders import ask_text, blob_of, check, task_text, too_large
 from .session import ServerSession
 from .signals import (
     Approved,
@@ -49,7 +49,8 @@ class NodeMachine:
     and never do two tasks of one client of a run run at once.
 
     `clients` are those that it hosts, by their text. `allows(spec, ask)` is the owner's policy about what a run asks:
-    the reason against it, empty where it is allowed.
+    the reason against it, empty where it is allowed; `admits(spec)` is that about a run before its archive is fetched.
+    No task is done that needs a blob of more than `largest` bytes.
     """
 
     def __init__(
@@ -59,12 +60,15 @@ class NodeMachine:
         *,
         slots: int = 1,
         allows: Callable[[m.RunSpec, m.AskSpec], str] | None = None,
+        admits: Callable[[m.RunSpec], str] | None = None,
+        largest: int | None = None,
     ) -> None:
         self.next_tick: float | None = None
         self._spool = spool
         self._clients = frozenset(clients)
         self._slots = slots
-        self._allows = allows
+        self._allows, self._admits = allows, admits
+        self._largest = largest
         self._runs: dict[str, HostedRun] = {}
         self._asleep = spool.runs()
         self._finished: deque[str] = deque()
@@ -168,7 +172,7 @@ class NodeMachine:
             self._session.say(run_answer=m.RunAnswer(run=spec.run, reason="the run was finished before"))
             return
         if spec.run not in self._runs:
-            hosting = RunHosting(spec, self._session, self._blobs, self._do, self._allows)
+            hosting = RunHosting(spec, self._session, self._blobs, self._do, self._allows, self._admits)
             self._runs[spec.run] = HostedRun(spec.run, hosting, self._spool, self._blobs, self._answers, self._do)
             self._asleep.discard(spec.run)
             if spec.run in self._finished:
@@ -188,7 +192,7 @@ class NodeMachine:
             raise ProtocolError(f"{what} came before the AskSpec {task.ask}", m.CODE_UNKNOWN)
         if self._answers.answered(task, ask.digest) or run.has(task):
             return
-        reason = run.hosting.against(ask)
+        reason = run.hosting.against(ask) or too_large(task, ask, self._largest)
         if not reason:
             here = task.client in self._clients
             reason = run.lost(task) if here else f"client {task.client} is not hosted on this node"

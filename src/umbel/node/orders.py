@@ -64,6 +64,15 @@ def blob_of(message: Any, name: str) -> m.Blob | None:
     return payload.blob if payload.WhichOneof("at") == "blob" else None
 
 
+def too_large(task: m.Task, ask: m.AskSpec, largest: int | None) -> str:
+    """Why a task is not done, by what would have to be fetched for it; empty if nothing is too large."""
+    for message, name in ((ask, "model"), (ask, "shared"), (task, "own")):
+        blob = blob_of(message, name)
+        if blob is not None and largest is not None and blob.size > largest:
+            return f"what it needs has {blob.size:,} bytes ({name}), and this node keeps at most {largest:,} at once"
+    return ""
+
+
 def ask_of(task: str) -> int:
     """The ask that a task belongs to."""
     return int(task.partition(".")[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
@@ -35,7 +36,7 @@ from ..trust.proofs import NodeProof
 from ..trust.servers import KnownServer
 from ..trust.tokens import Token
 from ..wire import messages as m
-from ..wire.blobs import Fetched, NotFetched
+from ..wire.blobs import Fetched, NotFetched, run_giver
 from ..wire.portions import HELLO_BYTES, text_bytes
 from .children import Children
 from .gate import Gate, Verdict, against_client, against_start
@@ -73,6 +74,8 @@ IDLE_COMMIT = 1.0
 
 FIRST_WAIT, LONGEST_WAIT = 0.1, 30.0
 MOVED_EVERY = 1.0
+FREE_SHARE = 0.8
+"""Where a node has no quota, no blob may have more of what was free, or was the node's, when it started."""
 
 
 class Hosts(Protocol):
@@ -175,7 +178,14 @@ class NodeService:
         spool = Spool(settings.folder / "node.db")
         self._blobs = Blobs(settings.folder / "blobs", settings.quota)
         self._depot = Depot(self._blobs, lends_below=settings.lends_below)
-        self._machine = NodeMachine(spool, settings.clients, slots=settings.slots, allows=settings.gate.against_ask)
+        self._machine = NodeMachine(
+            spool,
+            settings.clients,
+            slots=settings.slots,
+            allows=settings.gate.against_ask,
+            admits=settings.gate.against_run,
+            largest=self._largest(),
+        )
         for run, sha in self._machine.needed():
             self._blobs.hold(sha, holder(run, sha))
         self._blobs.collect()
@@ -198,6 +208,12 @@ class NodeService:
         )
         self._commits.begin()
 
+    def _largest(self) -> int:
+        """What one blob may have: by the quota, or by what is free."""
+        if self._settings.quota is not None:
+            return self._settings.quota
+        return int(FREE_SHARE * (self._blobs.used + shutil.disk_usage(self._blobs.folder).free))
+
     # the connection
 
     async def serve(self, stopping: asyncio.Event) -> None:
@@ -218,6 +234,7 @@ class NodeService:
                 self._may_read,
                 same_machine=welcome.same_machine,
                 progress=self._progressed,
+                giver=run_giver,
             )
             self._handle(SessionBegun(welcome))
             async for message in connection.messages():

@@ -25,12 +25,13 @@ from ..runs.coordinator import Event, Wake
 from ..runs.events import AskClosed, RoundCommitted, RunEvent
 from ..runs.federation import Session
 from ..wire import messages as m
+from ..wire.blobs import most_of_answer
 from ..wire.names import client_id
 from ..work.executor import Keys
 from ..work.intake import ClosedAsk, Intake
 from ..work.late import lasting, load_ask, save_ask
 from .outstanding import Outstanding
-from .payloads import RemoteAsk, Stored, ask_spec, task_message
+from .payloads import RemoteAsk, Stored, answer_bytes, ask_spec, task_message
 from .reporting import ServerReporting
 
 PARTING = 10.0
@@ -330,7 +331,11 @@ class RemoteSession(Session):
         kind = message.WhichOneof("body")
         if kind in ("result", "partial"):
             payload = message.partial.partial if kind == "partial" else message.result.done.update
-            if payload.HasField("blob") and any(task in self._out for task in _tasks_of(message)):
+            wanted = [task for task in _tasks_of(message) if task in self._out]
+            if wanted and payload.HasField("blob") and (reason := self._too_large(wanted, payload.blob, kind)):
+                for task in wanted:
+                    self._fail(task, reason)
+            elif wanted and payload.HasField("blob"):
                 self._blobs.fetch_for(message, payload.blob)
             else:
                 self._answered(message, None)
@@ -342,6 +347,14 @@ class RemoteSession(Session):
             self._report.stored(message.log_ack.number)
         elif kind == "notice":
             self._report.warn(None, f"the server: {message.notice.text}")
+
+    def _too_large(self, tasks: Sequence[str], blob: m.Blob, kind: str) -> str:
+        """Why an answer is not even fetched; empty where it is."""
+        asked = [self._asks[self._out[task].ask] for task in tasks]
+        bounds = [most_of_answer(answer_bytes(sent.ask), partial=kind == "partial") for sent in asked]
+        if not all(bounds) or blob.size <= max(bounds):
+            return ""
+        return f"its answer has {blob.size:,} bytes, and what is expected has at most {max(bounds):,}"
 
     def _take_members(self, body: m.Members) -> None:
         for member in body.members:

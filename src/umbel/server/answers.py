@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from ..errors import ProtocolError
 from ..store.records import Store
 from ..wire import messages as m
-from ..wire.blobs import Fetched, NotFetched
+from ..wire.blobs import Fetched, NotFetched, node_giver
 from . import fields, ledger
 from .ledger import AnswerEntry, AskEntry, NodeEntry, RunEntry, TaskEntry
 from .nodes import Nodes
@@ -21,7 +21,7 @@ class NodeAnswers:
     """
 
     def __init__(
-        self, store: Store, nodes: Nodes, out: Outbox, has: Callable[[bytes], bool], largest: Callable[[str], int]
+        self, store: Store, nodes: Nodes, out: Outbox, has: Callable[[bytes, str], bool], largest: Callable[[str], int]
     ) -> None:
         self._store, self._nodes, self._out, self._has, self._largest = store, nodes, out, has, largest
         self._arriving: dict[tuple[str, bytes], list[tuple[int, str]]] = {}
@@ -76,7 +76,7 @@ class NodeAnswers:
             if ask is None or answer is None or answer.complete or ledger.sha_of(answer) != event.sha:
                 continue
             wanted = all(t in ask.tasks and ask.tasks[t].answer is None for t in answer.tasks)
-            if wanted and isinstance(event, Fetched) and self._has(event.sha):
+            if wanted and isinstance(event, Fetched) and self._has(event.sha, node_giver(answer.node)):
                 self._keep(run, ask, answer)
             else:
                 del ask.answers[name]
@@ -102,7 +102,7 @@ class NodeAnswers:
             for id in answer.tasks:
                 self.fail(run, ask, ask.tasks[id], f"client {ask.tasks[id].message.client}: {reason}")
             self._acknowledge(node, run, answer.tasks)
-        elif payload is None or not payload.HasField("blob") or self._has(payload.blob.sha256):
+        elif payload is None or not payload.HasField("blob") or self._has(payload.blob.sha256, node_giver(node.id)):
             self._keep(run, ask, answer)
         else:
             before = ask.answers.get(answer.id)
@@ -117,12 +117,13 @@ class NodeAnswers:
             ask.answers[answer.id] = answer
             self._out.effects.append(Hold(payload.blob.sha256, f"{run.id}/{ask.spec.ask}"))
             if node.peer is not None:
-                self._out.effects.append(Fetch(node.peer, run.id, payload.blob))
+                self._out.effects.append(Fetch(node.peer, run.id, payload.blob, node_giver(node.id)))
 
     def _keep(self, run: RunEntry, ask: AskEntry, answer: AnswerEntry) -> None:
         answer.complete = True
         self.count += 1
         if sha := ledger.sha_of(answer):
+            ask.named.add(sha)
             self._out.effects.append(Hold(sha, f"{run.id}/{ask.spec.ask}"))
         self._put(run, ask, answer)
         for id in answer.tasks:

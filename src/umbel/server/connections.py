@@ -14,6 +14,7 @@ from ..transport.handshake import Handshakes, Identity, accept
 from ..transport.stream import Stream
 from ..wire import messages as m
 from ..wire import roles
+from ..wire.blobs import run_giver
 from .desk import Desk
 from .programs import Programs, Surroundings
 from .signals import Connected, Lost, Received
@@ -36,7 +37,17 @@ class PeerConnection:
         self.connection = connection
         self._around = around
         self._offered: set[bytes] = set()
-        self.exchange = Exchange(connection, around.depot, self._may_read, same_machine=same_machine, room=room)
+        giver = f"{roles.NAMES[identity.role]} {identity.id}"
+        self.exchange = Exchange(
+            connection,
+            around.depot,
+            self._may_read,
+            same_machine=same_machine,
+            room=room,
+            lends_below=around.root / "runs" / identity.id if same_machine else None,
+            giver=lambda run: giver,
+            source=run_giver if identity.role == m.ROLE_NODE else lambda run: "",
+        )
 
     @property
     def name(self) -> str:

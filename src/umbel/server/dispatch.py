@@ -103,7 +103,7 @@ class Dispatch:
                 self._again.discard(key)
                 while await self._put_off(fetch, key):
                     await asyncio.sleep(RETRY_SECONDS)
-                if self._around.blobs.path(fetch.blob.sha256) is not None:
+                if self._around.blobs.path(fetch.blob.sha256, fetch.giver) is not None:
                     break
         finally:
             self._fetching.discard(key)

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..errors import ProtocolError
 from ..wire import messages as m
+from ..wire.blobs import most_of_answer
 from ..wire.texts import read_json, read_steps
 from .ledger import AnswerEntry, payload_of
 
@@ -19,7 +20,6 @@ EVENT_BYTES = 1 << 20
 
 ANSWER_BYTES = 128 << 10
 """An answer without its blob takes at most this for each client: a receipt with its metrics, and what is inline."""
-PARTIAL_BYTES = 2 << 20
 
 _NUMBERS = ("ask", "attempt", "number", "round")
 _REQUIRED: dict[str, Callable[[Any], bool]] = {
@@ -70,12 +70,9 @@ def too_large(answer: AnswerEntry, ask: m.AskSpec, largest: int) -> str:
         )
     payload = payload_of(answer.message)
     size = payload.blob.size if payload is not None else 0
-    if ask.most_bytes:
-        # A partial holds sums, whose elements are up to three words of 64 bits, and receipts.
-        partial = answer.message.WhichOneof("body") == "partial"
-        expected = 2 * ask.most_bytes + PARTIAL_BYTES if partial else ask.most_bytes
-        if size > expected:
-            return f"its answer has {size:,} bytes, and what ask {ask.ask} expects has at most {expected:,}"
+    expected = most_of_answer(ask.most_bytes, partial=answer.message.WhichOneof("body") == "partial")
+    if expected and size > expected:
+        return f"its answer has {size:,} bytes, and what ask {ask.ask} expects has at most {expected:,}"
     if size > largest:
         return (
             f"its answer has {size:,} bytes, and the server takes at most {largest:,} of one node "

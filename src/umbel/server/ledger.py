@@ -42,9 +42,10 @@ class AnswerEntry:
 
 @dataclass(slots=True)
 class AskEntry:
-    """An ask that is open."""
+    """An ask that is open; `named` are the blobs of answers that its run was told of."""
 
     spec: m.AskSpec
+    named: set[bytes] = field(default_factory=set)
     cancelled: set[str] = field(default_factory=set)
     tasks: dict[str, TaskEntry] = field(default_factory=dict)
     answers: dict[str, AnswerEntry] = field(default_factory=dict)
@@ -209,7 +210,8 @@ def _restored(store: Store, row: Mapping[str, Any]) -> RunEntry:
             message = m.Message.FromString(row["message"])
             tasks = tuple(id for id, task in ask.tasks.items() if task.answer == row["id"])
             node = ask.tasks[tasks[0]].node if tasks else ""
-            ask.answers[row["id"]] = AnswerEntry(row["id"], message, tasks, node)
+            answer = ask.answers[row["id"]] = AnswerEntry(row["id"], message, tasks, node)
+            ask.named.add(sha_of(answer))
     return run
 
 

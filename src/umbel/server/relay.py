@@ -23,6 +23,7 @@ from ..trust.identity import SigningKey
 from ..trust.proofs import NodeProof
 from ..trust.tokens import Token
 from ..wire import messages as m
+from ..wire.blobs import run_giver
 from ..wire.portions import HELLO_BYTES, portions, text_bytes
 from . import signals
 from .folding import bundle
@@ -115,6 +116,7 @@ class Relay:
                 lambda run, blob: self._machine.may_read(run, blob.sha256),
                 same_machine=welcome.same_machine,
                 progress=self._progressed,
+                giver=run_giver,
             )
             self.put(signals.Reached(frozenset(hello.clients)))
             async for message in connection.messages():

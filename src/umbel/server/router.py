@@ -33,14 +33,14 @@ class Router:
     """One server's connections: what each peer says reaches those whom it concerns.
 
     `nodes` are its nodes, `ledger` its runs, `answers` what nodes answer to these. `store` keeps what must not be lost,
-    `has` tells whether a blob is complete on this side, `mailbox` bounds the tasks that wait for one node,
-    `largest` a blob of a node or of a run, and `claims` says whose clients are.
+    `has(sha, giver)` tells whether a blob is complete on this side, and this giver has brought it, `mailbox` bounds the
+    tasks that wait for one node, `largest` a blob of a node or of a run, and `claims` says whose clients are.
     """
 
     def __init__(
         self,
         store: Store,
-        has: Callable[[bytes], bool],
+        has: Callable[[bytes, str], bool],
         *,
         mailbox: int = MAILBOX,
         largest: Callable[[str], int] = lambda role: MOST,
@@ -102,12 +102,14 @@ class Router:
         return self._out.effects
 
     def may_read(self, peer: str, run: str, sha: bytes) -> bool:
-        """Whether a peer may have a blob now: a run all of its own, a node what its own clients are asked with."""
+        """Whether a peer may have a blob now: a run what it was answered with, a node what its own clients are asked
+        with. What a run names it must have brought as well before a node gets it: see `Exchange`.
+        """
         known, found = self._peers.get(peer), self.ledger.runs.get(run)
         if known is None or found is None:
             return False
         if known.role != "node":
-            return known.role == "run" and known.id == run
+            return known.role == "run" and known.id == run and any(sha in ask.named for ask in found.asks.values())
         node = self.nodes.by_id.get(known.id)
         if node is None or not self._standings.involves(found, node):
             return False

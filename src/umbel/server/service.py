@@ -72,7 +72,7 @@ class Service:
         self.authority = Authority(folder / "authority")
         self.store = SqlStore(folder / "server.db", after_commit=after_commit)
         self.blobs = Blobs(folder / "blobs")
-        self.depot = Depot(self.blobs, lends_below=folder / "runs")
+        self.depot = Depot(self.blobs)
         self.registry = Registry(self.store, time.time)
         self.storage = Storage(
             self.blobs,
@@ -122,7 +122,7 @@ class Service:
     def _router(self) -> Router:
         return Router(
             self.store,
-            lambda sha: self.blobs.path(sha) is not None,
+            lambda sha, giver: self.blobs.path(sha, giver) is not None,
             largest=lambda role: self.storage.largest if role == "node" else self.storage.quota,
             claims=self.registry.claims,
         )

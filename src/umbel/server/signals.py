@@ -83,11 +83,12 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Effect: have a peer send a blob; `Fetched` follows."""
+    """Effect: have a peer send a blob, in the name of this `giver`; `Fetched` follows."""
 
     peer: str
     run: str
     blob: m.Blob
+    giver: str = ""
 
 
 @dataclass(frozen=True, slots=True)

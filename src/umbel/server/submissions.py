@@ -54,8 +54,8 @@ class Submissions:
             key: body.get(key) for key in ("client", "app", "author", "statement", "signature")
         }
         blobs = {kind: _blob(body, kind) for kind in ("client", "app")}
-        signed = _bytes(body, "author"), text_of(body, "statement").encode(), _bytes(body, "signature")
         submission["settings"] = _settings(body.get("settings", {}))
+        self._check_statement(body, blobs["client"])
         async with self.turn(run):
             for known in self._offices.store.rows("runs", id=run):
                 if known["owner"] == peer.name and known["submission"] == submission:
@@ -64,10 +64,9 @@ class Submissions:
             try:
                 for blob in blobs.values():
                     self._offices.blobs.hold(blob.sha256, _holder(run))
-                    if self._offices.blobs.path(blob.sha256) is None:
-                        await peer.fetch(blob)
-                await asyncio.to_thread(self._check, blobs["client"], "client", signed)
-                await asyncio.to_thread(self._check, blobs["app"], "app")
+                    await peer.fetch(blob)
+                for kind, blob in blobs.items():
+                    await asyncio.to_thread(self._check, blob, kind)
             except BaseException:
                 self._offices.blobs.release(_holder(run))
                 raise
@@ -111,16 +110,18 @@ class Submissions:
         await self._offices.start(run)
         return {"run": run}
 
-    def _check(self, blob: m.Blob, kind: str, signed: tuple[bytes, bytes, bytes] | None = None) -> None:
+    def _check_statement(self, body: Body, client: m.Blob) -> None:
+        """See to it that an author has signed this client's archive, and that this still holds. Raises `AppError`."""
+        said = Statement.read(_bytes(body, "author"), text_of(body, "statement").encode(), _bytes(body, "signature"))
+        if said.archive != client.sha256.hex():
+            raise AppError("the run's author has signed another archive")
+        if expired := said.expired(self._now()):
+            raise AppError(expired[0])
+
+    def _check(self, blob: m.Blob, kind: str) -> None:
         path = self._offices.blobs.path(blob.sha256)
         if path is None:
             raise Refused(f"the {kind}'s archive did not come", m.CODE_UNKNOWN)
-        if signed is not None:
-            said = Statement.read(*signed)
-            if said.archive != blob.sha256.hex():
-                raise AppError("the run's author has signed another archive")
-            if expired := said.expired(self._now()):
-                raise AppError(expired[0])
         found = archive.verify(path.read_bytes(), blob.sha256)
         if found.manifest["kind"] != kind:
             raise AppError(f"the archive that is said to be the {kind}'s is not")

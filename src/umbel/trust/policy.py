@@ -52,6 +52,7 @@ from ..core.update import Like
 from ..errors import CorruptFile, SettingError, StorageError, StrategyError, UmbelError
 from ..wire import messages as m
 from . import keyfile
+from .archive import MOST_BYTES
 from .statement import BOUND, Statement
 
 _RULE = re.compile(r"any|(author|archive|older):[0-9a-f]{64}")
@@ -158,6 +159,7 @@ class Policy:
     ask: bool = False
     kinds: tuple[str, ...] | None = None
     smallest_cohort: int = 1
+    largest_archive: int = MOST_BYTES
     transforms: tuple[RequiredStep, ...] = ()
     config: Mapping[str, Range] = field(default_factory=dict)
     require: tuple[str, ...] = ()
@@ -174,6 +176,8 @@ class Policy:
             raise SettingError(f"a policy's ask is true or false, not {self.ask!r:.60}")
         if type(self.smallest_cohort) is not int or self.smallest_cohort < 1:
             raise SettingError(f"a policy's smallest_cohort is a whole number, not {self.smallest_cohort!r:.60}")
+        if type(self.largest_archive) is not int or self.largest_archive < 1:
+            raise SettingError(f"a policy's largest_archive is a number of bytes, not {self.largest_archive!r:.60}")
         if self.kinds is not None and not all(isinstance(kind, str) for kind in self.kinds):
             raise SettingError("a policy's kinds are text")
         for name in self.require:
@@ -241,6 +245,10 @@ class Policy:
                 f"`--allow older:{sha256.hex()}` lets it in all the same"
             )
         return reasons
+
+    def check_announced(self, spec: m.RunSpec, author: bytes = b"") -> list[str]:
+        """Why a run may not take place here whatever is in its archive; empty where that has to be seen."""
+        return [] if self.asks_owner(spec, {}, author) else self.check_run(spec, {}, author)
 
     def asks_owner(self, spec: m.RunSpec, manifest: Mapping[str, Any], author: bytes = b"") -> bool:
         """Whether the owner is to be asked, since nothing but an approval of the archive is missing."""
