@@ -1,4 +1,4 @@
-"""Servers, nodes and commands as processes of a test's or a benchmark's own, in one folder, and what they print."""
+"""Servers, nodes and commands as real processes of this machine, in one folder, and what they print."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from umbel.office.operator import Operator
-from umbel.trust.credentials import Credentials
+from ..office.operator import Operator
+from ..trust.credentials import Credentials
 
-ROOT = Path(__file__).parents[2]
-POINTS = Path(__file__).with_name("points.py")
+SOURCES = Path(__file__).parents[2]
 SECONDS = 240.0
 """So long a process may take for what is waited for: on a busy machine all take their time."""
 TAIL = 25
@@ -133,16 +132,15 @@ class Machines:
             "HOME": str(folder / "home"),
             "TMPDIR": str(folder / "tmp"),
             "UMBEL_HOME": str(folder / "home"),
-            "PYTHONPATH": str(ROOT / "src"),
+            "PYTHONPATH": str(SOURCES),
             "COLUMNS": "200",
         }
 
     # Processes
 
     def command(self, *arguments: str, point: Sequence[str] = (), **variables: str) -> Process:
-        """Start `umbel` with these arguments, to be killed at a `point` (see `points`)."""
-        program = [str(POINTS), *point, "--"] if point else ["-m", "umbel.cli"]
-        return self.program(*program, *arguments, **variables)
+        """Start `umbel` with these arguments, or the program `point` with these behind its own."""
+        return self.program(*(point or ("-m", "umbel.cli")), *arguments, **variables)
 
     def program(self, *arguments: str, **variables: str) -> Process:
         """Start Python with these arguments."""
@@ -181,10 +179,11 @@ class Machines:
         self.nodes[name] = self.command("node", *given, *joining, *allowed)
         return self.nodes[name]
 
-    def start_relay(self, name: str) -> str:
+    def start_relay(self, name: str, address: str = "") -> str:
         """Start a relay, and return the address at which it is the server of the nodes below."""
         join = self.invitation(relay=True)
-        relay = self.start_node(name, "--relay", "--listen", f"127.0.0.1:{free_ports(1)[0]}", join=join)
+        listen = ("--listen", f"127.0.0.1:{free_ports(1)[0]}")
+        relay = self.start_node(name, "--relay", *listen, join=join, address=address)
         below = relay.wait_for(r"umbel node (127\.0\.0\.1:\d+) --join")[1]
         self._arguments[name][-1] = below
         return below
