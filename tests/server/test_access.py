@@ -25,7 +25,8 @@ def test_a_node_is_invited_and_the_token_stays_out_of_the_record(office: Office)
     assert found["expires_at"] == 1000.0 + 7200
     assert office.audited == ["ann nodes.invite"]
     assert found["line"].rpartition(".")[2] not in json.dumps(office.registry.audit.last())
-    for wrong in ({"hours": 0}, {"hours": "x"}, {"hours": True}, {"name": "a b"}, {"name": 3}):
+    numbers = (0, -1, 10**400, float("inf"), float("nan"), "x", True)
+    for wrong in (*({"hours": hours} for hours in numbers), {"name": "a b"}, {"name": 3}):
         assert office.refused("nodes.invite", **wrong).code == m.CODE_MALFORMED
 
 

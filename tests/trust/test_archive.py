@@ -158,6 +158,8 @@ def test_a_file_that_claims_to_be_larger_than_the_archive_is_refused():
         {"format": True},
         {"format": None},
         {"kind": "other"},
+        {"kind": {}},
+        {"kind": ["client"]},
         {"module": 3},
         {"handlers": "train"},
         {"handlers": [3]},

@@ -11,6 +11,8 @@ from ..wire import messages as m
 from .claims import Bounds
 from .requests import Body, Offices, OperatorPeer, count_of, flag_of, list_of, text_of
 
+MOST_HOURS = 100_000
+"""So long an invitation is good at most: about eleven years."""
 MOST_NAMED = 100
 """So many clients of a node are named in a list of nodes."""
 
@@ -42,8 +44,8 @@ class Access:
     async def invite(self, peer: OperatorPeer, body: Body) -> dict[str, Any]:
         """The line by which a node joins, good for some `hours`; under a `name` if that is given, or as a `relay`."""
         hours = body.get("hours", 24)
-        if isinstance(hours, bool) or not isinstance(hours, int | float):
-            raise Refused("hours is a number", m.CODE_MALFORMED)
+        if isinstance(hours, bool) or not isinstance(hours, int | float) or not 0 < hours <= MOST_HOURS:
+            raise Refused(f"hours is a number of up to {MOST_HOURS}", m.CODE_MALFORMED)
         name = None if body.get("name") is None else text_of(body, "name")
         relay = flag_of(body, "relay")
         bounds = _bounds_of(body)

@@ -220,7 +220,8 @@ def _check_manifest(manifest: Any) -> None:
             f"the archive is of format {manifest['format']}, and this version of Umbel reads format {FORMAT}",
             hint="Use the same version of Umbel where it is packed and where it runs.",
         )
-    own = _KINDS.get(manifest.get("kind", ""))
+    kind = manifest.get("kind")
+    own = _KINDS.get(kind) if isinstance(kind, str) else None
     wanted = {**_SHARED, **(own or {})}
     wrong = own is None or set(manifest) != {*wanted, "format", "kind"}
     wrong = wrong or any(not isinstance(manifest[key], kind) for key, kind in wanted.items())
