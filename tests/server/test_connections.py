@@ -12,8 +12,12 @@ from umbel.errors import ConnectionLost, Refused
 from umbel.server import connections
 from umbel.server import service as services
 from umbel.server.settings import ServerSettings
+from umbel.transport import grpc
+from umbel.transport.connection import Connection
+from umbel.trust import audit
+from umbel.trust.authority import root_certificate
 from umbel.trust.identity import SigningKey, node_id
-from umbel.trust.proofs import TokenProof
+from umbel.trust.proofs import NodeProof, TokenProof
 from umbel.wire import messages as m
 
 
@@ -221,5 +225,34 @@ def test_the_frames_of_who_has_gone_are_counted_still(tmp_path):
             await asyncio.sleep(0)
         assert all(after >= then > 0 for after, then in zip(connections.frames, before, strict=True))
         assert connections.sessions == {}
+
+    play(act, tmp_path)
+
+
+def test_the_audit_says_from_where_who_was_refused_and_what_was_read_and_is_whole(tmp_path):
+    async def act(here):
+        ann = await here.operator()
+        stream = await grpc.connect(here.service.address, root_certificate(here.service.authority.public))
+        connection = Connection(stream)
+        connection.post(m.Message(hello=m.Hello(role=m.ROLE_OPERATOR)))  # of no version
+        with pytest.raises(Refused):
+            await connection.receive()
+        await connection.close()
+        with pytest.raises(Refused):
+            await here._in(NodeProof(SigningKey.new(), None), m.Hello(role=m.ROLE_NODE, key=SigningKey.new().public))
+        run = await here.run()
+        run.say(log_event=m.LogEvent(run="r", number=1, event="{}"))
+        await run.settled()
+        await asked(ann, "runs.logs", run="r")
+        records = (await asked(ann, "audit.list", id=2, after=0))["records"]
+        found = {row["did"]: row for row in records}
+        assert {"connections.refused", "refused", "runs.logs"} <= set(found)
+        assert found["connections.refused"]["what"]["code"] == m.CODE_VERSION
+        assert (found["runs.logs"]["who"], found["runs.logs"]["what"]) == ("ann", {"run": "r"})
+        for did in ("connections.refused", "refused", "runs.logs"):
+            assert "127.0.0.1" in found[did]["peer"], did
+        await here.service.commit()
+        key, head, rows = audit.read(tmp_path / "server")
+        assert audit.verified(key, rows, [head]).number == len(rows) >= len(records)
 
     play(act, tmp_path)

@@ -18,7 +18,11 @@ from umbel.store.records import MIGRATIONS, TABLES, VERSION, Table
 from umbel.store.sql import SqlStore
 
 NEW = {"relay": None, "bounds": None}
-ADDED = {*(("nodes", name) for name in NEW), ("tokens", "bounds")}
+ADDED = {
+    *(("nodes", name) for name in NEW),
+    ("tokens", "bounds"),
+    *(("audit", name) for name in ("peer", "before", "seal")),
+}
 """Columns that the first version of the tables had not."""
 ADDED_TABLES = {"claims"}
 

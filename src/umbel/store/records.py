@@ -58,7 +58,7 @@ TABLES = (
     ),
     _table("answers", "run:text id:text ask:int message:bytes", 2, ("run", "ask")),
     _table("events", "run:text number:int at:real body:text", 2),
-    _table("audit", "number:int at:real who:text did:text what:json"),
+    _table("audit", "number:int at:real who:text did:text what:json peer:text before:bytes seal:bytes"),
 )
 """The tables of a server."""
 VERSION = 3
@@ -71,6 +71,9 @@ MIGRATIONS = {
         "CREATE TABLE claims (client TEXT NOT NULL, node TEXT, PRIMARY KEY (client))",
         "INSERT OR IGNORE INTO claims SELECT each.value, nodes.id FROM nodes, json_each(nodes.clients) AS each"
         " WHERE nodes.status <> 'pending' ORDER BY nodes.status",
+        "ALTER TABLE audit ADD COLUMN peer TEXT",
+        "ALTER TABLE audit ADD COLUMN before BLOB",
+        "ALTER TABLE audit ADD COLUMN seal BLOB",
     ),
 }
 """What makes tables of the next version out of those of each version before."""
