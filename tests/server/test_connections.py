@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
+import sqlite3
+from contextlib import closing
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tests.conftest import PATIENCE
 from tests.server.serving import ASK, SPEC, Office, asked, office, play, task_of
 
@@ -16,7 +20,7 @@ from umbel.transport import grpc
 from umbel.transport.connection import Connection
 from umbel.trust import audit
 from umbel.trust.authority import root_certificate
-from umbel.trust.identity import SigningKey, node_id
+from umbel.trust.identity import SigningKey, node_id, sign_node
 from umbel.trust.proofs import NodeProof, TokenProof
 from umbel.wire import messages as m
 
@@ -256,3 +260,58 @@ def test_the_audit_says_from_where_who_was_refused_and_what_was_read_and_is_whol
         assert audit.verified(key, rows, [head]).number == len(rows) >= len(records)
 
     play(act, tmp_path)
+
+
+class Stolen:
+    """What somebody can prove who has read a server's database: by each thing in a token's row, in each way."""
+
+    def __init__(self, held: bytes, way: str) -> None:
+        self.held, self.way = held, way
+
+    def proof(self, transcript):
+        said = b"token\0" + transcript
+        if self.way == "seal":
+            return m.Proof(seal=hmac.digest(self.held, said, "sha256"))
+        key = SigningKey(Ed25519PrivateKey.from_private_bytes(self.held))
+        return m.Proof(seal=key.sign(said), signature=key.sign(said))
+
+
+def test_a_stolen_database_lets_nobody_in(tmp_path):
+    async def act(here):
+        await here.operator()
+        here.service.registry.tokens.issue_run("test", "r")
+        here.service.registry.invite("test")
+        await here.service.commit()
+        with closing(sqlite3.connect(tmp_path / "server" / "server.db")) as database:
+            cursor = database.execute("SELECT * FROM tokens")
+            names = [column[0] for column in cursor.description]
+            rows = [dict(zip(names, values, strict=True)) for values in cursor]
+        kinds = {"operator": m.ROLE_OPERATOR, "run": m.ROLE_RUN, "join": m.ROLE_NODE}
+        tried = 0
+        for row in rows:
+            for held in [value for value in row.values() if isinstance(value, bytes)]:
+                for way in ("seal", "sign"):
+                    hello = m.Hello(role=kinds[row["kind"]], token=row["id"], name="r")
+                    prover = Stolen(held, way)
+                    if row["kind"] == "join":
+                        key = SigningKey.new()
+                        hello.key = key.public
+                        prover = Joined(key, prover)
+                    with pytest.raises(Refused) as caught:
+                        await here._in(prover, hello)
+                    assert caught.value.code == m.CODE_UNAUTHENTICATED
+                    tried += 1
+        assert {row["kind"] for row in rows} == set(kinds)
+        assert tried >= 2 * 4  # the server's own operator, too
+
+    play(act, tmp_path)
+
+
+class Joined:
+    """A node that joins by what somebody else proves of its token."""
+
+    def __init__(self, key, other):
+        self.key, self.other = key, other
+
+    def proof(self, transcript):
+        return m.Proof(signature=sign_node(self.key, transcript), seal=self.other.proof(transcript).seal)

@@ -236,7 +236,7 @@ class Registry:
         if row is None or row["kind"] != "join" or row["used_at"] is not None or row["name"] in ("", node.name):
             return node
         now = self._clock()
-        good = check_seal(row["digest"], transcript, proof.seal) and now <= (row["expires_at"] or now)
+        good = check_seal(row["public"], transcript, proof.seal) and now <= (row["expires_at"] or now)
         if not good or self._is_taken(row["name"], node.id):
             return node
         self.tokens.used(row, now)

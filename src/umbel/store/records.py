@@ -41,7 +41,7 @@ TABLES = (
     ),
     _table(
         "tokens",
-        "id:text kind:text digest:bytes role:text name:text run:text expires_at:real used_at:real bounds:json",
+        "id:text kind:text public:bytes role:text name:text run:text expires_at:real used_at:real bounds:json",
     ),
     _table("claims", "client:text node:text"),
     _table(
@@ -67,7 +67,9 @@ MIGRATIONS = {
     1: ("ALTER TABLE nodes ADD COLUMN relay INTEGER",),
     2: (
         "ALTER TABLE nodes ADD COLUMN bounds TEXT",
-        "ALTER TABLE tokens ADD COLUMN bounds TEXT",
+        "DROP TABLE tokens",  # of which the hashes were kept: who had them could pass for their holders
+        "CREATE TABLE tokens (id TEXT NOT NULL, kind TEXT, public BLOB, role TEXT, name TEXT, run TEXT,"
+        " expires_at REAL, used_at REAL, bounds TEXT, PRIMARY KEY (id))",
         "CREATE TABLE claims (client TEXT NOT NULL, node TEXT, PRIMARY KEY (client))",
         "INSERT OR IGNORE INTO claims SELECT each.value, nodes.id FROM nodes, json_each(nodes.clients) AS each"
         " WHERE nodes.status <> 'pending' ORDER BY nodes.status",
