@@ -71,7 +71,7 @@ class Server:
         if self.refusal is not None:
             raise self.refusal
         assert check_node(hello.key, transcript, proof.signature)
-        assert check_seal(TOKEN.digest, transcript, proof.seal)
+        assert check_seal(TOKEN.key.public, transcript, proof.seal)
         self.hello = hello
         return Identity(m.ROLE_NODE, node_id(hello.key), hello.name, hello)
 

@@ -57,7 +57,7 @@ class Server:
         return ours
 
     def verify(self, hello: m.Hello, challenge: m.Challenge, transcript: bytes, proof: m.Proof) -> Identity:
-        if hello.token != TOKEN.id or not check_seal(TOKEN.digest, transcript, proof.seal):
+        if hello.token != TOKEN.id or not check_seal(TOKEN.key.public, transcript, proof.seal):
             raise Refused("the token is not known here", m.CODE_UNAUTHENTICATED)
         return Identity(role=hello.role, id=hello.token, name="ann", hello=hello)
 

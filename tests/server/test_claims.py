@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from umbel.errors import SettingError
-from umbel.server.audit import REFUSALS, Audit
+from umbel.server.audit import Audit
 from umbel.server.claims import ANOTHERS, Bounds, Claims
 from umbel.store.records import MemoryStore
+from umbel.trust.audit import LIMIT
 
 
 @pytest.fixture
@@ -81,10 +82,10 @@ def test_a_node_that_claims_on_and_on_does_not_fill_the_audit(store):
     for _ in range(10):
         claims.take("b", ["0"])
     assert len(told(store)) == 1, "the same claim is noted once"
-    for number in range(2 * REFUSALS):
+    for number in range(2 * LIMIT):
         claims.bound("b", Bounds((f"n{number}",)))
         claims.take("b", ["0", "x"])
-    assert len(told(store)) == REFUSALS
+    assert len(told(store)) == LIMIT
     long = [str(number) for number in range(1000)]
     fresh = claims_of(store)
     fresh.take("b", long)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
+import sqlite3
+from contextlib import closing
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tests.conftest import PATIENCE
 from tests.server.serving import ASK, SPEC, Office, asked, office, play, task_of
 
@@ -12,8 +16,12 @@ from umbel.errors import ConnectionLost, Refused
 from umbel.server import connections
 from umbel.server import service as services
 from umbel.server.settings import ServerSettings
-from umbel.trust.identity import SigningKey, node_id
-from umbel.trust.proofs import TokenProof
+from umbel.transport import grpc
+from umbel.transport.connection import Connection
+from umbel.trust import audit
+from umbel.trust.authority import root_certificate
+from umbel.trust.identity import SigningKey, node_id, sign_node
+from umbel.trust.proofs import NodeProof, TokenProof
 from umbel.wire import messages as m
 
 
@@ -223,3 +231,87 @@ def test_the_frames_of_who_has_gone_are_counted_still(tmp_path):
         assert connections.sessions == {}
 
     play(act, tmp_path)
+
+
+def test_the_audit_says_from_where_who_was_refused_and_what_was_read_and_is_whole(tmp_path):
+    async def act(here):
+        ann = await here.operator()
+        stream = await grpc.connect(here.service.address, root_certificate(here.service.authority.public))
+        connection = Connection(stream)
+        connection.post(m.Message(hello=m.Hello(role=m.ROLE_OPERATOR)))  # of no version
+        with pytest.raises(Refused):
+            await connection.receive()
+        await connection.close()
+        with pytest.raises(Refused):
+            await here._in(NodeProof(SigningKey.new(), None), m.Hello(role=m.ROLE_NODE, key=SigningKey.new().public))
+        run = await here.run()
+        run.say(log_event=m.LogEvent(run="r", number=1, event="{}"))
+        await run.settled()
+        await asked(ann, "runs.logs", run="r")
+        records = (await asked(ann, "audit.list", id=2, after=0))["records"]
+        found = {row["did"]: row for row in records}
+        assert {"connections.refused", "refused", "runs.logs"} <= set(found)
+        assert found["connections.refused"]["what"]["code"] == m.CODE_VERSION
+        assert (found["runs.logs"]["who"], found["runs.logs"]["what"]) == ("ann", {"run": "r"})
+        for did in ("connections.refused", "refused", "runs.logs"):
+            assert "127.0.0.1" in found[did]["peer"], did
+        await here.service.commit()
+        key, head, rows = audit.read(tmp_path / "server")
+        assert audit.verified(key, rows, [head]).number == len(rows) >= len(records)
+
+    play(act, tmp_path)
+
+
+class Stolen:
+    """What somebody can prove who has read a server's database: by each thing in a token's row, in each way."""
+
+    def __init__(self, held: bytes, way: str) -> None:
+        self.held, self.way = held, way
+
+    def proof(self, transcript):
+        said = b"token\0" + transcript
+        if self.way == "seal":
+            return m.Proof(seal=hmac.digest(self.held, said, "sha256"))
+        key = SigningKey(Ed25519PrivateKey.from_private_bytes(self.held))
+        return m.Proof(seal=key.sign(said), signature=key.sign(said))
+
+
+def test_a_stolen_database_lets_nobody_in(tmp_path):
+    async def act(here):
+        await here.operator()
+        here.service.registry.tokens.issue_run("test", "r")
+        here.service.registry.invite("test")
+        await here.service.commit()
+        with closing(sqlite3.connect(tmp_path / "server" / "server.db")) as database:
+            cursor = database.execute("SELECT * FROM tokens")
+            names = [column[0] for column in cursor.description]
+            rows = [dict(zip(names, values, strict=True)) for values in cursor]
+        kinds = {"operator": m.ROLE_OPERATOR, "run": m.ROLE_RUN, "join": m.ROLE_NODE}
+        tried = 0
+        for row in rows:
+            for held in [value for value in row.values() if isinstance(value, bytes)]:
+                for way in ("seal", "sign"):
+                    hello = m.Hello(role=kinds[row["kind"]], token=row["id"], name="r")
+                    prover = Stolen(held, way)
+                    if row["kind"] == "join":
+                        key = SigningKey.new()
+                        hello.key = key.public
+                        prover = Joined(key, prover)
+                    with pytest.raises(Refused) as caught:
+                        await here._in(prover, hello)
+                    assert caught.value.code == m.CODE_UNAUTHENTICATED
+                    tried += 1
+        assert {row["kind"] for row in rows} == set(kinds)
+        assert tried >= 2 * 4  # the server's own operator, too
+
+    play(act, tmp_path)
+
+
+class Joined:
+    """A node that joins by what somebody else proves of its token."""
+
+    def __init__(self, key, other):
+        self.key, self.other = key, other
+
+    def proof(self, transcript):
+        return m.Proof(signature=sign_node(self.key, transcript), seal=self.other.proof(transcript).seal)

@@ -18,7 +18,12 @@ from umbel.store.records import MIGRATIONS, TABLES, VERSION, Table
 from umbel.store.sql import SqlStore
 
 NEW = {"relay": None, "bounds": None}
-ADDED = {*(("nodes", name) for name in NEW), ("tokens", "bounds")}
+ADDED = {
+    *(("nodes", name) for name in NEW),
+    ("tokens", "bounds"),
+    ("tokens", "public"),
+    *(("audit", name) for name in ("peer", "before", "seal")),
+}
 """Columns that the first version of the tables had not."""
 ADDED_TABLES = {"claims"}
 
@@ -105,6 +110,7 @@ def test_tables_of_the_first_version_become_those_of_this_one(path):
     ]
     store = SqlStore(path, tables=first, version=1)
     row = {"id": "a", "name": "ward", "key": b"k", "status": "approved", "clients": ["1"], "capabilities": {}}
+    store.put("tokens", {"id": "t", "kind": "operator", "name": "ann"})
     store.put("nodes", row)
     store.put("nodes", {**row, "id": "0", "status": "revoked", "clients": ["1", "2"]})
     store.commit()
@@ -112,6 +118,7 @@ def test_tables_of_the_first_version_become_those_of_this_one(path):
     for _ in range(2):
         with opened(path) as store:
             assert store.rows("nodes", id="a") == [{**row, "joined_at": None, "seen_at": None, **NEW}]
+            assert store.rows("tokens") == []
             assert store.rows("claims") == [{"client": "1", "node": "a"}, {"client": "2", "node": "0"}]
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .faults import reported
-from .options import SERVER, At, Debug, Home, TableJson, Token, group, refuse
+from .options import SERVER, At, Commands, Debug, Home, On, TableJson, Token, group, refuse
 
 nodes = group("nodes", "Invite, list, approve and revoke a server's nodes.")
 operators = group("operators", "Add, list and remove who may use a server.")
@@ -21,7 +21,7 @@ def register(program: typer.Typer) -> None:
     program.add_typer(nodes)
     program.add_typer(operators)
     program.command()(login)
-    program.command()(audit)
+    program.add_typer(audits)
     program.command()(pack)
     program.command()(diff)
 
@@ -299,7 +299,20 @@ def login(
         login(server, token if token is not None else typer.prompt("token", hide_input=True))
 
 
+audits = typer.Typer(
+    cls=Commands,
+    name="audit",
+    help="Print who did what on a server; see whether that record is whole; export it.",
+    invoke_without_command=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@audits.callback()
 def audit(
+    context: typer.Context,
     count: Annotated[int, typer.Option("--count", "-n", metavar="N", min=1, help="The last so many records.")] = 50,
     on: At = None,
     token: Token = None,
@@ -308,10 +321,46 @@ def audit(
     debug: Debug = False,
 ) -> None:
     """Print who did what on a server."""
+    if context.invoked_subcommand is not None:
+        return
     with reported(debug, json):
         from .office_commands import audit
 
         audit(on, token, dir, count=count, json=json)
+
+
+Kept = Annotated[Path, typer.Option("--dir", metavar="DIR", help="The folder of a server or a node, on this machine.")]
+
+
+@audits.command("verify")
+def verify_audit(
+    against: Annotated[
+        str | None,
+        typer.Option("--against", metavar="HEAD", help="A head of earlier, which an export or this command has told."),
+    ] = None,
+    dir: Kept = SERVER,
+    json: TableJson = False,
+    debug: Debug = False,
+) -> None:
+    """See whether no record of an audit was changed, added, removed or moved."""
+    with reported(debug, json):
+        from .audit_commands import verify
+
+        verify(dir, against, json=json)
+
+
+@audits.command("export")
+def export_audit(
+    on: On = None,
+    token: Token = None,
+    dir: Kept = SERVER,
+    debug: Debug = False,
+) -> None:
+    """Print all records of an audit as JSON lines, and its head to stderr: of the folder, or of the server --on."""
+    with reported(debug):
+        from .audit_commands import export
+
+        export(on, token, dir)
 
 
 def pack(

@@ -38,6 +38,7 @@ from ..trust.tokens import Token
 from ..wire import messages as m
 from ..wire.blobs import Fetched, NotFetched, run_giver
 from ..wire.portions import HELLO_BYTES, text_bytes
+from .audit import OWNER, NodeAudit
 from .children import Children
 from .gate import Gate, Verdict, against_client, against_start
 from .machine import NodeMachine
@@ -178,11 +179,12 @@ class NodeService:
         spool = Spool(settings.folder / "node.db")
         self._blobs = Blobs(settings.folder / "blobs", settings.quota)
         self._depot = Depot(self._blobs, lends_below=settings.lends_below)
+        self._audit = NodeAudit(spool, settings.folder)
         self._machine = NodeMachine(
             spool,
             settings.clients,
             slots=settings.slots,
-            allows=settings.gate.against_ask,
+            allows=self._audit.against_ask(settings.gate.against_ask),
             admits=settings.gate.against_run,
             largest=self._largest(),
         )
@@ -204,7 +206,7 @@ class NodeService:
         )
         self._spool = spool
         self._commits = GroupCommit[Batch, tuple[Connection | None, m.Message]](
-            spool, self._say, lazy=IDLE_COMMIT, log=log
+            spool, self._say, lazy=IDLE_COMMIT, log=log, timed=lambda seconds: self._audit.settle()
         )
         self._commits.begin()
 
@@ -227,6 +229,7 @@ class NodeService:
             welcome = await introduce(connection, proof, self._settings.hello())
             self._settings.server.welcomed(welcome)
             self._dialer.welcomed(connection, welcome, self._settings.name)
+            self._audit.connected(connection.peer, welcome)
             self._connection = connection
             self._exchange = Exchange(
                 connection,
@@ -265,6 +268,7 @@ class NodeService:
     def _told(self, event: Event) -> None:
         """Take an event from anywhere but the server; what goes wrong then is the node's own fault, and its end."""
         try:
+            self._audit.told(event)
             if isinstance(event, HostReady):
                 reason = against_client(self._specs[event.run].contract, event)
                 if reason:
@@ -311,6 +315,7 @@ class NodeService:
                 reason = against_start(gate, effect, config, self._blobs.path)
                 if reason:
                     task = effect.task
+                    self._audit.against_task(task, reason)
                     failed = TaskFailed(effect.run, task.task, task.attempt, reason, False)
                     self._loop.call_soon(self._told, failed)
                 else:
@@ -318,6 +323,7 @@ class NodeService:
             case Stop():
                 self._hosts.stop(effect)
             case EndRun(run):
+                self._audit.ended(run)
                 self._specs.pop(run, None)
                 if (preparing := self._preparing.pop(run, None)) is not None:
                     preparing.cancel()
@@ -377,6 +383,7 @@ class NodeService:
 
     async def _prepare(self, effect: Prepare) -> None:
         run, spec = effect.run, effect.spec
+        self._audit.came(spec)
         try:
             archive = await asyncio.to_thread(self._archive, spec)
             verdict = await asyncio.to_thread(self._settings.gate.check, spec, archive)
@@ -385,6 +392,8 @@ class NodeService:
             return
         except UmbelError as error:
             verdict = Verdict("deny", error.message)
+        if verdict.word != "ask":
+            self._audit.judged(spec, verdict)
         if verdict.word == "deny":
             self._told(HostRefused(run, verdict.reason))
         elif verdict.word == "allow" or effect.approved:
@@ -393,6 +402,7 @@ class NodeService:
             self._told(OwnerAsked(run))
             if self._settings.ask_owner is not None:
                 said = await self._settings.ask_owner(spec)
+                self._audit.judged(spec, Verdict("allow" if said else "deny"), OWNER)
                 self._loop.call_soon(self._told, Approved(run) if said else Denied(run))
 
     def _archive(self, spec: m.RunSpec) -> Path:
@@ -414,6 +424,7 @@ class NodeService:
     async def close(self) -> None:
         """End all that runs, and write what is not on disk yet."""
         await self._hosts.close()
+        self._audit.close()
         if self._tick is not None:
             self._tick.cancel()
         await self._tasks.close()

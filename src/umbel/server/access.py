@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import Refused
 from ..wire import messages as m
 from .claims import Bounds
-from .requests import Body, Offices, OperatorPeer, count_of, flag_of, list_of, text_of
+from .requests import Body, Offices, OperatorPeer, count_of, flag_of, is_whole, list_of, text_of
 
 MOST_HOURS = 100_000
 """So long an invitation is good at most: about eleven years."""
@@ -102,8 +102,14 @@ class Access:
         return {"name": name}
 
     async def audit(self, peer: OperatorPeer, body: Body) -> dict[str, Any]:
-        """The last records of the audit, `count` of them."""
-        return {"records": self._offices.registry.audit.last(count_of(body, "count", 100))}
+        """The last records of the audit, `count` of them; or the first so many after the number `after`."""
+        audit, count = self._offices.registry.audit, count_of(body, "count", 100)
+        after = body.get("after")
+        if after is None:
+            return {"records": audit.last(count)}
+        if not is_whole(after, 0):
+            raise Refused("after is the number of a record", m.CODE_MALFORMED)
+        return {"records": audit.after(after, count)}
 
 
 def _bounds_of(body: Body) -> Bounds:

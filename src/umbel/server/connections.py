@@ -7,11 +7,12 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 
-from ..errors import PeerError, ProtocolError
+from ..errors import PeerError, ProtocolError, Refused
 from ..transport.connection import Connection
 from ..transport.exchange import Exchange, Room
 from ..transport.handshake import Handshakes, Identity, accept
 from ..transport.stream import Stream
+from ..trust.audit import PEER
 from ..wire import messages as m
 from ..wire import roles
 from ..wire.blobs import run_giver
@@ -118,6 +119,7 @@ class Connections:
         if self._closing:
             return
         connection = Connection(stream)
+        PEER.set(connection.peer)
         try:
             identity = await accept(
                 connection,
@@ -128,17 +130,25 @@ class Connections:
                 settled=self._around.commits.done,
                 greeting=self._greeting,
             )
+        except PeerError as error:
+            if not isinstance(error, Refused) or error.code in (m.CODE_BUSY, m.CODE_VERSION):
+                self._refused(error.code, error.message)  # of others the registry has noted more
+            raise
         finally:
-            self._around.commits.soon()  # what the registry noted
+            self._around.commits.soon()  # what was noted
         if not self._around.registry.admits(identity):  # revoked while the welcome waited for the disk
             await connection.close(m.Problem(code=m.CODE_REVOKED, text="it was revoked just now"))
             return
         same = [peer for peer in self.peers.values() if peer.identity.id == identity.id]
         if identity.role == m.ROLE_OPERATOR and len(same) >= OPERATOR_CONNECTIONS:
             text = f"{len(same)} others have connected by this token"
+            self._refused(m.CODE_BUSY, text, identity.name)
             await connection.close(m.Problem(code=m.CODE_BUSY, text=text, retry=True))
             return
         await self._hear(self._known(identity, connection))
+
+    def _refused(self, code: int, why: str, who: str = "unknown") -> None:
+        self._around.registry.audit.limited(who, "connections.refused", code=int(code), reason=why[:200])
 
     def drop(self, peer: str, code: int, text: str, *, retry: bool = False) -> None:
         """End a connection, if it is there still, and say why."""

@@ -108,7 +108,7 @@ class Desk:
             raise Refused(f"there is no method {request.method!r:.60}", m.CODE_UNKNOWN)
         needed = self.methods[request.method].role
         if not roles.at_least(peer.role, needed):
-            self._offices.registry.audit.record(peer.name, "denied", method=request.method, role=peer.role)
+            self._offices.registry.audit.limited(peer.name, "denied", method=request.method, role=peer.role)
             text = f"{request.method} needs the role {needed}, and {peer.name} has the role {peer.role}"
             raise Refused(text, m.CODE_NOT_ALLOWED)
         if len(request.body) > LONGEST_BODY:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from ..errors import Refused, SettingError
@@ -54,9 +55,11 @@ class Registry:
     `SettingError` for what cannot be; `who` is whoever does it, for the audit record.
     """
 
-    def __init__(self, store: Store, clock: Callable[[], float], *, pending: int = PENDING) -> None:
+    def __init__(
+        self, store: Store, clock: Callable[[], float], *, pending: int = PENDING, folder: Path | None = None
+    ) -> None:
         self._store, self._clock, self._most_pending = store, clock, pending
-        self.audit = Audit(store, clock)
+        self.audit = Audit(store, clock, folder)
         self.tokens = Tokens(store, clock, self.audit)
         self.claims = Claims(store, self.audit)
         self._nodes = {row["id"]: _node(row) for row in store.rows("nodes")}
@@ -233,7 +236,7 @@ class Registry:
         if row is None or row["kind"] != "join" or row["used_at"] is not None or row["name"] in ("", node.name):
             return node
         now = self._clock()
-        good = check_seal(row["digest"], transcript, proof.seal) and now <= (row["expires_at"] or now)
+        good = check_seal(row["public"], transcript, proof.seal) and now <= (row["expires_at"] or now)
         if not good or self._is_taken(row["name"], node.id):
             return node
         self.tokens.used(row, now)
@@ -253,7 +256,7 @@ class Registry:
                 text = "too many nodes wait for approval; join with a token"
                 return self.audit.refusal(hello, m.CODE_BUSY, text, retry=True, node=id)
             node = _arrived(hello, id, self._free_name(hello.name, id), "pending", now)
-            self.audit.record_stranger(f"node:{id}", "nodes.wait", name=node.name)
+            self.audit.limited(f"node:{id}", "nodes.wait", name=node.name)
         self._keep(replace(node, seen_at=now))
         text = f"node {node.name} waits for approval: `umbel nodes approve {id}` on the server"
         return Refused(text, m.CODE_NOT_APPROVED, retry=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ class RunReports:
         if not is_whole(after, 0) or not isinstance(follow, bool):
             text = "from is the number of the last event that is known, follow is true or false"
             raise Refused(text, m.CODE_MALFORMED)
+        self._offices.registry.audit.limited(peer.name, "runs.logs", run=run, after=after or None)
         async for batch in self._offices.feeds.follow(run, after, live=follow):
             events = ",".join(f"[{number},{event}]" for number, event in batch)
             yield f'{{"events":[{events}]}}'  # as they came: written anew they might be longer
@@ -66,7 +68,7 @@ class RunReports:
                 found.append({"name": name, "size": blob.size, "sha256": blob.sha256.hex()})
         if not found:
             raise Refused(f"run {run} has left no files yet", m.CODE_UNKNOWN)
-        self._offices.registry.audit.record(peer.name, "runs.pull", run=run)
+        self._offices.registry.audit.record(peer.name, "runs.pull", run=run, files=len(found), sha256=_hash(found))
         return {"run": run, "files": found}
 
     def _described(self, row: Row) -> dict[str, Any]:
@@ -96,6 +98,11 @@ class RunReports:
             if path.exists():
                 raise
             return None
+
+
+def _hash(files: list[dict[str, Any]]) -> str:
+    """What stands for files: the hash of their own, one a line."""
+    return hashlib.sha256("\n".join(str(file["sha256"]) for file in files).encode()).hexdigest()
 
 
 def _standing(value: Any) -> str:

@@ -73,7 +73,7 @@ class Service:
         self.store = SqlStore(folder / "server.db", after_commit=after_commit)
         self.blobs = Blobs(folder / "blobs")
         self.depot = Depot(self.blobs)
-        self.registry = Registry(self.store, time.time)
+        self.registry = Registry(self.store, time.time, folder=folder / "authority")
         self.storage = Storage(
             self.blobs,
             quota=settings.quota,
@@ -134,8 +134,12 @@ class Service:
             lazy=LAZY_COMMIT,
             quick=0.0,
             log=_LOG,
-            timed=self.commit_seconds.observe,
+            timed=self._written,
         )
+
+    def _written(self, seconds: float) -> None:
+        self.commit_seconds.observe(seconds)
+        self.registry.audit.settle()
 
     # Life
 

@@ -41,7 +41,7 @@ TABLES = (
     ),
     _table(
         "tokens",
-        "id:text kind:text digest:bytes role:text name:text run:text expires_at:real used_at:real bounds:json",
+        "id:text kind:text public:bytes role:text name:text run:text expires_at:real used_at:real bounds:json",
     ),
     _table("claims", "client:text node:text"),
     _table(
@@ -58,7 +58,7 @@ TABLES = (
     ),
     _table("answers", "run:text id:text ask:int message:bytes", 2, ("run", "ask")),
     _table("events", "run:text number:int at:real body:text", 2),
-    _table("audit", "number:int at:real who:text did:text what:json"),
+    _table("audit", "number:int at:real who:text did:text what:json peer:text before:bytes seal:bytes"),
 )
 """The tables of a server."""
 VERSION = 3
@@ -67,10 +67,15 @@ MIGRATIONS = {
     1: ("ALTER TABLE nodes ADD COLUMN relay INTEGER",),
     2: (
         "ALTER TABLE nodes ADD COLUMN bounds TEXT",
-        "ALTER TABLE tokens ADD COLUMN bounds TEXT",
+        "DROP TABLE tokens",  # of which the hashes were kept: who had them could pass for their holders
+        "CREATE TABLE tokens (id TEXT NOT NULL, kind TEXT, public BLOB, role TEXT, name TEXT, run TEXT,"
+        " expires_at REAL, used_at REAL, bounds TEXT, PRIMARY KEY (id))",
         "CREATE TABLE claims (client TEXT NOT NULL, node TEXT, PRIMARY KEY (client))",
         "INSERT OR IGNORE INTO claims SELECT each.value, nodes.id FROM nodes, json_each(nodes.clients) AS each"
         " WHERE nodes.status <> 'pending' ORDER BY nodes.status",
+        "ALTER TABLE audit ADD COLUMN peer TEXT",
+        "ALTER TABLE audit ADD COLUMN before BLOB",
+        "ALTER TABLE audit ADD COLUMN seal BLOB",
     ),
 }
 """What makes tables of the next version out of those of each version before."""

@@ -5,7 +5,6 @@ one can never pass for another.
 from __future__ import annotations
 
 import hashlib
-import hmac
 from pathlib import Path
 from typing import NoReturn
 
@@ -38,6 +37,11 @@ class SigningKey:
     def new(cls) -> SigningKey:
         """A fresh key."""
         return cls(Ed25519PrivateKey.generate())
+
+    @classmethod
+    def of_seed(cls, seed: bytes) -> SigningKey:
+        """The key of a seed of 32 bytes."""
+        return cls(Ed25519PrivateKey.from_private_bytes(seed))
 
     @classmethod
     def kept(cls, path: Path) -> SigningKey:
@@ -100,14 +104,14 @@ def check_node(public: bytes, transcript: bytes, signature: bytes) -> bool:
     return verified(public, _NODE + transcript, signature)
 
 
-def seal(digest: bytes, transcript: bytes) -> bytes:
-    """The proof that one holds a token's secret; `digest` is `tokens.digest` of it."""
-    return hmac.digest(digest, _TOKEN + transcript, "sha256")
+def seal(key: SigningKey, transcript: bytes) -> bytes:
+    """The proof that one holds a token, by its key."""
+    return key.sign(_TOKEN + transcript)
 
 
-def check_seal(digest: bytes, transcript: bytes, sealed: bytes) -> bool:
-    """Whether a token's proof holds, in constant time."""
-    return hmac.compare_digest(seal(digest, transcript), sealed)
+def check_seal(public: bytes, transcript: bytes, sealed: bytes) -> bool:
+    """Whether a token's proof holds, by what is kept of it: its public key."""
+    return verified(public, _TOKEN + transcript, sealed)
 
 
 def sign_statement(key: SigningKey, statement: bytes) -> bytes:

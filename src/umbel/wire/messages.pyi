@@ -493,7 +493,7 @@ class Proof(_message.Message):
     signature: _builtins.bytes
     """of a node: Ed25519 over the transcript"""
     seal: _builtins.bytes
-    """of a token: HMAC-SHA256 over the transcript"""
+    """by a token: Ed25519 over the transcript"""
     def __init__(
         self,
         *,
