@@ -17,7 +17,7 @@ from umbel.errors import CorruptFile, StorageError, UmbelError
 from umbel.store.records import MIGRATIONS, TABLES, VERSION, Table
 from umbel.store.sql import SqlStore
 
-NEW = {"relay": None}
+NEW = {"relay": None, "epoch": None, "boot": None}
 ADDED = {("nodes", name) for name in NEW}
 """Columns that the first version of the tables had not."""
 

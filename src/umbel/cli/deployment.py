@@ -178,16 +178,20 @@ Node = Annotated[str, typer.Argument(metavar="NODE", help="A node's id, a unique
 def approve_node(
     node: Node,
     relay: Annotated[bool, typer.Option("--relay", help="As a relay, which folds what its nodes answer.")] = False,
+    restored: Annotated[
+        bool, typer.Option("--restored", help="Though its folder is older than what was seen of it.")
+    ] = False,
     on: At = None,
     token: Token = None,
     dir: Home = SERVER,
     debug: Debug = False,
 ) -> None:
-    """Let a node in that waits for approval, or make one a relay."""
+    """Let a node in that waits for approval or is held, or make one a relay."""
     with reported(debug):
         from .office_commands import judge_node
 
-        judge_node(on, token, dir, node, "approve", **({"relay": True} if relay else {}))
+        said = {name: True for name, given in (("relay", relay), ("restored", restored)) if given}
+        judge_node(on, token, dir, node, "approve", **said)
 
 
 @nodes.command("revoke")

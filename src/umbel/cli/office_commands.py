@@ -19,7 +19,7 @@ from ..trust.authority import JoinText
 from ..wire.roles import OPERATORS
 from .terminal import ago, duration, plural, stdout
 
-STATES = {"connected": "green", "offline": "red", "pending": "yellow", "revoked": "dim"}
+STATES = {"connected": "green", "offline": "red", "pending": "yellow", "restored": "bold red", "revoked": "dim"}
 MOST_CLIENTS = 4
 
 

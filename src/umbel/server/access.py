@@ -48,8 +48,9 @@ class Access:
         return {"line": self._offices.invitation(token), "expires_at": self._now() + 3600.0 * hours}
 
     async def approve(self, peer: OperatorPeer, body: Body) -> dict[str, Any]:
-        """Let a node take part; as a `relay`, where that is said."""
-        node = self._offices.registry.approve(peer.name, text_of(body, "node"), relay=flag_of(body, "relay"))
+        """Let a node take part; as a `relay`, and though it was `restored`, where that is said."""
+        said = {key: flag_of(body, key) for key in ("relay", "restored")}
+        node = self._offices.registry.approve(peer.name, text_of(body, "node"), **said)
         return {"node": node.id, "name": node.name}
 
     async def revoke(self, peer: OperatorPeer, body: Body) -> dict[str, Any]:

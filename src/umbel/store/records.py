@@ -36,7 +36,8 @@ def _table(name: str, columns: str, keys: int = 1, *indexes: tuple[str, ...]) ->
 TABLES = (
     _table(
         "nodes",
-        "id:text name:text key:bytes status:text clients:json joined_at:real seen_at:real capabilities:json relay:int",
+        "id:text name:text key:bytes status:text clients:json joined_at:real seen_at:real capabilities:json relay:int"
+        " epoch:int boot:text",
     ),
     _table(
         "tokens",
@@ -59,9 +60,13 @@ TABLES = (
     _table("audit", "number:int at:real who:text did:text what:json"),
 )
 """The tables of a server."""
-VERSION = 2
+VERSION = 4
 """Their version; it is written into the file."""
-MIGRATIONS = {1: ("ALTER TABLE nodes ADD COLUMN relay INTEGER",)}
+MIGRATIONS: Mapping[int, tuple[str, ...]] = {
+    1: ("ALTER TABLE nodes ADD COLUMN relay INTEGER",),
+    2: (),
+    3: ("ALTER TABLE nodes ADD COLUMN epoch INTEGER", "ALTER TABLE nodes ADD COLUMN boot TEXT"),
+}
 """What makes tables of the next version out of those of each version before."""
 
 
