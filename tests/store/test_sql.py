@@ -17,7 +17,7 @@ from umbel.errors import CorruptFile, StorageError, UmbelError
 from umbel.store.records import MIGRATIONS, TABLES, VERSION, Table
 from umbel.store.sql import SqlStore
 
-NEW = {"relay": None, "bounds": None}
+NEW = {"relay": None, "bounds": None, "epoch": None, "boot": None}
 ADDED = {
     *(("nodes", name) for name in NEW),
     ("tokens", "bounds"),

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
+
+from umbel.errors import Refused
 from umbel.trust.authority import Authority
 from umbel.trust.servers import KnownServer
 from umbel.wire import messages as m
+
+KEY = b"key"
 
 
 def test_a_node_below_a_relay_is_in_the_federation_above(tmp_path):
@@ -30,3 +35,61 @@ def test_who_pins_no_server_is_in_no_federation(tmp_path):
     server = KnownServer()
     server.welcomed(m.Welcome(endorsements=[Authority(tmp_path).endorse("relay", b"")]))
     assert server.federations == set()
+
+
+def known(folder, authority=KEY):
+    """What a node's process knows when it starts."""
+    return KnownServer(authority, folder / "server.seen")
+
+
+def said(epoch, boot):
+    return m.Welcome(epoch=epoch, boot=boot)
+
+
+def test_a_server_that_starts_again_and_counts_up_is_the_same(tmp_path):
+    node = known(tmp_path)
+    for epoch, boot in ((1, "a"), (1, "a"), (2, "b"), (5, "b"), (6, "c")):
+        node.welcomed(said(epoch, boot))
+    node = known(tmp_path)
+    node.welcomed(said(6, "c"))
+    node.acknowledged(0)
+    node.acknowledged(8)
+    node.acknowledged(7)
+    node.welcomed(said(8, "c"))
+
+
+@pytest.mark.parametrize("met", [(8, "d"), (5, "c"), (7, "c"), (0, "")])
+def test_an_older_copy_of_the_server_is_not_served_until_the_owner_says_so(tmp_path, met):
+    known(tmp_path).welcomed(said(7, "c"))
+    node = known(tmp_path)
+    node.welcomed(said(7, "c"))
+    node.acknowledged(8)  # the copy was made before
+    for again in (node, known(tmp_path)):
+        with pytest.raises(Refused, match="8 was seen of it") as caught:
+            again.welcomed(said(*met))
+        assert caught.value.retry
+        assert f"remove {tmp_path / 'server.seen'}" in caught.value.hint
+    (tmp_path / "server.seen").unlink()
+    node.welcomed(said(*met))  # while it runs
+    known(tmp_path).welcomed(said(*met))
+
+
+def test_two_servers_with_one_key_do_not_take_turns(tmp_path):
+    node = known(tmp_path)
+    node.welcomed(said(3, "a"))
+    node.welcomed(said(4, "b"))
+    with pytest.raises(Refused):
+        node.welcomed(said(3, "a"))
+
+
+def test_another_server_is_another(tmp_path):
+    known(tmp_path).welcomed(said(7, "c"))
+    known(tmp_path, b"other").welcomed(said(1, "a"))
+    with pytest.raises(Refused):
+        known(tmp_path).welcomed(said(1, "a"))
+
+
+def test_a_damaged_file_holds_the_node_too(tmp_path):
+    (tmp_path / "server.seen").write_text("[]")
+    with pytest.raises(Refused, match="is damaged"):
+        known(tmp_path).welcomed(said(1, "a"))

@@ -200,17 +200,20 @@ def approve_node(
     relay: Annotated[bool, typer.Option("--relay", help="As a relay, which folds what its nodes answer.")] = False,
     clients: Clients = None,
     at_most: AtMost = None,
+    restored: Annotated[
+        bool, typer.Option("--restored", help="Though its folder is older than what was seen of it.")
+    ] = False,
     on: At = None,
     token: Token = None,
     dir: Home = SERVER,
     debug: Debug = False,
 ) -> None:
-    """Let a node in that waits for approval, make one a relay, or say what it may call its clients."""
+    """Let a node in that waits for approval or is held, make one a relay, or say what it may call its clients."""
     with reported(debug):
         from .office_commands import bounds, judge_node
 
-        more = {**({"relay": True} if relay else {}), **bounds(clients, at_most)}
-        judge_node(on, token, dir, node, "approve", **more)
+        said = {name: True for name, given in (("relay", relay), ("restored", restored)) if given}
+        judge_node(on, token, dir, node, "approve", **said, **bounds(clients, at_most))
 
 
 @nodes.command("revoke")

@@ -48,6 +48,7 @@ SERVER = "server.json"
 KEY = "node.key"
 APPROVED = "approved"
 VERSIONS = "versions.json"
+SEEN = "server.seen"
 BELOW = "below"
 """Where a relay keeps what it keeps as a server."""
 
@@ -142,6 +143,7 @@ def relay_settings(order: NodeOrder) -> RelaySettings:
         below=below if order.listen is None else replace(below, listen=order.listen),
         name=order.called,
         token=join.token,
+        server=KnownServer(join.authority, order.place / SEEN),
     )
 
 
@@ -163,7 +165,7 @@ def node_settings(order: NodeOrder) -> NodeSettings:
     if policy.ask and not (order.ask or sys.stdin.isatty()):
         warn("the policy says ask, but nobody is at a terminal here: code that is not allowed yet is refused")
         policy = replace(policy, ask=False)
-    server = KnownServer(join.authority)
+    server = KnownServer(join.authority, place / SEEN)
     return NodeSettings(
         folder=place,
         connect=_connecting(canonical(order.server), join.root()),

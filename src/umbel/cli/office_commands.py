@@ -20,7 +20,7 @@ from ..wire.names import shown
 from ..wire.roles import OPERATORS
 from .terminal import ago, duration, plural, stdout
 
-STATES = {"connected": "green", "offline": "red", "pending": "yellow", "revoked": "dim"}
+STATES = {"connected": "green", "offline": "red", "pending": "yellow", "restored": "bold red", "revoked": "dim"}
 MOST_CLIENTS = 4
 
 

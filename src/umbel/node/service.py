@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import shutil
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
@@ -18,6 +19,7 @@ from ..errors import (
     CorruptFile,
     PeerError,
     ProtocolError,
+    Refused,
     SettingError,
     StorageError,
     UmbelError,
@@ -31,6 +33,7 @@ from ..transport.handshake import introduce
 from ..transport.stream import Stream
 from ..transport.tasks import Tasks
 from ..trust import archive as archives
+from ..trust.epochs import Epoch
 from ..trust.identity import SigningKey
 from ..trust.proofs import NodeProof
 from ..trust.servers import KnownServer
@@ -177,6 +180,7 @@ class NodeService:
         self._loop = asyncio.get_running_loop()
         self.fault: asyncio.Future[None] = self._loop.create_future()
         spool = Spool(settings.folder / "node.db")
+        self._epoch, self._boot = Epoch(settings.folder / "epoch"), secrets.token_hex(8)
         self._blobs = Blobs(settings.folder / "blobs", settings.quota)
         self._depot = Depot(self._blobs, lends_below=settings.lends_below)
         self._audit = NodeAudit(spool, settings.folder)
@@ -226,8 +230,14 @@ class NodeService:
     async def _converse(self, connection: Connection) -> None:
         proof = NodeProof(self._settings.key, self._settings.token)
         try:
-            welcome = await introduce(connection, proof, self._settings.hello())
-            self._settings.server.welcomed(welcome)
+            hello = self._settings.hello()
+            hello.epoch, hello.boot = self._epoch.raised(), self._boot
+            welcome = await introduce(connection, proof, hello)
+            try:
+                self._settings.server.welcomed(welcome)
+            except Refused as error:
+                await connection.close(error)
+                raise
             self._dialer.welcomed(connection, welcome, self._settings.name)
             self._audit.connected(connection.peer, welcome)
             self._connection = connection
@@ -241,6 +251,7 @@ class NodeService:
             )
             self._handle(SessionBegun(welcome))
             async for message in connection.messages():
+                self._settings.server.acknowledged(message.ack.epoch)
                 try:
                     self._handle(ServerSaid(message))
                 except ProtocolError as error:

@@ -53,9 +53,12 @@ class Access:
         return {"line": self._offices.invitation(token), "expires_at": self._now() + 3600.0 * hours}
 
     async def approve(self, peer: OperatorPeer, body: Body) -> dict[str, Any]:
-        """Let a node take part; as a `relay`, or with some `clients`, `most` of them, where that is said."""
-        relay, bounds = flag_of(body, "relay"), _bounds_of(body)
-        node = self._offices.registry.approve(peer.name, text_of(body, "node"), relay=relay, bounds=bounds)
+        """Let a node take part; as a `relay`, though it was `restored`, or with some `clients`, `most` of them, where
+        that is said.
+        """
+        said = {key: flag_of(body, key) for key in ("relay", "restored")}
+        bounds = _bounds_of(body)
+        node = self._offices.registry.approve(peer.name, text_of(body, "node"), bounds=bounds, **said)
         if bounds:
             self._offices.bounded(node.id)
         return {"node": node.id, "name": node.name}

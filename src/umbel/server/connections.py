@@ -71,6 +71,8 @@ class PeerConnection:
 
     def say(self, message: m.Message) -> None:
         """Send a message; one that no frame can hold is lost."""
+        if message.HasField("ack"):
+            message.ack.epoch = self._around.epoch.number
         try:
             self.connection.post(message, lazy=message.WhichOneof("body") in LAZY)
         except ProtocolError as error:  # whoever made it so large has to do without

@@ -25,7 +25,7 @@ class Nodes:
         self.by_id: dict[str, NodeEntry] = {}
         self.by_client: dict[str, str] = {}
         for row in store.rows("nodes"):
-            if row["status"] == "approved":
+            if row["status"] in ("approved", "restored"):
                 node = self.by_id[row["id"]] = NodeEntry(row["id"], row["name"], seen=row["seen_at"] or 0.0)
                 self._settle(node, row["clients"] or ())
 

@@ -211,7 +211,7 @@ def metrics(known: ServerFacts) -> str:
     def many(name: str, kind: str, text: str, label: str, counts: Mapping[str, int]) -> None:
         metric(name, kind, text, [({label: key}, count) for key, count in sorted(counts.items())])
 
-    statuses = {"approved": 0, "pending": 0, "revoked": 0}
+    statuses = {"approved": 0, "pending": 0, "restored": 0, "revoked": 0}
     metric("umbel_info", "gauge", "Who this is.", [({"server": known.server, "software": known.software}, 1)])
     one("umbel_healthy", "gauge", "1 where nothing is wrong.", float(not known.problem))
     one("umbel_uptime_seconds", "gauge", "Since the start.", known.now - known.started_at)

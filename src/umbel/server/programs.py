@@ -20,6 +20,7 @@ from ..store.records import Row, Store
 from ..transport.exchange import Depot
 from ..transport.tasks import Tasks
 from ..trust import archive
+from ..trust.epochs import Epoch
 from .feeds import Feeds
 from .ledger import ENDED
 from .registry import Registry
@@ -38,7 +39,7 @@ class Surroundings:
 
     `begin` does something beside, `tell` tells the router what happened, `carry` does what that says, `new_token` makes
     the line of a new token for a run and puts out who came by an earlier one, `address` is where a process on this
-    machine reaches the server.
+    machine reaches the server, `epoch` counts its folder's life.
     """
 
     root: Path
@@ -57,6 +58,7 @@ class Surroundings:
     carry: Callable[[Iterable[Effect]], None]
     new_token: Callable[[str], str]
     address: Callable[[], str]
+    epoch: Epoch
 
     def let_go(self) -> None:
         """Blobs were released: remove what nobody holds, and have those look again who wait."""

@@ -23,6 +23,7 @@ from .audit import Audit
 from .claims import ANY, Bounds, Claims
 from .tokens import NAME, RELAY, Tokens, check_name
 
+_KEPT = ("id", "name", "key", "status", "joined_at", "epoch", "boot")
 PENDING = 100
 """So many nodes may wait for approval."""
 PATIENCE = 3600.0
@@ -31,8 +32,9 @@ PATIENCE = 3600.0
 
 @dataclass(frozen=True)
 class NodeRecord:
-    """A node by its key; `status` is pending, approved or revoked. One that is a `relay` may fold what others say;
-    `bounds` are what it may call its clients.
+    """A node by its key; `status` is pending, approved, revoked, or restored: something is wrong with its folder or its
+    key. One that is a `relay` may fold what others say; `bounds` are what it may call its clients. `epoch` and `boot`
+    are the greatest that were seen of it.
     """
 
     id: str
@@ -45,11 +47,14 @@ class NodeRecord:
     capabilities: Mapping[str, Any] = field(default_factory=dict)
     relay: bool = False
     bounds: Bounds = ANY
+    epoch: int = 0
+    boot: str = ""
 
 
 class Registry:
     """The nodes of one server, and who is let in; `tokens` are those that it gave, `claims` says whose client names
-    are, `audit` is its record of who did what. `clock` gives the wall time in seconds.
+    are, `audit` is its record of who did what. `clock` gives the wall time in seconds. `held` is called with the id of
+    a node that has become `restored`.
 
     What changes is queued in the store: it is to be committed before anybody is told of it. Methods raise
     `SettingError` for what cannot be; `who` is whoever does it, for the audit record.
@@ -64,6 +69,7 @@ class Registry:
         self.claims = Claims(store, self.audit)
         self._nodes = {row["id"]: _node(row) for row in store.rows("nodes")}
         self._driven: dict[str, str] = {}
+        self.held: Callable[[str], None] = lambda node: None
 
     # Nodes
 
@@ -104,16 +110,27 @@ class Registry:
             self._check_name(name)
         return self.tokens.invite(who, name, ttl, relay=relay, bounds=bounds)
 
-    def approve(self, who: str, reference: str, *, relay: bool = False, bounds: Bounds = ANY) -> NodeRecord:
+    def approve(
+        self, who: str, reference: str, *, relay: bool = False, restored: bool = False, bounds: Bounds = ANY
+    ) -> NodeRecord:
         """Let a node take part, whether it waits or was revoked; as a `relay`, or with clients within `bounds`, where
         that is said. One that waits is named by its whole id: its name is what it likes to be called, and a part of an
-        id is soon found.
+        id is soon found. For one that is held as `restored` that has to be said: what it says of itself next is
+        believed.
         """
         if reference != (node := self.node(reference)).id and node.status == "pending":
             raise SettingError(
                 f"{reference!r:.80} is not enough to approve a node by that waits",
                 hint="Name it by its whole id, as it shows it itself on its own machine.",
             )
+        if node.status == "restored":
+            if not restored:
+                raise SettingError(
+                    f"node {node.name} is held: its folder was restored or copied, or its key is stolen",
+                    hint=f"Find out which. If its key is safe: umbel nodes approve {node.name} --restored",
+                )
+            self.audit.record(who, "nodes.believe", node=node.id, name=node.name)
+            self._keep(replace(node, epoch=0, boot=""))
         if bounds:
             self.claims.bound(node.id, bounds)
         node = self._judged(who, reference, "approve", "approved")
@@ -205,12 +222,30 @@ class Registry:
             node = self._joined(hello, id, self.tokens.verified(hello, "join", transcript, proof))
         else:
             node = self._renamed(hello, node, transcript, proof)
+        node = self._newest(hello, node)
         if hello.capabilities.partials and not node.relay:
             text = f"node {node.name} is no relay here: `umbel nodes approve {node.name} --relay` makes it one"
             raise self.audit.refusal(hello, m.CODE_NOT_APPROVED, text, retry=True, node=id)
         if node.capabilities != (brings := _capabilities(hello)):
             node = self._keep(replace(node, capabilities=brings))
         return Identity(role=hello.role, id=id, name=node.name, hello=hello, relay=hello.capabilities.partials)
+
+    def _newest(self, hello: m.Hello, node: NodeRecord) -> NodeRecord:
+        """A node that is as new as what was seen of it. Its folder counts up each time it connects: another process
+        that says no greater number has an older folder or a copy of it, or the key alone.
+        """
+        if node.status != "restored":
+            if hello.boot == node.boot or node.epoch < hello.epoch < 2**63:
+                late = hello.epoch < node.epoch  # an attempt of the same process that was overtaken
+                return node if late else self._keep(replace(node, epoch=hello.epoch, boot=hello.boot[:64]))
+            self.audit.record(f"node:{node.id}", "nodes.restored", name=node.name, said=hello.epoch, seen=node.epoch)
+            node = self._keep(replace(node, status="restored"))
+            self.held(node.id)
+        text = (
+            f"node {node.name} is held: its folder says {hello.epoch}, and {node.epoch} was seen of it, so that it was "
+            "restored from a copy, or is used twice, or its key is stolen: see `umbel nodes approve --restored`"
+        )
+        raise self.audit.refusal(hello, m.CODE_NOT_APPROVED, text, retry=True, node=node.id)
 
     def _joined(self, hello: m.Hello, id: str, row: dict[str, Any]) -> NodeRecord:
         if row["name"] and self._is_taken(row["name"], id):
@@ -274,7 +309,7 @@ class Registry:
     def _keep(self, node: NodeRecord) -> NodeRecord:
         before = self._nodes.get(node.id)
         self._nodes[node.id] = node
-        row: dict[str, Any] = {key: getattr(node, key) for key in ("id", "name", "key", "status", "joined_at")}
+        row: dict[str, Any] = {key: getattr(node, key) for key in _KEPT}
         row.update(capabilities=dict(node.capabilities), relay=int(node.relay), bounds=node.bounds.row())
         if before is None or node.status == "pending":  # later the router says what it hosts and when it was seen
             row.update(seen_at=node.seen_at, clients=list(node.clients))
@@ -301,6 +336,8 @@ def _node(row: Mapping[str, Any]) -> NodeRecord:
         "capabilities": row["capabilities"] or {},
         "relay": bool(row["relay"]),
         "bounds": Bounds.of(row["bounds"]),
+        "epoch": row["epoch"] or 0,
+        "boot": row["boot"] or "",
     }
     return NodeRecord(**{**row, **kept})
 

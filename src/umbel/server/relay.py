@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
@@ -19,8 +19,10 @@ from ..transport.exchange import Exchange
 from ..transport.handshake import introduce
 from ..transport.stream import Stream
 from ..transport.tasks import Tasks
+from ..trust.epochs import Epoch
 from ..trust.identity import SigningKey
 from ..trust.proofs import NodeProof
+from ..trust.servers import KnownServer
 from ..trust.tokens import Token
 from ..wire import messages as m
 from ..wire.blobs import run_giver
@@ -47,6 +49,7 @@ class RelaySettings:
     - `connect`: opens a stream to the server above. Raises `ConnectionLost`.
     - `key`, `token`, `name`: by what it is known there, and what lets it join.
     - `below`: the server that it is to the nodes below.
+    - `server`: what it knows of the server above.
     """
 
     connect: Callable[[], Awaitable[Stream]]
@@ -54,6 +57,7 @@ class RelaySettings:
     below: ServerSettings
     name: str = ""
     token: Token | None = None
+    server: KnownServer = field(default_factory=KnownServer)
     first_wait: float = 0.1
     longest_wait: float = 30.0
 
@@ -81,6 +85,7 @@ class Relay:
     def __init__(self, settings: RelaySettings) -> None:
         self._settings = settings
         self.below = _Below(settings.below, self)
+        self._epoch = Epoch(self.below.root / "above.epoch")
         self._machine = Relaying(self.below.store, self.below.router.nodes.clients())
         self._loop = asyncio.get_running_loop()
         self._connection: Connection | None = None
@@ -106,7 +111,13 @@ class Relay:
     async def _converse(self, connection: Connection) -> None:
         hello = self._hello()
         try:
+            hello.epoch, hello.boot = self._epoch.raised(), self.below.boot
             welcome = await introduce(connection, NodeProof(self._settings.key, self._settings.token), hello)
+            try:
+                self._settings.server.welcomed(welcome)
+            except Refused as error:
+                await connection.close(error)
+                raise
             self._dialer.welcomed(connection, welcome, self._settings.name)
             self.below.endorsed(welcome.endorsements)
             self._connection = connection
@@ -120,6 +131,7 @@ class Relay:
             )
             self.put(signals.Reached(frozenset(hello.clients)))
             async for message in connection.messages():
+                self._settings.server.acknowledged(message.ack.epoch)
                 if message.HasField("notice"):
                     log.warning("the server above says: %s", message.notice.text)
                     continue

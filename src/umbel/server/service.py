@@ -10,6 +10,7 @@ import asyncio
 import gc
 import logging
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -32,6 +33,7 @@ from ..transport.stream import Listener
 from ..transport.tasks import Tasks
 from ..trust.authority import Authority, JoinText
 from ..trust.credentials import Credentials, own_token, write_own
+from ..trust.epochs import Epoch
 from ..trust.tokens import Token
 from ..wire import messages as m
 from ..wire.addresses import host_and_port
@@ -51,6 +53,8 @@ from .storage import Storage
 from .summaries import Summaries
 
 _LOG = logging.getLogger("umbel.server")
+EPOCH_SECONDS = 600.0
+"""So often the number goes up by which nodes notice that they meet an older copy of the server's folder."""
 LAZY_COMMIT = 0.02
 """So long what nobody waits for may wait to be written with something else."""
 
@@ -62,14 +66,11 @@ class Service:
     """What the servers above say of this one, where it is a relay's."""
 
     def __init__(self, settings: ServerSettings, after_commit: Callable[[], None] | None = None) -> None:
-        folder = settings.folder
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"{folder} cannot be made: {error.strerror}") from error
+        folder = _made(settings.folder)
         self.settings = settings
         self.root = folder.absolute()
         self.authority = Authority(folder / "authority")
+        self.epoch, self.boot = Epoch(folder / "epoch"), secrets.token_hex(8)
         self.store = SqlStore(folder / "server.db", after_commit=after_commit)
         self.blobs = Blobs(folder / "blobs")
         self.depot = Depot(self.blobs)
@@ -105,6 +106,7 @@ class Service:
             carry=lambda effects: self.carry(effects),
             new_token=self._new_token,
             address=self._reached,
+            epoch=self.epoch,
         )
         self.programs = Programs(around)
         self.start, self.stop = self.programs.start, self.programs.stop
@@ -113,6 +115,7 @@ class Service:
         self.standings = ledger.standings
         self.desk = Desk(self)
         self.connections = Connections(around, self.programs, self.desk, self._greeting)
+        self.registry.held = self._held
         self.dispatch = Dispatch(around, self.connections)
         self.insiders, self.carry = self.dispatch.insiders, self.dispatch.carry
         self.address = ""
@@ -159,6 +162,8 @@ class Service:
             certificate, key = serving.certificate, serving.key
         self._listener = await grpc.serve(self.settings.listen, certificate, key, self.connections.serve)
         self.address = self._listener.address
+        self.epoch.raised()
+        self._tasks.begin(self._count_up())
         self.commits.begin()
         write_own(self.root, Credentials(self._reached(), self.line(self._own_token())))
         for row in self.store.rows("runs"):
@@ -191,7 +196,20 @@ class Service:
             return m.Welcome()
         below = who.hello.authority if who.relay else b""
         said = [self.authority.endorse("relay", below)] if below else []
-        return m.Welcome(endorsements=[*self.endorsements, *said])
+        return m.Welcome(epoch=self.epoch.number, boot=self.boot, endorsements=[*self.endorsements, *said])
+
+    async def _count_up(self) -> None:
+        """Raise the epoch from time to time, so that a copy of the folder is older soon after it was made."""
+        while True:
+            await asyncio.sleep(EPOCH_SECONDS)
+            self.epoch.raised()
+
+    def _held(self, node: str) -> None:
+        """Something is wrong with a node's folder or key: whoever is connected by it is put out."""
+        _LOG.warning("node %s: its folder was restored or copied, or its key is stolen; it is held", node)
+        for peer in [peer for peer in self.connections.peers.values() if peer.identity.id == node]:
+            text = "this node's folder is used twice, or its key is stolen"
+            self.connections.drop(peer.id, m.CODE_NOT_APPROVED, text, retry=True)
 
     def endorsed(self, said: Iterable[m.Endorsement]) -> None:
         """Take what the servers above say of this one; nodes that have heard another thing have to connect again."""
@@ -323,6 +341,14 @@ class Service:
     def _node_facts(self, node: NodeRecord) -> pages.NodeFacts:
         kept = {name: getattr(node, name) for name in ("id", "name", "status", "seen_at")}
         return pages.NodeFacts(**kept, connected=self.online(node.id), clients=len(node.clients))
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be made: {error.strerror}") from error
+    return folder
 
 
 @asynccontextmanager

@@ -37,7 +37,7 @@ TABLES = (
     _table(
         "nodes",
         "id:text name:text key:bytes status:text clients:json joined_at:real seen_at:real capabilities:json relay:int"
-        " bounds:json",
+        " bounds:json epoch:int boot:text",
     ),
     _table(
         "tokens",
@@ -61,9 +61,9 @@ TABLES = (
     _table("audit", "number:int at:real who:text did:text what:json peer:text before:bytes seal:bytes"),
 )
 """The tables of a server."""
-VERSION = 3
+VERSION = 4
 """Their version; it is written into the file."""
-MIGRATIONS = {
+MIGRATIONS: Mapping[int, tuple[str, ...]] = {
     1: ("ALTER TABLE nodes ADD COLUMN relay INTEGER",),
     2: (
         "ALTER TABLE nodes ADD COLUMN bounds TEXT",
@@ -77,6 +77,7 @@ MIGRATIONS = {
         "ALTER TABLE audit ADD COLUMN before BLOB",
         "ALTER TABLE audit ADD COLUMN seal BLOB",
     ),
+    3: ("ALTER TABLE nodes ADD COLUMN epoch INTEGER", "ALTER TABLE nodes ADD COLUMN boot TEXT"),
 }
 """What makes tables of the next version out of those of each version before."""
 

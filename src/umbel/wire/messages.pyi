@@ -411,6 +411,7 @@ class Hello(_message.Message):
     CAPABILITIES_FIELD_NUMBER: _builtins.int
     CLIENTS_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
+    BOOT_FIELD_NUMBER: _builtins.int
     AUTHORITY_FIELD_NUMBER: _builtins.int
     role: Global___Role.ValueType
     name: _builtins.str
@@ -424,6 +425,8 @@ class Hello(_message.Message):
     software: _builtins.str
     epoch: _builtins.int
     """of a node: a number that its folder keeps, greater each time it connects; 0: it keeps none"""
+    boot: _builtins.str
+    """of a node: of this start of it; two starts have different ones"""
     authority: _builtins.bytes
     """of a relay: the public key of the authority by which it is known below"""
     @_builtins.property
@@ -447,11 +450,12 @@ class Hello(_message.Message):
         capabilities: Global___Capabilities | None = ...,
         clients: _abc.Iterable[_builtins.str] | None = ...,
         epoch: _builtins.int = ...,
+        boot: _builtins.str = ...,
         authority: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "capabilities", b"capabilities", "clients", b"clients", "epoch", b"epoch", "key", b"key", "name", b"name", "nonce", b"nonce", "role", b"role", "software", b"software", "token", b"token", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "boot", b"boot", "capabilities", b"capabilities", "clients", b"clients", "epoch", b"epoch", "key", b"key", "name", b"name", "nonce", b"nonce", "role", b"role", "software", b"software", "token", b"token", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
