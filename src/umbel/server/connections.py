@@ -17,6 +17,7 @@ from ..wire import roles
 from .desk import Desk
 from .programs import Programs, Surroundings
 from .signals import Connected, Lost, Received
+from .supervision import Places
 
 _LOG = logging.getLogger("umbel.server")
 LAZY = frozenset({"ack", "log_ack", "close_ask"})
@@ -36,7 +37,9 @@ class PeerConnection:
         self.connection = connection
         self._around = around
         self._offered: set[bytes] = set()
-        self.exchange = Exchange(connection, around.depot, self._may_read, same_machine=same_machine, room=room)
+        places = Places(around.root / "runs" / identity.id)
+        linked = {"same_machine": True, "handed": places.handed, "given": places.given} if same_machine else {}
+        self.exchange = Exchange(connection, around.depot, self._may_read, room=room, **linked)  # type: ignore[arg-type]
 
     @property
     def name(self) -> str:

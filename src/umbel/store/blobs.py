@@ -15,16 +15,20 @@ import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from ..errors import CorruptFile, InternalError, ProtocolError, StorageError
+from ..files import opened_below
 from ..wire import messages as m
 
 PIECE = 1 << 20
 """Bytes read at a time."""
 
+LENDING = ("partial", "given", "handed")
+"""How the folders are called in which another process may have files linked."""
 _NAME = re.compile("[0-9a-f]{64}")
 _LINK = "-link-"
 
@@ -39,13 +43,16 @@ def digest(path: str | os.PathLike[str]) -> m.Blob:
 class Blobs:
     """The blobs of one process, in a folder that is its alone; safe to use from several threads.
 
-    `quota` bounds nothing by itself: it is what `room` answers by, so that a receiver can wait with asking for more.
-    Who needs a blob holds it; what nobody holds goes when `collect` is called. Holds are not on the disk: after a
-    start, hold again before the first `collect`.
+    Where there is a folder `given`, files that others lend are linked there and stay there: this process may remove
+    them and not write to them. `quota` bounds nothing by itself: it is what `room` answers by, so that a receiver can
+    wait with asking for more. Who needs a blob holds it; what nobody holds goes when `collect` is called. Holds are not
+    on the disk: after a start, hold again before the first `collect`.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], quota: int | None = None) -> None:
+    def __init__(self, folder: str | os.PathLike[str], quota: int | None = None, *, given: Path | None = None) -> None:
         self.folder = Path(folder)
+        self.given = given
+        self._given: dict[bytes, Path] = {}
         self.quota = quota
         self._lock = threading.RLock()
         self._numbers = itertools.count(1)
@@ -58,6 +65,8 @@ class Blobs:
         with _reaching(self.folder):
             self._partial.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._scan()
+            for left in os.scandir(given) if given is not None else ():
+                os.unlink(left)
 
     @property
     def used(self) -> int:
@@ -91,6 +100,7 @@ class Blobs:
             if path.exists():
                 return path
             self._bytes -= self._complete.pop(sha256)
+            self._given.pop(sha256, None)
             return None
 
     def put(self, data: bytes | bytearray | memoryview, owner: str = "") -> m.Blob:
@@ -122,6 +132,22 @@ class Blobs:
             self._copy(path, blob)
         return blob
 
+    def put_opened(self, file: BufferedReader, owner: str = "", blob: m.Blob | None = None) -> m.Blob:
+        """Keep the content of an open file that others may be writing to, of a known `blob` if one is named.
+
+        Raises `CorruptFile` where it is something else by the time that it is read, and `StorageError`.
+        """
+        if blob is None:
+            blob = m.Blob(sha256=hashlib.file_digest(file, "sha256").digest(), size=file.tell())
+            file.seek(0)
+        self._hold(blob.sha256, owner)
+        if self.path(blob.sha256) is None:
+            with self.part(blob, resume=False) as part:
+                while piece := file.read(min(PIECE, blob.size - part.offset)):  # a log may grow meanwhile
+                    part.write(piece)
+                part.finish()
+        return blob
+
     def adopt(self, path: str | os.PathLike[str], blob: m.Blob, *, verify: bool = True) -> Path:
         """Move a finished file in, and return where it is now.
 
@@ -144,13 +170,41 @@ class Blobs:
             path.unlink(missing_ok=True)
         return self._place(blob.sha256)
 
-    def place(self, blob: m.Blob) -> Path:
-        """A path at which another process on this machine may link its file of a blob, for `linked`."""
-        return self._partial / f"{blob.sha256.hex()}{_LINK}{next(self._numbers)}"
+    def place(self, blob: m.Blob, folder: Path | None = None) -> Path:
+        """A path at which another process on this machine may link its file of a blob, for `linked`; in a `folder` of
+        that process's own, for `copied`.
+        """
+        return (folder or self.given or self._partial) / f"{blob.sha256.hex()}{_LINK}{next(self._numbers)}"
 
     def linked(self, place: str | os.PathLike[str], blob: m.Blob) -> Path:
         """Take in what another process has linked at a `place`; errors as those of `adopt`."""
-        return self.adopt(place, blob)
+        if self.given is None:
+            return self.adopt(place, blob)
+        place = Path(place)
+        with _reaching(place):
+            found = digest(place)
+            with self._lock:
+                if found != blob or blob.sha256 in self._complete:
+                    place.unlink()
+                else:
+                    self._given[blob.sha256] = place
+                    self._bytes += blob.size
+                    self._complete[blob.sha256] = blob.size
+                    if self._idle.pop(blob.sha256, None) is not None:
+                        (self._partial / blob.sha256.hex()).unlink(missing_ok=True)
+        if found != blob:
+            raise _wrong(blob, f"{place} of {found.size} bytes")
+        return self._place(blob.sha256)
+
+    def copied(self, place: Path, blob: m.Blob) -> Path:
+        """Copy what another process, which may still write to it, has linked at a `place` in its own folder; errors as
+        those of `adopt`.
+        """
+        with _reaching(place):
+            with opened_below(place.parent, place.name) as file:
+                self.put_opened(file, blob=blob)
+            place.unlink()
+        return self._place(blob.sha256)
 
     def lend(self, sha256: bytes, place: str | os.PathLike[str]) -> bool:
         """Link a complete blob to the `place` that another process has named; False where that cannot be.
@@ -158,7 +212,7 @@ class Blobs:
         Only a name that `place` gives is linked to: the peer chooses path and content, and must not plant files.
         """
         path, there = self.path(sha256), Path(place)
-        fits = there.is_absolute() and there.parent.name == "partial" and there.name.startswith(sha256.hex() + _LINK)
+        fits = there.is_absolute() and there.parent.name in LENDING and there.name.startswith(sha256.hex() + _LINK)
         return path is not None and fits and _linked(path, there)
 
     def part(self, blob: m.Blob, *, resume: bool = True) -> PartialBlob:
@@ -210,6 +264,7 @@ class Blobs:
             for sha256 in [sha256 for sha256 in self._complete if sha256 not in self._holders]:
                 self._place(sha256).unlink(missing_ok=True)
                 size = self._complete.pop(sha256)
+                self._given.pop(sha256, None)
                 self._bytes -= size
                 freed += size
             for sha256 in [sha256 for sha256 in self._idle if sha256 not in self._holders]:
@@ -223,7 +278,7 @@ class Blobs:
 
     def _place(self, sha256: bytes) -> Path:
         name = sha256.hex()
-        return self.folder / name[:2] / name
+        return self._given.get(sha256) or self.folder / name[:2] / name
 
     def _scan(self) -> None:
         for folder in os.scandir(self.folder):

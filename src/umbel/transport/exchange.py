@@ -45,8 +45,9 @@ class BlobStore(Protocol):
     def path(self, sha256: bytes, /) -> Path | None: ...
     def room(self, wanted: m.Blob, /) -> bool: ...
     def part(self, blob: m.Blob, /) -> IncomingBlob: ...
-    def place(self, blob: m.Blob, /) -> Path: ...
+    def place(self, blob: m.Blob, folder: Path | None, /) -> Path: ...
     def linked(self, place: Path, blob: m.Blob, /) -> Path: ...
+    def copied(self, place: Path, blob: m.Blob, /) -> Path: ...
     def lend(self, sha256: bytes, place: Path, /) -> bool: ...
 
 
@@ -150,6 +151,9 @@ class Exchange:
 
     - `may_read(run, blob)`: whether the peer was granted a blob; others are not to be had.
     - `same_machine`: ask the peer to link its files instead of sending them; where that fails they are sent.
+    - `handed`: a folder of the peer's own, where it is to link them; they are copied from there, as the peer may write
+      to them still. Without it they are linked into the store.
+    - `given`: the one folder of the peer's where files are linked for it, in place of all of the depot's.
     - `progress(sha256, offset)`: called whenever a blob has moved on, in either direction.
     - `room`: who has room for what comes; by default all blobs have room up to their quota.
     """
@@ -161,6 +165,8 @@ class Exchange:
         may_read: Callable[[str, m.Blob], bool],
         *,
         same_machine: bool = False,
+        handed: Path | None = None,
+        given: Path | None = None,
         window: int = WINDOW,
         progress: Callable[[bytes, int], None] | None = None,
         room: Room | None = None,
@@ -168,6 +174,8 @@ class Exchange:
         self.connection = connection
         self.depot = blobs if isinstance(blobs, Depot) else Depot(blobs)
         self.same_machine = same_machine
+        self._handed = handed
+        self._given = given
         self._may_read = may_read
         self._window = window
         self._progress = progress
@@ -332,7 +340,7 @@ class Exchange:
                     self._progress(sha256, offset)
 
     async def _lent(self, sha256: bytes, place: Path) -> bool:
-        if not self.depot.may_lend(place):
+        if not self.depot.may_lend(place) or self._given not in (None, place.parent):
             return False
         return await self.depot.aside(self.depot.blobs.lend, sha256, place)
 
@@ -364,7 +372,7 @@ class Exchange:
 
     async def _received(self, incoming: _Transfer, part: IncomingBlob, run: str) -> Path:
         blob = incoming.blob
-        place = self.depot.blobs.place(blob) if self.same_machine else None
+        place = self.depot.blobs.place(blob, self._handed) if self.same_machine else None
         if part.offset < blob.size:
             self._ask(incoming, run, part.offset, place)
         while part.offset < blob.size:
@@ -388,8 +396,9 @@ class Exchange:
         return await self.depot.aside(part.finish)
 
     async def _linked(self, place: Path, blob: m.Blob) -> Path | None:
+        take = self.depot.blobs.linked if self._handed is None else self.depot.blobs.copied
         try:
-            return await self.depot.aside(self.depot.blobs.linked, place, blob)
+            return await self.depot.aside(take, place, blob)
         except StorageError:  # for example not the same machine after all
             return None
 
