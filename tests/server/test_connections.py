@@ -245,8 +245,9 @@ def test_the_audit_says_from_where_who_was_refused_and_what_was_read_and_is_whol
         with pytest.raises(Refused):
             await here._in(NodeProof(SigningKey.new(), None), m.Hello(role=m.ROLE_NODE, key=SigningKey.new().public))
         run = await here.run()
-        run.say(log_event=m.LogEvent(run="r", number=1, event="{}"))
+        run.say(log_event=m.LogEvent(run="r", number=1, event='{"event": "a"}'))
         await run.settled()
+        await here.service.commit()
         await asked(ann, "runs.logs", run="r")
         records = (await asked(ann, "audit.list", id=2, after=0))["records"]
         found = {row["did"]: row for row in records}

@@ -91,7 +91,10 @@ def test_a_run_whose_process_gave_up_has_failed_and_says_why(tmp_path):
         run = await here.run()
         run.say(run_spec=SPEC)
         await run.settled()
-        (tmp_path / "server" / "runs" / "r" / "error.json").write_text('{"error": "no data", "kind": "DataError"}')
+        (tmp_path / "server" / "runs" / "r" / "home").mkdir(exist_ok=True)
+        (tmp_path / "server" / "runs" / "r" / "home" / "error.json").write_text(
+            '{"error": "no data", "kind": "DataError"}'
+        )
         await supervisors.ends(3)
         await here.service.commit()
         found = await asked(ann, "runs.show", 2, run="r")
@@ -271,7 +274,8 @@ def test_a_token_of_a_run_that_was_over_is_swept_when_the_server_starts(tmp_path
 def test_a_run_that_leaves_half_of_a_reason_has_failed(tmp_path):
     async def act(here):
         ann, supervisors = await submitted(here)
-        (tmp_path / "server" / "runs" / "r" / "error.json").write_text("")  # its disk was full
+        (tmp_path / "server" / "runs" / "r" / "home").mkdir(exist_ok=True)
+        (tmp_path / "server" / "runs" / "r" / "home" / "error.json").write_text("")  # its disk was full
         await supervisors.ends(1)
         found = await asked(ann, "runs.show", 2, run="r")
         assert (found["status"], found["exit"]) == ("failed", {"code": 1, "error": "its process ended with 1"})

@@ -46,7 +46,7 @@ def connect(address: str | None, *, token: str | None, folder: Any, run: str) ->
 
 class ServerLink:
     """See `umbel.remote.session.Link`. Without `patient` the first connection has to succeed; `scratch` is where blobs
-    are, a temporary folder by default.
+    are, a temporary folder by default; `given` where the server links its own, if it does.
     """
 
     def __init__(
@@ -56,6 +56,7 @@ class ServerLink:
         *,
         patient: bool = False,
         scratch: Path | None = None,
+        given: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._credentials = credentials
@@ -64,7 +65,7 @@ class ServerLink:
         self._clock = clock
         self._own = None if scratch is not None else Path(tempfile.mkdtemp(prefix="umbel-run-"))
         self._scratch = scratch if scratch is not None else self._own or Path()
-        self._blobs = Blobs(self._scratch / "blobs")
+        self._blobs = Blobs(self._scratch / "blobs", given=given)
         self.store = stored_in(self._blobs.folder, self._adopt, INLINE)
         self._items: queue.SimpleQueue[Item | UmbelError] = queue.SimpleQueue()
         self._up = False

@@ -19,6 +19,7 @@ from ..wire.blobs import run_giver
 from .desk import Desk
 from .programs import Programs, Surroundings
 from .signals import Connected, Lost, Received
+from .supervision import Places
 
 _LOG = logging.getLogger("umbel.server")
 LAZY = frozenset({"ack", "log_ack", "close_ask"})
@@ -39,13 +40,15 @@ class PeerConnection:
         self._around = around
         self._offered: set[bytes] = set()
         giver = f"{roles.NAMES[identity.role]} {identity.id}"
+        places = Places(around.root / "runs" / identity.id) if same_machine else None
         self.exchange = Exchange(
             connection,
             around.depot,
             self._may_read,
             same_machine=same_machine,
+            handed=places.handed if places is not None else None,
+            given=places.given if places is not None else None,
             room=room,
-            lends_below=around.root / "runs" / identity.id if same_machine else None,
             giver=lambda run: giver,
             source=run_giver if identity.role == m.ROLE_NODE else lambda run: "",
         )

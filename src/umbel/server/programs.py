@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import StorageError, UmbelError
+from ..errors import ProtocolError, StorageError, UmbelError
+from ..files import opened_below
 from ..store.blobs import Blobs
 from ..store.commits import GroupCommit
 from ..store.records import Row, Store
@@ -21,6 +22,7 @@ from ..transport.exchange import Depot
 from ..transport.tasks import Tasks
 from ..trust import archive
 from ..trust.epochs import Epoch
+from ..wire.texts import read_json
 from .feeds import Feeds
 from .ledger import ENDED
 from .registry import Registry
@@ -31,6 +33,9 @@ from .summaries import Summaries
 from .supervision import Exit, Supervisor
 
 _LOG = logging.getLogger("umbel.server")
+FAULT = "home/error.json"
+"""Where a run's process leaves why it failed, below its folder; no more than `FAULT_BYTES` of it are read."""
+FAULT_BYTES = 64 << 10
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,8 @@ class Programs:
 
     def __init__(self, around: Surroundings) -> None:
         self._around = around
-        self.supervisor = Supervisor(committed=self._committed, on_exit=self._exited)
+        hidden = [str(around.root)]
+        self.supervisor = Supervisor(committed=self._committed, on_exit=self._exited, hidden=hidden)
         self._stopping: set[str] = set()
         self._ends = Tasks()
         self._closing = False
@@ -176,8 +182,10 @@ class Programs:
             await self._over(end.run, status)
             return
         told = {"error": f"its process ended with {end.code}"}
-        with suppress(OSError, ValueError, TypeError):  # on a full disk it may be there and empty
-            told.update(json.loads((around.root / "runs" / end.run / "error.json").read_text()))
+        fault = opened_below(around.root / "runs" / end.run, FAULT)
+        with suppress(OSError, ProtocolError), fault as file:  # on a full disk it may be there and empty
+            found = read_json(file.read(FAULT_BYTES), "why it failed", dict)
+            told |= {name: found[name] for name in ("error", "kind") if isinstance(found.get(name), str)}
         await self._over(end.run, "failed", {"code": end.code, **told})
 
     def _said(self, run: str) -> str | None:

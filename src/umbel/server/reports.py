@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..errors import Refused, StorageError
+from ..errors import Refused
+from ..files import opened_below
 from ..store.records import Row
 from ..wire import messages as m
 from .requests import Body, Offices, OperatorPeer, is_whole, run_of, runs_by_age
@@ -61,10 +63,10 @@ class RunReports:
         folder = self._offices.folder(run)
         found = []
         for path in sorted({path for pattern in PULLED for path in folder.glob(pattern)}):
-            blob = await self._kept(path, peer.id)
+            name = path.relative_to(folder).as_posix()
+            blob = await self._kept(folder, name, peer.id)
             if blob is not None:
                 peer.offer(blob)
-                name = path.relative_to(folder).as_posix()
                 found.append({"name": name, "size": blob.size, "sha256": blob.sha256.hex()})
         if not found:
             raise Refused(f"run {run} has left no files yet", m.CODE_UNKNOWN)
@@ -87,17 +89,17 @@ class RunReports:
         why = "".join(f"; {each}" for each in found.get("refused", ())[:REFUSALS])
         return f"clients: {', '.join(counts)}{why}" if counts else "clients: no node hosts any that it wants"
 
-    async def _kept(self, path: Path, owner: str) -> m.Blob | None:
-        """A file as a blob, held by its `owner`; None where it is gone by now. Logs grow, so they are copied; models do
-        not.
+    async def _kept(self, folder: Path, name: str, owner: str) -> m.Blob | None:
+        """A run's file as a blob, held by its `owner`; None where it is gone by now, or no file but a link. The run may
+        write to it at any time, so it is copied.
         """
-        try:
-            link = path.suffix == ".safetensors"
-            return await asyncio.to_thread(self._offices.blobs.put_file, path, owner, link=link)
-        except StorageError:
-            if path.exists():
-                raise
+
+        def copied() -> m.Blob | None:
+            with suppress(OSError), opened_below(folder, name) as file:
+                return self._offices.blobs.put_opened(file, owner)
             return None
+
+        return await asyncio.to_thread(copied)
 
 
 def _hash(files: list[dict[str, Any]]) -> str:

@@ -18,16 +18,20 @@ import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from ..errors import CorruptFile, InternalError, ProtocolError, StorageError
+from ..files import opened_below
 from ..wire import messages as m
 
 PIECE = 1 << 20
 """Bytes read at a time."""
 
+LENDING = ("partial", "given", "handed")
+"""How the folders are called in which another process may have files linked."""
 _NAME = re.compile("[0-9a-f]{64}")
 _GIVEN = re.compile("([0-9a-f]{64})[.]([0-9a-f]{16})")
 _LINK = "-link-"
@@ -43,13 +47,16 @@ def digest(path: str | os.PathLike[str]) -> m.Blob:
 class Blobs:
     """The blobs of one process, in a folder that is its alone; safe to use from several threads.
 
-    `quota` bounds nothing by itself: it is what `room` answers by, so that a receiver can wait with asking for more.
-    Who needs a blob holds it; what nobody holds goes when `collect` is called. Holds are not on the disk: after a
-    start, hold again before the first `collect`.
+    Where there is a folder `given`, files that others lend are linked there and stay there: this process may remove
+    them and not write to them. `quota` bounds nothing by itself: it is what `room` answers by, so that a receiver can
+    wait with asking for more. Who needs a blob holds it; what nobody holds goes when `collect` is called. Holds are not
+    on the disk: after a start, hold again before the first `collect`.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], quota: int | None = None) -> None:
+    def __init__(self, folder: str | os.PathLike[str], quota: int | None = None, *, given: Path | None = None) -> None:
         self.folder = Path(folder)
+        self.given = given
+        self._given: dict[bytes, Path] = {}
         self.quota = quota
         self._lock = threading.RLock()
         self._numbers = itertools.count(1)
@@ -63,6 +70,8 @@ class Blobs:
         with _reaching(self.folder):
             self._partial.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._scan()
+            for left in os.scandir(given) if given is not None else ():
+                os.unlink(left)
 
     @property
     def used(self) -> int:
@@ -98,6 +107,7 @@ class Blobs:
                 return path if not giver or _mark(giver) in self._givers.get(sha256, ()) else None
             self._bytes -= self._complete.pop(sha256)
             self._givers.pop(sha256, None)
+            self._given.pop(sha256, None)
             return None
 
     def gave(self, sha256: bytes, giver: str) -> None:
@@ -136,6 +146,22 @@ class Blobs:
             self._copy(path, blob)
         return blob
 
+    def put_opened(self, file: BufferedReader, owner: str = "", blob: m.Blob | None = None) -> m.Blob:
+        """Keep the content of an open file that others may be writing to, of a known `blob` if one is named.
+
+        Raises `CorruptFile` where it is something else by the time that it is read, and `StorageError`.
+        """
+        if blob is None:
+            blob = m.Blob(sha256=hashlib.file_digest(file, "sha256").digest(), size=file.tell())
+            file.seek(0)
+        self._hold(blob.sha256, owner)
+        if self.path(blob.sha256) is None:
+            with self.part(blob, resume=False) as part:
+                while piece := file.read(min(PIECE, blob.size - part.offset)):  # a log may grow meanwhile
+                    part.write(piece)
+                part.finish()
+        return blob
+
     def adopt(self, path: str | os.PathLike[str], blob: m.Blob, *, verify: bool = True) -> Path:
         """Move a finished file in, and return where it is now.
 
@@ -158,15 +184,44 @@ class Blobs:
             path.unlink(missing_ok=True)
         return self._place(blob.sha256)
 
-    def place(self, blob: m.Blob) -> Path:
-        """A path at which another process on this machine may link its file of a blob, for `linked`."""
-        return self._partial / f"{blob.sha256.hex()}{_LINK}{next(self._numbers)}"
+    def place(self, blob: m.Blob, folder: Path | None = None) -> Path:
+        """A path at which another process on this machine may link its file of a blob, for `linked`; in a `folder` of
+        that process's own, for `copied`.
+        """
+        return (folder or self.given or self._partial) / f"{blob.sha256.hex()}{_LINK}{next(self._numbers)}"
 
     def linked(self, place: str | os.PathLike[str], blob: m.Blob, giver: str = "") -> Path:
         """Take in what another process has linked at a `place`; errors as those of `adopt`."""
-        path = self.adopt(place, blob)
+        if self.given is None:
+            path = self.adopt(place, blob)
+            self.gave(blob.sha256, giver)
+            return path
+        place = Path(place)
+        with _reaching(place):
+            found = digest(place)
+            with self._lock:
+                if found != blob or blob.sha256 in self._complete:
+                    place.unlink()
+                else:
+                    self._given[blob.sha256] = place
+                    self._bytes += blob.size
+                    self._complete[blob.sha256] = blob.size
+                    if self._idle.pop((blob.sha256, ""), None) is not None:
+                        (self._partial / blob.sha256.hex()).unlink(missing_ok=True)
+        if found != blob:
+            raise _wrong(blob, f"{place} of {found.size} bytes")
+        return self._place(blob.sha256)
+
+    def copied(self, place: Path, blob: m.Blob, giver: str = "") -> Path:
+        """Copy what another process, which may still write to it, has linked at a `place` in its own folder; errors as
+        those of `adopt`.
+        """
+        with _reaching(place):
+            with opened_below(place.parent, place.name) as file:
+                self.put_opened(file, blob=blob)
+            place.unlink()
         self.gave(blob.sha256, giver)
-        return path
+        return self._place(blob.sha256)
 
     def lend(self, sha256: bytes, place: str | os.PathLike[str]) -> bool:
         """Link a complete blob to the `place` that another process has named; False where that cannot be.
@@ -174,7 +229,7 @@ class Blobs:
         Only a name that `place` gives is linked to: the peer chooses path and content, and must not plant files.
         """
         path, there = self.path(sha256), Path(place)
-        fits = there.is_absolute() and there.parent.name == "partial" and there.name.startswith(sha256.hex() + _LINK)
+        fits = there.is_absolute() and there.parent.name in LENDING and there.name.startswith(sha256.hex() + _LINK)
         return path is not None and fits and _linked(path, there)
 
     def part(self, blob: m.Blob, *, resume: bool = True, giver: str = "") -> PartialBlob | RepeatedBlob:
@@ -219,6 +274,7 @@ class Blobs:
                     self._place(sha256, mark).unlink(missing_ok=True)
                 self._place(sha256).unlink(missing_ok=True)
                 size = self._complete.pop(sha256)
+                self._given.pop(sha256, None)
                 self._bytes -= size
                 freed += size
             for sha256, mark in [idle for idle in self._idle if idle[0] not in self._holders]:
@@ -232,7 +288,7 @@ class Blobs:
 
     def _place(self, sha256: bytes, mark: str = "") -> Path:
         name = _name(sha256, mark)
-        return self.folder / name[:2] / name
+        return (None if mark else self._given.get(sha256)) or self.folder / name[:2] / name
 
     def _scan(self) -> None:
         for folder in os.scandir(self.folder):

@@ -46,8 +46,9 @@ class BlobStore(Protocol):
     def path(self, sha256: bytes, giver: str = "", /) -> Path | None: ...
     def room(self, wanted: m.Blob, giver: str = "", /) -> bool: ...
     def part(self, blob: m.Blob, /, *, giver: str = "") -> IncomingBlob: ...
-    def place(self, blob: m.Blob, /) -> Path: ...
+    def place(self, blob: m.Blob, folder: Path | None, /) -> Path: ...
     def linked(self, place: Path, blob: m.Blob, giver: str = "", /) -> Path: ...
+    def copied(self, place: Path, blob: m.Blob, giver: str = "", /) -> Path: ...
     def lend(self, sha256: bytes, place: Path, /) -> bool: ...
 
 
@@ -154,7 +155,9 @@ class Exchange:
 
     - `may_read(run, blob)`: whether the peer was granted a blob; others are not to be had.
     - `same_machine`: ask the peer to link its files instead of sending them; where that fails they are sent.
-    - `lends_below`: the folder below which this peer may have files linked, in place of the depot's.
+    - `handed`: a folder of the peer's own, where it is to link them; they are copied from there, as the peer may write
+      to them still. Without it they are linked into the store.
+    - `given`: the one folder of the peer's where files are linked for it, in place of all of the depot's.
     - `giver(run)`: in whose name the peer brings what is fetched for a run. What others have brought is not taken for
       its own: who has but heard of a hash would else get the bytes. By default whatever is here will do.
     - `source(run)`: who must have brought what the peer wants for a run; by default anybody.
@@ -169,21 +172,23 @@ class Exchange:
         may_read: Callable[[str, m.Blob], bool],
         *,
         same_machine: bool = False,
+        handed: Path | None = None,
+        given: Path | None = None,
         window: int = WINDOW,
         progress: Callable[[bytes, int], None] | None = None,
         room: Room | None = None,
-        lends_below: Path | None = None,
         giver: Callable[[str], str] = lambda run: "",
         source: Callable[[str], str] = lambda run: "",
     ) -> None:
         self.connection = connection
         self.depot = blobs if isinstance(blobs, Depot) else Depot(blobs)
         self.same_machine = same_machine
+        self._handed = handed
+        self._given = given
         self._may_read = may_read
         self._window = window
         self._progress = progress
         self._room = room
-        self._lends_below = lends_below
         self._giver, self._source = giver, source
         self._givers: dict[bytes, str] = {}
         self._incoming: dict[bytes, _Transfer] = {}
@@ -349,7 +354,7 @@ class Exchange:
                     self._progress(sha256, offset)
 
     async def _lent(self, sha256: bytes, place: Path) -> bool:
-        if not self.depot.may_lend(place, self._lends_below):
+        if not self.depot.may_lend(place, self._given) or self._given not in (None, place.parent):
             return False
         return await self.depot.aside(self.depot.blobs.lend, sha256, place)
 
@@ -381,7 +386,7 @@ class Exchange:
 
     async def _received(self, incoming: _Transfer, part: IncomingBlob, run: str) -> Path:
         blob = incoming.blob
-        place = self.depot.blobs.place(blob) if self.same_machine else None
+        place = self.depot.blobs.place(blob, self._handed) if self.same_machine else None
         if part.offset < blob.size:
             self._ask(incoming, run, part.offset, place)
         while part.offset < blob.size:
@@ -405,8 +410,9 @@ class Exchange:
         return await self.depot.aside(part.finish)
 
     async def _linked(self, place: Path, blob: m.Blob, run: str) -> Path | None:
+        take = self.depot.blobs.linked if self._handed is None else self.depot.blobs.copied
         try:
-            return await self.depot.aside(self.depot.blobs.linked, place, blob, self._giver(run))
+            return await self.depot.aside(take, place, blob, self._giver(run))
         except StorageError:  # for example not the same machine after all
             return None
 
