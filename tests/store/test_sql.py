@@ -18,7 +18,11 @@ from umbel.store.records import MIGRATIONS, TABLES, VERSION, Table
 from umbel.store.sql import SqlStore
 
 NEW = {"relay": None}
-ADDED = {("nodes", name) for name in NEW}
+ADDED = {
+    *(("nodes", name) for name in NEW),
+    *(("runs", name) for name in ("summary", "logged", "log")),
+    ("events", "round"),
+}
 """Columns that the first version of the tables had not."""
 
 
@@ -98,16 +102,23 @@ def test_another_version_of_the_tables_is_refused(path):
 
 def test_tables_of_the_first_version_become_those_of_this_one(path):
     first = [
-        replace(table, columns={name: kind for name, kind in table.columns.items() if (table.name, name) not in ADDED})
+        replace(
+            table,
+            columns={name: kind for name, kind in table.columns.items() if (table.name, name) not in ADDED},
+            indexes=() if table.name == "events" else table.indexes,
+        )
         for table in TABLES
     ]
     store = SqlStore(path, tables=first, version=1)
     row = {"id": "a", "name": "ward", "key": b"k", "status": "approved", "clients": ["1"], "capabilities": {}}
     store.put("nodes", row)
+    store.put("events", {"run": "r", "number": 1, "body": "{}"})
     store.commit()
     store.close()
     for _ in range(2):
         with opened(path) as store:
+            assert store.rows("events", run="r", round=1) == []
+            assert store.rows("events", run="r")[0]["round"] is None
             assert store.rows("nodes") == [{**row, "joined_at": None, "seen_at": None, **NEW}]
 
 

@@ -47,7 +47,6 @@ from .router import Router
 from .settings import ServerOpened, ServerSettings
 from .signals import Event, Revoked, Say
 from .storage import Storage
-from .summaries import Summaries
 
 _LOG = logging.getLogger("umbel.server")
 LAZY_COMMIT = 0.02
@@ -81,13 +80,13 @@ class Service:
             self.store,
             lambda sha: self.blobs.path(sha) is not None,
             largest=lambda role: self.storage.largest if role == "node" else self.storage.quota,
+            log_bytes=settings.log_quota,
         )
         self._tasks = Tasks()
         self.feeds = Feeds(self._events, lambda run: self.programs.is_over(run))
         self.commit_seconds = Histogram()
         self.commits = self._group_commit()
-        self.commit = self.commits.done
-        self.summaries = Summaries(self.store)
+        self.commit, self.summaries = self.commits.done, self.router.summaries
         around = Surroundings(
             root=self.root,
             server=self.authority.public.hex()[:16],
@@ -203,8 +202,9 @@ class Service:
         self.connections.put_out(lambda who: who.role == m.ROLE_RUN and who.id == run)
         return self.line(token)
 
-    def _events(self, run: str, after: int) -> list[tuple[int, str]]:
-        return [(row["number"], row["body"]) for row in self.store.rows("events", above=after, run=run)]
+    def _events(self, run: str, after: int, most: int) -> list[tuple[int, str]]:
+        rows = self.store.rows("events", above=after, limit=most, run=run)
+        return [(row["number"], row["body"] or "") for row in rows]
 
     # What the desk needs beside
 
