@@ -77,4 +77,5 @@ def test_other_events_have_their_words(capsys: pytest.CaptureFixture[str]) -> No
     assert out[0] == "waiting for clients: 1 of 3 ready; client b does not take part: no data"
     assert out[1] == "warning: round 2: client a: nothing heard for 450 s"
     assert out[2].startswith("failed: nobody trained")
-    assert len(out) == 3
+    assert out[3] == "left out: an event of the log makes no sense: a waiting without its ready"
+    assert len(out) == 4

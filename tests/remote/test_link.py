@@ -120,6 +120,9 @@ def _no_pauses(monkeypatch):
     monkeypatch.setattr(links, "FIRST_PAUSE", 0.001)
 
 
+OVER = {"event": "run_finished", "run": "r", "rounds": 0, "reason": "rounds"}
+
+
 def until(link, kind):
     """The next item of a kind; messages by their name."""
     while True:
@@ -133,7 +136,7 @@ def until(link, kind):
 
 def logged(link, number):
     """Say an event and wait until it is stored."""
-    link.send(m.Message(log_event=m.LogEvent(run="r", number=number, event="{}")))
+    link.send(m.Message(log_event=m.LogEvent(run="r", number=number, event='{"event": "e"}')))
     while (found := until(link, "log_ack").number) < number:
         pass
     return found
@@ -193,9 +196,9 @@ def test_what_was_said_before_the_end_arrives(world):
 @pytest.mark.parametrize(
     ("last", "status"),
     [
-        ({"event": "run_finished", "error": None}, "finished"),
-        ({"event": "run_finished", "error": "nobody came"}, "failed"),
-        ({"event": "run_interrupted"}, "stopped"),
+        ({**OVER, "error": None}, "finished"),
+        ({**OVER, "error": "nobody came"}, "failed"),
+        ({"event": "run_interrupted", "run": "r", "round": 0}, "stopped"),
         (None, "stopped"),
     ],
 )

@@ -165,7 +165,7 @@ def test_an_event_of_an_unknown_kind_is_not_taken_for_another(folder):
     lines = (folder / LOG).read_bytes().splitlines(keepends=True)
     lines.insert(2, seal({"event": "gossip", "at": 0}))
     (folder / LOG).write_bytes(b"".join(lines))
-    with pytest.raises(CorruptFile, match=r"line 3 of .* is damaged: 'gossip'"):
+    with pytest.raises(CorruptFile, match=r"line 3 of .* is damaged: there is no event 'gossip'"):
         read_log(folder)
 
 

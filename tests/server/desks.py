@@ -12,6 +12,7 @@ from typing import Any
 from umbel.errors import Refused
 from umbel.server.desk import Desk
 from umbel.server.feeds import Feeds
+from umbel.server.fields import event_in
 from umbel.server.registry import Registry
 from umbel.server.summaries import Summaries
 from umbel.store.blobs import Blobs
@@ -77,11 +78,14 @@ class Office:
         self.summaries = Summaries(self.store)
         self.place = folder
         self.done: list[str] = []
+        self.read = 0
         self.connected: set[str] = set()
         self.desk = Desk(self, lambda: self.time)
 
-    def _stored(self, run: str, after: int) -> list[tuple[int, str]]:
-        return [(row["number"], row["body"]) for row in self.store.rows("events", above=after, run=run)]
+    def _stored(self, run: str, after: int, most: int) -> list[tuple[int, str]]:
+        found = [(row["number"], row["body"]) for row in self.store.rows("events", above=after, limit=most, run=run)]
+        self.read += sum(len(body) for _, body in found)
+        return found
 
     async def commit(self) -> None:
         self.store.commit()
@@ -152,14 +156,27 @@ class Office:
         self.store.commit()
 
     def log(self, run: str, *events: dict[str, Any]) -> None:
-        for event in events:
+        for event in map(whole, events):
+            body = json.dumps(event)
             row = {"run": run, "number": self.store.greatest("events", run=run) + 1, "at": 1.0}
-            self.store.put("events", {**row, "body": json.dumps(event)})
+            self.store.put("events", {**row, "body": body, "round": event.get("round")})
+            self.summaries.take(run, event_in(body), len(body))
             self.store.commit()
 
     @property
     def audited(self) -> list[str]:
         return [f"{row['who']} {row['did']}" for row in self.registry.audit.last()]
+
+
+def whole(event: dict[str, Any]) -> dict[str, Any]:
+    """An event with what it has to have."""
+    more: dict[str, dict[str, Any]] = {
+        "run_started": {"run": "r", "format": 1, "seed": 1, "clients": 1, "strategy": "FedAvg"},
+        "run_resumed": {"run": "r", "round": 0},
+        "round_committed": {"asks": 1},
+        "run_finished": {"run": "r", "rounds": 1, "reason": "rounds"},
+    }
+    return {**more.get(event["event"], {}), **event}
 
 
 def submission(

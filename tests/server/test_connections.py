@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import json
 import sqlite3
 from contextlib import closing
 
@@ -23,6 +24,7 @@ from umbel.trust.authority import root_certificate
 from umbel.trust.identity import SigningKey, node_id, sign_node
 from umbel.trust.proofs import NodeProof, TokenProof
 from umbel.wire import messages as m
+from umbel.wire.limits import ANSWER_WAITING_BYTES, OPERATOR_REQUESTS
 
 
 def test_a_peer_that_says_what_it_may_not_is_told_and_nobody_else_notices(tmp_path):
@@ -316,3 +318,48 @@ class Joined:
 
     def proof(self, transcript):
         return m.Proof(signature=sign_node(self.key, transcript), seal=self.other.proof(transcript).seal)
+
+
+def test_what_an_operator_does_not_take_is_not_read_either(tmp_path):
+    """Beyond what is on its way, which the transport bounds."""
+    event = json.dumps({"event": "x", "text": "x" * 100_000})
+
+    async def act(here):
+        service, ann = here.service, await here.operator()
+        service.store.put("runs", {"id": "r", "status": "finished", "ended_at": 1.0, "logged": 0})
+        for number in range(1, 401):  # 40 MB for each request
+            service.store.put("events", {"run": "r", "number": number, "at": 0.0, "body": event})
+        await service.commit()
+        read, stored = [0], service.feeds._stored
+
+        def counted(run, after, most):
+            found = stored(run, after, most)
+            read[0] += sum(len(text) for _, text in found)
+            return found
+
+        service.feeds._stored = counted
+        takes, receive = asyncio.Event(), ann.connection._stream.receive
+
+        async def once_it_takes():
+            await takes.wait()
+            return await receive()
+
+        ann.connection._stream.receive = once_it_takes
+        for id in range(1, OPERATOR_REQUESTS + 2):
+            ann.say(request=m.Request(id=id, method="runs.logs", body='{"run": "r"}'))
+        (peer,) = service.connections.peers.values()
+        while peer.connection.queued < ANSWER_WAITING_BYTES:
+            await asyncio.sleep(0)
+        for _ in range(1000):
+            await asyncio.sleep(0)
+        assert peer.answering == OPERATOR_REQUESTS
+        assert peer.connection.queued < ANSWER_WAITING_BYTES + (OPERATOR_REQUESTS + 1) * (2 << 20)
+        assert read[0] < 40 << 20
+        takes.set()
+        busy = await ann.hears("response", where=lambda found: found.id == OPERATOR_REQUESTS + 1)
+        assert (busy.code, busy.more) == (m.CODE_BUSY, False)
+        for id in range(1, OPERATOR_REQUESTS + 1):
+            await ann.hears("response", where=lambda found, id=id: found.id == id and not found.more)
+        assert isinstance(await asked(ann, "server.status", 9), dict)
+
+    play(act, tmp_path)

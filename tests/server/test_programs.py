@@ -190,7 +190,7 @@ def test_the_token_of_a_run_is_worth_nothing_after_its_end(tmp_path, end, status
         await run.over()  # by the first token
         again = await here.by(second)
         again.say(run_spec=SPEC)
-        again.say(log_event=m.LogEvent(run="r", number=1, event="{}"))
+        again.say(log_event=m.LogEvent(run="r", number=1, event='{"event": "e"}'))
         await again.hears("log_ack", where=lambda body: body.number == 1)
         with pytest.raises(Refused):
             await here.by(first)
@@ -241,17 +241,17 @@ def test_a_run_of_a_users_own_program_goes_on_by_what_it_does(tmp_path):
             return found
 
         run = await program()
-        run.say(log_event=m.LogEvent(run="r", number=1, event="{}"))
+        run.say(log_event=m.LogEvent(run="r", number=1, event='{"event": "e"}'))
         run.say(close_run=m.CloseRun(run="r", status="finished"))
         await run.settled()
         await run.close()
         again = await program()
         assert (await asked(ann, "runs.show", 1, run="r"))["status"] == "finished"
-        again.say(log_event=m.LogEvent(run="r", number=2, event='{"event": "run_resumed"}'))
+        again.say(log_event=m.LogEvent(run="r", number=2, event='{"event": "run_resumed", "run": "r", "round": 0}'))
         await again.hears("log_ack", where=lambda body: body.number == 2)
         assert (await asked(ann, "runs.show", 2, run="r"))["status"] == "running"
         ann.say(request=m.Request(id=3, method="runs.logs", body='{"run": "r", "from": 2, "follow": true}'))
-        again.say(log_event=m.LogEvent(run="r", number=3, event="{}"))
+        again.say(log_event=m.LogEvent(run="r", number=3, event='{"event": "e"}'))
         await ann.hears("response", where=lambda found: found.id == 3 and "[3," in found.body)
 
     play(act, tmp_path)

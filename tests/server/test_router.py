@@ -62,23 +62,24 @@ def test_a_revoked_node_is_out(world):
 def test_events_are_stored_in_order_and_acknowledged(world):
     told, acknowledged = [], []
     for number in (1, 2, 2, 4):
-        world.say("r1", log_event=m.LogEvent(run="r", number=number, event=f'{{"n": {number}}}'))
+        world.say("r1", log_event=m.LogEvent(run="r", number=number, event=f'{{"event": "e", "n": {number}}}'))
         assert world.durable("log_ack")
         told += [tell.number for tell in world.of(Tell)]
         acknowledged += [ack.number for ack in world.said("r1", "log_ack")]
     assert told == [1, 2]
     assert acknowledged == [1, 2, 2, 2]
     world.store.commit()
-    assert [row["body"] for row in world.store.rows("events", run="r")] == ['{"n": 1}', '{"n": 2}']
+    bodies = [row["body"] for row in world.store.rows("events", run="r")]
+    assert bodies == ['{"event": "e", "n": 1}', '{"event": "e", "n": 2}']
 
 
 def test_events_without_a_number_are_only_watched(world):
-    world.say("r1", log_event=m.LogEvent(run="r", event='{"now": 1}'))
-    assert world.effects == [Tell("r", 0, '{"now": 1}')]
+    world.say("r1", log_event=m.LogEvent(run="r", event='{"event": "now"}'))
+    assert world.effects == [Tell("r", 0, '{"event": "now"}')]
 
 
 def test_a_run_that_connects_learns_how_far_its_log_is(world):
-    world.say("r1", log_event=m.LogEvent(run="r", number=1, event="{}"))
+    world.say("r1", log_event=m.LogEvent(run="r", number=1, event='{"event":"e"}'))
     world.run(2, spec=None)
     assert world.said("r2") == [("log_ack", m.LogAck(run="r", number=1))]
     assert world.durable("log_ack")

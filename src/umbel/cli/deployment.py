@@ -57,13 +57,17 @@ def server(
     largest_answer: Annotated[
         str | None, typer.Option("--largest-answer", metavar="SIZE", help="How large one answer of a node may be.")
     ] = None,
+    log_quota: Annotated[
+        str | None, typer.Option("--log-quota", metavar="SIZE", help="How much the log of one run may take.")
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Be a server: nodes and operators connect to it."""
     with reported(debug):
         from .server_commands import serve, settings
 
-        serve(settings(dir, listen, http, name or [], insecure, force_insecure, quota, node_quota, largest_answer))
+        sizes = (quota, node_quota, largest_answer, log_quota)
+        serve(settings(dir, listen, http, name or [], insecure, force_insecure, *sizes))
 
 
 Allow = Annotated[

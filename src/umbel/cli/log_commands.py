@@ -22,7 +22,7 @@ from ..runs.events import (
 )
 from ..runs.journal import LOG, unseal
 from ..wire.names import shown
-from .following import event_of
+from .following import read
 from .progress import WORDS, Watch, failure, heading, round_line, warning
 from .records import find
 from .terminal import duration, plural
@@ -72,9 +72,11 @@ class LogPrinter:
     def print(self, record: Mapping[str, Any]) -> None:
         """Print one."""
         if self._json:
-            print(jsons.dumps(dict(record)), flush=True)
+            print(jsons.dumps(record), flush=True)
             return
-        event = event_of(record)
+        event, senseless = read(record)
+        if senseless:
+            print(shown(f"left out: {senseless}"), flush=True)
         if event is None:
             return
         self._watch.see(event)

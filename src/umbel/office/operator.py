@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from ..errors import ConnectionLost, JournalMissing, Refused, SettingError, StorageError, UmbelError
+from ..errors import ConnectionLost, JournalMissing, ProtocolError, Refused, SettingError, StorageError, UmbelError
 from ..store.blobs import Blobs
 from ..transport.stream import Stream
 from ..trust.credentials import Credentials
@@ -101,12 +101,15 @@ class Operator:
     def stream(self, method: str, **body: Any) -> Iterator[dict[str, Any]]:
         """Ask for something and return the parts of the answer as they come."""
         answers = self._wait(self._asked(method, body))
+        pieces: list[str] = []
         while True:
             response = self._wait(answers.next())
             if response.code:
                 raise _refusal(method, response)
-            if response.body:
-                yield json.loads(response.body)
+            pieces.append(response.body)
+            if not response.rest and (text := "".join(pieces)):
+                pieces.clear()
+                yield _answer(method, text)
             if not response.more:
                 return
 
@@ -209,6 +212,16 @@ class Operator:
         except BaseException:
             task.cancel()
             raise
+
+
+def _answer(method: str, text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if type(found) is not dict:
+        raise ProtocolError(f"what the server answers to {method} is not a JSON object", m.CODE_MALFORMED)
+    return found
 
 
 def _refusal(method: str, response: m.Response) -> UmbelError:

@@ -220,5 +220,7 @@ class RunFinished(RunEvent):
 Observer = Callable[[RunEvent], None]
 """Somebody who watches a run; called in its thread with every event."""
 
+UNREADABLE = "unreadable"
+"""Stands in a log that is read to somebody where an event makes no sense."""
 EVENTS: dict[str, type[RunEvent]] = {kind.name: kind for kind in RunEvent.__subclasses__()}
 """All events by name."""

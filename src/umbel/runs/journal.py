@@ -21,7 +21,8 @@ from typing import Any
 from .. import files
 from ..core import encoding
 from ..errors import CorruptFile, JournalMissing, StorageError
-from .events import EVENTS, AskClosed, RoundCommitted, RunEvent, RunFinished, RunResumed, RunStarted
+from .events import AskClosed, RoundCommitted, RunEvent, RunFinished, RunResumed, RunStarted
+from .schema import event_of
 
 FORMAT = 3
 LOG = "events.jsonl"
@@ -233,8 +234,9 @@ def sorted_out(events: list[RunEvent], started: RunStarted, intact: int = 0) -> 
 
 
 def _event(record: dict[str, Any]) -> RunEvent:
-    record.pop("at", None)
-    return EVENTS[record.pop("event")](**record)
+    if (event := event_of(record)) is None:
+        raise TypeError(f"there is no event {record['event']!r:.60}")
+    return event
 
 
 def load_checked(folder: Path, reference: Mapping[str, str]) -> Any:

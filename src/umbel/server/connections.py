@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable
+from contextlib import aclosing
 
 from ..errors import PeerError, ProtocolError, Refused
 from ..transport.connection import Connection
@@ -16,6 +17,7 @@ from ..trust.audit import PEER
 from ..wire import messages as m
 from ..wire import roles
 from ..wire.blobs import run_giver
+from ..wire.limits import ANSWER_WAITING_BYTES, OPERATOR_REQUESTS
 from .desk import Desk
 from .programs import Programs, Surroundings
 from .signals import Connected, Lost, Received
@@ -39,6 +41,7 @@ class PeerConnection:
         self.connection = connection
         self._around = around
         self._offered: set[bytes] = set()
+        self.answering = 0
         giver = f"{roles.NAMES[identity.role]} {identity.id}"
         places = Places(around.root / "runs" / identity.id) if same_machine else None
         self.exchange = Exchange(
@@ -234,6 +237,13 @@ class Connections:
         answering: set[asyncio.Task[None]] = set()
         try:
             async for message in peer.connection.messages():
+                if peer.answering >= OPERATOR_REQUESTS:
+                    text = f"{peer.answering} requests are being answered on this connection; wait for one of them"
+                    busy = m.Response(id=message.request.id, code=m.CODE_BUSY, text=text)
+                    await peer.connection.taken(ANSWER_WAITING_BYTES)
+                    peer.connection.post(m.Message(response=busy))
+                    continue
+                peer.answering += 1
                 task = self._around.begin(self._answer(peer, message.request))
                 if not self._desk.lasts(message.request):
                     answering.add(task)
@@ -243,8 +253,14 @@ class Connections:
                 task.cancel()
 
     async def _answer(self, peer: PeerConnection, request: m.Request) -> None:
-        async for response in self._desk.answer(peer, request):
-            peer.connection.post(m.Message(response=response))
+        """Answer a request: what is not taken over there is not read here."""
+        try:
+            async with aclosing(self._desk.answer(peer, request)) as responses:
+                while (response := await anext(responses, None)) is not None:
+                    peer.connection.post(m.Message(response=response))
+                    await peer.connection.taken(ANSWER_WAITING_BYTES)
+        finally:
+            peer.answering -= 1
         self._around.commits.soon()
 
     async def _parted(self, run: str) -> None:

@@ -6,18 +6,17 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import ProtocolError
+from ..runs.events import RunEvent
+from ..runs.schema import event_of
 from ..wire import messages as m
 from ..wire.blobs import most_of_answer
+from ..wire.limits import EVENT_BYTES
 from ..wire.texts import read_json, read_steps
 from .ledger import AnswerEntry, payload_of
 
 KEY_BYTES = 32
 MOST = 2**63
 """Numbers are below this, so that any store can hold them."""
-EVENT_BYTES = 1 << 20
-"""So many bytes an event of a log has at most, so that it fits into any answer to an operator."""
-
-
 ANSWER_BYTES = 128 << 10
 """An answer without its blob takes at most this for each client: a receipt with its metrics, and what is inline."""
 
@@ -40,7 +39,6 @@ _REQUIRED: dict[str, Callable[[Any], bool]] = {
 _JSON: dict[str, tuple[tuple[str, type[Any]], ...]] = {
     "run_spec": (("contract", dict), ("config", dict)),
     "ask_spec": (("fold", list),),
-    "log_event": (("event", dict),),
 }
 """Fields that are JSON, and what it is."""
 
@@ -59,6 +57,16 @@ def check(kind: str, body: Any) -> None:
             read_json(text, f"the {name} of a {kind}", of)
     if kind == "ask_spec":
         read_steps(body.transforms, "the transforms of an ask_spec")
+
+
+def event_in(text: str, *, plain: bool = False) -> RunEvent | None:
+    """The event of a run that is written as JSON; None for one that this release does not know. Raises `ProtocolError`
+    for anything else; `plain` is as `read_json` has it.
+    """
+    try:
+        return event_of(read_json(text, "the event of a log_event", dict, plain=plain))
+    except TypeError as error:
+        raise ProtocolError(f"the event of a log_event is none: {error}", m.CODE_MALFORMED) from None
 
 
 def too_large(answer: AnswerEntry, ask: m.AskSpec, largest: int) -> str:

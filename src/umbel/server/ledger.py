@@ -198,7 +198,7 @@ class Ledger:
 def _restored(store: Store, row: Mapping[str, Any]) -> RunEntry:
     """A run as it is on disk, by its row; none of its tasks is `waiting` yet."""
     run = RunEntry(row["id"], m.RunSpec.FromString(row["spec"]) if row["spec"] else None)
-    run.log = store.greatest("events", run=run.id)
+    run.log = max(store.greatest("events", run=run.id), row["log"] or 0)
     run.closed = -1 if row["closed"] is None else row["closed"]
     for row in store.rows("asks", run=run.id):
         run.asks[row["ask"]] = AskEntry(m.AskSpec.FromString(row["spec"]))

@@ -190,14 +190,7 @@ class Programs:
 
     def _said(self, run: str) -> str | None:
         """How a run ended by its own log, where it could not say so to the router any more."""
-        store = self._around.store
-        last = list(store.rows("events", above=max(0, store.greatest("events", run=run) - 1), run=run))
-        event = json.loads(last[-1]["body"]) if last else {}
-        if event.get("event") == "run_interrupted":
-            return "stopped"
-        if event.get("event") != "run_finished":
-            return None
-        return "failed" if event.get("error") is not None else "finished"
+        return self._around.summaries.known(run).ending
 
     async def _over(self, run: str, status: str, why: dict[str, Any] | None = None) -> None:
         """A run is over, also one that the router never heard of."""

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
-from contextlib import suppress
+import json
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
 
 from ..errors import Refused
 from ..files import opened_below
+from ..runs.events import UNREADABLE
 from ..store.records import Row
 from ..wire import messages as m
 from .requests import Body, Offices, OperatorPeer, is_whole, run_of, runs_by_age
 
+_LOG = logging.getLogger("umbel.server")
 REFUSALS = 3
 """So many refusals are told of a run that waits."""
 PULLED = ("events.jsonl", "summary.json", "initial.safetensors", "checkpoints/*.safetensors")
@@ -43,7 +47,7 @@ class RunReports:
         about = {"settings": submission.get("settings", {}), "author": submission.get("author", "")}
         return {**self._described(row), "exit": row["exit"], **about, "members": members}
 
-    async def logs(self, peer: OperatorPeer, body: Body) -> AsyncIterator[str | dict[str, Any]]:
+    async def logs(self, peer: OperatorPeer, body: Body) -> AsyncGenerator[str | dict[str, Any]]:
         """A run's events after the number `from`, those that come too where one is to `follow`; its status at last."""
         run = run_of(body, self._offices.store)["id"]
         after, follow = body.get("from", 0), body.get("follow", False)
@@ -51,10 +55,11 @@ class RunReports:
             text = "from is the number of the last event that is known, follow is true or false"
             raise Refused(text, m.CODE_MALFORMED)
         self._offices.registry.audit.limited(peer.name, "runs.logs", run=run, after=after or None)
-        async for batch in self._offices.feeds.follow(run, after, live=follow):
-            events = ",".join(f"[{number},{event}]" for number, event in batch)
-            yield f'{{"events":[{events}]}}'  # as they came: written anew they might be longer
-            await asyncio.sleep(0)  # a long log must not keep others waiting
+        async with aclosing(self._offices.feeds.follow(run, after, live=follow)) as batches:
+            async for batch in batches:
+                events = ",".join(f"[{number},{_sound(run, number, event)}]" for number, event in batch)
+                yield f'{{"events":[{events}]}}'  # as they came: written anew they might be longer
+                await asyncio.sleep(0)  # a long log must not keep others waiting
         yield {"run": run, "status": self._offices.store.rows("runs", id=run)[0]["status"]}
 
     async def pull(self, peer: OperatorPeer, body: Body) -> dict[str, Any]:
@@ -105,6 +110,18 @@ class RunReports:
 def _hash(files: list[dict[str, Any]]) -> str:
     """What stands for files: the hash of their own, one a line."""
     return hashlib.sha256("\n".join(str(file["sha256"]) for file in files).encode()).hexdigest()
+
+
+def _sound(run: str, number: int, event: str) -> str:
+    """An event as it is stored, or one that says that it makes no sense."""
+    try:
+        found = json.loads(event)
+        if type(found) is dict and type(found.get("event")) is str:
+            return event
+    except (ValueError, RecursionError):
+        pass
+    _LOG.warning("event %d of run %s makes no sense, and is left out", number, run)
+    return json.dumps({"event": UNREADABLE})
 
 
 def _standing(value: Any) -> str:

@@ -15,15 +15,18 @@ from ..store.records import Store
 from ..wire import messages as m
 from ..wire import roles
 from ..wire.blobs import Fetched, NotFetched
+from ..wire.limits import LOG_BYTES
 from . import fields
 from .answers import NodeAnswers
 from .asks import RoutedAsks
 from .claims import Claims
 from .fields import MOST
 from .ledger import ENDED, Ledger, NodeEntry, RunEntry
+from .logs import Logs
 from .nodes import Nodes
-from .signals import Bounded, Connected, Drop, Effect, Event, Lost, Outbox, Received, Release, Released, Tell
+from .signals import Bounded, Connected, Drop, Effect, Event, Lost, Outbox, Received, Release, Released
 from .standings import Standings
+from .summaries import Summaries
 
 MAILBOX = 10_000
 """How many tasks may wait for one node."""
@@ -34,7 +37,8 @@ class Router:
 
     `nodes` are its nodes, `ledger` its runs, `answers` what nodes answer to these. `store` keeps what must not be lost,
     `has(sha, giver)` tells whether a blob is complete on this side, and this giver has brought it, `mailbox` bounds the
-    tasks that wait for one node, `largest` a blob of a node or of a run, and `claims` says whose clients are.
+    tasks that wait for one node, `largest` a blob of a node or of a run, and `log_bytes` the log of a run; `claims` say
+    whose clients are, `summaries` how far runs are.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class Router:
         mailbox: int = MAILBOX,
         largest: Callable[[str], int] = lambda role: MOST,
         claims: Claims | None = None,
+        log_bytes: int = LOG_BYTES,
     ) -> None:
         self._store = store
         self._out = out = Outbox()
@@ -53,6 +58,8 @@ class Router:
         self.ledger = Ledger(store, out)
         self.answers = NodeAnswers(store, nodes, out, has, largest)
         self._standings = Standings(nodes, out)
+        self.summaries = Summaries(store)
+        self._logs = Logs(store, out, self.summaries, self.ledger.goes_on, log_bytes)
         self._asks = asks = RoutedAsks(store, nodes, self.answers, out, has, largest, mailbox, self.ledger.goes_on)
         self._from_runs: dict[str, Callable[[RunEntry, Any, float], None]] = {
             "run_spec": lambda run, body, now: self._run_spec(run, body),
@@ -62,7 +69,7 @@ class Router:
             "close_ask": lambda run, body, now: asks.close(run, body.ask),
             "close_run": lambda run, body, now: self._end(run, body.status if body.status in ENDED else "stopped", now),
             "refold": lambda run, body, now: self.answers.refold(run, body),
-            "log_event": self._log_event,
+            "log_event": self._logs.take,
         }
         self._from_nodes: dict[str, Callable[[NodeEntry, RunEntry, Any], None]] = {
             "run_answer": self._run_answer,
@@ -261,17 +268,6 @@ class Router:
             for node in self.nodes.by_id.values():
                 self._standings.invite(run, node)
         self._standings.tell(run, [client for client in clients if client in run.standings])
-
-    def _log_event(self, run: RunEntry, body: m.LogEvent, now: float) -> None:
-        if body.number == 0:
-            self._out.effects.append(Tell(run.id, 0, body.event))
-            return
-        if body.number == run.log + 1:
-            self.ledger.goes_on(run)
-            run.log = body.number
-            self._store.put("events", {"run": run.id, "number": body.number, "at": now, "body": body.event})
-            self._out.effects.append(Tell(run.id, body.number, body.event))
-        self._out.say(run.peer, durable=True, log_ack=m.LogAck(run=run.id, number=run.log))
 
     # The end of runs
 

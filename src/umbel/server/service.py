@@ -50,7 +50,6 @@ from .router import Router
 from .settings import ServerOpened, ServerSettings
 from .signals import Bounded, Event, Released, Revoked, Say
 from .storage import Storage
-from .summaries import Summaries
 
 _LOG = logging.getLogger("umbel.server")
 EPOCH_SECONDS = 600.0
@@ -82,13 +81,18 @@ class Service:
             largest=settings.largest_answer,
             nodes=lambda: self.registry.approved,
         )
-        self.router = self._router()
+        self.router = Router(
+            self.store,
+            lambda sha, giver: self.blobs.path(sha, giver) is not None,
+            largest=lambda role: self.storage.largest if role == "node" else self.storage.quota,
+            claims=self.registry.claims,
+            log_bytes=settings.log_quota,
+        )
         self._tasks = Tasks()
         self.feeds = Feeds(self._events, lambda run: self.programs.is_over(run))
         self.commit_seconds = Histogram()
         self.commits = self._group_commit()
-        self.commit = self.commits.done
-        self.summaries = Summaries(self.store)
+        self.commit, self.summaries = self.commits.done, self.router.summaries
         around = Surroundings(
             root=self.root,
             server=self.authority.public.hex()[:16],
@@ -121,14 +125,6 @@ class Service:
         self.address = ""
         self.started_at = time.time()
         self._listener: Listener | None = None
-
-    def _router(self) -> Router:
-        return Router(
-            self.store,
-            lambda sha, giver: self.blobs.path(sha, giver) is not None,
-            largest=lambda role: self.storage.largest if role == "node" else self.storage.quota,
-            claims=self.registry.claims,
-        )
 
     def _group_commit(self) -> GroupCommit[Any, Say]:
         return GroupCommit(
@@ -252,8 +248,9 @@ class Service:
         self.connections.put_out(lambda who: who.role == m.ROLE_RUN and who.id == run)
         return self.line(token)
 
-    def _events(self, run: str, after: int) -> list[tuple[int, str]]:
-        return [(row["number"], row["body"]) for row in self.store.rows("events", above=after, run=run)]
+    def _events(self, run: str, after: int, most: int) -> list[tuple[int, str]]:
+        rows = self.store.rows("events", above=after, limit=most, run=run)
+        return [(row["number"], row["body"] or "") for row in rows]
 
     # What the desk needs beside
 

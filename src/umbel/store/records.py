@@ -47,7 +47,7 @@ TABLES = (
     _table(
         "runs",
         "id:text status:text owner:text name:text created_at:real ended_at:real spec:bytes submission:json exit:json"
-        " members:json closed:int",
+        " members:json closed:int summary:json logged:int log:int",
     ),
     _table("asks", "run:text ask:int spec:bytes", 2),
     _table(
@@ -57,11 +57,11 @@ TABLES = (
         ("run", "ask"),
     ),
     _table("answers", "run:text id:text ask:int message:bytes", 2, ("run", "ask")),
-    _table("events", "run:text number:int at:real body:text", 2),
+    _table("events", "run:text number:int at:real body:text round:int", 2, ("run", "round")),
     _table("audit", "number:int at:real who:text did:text what:json peer:text before:bytes seal:bytes"),
 )
 """The tables of a server."""
-VERSION = 4
+VERSION = 5
 """Their version; it is written into the file."""
 MIGRATIONS: Mapping[int, tuple[str, ...]] = {
     1: ("ALTER TABLE nodes ADD COLUMN relay INTEGER",),
@@ -78,6 +78,13 @@ MIGRATIONS: Mapping[int, tuple[str, ...]] = {
         "ALTER TABLE audit ADD COLUMN seal BLOB",
     ),
     3: ("ALTER TABLE nodes ADD COLUMN epoch INTEGER", "ALTER TABLE nodes ADD COLUMN boot TEXT"),
+    4: (
+        "ALTER TABLE runs ADD COLUMN summary TEXT",
+        "ALTER TABLE runs ADD COLUMN logged INTEGER",
+        "ALTER TABLE runs ADD COLUMN log INTEGER",
+        "ALTER TABLE events ADD COLUMN round INTEGER",
+        "CREATE INDEX events_by_run_round ON events (run, round)",
+    ),
 }
 """What makes tables of the next version out of those of each version before."""
 

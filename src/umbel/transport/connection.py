@@ -79,6 +79,7 @@ class Connection:
         self._bulk: deque[Sequence[bytes]] = deque()
         self._room = asyncio.Semaphore(BULK)
         self._wake = asyncio.Event()
+        self._flows = asyncio.Event()
         self._pong: int | None = None
         self._pinged = False
         self._ending: asyncio.Task[None] | None = None
@@ -125,6 +126,12 @@ class Connection:
         """Let what is posted from now on go into another frame than what was posted before."""
         if self._end is None:
             self._small.append(_PAGE)
+
+    async def taken(self, below: int) -> None:
+        """Wait until less than so many bytes of messages wait to be sent, or the connection is over."""
+        while self.queued >= below and self._end is None:
+            self._flows.clear()
+            await self._flows.wait()
 
     async def send(self, pieces: Sequence[bytes]) -> None:
         """Have a bulk message sent after all small ones, waiting until its turn is near. Raises `ConnectionLost`.
@@ -268,6 +275,7 @@ class Connection:
                 batch.append((data,))
                 size += len(data)
         self.queued -= size
+        self._flows.set()
         if not batch and self._bulk:
             batch.append(self._bulk.popleft())
             self._room.release()
@@ -295,6 +303,7 @@ class Connection:
             if timer is not None:
                 timer.cancel()
         self._wake.set()
+        self._flows.set()
         for callback in self.on_close:
             callback(end)
         self._ending = asyncio.create_task(self._wind_up(graceful=problem is not None or isinstance(end, _Closed)))

@@ -1589,6 +1589,7 @@ class Response(_message.Message):
     MORE_FIELD_NUMBER: _builtins.int
     CODE_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
+    REST_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     body: _builtins.str
     """JSON"""
@@ -1597,6 +1598,8 @@ class Response(_message.Message):
     code: Global___Code.ValueType
     """unspecified: done as asked"""
     text: _builtins.str
+    rest: _builtins.bool
+    """the body is a piece: it goes on in the next response"""
     def __init__(
         self,
         *,
@@ -1605,10 +1608,11 @@ class Response(_message.Message):
         more: _builtins.bool = ...,
         code: Global___Code.ValueType = ...,
         text: _builtins.str = ...,
+        rest: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "code", b"code", "id", b"id", "more", b"more", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "code", b"code", "id", b"id", "more", b"more", "rest", b"rest", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
