@@ -149,6 +149,7 @@ FAILING = {
     ("audit",): ("audit",),
     ("audit", "verify"): ("audit", "verify"),
     ("pack",): ("pack", "gone.py"),
+    ("chaos",): ("chaos", "gone.py"),
 }
 
 

@@ -14,6 +14,7 @@ from umbel.server.desk import Desk
 from umbel.server.feeds import Feeds
 from umbel.server.fields import event_in
 from umbel.server.registry import Registry
+from umbel.server.signals import Event, Released
 from umbel.server.summaries import Summaries
 from umbel.store.blobs import Blobs
 from umbel.store.records import MemoryStore
@@ -99,17 +100,12 @@ class Office:
     def host(self, client: str) -> str | None:
         return self.registry.claims.owner(client)
 
-    def bounded(self, node: str) -> None:
-        self.done.append(f"bounded {node}")
-
-    def released(self, clients: tuple[str, ...]) -> None:
-        self.done.append(f"released {' '.join(clients)}")
+    def tell(self, event: Event) -> None:
+        about = " ".join(event.clients) if isinstance(event, Released) else event.node  # type: ignore[union-attr]
+        self.done.append(f"{type(event).__name__.lower()} {about}")
 
     def standings(self, run: str) -> dict[str, tuple[int, str]]:
         return {"a": (m.STANDING_READY, ""), "b": (m.STANDING_REFUSED, "no data")}
-
-    def revoked(self, node: str) -> None:
-        self.done.append(f"revoked {node}")
 
     def dismissed(self, token: str) -> None:
         self.done.append(f"dismissed {token}")

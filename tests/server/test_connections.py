@@ -251,6 +251,7 @@ def test_the_audit_says_from_where_who_was_refused_and_what_was_read_and_is_whol
         await run.settled()
         await here.service.commit()
         await asked(ann, "runs.logs", run="r")
+        await here.service.commit()
         records = (await asked(ann, "audit.list", id=2, after=0))["records"]
         found = {row["did"]: row for row in records}
         assert {"connections.refused", "refused", "runs.logs"} <= set(found)

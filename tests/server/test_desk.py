@@ -16,9 +16,9 @@ from umbel.server.requests import Body, OperatorPeer
 from umbel.wire import messages as m
 
 METHODS = (
-    "server.status", "nodes.list", "nodes.invite", "nodes.approve", "nodes.revoke", "operators.list", "operators.add",
-    "operators.remove", "audit.list", "runs.list", "runs.show", "runs.logs", "runs.pull", "runs.submit", "runs.stop",
-    "runs.resume",
+    "server.status", "nodes.list", "nodes.invite", "nodes.approve", "nodes.release", "nodes.revoke", "operators.list",
+    "operators.add", "operators.remove", "audit.list", "runs.list", "runs.show", "runs.logs", "runs.pull",
+    "runs.submit", "runs.stop", "runs.resume",
 )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from ..errors import Refused
 from ..wire import messages as m
 from .claims import Bounds
 from .requests import Body, Offices, OperatorPeer, count_of, flag_of, is_whole, list_of, text_of
+from .signals import Bounded, Released, Revoked
 
 MOST_HOURS = 100_000
 """So long an invitation is good at most: about eleven years."""
@@ -60,7 +61,7 @@ class Access:
         bounds = _bounds_of(body)
         node = self._offices.registry.approve(peer.name, text_of(body, "node"), bounds=bounds, **said)
         if bounds:
-            self._offices.bounded(node.id)
+            self._offices.tell(Bounded(node.id))
         return {"node": node.id, "name": node.name}
 
     async def release(self, peer: OperatorPeer, body: Body) -> dict[str, Any]:
@@ -75,14 +76,14 @@ class Access:
                 text = f"client {client!r:.80} is hosted by {owner[:8]}, which is connected: revoke that node first"
                 raise Refused(text, m.CODE_OUT_OF_ORDER)
         registry.release(peer.name, names)
-        self._offices.released(tuple(names))
+        self._offices.tell(Released(tuple(names)))
         homes = {client: self._offices.host(client) for client in names[:MOST_NAMED]}
         return {"count": len(names), "hosts": {client: home for client, home in homes.items() if home}}
 
     async def revoke(self, peer: OperatorPeer, body: Body) -> dict[str, Any]:
         """Let a node take part no more, and end its connections."""
         node = self._offices.registry.revoke(peer.name, text_of(body, "node"))
-        self._offices.revoked(node.id)
+        self._offices.tell(Revoked(node.id))
         return {"node": node.id, "name": node.name}
 
     async def operators(self, peer: OperatorPeer, body: Body) -> dict[str, Any]:

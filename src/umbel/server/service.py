@@ -48,7 +48,7 @@ from .programs import Programs, Surroundings
 from .registry import NodeRecord, Registry
 from .router import Router
 from .settings import ServerOpened, ServerSettings
-from .signals import Bounded, Event, Released, Revoked, Say
+from .signals import Event, Say
 from .storage import Storage
 
 _LOG = logging.getLogger("umbel.server")
@@ -69,7 +69,7 @@ class Service:
         self.settings = settings
         self.root = folder.absolute()
         self.authority = Authority(folder / "authority")
-        self.epoch, self.boot = Epoch(folder / "epoch"), secrets.token_hex(8)
+        self.epoch, self.boot, self._tasks = Epoch(folder / "epoch"), secrets.token_hex(8), Tasks()
         self.store = SqlStore(folder / "server.db", after_commit=after_commit)
         self.blobs = Blobs(folder / "blobs")
         self.depot = Depot(self.blobs)
@@ -88,7 +88,6 @@ class Service:
             claims=self.registry.claims,
             log_bytes=settings.log_quota,
         )
-        self._tasks = Tasks()
         self.feeds = Feeds(self._events, lambda run: self.programs.is_over(run))
         self.commit_seconds = Histogram()
         self.commits = self._group_commit()
@@ -253,18 +252,6 @@ class Service:
         return [(row["number"], row["body"] or "") for row in rows]
 
     # What the desk needs beside
-
-    def revoked(self, node: str) -> None:
-        """End a node's part in everything."""
-        self.tell(Revoked(node))
-
-    def bounded(self, node: str) -> None:
-        """What a node may call its clients is something else now."""
-        self.tell(Bounded(node))
-
-    def released(self, clients: tuple[str, ...]) -> None:
-        """Client names are nobody's any more."""
-        self.tell(Released(clients))
 
     def dismissed(self, token: str) -> None:
         """End the connections of an operator, and of runs that it drives."""

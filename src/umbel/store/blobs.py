@@ -186,12 +186,21 @@ class Blobs:
 
     def place(self, blob: m.Blob, folder: Path | None = None) -> Path:
         """A path at which another process on this machine may link its file of a blob, for `linked`; in a `folder` of
-        that process's own, for `copied`.
+        that process's own, where it is handed over.
         """
         return (folder or self.given or self._partial) / f"{blob.sha256.hex()}{_LINK}{next(self._numbers)}"
 
-    def linked(self, place: str | os.PathLike[str], blob: m.Blob, giver: str = "") -> Path:
-        """Take in what another process has linked at a `place`; errors as those of `adopt`."""
+    def linked(self, place: str | os.PathLike[str], blob: m.Blob, giver: str = "", handed: bool = False) -> Path:
+        """Take in what another process has linked at a `place`; a copy of what it has `handed` over in a folder of its
+        own, since it may still write to that. Errors as those of `adopt`.
+        """
+        if handed:
+            with _reaching(Path(place)):
+                with opened_below(Path(place).parent, Path(place).name) as file:
+                    self.put_opened(file, blob=blob)
+                os.unlink(place)
+            self.gave(blob.sha256, giver)
+            return self._place(blob.sha256)
         if self.given is None:
             path = self.adopt(place, blob)
             self.gave(blob.sha256, giver)
@@ -210,17 +219,6 @@ class Blobs:
                         (self._partial / blob.sha256.hex()).unlink(missing_ok=True)
         if found != blob:
             raise _wrong(blob, f"{place} of {found.size} bytes")
-        return self._place(blob.sha256)
-
-    def copied(self, place: Path, blob: m.Blob, giver: str = "") -> Path:
-        """Copy what another process, which may still write to it, has linked at a `place` in its own folder; errors as
-        those of `adopt`.
-        """
-        with _reaching(place):
-            with opened_below(place.parent, place.name) as file:
-                self.put_opened(file, blob=blob)
-            place.unlink()
-        self.gave(blob.sha256, giver)
         return self._place(blob.sha256)
 
     def lend(self, sha256: bytes, place: str | os.PathLike[str]) -> bool:
