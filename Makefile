@@ -72,6 +72,26 @@ fuzz: $(VENV)/dev-ready ## change what is read from others for MINUTES minutes; 
 	test -d .venv-fuzz || $(INSTALL) --target .venv-fuzz atheris==3.0.0 || true
 	PYTHONPATH=.venv-fuzz $(BIN)/python -m tests.fuzz.campaign --minutes $(MINUTES) --seed $(or $(SEED),1)
 
+# What users of a server install, by itself, so that nothing of an environment for tests is listed.
+sbom: ## write to dist/ what a server is made of (CycloneDX), and the exact versions
+	test -x .venv-sbom/bin/cyclonedx-py || { python3 -m venv .venv-sbom && .venv-sbom/bin/pip install -q cyclonedx-bom==7.5.0 build==1.3.0; }
+	python3 -m venv --clear --without-pip .venv-sbom/umbel
+	.venv-sbom/bin/pip --python .venv-sbom/umbel/bin/python install -q -c constraints.txt '.[server]'
+	mkdir -p dist
+	.venv-sbom/bin/pip --python .venv-sbom/umbel/bin/python freeze --exclude umbel > dist/pinned.txt
+	.venv-sbom/bin/cyclonedx-py environment --of JSON --output-reproducible --pyproject pyproject.toml \
+	  -o dist/umbel.cdx.json .venv-sbom/umbel/bin/python
+	grep -c '"purl"' dist/umbel.cdx.json | sed 's|$$| packages in dist/umbel.cdx.json, their versions in dist/pinned.txt|'
+
+# Signed by a key of OpenSSH, which is on every system; CONTRIBUTING.md says how to check that.
+release: sbom ## build the archives, and sign them and the bill of materials with the key KEY=FILE
+	test -n "$(KEY)" || { echo "Name the key that signs: make release KEY=~/.ssh/id_ed25519" >&2; exit 1; }
+	rm -f dist/*.whl dist/*.tar.gz dist/SHA256SUMS*
+	.venv-sbom/bin/python -m build --outdir dist . > /dev/null
+	cd dist && sha256sum *.whl *.tar.gz umbel.cdx.json pinned.txt > SHA256SUMS
+	ssh-keygen -q -Y sign -n umbel-release -f $(KEY) dist/SHA256SUMS
+	cat dist/SHA256SUMS
+
 bench: $(VENV)/dev-ready ## measure, and print what was measured beside what was aimed at
 	$(BIN)/python -m benchmarks
 

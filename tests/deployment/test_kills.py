@@ -116,9 +116,9 @@ def test_twenty_stops(tmp_path_factory):
 NODES = ("0", "1", "2", "3")
 
 
-def undisturbed(name: str, seed: int, rounds: int | None = None) -> str:
+def undisturbed(name: str, seed: int, rounds: int | None = None, clients: int = 4) -> str:
     app = app_of(name)
-    return umbel.run(app, on=umbel.Simulation(clients=4), seed=seed, folder=None, rounds=rounds).model_sha256
+    return umbel.run(app, on=umbel.Simulation(clients), seed=seed, folder=None, rounds=rounds).model_sha256
 
 
 @pytest.fixture(scope="module")

@@ -54,6 +54,20 @@ def test_only_the_pinned_authority_is_trusted(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+def test_proxies_of_the_environment_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        own = Authority(tmp_path / "own")
+        serving = own.serving()
+        listener = await grpc.serve("127.0.0.1:0", serving.certificate, serving.key, echo)
+        for name in ("grpc_proxy", "https_proxy", "http_proxy"):
+            monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
+        monkeypatch.delenv("no_proxy", raising=False)
+        assert await said(await grpc.connect(listener.address, own.root()), b"x") == b"x"
+        await listener.close()
+
+    asyncio.run(main())
+
+
 def test_plaintext_where_there_is_no_certificate() -> None:
     async def main() -> None:
         listener = await grpc.serve("127.0.0.1:0", None, None, echo)

@@ -86,7 +86,7 @@ class Order:
 
     def length(self, number: int, app: App) -> int:
         """How many rounds this run has."""
-        least = 2 * sum(self.wanted(number, drill) for drill in self.drills) + 4
+        least = 4 * sum(self.wanted(number, drill) for drill in self.drills) + 4
         return self.rounds or max(app.rounds or 0, least)
 
 
@@ -148,6 +148,7 @@ def drill(
             shutil.rmtree(place)
         else:
             verdict.folder = place
+            place.mkdir(parents=True, exist_ok=True)
             (place / "report.txt").write_text(f"{verdict.error}\n{verdict.report}\n")
         told(verdict)
         verdicts.append(verdict)
@@ -173,7 +174,7 @@ def _live(verdict: Verdict, order: Order, number: int, place: Path) -> None:
                 verdict.same = True
             except Exception as error:
                 kind = "" if isinstance(error, Differs) else f"{type(error).__name__}: "
-                verdict.error = f"{kind}{error}".splitlines()[0]
+                verdict.error = f"{kind}{error}".splitlines()[0][:200]
             finally:
                 if life is not None:
                     life.close()
