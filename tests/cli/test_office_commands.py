@@ -115,7 +115,11 @@ def office(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Office:
         ("nodes ls", ("nodes.list", {}), "a, b, c, d and 2 others"),
         ("nodes approve ward", ("nodes.approve", {"node": "ward"}), "node ward (ab12cd34) is approved"),
         ("nodes revoke ab12", ("nodes.revoke", {"node": "ab12"}), "is revoked: its key is not good any more"),
-        ("operators add bob", ("operators.add", {"name": "bob", "role": "run"}), f"  umbel login localhost:1 {LINE}\n"),
+        (
+            "operators add bob",
+            ("operators.add", {"name": "bob", "role": "run"}),
+            f"  {LINE}\nThey type `umbel login localhost:1`",
+        ),
         ("operators ls", ("operators.list", {}), "never"),
         ("operators remove bob", ("operators.remove", {"name": "bob"}), "bob is let in no more"),
         ("audit -n 3", ("audit.list", {"count": 3}), "node ab"),

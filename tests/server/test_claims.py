@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from umbel.errors import SettingError
+from umbel.server import claims as module
 from umbel.server.audit import Audit
 from umbel.server.claims import ANOTHERS, Bounds, Claims
 from umbel.store.records import MemoryStore
@@ -55,6 +56,16 @@ def test_a_node_stays_within_its_bounds(store):
     assert claims.take("a", ["ward-2", "icu-7"])[0] == ("icu-7",), "names that it had count on"
     claims.release("ward-1")
     assert claims.take("a", ["ward-2", "icu-7"])[0] == ("ward-2", "icu-7")
+
+
+def test_a_node_that_nobody_bounded_does_not_bind_names_without_end(store, monkeypatch):
+    monkeypatch.setattr(module, "MOST", 3)
+    claims = claims_of(store)
+    for number in range(5):
+        claims.take("a", [f"{number}-{index}" for index in range(2)])
+    assert len(claims.names("a")) == 3
+    claims.bound("b", Bounds((), 4))
+    assert len(claims.take("b", map(str, range(9)))[0]) == 4, "an admin may let one have more"
 
 
 def test_names_in_bounds_are_a_nodes_own_before_it_comes(store):

@@ -20,6 +20,7 @@ from umbel.node.gate import Verdict
 from umbel.node.run_host import holder
 from umbel.node.service import NodeSettings, run_node
 from umbel.node.signals import HostReady, TaskDone
+from umbel.server.claims import Bounds
 from umbel.server.relay import RelaySettings, run_relay
 from umbel.server.service import running
 from umbel.server.settings import ServerSettings
@@ -29,7 +30,7 @@ from umbel.transport.connection import Connection
 from umbel.transport.exchange import Exchange
 from umbel.transport.handshake import introduce
 from umbel.trust.authority import Authority, JoinText
-from umbel.trust.identity import SigningKey
+from umbel.trust.identity import SigningKey, node_id
 from umbel.trust.proofs import TokenProof
 from umbel.trust.servers import KnownServer
 from umbel.wire import messages as m
@@ -329,3 +330,26 @@ def test_it_waits_for_approval_and_says_so_once(tmp_path, caplog):
     said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(said) == 1
     assert "waits for approval" in said[0]
+
+
+def test_what_a_relay_may_call_its_clients_bounds_the_nodes_below_it(tmp_path):
+    async def main():
+        async with asyncio.timeout(SECONDS), running(serving(tmp_path / "server")) as server:
+            bounds = Bounds(("1*", "7"), 2)
+            token = server.registry.invite("test", relay=True, bounds=bounds)
+            await server.commit()
+            more = {"token": token}
+            async with (
+                relay(tmp_path, server, **more) as opened,
+                node(tmp_path, opened.line.split()[-1], opened.address, "below", 1, 2, 7, 10),
+            ):
+                east = node_id(SigningKey.kept(tmp_path / "east.key").public)
+                while len(server.denied(east)) < 2:
+                    await asyncio.sleep(0)
+                assert server.denied(east)["2"] == "this node was let in for clients 1*, 7"
+                assert len(server.router.nodes.clients()) == 2
+                assert server.router.nodes.clients() < {"1", "7", "10"}
+                await server.commit()
+                assert "clients.refused" in {row["did"] for row in server.registry.audit.last()}
+
+    asyncio.run(main())

@@ -91,7 +91,14 @@ def node(
     server: Annotated[
         str, typer.Argument(metavar="SERVER", help="HOST:PORT of the server, or the text of an invitation.")
     ],
-    join: Annotated[str | None, typer.Option("--join", metavar="TEXT", help="The text of an invitation.")] = None,
+    join: Annotated[
+        str | None,
+        typer.Option(
+            "--join",
+            metavar="TEXT",
+            help="The text of an invitation; @FILE, - for standard input, or $UMBEL_JOIN, which no others can read.",
+        ),
+    ] = None,
     source: Source = None,
     name: Annotated[
         str | None, typer.Option("--name", metavar="NAME", help="What the node, and its client, is called.")
@@ -295,7 +302,11 @@ def remove_operator(name: Name, on: At = None, token: Token = None, dir: Home = 
 def login(
     server: Annotated[str, typer.Argument(metavar="HOST:PORT", help="The server.")],
     token: Annotated[
-        str | None, typer.Argument(metavar="TOKEN", help="An operator's token; asked for where it is left out.")
+        str | None,
+        typer.Argument(
+            metavar="TOKEN",
+            help="An operator's token, @FILE or - for standard input; asked for where it is left out.",
+        ),
     ] = None,
     debug: Debug = False,
 ) -> None:

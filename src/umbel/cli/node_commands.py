@@ -119,7 +119,7 @@ def _relay(order: NodeOrder) -> None:
     from .server_commands import announce
 
     async def until_stopped() -> None:
-        await run_relay(settings, _stopping(), announce)
+        await run_relay(settings, _stopping(), announce, invites=sys.stdout.isatty())
 
     settings = relay_settings(order)
     log_to_stderr(order.debug)
@@ -191,8 +191,8 @@ def server_line(order: NodeOrder) -> JoinText:
         kept = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
         kept = {}
-    if order.join is not None:
-        join = JoinText.parse(order.join)
+    if (told := order.join or os.environ.get(credentials.JOIN)) is not None:
+        join = JoinText.parse(credentials.given(told))
     elif order.insecure:
         join = JoinText(b"")
     elif isinstance(kept, dict) and address in kept:
@@ -219,7 +219,7 @@ def _own_invitation(address: str, relay: bool) -> JoinText:
     except SettingError:
         raise SettingError(
             f"nothing says by what {address} is to be known",
-            hint="Add --join with the text that the server, or `umbel nodes invite`, printed.",
+            hint="Add --join with the text that `umbel nodes invite` printed, or @FILE for a file that has it.",
         ) from None
     with Operator.connect(found) as server:
         invited = server.call("nodes.invite", **({"relay": True} if relay else {}))

@@ -127,7 +127,8 @@ def add_operator(on: str | None, token: str | None, folder: Path, *, name: str, 
         return
     console = stdout()
     console.print(Text(f"{name} may {role}; give them this, by a way that nobody else reads. It is not shown again."))
-    console.print(Text(f"  umbel login {server.address} {found['line']}", style="cyan"), soft_wrap=True)
+    console.print(Text(f"  {found['line']}", style="cyan"), soft_wrap=True)
+    console.print(Text(f"They type `umbel login {server.address}`, which asks for it."))
 
 
 def list_operators(on: str | None, token: str | None, folder: Path, *, json: bool) -> None:

@@ -76,7 +76,8 @@ Token = Annotated[
     typer.Option(
         "--token",
         metavar="TEXT",
-        help="An operator's token, or a file with one; by default $UMBEL_TOKEN, or what `umbel login` has kept.",
+        help="An operator's token, a file with one, or - for standard input; by default $UMBEL_TOKEN, or what"
+        " `umbel login` has kept.",
     ),
 ]
 Home = Annotated[Path, typer.Option("--dir", metavar="DIR", help="The server's folder, on this machine.")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def serve(settings: ServerSettings) -> None:
 
     log_to_stderr()
     with alone(settings.folder, "a server", "Give this one a folder of its own: --dir DIR."):
-        run_server(settings, announce)
+        run_server(settings, announce, invites=sys.stdout.isatty())
 
 
 def announce(opened: ServerOpened) -> None:
@@ -66,6 +67,11 @@ def announce(opened: ServerOpened) -> None:
     facts.add_row("folder", Text(str(opened.folder)))
     console = stdout()
     console.print(Padding(facts, (1, 1, 0, 1), expand=False))
-    console.print(Text("\n a node joins by:"))
-    console.print(Text(f"   {opened.line}\n", style="cyan"), soft_wrap=True)
+    if opened.line is not None:
+        told, line = "a node joins by:", opened.line
+    else:  # nobody need see it, and what is printed may be kept
+        told = f"a node joins by the line that `umbel nodes invite --dir {opened.folder}` prints:"
+        line = f"umbel node {opened.address} --join @FILE"
+    console.print(Text(f"\n {told}"), soft_wrap=True)
+    console.print(Text(f"   {line}\n", style="cyan"), soft_wrap=True)
     console.file.flush()

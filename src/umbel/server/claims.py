@@ -13,6 +13,8 @@ from ..errors import SettingError
 from ..store.records import Store
 from .audit import Audit
 
+MOST = 300_000
+"""So many names a node may have where nobody says otherwise, used or not: about what a message can name."""
 LISTED = 5
 """So many refused names are noted of each claim."""
 ANOTHERS = "the name is another node's"
@@ -91,14 +93,14 @@ class Claims:
         mine: list[str] = []
         refused: dict[str, str] = {}
         bounds = self._bounds.get(node, ANY)
-        fits, most = bounds.fits, bounds.most
+        fits, most = bounds.fits, bounds.most or MOST
         for client in dict.fromkeys(clients):
             owner = self._owners.get(client)
             if owner not in (None, node):
                 refused[client] = ANOTHERS
             elif not fits(client):
                 refused[client] = f"this node was let in for clients {', '.join(bounds.names)}"
-            elif owner is None and most is not None and self._counts[node] >= most:
+            elif owner is None and self._counts[node] >= most:
                 refused[client] = f"this node may have {most} client names, and has them"
             else:
                 self._bind(client, node)

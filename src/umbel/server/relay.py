@@ -62,17 +62,23 @@ class RelaySettings:
     longest_wait: float = 30.0
 
 
-async def run_relay(settings: RelaySettings, stopping: asyncio.Event, announce: Callable[[ServerOpened], None]) -> None:
-    """Be a relay until `stopping` is set; `announce` is told where nodes connect, and by which line one joins.
+async def run_relay(
+    settings: RelaySettings,
+    stopping: asyncio.Event,
+    announce: Callable[[ServerOpened], None],
+    *,
+    invites: bool = False,
+) -> None:
+    """Be a relay until `stopping` is set; `announce` is told where nodes connect, and by which line one joins, as a
+    server does that `invites`.
 
     Raises `StorageError` or `CorruptFile` where its folder cannot be used.
     """
     relay = Relay(settings)
     try:
         await relay.below.open()
-        token = relay.below.registry.invite("relay", None)
-        await relay.below.commit()
-        announce(ServerOpened(relay.below.address, None, settings.below.folder, relay.below.invitation(token)))
+        line = await relay.below.first_line(invites)
+        announce(ServerOpened(relay.below.address, None, settings.below.folder, line))
         await relay.below.begin()
         await relay.serve(stopping)
     finally:

@@ -68,6 +68,7 @@ class Service:
         folder = _made(settings.folder)
         self.settings = settings
         self.root = folder.absolute()
+        self.fresh = not (folder / "server.db").exists()
         self.authority = Authority(folder / "authority")
         self.epoch, self.boot, self._tasks = Epoch(folder / "epoch"), secrets.token_hex(8), Tasks()
         self.store = SqlStore(folder / "server.db", after_commit=after_commit)
@@ -264,6 +265,14 @@ class Service:
             host = self.settings.names[0] if self.settings.names else socket.gethostname()
         return f"umbel node {f'[{host}]' if ':' in host else host}:{port} --join {self.line(token)}"
 
+    async def first_line(self, always: bool) -> str | None:
+        """The line by which a first node joins: what a server says at its start may stay in a journal for long."""
+        if not (self.fresh or always):
+            return None
+        token = self.registry.invite("server", None)
+        await self.commit()
+        return self.invitation(token)
+
     def line(self, token: Token) -> str:
         """What somebody is given for a token."""
         return JoinText(b"" if self.settings.insecure else self.authority.public, token).text
@@ -348,9 +357,15 @@ async def running(settings: ServerSettings, **more: Any) -> AsyncIterator[Servic
 
 
 async def serve_until(
-    settings: ServerSettings, stopping: asyncio.Event, announce: Callable[[ServerOpened], None]
+    settings: ServerSettings,
+    stopping: asyncio.Event,
+    announce: Callable[[ServerOpened], None],
+    *,
+    invites: bool = False,
 ) -> None:
-    """Be a server until `stopping` is set; `announce` is told where it is to be found before it lets anybody in."""
+    """Be a server until `stopping` is set; `announce` is told where it is to be found before it lets anybody in, with
+    an invitation where the folder is new or the server `invites` at each start.
+    """
     service = Service(settings)
     try:
         await service.open()
@@ -364,10 +379,9 @@ async def serve_until(
             if showing.done():
                 showing.result()
             url = f"http://{host}:{place.result()}"
-        token = service.registry.invite("server", None)
-        await service.commit()
+        line = await service.first_line(invites)
         gc.freeze()  # what imports have made stays: the collector need not go through it again and again
-        announce(ServerOpened(service.address, url, settings.folder, service.invitation(token)))
+        announce(ServerOpened(service.address, url, settings.folder, line))
         await service.begin()
         await stopping.wait()
         if showing is not None:
@@ -377,15 +391,15 @@ async def serve_until(
         await service.close()
 
 
-def serve(settings: ServerSettings, announce: Callable[[ServerOpened], None]) -> None:
-    """Be a server until SIGINT or SIGTERM."""
+def serve(settings: ServerSettings, announce: Callable[[ServerOpened], None], *, invites: bool = False) -> None:
+    """Be a server until SIGINT or SIGTERM; see `serve_until`."""
 
     async def main() -> None:
         stopping = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stopping.set)
-        await serve_until(settings, stopping, announce)
+        await serve_until(settings, stopping, announce, invites=invites)
 
     os.umask(0o077)
     _allow_many_files()

@@ -58,12 +58,14 @@ class ServerSettings:
 
 @dataclass(frozen=True)
 class ServerOpened:
-    """A server that is up: its address, where its pages are, its folder, and the line that a node needs."""
+    """A server that is up: its address, where its pages are, its folder, and the line that a node needs, if one was
+    made.
+    """
 
     address: str
     pages: str | None
     folder: Path
-    line: str
+    line: str | None = None
 
 
 def byte_count(text: str) -> int:
