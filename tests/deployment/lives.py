@@ -214,7 +214,7 @@ class Life:
         self.stops: list[Stop] = []
         self.app, self.seed, self.rounds, self.own = app, seed, rounds, own
         self._machines = machines
-        self._gate = machines.folder / f"gate-{app}-{seed}"
+        self._gate = machines.folder / "shared" / f"gate-{app}-{seed}"
         self._hold = rounds if held else 0
         self._draw = random.Random(seed)
         self._deck: list[str] = []

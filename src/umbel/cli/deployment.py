@@ -82,6 +82,23 @@ ClientsFile = Annotated[
     typer.Option("--clients", metavar="FILE", help="Several clients: TOML or JSON, names to sources."),
 ]
 
+Memory = Annotated[
+    str | None, typer.Option("--memory", metavar="SIZE", help="How much memory a task may take, such as 8GB.")
+]
+Processors = Annotated[
+    int | None, typer.Option("--cpus", metavar="N", min=1, help="How many processors a task may use.")
+]
+TaskTime = Annotated[
+    float | None, typer.Option("--task-time", metavar="SECONDS", min=0.1, help="How long a task may take.")
+]
+Reads = Annotated[
+    list[str] | None,
+    typer.Option("--read", metavar="PATH", help="Clients' code may read this, beside sources. Repeatable."),
+]
+Writes = Annotated[
+    list[str] | None, typer.Option("--write", metavar="PATH", help="It may read and write this. Repeatable.")
+]
+
 
 def node(
     server: Annotated[
@@ -106,6 +123,12 @@ def node(
     allow: Allow = None,
     policy: PolicyFile = None,
     ask: Annotated[bool, typer.Option("--ask", help="Ask here before the code of a run is run.")] = False,
+    memory: Memory = None,
+    cpus: Processors = None,
+    task_time: TaskTime = None,
+    no_network: Annotated[bool, typer.Option("--no-network", help="Clients' code reaches no network.")] = False,
+    read: Reads = None,
+    write: Writes = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Without TLS; only on this machine.")] = False,
     debug: Debug = False,
 ) -> None:
@@ -113,7 +136,7 @@ def node(
     with reported(debug):
         if not relay:
             refuse({"--listen": listen}, "goes with --relay")
-        from .node_commands import NodeOrder, run
+        from .node_commands import NodeOrder, limits, run
 
         run(
             NodeOrder(
@@ -131,6 +154,7 @@ def node(
                 ask=ask,
                 insecure=insecure,
                 debug=debug,
+                limits=limits(memory, cpus, task_time, no_network, read or (), write or ()),
             )
         )
 
