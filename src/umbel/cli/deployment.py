@@ -10,13 +10,14 @@ import typer
 from .faults import reported
 from .options import SERVER, At, Debug, Home, TableJson, Token, group, refuse
 
+servers = group("server", "Be a server: nodes and operators connect to it.", alone=True)
 nodes = group("nodes", "Invite, list, approve and revoke a server's nodes.")
 operators = group("operators", "Add, list and remove who may use a server.")
 
 
 def register(program: typer.Typer) -> None:
     """Add these commands to the program."""
-    program.command()(server)
+    program.add_typer(servers)
     program.command()(node)
     program.add_typer(nodes)
     program.add_typer(operators)
@@ -26,7 +27,9 @@ def register(program: typer.Typer) -> None:
     program.command()(diff)
 
 
+@servers.callback()
 def server(
+    context: typer.Context,
     dir: Annotated[Path, typer.Option("--dir", metavar="DIR", help="Where it keeps all that it keeps.")] = SERVER,
     listen: Annotated[
         str | None,
@@ -60,10 +63,23 @@ def server(
     debug: Debug = False,
 ) -> None:
     """Be a server: nodes and operators connect to it."""
+    if context.invoked_subcommand is not None:
+        return
     with reported(debug):
         from .server_commands import serve, settings
 
         serve(settings(dir, listen, http, name or [], insecure, force_insecure, quota, node_quota, largest_answer))
+
+
+@servers.command("doctor")
+def examine(dir: Home = SERVER, json: TableJson = False, debug: Debug = False) -> None:
+    """Say what a run's process can do to the server on this machine; exits with 3 where something critical is open."""
+    with reported(debug, json):
+        from .doctor import doctor
+
+        well = doctor(dir, json=json)
+    if not well:
+        raise typer.Exit(3)
 
 
 Allow = Annotated[

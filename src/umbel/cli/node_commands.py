@@ -34,10 +34,10 @@ from ..trust.policy import Approvals, Policy, archive_sha256
 from ..wire import messages as m
 from ..wire.addresses import canonical, host_and_port, is_loopback
 from ..wire.names import shown
-from ..work.confinement import lacking
 from .faults import warn
 from .lock import alone
 from .options import SERVER as OWN_SERVER
+from .server_commands import warn_of_gaps
 from .terminal import log_to_stderr, plural, stderr
 
 if TYPE_CHECKING:
@@ -92,8 +92,7 @@ def run(order: NodeOrder) -> None:
         settings = node_settings(order)
         if not (order.allow or order.policy or _asks(order)):
             warn("nobody's code is allowed here yet: add --allow any, --allow with an author's key, or --ask")
-        for what, _ in lacking():
-            warn(f"not isolated: {what}")
+        warn_of_gaps()
         log_to_stderr(order.debug)
         hosted = f"{plural(len(settings.clients), 'client')}: {', '.join(settings.clients)}"
         stderr().print(Text(f"node {settings.name} for {canonical(order.server)}, {hosted}"))
@@ -133,7 +132,12 @@ def relay_settings(order: NodeOrder) -> RelaySettings:
     from ..server.relay import RelaySettings
     from ..server.settings import ServerSettings
 
-    hosting = {"--source": order.sources, "--clients": order.clients, "--allow": order.allow, "--policy": order.policy}
+    hosting: dict[str, object] = {
+        "--source": order.sources,
+        "--clients": order.clients,
+        "--allow": order.allow,
+        "--policy": order.policy,
+    }
     bounds = order.limits
     hosting |= {"--memory": bounds.memory, "--cpus": bounds.cpus, "--task-time": bounds.task_time}
     hosting |= {"--no-network": not bounds.network, "--read": bounds.read, "--write": bounds.write}
