@@ -147,7 +147,7 @@ class Life(lives.Life):
 
     def let_go(self) -> None:
         """Let a run that is held come to its end."""
-        (self._machines.folder / "meeting" / "go").touch()
+        (self._machines.folder / "shared" / "meeting" / "go").touch()
 
     def ends(self) -> None:
         """See to it that it ends as one that nothing disturbs, and that nobody has printed an error."""

@@ -41,7 +41,7 @@ def two(machines):
 @pytest.fixture(scope="module")
 def run(two):
     """A run of an app that tries everything."""
-    found = two.submit(f"{THIEVES}:app", 5)
+    found = two.submit(f"{THIEVES}:app", 5, "--only=0", "--only=1")
     with two.office() as office:
         return found, two.finished(found, office), [event for _, event in office.logs(found)]
 
@@ -64,3 +64,17 @@ def test_a_link_that_a_run_leaves_is_not_followed_when_its_files_are_fetched(two
     assert "summary.json" in names
     assert "checkpoints/stolen.safetensors" not in names
     assert json.dumps(names).count("safetensors") > 1
+
+
+def test_a_client_comes_by_nothing_but_the_data_that_its_node_gives(two):
+    (two.folder / "data").write_text("the data")
+    given = ("--source", f"path={two.folder / 'data'}", "--no-network", "--memory", "800MB", "--cpus", "1")
+    node = two.start_node("thief", *given, "--task-time", "200", join=two.invitation())
+    node.wait_for("connected to")
+    run = two.submit(f"{THIEVES}:tries", 3, "--only=thief")
+    with two.office() as office:
+        two.finished(run, office)
+    arrays = umbel.Arrays.from_file(next((two.folder / "server" / "runs" / run / "run").glob("checkpoints/*")))
+    found = {name.removeprefix("model."): float(array) for name, array in arrays.items() if array.ndim == 0}
+    assert len(found) >= 25, sorted(found)
+    assert refused(found), found

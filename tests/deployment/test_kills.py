@@ -238,12 +238,19 @@ def test_in_the_middle_of_a_task(four):
     died = {}
     for who, name in (("child", "0"), ("node", "1")):
         four.nodes[name].stop()
-        dies = {"index": name, "flag": str(four.folder / f"died-{who}"), "who": who, "dies_in": 2}
+        dies = {"index": name, "flag": str(four.folder / "shared" / f"died-{who}"), "who": who, "dies_in": 2}
         given = [f"--source={key}={value}" for key, value in dies.items()]
         died[who] = four.start_node(name, *given)
-    again = threading.Thread(target=lambda: died["node"].wait() and four.start_node_again("1"))
+
+    def die() -> None:
+        while not (four.folder / "shared" / "died-node").exists():
+            threading.Event().wait(0.005)
+        died["node"].kill()
+        four.start_node_again("1")
+
+    again = threading.Thread(target=die)
     again.start()
     run = begun(four, "plain", 31)
     finishes_undisturbed(four, run, "plain", 31)
     again.join(SECONDS)
-    assert {path.name for path in four.folder.glob("died-*")} == {"died-child", "died-node"}
+    assert {path.name for path in four.folder.glob("shared/died-*")} == {"died-child", "died-node"}

@@ -1,6 +1,7 @@
 """An app that tries on the server, and a client that tries on a node, what neither may; each says what it came by."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -102,6 +103,65 @@ quiet = umbel.App(client, model={"w": np.zeros(4)}, strategy=umbel.FedAvg(cohort
 @client.data
 def data(source):
     return source
+
+
+def taken():
+    """Take a lot of memory."""
+    try:
+        bytearray(2 << 30)
+    except MemoryError:
+        raise PermissionError from None
+
+
+def on_a_node(data):
+    """Try everything on a node, and read what its owner gives."""
+    assert Path(data["path"]).read_text() == "the data"
+    archive = Path(__file__).parent
+    run, node = archive.parent, archive.parents[2]
+    Path(os.environ["TMPDIR"], "mine").write_text("this it may")
+    kinds = {"inet": socket.AF_INET, "inet6": socket.AF_INET6, "unix": socket.AF_UNIX}
+    sockets = {name: done(lambda kind=kind: socket.socket(kind).close()) for name, kind in kinds.items()}
+    return {
+        **processes(),
+        **sockets,
+        "key": opened(node, "node.key"),
+        "approved": opened(node, "approved", mode="ab"),
+        "approved_made": done(lambda: os.mkdir(node / "approved.new")),
+        "spool": max(opened(node, f"node.db{end}") for end in ("", "-wal", "-shm")),
+        "spool_written": opened(node, "node.db", mode="ab"),
+        "lines": opened(node, "server.json"),
+        "logs": listed(node, "logs"),
+        "blobs": listed(node, "blobs"),
+        "runs": listed(node, "runs"),
+        "archive": opened(archive, "planted", mode="wb"),
+        "key_moved": done(lambda: os.link(node / "node.key", run / "results" / "key")),
+        "server": opened(node.parent, "server", "operator.json"),
+        "own_key": opened(node.parent, "home", "author.key"),
+        "tmp": opened("/tmp", "planted-by-a-client", mode="wb"),
+        "shadow": opened("/etc/shadow"),
+        "memory": done(taken),
+        "processors": float(len(os.sched_getaffinity(0)) > 1),
+    }
+
+
+@client.query("try")
+def try_all(model, data, ctx):
+    found = on_a_node(data)
+    return umbel.Update({name: np.asarray(value) for name, value in found.items()})
+
+
+class Tries(umbel.Strategy):
+    """Has a client try everything, and says in its model what it came by."""
+
+    def start(self, model):
+        return umbel.State(model)
+
+    def round(self, state, r):
+        answer = yield umbel.Ask(kind="query:try", clients="all", expects=umbel.Free(), fold=umbel.total())
+        return umbel.State(umbel.Arrays(dict(answer.value)))
+
+
+tries = umbel.App(client, model={"w": np.zeros(1)}, strategy=Tries(), rounds=1, evaluate_every=0)
 
 
 @client.train

@@ -170,7 +170,7 @@ subprocess.Popen(Confinement().command('confined_by_test'), start_new_session=Tr
 
 @linux
 def test_it_is_asked_to_end_by_way_of_its_guard(tmp_path):
-    code = "import signal\nsignal.signal(15, lambda *_: sys.exit(3))\ntold(ready=1)\nsys.stdin.readline()"
+    code = "import signal\nsignal.pthread_sigmask(0, {15})\ntold(ready=1)\nsignal.sigwait({15})\nsys.exit(3)"
     process = Stage(tmp_path, code).start()
     process.stdout.readline()
     process.terminate()

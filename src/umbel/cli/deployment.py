@@ -10,13 +10,14 @@ import typer
 from .faults import reported
 from .options import SERVER, At, Commands, Debug, Home, On, TableJson, Token, group, refuse
 
+servers = group("server", "Be a server: nodes and operators connect to it.", alone=True)
 nodes = group("nodes", "Invite, list, approve and revoke a server's nodes.")
 operators = group("operators", "Add, list and remove who may use a server.")
 
 
 def register(program: typer.Typer) -> None:
     """Add these commands to the program."""
-    program.command()(server)
+    program.add_typer(servers)
     program.command()(node)
     program.add_typer(nodes)
     program.add_typer(operators)
@@ -26,7 +27,9 @@ def register(program: typer.Typer) -> None:
     program.command()(diff)
 
 
+@servers.callback()
 def server(
+    context: typer.Context,
     dir: Annotated[Path, typer.Option("--dir", metavar="DIR", help="Where it keeps all that it keeps.")] = SERVER,
     listen: Annotated[
         str | None,
@@ -63,11 +66,24 @@ def server(
     debug: Debug = False,
 ) -> None:
     """Be a server: nodes and operators connect to it."""
+    if context.invoked_subcommand is not None:
+        return
     with reported(debug):
         from .server_commands import serve, settings
 
         sizes = (quota, node_quota, largest_answer, log_quota)
         serve(settings(dir, listen, http, name or [], insecure, force_insecure, *sizes))
+
+
+@servers.command("doctor")
+def examine(dir: Home = SERVER, json: TableJson = False, debug: Debug = False) -> None:
+    """Say what a run's process can do to the server on this machine; exits with 3 where something critical is open."""
+    with reported(debug, json):
+        from .doctor import doctor
+
+        well = doctor(dir, json=json)
+    if not well:
+        raise typer.Exit(3)
 
 
 Allow = Annotated[
@@ -84,6 +100,23 @@ Source = Annotated[
 ClientsFile = Annotated[
     Path | None,
     typer.Option("--clients", metavar="FILE", help="Several clients: TOML or JSON, names to sources."),
+]
+
+Memory = Annotated[
+    str | None, typer.Option("--memory", metavar="SIZE", help="How much memory a task may take, such as 8GB.")
+]
+Processors = Annotated[
+    int | None, typer.Option("--cpus", metavar="N", min=1, help="How many processors a task may use.")
+]
+TaskTime = Annotated[
+    float | None, typer.Option("--task-time", metavar="SECONDS", min=0.1, help="How long a task may take.")
+]
+Reads = Annotated[
+    list[str] | None,
+    typer.Option("--read", metavar="PATH", help="Clients' code may read this, beside sources. Repeatable."),
+]
+Writes = Annotated[
+    list[str] | None, typer.Option("--write", metavar="PATH", help="It may read and write this. Repeatable.")
 ]
 
 
@@ -117,6 +150,12 @@ def node(
     allow: Allow = None,
     policy: PolicyFile = None,
     ask: Annotated[bool, typer.Option("--ask", help="Ask here before the code of a run is run.")] = False,
+    memory: Memory = None,
+    cpus: Processors = None,
+    task_time: TaskTime = None,
+    no_network: Annotated[bool, typer.Option("--no-network", help="Clients' code reaches no network.")] = False,
+    read: Reads = None,
+    write: Writes = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Without TLS; only on this machine.")] = False,
     debug: Debug = False,
 ) -> None:
@@ -124,7 +163,7 @@ def node(
     with reported(debug):
         if not relay:
             refuse({"--listen": listen}, "goes with --relay")
-        from .node_commands import NodeOrder, run
+        from .node_commands import NodeOrder, limits, run
 
         run(
             NodeOrder(
@@ -142,6 +181,7 @@ def node(
                 ask=ask,
                 insecure=insecure,
                 debug=debug,
+                limits=limits(memory, cpus, task_time, no_network, read or (), write or ()),
             )
         )
 

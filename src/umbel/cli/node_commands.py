@@ -14,7 +14,7 @@ import threading
 import tomllib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from rich.text import Text
 
 from ..errors import SettingError
 from ..node.gate import PolicyGate
+from ..node.limits import Limits
 from ..node.service import NodeSettings, run_node
 from ..office.operator import Operator
 from ..runs.journal import write_whole
@@ -38,6 +39,7 @@ from ..wire.names import shown
 from .faults import warn
 from .lock import alone
 from .options import SERVER as OWN_SERVER
+from .server_commands import warn_of_gaps
 from .terminal import log_to_stderr, plural, stderr
 
 if TYPE_CHECKING:
@@ -71,6 +73,7 @@ class NodeOrder:
     ask: bool = False
     insecure: bool = False
     debug: bool = False
+    limits: Limits = field(default_factory=Limits)
 
     @property
     def called(self) -> str:
@@ -93,6 +96,7 @@ def run(order: NodeOrder) -> None:
         settings = node_settings(order)
         if not (order.allow or order.policy or _asks(order)):
             warn("nobody's code is allowed here yet: add --allow any, --allow with an author's key, or --ask")
+        warn_of_gaps()
         log_to_stderr(order.debug)
         hosted = f"{plural(len(settings.clients), 'client')}: {', '.join(settings.clients)}"
         stderr().print(Text(f"node {settings.name} for {canonical(order.server)}, {hosted}"))
@@ -132,7 +136,15 @@ def relay_settings(order: NodeOrder) -> RelaySettings:
     from ..server.relay import RelaySettings
     from ..server.settings import ServerSettings
 
-    hosting = {"--source": order.sources, "--clients": order.clients, "--allow": order.allow, "--policy": order.policy}
+    hosting: dict[str, object] = {
+        "--source": order.sources,
+        "--clients": order.clients,
+        "--allow": order.allow,
+        "--policy": order.policy,
+    }
+    bounds = order.limits
+    hosting |= {"--memory": bounds.memory, "--cpus": bounds.cpus, "--task-time": bounds.task_time}
+    hosting |= {"--no-network": not bounds.network, "--read": bounds.read, "--write": bounds.write}
     if given := [name for name, value in hosting.items() if value]:
         raise SettingError(f"{given[0]} is for a node that hosts clients: a relay runs nobody's code")
     address, join = canonical(order.server), server_line(order)
@@ -177,6 +189,7 @@ def node_settings(order: NodeOrder) -> NodeSettings:
         slots=order.slots,
         ask_owner=Owner(approvals).ask if policy.ask else None,
         server=server,
+        limits=order.limits,
     )
 
 
@@ -224,6 +237,30 @@ def _own_invitation(address: str, relay: bool) -> JoinText:
     with Operator.connect(found) as server:
         invited = server.call("nodes.invite", **({"relay": True} if relay else {}))
         return JoinText.parse(str(invited["line"]).split()[-1])
+
+
+def limits(
+    memory: str | None,
+    cpus: int | None,
+    task_time: float | None,
+    no_network: bool,
+    read: Sequence[str],
+    write: Sequence[str],
+) -> Limits:
+    """What the command line says of the bounds of clients' code. Raises `SettingError`."""
+    from ..server.settings import byte_count
+
+    for path in (*read, *write):
+        if not os.path.exists(path):
+            raise SettingError(f"{path}, which clients' code may reach, is not there")
+    return Limits(
+        network=not no_network,
+        memory=None if memory is None else byte_count(memory),
+        cpus=cpus,
+        task_time=task_time,
+        read=[os.path.abspath(path) for path in read],
+        write=[os.path.abspath(path) for path in write],
+    )
 
 
 def clients_of(order: NodeOrder) -> dict[str, Any]:

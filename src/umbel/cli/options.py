@@ -37,13 +37,14 @@ class Commands(TyperGroup):
         super().format_help(ctx, formatter)
 
 
-def group(name: str, help: str) -> typer.Typer:
-    """A command with commands of its own."""
+def group(name: str, help: str, *, alone: bool = False) -> typer.Typer:
+    """A command with commands of its own; one that does something `alone` is that of its callback."""
     return typer.Typer(
         cls=Commands,
         name=name,
         help=help,
-        no_args_is_help=True,
+        no_args_is_help=not alone,
+        invoke_without_command=alone,
         add_completion=False,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},

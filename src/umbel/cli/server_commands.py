@@ -12,6 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ..server.settings import ServerOpened, ServerSettings, byte_count
+from ..work.confinement import lacking
+from .faults import warn
 from .lock import alone
 from .terminal import log_to_stderr, stdout
 
@@ -51,9 +53,16 @@ def serve(settings: ServerSettings) -> None:
     """Be a server until somebody stops it."""
     from ..server.service import serve as run_server
 
+    warn_of_gaps()
     log_to_stderr()
     with alone(settings.folder, "a server", "Give this one a folder of its own: --dir DIR."):
         run_server(settings, announce, invites=sys.stdout.isatty())
+
+
+def warn_of_gaps() -> None:
+    """Say in one line what is not isolated of the processes that run others' code, if anything is not."""
+    if gaps := lacking():
+        warn(f"not isolated: {'; '.join(what for what, _ in gaps)}")
 
 
 def announce(opened: ServerOpened) -> None:

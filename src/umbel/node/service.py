@@ -44,6 +44,7 @@ from ..wire.portions import HELLO_BYTES, text_bytes
 from .audit import OWNER, NodeAudit
 from .children import Children
 from .gate import Gate, Verdict, against_client, against_start
+from .limits import Limits
 from .machine import NodeMachine
 from .run_host import ChildSettings, Program, holder
 from .signals import (
@@ -108,7 +109,7 @@ class NodeSettings:
     - `key`, `token`: by what it is known, and what lets it join.
     - `clients`: what it hosts, each with its source; `slots`: how many tasks it does at once.
     - `gate`: what it lets in; `ask_owner`: answers for the owner where the gate leaves it to them.
-    - `device`, `data_cache`, `grace`, `environment`: see `ChildSettings`.
+    - `device`, `data_cache`, `grace`, `environment`, `limits`: see `ChildSettings`.
     - `quota`: bytes of blobs that it keeps at most, beside those of its own results.
     - `lends_below`: where a server on the same machine may have files linked; None for nowhere.
     - `hosts`: makes what hosts runs, in place of child processes.
@@ -128,6 +129,7 @@ class NodeSettings:
     data_cache: int = 1000
     grace: float = 5.0
     environment: Mapping[str, str] = field(default_factory=dict)
+    limits: Limits = field(default_factory=Limits)
     quota: int | None = None
     lends_below: Path | None = None
     hosts: MakeHosts | None = None
@@ -460,5 +462,6 @@ def _children(settings: NodeSettings) -> MakeHosts:
         data_cache=settings.data_cache,
         grace=settings.grace,
         environment=settings.environment,
+        limits=settings.limits,
     )
     return lambda blobs, tell: Children(started, blobs, unpacked, tell)

@@ -139,7 +139,7 @@ class Blobs:
         if self.path(blob.sha256) is not None:
             return blob
         place = self.place(blob)
-        if link and _linked(path, place):
+        if link and linked(path, place):
             with _reaching(path):
                 self._move(place, blob)
         else:
@@ -228,7 +228,7 @@ class Blobs:
         """
         path, there = self.path(sha256), Path(place)
         fits = there.is_absolute() and there.parent.name in LENDING and there.name.startswith(sha256.hex() + _LINK)
-        return path is not None and fits and _linked(path, there)
+        return path is not None and fits and linked(path, there)
 
     def part(self, blob: m.Blob, *, resume: bool = True, giver: str = "") -> PartialBlob | RepeatedBlob:
         """Begin or resume receiving a blob from a `giver`, if one is named; look at `path` first.
@@ -521,7 +521,7 @@ def _reaching(path: Path) -> Iterator[None]:
         raise _failed(path, error) from error
 
 
-def _linked(path: Path, place: Path) -> bool:
+def linked(path: Path, place: Path) -> bool:
     """Whether a file could be given a second name."""
     try:
         os.link(path, place)

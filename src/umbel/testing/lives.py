@@ -50,14 +50,14 @@ def populate(machines: Machines, layout: Layout, lines: Lines | None = None) -> 
     them share, where those of an app can see how far others are.
     """
     machines.start_server()
-    (machines.folder / "meeting").mkdir()
+    (machines.folder / "shared" / "meeting").mkdir()
 
     def way(name: str, target: str) -> str:
         return target if lines is None else lines.lay(name, target)
 
     below = {name: machines.start_relay(name, way(name, machines.address)) for name in layout.relays}
     for home in layout.homes:
-        shared = {"count": layout.clients, "meeting": str(machines.folder / "meeting")}
+        shared = {"count": layout.clients, "meeting": str(machines.folder / "shared" / "meeting")}
         sources = machines.folder / f"clients-{home.name}.json"
         sources.write_text(json.dumps({str(index): {"index": index, **shared} for index in home.clients}))
         given = ("--clients", str(sources), "--slots", str(home.slots))

@@ -114,7 +114,7 @@ class Process:
 
 
 class Machines:
-    """One server, its nodes and what operators type, in one folder."""
+    """One server, its nodes and what operators type, in one folder; clients may write to `shared` in there."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -124,7 +124,7 @@ class Machines:
         self._server: Process | None = None
         self._started = 0
         self._arguments: dict[str, list[str]] = {}
-        for name in ("home", "tmp", "printed"):
+        for name in ("home", "tmp", "printed", "shared"):
             (folder / name).mkdir(parents=True)
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("UMBEL_", "PYTEST_"))}
         self.environment = {
@@ -175,7 +175,7 @@ class Machines:
         joining = ["--join", join] if join is not None else []
         given = [address or self.address, "--name", name, "--dir", f"node-{name}", *arguments]
         self._arguments[name] = given
-        allowed = [] if "--relay" in arguments else ["--allow", "any"]
+        allowed = [] if "--relay" in arguments else ["--allow", "any", "--write", "shared"]
         self.nodes[name] = self.command("node", *given, *joining, *allowed)
         return self.nodes[name]
 
@@ -198,7 +198,7 @@ class Machines:
     def start_node_again(self, name: str, point: Sequence[str] = ()) -> Process:
         """Start a node that has ended, as it was."""
         given = self._arguments[name]
-        allowed = [] if "--relay" in given else ["--allow", "any"]
+        allowed = [] if "--relay" in given else ["--allow", "any", "--write", "shared"]
         self.nodes[name] = self.command("node", *given, *allowed, point=point)
         return self.nodes[name]
 
@@ -257,13 +257,15 @@ class Machines:
 
     def run_process(self, run: str) -> int | None:
         """The process of a run that the server has started."""
-        home = f"HOME={(self.folder / 'server' / 'runs' / run).resolve()}"
+        home = f"HOME={(self.folder / 'server' / 'runs' / run / 'home').resolve()}"
         found = [pid for pid, environment in _environments() if home in environment.split("\0")]
-        return found[0] if found else None
+        guarded = [pid for guard in found for pid in _children(guard)]
+        return guarded[0] if guarded else None
 
     def children(self, name: str) -> list[int]:
         """The processes in which a node runs the code of runs."""
-        return [pid for pid in _children(self.nodes[name].pid) if "umbel.node.child" in _command(pid)]
+        guards = [pid for pid in _children(self.nodes[name].pid) if "umbel.node.child" in _command(pid)]
+        return [pid for guard in guards for pid in _children(guard)]
 
     def left(self) -> list[int]:
         """The processes that have anything to do with this folder."""

@@ -183,7 +183,7 @@ class Exchange:
         self.depot = blobs if isinstance(blobs, Depot) else Depot(blobs)
         self.same_machine = same_machine
         self._handed = handed
-        self._given = given
+        self._given = given.resolve() if given is not None else None
         self._may_read = may_read
         self._window = window
         self._progress = progress
