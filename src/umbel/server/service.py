@@ -17,6 +17,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from ..trust.tokens import Token
 from ..wire import messages as m
 from ..wire.addresses import host_and_port
 from . import pages
+from .certificates import Certificates
 from .connections import Connections
 from .desk import Desk
 from .dispatch import Dispatch
@@ -62,6 +64,9 @@ LAZY_COMMIT = 0.02
 class Service:
     """A server that is up; `Offices` for its desk and `Facts` for its pages."""
 
+    certificates: Certificates | None = None
+    now: Callable[[], datetime] = staticmethod(lambda: datetime.now(UTC))
+    """The time by which certificates end."""
     endorsements: Sequence[m.Endorsement] = ()
     """What the servers above say of this one, where it is a relay's."""
 
@@ -147,11 +152,15 @@ class Service:
         for node, blob in self.router.ledger.stored():
             self.storage.place(node, node, True).held[blob.sha256] = blob.size
         self.storage.collect()
-        certificate = key = None
+        certificate, key, renewed = None, None, None
         if not self.settings.insecure:
-            serving = self.authority.serving((*self.settings.names, host_and_port(self.settings.listen)[0]))
-            certificate, key = serving.certificate, serving.key
-        self._listener = await grpc.serve(self.settings.listen, certificate, key, self.connections.serve)
+            names = (*self.settings.names, host_and_port(self.settings.listen)[0])
+            self.certificates = Certificates(self.authority, names, self.now)
+            renewed = self.certificates.pair
+            certificate, key = renewed()
+            self._tasks.begin(self.certificates.keep())
+        heard = self.connections.serve
+        self._listener = await grpc.serve(self.settings.listen, certificate, key, heard, renewed=renewed)
         self.address = self._listener.address
         self.epoch.raised()
         self._tasks.begin(self._count_up())
@@ -291,7 +300,11 @@ class Service:
             software=f"umbel {version('umbel')}",
             started_at=self.started_at,
             now=time.time(),
-            problem=self.commits.problem or self.dispatch.problem or self.storage.problem,
+            problem=self.commits.problem
+            or self.dispatch.problem
+            or self.storage.problem
+            or (self.certificates.problem if self.certificates else ""),
+            certificate_until=self.certificates.until if self.certificates else None,
             nodes=tuple(map(self._node_facts, self.registry.nodes())),
             runs=tuple(map(self._run_facts, self.store.rows("runs"))),
             sessions=self.connections.sessions,
