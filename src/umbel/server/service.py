@@ -192,11 +192,13 @@ class Service:
 
     def _greeting(self, who: Identity) -> m.Welcome:
         """What this server says of itself to whom it lets in."""
+        successor = self.authority.successor
+        named = [self.authority.endorse("successor", successor)] if successor else []
         if who.role != m.ROLE_NODE:
-            return m.Welcome()
+            return m.Welcome(endorsements=named)
         below = who.hello.authority if who.relay else b""
         said = [self.authority.endorse("relay", below)] if below else []
-        return m.Welcome(epoch=self.epoch.number, boot=self.boot, endorsements=[*self.endorsements, *said])
+        return m.Welcome(epoch=self.epoch.number, boot=self.boot, endorsements=[*self.endorsements, *said, *named])
 
     async def _count_up(self) -> None:
         """Raise the epoch from time to time, so that a copy of the folder is older soon after it was made."""
@@ -216,10 +218,27 @@ class Service:
         found = list(said)
         if found != self.endorsements:
             self.endorsements = found
-            for peer in [peer for peer in self.connections.peers.values() if peer.identity.role == m.ROLE_NODE]:
-                self.connections.drop(
-                    peer.id, m.CODE_SHUTTING_DOWN, "the relay is one of another server now", retry=True
-                )
+            self._greet_again()
+
+    def _greet_again(self) -> None:
+        text = "the server has something to say to all nodes: connect again"
+        for peer in [peer for peer in self.connections.peers.values() if peer.identity.role == m.ROLE_NODE]:
+            self.connections.drop(peer.id, m.CODE_SHUTTING_DOWN, text, retry=True)
+
+    def rotate(self) -> str:
+        """Make an authority that will take the place of this one, and have the nodes hear of it; its public key."""
+        if not self.authority.successor:
+            self.authority.rotate()
+            self._greet_again()
+        return self.authority.successor.hex()
+
+    def retire(self) -> str:
+        """Let the successor take its place, for whoever connects from now on; its public key."""
+        self.authority.retire()
+        if self.certificates is not None:
+            self.certificates.renew()
+        write_own(self.root, Credentials(self._reached(), self.line(self._own_token())))
+        return self.authority.public.hex()
 
     def _own_token(self) -> Token:
         """What operators on this machine use: the one that is in the server's folder already, if it is good still."""

@@ -34,6 +34,7 @@ TOKEN = "UMBEL_TOKEN"
 INSECURE = "UMBEL_INSECURE"
 SERVERS = "servers.json"
 AUTHOR = "author.key"
+SUCCESSORS = "successors.json"
 OPERATOR = "operator.json"
 
 
