@@ -120,8 +120,9 @@ def test_a_node_trusts_who_takes_the_place_of_its_servers_authority(tmp_path):
     forged.by = old
     strange = other.endorse("successor", old)
     odd = m.Endorsement(by=old, of=b"?", role="successor")
-    server = KnownServer(old)
+    server = KnownServer(old, successors=tmp_path / "none.json")
     server.welcomed(m.Welcome(endorsements=[forged, strange, odd, second]))
+    assert not (tmp_path / "none.json").exists()
     assert server.federations == {old.hex()}
     assert server.roots().count(b"BEGIN CERTIFICATE") == 1
     assert KnownServer().roots() is None
