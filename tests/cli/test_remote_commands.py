@@ -19,6 +19,7 @@ from umbel.trust.tokens import Token
 from umbel.wire import messages as m
 
 Command = Callable[..., Any]
+WHOLE = '{"lr": 0.25, "steps": 2, "name": "x"}'
 LINE = JoinText(b"", Token.new()).text
 EVENTS: list[RunEvent] = [
     RunStarted(run="demo-1", format=1, seed=5, rounds=1, clients=2, strategy="FedAvg"),
@@ -102,7 +103,7 @@ def test_an_app_is_packed_signed_submitted_and_followed(umbel: Command, server: 
     assert (archive.read(client).manifest["kind"], archive.read(app).manifest["kind"]) == ("client", "app")
     signature, author = bytes.fromhex(body["signature"]), bytes.fromhex(body["author"])
     said = Statement.read(author, body["statement"].encode(), signature)
-    assert said == Statement("demo", hashlib.sha256(client).hexdigest(), config=digest('{"lr": 0.25}'), federation="f0")
+    assert said == Statement("demo", hashlib.sha256(client).hexdigest(), config=digest(WHOLE), federation="f0")
     assert body["settings"] == {
         "rounds": 1, "seed": 7, "config": {"lr": 0.25}, "set": ["lr=0.25"], "clients": ["a", "b"],
     }  # fmt: skip
@@ -117,7 +118,11 @@ def test_what_is_signed_has_an_end_where_one_is_said(umbel: Command, server: Ser
     assert umbel("run", "app.py", "--on", "localhost:1", "--detach", "--expires", 2).code == 0
     ((_, body),) = server.calls
     author, signature = bytes.fromhex(body["author"]), bytes.fromhex(body["signature"])
-    assert Statement.read(author, body["statement"].encode(), signature).expires == 1000.0 + 2 * 86400
+    said = Statement.read(author, body["statement"].encode(), signature)
+    assert said.expires == 1000.0 + 2 * 86400
+    # What nobody has set is signed as it stands in the app: that is what nodes are sent.
+    assert "config" not in body["settings"]
+    assert said.config == digest('{"lr": 0.5, "steps": 2, "name": "x"}')
     assert umbel("run", "app.py", "--clients", 2, "--expires", 2).code == 3
 
 

@@ -40,6 +40,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "app" / "manifest.json").write_text(json.dumps({"file": "own.py", "attribute": "app"}))
     (tmp_path / "client.archive").write_bytes(b"archive")
     submission = {"author": "aa", "statement": "cc", "signature": "bb", "name": "mnist", "settings": SETTINGS}
+    submission["app"] = {"sha256": "dd"}
     (tmp_path / "submission.json").write_text(json.dumps(submission))
     (tmp_path / "home").mkdir()
     monkeypatch.chdir(tmp_path / "home")

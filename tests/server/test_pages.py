@@ -70,7 +70,10 @@ def test_a_server_that_is_well():
     assert answer.status_code == 200
     storage = {"bytes": 0, "quota": None, "node_quota": None, "waiting": 0, "disk_free": None}
     known = {"problem": "", "server": "s1", "software": "umbel 1", "uptime": 100.5, "storage": storage}
-    assert answer.json() == {"status": "ok", **known}
+    assert answer.json() == {"status": "ok", **known, "certificate_until": None}
+    assert get(Known(certificate_until=5.0), "/health").json()["certificate_until"] == 5.0
+    assert "umbel_certificate_end_seconds 5\n" in get(Known(certificate_until=5.0), "/metrics").text
+    assert "umbel_certificate_end" not in get(Known(), "/metrics").text
 
 
 def test_a_server_that_is_not():

@@ -93,3 +93,43 @@ def test_a_damaged_file_holds_the_node_too(tmp_path):
     (tmp_path / "server.seen").write_text("[]")
     with pytest.raises(Refused, match="is damaged"):
         known(tmp_path).welcomed(said(1, "a"))
+
+
+def rotated(folder):
+    """An authority, and what it has said of its successor, which has taken its place."""
+    authority = Authority(folder)
+    old = authority.public
+    authority.rotate()
+    said = authority.endorse("successor", authority.successor)
+    authority.retire()
+    return old, said, authority
+
+
+def test_a_node_trusts_who_takes_the_place_of_its_servers_authority(tmp_path):
+    old, first, _ = rotated(tmp_path / "authority")
+    _, second, _ = rotated(tmp_path / "authority")
+    path = tmp_path / "successors.json"
+    server = KnownServer(old, successors=path)
+    server.welcomed(m.Welcome(endorsements=[first]))
+    server.welcomed(m.Welcome(endorsements=[first, second]))
+    for known in (server, KnownServer(old, successors=path)):
+        assert known.federations == {key.hex() for key in (old, first.of, second.of)}
+        assert known.roots().count(b"BEGIN CERTIFICATE") == 3
+    other = Authority(tmp_path / "other")
+    forged = other.endorse("successor", other.public)
+    forged.by = old
+    strange = other.endorse("successor", old)
+    odd = m.Endorsement(by=old, of=b"?", role="successor")
+    server = KnownServer(old, successors=tmp_path / "none.json")
+    server.welcomed(m.Welcome(endorsements=[forged, strange, odd, second]))
+    assert not (tmp_path / "none.json").exists()
+    assert server.federations == {old.hex()}
+    assert server.roots().count(b"BEGIN CERTIFICATE") == 1
+    assert KnownServer().roots() is None
+
+
+def test_what_was_learned_and_cannot_be_read_is_learned_again(tmp_path):
+    (tmp_path / "s.json").write_text("nonsense")
+    old, said, _ = rotated(tmp_path / "authority")
+    KnownServer(old, successors=tmp_path / "s.json").welcomed(m.Welcome(endorsements=[said]))
+    assert len(KnownServer(old, successors=tmp_path / "s.json").federations) == 2

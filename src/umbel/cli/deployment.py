@@ -12,6 +12,7 @@ from .options import SERVER, At, Commands, Debug, Home, On, TableJson, Token, gr
 
 servers = group("server", "Be a server: nodes and operators connect to it.", alone=True)
 nodes = group("nodes", "Invite, list, approve and revoke a server's nodes.")
+authority = group("authority", "Let another key take the place of the one by which a server is known.")
 operators = group("operators", "Add, list and remove who may use a server.")
 
 
@@ -21,6 +22,7 @@ def register(program: typer.Typer) -> None:
     program.command()(node)
     program.add_typer(nodes)
     program.add_typer(operators)
+    program.add_typer(authority)
     program.command()(login)
     program.add_typer(audits)
     program.command()(pack)
@@ -290,6 +292,30 @@ def release_clients(
         from .office_commands import release
 
         release(on, token, dir, clients or [], all_of)
+
+
+@authority.command("rotate")
+def rotate_authority(on: At = None, token: Token = None, dir: Home = SERVER, debug: Debug = False) -> None:
+    """Make a new key, which nodes and operators learn from the old one."""
+    with reported(debug):
+        from .office_commands import change_authority
+
+        change_authority(on, token, dir, "rotate")
+
+
+@authority.command("retire")
+def retire_authority(
+    force: Annotated[bool, typer.Option("--force", help="Though some nodes are away.")] = False,
+    on: At = None,
+    token: Token = None,
+    dir: Home = SERVER,
+    debug: Debug = False,
+) -> None:
+    """Let the new key take the place of the old one, which is gone then."""
+    with reported(debug):
+        from .office_commands import change_authority
+
+        change_authority(on, token, dir, "retire", **({"force": True} if force else {}))
 
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The operator's name.")]

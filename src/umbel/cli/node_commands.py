@@ -51,6 +51,7 @@ KEY = "node.key"
 APPROVED = "approved"
 VERSIONS = "versions.json"
 SEEN = "server.seen"
+SUCCESSORS = "successors.json"
 BELOW = "below"
 """Where a relay keeps what it keeps as a server."""
 
@@ -148,22 +149,23 @@ def relay_settings(order: NodeOrder) -> RelaySettings:
     if given := [name for name, value in hosting.items() if value]:
         raise SettingError(f"{given[0]} is for a node that hosts clients: a relay runs nobody's code")
     address, join = canonical(order.server), server_line(order)
+    server = KnownServer(join.authority, order.place / SEEN, order.place / SUCCESSORS)
     below = ServerSettings(order.place / BELOW, http="", insecure=order.insecure)
     return RelaySettings(
-        connect=_connecting(address, join.root()),
+        connect=_connecting(address, server.roots),
         key=SigningKey.kept(order.place / KEY),
         below=below if order.listen is None else replace(below, listen=order.listen),
         name=order.called,
         token=join.token,
-        server=KnownServer(join.authority, order.place / SEEN),
+        server=server,
     )
 
 
-def _connecting(address: str, root: bytes | None) -> Callable[[], Awaitable[Stream]]:
+def _connecting(address: str, roots: Callable[[], bytes | None]) -> Callable[[], Awaitable[Stream]]:
     async def connect() -> Stream:
         from ..transport import grpc
 
-        return await grpc.connect(address, root)
+        return await grpc.connect(address, roots())
 
     return connect
 
@@ -177,10 +179,10 @@ def node_settings(order: NodeOrder) -> NodeSettings:
     if policy.ask and not (order.ask or sys.stdin.isatty()):
         warn("the policy says ask, but nobody is at a terminal here: code that is not allowed yet is refused")
         policy = replace(policy, ask=False)
-    server = KnownServer(join.authority, place / SEEN)
+    server = KnownServer(join.authority, place / SEEN, place / SUCCESSORS)
     return NodeSettings(
         folder=place,
-        connect=_connecting(canonical(order.server), join.root()),
+        connect=_connecting(canonical(order.server), server.roots),
         key=SigningKey.kept(place / KEY),
         clients=clients_of(order),
         gate=PolicyGate(policy, Versions(place / VERSIONS), server.federations),

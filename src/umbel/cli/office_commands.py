@@ -116,6 +116,20 @@ def release(on: str | None, token: str | None, folder: Path, clients: Sequence[s
         stdout().print(Text(f"  {shown(client)} is hosted by {home[:8]} now"))
 
 
+def change_authority(on: str | None, token: str | None, folder: Path, step: str, **more: Any) -> None:
+    """Make a successor of the server's authority, or let it take its place."""
+    with office(on, token, folder) as server:
+        found = server.call(f"authority.{step}", **more)
+    console = stdout()
+    if step == "rotate":
+        console.print(Text(f"nodes and operators that connect from now on trust {found['authority'][:16]}, too"))
+        console.print(Text("  once all have: umbel authority retire", style="cyan"))
+        return
+    console.print(Text(f"{found['authority'][:16]} has taken the place of the authority before it"))
+    if found["away"]:
+        console.print(Text(f"these may have to join anew: {', '.join(found['away'])}"), soft_wrap=True)
+
+
 def add_operator(on: str | None, token: str | None, folder: Path, *, name: str, role: str, json: bool) -> None:
     """Add an operator and print what they type."""
     if role not in OPERATORS:

@@ -15,7 +15,7 @@ from rich.text import Text
 from ..errors import SettingError
 from ..office.operator import Operator
 from ..office.pulling import pull
-from ..runs.config import plain_config
+from ..runs.config import laid_over
 from ..trust import credentials
 from . import settings
 from .application import LoadedApp, load
@@ -53,14 +53,17 @@ def run_on(
         raise SettingError(f"--rounds {rounds} and --set rounds={changed.rounds} disagree", hint="Keep one of them.")
     with server(on, token) as office:
         order = {"rounds": rounds or changed.rounds, "seed": seed, "config": changed.config}
-        run = _submit(office, loaded, {**order, "set": list(assignments), "clients": list(only)}, expires)
+        said = {**order, "set": list(assignments), "clients": list(only)}
+        run = _submit(office, loaded, said, laid_over(changed.app.config, changed.config), expires)
         if detach:
             _print_detached(run, on, json)
             return
         _follow(office, run, on, json)
 
 
-def _submit(office: Operator, loaded: LoadedApp, order: dict[str, Any], expires: float | None = None) -> str:
+def _submit(
+    office: Operator, loaded: LoadedApp, order: dict[str, Any], config: dict[str, Any], expires: float | None
+) -> str:
     from ..trust.packing import pack
     from ..trust.statement import Statement, digest
 
@@ -73,7 +76,7 @@ def _submit(office: Operator, loaded: LoadedApp, order: dict[str, Any], expires:
         app=loaded.title,
         archive=client.sha256.hex(),
         version=packed.version,
-        config=digest(jsons.dumps(plain_config(order["config"]))),
+        config=digest(jsons.dumps(config)),
         federation=office.federation,
         expires=None if expires is None else time.time() + 86400.0 * expires,
     )

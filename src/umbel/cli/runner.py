@@ -80,8 +80,9 @@ def _drive(folder: Path, submission: dict[str, Any], order: dict[str, str]) -> N
         signed=signed,
     )
     place = folder / OVER
+    source = {"name": manifest["attribute"], "file": manifest["file"], "sha256": submission["app"]["sha256"]}
     if has_log(place):
-        resume(changed.app, place, on=remote, rounds=settings.get("rounds"))
+        resume(changed.app, place, on=remote, rounds=settings.get("rounds"), source=source)
         return
     run(
         changed.app,
@@ -91,7 +92,7 @@ def _drive(folder: Path, submission: dict[str, Any], order: dict[str, str]) -> N
         config={**changed.config, **settings.get("config", {})},
         folder=folder,
         name=submission["name"],
-        source={"name": manifest["attribute"], "file": manifest["file"]},
+        source=source,
         settings={"set": settings.get("set", [])},
         id=order["run"],
         place=OVER,

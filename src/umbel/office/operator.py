@@ -17,7 +17,8 @@ from typing import Any, Self, TypeVar
 from ..errors import ConnectionLost, JournalMissing, ProtocolError, Refused, SettingError, StorageError, UmbelError
 from ..store.blobs import Blobs
 from ..transport.stream import Stream
-from ..trust.credentials import Credentials
+from ..trust.credentials import SUCCESSORS, Credentials, home
+from ..trust.servers import Successors
 from ..wire import messages as m
 from .connection import Answers, OperatorConnection
 
@@ -237,4 +238,5 @@ def _refusal(method: str, response: m.Response) -> UmbelError:
 async def _dial(credentials: Credentials) -> Stream:
     from ..transport import grpc
 
-    return await grpc.connect(credentials.address, credentials.join.root())
+    roots = Successors(home() / SUCCESSORS).roots(credentials.join.authority)
+    return await grpc.connect(credentials.address, roots)

@@ -22,8 +22,9 @@ from ..transport.exchange import Depot, Exchange
 from ..transport.handshake import introduce
 from ..transport.stream import Stream
 from ..transport.tasks import Tasks
-from ..trust.credentials import Credentials, find
+from ..trust.credentials import SUCCESSORS, Credentials, find, home
 from ..trust.proofs import TokenProof
+from ..trust.servers import Successors
 from ..wire import messages as m
 from .payloads import stored_in
 from .session import Arrived, Down, Item, Missing, Up
@@ -186,7 +187,8 @@ class ServerLink:
         return not error.retry or not (self._patient or self._connections or isinstance(error, Refused))
 
     async def _dial(self) -> Stream:
-        return await grpc.connect(self._credentials.address, self._credentials.join.root())
+        roots = Successors(home() / SUCCESSORS).roots(self._credentials.join.authority)
+        return await grpc.connect(self._credentials.address, roots)
 
     async def _converse(self, dialer: Dialer, connection: Connection) -> None:
         """One connection, from its beginning to its end. Raises what kept it from beginning, or forbids another."""

@@ -42,7 +42,7 @@ class RunEvent:
 @dataclass(frozen=True, kw_only=True)
 class RunStarted(RunEvent):
     """A run begins. `app` says how to find the app again; `software` names versions and the processor; `settings` are
-    those laid over the app's; `federation` says who does the tasks.
+    those laid over the app's; `federation` says who does the tasks; `folder` is where the run is kept.
     """
 
     name: ClassVar[str] = "run_started"
@@ -58,11 +58,14 @@ class RunStarted(RunEvent):
     federation: Mapping[str, Any] = field(default_factory=dict)
     model_sha256: str = ""
     model_file: str | None = None
+    folder: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunResumed(RunEvent):
-    """A run goes on after `round`, to `rounds` in all; `changed` lists software that differs from when it started."""
+    """A run goes on after `round`, to `rounds` in all; `changed` lists software that differs from when it started,
+    and, from when it last went on, the run's folder, the app's file and its code.
+    """
 
     name: ClassVar[str] = "run_resumed"
     run: str

@@ -31,13 +31,13 @@ from ..work.seeding import generators_kept, seed_generators
 from ..work.state import ClientStates
 from .conductor import Conductor
 from .config import laid_over
-from .events import LARGEST, Observer, RunEvent, RunStarted
+from .events import LARGEST, Observer, RunEvent, RunResumed, RunStarted
 from .federation import Enlisting, Federation
 from .history import History
-from .journal import CHECKPOINTS_LEFT, FORMAT, Journal, has_log, load_checked, read_log
+from .journal import CHECKPOINTS_LEFT, FORMAT, READ, Journal, RunLog, has_log, load_checked, read_log
 from .observers import Observers
 from .receipts import Clients
-from .software import software
+from .software import changes, software
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -154,6 +154,7 @@ def run(
             app=dict(source or {}),
             settings={**dict(settings or {}), "config": plain},
             software=software(federation.plan()),
+            folder="" if place is None else str(place.absolute()),
             federation=federation.describe(),
             model_sha256=saved["sha256"] if saved else "",
             model_file=saved["file"] if saved else None,
@@ -170,6 +171,7 @@ def resume(
     *,
     on: Any = None,
     rounds: int | None = None,
+    source: Mapping[str, Any] | None = None,
     observers: Sequence[Observer] = (),
     clock: Callable[[], float] = time.monotonic,
 ) -> Result:
@@ -177,14 +179,16 @@ def resume(
 
     The app, its federation and the software have to be those of the run; `rounds` may be more than it was started with.
     A run that had come to its end returns its result; one that failed has as many rounds more as had failed at its end.
+    Where the folder was moved or copied, or `source` names another file or code of the app than the log does, the log
+    says so from then on.
     Raises `CorruptFile` for a damaged folder,
     `NondeterministicStrategy` when the strategy asks something else than the log says.
     """
     _check_rounds(rounds)
     place = Path(folder)
     log = read_log(place)
-    if log.started.format != FORMAT:
-        what = f"{place} has format {log.started.format}; this release reads {FORMAT}"
+    if log.started.format not in READ:
+        what = f"{place} has format {log.started.format}; this release reads {READ[0]} to {FORMAT}"
         raise CorruptFile(what, hint=CHECKPOINTS_LEFT)
     federation, watching = federation_of(app, on), Observers(observers)
     if not isinstance(federation, Enlisting):
@@ -221,8 +225,24 @@ def resume(
             known=log.started.federation,
             log=log.events,
         )
+        moved = changes(_origin(log), {**_origin(log), **_origins(place, source)})
         conductor = Conductor(app, federation, log.started, journal, states, watching, clock)
-        return _conduct(conductor, place, lambda: conductor.go_on(log, checkpoint, rounds))
+        return _conduct(conductor, place, lambda: conductor.go_on(log, checkpoint, rounds, moved))
+
+
+def _origins(place: Path, source: Mapping[str, Any] | None) -> dict[str, str]:
+    """Where a run is kept, and what its app is, as far as that is said."""
+    said = {"app": (source or {}).get("path"), "code": (source or {}).get("sha256")}
+    return {"folder": str(place.absolute()), **{name: str(value) for name, value in said.items() if value}}
+
+
+def _origin(log: RunLog) -> dict[str, str]:
+    """The same, as it was when the run last went on; what the log does not say is left out."""
+    found = _origins(Path(log.started.folder), log.started.app)
+    for event in log.events:
+        if isinstance(event, RunResumed):
+            found.update({name: event.changed[name][1] for name in ("folder", "app", "code") if name in event.changed})
+    return found if log.started.folder else {name: value for name, value in found.items() if name != "folder"}
 
 
 def _check_rounds(rounds: Any) -> None:

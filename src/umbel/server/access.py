@@ -105,6 +105,21 @@ class Access:
         self._offices.dismissed(tokens.remove_operator(peer.name, name))
         return {"name": name}
 
+    async def rotate(self, peer: OperatorPeer, body: Body) -> dict[str, Any]:
+        """Make an authority that will take the place of the server's."""
+        self._offices.registry.audit.record(peer.name, "authority.rotate")
+        return {"authority": self._offices.rotate()}
+
+    async def retire(self, peer: OperatorPeer, body: Body) -> dict[str, Any]:
+        """Let it take its place; with `force`, though there are nodes away that may not have heard of it."""
+        nodes = [node for node in self._offices.registry.nodes() if node.status == "approved"]
+        away = [node.name for node in nodes if not self._offices.online(node.id)]
+        if away and not flag_of(body, "force"):
+            text = f"{len(away)} nodes are not connected, and may not have heard of the successor: "
+            raise Refused(text + f"{', '.join(away[:20])}; --force leaves them out", m.CODE_OUT_OF_ORDER)
+        self._offices.registry.audit.record(peer.name, "authority.retire", away=len(away))
+        return {"authority": self._offices.retire(), "away": away[:MOST_NAMED]}
+
     async def audit(self, peer: OperatorPeer, body: Body) -> dict[str, Any]:
         """The last records of the audit, `count` of them; or the first so many after the number `after`."""
         audit, count = self._offices.registry.audit, count_of(body, "count", 100)

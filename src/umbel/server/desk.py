@@ -65,6 +65,8 @@ class Desk:
             "operators.add": Method("admin", access.add_operator, changes=True),
             "operators.remove": Method("admin", access.remove_operator, changes=True),
             "audit.list": Method("admin", access.audit),
+            "authority.rotate": Method("admin", access.rotate, changes=True),
+            "authority.retire": Method("admin", access.retire, changes=True),
             "runs.list": Method("read", reports.runs),
             "runs.show": Method("read", reports.show),
             "runs.logs": Method("read", reports.logs),

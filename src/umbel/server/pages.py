@@ -97,6 +97,7 @@ class ServerFacts:
     commits: Histogram = field(default_factory=Histogram)
     frames_in: int = 0
     frames_out: int = 0
+    certificate_until: float | None = None
 
     @property
     def storage(self) -> dict[str, int | None]:
@@ -136,6 +137,7 @@ def application(facts: Facts) -> Starlette:
             "software": known.software,
             "uptime": round(known.now - known.started_at, 3),
             "storage": known.storage,
+            "certificate_until": known.certificate_until,
         }
         return JSONResponse(body, 503 if known.problem else 200)
 
@@ -228,6 +230,7 @@ def metrics(known: ServerFacts) -> str:
     one("umbel_store_bytes", "gauge", "Bytes of the store.", known.store_bytes)
     one("umbel_disk_free_bytes", "gauge", "Bytes free on the disk.", known.disk_free)
     many("umbel_frames_total", "counter", "Frames.", "direction", {"in": known.frames_in, "out": known.frames_out})
+    one("umbel_certificate_end_seconds", "gauge", "When the server's certificate ends.", known.certificate_until)
     lines.extend(_buckets("umbel_commit_seconds", "How long commits took.", known.commits))
     memory, descriptors = _process()
     one("process_resident_memory_bytes", "gauge", "Memory of the server.", memory)

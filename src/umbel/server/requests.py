@@ -45,7 +45,8 @@ class Offices(Protocol):
     `dismissed` ends the connections of an operator, by its token's id. `start` and `stop` do so with a run's process,
     by what the store says of the run; `stop` returns when it has ended. `folder` is where a run keeps its files.
     `invitation` is the line that a node types to join, `line` what an operator is given for a token. `status` says
-    how the server is, as plain values.
+    how the server is, as plain values. `rotate` makes the authority that will take the place of the server's, and
+    `retire` lets it do so; both give its public key.
     """
 
     @property
@@ -71,6 +72,8 @@ class Offices(Protocol):
     def invitation(self, token: Token) -> str: ...
     def line(self, token: Token) -> str: ...
     def status(self) -> dict[str, Any]: ...
+    def rotate(self) -> str: ...
+    def retire(self) -> str: ...
 
 
 def text_of(body: Body, key: str) -> str:

@@ -17,6 +17,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from ..trust.tokens import Token
 from ..wire import messages as m
 from ..wire.addresses import host_and_port
 from . import pages
+from .certificates import Certificates
 from .connections import Connections
 from .desk import Desk
 from .dispatch import Dispatch
@@ -61,6 +63,9 @@ LAZY_COMMIT = 0.02
 class Service:
     """A server that is up; `Offices` for its desk and `Facts` for its pages."""
 
+    certificates: Certificates | None = None
+    now: Callable[[], datetime] = staticmethod(lambda: datetime.now(UTC))
+    """The time by which certificates end."""
     endorsements: Sequence[m.Endorsement] = ()
     """What the servers above say of this one, where it is a relay's."""
 
@@ -152,11 +157,15 @@ class Service:
         for node, blob in self.router.ledger.stored():
             self.storage.place(node, node, True).held[blob.sha256] = blob.size
         self.storage.collect()
-        certificate = key = None
+        certificate, key, renewed = None, None, None
         if not self.settings.insecure:
-            serving = self.authority.serving((*self.settings.names, host_and_port(self.settings.listen)[0]))
-            certificate, key = serving.certificate, serving.key
-        self._listener = await grpc.serve(self.settings.listen, certificate, key, self.connections.serve)
+            names = (*self.settings.names, host_and_port(self.settings.listen)[0])
+            self.certificates = Certificates(self.authority, names, self.now)
+            renewed = self.certificates.pair
+            certificate, key = renewed()
+            self._tasks.begin(self.certificates.keep())
+        heard = self.connections.serve
+        self._listener = await grpc.serve(self.settings.listen, certificate, key, heard, renewed=renewed)
         self.address = self._listener.address
         self.epoch.raised()
         self._tasks.begin(self._count_up())
@@ -188,11 +197,13 @@ class Service:
 
     def _greeting(self, who: Identity) -> m.Welcome:
         """What this server says of itself to whom it lets in."""
+        successor = self.authority.successor
+        named = [self.authority.endorse("successor", successor)] if successor else []
         if who.role != m.ROLE_NODE:
-            return m.Welcome()
+            return m.Welcome(endorsements=named)
         below = who.hello.authority if who.relay else b""
         said = [self.authority.endorse("relay", below)] if below else []
-        return m.Welcome(epoch=self.epoch.number, boot=self.boot, endorsements=[*self.endorsements, *said])
+        return m.Welcome(epoch=self.epoch.number, boot=self.boot, endorsements=[*self.endorsements, *said, *named])
 
     async def _count_up(self) -> None:
         """Raise the epoch from time to time, so that a copy of the folder is older soon after it was made."""
@@ -212,10 +223,27 @@ class Service:
         found = list(said)
         if found != self.endorsements:
             self.endorsements = found
-            for peer in [peer for peer in self.connections.peers.values() if peer.identity.role == m.ROLE_NODE]:
-                self.connections.drop(
-                    peer.id, m.CODE_SHUTTING_DOWN, "the relay is one of another server now", retry=True
-                )
+            self._greet_again()
+
+    def _greet_again(self) -> None:
+        text = "the server has something to say to all nodes: connect again"
+        for peer in [peer for peer in self.connections.peers.values() if peer.identity.role == m.ROLE_NODE]:
+            self.connections.drop(peer.id, m.CODE_SHUTTING_DOWN, text, retry=True)
+
+    def rotate(self) -> str:
+        """Make an authority that will take the place of this one, and have the nodes hear of it; its public key."""
+        if not self.authority.successor:
+            self.authority.rotate()
+            self._greet_again()
+        return self.authority.successor.hex()
+
+    def retire(self) -> str:
+        """Let the successor take its place, for whoever connects from now on; its public key."""
+        self.authority.retire()
+        if self.certificates is not None:
+            self.certificates.renew()
+        write_own(self.root, Credentials(self._reached(), self.line(self._own_token())))
+        return self.authority.public.hex()
 
     def _own_token(self) -> Token:
         """What operators on this machine use: the one that is in the server's folder already, if it is good still."""
@@ -301,7 +329,11 @@ class Service:
             software=f"umbel {version('umbel')}",
             started_at=self.started_at,
             now=time.time(),
-            problem=self.commits.problem or self.dispatch.problem or self.storage.problem,
+            problem=self.commits.problem
+            or self.dispatch.problem
+            or self.storage.problem
+            or (self.certificates.problem if self.certificates else ""),
+            certificate_until=self.certificates.until if self.certificates else None,
             nodes=tuple(map(self._node_facts, self.registry.nodes())),
             runs=tuple(map(self._run_facts, self.store.rows("runs"))),
             sessions=self.connections.sessions,

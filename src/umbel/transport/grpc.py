@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -239,11 +240,13 @@ async def serve(
     *,
     most: int = 10_000,
     seconds: float = SECONDS,
+    renewed: Callable[[], tuple[bytes, bytes]] | None = None,
 ) -> Listener:
     """Listen at `address`, ``host:port`` with port 0 for any that is free, and call `on_stream` for each stream.
 
     `certificate` and `key` are PEM, and mean TLS; None for both means plaintext. At most `most` streams at a time.
-    Who has not opened one after `seconds`, in TLS or before it, is put out.
+    Who has not opened one after `seconds`, in TLS or before it, is put out. `renewed` gives the certificate and key for
+    whoever connects from now on; it is called in other threads.
     Raises `SettingError` where the address cannot be had or the certificate is none.
     """
     method = _Method()
@@ -255,13 +258,31 @@ async def serve(
         if certificate is None or key is None:
             port = server.add_insecure_port(address)
         else:
-            port = server.add_secure_port(address, grpc.ssl_server_credentials([(key, certificate)]))
+            port = server.add_secure_port(address, _credentials(certificate, key, renewed))
     except RuntimeError as error:
         await server.stop(0)
         raise SettingError(f"cannot listen at {address}: {error}", hint="Is another server running there?") from None
     method.listener = _Listener(server, f"{address.rpartition(':')[0]}:{port}", on_stream, most)
     await server.start()
     return method.listener
+
+
+def _credentials(certificate: bytes, key: bytes, renewed: Callable[[], tuple[bytes, bytes]] | None) -> Any:
+    if renewed is None:
+        return grpc.ssl_server_credentials([(key, certificate)])
+    held = (certificate, key)
+
+    def newest() -> Any:
+        """What has changed since it was asked for last; None for nothing."""
+        nonlocal held
+        now = renewed()
+        if now == held:
+            return None
+        held = now
+        return grpc.ssl_server_certificate_configuration([(now[1], now[0])])
+
+    first = grpc.ssl_server_certificate_configuration([(key, certificate)])
+    return grpc.dynamic_ssl_server_credentials(first, newest)
 
 
 def _hint(error: Any) -> str | None:

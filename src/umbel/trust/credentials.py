@@ -36,6 +36,7 @@ JOIN = "UMBEL_JOIN"
 INSECURE = "UMBEL_INSECURE"
 SERVERS = "servers.json"
 AUTHOR = "author.key"
+SUCCESSORS = "successors.json"
 OPERATOR = "operator.json"
 
 
