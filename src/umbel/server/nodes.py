@@ -23,6 +23,7 @@ class Nodes:
         self._store, self._out, self._moved = store, out, moved
         self.by_id: dict[str, NodeEntry] = {}
         self.by_client: dict[str, str] = {}
+        self._claimed: dict[str, dict[str, None]] = {}
         for row in store.rows("nodes"):
             if row["status"] == "approved":
                 node = self.by_id[row["id"]] = NodeEntry(row["id"], row["name"], seen=row["seen_at"] or 0.0)
@@ -40,29 +41,43 @@ class Nodes:
 
     def elsewhere(self, node: str) -> dict[str, str]:
         """The clients that a node names and another one hosts, each with the name of that one."""
-        named = self.by_id[node].named if node in self.by_id else ()
-        homes = {client: home for client in named if (home := self.by_client[client]) != node}
-        return {client: self.by_id[home].name for client, home in homes.items()}
+        claimed = self.by_id[node].elsewhere if node in self.by_id else ()
+        return {client: self.by_id[self.by_client[client]].name for client in claimed}
 
-    def host(self, node: NodeEntry, clients: Iterable[str], **columns: Any) -> None:
-        """From now on a node names these clients; `columns` of its row change, too."""
-        gone = self._settle(node, clients)
+    def host(self, node: NodeEntry, clients: Iterable[str], **columns: Any) -> list[str]:
+        """From now on a node names these clients; `columns` of its row change, too. Gives those that no node hosts any
+        more.
+        """
+        named = tuple(dict.fromkeys(clients))
+        if named == node.named:  # as after a connection that was lost: nothing to be done for each of them
+            if columns:
+                self._store.put("nodes", {"id": node.id, **columns})
+            self._notice_elsewhere(node)
+            return []
+        gone = self._settle(node, named)
         self._store.put("nodes", {"id": node.id, **columns, "clients": list(node.clients)})
+        self._notice_elsewhere(node)
+        self.pass_on(gone)
+        return [client for client in gone if client not in self.by_client]
+
+    def _notice_elsewhere(self, node: NodeEntry) -> None:
         if listed := list(self.elsewhere(node.id)):
             self._out.say(node.peer, notice=m.Notice(text=notices.elsewhere(listed)))
-        self.pass_on(gone)
 
     def remove(self, id: str) -> NodeEntry | None:
         """Know a node no more, and give it, if it was known; its clients are yet to be passed on."""
         node = self.by_id.pop(id, None)
         for client in node.clients if node is not None else ():
             del self.by_client[client]
+        for client in node.elsewhere if node is not None else ():
+            self._claimed[client].pop(id, None)
         return node
 
     def pass_on(self, gone: Collection[str]) -> None:
         """Clients that their node hosts no more go to whoever named them, too."""
-        for heir in [other for other in self.by_id.values() if not set(gone).isdisjoint(other.named)]:
-            before = heir.clients
+        heirs = dict.fromkeys(id for client in gone for id in self._claimed.get(client, ()))
+        for heir in [self.by_id[id] for id in heirs]:
+            before = set(heir.clients)
             self._settle(heir, heir.named)
             if new := [client for client in heir.clients if client not in before]:
                 self._store.put("nodes", {"id": heir.id, "clients": list(heir.clients)})
@@ -74,8 +89,16 @@ class Nodes:
         node.named, before = tuple(dict.fromkeys(clients)), node.clients
         for client in before:
             del self.by_client[client]
+        for client in node.elsewhere:
+            self._claimed[client].pop(node.id, None)
+            if not self._claimed[client]:
+                del self._claimed[client]
         node.clients = tuple(client for client in node.named if self.by_client.setdefault(client, node.id) == node.id)
-        return set(before).difference(node.clients)
+        mine = set(node.clients)
+        node.elsewhere = [client for client in node.named if client not in mine]
+        for client in node.elsewhere:
+            self._claimed.setdefault(client, {})[node.id] = None
+        return set(before) - mine
 
     # Tasks
 
@@ -105,7 +128,7 @@ class Nodes:
         """No task of an ask waits any more; all nodes that had to do with it are told that it is over."""
         for task in ask.tasks.values():
             self.settle(task)
-        id, theirs = ask.spec.ask, {task.node for task in ask.tasks.values()}
+        id, theirs = ask.spec.ask, ask.theirs.keys()
         for node in self.by_id.values():
             if (run.id, id) in node.asks or node.id in theirs:  # it may have answered in an earlier session
                 node.asks.discard((run.id, id))

@@ -111,8 +111,10 @@ class Router:
             return False
         wanted = [found.spec.archive] if found.spec is not None else []
         for ask in found.asks.values():
-            mine = [task.message.own for task in ask.tasks.values() if task.node == known.id]
-            wanted += [ask.spec.model, ask.spec.shared, *mine] if mine else []
+            if known.id in ask.theirs:
+                wanted += [ask.spec.model, ask.spec.shared]
+                if (known.id, sha) in ask.own:
+                    return bool(sha)
         return any(payload.blob.sha256 == sha for payload in wanted if payload.HasField("blob"))
 
     # Who is there
@@ -127,9 +129,9 @@ class Router:
             for over, (status, at) in self.ledger.ended.items():
                 if at >= before:
                     self._out.say(event.peer, close_run=m.CloseRun(run=over, status=status))
-            self.nodes.host(node, event.clients, seen_at=now)
+            gone = self.nodes.host(node, event.clients, seen_at=now)
             for known in self.ledger.runs.values():
-                self._standings.leave(known)
+                self._standings.leave(known, gone)
                 self._standings.invite(known, node)
         elif event.role == "run":
             run = self.ledger.runs.get(event.id)
@@ -215,15 +217,15 @@ class Router:
             # else not known yet after a restart, over, or none of this node's business
 
     def _hosted(self, node: NodeEntry, body: m.Hosted) -> None:
-        self.nodes.host(node, body.clients)
+        gone = self.nodes.host(node, body.clients)
         for run in self.ledger.runs.values():
-            self._standings.leave(run)
+            self._standings.leave(run, gone)
             if any(run.standings.get(c, (0, ""))[0] != m.STANDING_READY for c in node.clients):
                 self._standings.invite(run, node)
 
     def _run_answer(self, node: NodeEntry, run: RunEntry, body: m.RunAnswer) -> None:
-        about = set(body.clients)
-        mine = [c for c in self._standings.clients(run, node.id) if not about or c in about]
+        about, hosted = set(body.clients), self._standings.hosted(run, node)
+        mine = [c for c in hosted if c in about] if about else hosted
         if body.retry:
             self._standings.stand(run, mine, m.STANDING_PREPARING, body.reason[:1000])
             return
@@ -231,9 +233,11 @@ class Router:
             self._standings.stand(run, mine, m.STANDING_READY)
         else:
             self._standings.stand(run, mine, m.STANDING_REFUSED, body.reason[:1000] or "it said no")
-        for ask, task in run.tasks():
+        among = set(mine)
+        theirs = [(ask, task) for ask in run.asks.values() for task in ask.theirs.get(node.id, {}).values()]
+        for ask, task in theirs:
             client = task.message.client
-            if client not in mine:
+            if client not in among:
                 continue
             if body.ready:
                 self.nodes.dispatch(run, ask, task)

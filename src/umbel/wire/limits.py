@@ -39,6 +39,23 @@ NAME_BYTES = _limit("NAME_BYTES", 256, "bytes", "a name: of a client, a task, a 
 FRAME_MESSAGES = _limit("FRAME_MESSAGES", 4096, "messages", "a frame", _ENDS)
 JSON_DEPTH = _limit("JSON_DEPTH", 32, "levels", "lists and objects one in another, in any JSON of a peer", _ENDS)
 
+# How much each peer has its server do
+
+PEER_WORK = _limit(
+    "PEER_WORK", 5_000, "a second", "messages of one peer; ten names or tasks in a list count as one", "it is not read"
+)
+PEER_BURST = _limit("PEER_BURST", 100_000, "messages", "those of one peer at once, counted alike", "it is not read")
+PEER_BYTES = _limit("PEER_BYTES", 32 << 20, "bytes a second", "what one peer sends but for chunks", "it is not read")
+PEER_BURST_BYTES = _limit(
+    "PEER_BURST_BYTES", 256 << 20, "bytes", "what one peer sends at once, alike", "it is not read"
+)
+NODE_CLIENTS = _limit("NODE_CLIENTS", 100_000, "clients", "those that one node or relay hosts", _ENDS)
+ALIVE_TASKS = _limit("ALIVE_TASKS", 10_000, "tasks", "an `Alive`; clients of a `RunAnswer`", _ENDS)
+CANCEL_TASKS = _limit("CANCEL_TASKS", 100_000, "tasks", "a `Cancel` or a `Refold`; receipts of a `Partial`", _ENDS)
+SPEC_BYTES = _limit(
+    "SPEC_BYTES", 1 << 20, "bytes", "each list or text of a `RunSpec` or an `AskSpec`; a name counts 4 more", _ENDS
+)
+
 # What runs log
 
 EVENT_BYTES = _limit("EVENT_BYTES", 1 << 20, "bytes", "an event of a run", _ENDS)
