@@ -196,6 +196,10 @@ PROBES: dict[str, Callable[..., bool]] = {
 ELSEWHERE = {
     "OPERATOR_REQUESTS": "server/test_connections.py",
     "ANSWER_WAITING_BYTES": "server/test_connections.py",
+    "HTTP_CONNECTIONS": "server/test_pages.py",
+    "HTTP_SECONDS": "server/test_pages.py",
+    "HTTP_BYTES": "server/test_pages.py",
+    "NOTES": "cli/test_repeats.py",
 }
 """Limits that need a connection, or the real clock of a loop: where they are tested."""
 

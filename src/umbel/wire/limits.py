@@ -90,6 +90,15 @@ RESPONSE_BYTES = _limit(
     "RESPONSE_BYTES", 2 << 20, "bytes", "the body of one response", "it goes on in the next one (`rest`)"
 )
 
+# Who asks for pages
+
+HTTP_CONNECTIONS = _limit("HTTP_CONNECTIONS", 64, "connections", "those to the pages at once", "it is ended at once")
+HTTP_SECONDS = _limit(
+    "HTTP_SECONDS", 20, "seconds", "a connection to the pages, from its first byte to its last", "it is ended"
+)
+HTTP_BYTES = _limit("HTTP_BYTES", 16 << 10, "bytes", "the head of a request for a page", "it is refused")
+NOTES = _limit("NOTES", 100, "a minute", "notes of one kind that a server or node prints", "they are counted")
+
 
 def table() -> str:
     """The limits as a table in Markdown."""
