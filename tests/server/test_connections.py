@@ -11,13 +11,13 @@ from contextlib import closing
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tests.conftest import PATIENCE
-from tests.server.serving import ASK, SPEC, Office, asked, office, play, task_of
+from tests.server.serving import ASK, Office, asked, office, play, task_of
 
 from umbel.errors import ConnectionLost, Refused
 from umbel.server import connections
 from umbel.server import service as services
 from umbel.server.settings import ServerSettings
-from umbel.transport import grpc
+from umbel.transport import budget, grpc
 from umbel.transport.connection import Connection
 from umbel.trust import audit
 from umbel.trust.authority import root_certificate
@@ -57,18 +57,57 @@ def test_the_newest_connection_of_a_key_wins(tmp_path):
     play(act, tmp_path)
 
 
-def test_a_message_that_no_frame_can_hold_harms_nobody_else(tmp_path):
+def test_a_spec_that_is_too_large_harms_nobody_else(tmp_path):
     async def act(here):
         node, run = await here.ready("0")
-        run.connection.limits.frame_bytes += 1000
-        spec = m.RunSpec(run="r", name="mnist", config="{}")
-        spec.config = "{" + " " * ((4 << 20) - m.Message(run_spec=spec).ByteSize() - 20) + "}"
+        spec = m.RunSpec(run="r", name="mnist", config="{" + " " * (1 << 20) + "}")
         run.say(run_spec=spec)
-        await run.hears("members", where=lambda body: body.members[0].standing == m.STANDING_PREPARING, count=2)
-        await here.service.commit()
-        run.say(run_spec=SPEC)
-        await node.hears("run_spec", 2)
+        assert (await run.over()).code == m.CODE_TOO_LARGE
+        await node.settled()
         assert node.end is None
+
+    play(act, tmp_path)
+
+
+def test_who_says_too_much_is_not_read_for_a_while_and_others_are(tmp_path, monkeypatch):
+    async def act(here):
+        node, run = await here.ready("0")
+        monkeypatch.setattr(budget, "PEER_WORK", 1000)
+        (mine,) = [peer for peer in here.service.connections.peers.values() if peer.identity.role == m.ROLE_NODE]
+        now = [0.0]
+        mine.connection.budget = budget.Budget(lambda: now[0])
+        monkeypatch.setattr(budget, "PEER_BURST", 50)
+        mine.connection.budget._work = 50.0
+        for _ in range(500):
+            node.say(alive=m.Alive(run="r"))
+        while mine.connection.budget.pause < 0.4:
+            await asyncio.sleep(0)
+        seen = mine.connection.received.frames
+        node.say(alive=m.Alive(run="r"))
+        await run.settled()  # others are heard meanwhile
+        await run.settled()
+        assert mine.connection.received.frames == seen
+        now[0] = 10.0
+        await node.settled()
+        assert node.end is None
+        assert mine.connection.received.frames > seen
+
+    play(act, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["hosted", "alive", "cancel"])
+def test_who_says_far_too_much_at_once_is_put_out_and_told(tmp_path, kind):
+    async def act(here):
+        node, run = await here.ready("0")
+        party = run if kind == "cancel" else node
+        ids = [f"0.{number}" for number in range(300_000 if kind == "hosted" else 110_000)]
+        bodies = {"hosted": m.Hosted(clients=ids), "alive": m.Alive(tasks=ids), "cancel": m.Cancel(tasks=ids)}
+        if kind != "hosted":
+            bodies[kind].run = "r"
+        party.say(**{kind: bodies[kind]})
+        end = await party.over()
+        assert end.code == m.CODE_TOO_LARGE
+        assert "are the most" in end.message
 
     play(act, tmp_path)
 

@@ -255,3 +255,84 @@ def test_whatever_is_said_is_answered_by_effects(events):
         assert waiting == sum(map(world.router.ledger.waiting, ("r", "q")))
     world.start()
     list(world.router.ledger.held())
+
+
+class Counted(tuple):
+    """Counts how often all of it was gone through."""
+
+    passes = 0
+
+    def __iter__(self):
+        Counted.passes += 1
+        return super().__iter__()
+
+
+def test_a_sign_of_life_and_a_wish_cost_nothing_for_each_name_or_task(monkeypatch):
+    world = World()
+    world.node("a", *(str(number) for number in range(300)))
+    world.run(spec=m.RunSpec(run="r", archive=m.Payload(inline=b"x"), clients=[str(number) for number in range(300)]))
+    world.ready("a1")
+    asked(world, *(str(number) for number in range(300)))
+    node = world.router.nodes.by_id["a"]
+    node.clients = Counted(node.clients)
+    world.say("a1", alive=m.Alive(run="r", tasks=["0.0"]))
+    tasks = world.router.ledger.runs["r"].asks[0].tasks
+    monkeypatch.setattr(world.router.ledger.runs["r"].asks[0], "tasks", Watched(tasks))
+    for _ in range(50):
+        world.say("a1", alive=m.Alive(run="r", tasks=["0.0"]))
+        assert world.said("r1", "alive")
+        assert not world.router.may_read("a1", "r", b"z" * 32)
+    assert Counted.passes == 1
+    assert Watched.passes == 0
+
+
+class Watched(dict):
+    """Counts how often all of it was gone through."""
+
+    passes = 0
+
+    def values(self):
+        Watched.passes += 1
+        return super().values()
+
+    __iter__ = items = values
+
+
+def test_a_node_that_names_the_same_again_or_other_clients_costs_what_has_changed():
+    world = World()
+    names = [str(number) for number in range(200)]
+    world.node("a", *names)
+    world.node("b", *names, "b")
+    world.run()
+    put = []
+    inner = world.store.put
+    world.store.put = lambda table, row: put.append((table, row)) or inner(table, row)
+    world.say("a1", hosted=m.Hosted(clients=names))
+    assert put == []
+    assert not world.said("r1", "members")
+    world.say("a1", hosted=m.Hosted(clients=names[1:]))
+    assert world.router.nodes.by_client["0"] == "b"
+    assert world.router.nodes.elsewhere("b").keys() == set(names[1:])
+    world.say("b1", hosted=m.Hosted(clients=["b"]))
+    assert set(world.standings()) == {"0"}
+    assert world.standings()["0"][0] == m.STANDING_OFFLINE
+    assert world.router.nodes._claimed == {}
+
+
+def test_tasks_are_known_by_node_for_as_long_as_they_are_there():
+    world = two_nodes()
+    own = m.Payload(blob=blob_of("o"))
+    world.say("r1", ask_spec=ask_of())
+    for client in ("0", "1", "2"):
+        world.say("r1", task=task_of(client, own=own))
+    ask = world.router.ledger.runs["r"].asks[0]
+    assert {node: set(tasks) for node, tasks in ask.theirs.items()} == {"a": {"0.0", "0.1"}, "b": {"0.2"}}
+    assert world.router.may_read("a1", "r", b"o" * 32)
+    world.say("r1", cancel=m.Cancel(run="r", tasks=["0.0"]))
+    assert world.router.may_read("a1", "r", b"o" * 32)
+    world.say("r1", cancel=m.Cancel(run="r", tasks=["0.1"]))
+    assert not world.router.may_read("a1", "r", b"o" * 32)
+    assert world.router.may_read("b1", "r", b"o" * 32)
+    assert set(ask.theirs) == {"b"}
+    world.start()
+    assert set(world.router.ledger.runs["r"].asks[0].theirs) == {"b"}

@@ -6,15 +6,18 @@ import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.server.desks import Office, Person
 from tests.server.routing import World
 
 from umbel.errors import ProtocolError, Refused
+from umbel.server import fields
 from umbel.server.feeds import Feeds, _Follower
 from umbel.server.signals import Drop
 from umbel.transport import frames
+from umbel.transport.budget import Budget
 from umbel.wire import limits
 from umbel.wire import messages as m
 from umbel.wire.limits import LIMITS
@@ -129,6 +132,29 @@ def waits(size: int) -> bool:
     return not follower.behind
 
 
+def spent(work: float, size: float, seconds: float = 0.0) -> bool:
+    """Whether a peer is read on that has had so much done since it had used up all, so many seconds ago."""
+    now = [0.0]
+    budget = Budget(lambda: now[0])
+    if seconds:
+        budget.spend(limits.PEER_BURST, limits.PEER_BURST_BYTES)
+        now[0] = seconds
+    budget.spend(work, int(size))
+    return not budget.pause
+
+
+def taken(kind: str, body: Any) -> bool:
+    try:
+        fields.check(kind, body)
+    except ProtocolError as error:
+        return error.code != m.CODE_TOO_LARGE
+    return True
+
+
+def names(count: int) -> list[str]:
+    return ["x"] * count
+
+
 PROBES: dict[str, Callable[..., bool]] = {
     "FRAME_BYTES": lambda n: frame_of(n, frames.standard_limits()),
     "HANDSHAKE_FRAME_BYTES": lambda n: frame_of(n, frames.handshake_limits()),
@@ -137,6 +163,28 @@ PROBES: dict[str, Callable[..., bool]] = {
     "NAME_BYTES": lambda n: a_message(hosted=m.Hosted(clients=["x" * n])),
     "FRAME_MESSAGES": messages,
     "JSON_DEPTH": deep,
+    "PEER_WORK": lambda n: spent(n, 0, 1.0),
+    "PEER_BURST": lambda n: spent(n, 0),
+    "PEER_BYTES": lambda n: spent(0, n, 1.0),
+    "PEER_BURST_BYTES": lambda n: spent(0, n),
+    "NODE_CLIENTS": lambda n: taken("hosted", m.Hosted(clients=names(n))),
+    "ALIVE_TASKS": lambda n: all(
+        [taken("alive", m.Alive(tasks=names(n))), taken("run_answer", m.RunAnswer(clients=names(n)))]
+    ),
+    "CANCEL_TASKS": lambda n: all(
+        [
+            taken("cancel", m.Cancel(tasks=names(n))),
+            taken("refold", m.Refold(without=names(n))),
+            taken("partial", m.Partial(partial=m.Payload(), receipts=[m.Receipt(task=str(i)) for i in range(n)])),
+        ]
+    ),
+    "SPEC_BYTES": lambda n: all(
+        [
+            taken("run_spec", m.RunSpec(config='{"a":"' + "x" * (n - 8) + '"}')),
+            taken("run_spec", m.RunSpec(clients=["x" * 252] * ((n >> 8) - 1) + ["x" * (n % 256 + 252)])),
+            taken("ask_spec", m.AskSpec(kind="k", digest=b"d", transforms="[]", fold="[" + " " * (n - 2) + "]")),
+        ]
+    ),
     "EVENT_BYTES": lambda n: logged(event(n)),
     "LOG_BYTES": log_of,
     "LOG_RESERVE_BYTES": log_with_end_of,
@@ -148,6 +196,10 @@ PROBES: dict[str, Callable[..., bool]] = {
 ELSEWHERE = {
     "OPERATOR_REQUESTS": "server/test_connections.py",
     "ANSWER_WAITING_BYTES": "server/test_connections.py",
+    "HTTP_CONNECTIONS": "server/test_pages.py",
+    "HTTP_SECONDS": "server/test_pages.py",
+    "HTTP_BYTES": "server/test_pages.py",
+    "NOTES": "cli/test_repeats.py",
 }
 """Limits that need a connection, or the real clock of a loop: where they are tested."""
 

@@ -9,6 +9,8 @@ from ..core.task import Ticked
 from ..errors import ProtocolError
 from ..wire import messages as m
 from ..wire.blobs import Fetched, NotFetched
+from ..wire.limits import ALIVE_TASKS
+from ..wire.portions import portions, text_bytes
 from .holdings import NeededBlobs, OwedAnswers, outcome
 from .hosted import HostedRun, HostedTask
 from .hosting import RunHosting
@@ -138,7 +140,8 @@ class NodeMachine:
         # All that it has: the server answers with a Cancel of what is not wanted, a CloseRun for a run that is over.
         held = {run.id: run.tasks() for run in self._runs.values()}
         for id in sorted(self._asleep | held.keys() | self._answers.runs()):
-            self._session.say(alive=m.Alive(run=id, tasks=held.get(id, [])))
+            for part in portions(held.get(id, []), text_bytes, most=ALIVE_TASKS) if held.get(id) else [[]]:
+                self._session.say(alive=m.Alive(run=id, tasks=part))
 
     def _receive(self, message: m.Message) -> None:
         check(message)

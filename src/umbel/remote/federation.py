@@ -194,7 +194,8 @@ def _connect(address: str | None, **how: Any) -> Link:
 
 def _check_size(spec: m.RunSpec) -> None:
     """Raise `SettingError` for what no frame could hold, and say why."""
-    from ..wire.portions import SPEC_BYTES, text_bytes
+    from ..wire.limits import SPEC_BYTES
+    from ..wire.portions import text_bytes
 
     parts = {
         "the app's settings": len(spec.config.encode()),

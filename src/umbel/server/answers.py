@@ -162,7 +162,7 @@ class NodeAnswers:
 
     # What is not wanted
 
-    def forget(self, run: RunEntry, ask: AskEntry, task: TaskEntry, besides: Iterable[str]) -> None:
+    def forget(self, run: RunEntry, ask: AskEntry, task: TaskEntry, besides: frozenset[str]) -> None:
         """A task is not wanted as it was; the others of its answer wait again, but for those `besides`."""
         if task.answer is None:
             self._nodes.settle(task)
@@ -175,28 +175,28 @@ class NodeAnswers:
         if ask is None:
             return
         without = set(body.without)
-        for answer in list(ask.answers.values()):
+        named = {task.answer: None for id in body.without if (task := ask.tasks.get(id)) is not None and task.answer}
+        for answer in [ask.answers[id] for id in named if id in ask.answers]:
             unwanted = without.intersection(answer.tasks)
-            if not unwanted or not answer.message.HasField("partial"):
+            if not answer.message.HasField("partial"):
                 continue
             if (node := self._nodes.by_id.get(answer.node)) is not None:
                 refold = m.Refold(run=run.id, ask=body.ask, without=sorted(without))
                 self._out.say(node.peer, durable=True, refold=refold)
             for id in unwanted:
-                if ask.tasks.pop(id, None) is not None:  # if the run asks for it yet, the relay still has its answer
+                if ask.remove(id) is not None:  # if the run asks for it yet, the relay still has its answer
                     self._store.delete("tasks", run=run.id, task=id)
             self._drop(run, ask, answer.id)
 
-    def _drop(self, run: RunEntry, ask: AskEntry, id: str, besides: Iterable[str] = ()) -> None:
+    def _drop(self, run: RunEntry, ask: AskEntry, id: str, besides: frozenset[str] = frozenset()) -> None:
         """An answer is not wanted as it is: its other tasks wait again."""
         answer = ask.answers.pop(id, None)
         if answer is None:
             return
         self._store.delete("answers", run=run.id, id=id)
-        kept = set(besides)
         for name in answer.tasks:
             task = ask.tasks.get(name)
-            if task is None or name in kept:
+            if task is None or name in besides:
                 continue
             task.answer = None
             self._nodes.wait(task)

@@ -62,8 +62,8 @@ class RoutedAsks:
                 self._answers.pass_on(run, answer)
             return
         if known is not None:
-            self._answers.forget(run, ask, known, [message.task])
-        task = ask.tasks[message.task] = TaskEntry(message, self._nodes.by_client.get(message.client, ""))
+            self._answers.forget(run, ask, known, frozenset((message.task,)))
+        task = ask.add(TaskEntry(message, self._nodes.by_client.get(message.client, "")))
         if why_not := self._unable(run, task):
             self._answers.fail(run, ask, task, why_not)
             return
@@ -76,15 +76,16 @@ class RoutedAsks:
         """A run wants no answer to some tasks."""
         # Durable, as the tasks are: none may overtake the word that it is not wanted, and come after its ask is closed.
         gone: dict[str, list[str]] = {}
+        besides = frozenset(body.tasks)
         for id in body.tasks:
             ask = run.asks.get(ledger.ask_of(id))
             if ask is None:
                 continue
             ask.cancelled.add(id)
-            task = ask.tasks.pop(id, None)
+            task = ask.remove(id)
             if task is None:
                 continue
-            self._answers.forget(run, ask, task, body.tasks)
+            self._answers.forget(run, ask, task, besides)
             self._store.delete("tasks", run=run.id, task=id)
             gone.setdefault(task.node, []).append(id)
         for name, tasks in gone.items():

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import aclosing
 
 from ..errors import PeerError, ProtocolError, Refused
+from ..transport.budget import Budget
 from ..transport.connection import Connection
 from ..transport.exchange import Exchange, Room
 from ..transport.handshake import Handshakes, Identity, accept
@@ -18,6 +19,7 @@ from ..wire import messages as m
 from ..wire import roles
 from ..wire.blobs import run_giver
 from ..wire.limits import ANSWER_WAITING_BYTES, OPERATOR_REQUESTS
+from . import fields
 from .desk import Desk
 from .programs import Programs, Surroundings
 from .signals import Connected, Lost, Received
@@ -26,6 +28,8 @@ from .supervision import Places
 _LOG = logging.getLogger("umbel.server")
 LAZY = frozenset({"ack", "log_ack", "close_ask"})
 """Messages that nobody waits for."""
+SLICE = 64
+"""After so many messages of one peer it is the others' turn."""
 OPERATOR_CONNECTIONS = 100
 """So many connections may be there by the token of one operator."""
 
@@ -207,6 +211,7 @@ class Connections:
 
     async def _hear(self, peer: PeerConnection) -> None:
         identity, connection = peer.identity, peer.connection
+        connection.budget = Budget(connection.clock)
         level = logging.DEBUG if identity.role == m.ROLE_OPERATOR else logging.INFO  # each command connects
         _LOG.log(level, "%s has connected from %s", peer.id, connection.peer)
         try:
@@ -216,8 +221,11 @@ class Connections:
                 role, clients = roles.NAMES[identity.role], tuple(identity.hello.clients)
                 self._around.tell(Connected(peer.id, role, identity.id, identity.name, clients, identity.relay))
                 while True:
-                    for message in await connection.receive():
+                    for number, message in enumerate(await connection.receive(), 1):
                         self._around.tell(Received(peer.id, message))
+                        connection.budget.spend(fields.work(message) - 1)
+                        if number % SLICE == 0:
+                            await asyncio.sleep(0)
         except PeerError as error:
             _LOG.log(level, "%s is gone: %s", peer.id, error.message)
         finally:

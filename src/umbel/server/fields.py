@@ -10,7 +10,8 @@ from ..runs.events import RunEvent
 from ..runs.schema import event_of
 from ..wire import messages as m
 from ..wire.blobs import most_of_answer
-from ..wire.limits import EVENT_BYTES
+from ..wire.limits import ALIVE_TASKS, CANCEL_TASKS, EVENT_BYTES, NODE_CLIENTS, SPEC_BYTES
+from ..wire.portions import text_bytes
 from ..wire.texts import read_json, read_steps
 from .ledger import AnswerEntry, payload_of
 
@@ -43,6 +44,28 @@ _JSON: dict[str, tuple[tuple[str, type[Any]], ...]] = {
 """Fields that are JSON, and what it is."""
 
 
+_LISTS: dict[str, tuple[tuple[str, int], ...]] = {
+    "hosted": (("clients", NODE_CLIENTS),),
+    "alive": (("tasks", ALIVE_TASKS),),
+    "run_answer": (("clients", ALIVE_TASKS),),
+    "cancel": (("tasks", CANCEL_TASKS),),
+    "refold": (("without", CANCEL_TASKS),),
+    "partial": (("receipts", CANCEL_TASKS),),
+}
+"""Lists whose length is bounded: a message is taken in at once, and others wait meanwhile."""
+_PARTS = {"run_spec": ("contract", "config", "clients"), "ask_spec": ("fold", "transforms")}
+
+
+def work(message: m.Message) -> float:
+    """How much work a message is: one, and one more for ten in its list."""
+    kind = message.WhichOneof("body") or ""
+    return 1.0 + sum(len(getattr(getattr(message, kind), name)) for name, _ in _LISTS.get(kind, ())) / 10
+
+
+def _bytes(part: Any) -> int:
+    return len(part.encode()) if isinstance(part, str) else sum(map(text_bytes, part))
+
+
 def check(kind: str, body: Any) -> None:
     """Raise `ProtocolError` for a message of this kind that lacks a field, or has one that is too large."""
     numbers = [getattr(body, name, 0) for name in _NUMBERS]
@@ -50,6 +73,13 @@ def check(kind: str, body: Any) -> None:
         raise ProtocolError(f"a {kind} with the number {max(numbers)}; they are below 2^63", m.CODE_MALFORMED)
     if kind == "log_event" and len(body.event.encode()) > EVENT_BYTES:
         raise ProtocolError(f"an event of more than {EVENT_BYTES} bytes", m.CODE_TOO_LARGE)
+    for name, most in _LISTS.get(kind, ()):
+        if len(getattr(body, name)) > most:
+            text = f"a {kind} with {len(getattr(body, name)):,} {name}; {most:,} are the most"
+            raise ProtocolError(text, m.CODE_TOO_LARGE)
+    for name in _PARTS.get(kind, ()):
+        if _bytes(getattr(body, name)) > SPEC_BYTES:
+            raise ProtocolError(f"a {kind} whose {name} takes more than {SPEC_BYTES:,} bytes", m.CODE_TOO_LARGE)
     if kind in _REQUIRED and not _REQUIRED[kind](body):
         raise ProtocolError(f"a {kind} that lacks a field, or whose fields disagree", m.CODE_MALFORMED)
     for name, of in _JSON.get(kind, ()):

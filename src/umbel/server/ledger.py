@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,19 +43,46 @@ class AnswerEntry:
 
 @dataclass(slots=True)
 class AskEntry:
-    """An ask that is open; `named` are the blobs of answers that its run was told of."""
+    """An ask that is open: `theirs` are its tasks by node, `own` counts the blobs that its tasks name, by node; `named`
+    are the blobs of answers that its run was told of.
+    """
 
     spec: m.AskSpec
     named: set[bytes] = field(default_factory=set)
     cancelled: set[str] = field(default_factory=set)
     tasks: dict[str, TaskEntry] = field(default_factory=dict)
     answers: dict[str, AnswerEntry] = field(default_factory=dict)
+    theirs: dict[str, dict[str, TaskEntry]] = field(default_factory=dict)
+    own: Counter[tuple[str, bytes]] = field(default_factory=Counter)
+
+    def add(self, task: TaskEntry) -> TaskEntry:
+        """Add a task, in the place of an earlier one of its id."""
+        id = task.message.task
+        self.remove(id)
+        self.tasks[id] = task
+        self.theirs.setdefault(task.node, {})[id] = task
+        self.own[task.node, task.message.own.blob.sha256] += 1
+        return task
+
+    def remove(self, id: str) -> TaskEntry | None:
+        """Remove a task, and give it, if it is there."""
+        task = self.tasks.pop(id, None)
+        if task is not None:
+            del self.theirs[task.node][id]
+            if not self.theirs[task.node]:
+                del self.theirs[task.node]
+            key = (task.node, task.message.own.blob.sha256)
+            self.own[key] -= 1
+            if not self.own[key]:
+                del self.own[key]
+        return task
 
 
 @dataclass(slots=True)
 class RunEntry:
     """A run that goes on; `closed` is its last ask that is over, `log` its last event.
 
+    `wanted` are the clients that its spec names, `mine` those of each node of them: for as long as neither changes.
     `over` is how and when it had ended, for one that has connected again and done nothing since.
     """
 
@@ -66,6 +94,8 @@ class RunEntry:
     over: tuple[str, float] | None = None
     asks: dict[int, AskEntry] = field(default_factory=dict)
     standings: dict[str, tuple[int, str]] = field(default_factory=dict)
+    wanted: tuple[m.RunSpec | None, frozenset[str]] = (None, frozenset())
+    mine: dict[str, tuple[tuple[str, ...], m.RunSpec, list[str]]] = field(default_factory=dict)
 
     def tasks(self) -> Iterator[tuple[AskEntry, TaskEntry]]:
         """All tasks of its open asks."""
@@ -204,11 +234,14 @@ def _restored(store: Store, row: Mapping[str, Any]) -> RunEntry:
         run.asks[row["ask"]] = AskEntry(m.AskSpec.FromString(row["spec"]))
     for row in store.rows("tasks", run=run.id):
         if (ask := run.asks.get(row["ask"])) is not None:
-            ask.tasks[row["task"]] = TaskEntry(m.Task.FromString(row["message"]), row["node"], row["answer"])
+            ask.add(TaskEntry(m.Task.FromString(row["message"]), row["node"], row["answer"]))
+    answered: dict[tuple[int, str | None], list[str]] = {}
+    for ask, task in run.tasks():
+        answered.setdefault((ask.spec.ask, task.answer), []).append(task.message.task)
     for row in store.rows("answers", run=run.id):
         if (ask := run.asks.get(row["ask"])) is not None:
             message = m.Message.FromString(row["message"])
-            tasks = tuple(id for id, task in ask.tasks.items() if task.answer == row["id"])
+            tasks = tuple(answered.get((row["ask"], row["id"]), ()))
             node = ask.tasks[tasks[0]].node if tasks else ""
             answer = ask.answers[row["id"]] = AnswerEntry(row["id"], message, tasks, node)
             ask.named.add(sha_of(answer))

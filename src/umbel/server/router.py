@@ -100,10 +100,11 @@ class Router:
             self.answers.fetched(self.ledger.runs.get(event.run, RunEntry(event.run)), event)
         elif isinstance(event, Bounded):
             if (node := self.nodes.by_id.get(event.node)) is not None:
-                self._host(node, node.named)
+                self._host(node, node.named, anew=True)
         elif isinstance(event, Released):
-            self.nodes.let_go(event.clients)
-            self._leave()
+            gone = self.nodes.let_go(event.clients)
+            for run in self.ledger.runs.values():
+                self._standings.leave(run, gone)
         else:
             self._revoked(event.node)
         return self._out.effects
@@ -122,8 +123,10 @@ class Router:
             return False
         wanted = [found.spec.archive] if found.spec is not None else []
         for ask in found.asks.values():
-            mine = [task.message.own for task in ask.tasks.values() if task.node == known.id]
-            wanted += [ask.spec.model, ask.spec.shared, *mine] if mine else []
+            if known.id in ask.theirs:
+                wanted += [ask.spec.model, ask.spec.shared]
+                if (known.id, sha) in ask.own:
+                    return bool(sha)
         return any(payload.blob.sha256 == sha for payload in wanted if payload.HasField("blob"))
 
     # Who is there
@@ -138,9 +141,9 @@ class Router:
             for over, (status, at) in self.ledger.ended.items():
                 if at >= before:
                     self._out.say(event.peer, close_run=m.CloseRun(run=over, status=status))
-            self.nodes.host(node, event.clients, seen_at=now)
+            gone = self.nodes.host(node, event.clients, seen_at=now)
             for known in self.ledger.runs.values():
-                self._standings.leave(known)
+                self._standings.leave(known, gone)
                 self._standings.invite(known, node)
         elif event.role == "run":
             run = self.ledger.runs.get(event.id)
@@ -192,10 +195,6 @@ class Router:
         for run in self.ledger.runs.values():
             self._standings.invite(run, node)
 
-    def _leave(self) -> None:
-        for run in self.ledger.runs.values():
-            self._standings.leave(run)
-
     # Messages
 
     def _received(self, peer: str, message: m.Message, now: float) -> None:
@@ -228,16 +227,16 @@ class Router:
                 self._from_nodes[kind](node, run, body)
             # else not known yet after a restart, over, or none of this node's business
 
-    def _host(self, node: NodeEntry, clients: Iterable[str]) -> None:
-        self.nodes.host(node, clients)
-        self._leave()
+    def _host(self, node: NodeEntry, clients: Iterable[str], *, anew: bool = False) -> None:
+        gone = self.nodes.host(node, clients, anew=anew)
         for run in self.ledger.runs.values():
+            self._standings.leave(run, gone)
             if any(run.standings.get(c, (0, ""))[0] != m.STANDING_READY for c in node.clients):
                 self._standings.invite(run, node)
 
     def _run_answer(self, node: NodeEntry, run: RunEntry, body: m.RunAnswer) -> None:
-        about = set(body.clients)
-        mine = [c for c in self._standings.clients(run, node.id) if not about or c in about]
+        about, hosted = set(body.clients), self._standings.hosted(run, node)
+        mine = [c for c in hosted if c in about] if about else hosted
         if body.retry:
             self._standings.stand(run, mine, m.STANDING_PREPARING, body.reason[:1000])
             return
@@ -245,9 +244,11 @@ class Router:
             self._standings.stand(run, mine, m.STANDING_READY)
         else:
             self._standings.stand(run, mine, m.STANDING_REFUSED, body.reason[:1000] or "it said no")
-        for ask, task in run.tasks():
+        among = set(mine)
+        theirs = [(ask, task) for ask in run.asks.values() for task in ask.theirs.get(node.id, {}).values()]
+        for ask, task in theirs:
             client = task.message.client
-            if client not in mine:
+            if client not in among:
                 continue
             if body.ready:
                 self.nodes.dispatch(run, ask, task)

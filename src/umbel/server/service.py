@@ -406,7 +406,9 @@ async def serve_until(
         url = None
         if settings.http:
             host, port = host_and_port(settings.http)
-            showing = asyncio.create_task(pages.serve(service, host, port, listening=place.set_result))
+            showing = asyncio.create_task(
+                pages.serve(service, host, port, names=settings.names, listening=place.set_result)
+            )
             await asyncio.wait([showing, place], return_when=asyncio.FIRST_COMPLETED)
             if showing.done():
                 showing.result()

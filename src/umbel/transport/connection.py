@@ -13,6 +13,7 @@ from ..errors import ConnectionLost, PeerError, ProtocolError, Refused
 from ..wire import messages as m
 from ..wire import roles
 from . import frames
+from .budget import Budget
 from .stream import Stream
 
 BATCH_BYTES = 64 << 10
@@ -24,6 +25,9 @@ LAZY_SECONDS = 0.05
 """So long a lazy message waits for others to go with."""
 GRACE = 2.0
 """Seconds for a peer to take the last words."""
+
+LONGEST_PAUSE = 0.25
+"""So many seconds a peer is not read before it is looked whether its connection is over."""
 
 _FRAME_HEAD = 32
 _PAGE = b""
@@ -48,6 +52,7 @@ class Connection:
     - `limits`: what frames from the peer are held to, and its `idle_seconds`; the handshake sets them.
     - `allowed`: the names of bodies that the peer may send now, None for any; `forbidden` is the code for others.
     - `on_blob`: takes the messages about blobs (an `Exchange` sets it).
+    - `budget`: what the peer may have this side do; while that is used up it is not read.
     - `on_close`: called once each when the connection is over, with what `receive` raises.
     - `sent`, `received`: traffic so far; `progressed`: the time of the last frame that came.
     - `raw`: while `keeps_raw`, the bytes of that frame.
@@ -67,6 +72,7 @@ class Connection:
         self.allowed: frozenset[str] | None = None
         self.forbidden = m.CODE_NOT_ALLOWED
         self.on_blob: Callable[[m.Message], None] | None = None
+        self.budget: Budget | None = None
         self.on_close: list[Callable[[PeerError], None]] = []
         self.sent, self.received = Traffic(), Traffic()
         self.progressed = clock()
@@ -165,6 +171,8 @@ class Connection:
         `ConnectionLost` also where this side has closed.
         """
         while True:
+            while self.budget is not None and self._end is None and (pause := self.budget.pause):
+                await asyncio.sleep(min(pause, LONGEST_PAUSE))
             data = await self._stream.receive() if self._end is None else None
             if self._end is None and data is None:
                 self._finish(ConnectionLost(f"{self.peer} has ended the connection"))
@@ -178,6 +186,7 @@ class Connection:
                 raise
             if batch:
                 return batch
+            await asyncio.sleep(0)  # whoever sends nothing but these must not keep others waiting
 
     async def close(self, problem: m.Problem | PeerError | None = None) -> None:
         """End the connection: what was posted is still sent, and the `problem` last; chunks are not."""
@@ -219,6 +228,8 @@ class Connection:
         self.received.bytes += len(data)
         self.progressed = self.clock()
         self._pinged = False
+        if self.budget is not None:
+            self.budget.spend(len(batch), len(data) if batch[0].WhichOneof("body") != "chunk" else 0)
         if self.keeps_raw:
             self.raw = data
         others: list[m.Message] = []

@@ -39,6 +39,23 @@ NAME_BYTES = _limit("NAME_BYTES", 256, "bytes", "a name: of a client, a task, a 
 FRAME_MESSAGES = _limit("FRAME_MESSAGES", 4096, "messages", "a frame", _ENDS)
 JSON_DEPTH = _limit("JSON_DEPTH", 32, "levels", "lists and objects one in another, in any JSON of a peer", _ENDS)
 
+# How much each peer has its server do
+
+PEER_WORK = _limit(
+    "PEER_WORK", 5_000, "a second", "messages of one peer; ten names or tasks in a list count as one", "it is not read"
+)
+PEER_BURST = _limit("PEER_BURST", 100_000, "messages", "those of one peer at once, counted alike", "it is not read")
+PEER_BYTES = _limit("PEER_BYTES", 32 << 20, "bytes a second", "what one peer sends but for chunks", "it is not read")
+PEER_BURST_BYTES = _limit(
+    "PEER_BURST_BYTES", 256 << 20, "bytes", "what one peer sends at once, alike", "it is not read"
+)
+NODE_CLIENTS = _limit("NODE_CLIENTS", 100_000, "clients", "those that one node or relay hosts", _ENDS)
+ALIVE_TASKS = _limit("ALIVE_TASKS", 10_000, "tasks", "an `Alive`; clients of a `RunAnswer`", _ENDS)
+CANCEL_TASKS = _limit("CANCEL_TASKS", 100_000, "tasks", "a `Cancel` or a `Refold`; receipts of a `Partial`", _ENDS)
+SPEC_BYTES = _limit(
+    "SPEC_BYTES", 1 << 20, "bytes", "each list or text of a `RunSpec` or an `AskSpec`; a name counts 4 more", _ENDS
+)
+
 # What runs log
 
 EVENT_BYTES = _limit("EVENT_BYTES", 1 << 20, "bytes", "an event of a run", _ENDS)
@@ -72,6 +89,15 @@ FOLLOWER_BYTES = _limit(
 RESPONSE_BYTES = _limit(
     "RESPONSE_BYTES", 2 << 20, "bytes", "the body of one response", "it goes on in the next one (`rest`)"
 )
+
+# Who asks for pages
+
+HTTP_CONNECTIONS = _limit("HTTP_CONNECTIONS", 64, "connections", "those to the pages at once", "it is ended at once")
+HTTP_SECONDS = _limit(
+    "HTTP_SECONDS", 20, "seconds", "a connection to the pages, from its first byte to its last", "it is ended"
+)
+HTTP_BYTES = _limit("HTTP_BYTES", 16 << 10, "bytes", "the head of a request for a page", "it is refused")
+NOTES = _limit("NOTES", 100, "a minute", "notes of one kind that a server or node prints", "they are counted")
 
 
 def table() -> str:
