@@ -11,7 +11,6 @@ from typing import Any, Literal, Protocol
 from ..core import encoding
 from ..core.arrays import Arrays
 from ..core.contract import mismatch
-from ..errors import UmbelError
 from ..trust import archive as archives
 from ..trust.identity import check_archive
 from ..trust.policy import Policy, archive_sha256
@@ -87,7 +86,7 @@ def against_client(contract: str, ready: HostReady) -> str:
     """Why a client is not what its run's contract asks for; empty if it is."""
     try:
         return "; ".join(mismatch(json.loads(contract), ready.handlers, ready.transforms)) if contract else ""
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except Exception as error:
         return f"the run's contract cannot be read: {error!r}"
 
 
@@ -101,9 +100,9 @@ def against_start(gate: Gate, start: Start, config: str, path: Callable[[bytes],
         if start.ask.HasField("model"):
             sent["model"] = _model(start.ask.model, path)
         sent["config"] = {**json.loads(config or "{}"), **sent.get("config", {})}
-    except (ValueError, TypeError, AttributeError, KeyError, UmbelError) as error:
+        return gate.against_task(start.ask, sent)
+    except Exception as error:
         return f"what is sent with it cannot be read: {error}"
-    return gate.against_task(start.ask, sent)
 
 
 def _model(payload: m.Payload, path: Callable[[bytes], Path | None]) -> Arrays | None:

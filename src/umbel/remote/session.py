@@ -20,7 +20,7 @@ from ..core.ask import Ask, for_client
 from ..core.partial import Partial
 from ..core.task import Admit, AllFinished, Cancel, Failed, Send, Task, Ticked
 from ..core.update import Receipt, Update
-from ..errors import ClientId, CorruptFile, UmbelError, UpdateRejected
+from ..errors import CallerError, ClientId, CorruptFile, ProtocolError, StorageError, UmbelError, UpdateRejected
 from ..runs.coordinator import Event, Wake
 from ..runs.events import AskClosed, RoundCommitted, RunEvent
 from ..runs.federation import Session
@@ -321,7 +321,13 @@ class RemoteSession(Session):
                 for task in _tasks_of(message):
                     self._fail(task, f"its update is not to be had: {item.reason}", retry=True)
         else:
-            self._read(item)
+            try:
+                self._read(item)
+            except UmbelError:
+                raise
+            except Exception as error:
+                kind = item.WhichOneof("body")
+                raise ProtocolError(f"the server said a {kind} that cannot be handled: {error!r:.200}") from error
 
     def _read(self, message: m.Message) -> None:
         kind = message.WhichOneof("body")
@@ -391,12 +397,13 @@ class RemoteSession(Session):
             update = _loaded(result.done.update, path)
             if not isinstance(update, Update):
                 raise UpdateRejected(f"its answer holds a {type(update).__name__}, not an update")
-        except (CorruptFile, UpdateRejected) as error:
-            self._fail(task.id, f"its update cannot be read: {error.message}")
+            state = _marker(task.id) if claimed.kept else None
+            outcome = self._intake.arrived(task, update, _receipt(claimed), state, mapped=path is not None)
+        except Exception as error:  # whatever it is, this client alone pays for it
+            if isinstance(error, CallerError) or _is_own(error):
+                raise
+            self._fail(task.id, f"its update cannot be read: {_said(error)}")
             return
-        state = _marker(task.id) if claimed.kept else None
-        receipt = _receipt(claimed)
-        outcome = self._intake.arrived(task, update, receipt, state, mapped=path is not None)
         self._out.remove(task.id)
         self._blobs.keep(task.ask, result.done.update)
         self._events.append(outcome)
@@ -421,10 +428,11 @@ class RemoteSession(Session):
             if {id: receipt.client for id, receipt in partial.receipts.items()} != clients:
                 raise UpdateRejected("a partial does not hold what its receipts say")
             self._intake.merge(body.ask, partial, states)
-        except (UmbelError, ValueError) as error:
-            told = error.message if isinstance(error, UmbelError) else str(error)
+        except Exception as error:
+            if _is_own(error):
+                raise
             for id in ids:
-                self._fail(id, f"a relay's partial cannot be folded: {told}")
+                self._fail(id, f"a relay's partial cannot be folded: {_said(error)}")
             return
         self._merged.update(ids)
         for id in ids:
@@ -497,6 +505,15 @@ class RemoteSession(Session):
 def _marker(task: str) -> bytes:
     """What the conductor keeps as the client's state: which task's state its node has."""
     return encoding.encode({"held": task})
+
+
+def _is_own(error: Exception) -> bool:
+    """Whether it is this machine's disk that failed, and nobody's answer."""
+    return isinstance(error, StorageError) and not isinstance(error, CorruptFile)
+
+
+def _said(error: Exception) -> str:
+    return error.message if isinstance(error, UmbelError) else f"{error!r:.200}"
 
 
 def _tasks_of(message: m.Message) -> list[str]:

@@ -7,6 +7,7 @@ is on disk: that is how a result is stored before it is acknowledged.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -15,15 +16,16 @@ from ..store.records import Store
 from ..wire import messages as m
 from ..wire import roles
 from ..wire.blobs import Fetched, NotFetched
+from ..wire.bodies import MOST
 from . import fields
 from .answers import NodeAnswers
 from .asks import RoutedAsks
-from .fields import MOST
 from .ledger import ENDED, Ledger, NodeEntry, RunEntry
 from .nodes import Nodes
 from .signals import Connected, Drop, Effect, Event, Lost, Outbox, Received, Release, Tell
 from .standings import Standings
 
+_LOG = logging.getLogger("umbel.server")
 MAILBOX = 10_000
 """How many tasks may wait for one node."""
 
@@ -83,6 +85,11 @@ class Router:
                 self._received(event.peer, event.message, now)
             except ProtocolError as error:
                 self._out.effects.append(Drop(event.peer, error.code, error.message))
+            except Exception as error:  # whatever it is, this peer alone pays for it
+                kind = event.message.WhichOneof("body")
+                _LOG.exception("a %s of %s cannot be handled", kind, event.peer)
+                text = f"the server cannot handle this {kind}: {error!r:.200}"
+                self._out.effects.append(Drop(event.peer, m.CODE_INTERNAL, text))
         elif isinstance(event, Connected):
             self._connected(event, now)
         elif isinstance(event, Lost):

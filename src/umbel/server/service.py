@@ -39,7 +39,7 @@ from .connections import Connections
 from .desk import Desk
 from .dispatch import Dispatch
 from .feeds import Feeds
-from .ledger import ENDED
+from .ledger import ENDED, READERS
 from .pages import Histogram
 from .programs import Programs, Surroundings
 from .registry import NodeRecord, Registry
@@ -66,7 +66,7 @@ class Service:
         self.settings = settings
         self.root = folder.absolute()
         self.authority = Authority(folder / "authority")
-        self.store = SqlStore(folder / "server.db", after_commit=after_commit)
+        self.store = SqlStore(folder / "server.db", after_commit=after_commit, readers=READERS)
         self.blobs = Blobs(folder / "blobs")
         self.depot = Depot(self.blobs)
         self.registry = Registry(self.store, time.time)
@@ -251,7 +251,7 @@ class Service:
             software=f"umbel {version('umbel')}",
             started_at=self.started_at,
             now=time.time(),
-            problem=self.commits.problem or self.dispatch.problem or self.storage.problem,
+            problem=self.commits.problem or self.dispatch.problem or self.storage.problem or self.store.problem,
             nodes=tuple(map(self._node_facts, self.registry.nodes())),
             runs=tuple(map(self._run_facts, self.store.rows("runs"))),
             sessions=self.connections.sessions,
