@@ -24,6 +24,7 @@ from ..errors import (
 )
 from ..store.blobs import Blobs
 from ..store.commits import GroupCommit
+from ..store.patience import Patience
 from ..transport.connection import Connection
 from ..transport.dialer import Dialer
 from ..transport.exchange import Depot, Exchange
@@ -107,6 +108,7 @@ class NodeSettings:
     - `quota`: bytes of blobs that it keeps at most, beside those of its own results.
     - `lends_below`: where a server on the same machine may have files linked; None for nowhere.
     - `hosts`: makes what hosts runs, in place of child processes.
+    - `rest`: how it waits for room on a full disk, which it does for as long as it takes.
     """
 
     folder: Path
@@ -127,6 +129,7 @@ class NodeSettings:
     hosts: MakeHosts | None = None
     first_wait: float = FIRST_WAIT
     longest_wait: float = LONGEST_WAIT
+    rest: Callable[[float], Awaitable[object]] = asyncio.sleep
 
     def hello(self) -> m.Hello:
         """How it introduces itself."""
@@ -175,6 +178,7 @@ class NodeService:
         spool = Spool(settings.folder / "node.db")
         self._blobs = Blobs(settings.folder / "blobs", settings.quota)
         self._depot = Depot(self._blobs, lends_below=settings.lends_below)
+        self._patience = Patience(None, log.error, rest=settings.rest)
         self._machine = NodeMachine(
             spool,
             settings.clients,
@@ -334,7 +338,7 @@ class NodeService:
 
     async def _fetched(self, run: str, blob: m.Blob, exchange: Exchange) -> None:
         try:
-            await exchange.fetch(blob, run)
+            await self._patience.later(lambda: exchange.fetch(blob, run))
         except ConnectionLost:
             return  # it is asked for again in the next session
         except (PeerError, CorruptFile, StorageError) as error:
@@ -374,7 +378,7 @@ class NodeService:
     async def _prepare(self, effect: Prepare) -> None:
         run, spec = effect.run, effect.spec
         try:
-            archive = await asyncio.to_thread(self._archive, spec)
+            archive = await self._patience.later(lambda: asyncio.to_thread(self._archive, spec))
             verdict = await asyncio.to_thread(self._settings.gate.check, spec, archive)
         except (StorageError, OSError) as error:  # the node's disk, not the run
             self._told(HostDied(run, error.message if isinstance(error, UmbelError) else str(error)))

@@ -179,6 +179,7 @@ class RemoteSession(Session):
         self._events: deque[Event] = deque()
         self._wakes: list[float] = []
         self._up = True
+        self._left = link.served()
         self._freed: list[Task] = []
         self._report = ServerReporting(spec.run, self._say)
         self.members: dict[ClientId, tuple[int, str]] = {}
@@ -275,6 +276,13 @@ class RemoteSession(Session):
     def next_event(self) -> Event | None:
         """What came of a task, or a moment that was waited for; None when nothing is to come."""
         self._flush()
+        if self._link.served() - self._left > self._out.stall / 4:
+            self._out.count_anew()  # this run itself was away, and has not heard whoever spoke meanwhile
+        found = self._next_event()
+        self._left = self._link.served()
+        return found
+
+    def _next_event(self) -> Event | None:
         while not self._events:
             served = self._link.served()
             if self._wakes and min(self._wakes) <= served:
@@ -334,7 +342,11 @@ class RemoteSession(Session):
         if kind in ("result", "partial"):
             payload = message.partial.partial if kind == "partial" else message.result.done.update
             wanted = [task for task in _tasks_of(message) if task in self._out]
-            if wanted and payload.HasField("blob") and (reason := self._too_large(wanted, payload.blob, kind)):
+            if (
+                wanted
+                and payload.HasField("blob")
+                and (reason := _too_large([self._asks[self._out[task].ask] for task in wanted], payload.blob, kind))
+            ):
                 for task in wanted:
                     self._fail(task, reason)
             elif wanted and payload.HasField("blob"):
@@ -349,14 +361,6 @@ class RemoteSession(Session):
             self._report.stored(message.log_ack.number)
         elif kind == "notice":
             self._report.warn(None, f"the server: {message.notice.text}")
-
-    def _too_large(self, tasks: Sequence[str], blob: m.Blob, kind: str) -> str:
-        """Why an answer is not even fetched; empty where it is."""
-        asked = [self._asks[self._out[task].ask] for task in tasks]
-        bounds = [most_of_answer(answer_bytes(sent.ask), partial=kind == "partial") for sent in asked]
-        if not all(bounds) or blob.size <= max(bounds):
-            return ""
-        return f"its answer has {blob.size:,} bytes, and what is expected has at most {max(bounds):,}"
 
     def _take_members(self, body: m.Members) -> None:
         for member in body.members:
@@ -505,6 +509,14 @@ class RemoteSession(Session):
 def _marker(task: str) -> bytes:
     """What the conductor keeps as the client's state: which task's state its node has."""
     return encoding.encode({"held": task})
+
+
+def _too_large(asked: Sequence[RemoteAsk], blob: m.Blob, kind: str) -> str:
+    """Why an answer to these asks is not even fetched; empty where it is."""
+    bounds = [most_of_answer(answer_bytes(sent.ask), partial=kind == "partial") for sent in asked]
+    if not all(bounds) or blob.size <= max(bounds):
+        return ""
+    return f"its answer has {blob.size:,} bytes, and what is expected has at most {max(bounds):,}"
 
 
 def _is_own(error: Exception) -> bool:

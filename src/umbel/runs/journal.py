@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import os
 import zlib
 from collections.abc import Iterable, Mapping
@@ -21,8 +22,10 @@ from typing import Any
 from .. import files
 from ..core import encoding
 from ..errors import CorruptFile, JournalMissing, StorageError
+from ..store.patience import Patience
 from .events import EVENTS, AskClosed, RoundCommitted, RunEvent, RunFinished, RunResumed, RunStarted
 
+_LOG = logging.getLogger("umbel.runs")
 FORMAT = 3
 LOG = "events.jsonl"
 CHECKPOINTS_LEFT = "The checkpoints beside it can still be used: `umbel run APP --init <checkpoint>`."
@@ -62,10 +65,11 @@ class RunLog:
 
 
 class Journal:
-    """The folder of one run, open for writing; without a folder nothing is kept."""
+    """The folder of one run, open for writing; without a folder nothing is kept. `patience` is had with a full disk."""
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None, patience: Patience | None = None) -> None:
         self.folder = folder
+        self._patience = patience or Patience(0.0, _LOG.warning)
         self._log: int | None = None
         self._told = False
         self._unsynced: list[Path] = []
@@ -94,17 +98,22 @@ class Journal:
         if self._log is None or self.folder is None or not event.logged:
             self._told |= event.logged
             return
-        line = seal({**event.record(), "at": round(at, 3)})
-        with files.writing(self.folder / LOG):
-            before = os.fstat(self._log).st_size
+        self._patience(
+            self._append, self.folder / LOG, self._log, seal({**event.record(), "at": round(at, 3)}), durable
+        )
+
+    @staticmethod
+    def _append(path: Path, log: int, line: bytes, durable: bool) -> None:
+        with files.writing(path):
+            before = os.fstat(log).st_size
             try:
-                written = os.write(self._log, line)
+                written = os.write(log, line)
                 if written < len(line):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 if durable:
-                    os.fsync(self._log)
+                    os.fsync(log)
             except OSError:
-                os.ftruncate(self._log, before)
+                os.ftruncate(log, before)
                 raise
 
     def save(self, name: str, tree: Any, *, durable: bool = False) -> dict[str, str] | None:
@@ -116,6 +125,9 @@ class Journal:
         if self.folder is None:
             return None
         path = self.folder / name
+        return self._patience(self._save, path, name, tree, durable)
+
+    def _save(self, path: Path, name: str, tree: Any, durable: bool) -> dict[str, str]:
         if durable:
             files.sync(beside for beside in self._unsynced if beside.parent == path.parent)
             self._unsynced = [other for other in self._unsynced if other.parent != path.parent]
@@ -135,7 +147,8 @@ class Journal:
     def summarise(self, summary: Mapping[str, Any]) -> None:
         """Write `summary.json`, how the run ended in one small file."""
         if self.folder is not None:
-            write_whole(self.folder / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+            data = (json.dumps(summary, indent=2) + "\n").encode()
+            self._patience(write_whole, self.folder / "summary.json", data)
 
     def load(self, reference: Mapping[str, str]) -> Any:
         """Read a file of the run that `save` wrote. Raises `CorruptFile`."""
