@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 import threading
@@ -16,13 +17,13 @@ from tests.conftest import PATIENCE
 from umbel import Arrays, Like
 from umbel.core import encoding
 from umbel.core.randomness import Key
-from umbel.errors import ConnectionLost, Refused
+from umbel.errors import ConnectionLost, Refused, StorageError
 from umbel.node.gate import PolicyGate, Verdict
 from umbel.node.run_host import holder
 from umbel.node.service import NodeSettings, run_node
 from umbel.node.signals import HostReady, TaskDone
 from umbel.node.spool import Spool
-from umbel.store.blobs import Blobs
+from umbel.store.blobs import Blobs, PartialBlob
 from umbel.transport.connection import Connection
 from umbel.transport.exchange import Exchange
 from umbel.transport.handshake import Identity, accept
@@ -450,6 +451,36 @@ async def test_what_a_node_could_never_keep_is_not_fetched(tmp_path):
         server.post(task=task(2))
         assert (await server.hear("result")).HasField("done")
         assert asked == [60_000]
+
+
+@on_loop
+async def test_a_full_disk_costs_no_task_and_no_run(tmp_path):
+    server = Server(tmp_path)
+    pauses, real = [], PartialBlob.write
+
+    async def rest(seconds):
+        pauses.append(seconds)
+        if len(pauses) % 3 == 0:
+            PartialBlob.write = real
+
+    def full(self, data):
+        if self._blobs.folder.parent.name == "node":
+            raise StorageError("it cannot be written") from OSError(errno.ENOSPC, "No space left on device")
+        real(self, data)
+
+    try:
+        async with node(server, tmp_path, rest=rest):
+            await server.session()
+            PartialBlob.write = full
+            server.post(run_spec=spec())  # whose archive is put by the node itself
+            assert (await server.hear("run_answer")).ready
+            PartialBlob.write = full
+            server.post(ask_spec=ask(model=m.Payload(blob=server.blobs.put(b"model" * 9999))))
+            server.post(task=task())
+            assert (await server.hear("result")).HasField("done")
+    finally:
+        PartialBlob.write = real
+    assert pauses == [1, 2, 4, 1, 2, 4]
 
 
 @on_loop

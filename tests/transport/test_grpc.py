@@ -108,6 +108,33 @@ def test_other_methods_and_too_large_messages_are_refused_and_others_served() ->
     asyncio.run(main())
 
 
+def test_frames_are_cut_into_pieces_and_the_first_ones_are_short() -> None:
+    async def main() -> None:
+        listener = await grpc.serve("127.0.0.1:0", None, None, echo)
+        stream = await grpc.connect(listener.address, None)
+        sizes = [
+            0,
+            grpc.FIRST_BYTES,
+            *(n * grpc.PIECE_BYTES + d for n in (1, 2, 9) for d in (-1, 0, 1)),
+            grpc.FRAME_BYTES,
+        ]
+        for number, size in enumerate(sizes):
+            data = bytes([number]) * size
+            await stream.send(data)
+            assert await stream.receive() == data
+        await stream.close()
+        stream = await grpc.connect(listener.address, None)
+        first = await said(stream, bytes(grpc.FRAME_BYTES))
+        assert first is not None
+        assert grpc.FIRST_BYTES < len(first) <= grpc.FIRST_BYTES + grpc.PIECE_BYTES, (
+            "enough to see that it is too large"
+        )
+        await stream.close()
+        await listener.close()
+
+    asyncio.run(main())
+
+
 def test_no_more_streams_than_were_asked_for() -> None:
     async def answered(stream: Stream) -> bytes | None:
         await stream.send(b"x")

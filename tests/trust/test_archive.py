@@ -247,3 +247,22 @@ def test_a_difference_cannot_play_tricks_on_who_reads_it():
     evil = "x = 1\x1b[2K\r# \u202eharmless\u200b\x9b1A\n".encode()
     text = difference(read(DATA), read(build(ABOUT, {**FILES, "net.py": evil})))
     assert "+x = 1\\x1b[2K\\r# \\u202eharmless\\u200b\\x9b1A" in text.splitlines()
+
+
+def test_a_list_of_many_files_is_not_even_read(monkeypatch):
+    most = archive.MOST_FILES + 1
+    monkeypatch.setattr(archive.zipfile, "ZipFile", lambda *_, **__: pytest.fail("the list was read"))
+    end = DATA[-22:]
+    for count, size in ((most + 1, 100), (0xFFFF, 0xFFFFFFFF), (3, archive.MOST_DIRECTORY + 1)):
+        altered = end[:8] + count.to_bytes(2, "little") * 2 + size.to_bytes(4, "little") + end[16:]
+        with pytest.raises(AppError, match="too many files"):
+            read(DATA[:-22] + altered)
+    for cut in (DATA[:-1], DATA + b"x", b"", DATA[:-42] + b"PK\x06\x07" + bytes(16) + end):
+        with pytest.raises(AppError, match="does not end as it should"):
+            read(cut)
+
+
+def test_as_many_files_with_names_as_long_as_may_be_are_read():
+    files = {f"{'n' * 90}/{'m' * 90}/{number:018}": b"" for number in range(archive.MOST_FILES)}
+    assert {len(name) for name in files} == {archive.LONGEST_NAME}
+    assert len(read(build(ABOUT, files)).files) == archive.MOST_FILES

@@ -59,6 +59,7 @@ from ..core.elementwise import mean
 from ..core.randomness import Key
 from ..core.task import Failed, Task
 from ..errors import AppError, ClientId, UmbelError
+from ..store.patience import Patience
 from ..wire.names import client_id
 from ..work.executor import EncodedAnswer, Executor
 from ..work.intake import told
@@ -70,6 +71,10 @@ TELL_SECONDS = 0.2
 """At least so long between two lines that tell of progress."""
 
 Message = dict[str, Any]
+
+
+_PATIENCE = Patience(None, lambda text: print(text, file=sys.stderr))
+"""Where the disk is full a client that has computed something waits for room."""
 
 
 class Pipes:
@@ -292,12 +297,12 @@ def _written(answered: EncodedAnswer, result: Path) -> Message:
     if small and len(data) <= INLINE_BYTES:
         part: Message = _inline(data)
     else:
-        sha256, size = encoding.save_file(result, update)
+        sha256, size = _PATIENCE(encoding.save_file, result, update)
         part = {"file": str(result), "sha256": sha256, "size": size}
     state: Message | None = None
     if answered.state is not None and len(answered.state) > INLINE_BYTES:
         path = Path(f"{result}.state")
-        path.write_bytes(answered.state)
+        _PATIENCE(path.write_bytes, answered.state)
         state = {"file": str(path)}
     elif answered.state is not None:
         state = _inline(answered.state)

@@ -117,7 +117,7 @@ def against_client(contract: str, ready: HostReady) -> str:
     """Why a client is not what its run's contract asks for; empty if it is."""
     try:
         return "; ".join(mismatch(json.loads(contract), ready.handlers, ready.transforms)) if contract else ""
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except Exception as error:
         return f"the run's contract cannot be read: {error!r}"
 
 
@@ -133,9 +133,9 @@ def against_start(gate: Gate, start: Start, config: str, path: Callable[[bytes],
         own = json.loads(config or "{}")
         sent["config"] = {**own, **sent.get("config", {})}
         sent["laid_over"] = sorted(key for key, value in sent["config"].items() if key not in own or own[key] != value)
-    except (ValueError, TypeError, AttributeError, KeyError, UmbelError) as error:
+        return gate.against_task(start.ask, sent)
+    except Exception as error:
         return f"what is sent with it cannot be read: {error}"
-    return gate.against_task(start.ask, sent)
 
 
 def _model(payload: m.Payload, path: Callable[[bytes], Path | None]) -> Arrays | None:

@@ -74,6 +74,7 @@ class NodeMachine:
         self._runs: dict[str, HostedRun] = {}
         self._asleep = spool.runs()
         self._finished: deque[str] = deque()
+        self._spoiled: dict[str, str] = {}
         self._out: list[Effect] = []
         self._do = self._out.append
         self._session = ServerSession(self._do)
@@ -96,7 +97,7 @@ class NodeMachine:
                 self._session.end()
                 self._answers.part()
             case ServerSaid(message):
-                self._receive(message)
+                self._hear(message)
             case Fetched(run, sha):
                 self._fetched(run, sha)
             case NotFetched(run, sha, reason):
@@ -143,6 +144,27 @@ class NodeMachine:
             for part in portions(held.get(id, []), text_bytes, most=ALIVE_TASKS) if held.get(id) else [[]]:
                 self._session.say(alive=m.Alive(run=id, tasks=part))
 
+    def _hear(self, message: m.Message) -> None:
+        """Take what the server says. What cannot be handled costs the run that it is about, or else the session."""
+        kind = message.WhichOneof("body") or ""
+        run = getattr(getattr(message, kind), "run", "") if kind else ""
+        if run in self._spoiled and kind not in ("run_spec", "close_run"):
+            if kind == "task":
+                self._answers.refuse(message.task, self._spoiled[run])
+            return
+        try:
+            self._receive(message)
+        except ProtocolError:
+            raise
+        except Exception as error:
+            reason = f"this node cannot handle the {kind} that the server says: {error!r:.200}"
+            if run not in self._runs:
+                raise ProtocolError(reason) from error
+            self._do(Note(f"run {run}: {reason}"))
+            self._close_run(m.CloseRun(run=run, status="failed"))
+            self._spoiled[run] = reason
+            self._session.say(run_answer=m.RunAnswer(run=run, reason=reason))
+
     def _receive(self, message: m.Message) -> None:
         check(message)
         match message.WhichOneof("body"):
@@ -171,6 +193,7 @@ class NodeMachine:
                 raise ProtocolError(f"a server does not send a node a message {body!r}", m.CODE_NOT_ALLOWED)
 
     def _run_spec(self, spec: m.RunSpec) -> None:
+        self._spoiled.pop(spec.run, None)
         if self._spool.ended(spec.run):
             self._session.say(run_answer=m.RunAnswer(run=spec.run, reason="the run was finished before"))
             return
@@ -212,6 +235,7 @@ class NodeMachine:
         self._spool.put(Settled(close.run, close.ask, newest))
 
     def _close_run(self, close: m.CloseRun) -> None:
+        self._spoiled.pop(close.run, None)
         if self._runs.pop(close.run, None) is not None:
             self._do(EndRun(close.run))
             self._do(Note(f"run {close.run} has {close.status}"))

@@ -18,6 +18,7 @@ from typing import Any
 from ..errors import InternalError, StorageError, UmbelError
 from ..files import opened_below
 from ..store.blobs import Blobs, linked
+from ..store.patience import Patience
 from ..transport.tasks import Tasks
 from ..wire import messages as m
 from .child import INLINE_BYTES, Message
@@ -95,6 +96,7 @@ class RunHost:
         self._ended = False
         self._children: list[Child] = []
         self._tasks = Tasks()
+        self._patience = Patience(None, logging.getLogger("umbel.node").error)
         self._numbers = itertools.count(1)
 
     def prepare(self, config: str, archive: Path, unpack: Unpack) -> None:
@@ -103,6 +105,12 @@ class RunHost:
 
     def start(self, effect: Start) -> None:
         """Do a task, in a child that is free or in another one."""
+        try:
+            base = None if effect.base is None else self._base(effect.base)
+        except OSError as error:
+            reason = f"the node cannot write what it begins with: {error}"
+            asyncio.get_running_loop().call_soon(lambda: self._failed(effect, reason, retry=True))
+            return
         child, task = self._idle(effect), effect.task
         child.task, child.stopped = effect, False
         child.result = self._path("results")
@@ -119,7 +127,7 @@ class RunHost:
             attempt=task.attempt,
             key=task.key.hex(),
             data_key=task.data_key.hex(),
-            base=None if effect.base is None else self._base(effect.base),
+            base=base,
             own=self._part(task.own) if task.HasField("own") else None,
             result=str(child.result),
         )
@@ -157,7 +165,7 @@ class RunHost:
     async def _prepare(self, config: str, archive: Path, unpack: Unpack) -> None:
         try:
             told = json.loads(config or "{}")
-            program = await asyncio.to_thread(self._unpacked, archive, unpack)
+            program = await self._patience.later(lambda: asyncio.to_thread(self._unpacked, archive, unpack))
         except (StorageError, OSError) as error:
             self._tell(HostDied(self._run, f"the client's archive cannot be unpacked: {error}"))
             return
@@ -178,7 +186,7 @@ class RunHost:
 
     def _unpacked(self, archive: Path, unpack: Unpack) -> Program:
         for name in ("results", "given", "tmp", "taken"):
-            (self._folder / name).mkdir(mode=0o700, parents=True)
+            (self._folder / name).mkdir(mode=0o700, parents=True, exist_ok=True)
         return unpack(archive, self._folder / "archive")
 
     def _tell(self, event: Event) -> None:
@@ -282,7 +290,7 @@ class RunHost:
 
     async def _stored(self, start: Start, result: Path, receipt: m.Receipt, message: Message) -> None:
         try:
-            update, state = await asyncio.to_thread(self._taken_in, result, message)
+            update, state = await self._patience.later(lambda: asyncio.to_thread(self._taken_in, result, message))
         except (UmbelError, OSError, ValueError, TypeError, KeyError) as error:  # the client's code may say anything
             self._failed(start, f"the node cannot keep the result: {error}", retry=True)
         else:

@@ -26,6 +26,7 @@ from ..errors import (
 )
 from ..store.blobs import Blobs
 from ..store.commits import GroupCommit
+from ..store.patience import Patience
 from ..transport.connection import Connection
 from ..transport.dialer import Dialer
 from ..transport.exchange import Depot, Exchange
@@ -114,6 +115,7 @@ class NodeSettings:
     - `lends_below`: where a server on the same machine may have files linked; None for nowhere.
     - `hosts`: makes what hosts runs, in place of child processes.
     - `server`: what it knows of its server.
+    - `rest`: how it waits for room on a full disk, which it does for as long as it takes.
     """
 
     folder: Path
@@ -136,6 +138,7 @@ class NodeSettings:
     server: KnownServer = field(default_factory=KnownServer)
     first_wait: float = FIRST_WAIT
     longest_wait: float = LONGEST_WAIT
+    rest: Callable[[float], Awaitable[object]] = asyncio.sleep
 
     def hello(self) -> m.Hello:
         """How it introduces itself."""
@@ -186,6 +189,7 @@ class NodeService:
         self._blobs = Blobs(settings.folder / "blobs", settings.quota)
         self._depot = Depot(self._blobs, lends_below=settings.lends_below)
         self._audit = NodeAudit(spool, settings.folder)
+        self._patience = Patience(None, log.error, rest=settings.rest)
         self._machine = NodeMachine(
             spool,
             settings.clients,
@@ -357,7 +361,7 @@ class NodeService:
 
     async def _fetched(self, run: str, blob: m.Blob, exchange: Exchange) -> None:
         try:
-            await exchange.fetch(blob, run)
+            await self._patience.later(lambda: exchange.fetch(blob, run))
         except ConnectionLost:
             return  # it is asked for again in the next session
         except (PeerError, CorruptFile, StorageError) as error:
@@ -398,7 +402,7 @@ class NodeService:
         run, spec = effect.run, effect.spec
         self._audit.came(spec)
         try:
-            archive = await asyncio.to_thread(self._archive, spec)
+            archive = await self._patience.later(lambda: asyncio.to_thread(self._archive, spec))
             verdict = await asyncio.to_thread(self._settings.gate.check, spec, archive)
         except (StorageError, OSError) as error:  # the node's disk, not the run
             self._told(HostDied(run, error.message if isinstance(error, UmbelError) else str(error)))

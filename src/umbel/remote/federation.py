@@ -50,6 +50,7 @@ class Remote:
       default it starts once some are ready and none is still preparing.
     - `stall`: after so many seconds without a sign of life a client's task has failed; halfway there is a warning.
     - `wait`: for how many seconds to wait for clients; None for as long as it takes.
+    - `disk_wait`: for how many seconds the run waits for room where its disk is full; None for as long as it takes.
 
     A client that is named by a whole number is that index, as in a simulation: nodes named 0 to 3 and
     ``Simulation(clients=4)`` give the same model. Raises `SettingError` for what cannot be.
@@ -63,6 +64,7 @@ class Remote:
         token: str | None = None,
         stall: float = STALL,
         wait: float | None = None,
+        disk_wait: float | None = None,
         folder: str | Path | None = "umbel-server",
         connect: Callable[..., Link] | None = None,
         signed: Signed | None = None,
@@ -77,7 +79,7 @@ class Remote:
                 raise SettingError(f"a federation's {name} is a positive number of seconds, not {value!r}")
         self._address, self._token, self._folder = address, token, folder
         self._wanted = clients
-        self._stall, self._wait = stall, wait
+        self._stall, self._wait, self.disk_wait = stall, wait, disk_wait
         self._connect = connect
         self._signed = signed
 

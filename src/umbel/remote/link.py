@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import queue
 import shutil
 import tempfile
@@ -15,6 +16,7 @@ from typing import Any
 
 from ..errors import ConnectionLost, CorruptFile, PeerError, ProtocolError, Refused, StorageError, UmbelError
 from ..store.blobs import Blobs
+from ..store.patience import Patience
 from ..transport import grpc
 from ..transport.connection import Connection
 from ..transport.dialer import Dialer
@@ -26,9 +28,10 @@ from ..trust.credentials import SUCCESSORS, Credentials, find, home
 from ..trust.proofs import TokenProof
 from ..trust.servers import Successors
 from ..wire import messages as m
-from .payloads import stored_in
+from .payloads import Stored, stored_in
 from .session import Arrived, Down, Item, Missing, Up
 
+_LOG = logging.getLogger("umbel.runs")
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0
 TOGETHER = 0.02
 """For so many seconds messages are gathered, unless somebody waits."""
@@ -67,7 +70,9 @@ class ServerLink:
         self._own = None if scratch is not None else Path(tempfile.mkdtemp(prefix="umbel-run-"))
         self._scratch = scratch if scratch is not None else self._own or Path()
         self._blobs = Blobs(self._scratch / "blobs", given=given)
-        self.store = stored_in(self._blobs.folder, self._adopt, INLINE)
+        self._patience = Patience(None, _LOG.warning)
+        stored = stored_in(self._blobs.folder, self._adopt, INLINE)
+        self.store: Stored = lambda value: self._patience(stored, value)
         self._items: queue.SimpleQueue[Item | UmbelError] = queue.SimpleQueue()
         self._up = False
         self._since = 0.0
@@ -98,7 +103,11 @@ class ServerLink:
 
     def keep(self, data: bytes) -> m.Payload:
         """Bytes as a payload."""
-        return m.Payload(inline=data) if len(data) <= INLINE else m.Payload(blob=self._blobs.put(data, "kept"))
+        return (
+            m.Payload(inline=data)
+            if len(data) <= INLINE
+            else m.Payload(blob=self._patience(self._blobs.put, data, "kept"))
+        )
 
     def send(self, message: m.Message) -> None:
         """Send a message; while there is no connection it is lost."""
@@ -243,7 +252,8 @@ class ServerLink:
             return  # it is asked for again on the next connection
         self._blobs.hold(blob.sha256, blob.sha256.hex())
         try:
-            path = await self._exchange.fetch(blob, self._run)
+            exchange = self._exchange
+            path = await self._patience.later(lambda: exchange.fetch(blob, self._run))
             self._items.put(Arrived(blob.sha256, path))
         except ConnectionLost:
             return

@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import os
 import zlib
 from collections.abc import Iterable, Mapping
@@ -25,9 +26,11 @@ from typing import Any
 from .. import files
 from ..core import encoding
 from ..errors import CorruptFile, JournalMissing, StorageError
+from ..store.patience import Patience
 from .events import AskClosed, RoundCommitted, RunEvent, RunFinished, RunResumed, RunStarted
 from .schema import event_of
 
+_LOG = logging.getLogger("umbel.runs")
 FORMAT = 4
 READ = (3, 4)
 """The formats that this release goes on with."""
@@ -100,10 +103,11 @@ class RunLog:
 
 
 class Journal:
-    """The folder of one run, open for writing; without a folder nothing is kept."""
+    """The folder of one run, open for writing; without a folder nothing is kept. `patience` is had with a full disk."""
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None, patience: Patience | None = None) -> None:
         self.folder = folder
+        self._patience = patience or Patience(0.0, _LOG.warning)
         self._log: int | None = None
         self._chain: Chain | None = None
         self._told = False
@@ -133,20 +137,23 @@ class Journal:
         if self._log is None or self.folder is None or not event.logged:
             self._told |= event.logged
             return
-        with files.writing(self.folder / LOG):
+        self._patience(self._append, self.folder / LOG, self._log, {**event.record(), "at": round(at, 3)}, durable)
+
+    def _append(self, path: Path, log: int, record: dict[str, Any], durable: bool) -> None:
+        with files.writing(path):
             if self._chain is None:
-                self._chain = Chain((self.folder / LOG).read_bytes())
-            line = self._chain.seal({**event.record(), "at": round(at, 3)})
-            before = os.fstat(self._log).st_size
+                self._chain = Chain(path.read_bytes())
+            line = self._chain.seal(record)
+            before = os.fstat(log).st_size
             try:
-                written = os.write(self._log, line)
+                written = os.write(log, line)
                 if written < len(line):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 if durable:
-                    os.fsync(self._log)
+                    os.fsync(log)
             except OSError:
                 self._chain = None
-                os.ftruncate(self._log, before)
+                os.ftruncate(log, before)
                 raise
 
     def save(self, name: str, tree: Any, *, durable: bool = False) -> dict[str, str] | None:
@@ -158,6 +165,9 @@ class Journal:
         if self.folder is None:
             return None
         path = self.folder / name
+        return self._patience(self._save, path, name, tree, durable)
+
+    def _save(self, path: Path, name: str, tree: Any, durable: bool) -> dict[str, str]:
         if durable:
             files.sync(beside for beside in self._unsynced if beside.parent == path.parent)
             self._unsynced = [other for other in self._unsynced if other.parent != path.parent]
@@ -177,7 +187,8 @@ class Journal:
     def summarise(self, summary: Mapping[str, Any]) -> None:
         """Write `summary.json`, how the run ended in one small file."""
         if self.folder is not None:
-            write_whole(self.folder / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+            data = (json.dumps(summary, indent=2) + "\n").encode()
+            self._patience(write_whole, self.folder / "summary.json", data)
 
     def load(self, reference: Mapping[str, str]) -> Any:
         """Read a file of the run that `save` wrote. Raises `CorruptFile`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from ..errors import (
     StorageError,
     UmbelError,
 )
+from ..store.patience import Patience
 from ..work.seeding import generators_kept, seed_generators
 from ..work.state import ClientStates
 from .conductor import Conductor
@@ -140,7 +142,7 @@ def run(
     _check_free(place)
     with ExitStack() as stack:
         federation = _enlisted(federation, app, stack, run=id, name=stem, config=plain, tell=watching.tell)
-        journal, states = stack.enter_context(_opened(place))
+        journal, states = stack.enter_context(_opened(place, federation))
         _check_free(place)  # nobody else can take it now
         saved = journal.save("initial.safetensors", {"state": {"model": model}})
         model = journal.mapped(saved, {"state": {"model": model}})["state"]["model"]
@@ -211,7 +213,7 @@ def resume(
         error.hint = error.hint or _older(place, log.rounds)
         raise error.located(run=log.started.run) from error.__cause__
     with ExitStack() as stack:
-        journal, states = stack.enter_context(_opened(place))
+        journal, states = stack.enter_context(_opened(place, federation))
         if read_log(place).intact != log.intact:
             raise StorageError(f"the run in {place} went on while it was being resumed", hint="Try again.")
         journal.truncate(log.intact)
@@ -303,10 +305,14 @@ def _new_id(stem: str, folder: str | Path | None) -> str:
             return id
 
 
+_LOG = logging.getLogger("umbel.runs")
+
+
 @contextmanager
-def _opened(place: Path | None) -> Iterator[tuple[Journal, ClientStates]]:
+def _opened(place: Path | None, federation: Any) -> Iterator[tuple[Journal, ClientStates]]:
     at = None if place is None else place / "client-states.db"
-    with closing(Journal(place)) as journal, closing(ClientStates(at)) as states:
+    patience = Patience(getattr(federation, "disk_wait", 0.0), _LOG.warning)
+    with closing(Journal(place, patience)) as journal, closing(ClientStates(at, patience)) as states:
         yield journal, states
 
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable
 from typing import Protocol
 
-from ..errors import ConnectionLost, CorruptFile, Refused, StorageError
+from ..errors import ConnectionLost, CorruptFile, ProtocolError, Refused, StorageError
 from ..store.commits import RETRY_SECONDS
 from ..wire import messages as m
 from ..wire.blobs import Fetched, NotFetched
@@ -121,7 +121,7 @@ class Dispatch:
             await owner.fetch(fetch.blob, fetch.run)
         except ConnectionLost:
             return False  # it is fetched again when whoever has it says so again
-        except (Refused, CorruptFile) as error:
+        except (Refused, CorruptFile, ProtocolError) as error:
             self.tell(NotFetched(fetch.run, fetch.blob.sha256, error.message))
             return False
         except StorageError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from ..errors import ProtocolError
@@ -10,38 +9,16 @@ from ..runs.events import RunEvent
 from ..runs.schema import event_of
 from ..wire import messages as m
 from ..wire.blobs import most_of_answer
+from ..wire.bodies import MOST, check_body
 from ..wire.limits import ALIVE_TASKS, CANCEL_TASKS, EVENT_BYTES, NODE_CLIENTS, SPEC_BYTES
 from ..wire.portions import text_bytes
-from ..wire.texts import read_json, read_steps
+from ..wire.texts import read_json
 from .ledger import AnswerEntry, payload_of
 
-KEY_BYTES = 32
-MOST = 2**63
-"""Numbers are below this, so that any store can hold them."""
 ANSWER_BYTES = 128 << 10
 """An answer without its blob takes at most this for each client: a receipt with its metrics, and what is inline."""
 
 _NUMBERS = ("ask", "attempt", "number", "round")
-_REQUIRED: dict[str, Callable[[Any], bool]] = {
-    "ask_spec": lambda spec: bool(spec.kind and spec.digest and spec.transforms),
-    "task": lambda task: (
-        task.task == f"{task.ask}.{task.client}"
-        and bool(task.client and task.attempt)
-        and len(task.key) == len(task.data_key) == KEY_BYTES
-    ),
-    "result": lambda result: (
-        result.HasField("failure")
-        or (result.HasField("done") and result.done.HasField("receipt") and result.done.HasField("update"))
-    ),
-    "partial": lambda partial: (
-        partial.HasField("partial") and 0 < len(partial.receipts) == len({each.task for each in partial.receipts})
-    ),
-}
-_JSON: dict[str, tuple[tuple[str, type[Any]], ...]] = {
-    "run_spec": (("contract", dict), ("config", dict)),
-    "ask_spec": (("fold", list),),
-}
-"""Fields that are JSON, and what it is."""
 
 
 _LISTS: dict[str, tuple[tuple[str, int], ...]] = {
@@ -80,13 +57,7 @@ def check(kind: str, body: Any) -> None:
     for name in _PARTS.get(kind, ()):
         if _bytes(getattr(body, name)) > SPEC_BYTES:
             raise ProtocolError(f"a {kind} whose {name} takes more than {SPEC_BYTES:,} bytes", m.CODE_TOO_LARGE)
-    if kind in _REQUIRED and not _REQUIRED[kind](body):
-        raise ProtocolError(f"a {kind} that lacks a field, or whose fields disagree", m.CODE_MALFORMED)
-    for name, of in _JSON.get(kind, ()):
-        if text := getattr(body, name):
-            read_json(text, f"the {name} of a {kind}", of)
-    if kind == "ask_spec":
-        read_steps(body.transforms, "the transforms of an ask_spec")
+    check_body(kind, body)
 
 
 def event_in(text: str, *, plain: bool = False) -> RunEvent | None:

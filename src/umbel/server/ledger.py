@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..store.records import Store
+from ..store.records import Readers, Store
 from ..wire import messages as m
 from .signals import Hold, Outbox, RunBegun, RunEnded
 
@@ -15,6 +15,44 @@ ENDED = ("finished", "failed", "stopped")
 """What becomes of runs that nobody goes on with."""
 RESTING = 8
 """So many runs that were stopped or have failed are kept in memory; others are read again if they go on."""
+
+
+def _names(value: Any) -> None:
+    if type(value) is not list or not all(type(each) is str for each in value):
+        raise TypeError(f"{value!r:.40} is no list of names")
+
+
+def _object(value: Any) -> None:
+    if type(value) is not dict:
+        raise TypeError(f"{value!r:.40} is no object")
+
+
+def _standings(value: Any) -> None:
+    _object(value)
+    if any(type(each) is not list or len(each) != 2 or type(each[0]) is not str for each in value.values()):
+        raise TypeError(f"{value!r:.40} are no standings")
+
+
+def _submission(value: Any) -> None:
+    _object(value)
+    _object(value["settings"])
+    for part in ("client", "app"):
+        if part in value:
+            bytes.fromhex(value[part]["sha256"])
+
+
+READERS: Readers = {
+    ("nodes", "clients"): _names,
+    ("nodes", "capabilities"): _object,
+    ("runs", "submission"): _submission,
+    ("runs", "exit"): _object,
+    ("runs", "members"): _standings,
+    ("runs", "spec"): m.RunSpec.FromString,
+    ("asks", "spec"): m.AskSpec.FromString,
+    ("tasks", "message"): m.Task.FromString,
+    ("answers", "message"): m.Message.FromString,
+}
+"""What a server keeps in its columns is read by these: a row where that cannot be done is set aside by the store."""
 
 
 @dataclass(slots=True)
@@ -245,6 +283,9 @@ def _restored(store: Store, row: Mapping[str, Any]) -> RunEntry:
             node = ask.tasks[tasks[0]].node if tasks else ""
             answer = ask.answers[row["id"]] = AnswerEntry(row["id"], message, tasks, node)
             ask.named.add(sha_of(answer))
+    for ask in run.asks.values():  # an answer that was set aside is not there: its tasks wait again
+        for task in ask.tasks.values():
+            task.answer = task.answer if task.answer in ask.answers else None
     return run
 
 

@@ -61,7 +61,13 @@ class Relaying:
         self._now = now
         match event:
             case signals.Asked(message):
-                self._asked(message)
+                try:
+                    self._asked(message)
+                except ProtocolError:
+                    raise
+                except Exception as error:  # the server above pays for it, and the relay goes on
+                    kind = message.WhichOneof("body")
+                    raise ProtocolError(f"a relay cannot handle this {kind}: {error!r:.200}") from error
             case signals.RouterSaid(message):
                 self._answered(message)
             case signals.RouterDropped(peer, text):

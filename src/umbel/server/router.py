@@ -7,6 +7,7 @@ is on disk: that is how a result is stored before it is acknowledged.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -15,12 +16,12 @@ from ..store.records import Store
 from ..wire import messages as m
 from ..wire import roles
 from ..wire.blobs import Fetched, NotFetched
+from ..wire.bodies import MOST
 from ..wire.limits import LOG_BYTES
 from . import fields
 from .answers import NodeAnswers
 from .asks import RoutedAsks
 from .claims import Claims
-from .fields import MOST
 from .ledger import ENDED, Ledger, NodeEntry, RunEntry
 from .logs import Logs
 from .nodes import Nodes
@@ -28,6 +29,7 @@ from .signals import Bounded, Connected, Drop, Effect, Event, Lost, Outbox, Rece
 from .standings import Standings
 from .summaries import Summaries
 
+_LOG = logging.getLogger("umbel.server")
 MAILBOX = 10_000
 """How many tasks may wait for one node."""
 
@@ -92,6 +94,11 @@ class Router:
                 self._received(event.peer, event.message, now)
             except ProtocolError as error:
                 self._out.effects.append(Drop(event.peer, error.code, error.message))
+            except Exception as error:  # whatever it is, this peer alone pays for it
+                kind = event.message.WhichOneof("body")
+                _LOG.exception("a %s of %s cannot be handled", kind, event.peer)
+                text = f"the server cannot handle this {kind}: {error!r:.200}"
+                self._out.effects.append(Drop(event.peer, m.CODE_INTERNAL, text))
         elif isinstance(event, Connected):
             self._connected(event, now)
         elif isinstance(event, Lost):

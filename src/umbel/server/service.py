@@ -44,7 +44,7 @@ from .connections import Connections
 from .desk import Desk
 from .dispatch import Dispatch
 from .feeds import Feeds
-from .ledger import ENDED
+from .ledger import ENDED, READERS
 from .pages import Histogram
 from .programs import Programs, Surroundings
 from .registry import NodeRecord, Registry
@@ -76,7 +76,7 @@ class Service:
         self.fresh = not (folder / "server.db").exists()
         self.authority = Authority(folder / "authority")
         self.epoch, self.boot, self._tasks = Epoch(folder / "epoch"), secrets.token_hex(8), Tasks()
-        self.store = SqlStore(folder / "server.db", after_commit=after_commit)
+        self.store = SqlStore(folder / "server.db", after_commit=after_commit, readers=READERS)
         self.blobs = Blobs(folder / "blobs")
         self.depot = Depot(self.blobs)
         self.registry = Registry(self.store, time.time, folder=folder / "authority")
@@ -332,6 +332,7 @@ class Service:
             problem=self.commits.problem
             or self.dispatch.problem
             or self.storage.problem
+            or self.store.problem
             or (self.certificates.problem if self.certificates else ""),
             certificate_until=self.certificates.until if self.certificates else None,
             nodes=tuple(map(self._node_facts, self.registry.nodes())),

@@ -313,7 +313,7 @@ class Policy:
             faults = [step.fault(specs) for step in self.transforms]
         except StrategyError as error:
             return [error.message]
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        except Exception:
             return ["the ask's transforms cannot be read"]
         return [fault for fault in faults if fault is not None]
 
