@@ -33,7 +33,18 @@ ANSWERS: dict[str, dict[str, Any]] = {
     "operators.add": {"name": "bob", "role": "run", "line": LINE},
     "operators.list": {"operators": [{"name": "ann", "role": "admin", "used_at": None}]},
     "operators.remove": {"name": "bob"},
-    "audit.list": {"records": [{"number": 1, "at": 0.0, "who": "ann", "did": "nodes.revoke", "what": {"node": "ab"}}]},
+    "audit.list": {
+        "records": [
+            {
+                "number": 1,
+                "at": 0.0,
+                "who": "ann",
+                "did": "nodes.revoke",
+                "what": {"node": "ab"},
+                "peer": "ipv4:10.0.0.7:9",
+            }
+        ]
+    },
 }
 
 
@@ -122,7 +133,7 @@ def office(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Office:
         ),
         ("operators ls", ("operators.list", {}), "never"),
         ("operators remove bob", ("operators.remove", {"name": "bob"}), "bob is let in no more"),
-        ("audit -n 3", ("audit.list", {"count": 3}), "node ab"),
+        ("audit -n 3", ("audit.list", {"count": 3}), "node ab, from ipv4:10.0.0.7:9"),
     ],
 )
 def test_commands_ask_the_office(

@@ -180,7 +180,10 @@ def audit(on: str | None, token: str | None, folder: Path, *, count: int, json: 
     if json:
         print(jsons.dumps(rows))
         return
-    lines = [(_date(row["at"]), row["who"][:13], row["did"], _facts(row["what"])) for row in rows]
+    facts = [{**(row["what"] or {}), "from": row.get("peer")} for row in rows]
+    lines = [
+        (_date(row["at"]), row["who"][:13], row["did"], _facts(what)) for row, what in zip(rows, facts, strict=True)
+    ]
     _print_table(("when", "who", "did", "what"), lines, "nothing has been done yet")
 
 
