@@ -33,7 +33,7 @@ ORDERS = [
     m.Message(ack=m.Ack(run="r", tasks=["1.a"])),
     m.Message(notice=m.Notice(text="full")),
 ]
-BOUNDED = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+BOUNDED = settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
 HOSTILE = st.lists(mutated(st.sampled_from(ORDERS)) | st.sampled_from(ORDERS), min_size=1, max_size=6)
 
 

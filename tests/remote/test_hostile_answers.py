@@ -21,7 +21,7 @@ ANSWERS = [
 ]  # fmt: skip
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(mutated(st.sampled_from(ANSWERS)), min_size=1, max_size=4))
 def test_a_run_goes_on_whatever_it_is_told(messages):
     stage = Stage(Path())
