@@ -33,7 +33,8 @@ HANG, GROWTH = 1.0, 1.2
 WARM = 0.2
 """After this part of its time a process has loaded and cached what it will."""
 POOL = 4 << 20
-STUCK = 60.0
+STUCK = 300.0
+"""So many seconds after its time a process that has not ended hangs: machines may be busy."""
 LONGEST = 1 << 16
 
 
