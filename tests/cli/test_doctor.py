@@ -27,7 +27,7 @@ def folder(tmp_path):
 
 
 def asked(*arguments):
-    found = CliRunner().invoke(program, ["server", "doctor", *arguments])
+    found = CliRunner(env={"COLUMNS": "200"}).invoke(program, ["server", "doctor", *arguments])
     return found.exit_code, found.stdout
 
 

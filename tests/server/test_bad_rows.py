@@ -34,7 +34,7 @@ ROWS = {
         "clients": ["0"],
         "capabilities": {},
     },
-    "tokens": {"id": "t", "kind": "run", "digest": b"d" * 32, "role": "", "name": "", "run": "q"},
+    "tokens": {"id": "t", "kind": "run", "public": b"d" * 32, "role": "", "name": "", "run": "q"},
     "runs": {
         "id": "q",
         "status": "running",

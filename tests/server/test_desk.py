@@ -18,7 +18,7 @@ from umbel.wire import messages as m
 METHODS = (
     "server.status", "nodes.list", "nodes.invite", "nodes.approve", "nodes.release", "nodes.revoke", "operators.list",
     "operators.add", "operators.remove", "audit.list", "runs.list", "runs.show", "runs.logs", "runs.pull",
-    "runs.submit", "runs.stop", "runs.resume",
+    "runs.submit", "runs.stop", "runs.resume", "authority.rotate", "authority.retire",
 )  # fmt: skip
 
 

@@ -30,7 +30,7 @@ def test_whole_messages_pass():
     ],
 )
 def test_what_is_wrong_is_named(kind, body):
-    with pytest.raises(ProtocolError, match=f"(a|the) {kind} ") as caught:
+    with pytest.raises(ProtocolError, match=f"(?i)(a|the) {kind} ") as caught:
         check(kind, body)
     assert caught.value.code == m.CODE_MALFORMED
 

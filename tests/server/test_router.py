@@ -311,12 +311,11 @@ def test_a_node_that_names_the_same_again_or_other_clients_costs_what_has_change
     assert put == []
     assert not world.said("r1", "members")
     world.say("a1", hosted=m.Hosted(clients=names[1:]))
-    assert world.router.nodes.by_client["0"] == "b"
-    assert world.router.nodes.elsewhere("b").keys() == set(names[1:])
-    world.say("b1", hosted=m.Hosted(clients=["b"]))
     assert set(world.standings()) == {"0"}
     assert world.standings()["0"][0] == m.STANDING_OFFLINE
-    assert world.router.nodes._claimed == {}
+    assert world.router.nodes.refused("b").keys() == set(names)  # the first of them, too, stays the other one's
+    world.say("b1", hosted=m.Hosted(clients=["b"]))
+    assert world.router.nodes._refused == {}
 
 
 def test_tasks_are_known_by_node_for_as_long_as_they_are_there():

@@ -122,18 +122,21 @@ Writes = Annotated[
 ]
 
 
+Join = Annotated[
+    str | None,
+    typer.Option(
+        "--join",
+        metavar="TEXT",
+        help="The text of an invitation; @FILE, - for standard input, or $UMBEL_JOIN, which no others can read.",
+    ),
+]
+
+
 def node(
     server: Annotated[
         str, typer.Argument(metavar="SERVER", help="HOST:PORT of the server, or the text of an invitation.")
     ],
-    join: Annotated[
-        str | None,
-        typer.Option(
-            "--join",
-            metavar="TEXT",
-            help="The text of an invitation; @FILE, - for standard input, or $UMBEL_JOIN, which no others can read.",
-        ),
-    ] = None,
+    join: Join = None,
     source: Source = None,
     name: Annotated[
         str | None, typer.Option("--name", metavar="NAME", help="What the node, and its client, is called.")

@@ -63,7 +63,9 @@ LAZY_COMMIT = 0.02
 class Service:
     """A server that is up; `Offices` for its desk and `Facts` for its pages."""
 
+    address = ""
     certificates: Certificates | None = None
+    _listener: Listener | None = None
     now: Callable[[], datetime] = staticmethod(lambda: datetime.now(UTC))
     """The time by which certificates end."""
     endorsements: Sequence[m.Endorsement] = ()
@@ -127,9 +129,7 @@ class Service:
         self.registry.held = self._held
         self.dispatch = Dispatch(around, self.connections)
         self.insiders, self.carry = self.dispatch.insiders, self.dispatch.carry
-        self.address = ""
         self.started_at = time.time()
-        self._listener: Listener | None = None
 
     def _group_commit(self) -> GroupCommit[Any, Say]:
         return GroupCommit(
@@ -335,8 +335,8 @@ class Service:
             or self.store.problem
             or (self.certificates.problem if self.certificates else ""),
             certificate_until=self.certificates.until if self.certificates else None,
-            nodes=tuple(map(self._node_facts, self.registry.nodes())),
-            runs=tuple(map(self._run_facts, self.store.rows("runs"))),
+            nodes=tuple(_node_facts(self, node) for node in self.registry.nodes()),
+            runs=tuple(_run_facts(self, row) for row in self.store.rows("runs")),
             sessions=self.connections.sessions,
             answers_stored=self.router.answers.count,
             blob_bytes=self.blobs.used,
@@ -350,23 +350,25 @@ class Service:
             frames_out=sent,
         )
 
-    def _run_facts(self, row: Row) -> pages.RunFacts:
-        about = self.summaries.of(row["id"])
-        standings = self.standings(row["id"]).values()
-        return pages.RunFacts(
-            id=row["id"],
-            name=row["name"] or row["id"],
-            status=row["status"] or "",
-            owner=row["owner"] or "",
-            round=about["rounds"],
-            rounds=about["asked"],
-            ready=sum(standing == m.STANDING_READY for standing, _ in standings),
-            waiting=self.router.ledger.waiting(row["id"]),
-        )
 
-    def _node_facts(self, node: NodeRecord) -> pages.NodeFacts:
-        kept = {name: getattr(node, name) for name in ("id", "name", "status", "seen_at")}
-        return pages.NodeFacts(**kept, connected=self.online(node.id), clients=len(node.clients))
+def _run_facts(service: Service, row: Row) -> pages.RunFacts:
+    about = service.summaries.of(row["id"])
+    standings = service.standings(row["id"]).values()
+    return pages.RunFacts(
+        id=row["id"],
+        name=row["name"] or row["id"],
+        status=row["status"] or "",
+        owner=row["owner"] or "",
+        round=about["rounds"],
+        rounds=about["asked"],
+        ready=sum(standing == m.STANDING_READY for standing, _ in standings),
+        waiting=service.router.ledger.waiting(row["id"]),
+    )
+
+
+def _node_facts(service: Service, node: NodeRecord) -> pages.NodeFacts:
+    kept = {name: getattr(node, name) for name in ("id", "name", "status", "seen_at")}
+    return pages.NodeFacts(**kept, connected=service.online(node.id), clients=len(node.clients))
 
 
 def _made(folder: Path) -> Path:
