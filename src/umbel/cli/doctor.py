@@ -14,7 +14,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from ..errors import InternalError
+from ..errors import InternalError, SettingError
 from ..work.confinement import Confinement, lacking, secrets
 from .terminal import stdout
 
@@ -24,8 +24,10 @@ Row = dict[str, object]
 
 def doctor(folder: Path, *, json: bool) -> bool:
     """Print what is isolated of the server in `folder`, or of one that would be there; whether all that is critical
-    is.
+    is. Raises `SettingError` where it is a file.
     """
+    if folder.exists() and not folder.is_dir():
+        raise SettingError(f"{folder} is no folder", hint="--dir names the server's folder.")
     rows = [*_tried(folder.absolute()), *_told()]
     if json:
         print(jsons.dumps(rows))
