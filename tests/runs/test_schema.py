@@ -46,6 +46,15 @@ def test_what_a_run_says_is_read(name: str) -> None:
     assert event_of(json.loads(json.dumps(found.record()))) == found
 
 
+@pytest.mark.parametrize("odd", [math.nan, math.inf, None])
+def test_a_clients_metric_may_be_no_number(odd: float | None) -> None:
+    record = {"event": "ask_closed", **WHOLE["ask_closed"]}
+    columns = {**COLUMNS, "metrics": {"loss": [0.5, odd]}}
+    assert event_of({**record, "clients": columns}) is not None
+    with pytest.raises(TypeError, match="clients"):
+        event_of({**record, "clients": {**COLUMNS, "metrics": {"loss": [0.5, "1"]}}})
+
+
 def test_what_another_release_says_is_passed_over() -> None:
     assert event_of({"event": "round_dreamt", "round": "x"}) is None
 

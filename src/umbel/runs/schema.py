@@ -136,7 +136,8 @@ def _is_told(event: AskClosed) -> bool:
             return False
         count = len(columns["client"])
         places = len(event.failed)
-        wanted = [(columns[name], fit) for name, fit in kinds.items()] + [(each, number) for each in metrics.values()]
+        wanted = [(columns[name], fit) for name, fit in kinds.items()]
+        wanted += [(each, lambda value: type(value) is float or number(value)) for each in metrics.values()]
         if "why" in columns:
             wanted.append((columns["why"], lambda at: at is None or (type(at) is int and 0 <= at < places)))
         for column, fit in wanted:
