@@ -1,7 +1,7 @@
 # The README's first two commands come first. All that they install goes into the folder .venv.
 .SILENT:
 .DELETE_ON_ERROR:
-.PHONY: demo test test-all test-busy check mutants soak proto bench bench-peers data clean help
+.PHONY: demo test test-all test-busy check mutants soak fuzz sbom release proto bench bench-peers data clean help
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -21,6 +21,8 @@ COUNT ?= 100
 # What Umbel is measured beside, and options of that, such as: make bench-peers BENCH_PEERS="--quick cnn"
 PEERS := flwr pfl
 BENCH_PEERS ?=
+# How long `make fuzz` goes on.
+MINUTES ?= 5
 # How many seeds `make soak` goes through, and which is the first.
 SOAK ?= 20000
 FROM ?= 100000
@@ -65,6 +67,31 @@ proto: $(VENV)/dev-ready ## compile the protocol's schema anew, and write its ty
 soak: $(VENV)/dev-ready ## live through SOAK further lives of a whole deployment, from the seed FROM on; a failing seed replays exactly
 	UMBEL_SOAK=$(SOAK) UMBEL_SOAK_FROM=$(FROM) $(BIN)/python -m pytest $(PYTEST) tests/testing/test_deployment.py -k whatever
 
+# Coverage leads the way where atheris can be installed.
+fuzz: $(VENV)/dev-ready ## change what is read from others for MINUTES minutes; what crashes, hangs or grows lies in .fuzz/found
+	test -d .venv-fuzz || $(INSTALL) --target .venv-fuzz atheris==3.0.0 || true
+	PYTHONPATH=.venv-fuzz $(BIN)/python -m tests.fuzz.campaign --minutes $(MINUTES) --seed $(or $(SEED),1)
+
+# What users of a server install, by itself, so that nothing of an environment for tests is listed.
+sbom: ## write to dist/ what a server is made of (CycloneDX), and the exact versions
+	test -x .venv-sbom/bin/cyclonedx-py || { python3 -m venv .venv-sbom && .venv-sbom/bin/pip install -q cyclonedx-bom==7.5.0 build==1.3.0; }
+	python3 -m venv --clear --without-pip .venv-sbom/umbel
+	.venv-sbom/bin/pip --python .venv-sbom/umbel/bin/python install -q -c constraints.txt '.[server]'
+	mkdir -p dist
+	.venv-sbom/bin/pip --python .venv-sbom/umbel/bin/python freeze --exclude umbel > dist/pinned.txt
+	.venv-sbom/bin/cyclonedx-py environment --of JSON --output-reproducible --pyproject pyproject.toml \
+	  -o dist/umbel.cdx.json .venv-sbom/umbel/bin/python
+	grep -c '"purl"' dist/umbel.cdx.json | sed 's|$$| packages in dist/umbel.cdx.json, their versions in dist/pinned.txt|'
+
+# Signed by a key of OpenSSH, which is on every system; CONTRIBUTING.md says how to check that.
+release: sbom ## build the archives, and sign them and the bill of materials with the key KEY=FILE
+	test -n "$(KEY)" || { echo "Name the key that signs: make release KEY=~/.ssh/id_ed25519" >&2; exit 1; }
+	rm -f dist/*.whl dist/*.tar.gz dist/SHA256SUMS*
+	.venv-sbom/bin/python -m build --outdir dist . > /dev/null
+	cd dist && sha256sum *.whl *.tar.gz umbel.cdx.json pinned.txt > SHA256SUMS
+	ssh-keygen -q -Y sign -n umbel-release -f $(KEY) dist/SHA256SUMS
+	cat dist/SHA256SUMS
+
 bench: $(VENV)/dev-ready ## measure, and print what was measured beside what was aimed at
 	$(BIN)/python -m benchmarks
 
@@ -76,7 +103,7 @@ data: $(VENV)/demo-ready ## unpack the data of examples and tests into the folde
 	$(BIN)/python -c 'from umbel.data import mnist5k; print("MNIST 5k:", *(part.shape for part in mnist5k()))'
 
 clean: ## remove the environments, caches and pictures; runs and unpacked data stay
-	rm -rf $(VENV) $(PEERS:%=.venv-%) .venv-mutants build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis $(RUNS)/demo-*.png
+	rm -rf $(VENV) $(PEERS:%=.venv-%) .venv-mutants .venv-fuzz .venv-sbom .fuzz build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis $(RUNS)/demo-*.png
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
 help: ## list the targets

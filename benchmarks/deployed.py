@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tests.deployment.machines import Machines, Process
+from umbel.testing.machines import Machines, Process
 
 from .measure import ONE_THREAD, ROOT, family
 

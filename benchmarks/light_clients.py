@@ -210,7 +210,7 @@ async def _rate(folder: str, join: JoinText, nodes: int, clients: int, asks: int
     for ask in range(asks):
         spec = m.AskSpec(
             run=RATE_RUN, ask=ask, round=1, number=ask, kind="train", lane=f"train{ask}", digest=bytes(32),
-            cohort=nodes * clients, fold="{}", transforms="[]",
+            cohort=nodes * clients, fold="[]", transforms="[]",
             shared=m.Payload(inline=encoding.encode({})),
         )  # fmt: skip
         connection.post(m.Message(ask_spec=spec))

@@ -7,7 +7,6 @@ from fixed numbers, so the same release writes the same files; tests/wire/test_v
 from __future__ import annotations
 
 import hashlib
-import hmac
 import json
 import math
 import sys
@@ -632,7 +631,7 @@ def bodies() -> dict[str, Any]:
             nonce=bytes(range(64, 96)), software="umbel 0.1", capabilities=capabilities, clients=["17", "clinic-7"],
         ),
         m.Challenge(version=1, nonce=bytes(range(96, 128)), server="s1"),
-        m.Proof(signature=bytes(64), seal=bytes(32)),
+        m.Proof(signature=bytes(64), seal=bytes(64)),
         m.Welcome(session="x1", id="9f86d081884c7d65", limits=limits, same_machine=True, name="ward-3"),
         m.Problem(code=m.CODE_BUSY, text="too many connections", retry=True),
         m.Ping(id=7),
@@ -776,6 +775,7 @@ def _wrong_frames() -> list[tuple[str, str, int, bytes, int]]:
 
 NONCES = {name: hashlib.sha256(name.encode()).digest() for name in ("node 1", "server 1", "node 2", "server 2", "run")}
 SECRET = "000102030405060708090a0b0c0d0e0f"
+TOKEN_SEED = hashlib.sha256(b"umbel/v1alpha\0token\0" + SECRET.encode()).digest()
 
 
 def transcript(hello: bytes, challenge: bytes) -> bytes:
@@ -806,7 +806,7 @@ def greeting(session: int, token: str = "") -> tuple[Any, Any, Any]:
 
 def sealed(about: bytes) -> bytes:
     """The seal of a token's holder."""
-    return hmac.digest(hashlib.sha256(SECRET.encode()).digest(), b"token\0" + about, "sha256")
+    return Ed25519PrivateKey.from_private_bytes(TOKEN_SEED).sign(b"token\0" + about)
 
 
 def handshake_vectors() -> dict[str, Any]:
@@ -824,21 +824,39 @@ def handshake_vectors() -> dict[str, Any]:
         "node_key": public(NODE_SEED).hex(),
         "node_id": node_id(public(NODE_SEED)),
         "token": f"0123456789ab.{SECRET}",
-        "token_digest": hashlib.sha256(SECRET.encode()).hexdigest(),
+        "token_seed": TOKEN_SEED.hex(),
+        "token_key": public(TOKEN_SEED).hex(),
         "handshakes": [
             _handshake("a node that is known", *greeting(1)),
             _handshake("a node that joins", *greeting(2, "0123456789ab")),
             _handshake("a run", run, challenge, m.Proof(seal=sealed(about))),
         ],
-        "archives": [
+        "statements": [
             {
                 "author_seed": AUTHOR_SEED.hex(),
                 "author": public(AUTHOR_SEED).hex(),
-                "sha256": archive.hex(),
-                "signature": Ed25519PrivateKey.from_private_bytes(AUTHOR_SEED).sign(b"archive\0" + archive).hex(),
+                "statement": statement(archive).decode(),
+                "signature": signed(statement(archive)).hex(),
             }
         ],
     }
+
+
+def statement(archive: bytes) -> bytes:
+    """What the author says of a run with this archive."""
+    said = {
+        "app": "digits",
+        "archive": archive.hex(),
+        "config": hashlib.sha256(b'{"lr":0.5}').hexdigest(),
+        "expires": 1800000000,
+        "version": 3,
+    }
+    return json.dumps(said, sort_keys=True, separators=(",", ":")).encode()
+
+
+def signed(statement: bytes) -> bytes:
+    """The author's signature."""
+    return Ed25519PrivateKey.from_private_bytes(AUTHOR_SEED).sign(b"statement\0" + statement)
 
 
 def _handshake(name: str, hello: Any, challenge: Any, proof: Any) -> dict[str, Any]:
@@ -931,10 +949,10 @@ def exchange_vectors() -> dict[str, Any]:
 def task_vectors() -> dict[str, Any]:
     archive = bytes(100)
     held = m.Blob(sha256=hashlib.sha256(archive).digest(), size=len(archive))
-    author = Ed25519PrivateKey.from_private_bytes(AUTHOR_SEED)
+    said = statement(held.sha256)
     spec = m.RunSpec(
         run=RUN, name="digits", archive=m.Payload(blob=held), author=public(AUTHOR_SEED),
-        signature=author.sign(b"archive\0" + held.sha256), contract="{}", config='{"lr": 0.5}', clients=["17"],
+        statement=said, signature=signed(said), contract="{}", config='{"lr": 0.5}', clients=["17"],
     )  # fmt: skip
     ask, task = _asked()
     talk = Dialogue("node", "server")

@@ -26,7 +26,8 @@ from pathlib import Path
 
 import pytest
 from tests.conftest import PATIENCE
-from tests.deployment.machines import free_ports
+
+from umbel.testing.machines import free_ports
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "deploy.md"

@@ -82,3 +82,21 @@ def test_a_users_folder_is_in_the_home_where_nothing_whole_is_named(tmp_path, mo
     assert files.user_folder("XDG_CONFIG_HOME", ".config") == tmp_path / ".config" / "umbel"
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "x"))
     assert files.user_folder("XDG_CONFIG_HOME", ".config") == tmp_path / "x" / "umbel"
+
+
+def test_no_link_on_the_way_to_a_file_is_followed(tmp_path):
+    """Another program, which is not trusted, may write to the folder."""
+    (tmp_path / "secret").write_text("x")
+    folder = tmp_path / "folder"
+    (folder / "in").mkdir(parents=True)
+    (folder / "in" / "plain").write_text("mine")
+    (folder / "in" / "link").symlink_to(tmp_path / "secret")
+    (folder / "out").symlink_to(tmp_path)
+    with files.opened_below(folder, "in/plain") as file:
+        assert file.read() == b"mine"
+    if os.name != "posix":
+        return
+    os.mkfifo(folder / "in" / "pipe")
+    for name in ("in/link", "out/secret", "in/pipe", "in/nothing"):
+        with pytest.raises(OSError), files.opened_below(folder, name):
+            pass

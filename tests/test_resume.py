@@ -597,7 +597,7 @@ def test_what_is_stored_changes_with_its_format_alone(tmp_path):
     sent = {"model": "Arrays", "config": {}, "inbox": "NoneType", "correction": "NoneType", "expects": "Like"}
     ask = {"kind": "str", "lane": "str", "transforms": [step], "fold": fold, "shared": sent, "each": [each]}
     state = ({"answers": "int", "drawn": "float"},)
-    assert (FORMAT, lane) == (3, "train")
+    assert (FORMAT, lane) == (4, "train")
     assert shape(stored) == {"state": "State", "ask": "int", "clock": "NoneType"}
     assert shape(late) == {"tasks": [row], "asks": [["int", "int", "int", ({"scale": "float"},), ask]]}
     assert shape(kept) == state
@@ -750,3 +750,22 @@ def test_a_resumed_round_took_as_long_as_all_that_was_done_for_it(tmp_path):
     (event,) = umbel.resume(made, folder, **how).history
     assert event.seconds == 4.0 + 3.0
     assert event.account["processes"] == 1
+
+
+def test_a_folder_that_was_moved_and_an_app_that_changed_are_told_once(tmp_path):
+    made, source = app(FedAvg(cohort=2)), {"path": "/a/app.py", "sha256": "11"}
+    first = run(made, tmp_path, rounds=1, id="r", source=source).folder
+    there = first.rename(tmp_path / "elsewhere")
+    other = {"path": "/b/app.py", "sha256": "22"}
+
+    def told(rounds, folder, source):
+        umbel.resume(made, folder, on=Simulation(clients=CLIENTS), rounds=rounds, source=source)
+        changed = [event.changed for event in read_log(folder).events if event.name == "run_resumed"][-1]
+        return {name: changed[name] for name in ("folder", "app", "code") if name in changed}
+
+    assert told(2, there, other) == {
+        "folder": [str(first), str(there)], "app": ["/a/app.py", "/b/app.py"], "code": ["11", "22"],
+    }  # fmt: skip
+    assert told(3, there, other) == {}
+    assert told(4, there, None) == {}
+    assert told(5, there.rename(first), {"path": "/b/app.py"}) == {"folder": [str(there), str(first)]}

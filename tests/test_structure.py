@@ -72,6 +72,8 @@ TESTED_ELSEWHERE = {
     "server.signals": "server/test_router.py",
     **{f"strategies.{name}": "strategies/test_fedopt.py" for name in ("fedadagrad", "fedadam", "fedavgm", "fedyogi")},
     **{f"testing.{name}": "testing/test_deployment.py" for name in ("link", "node", "station")},
+    "testing.lives": "deployment/test_kills.py",
+    "testing.machines": "deployment/test_same_bits.py",
     "transforms.clip_by_norm": "transforms/test_transforms.py",
     "transforms.top_k": "transforms/test_transforms.py",
     "wire.blobs": "node/test_holdings.py",

@@ -6,11 +6,14 @@ A mapped file may be removed or replaced by another, but must not be written to 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import mmap
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +76,31 @@ def mapped(path: str | Path) -> memoryview:
         if os.name != "posix" or os.fstat(file.fileno()).st_size < _SMALL:
             return memoryview(file.read())
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+@contextmanager
+def opened_below(folder: Path, name: str) -> Iterator[BufferedReader]:
+    """A plain file below a folder in which another program, not trusted, may put what it likes: no symbolic link is
+    followed on the way. Raises OSError.
+    """
+    *above, last = Path(name).parts
+    follow = getattr(os, "O_NOFOLLOW", 0)
+    if os.open not in os.supports_dir_fd:  # Windows
+        with open(folder / name, "rb") as file:
+            yield file
+        return
+    places = [os.open(folder, os.O_RDONLY | os.O_DIRECTORY)]
+    try:
+        for part in above:
+            places.append(os.open(part, os.O_RDONLY | os.O_DIRECTORY | follow, dir_fd=places[-1]))
+        found = os.open(last, os.O_RDONLY | os.O_NONBLOCK | follow, dir_fd=places[-1])
+    finally:
+        for place in places:
+            os.close(place)
+    with open(found, "rb") as file:
+        if not stat.S_ISREG(os.fstat(found).st_mode):
+            raise OSError(errno.EINVAL, "is no plain file")
+        yield file
 
 
 def is_large(path: str | Path) -> bool:

@@ -11,7 +11,7 @@ import pytest
 
 from umbel.cli import main
 from umbel.runs.events import AskClosed, RoundCommitted, RunEvent, RunStarted
-from umbel.runs.journal import LOG, seal
+from umbel.runs.journal import LOG, sealed
 
 APP = '''
 """Each client pulls one number towards its own."""
@@ -162,5 +162,5 @@ def write_run(
                 checkpoint={"file": f"checkpoints/round-{r:04d}.safetensors", "sha256": ""},
             )
         )
-    (path / LOG).write_bytes(b"".join(seal(event.record()) for event in (*events, *ends)))
+    (path / LOG).write_bytes(sealed(event.record() for event in (*events, *ends)))
     return path

@@ -9,7 +9,7 @@ import pytest
 
 from umbel.core.update import Receipt
 from umbel.runs.events import AskClosed
-from umbel.runs.journal import LOG, read_log, seal
+from umbel.runs.journal import LOG, read_log, sealed
 from umbel.runs.reasons import counted
 from umbel.runs.receipts import MOST_CLIENTS, told
 
@@ -31,7 +31,7 @@ def place(written: Callable[..., Path]) -> Path:
                 failed=counted(FAILED), clients=clients, spread=spread,
             )
         )  # fmt: skip
-    (path / LOG).write_bytes(b"".join(seal(event.record()) for event in events))
+    (path / LOG).write_bytes(sealed(event.record() for event in events))
     return path
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from umbel import errors
 from umbel.cli.faults import exit_code
-from umbel.cli.following import Followed, event_of, follow
+from umbel.cli.following import Followed, follow, read
 from umbel.office.operator import Operator
 from umbel.runs.events import RoundCommitted, RoundStarted, RunEvent, RunFinished, RunInterruption, RunStarted
 
@@ -88,8 +88,22 @@ def test_a_run_that_somebody_stopped_can_be_resumed() -> None:
 
 
 def test_events_of_other_releases_are_left_out() -> None:
-    assert event_of({"event": "of tomorrow"}) is None
-    assert event_of({"event": "round_started", "round": 1, "rounds": 2, "more": 3}) is None
+    assert read({"event": "of tomorrow"}) == (None, "")
+    assert read({"event": "round_started", "round": 1, "rounds": 2, "more": 3}) == (RoundStarted(round=1, rounds=2), "")
     followed = Followed("h:1")
     assert followed.take(RoundStarted(round=1, rounds=2).record()) is not None
     assert followed.events == []
+
+
+def test_events_that_make_no_sense_are_left_out_and_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    followed = Followed("h:1")
+    for record in (
+        {"event": "unreadable"},
+        {"event": "round_started", "round": "x"},
+        {"event": "round_started"},
+        1,
+        [],
+    ):
+        assert followed.take(record) is None  # type: ignore[arg-type]
+    assert followed.senseless == 5
+    assert capsys.readouterr().err.count("makes no sense") == 1

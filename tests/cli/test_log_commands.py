@@ -11,7 +11,7 @@ from umbel.cli import log_commands
 from umbel.cli.log_commands import LogPrinter, lines
 from umbel.errors import CorruptFile
 from umbel.runs.events import RunFinished, Waiting, Warned
-from umbel.runs.journal import LOG, seal
+from umbel.runs.journal import LOG, Chain
 
 Command = Callable[..., Any]
 FINISHED = RunFinished(run="r", rounds=3, reason="rounds", seconds=1.5, model_sha256="ab" * 32)
@@ -50,7 +50,7 @@ def test_a_log_is_followed_until_the_run_is_over(
     tmp_path: Path, written: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = written(tmp_path) / LOG
-    line = seal(FINISHED.record())
+    line = Chain(path.read_bytes()).seal(FINISHED.record())
     parts = iter([line[:20], line[20:]])
     monkeypatch.setattr(log_commands.time, "sleep", lambda seconds: append(path, next(parts)))
     found = [record["event"] for record in lines(path, follow=True)]
@@ -77,4 +77,5 @@ def test_other_events_have_their_words(capsys: pytest.CaptureFixture[str]) -> No
     assert out[0] == "waiting for clients: 1 of 3 ready; client b does not take part: no data"
     assert out[1] == "warning: round 2: client a: nothing heard for 450 s"
     assert out[2].startswith("failed: nobody trained")
-    assert len(out) == 3
+    assert out[3] == "left out: an event of the log makes no sense: a waiting without its ready"
+    assert len(out) == 4

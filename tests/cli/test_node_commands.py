@@ -95,6 +95,18 @@ def test_a_node_beside_its_servers_folder_invites_itself(tmp_path: Path, monkeyp
         server_line(order(tmp_path, "ward.example.org:1"))
 
 
+def test_an_invitation_comes_from_a_file_standard_input_or_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "join").write_text(PLAIN)
+    assert server_line(order(tmp_path, join=f"@{tmp_path / 'join'}")) == JoinText.parse(PLAIN)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{PLAIN}\ny\n"))
+    assert server_line(order(tmp_path, join="-")) == JoinText.parse(PLAIN)
+    assert sys.stdin.readline() == "y\n", "what an owner types is still there"
+    monkeypatch.setenv("UMBEL_JOIN", f"@{tmp_path / 'join'}")
+    assert server_line(order(tmp_path)) == JoinText.parse(PLAIN)
+
+
 def test_plaintext_is_for_this_machine_unless_somebody_insists(tmp_path: Path) -> None:
     assert server_line(order(tmp_path, join=PLAIN)).root() is None
     assert server_line(order(tmp_path, insecure=True)).token is None

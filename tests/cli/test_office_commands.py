@@ -19,7 +19,7 @@ Command = Callable[..., Any]
 LINE = JoinText(b"", Token("0123456789ab", "0123456789abcdef" * 2)).text
 NODE = {
     "id": "ab12cd34ef", "name": "ward", "status": "approved", "clients": list("abcdef"), "count": 6, "joined_at": 1.0,
-    "elsewhere": {},
+    "refused": {},
 }  # fmt: skip
 ANSWERS: dict[str, dict[str, Any]] = {
     "server.status": {"you": {"name": "ann", "role": "run"}},
@@ -29,10 +29,22 @@ ANSWERS: dict[str, dict[str, Any]] = {
     },
     "nodes.approve": {"node": NODE["id"], "name": "ward"},
     "nodes.revoke": {"node": NODE["id"], "name": "ward"},
+    "nodes.release": {"count": 2, "hosts": {"a": "ef56ab7890"}},
     "operators.add": {"name": "bob", "role": "run", "line": LINE},
     "operators.list": {"operators": [{"name": "ann", "role": "admin", "used_at": None}]},
     "operators.remove": {"name": "bob"},
-    "audit.list": {"records": [{"number": 1, "at": 0.0, "who": "ann", "did": "nodes.revoke", "what": {"node": "ab"}}]},
+    "audit.list": {
+        "records": [
+            {
+                "number": 1,
+                "at": 0.0,
+                "who": "ann",
+                "did": "nodes.revoke",
+                "what": {"node": "ab"},
+                "peer": "ipv4:10.0.0.7:9",
+            }
+        ]
+    },
 }
 
 
@@ -95,13 +107,33 @@ def office(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Office:
             ("nodes.approve", {"node": "ward", "relay": True}),
             "node ward (ab12cd34) is approved, as a relay",
         ),
+        (
+            "nodes invite --clients ward-*,icu-7 --at-most 100",
+            ("nodes.invite", {"name": None, "hours": 24.0, "clients": ["ward-*", "icu-7"], "most": 100}),
+            "good for one node",
+        ),
+        (
+            "nodes approve ward --clients ward-*",
+            ("nodes.approve", {"node": "ward", "clients": ["ward-*"]}),
+            "is approved",
+        ),
+        (
+            "nodes release a b",
+            ("nodes.release", {"clients": ["a", "b"]}),
+            "2 client names released\n  a is hosted by ef56ab78 now",
+        ),
+        ("nodes release --all-of ward", ("nodes.release", {"node": "ward"}), "2 client names released"),
         ("nodes ls", ("nodes.list", {}), "a, b, c, d and 2 others"),
         ("nodes approve ward", ("nodes.approve", {"node": "ward"}), "node ward (ab12cd34) is approved"),
         ("nodes revoke ab12", ("nodes.revoke", {"node": "ab12"}), "is revoked: its key is not good any more"),
-        ("operators add bob", ("operators.add", {"name": "bob", "role": "run"}), f"  umbel login localhost:1 {LINE}\n"),
+        (
+            "operators add bob",
+            ("operators.add", {"name": "bob", "role": "run"}),
+            f"  {LINE}\nThey type `umbel login localhost:1`",
+        ),
         ("operators ls", ("operators.list", {}), "never"),
         ("operators remove bob", ("operators.remove", {"name": "bob"}), "bob is let in no more"),
-        ("audit -n 3", ("audit.list", {"count": 3}), "node ab"),
+        ("audit -n 3", ("audit.list", {"count": 3}), "node ab, from ipv4:10.0.0.7:9"),
     ],
 )
 def test_commands_ask_the_office(
@@ -150,7 +182,7 @@ def test_a_node_that_is_not_connected_says_when_it_was(
         {**NODE, "name": "gone", "seen_at": 988.0, "connected": False, "clients": ["a"]},
         {**NODE, "name": "long", "seen_at": 100.0, "connected": False},
         {**NODE, "name": "new", "seen_at": None, "connected": False},
-        {**NODE, "name": "here", "seen_at": 990.0, "connected": True, "clients": [], "elsewhere": {"a": "gone"}},
+        {**NODE, "name": "here", "seen_at": 990.0, "connected": True, "clients": [], "refused": {"a": "bound to gone"}},
     ]
     monkeypatch.setitem(ANSWERS, "nodes.list", {"nodes": rows})
     lines = {
@@ -160,7 +192,7 @@ def test_a_node_that_is_not_connected_says_when_it_was(
     assert lines["gone"].rstrip().endswith("12 s ago")
     assert lines["long"].rstrip().endswith("15 min ago")
     assert lines["new"].rstrip().endswith("never")
-    assert "connected   a (hosted by gone)" in lines["here"]
+    assert "connected   a (bound to gone)" in lines["here"]
     assert "approved" not in "".join(lines.values())
 
 

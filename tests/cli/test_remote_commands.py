@@ -14,11 +14,12 @@ from umbel.runs.events import RoundCommitted, RunEvent, RunFinished, RunStarted
 from umbel.trust import archive
 from umbel.trust.authority import JoinText
 from umbel.trust.credentials import Credentials
-from umbel.trust.identity import check_archive
+from umbel.trust.statement import Statement, digest
 from umbel.trust.tokens import Token
 from umbel.wire import messages as m
 
 Command = Callable[..., Any]
+WHOLE = '{"lr": 0.25, "steps": 2, "name": "x"}'
 LINE = JoinText(b"", Token.new()).text
 EVENTS: list[RunEvent] = [
     RunStarted(run="demo-1", format=1, seed=5, rounds=1, clients=2, strategy="FedAvg"),
@@ -33,6 +34,8 @@ ROW = {
 
 class Server:
     """A server with one run."""
+
+    federation = "f0"
 
     def __init__(self) -> None:
         self.uploaded: dict[str, bytes] = {}
@@ -99,7 +102,8 @@ def test_an_app_is_packed_signed_submitted_and_followed(umbel: Command, server: 
     app = server.uploaded[body["app"]["sha256"]]
     assert (archive.read(client).manifest["kind"], archive.read(app).manifest["kind"]) == ("client", "app")
     signature, author = bytes.fromhex(body["signature"]), bytes.fromhex(body["author"])
-    assert check_archive(author, hashlib.sha256(client).digest(), signature)
+    said = Statement.read(author, body["statement"].encode(), signature)
+    assert said == Statement("demo", hashlib.sha256(client).hexdigest(), config=digest(WHOLE), federation="f0")
     assert body["settings"] == {
         "rounds": 1, "seed": 7, "config": {"lr": 0.25}, "set": ["lr=0.25"], "clients": ["a", "b"],
     }  # fmt: skip
@@ -107,6 +111,19 @@ def test_an_app_is_packed_signed_submitted_and_followed(umbel: Command, server: 
     assert "✓ demo-1 finished: 1 round in 1.0 s" in done.out
     assert "umbel pull demo-1 --on localhost:1" in done.out
     assert "round 1/1  2 clients" in done.err
+
+
+def test_what_is_signed_has_an_end_where_one_is_said(umbel: Command, server: Server, monkeypatch: Any) -> None:
+    monkeypatch.setattr("time.time", lambda: 1000.0)
+    assert umbel("run", "app.py", "--on", "localhost:1", "--detach", "--expires", 2).code == 0
+    ((_, body),) = server.calls
+    author, signature = bytes.fromhex(body["author"]), bytes.fromhex(body["signature"])
+    said = Statement.read(author, body["statement"].encode(), signature)
+    assert said.expires == 1000.0 + 2 * 86400
+    # What nobody has set is signed as it stands in the app: that is what nodes are sent.
+    assert "config" not in body["settings"]
+    assert said.config == digest('{"lr": 0.5, "steps": 2, "name": "x"}')
+    assert umbel("run", "app.py", "--clients", 2, "--expires", 2).code == 3
 
 
 def test_a_run_need_not_be_followed(umbel: Command, server: Server) -> None:

@@ -39,9 +39,11 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "app" / "own.py").write_text(APP)
     (tmp_path / "app" / "manifest.json").write_text(json.dumps({"file": "own.py", "attribute": "app"}))
     (tmp_path / "client.archive").write_bytes(b"archive")
-    submission = {"author": "aa", "signature": "bb", "name": "mnist", "settings": SETTINGS}
+    submission = {"author": "aa", "statement": "cc", "signature": "bb", "name": "mnist", "settings": SETTINGS}
+    submission["app"] = {"sha256": "dd"}
     (tmp_path / "submission.json").write_text(json.dumps(submission))
-    monkeypatch.chdir(tmp_path)
+    (tmp_path / "home").mkdir()
+    monkeypatch.chdir(tmp_path / "home")
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(ORDER) + "\n"))
     monkeypatch.setattr(runner, "_end_with_server", lambda: None)
@@ -74,16 +76,16 @@ def ending_with(monkeypatch, error):
 def test_its_exit_code_says_whose_fault_it_was_and_a_file_says_why(folder, monkeypatch, capsys, error, code):
     ending_with(monkeypatch, error)
     assert runner.main() == code
-    found = json.loads((folder / "error.json").read_text())
+    found = json.loads((folder / "home" / "error.json").read_text())
     assert found == {"error": str(error), "kind": type(error).__name__}
     assert str(error) in capsys.readouterr().err
 
 
 def test_a_run_that_ends_well_leaves_no_error_not_even_an_earlier_one(folder, monkeypatch):
-    (folder / "error.json").write_text("{}")
+    (folder / "home" / "error.json").write_text("{}")
     ending_with(monkeypatch, None)
     assert runner.main() == 0
-    assert not (folder / "error.json").exists()
+    assert not (folder / "home" / "error.json").exists()
 
 
 def test_what_no_error_of_umbel_is_shows_its_traceback(folder, monkeypatch):
@@ -127,6 +129,7 @@ def test_a_run_begins_with_what_it_was_submitted_with(folder, monkeypatch):
     assert found["on"]._wanted == [0, "x"]
     assert found["on"]._signed.archive == b"archive"
     assert (found["on"]._signed.author, found["on"]._signed.signature) == (b"\xaa", b"\xbb")
+    assert found["on"]._signed.statement == b"cc"
 
 
 def test_it_connects_with_the_token_of_its_run_alone(folder, monkeypatch):
@@ -164,4 +167,4 @@ def test_the_operator_is_told_the_line_of_the_app(folder, monkeypatch):
     error.add_note("app.py:3: x = 1")
     ending_with(monkeypatch, error)
     runner.main()
-    assert json.loads((folder / "error.json").read_text())["error"] == "no clients (app.py:3: x = 1)"
+    assert json.loads((folder / "home" / "error.json").read_text())["error"] == "no clients (app.py:3: x = 1)"

@@ -22,3 +22,10 @@ def test_a_server_says_where_it_is_and_what_a_node_needs(capsys: pytest.CaptureF
     assert "http://localhost:7421" in out
     announce(ServerOpened("localhost:7420", None, Path("umbel-server"), line))
     assert "pages" not in capsys.readouterr().out
+
+
+def test_a_server_that_has_made_no_invitation_says_how_to_make_one(capsys: pytest.CaptureFixture[str]) -> None:
+    announce(ServerOpened("localhost:7420", None, Path("else where")))
+    out = capsys.readouterr().out
+    assert "`umbel nodes invite --dir else where` prints" in out
+    assert "   umbel node localhost:7420 --join @FILE\n" in out

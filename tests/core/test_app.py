@@ -54,7 +54,13 @@ def test_a_missing_or_wrong_part_is_an_error_that_says_what_to_pass(changes, mes
 def test_a_setting_that_is_no_count_is_an_error_that_names_it(setting):
     with pytest.raises(SettingError, match=f"an app's {next(iter(setting))} is a whole number"):
         app(**setting)
-    assert app(evaluate_every=0).evaluate_every == 0
+
+
+def test_the_least_counts_are_taken():
+    least = app(rounds=1, evaluate_every=0, max_failed_rounds=1, early_stop=EarlyStop("test.loss", patience=1))
+    assert (least.rounds, least.evaluate_every, least.max_failed_rounds, least.early_stop.patience) == (1, 0, 1, 1)
+    with pytest.raises(SettingError, match="an app's patience is a whole number of at least 1"):
+        EarlyStop("test.loss", patience=0)
 
 
 def test_the_config_is_a_copy():

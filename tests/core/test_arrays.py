@@ -193,7 +193,11 @@ def test_a_flipped_bit_in_the_header_is_a_corrupt_file_or_other_arrays_and_nothi
         assert at >= 64  # a wrong length is never read as something else
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"roles": ["x"]}', '{"roles": {"x": "wizard"}}', '{"roles": 3}'])
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", '{"roles": ["x"]}', '{"roles": {"x": "wizard"}}', '{"roles": 3}', "[" * 20_000 + "]" * 20_000],
+    ids=lambda text: text[:30],
+)
 def test_roles_that_cannot_be_read_are_a_corrupt_file(text):
     with pytest.raises(CorruptFile):
         Arrays.from_bytes(write_safetensors({"x": np.ones(1)}, {"umbel": text}))

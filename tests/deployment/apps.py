@@ -19,10 +19,12 @@ def data(source):
 
 
 def misfortune(data, round):
-    """Kill this process, or the node that started it, once, in the round that the client's source says."""
+    """Kill this process, or wait to be killed, once, in the round that the client's source says."""
     if data.get("dies_in") == round and not Path(data["flag"]).exists():
         Path(data["flag"]).touch()
-        os.kill(os.getpid() if data["who"] == "child" else os.getppid(), 9)
+        if data["who"] == "child":
+            os.kill(os.getpid(), 9)
+        threading.Event().wait()
 
 
 def wait_at(gate, ctx):

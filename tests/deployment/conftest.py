@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.deployment.machines import Machines
 
 from umbel.cli.application import load
+from umbel.testing.machines import Machines
 
 APP = Path(__file__).with_name("apps.py")
 

@@ -18,30 +18,31 @@ TARDY = 5
 
 @client.data
 def data(source):
-    """A handful of numbers around the client's index."""
-    return np.random.default_rng(source["index"]).normal(source["index"], 1.0, 20)
+    """A handful of numbers around the client's index, and, in a deployment, where clients see how far others are."""
+    return np.random.default_rng(source["index"]).normal(source["index"], 1.0, 20), source.get("meeting")
 
 
-def wait_for_the_next_round(gate, ctx):
+def wait_for_the_next_round(meeting, ctx):
     """Be late where one has to be: until others are at the next round, which is when the ask of this one is closed."""
-    (gate / str(ctx.round)).touch()
-    while ctx.client == TARDY and ctx.round % 2 and not (gate / str(ctx.round + 1)).exists():
+    (meeting / str(ctx.round)).touch()
+    while ctx.client == TARDY and ctx.round % 2 and not (meeting / str(ctx.round + 1)).exists():
         ctx.step()
         threading.Event().wait(0.005)
 
 
-def wait_to_be_let_go(gate, ctx):
+def wait_to_be_let_go(meeting, ctx):
     """Do not come to the end before whoever watches allows it."""
-    while ctx.round == ctx.config["hold"] and not (gate / "go").exists():
+    while ctx.round == ctx.config["hold"] and not (meeting / "go").exists():
         ctx.step()
         threading.Event().wait(0.005)
 
 
 @client.train
 def train(model, data, ctx):
-    if ctx.config["gate"]:
-        wait_for_the_next_round(Path(ctx.config["gate"]), ctx)
-        wait_to_be_let_go(Path(ctx.config["gate"]), ctx)
+    data, meeting = data
+    if ctx.config["meets"] and meeting is not None:
+        wait_for_the_next_round(Path(meeting), ctx)
+        wait_to_be_let_go(Path(meeting), ctx)
     for _ in range(4):  # so that whoever is killed is often at work
         hashlib.sha256(bytes(4 << 20))
         ctx.step()
@@ -56,6 +57,7 @@ def train(model, data, ctx):
 
 @client.evaluate
 def evaluate(model, data, ctx):
+    data, _ = data
     return umbel.Metrics({"error": float(((model["w"] - data.mean()) ** 2).mean())}, weight=20)
 
 
@@ -69,8 +71,8 @@ class Tardy(umbel.FedAvg):
         return replace(super().ask(state, r), window=left)
 
 
-def app(strategy, size=10, keeps=False, **more):
-    config = {"gate": "", "hold": 0, "keeps": keeps}
+def app(strategy, size=10, keeps=False, meets=False, **more):
+    config = {"meets": meets, "hold": 0, "keeps": keeps}
     return umbel.App(client, model={"w": np.zeros(size)}, strategy=strategy, rounds=40, config=config, **more)
 
 
@@ -78,5 +80,5 @@ plain = app(umbel.FedAvg(cohort=4), size=3000)  # so large that it travels as bl
 stateful = app(umbel.FedAvg(cohort=umbel.Everyone()), keeps=True)
 sparse = app(umbel.FedAvg(cohort=umbel.Everyone(), transforms=(umbel.top_k(0.3, error_feedback=True),)), size=30)
 late = app(
-    Tardy(cohort=umbel.Everyone(), fold=umbel.mean()), size=3000, keeps=True, evaluate_every=0
+    Tardy(cohort=umbel.Everyone(), fold=umbel.mean()), size=3000, keeps=True, meets=True, evaluate_every=0
 )  # a node that waits for others must not have to evaluate meanwhile

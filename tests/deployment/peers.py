@@ -6,9 +6,9 @@ import asyncio
 from typing import Any
 
 from tests.conftest import PATIENCE as SECONDS
-from tests.deployment.machines import Machines
 
 from umbel.errors import PeerError
+from umbel.testing.machines import Machines
 from umbel.transport import frames, grpc
 from umbel.transport.connection import Connection
 from umbel.transport.handshake import introduce

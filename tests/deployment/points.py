@@ -8,6 +8,7 @@ next point; how many there were is the length of the file ``FILE.done``.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import json
@@ -16,6 +17,8 @@ import signal
 import sys
 from pathlib import Path
 from typing import Any
+
+BEGIN = "begin"
 
 
 def install(file: str) -> None:
@@ -55,16 +58,45 @@ def install(file: str) -> None:
     setattr(place, method, replaced)
 
 
+def install_in_runs(file: str) -> None:
+    """Have the processes of runs begin with this program."""
+    from umbel.work.confinement import Confinement
+
+    original = Confinement.command
+    Path(f"{file}.done").touch()
+
+    def command(self: Confinement, module: str, *arguments: str) -> tuple[str, ...]:
+        reach = dataclasses.replace(self, read=[file], write=[f"{file}.done"])
+        python, apart, unbuffered, _, *rest = original(reach, module, *arguments)
+        return (python, apart, unbuffered, __file__, BEGIN, file, *rest)
+
+    setattr(Confinement, "command", command)  # noqa: B010
+
+
+def begin() -> None:
+    """Be the process of a run."""
+    from umbel.work import confinement
+
+    file, original = sys.argv[2], confinement.runpy.run_module
+    del sys.argv[1:3]
+
+    def run_module(*arguments: Any, **named: Any) -> Any:
+        install(file)
+        return original(*arguments, **named)
+
+    setattr(confinement.runpy, "run_module", run_module)  # noqa: B010
+    confinement.main()
+
+
 def main() -> None:
     """Start what the arguments say."""
+    if sys.argv[1] == BEGIN:
+        begin()
+        return
     cut = sys.argv.index("--")
     file, who = sys.argv[1:cut]
     if who == "run":
-        from umbel.server import supervision
-
-        begin = f"import runpy; runpy.run_path({__file__!r})['install']({file!r}); "
-        supervision._BEGIN = supervision._BEGIN.replace("import runpy; ", begin)
-        assert begin in supervision._BEGIN
+        install_in_runs(file)
     else:
         install(file)
     sys.argv = ["umbel", *sys.argv[cut + 1 :]]

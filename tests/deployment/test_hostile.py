@@ -246,12 +246,12 @@ def test_nobody_is_kept_out_by_others_who_connect_and_do_not_say_who_they_are(at
         assert len(calls) > Handshakes().most
         for call in calls[::2]:
             with suppress(aio.AioRpcError, asyncio.CancelledError, asyncio.InvalidStateError):
-                await call.write(half)
+                await call.write(b"\0" + half)
         prover = TokenProof(token_of(attacker.lines["operator"]))
         connection = await connected(machines, prover, m.Hello(role=m.ROLE_OPERATOR, token=prover.token.id))
         assert not connection.closed
         await connection.close()
-        told = m.Frame.FromString(await calls[1].read()).messages[0]  # the oldest that has not said anything
+        told = m.Frame.FromString((await calls[1].read())[1:]).messages[0]  # the oldest that has not said anything
         assert (told.problem.code, told.problem.retry) == (m.CODE_BUSY, True)
         for channel in channels:
             await channel.close()

@@ -1,7 +1,7 @@
 """kill -9 of anything at any moment, and `umbel stop` at any: a run ends with the model that nothing has disturbed.
 
 Each *life* of a run is drawn from a seed: its app, who dies, when, two at once or again during recovery. When is a
-number of things that were seen to happen (`lives.Moment`), and a death counts only if that process, by its id and the
+number of things that were seen to happen (`strikes.Moment`), and a death counts only if that process, by its id and the
 time it began, was alive just before, died of the signal, and the run was not over (`deaths.kill`). What died is started
 again, as a supervisor would: servers, relays, nodes and runs of a user's own by the test, processes of runs by their
 server, children by their node.
@@ -25,18 +25,21 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from tests.deployment.conftest import APP, app_of
-from tests.deployment.lives import HOW, KINDS, Stop, lived, populate
-from tests.deployment.machines import SECONDS, Machines, Process
+from tests.deployment.lives import HOW, Stop, lived, populate
 
 import umbel
 from umbel.office.operator import Operator
+from umbel.testing.machines import SECONDS, Machines, Process
+from umbel.testing.strikes import KINDS
 
 LIVES = (("plain", False), ("stateful", False), ("sparse", False), ("late", False), ("stateful", True))
 """The apps of lives, one after the other, and whether their user drives them."""
 ROUNDS = 24
+POINTS = Path(__file__).with_name("points.py")
 
 
 @contextmanager
@@ -113,9 +116,9 @@ def test_twenty_stops(tmp_path_factory):
 NODES = ("0", "1", "2", "3")
 
 
-def undisturbed(name: str, seed: int, rounds: int | None = None) -> str:
+def undisturbed(name: str, seed: int, rounds: int | None = None, clients: int = 4) -> str:
     app = app_of(name)
-    return umbel.run(app, on=umbel.Simulation(clients=4), seed=seed, folder=None, rounds=rounds).model_sha256
+    return umbel.run(app, on=umbel.Simulation(clients), seed=seed, folder=None, rounds=rounds).model_sha256
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +142,7 @@ class Points:
         self._file = machines.folder / f"points-{who}.json"
         self._file.write_text(json.dumps(points))
         self._count = len(points)
-        self.arguments = (str(self._file), "run" if who == "run" else "self")
+        self.arguments = (str(POINTS), str(self._file), "run" if who == "run" else "self", "--")
 
     def watch(self, start: Callable[[], Process]) -> None:
         """Start it, and again whenever it is killed."""
@@ -235,12 +238,19 @@ def test_in_the_middle_of_a_task(four):
     died = {}
     for who, name in (("child", "0"), ("node", "1")):
         four.nodes[name].stop()
-        dies = {"index": name, "flag": str(four.folder / f"died-{who}"), "who": who, "dies_in": 2}
+        dies = {"index": name, "flag": str(four.folder / "shared" / f"died-{who}"), "who": who, "dies_in": 2}
         given = [f"--source={key}={value}" for key, value in dies.items()]
         died[who] = four.start_node(name, *given)
-    again = threading.Thread(target=lambda: died["node"].wait() and four.start_node_again("1"))
+
+    def die() -> None:
+        while not (four.folder / "shared" / "died-node").exists():
+            threading.Event().wait(0.005)
+        died["node"].kill()
+        four.start_node_again("1")
+
+    again = threading.Thread(target=die)
     again.start()
     run = begun(four, "plain", 31)
     finishes_undisturbed(four, run, "plain", 31)
     again.join(SECONDS)
-    assert {path.name for path in four.folder.glob("died-*")} == {"died-child", "died-node"}
+    assert {path.name for path in four.folder.glob("shared/died-*")} == {"died-child", "died-node"}

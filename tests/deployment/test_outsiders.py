@@ -83,9 +83,9 @@ def test_a_node_that_is_invited_by_another_name_or_names_a_client_of_another_is_
     clients.write_text("[0]\nindex = 0\n[guest-7]\nindex = 7\n")
     node = three.start_node("visitor", "--clients", str(clients), join=join)
     node.wait_for("calls this node guest, not visitor")
-    node.wait_for("client 0 is hosted by another node")
+    node.wait_for("client 0 is refused: the name is another node's")
     assert nodes(three)["guest"]["clients"] == ["guest-7"]
-    assert nodes(three)["guest"]["elsewhere"] == {"0": "0"}
+    assert nodes(three)["guest"]["refused"] == {"0": "bound to 0"}
     three.nodes.pop("visitor").stop()
     with three.office() as office:
         office.call("nodes.revoke", node="guest")

@@ -6,10 +6,10 @@ import json
 
 import pytest
 from tests.deployment.conftest import APP, app_of
-from tests.deployment.machines import Machines
 
 import umbel
 from umbel.remote.federation import Remote
+from umbel.testing.machines import Machines
 
 
 def simulated(name, seed):

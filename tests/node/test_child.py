@@ -109,7 +109,7 @@ class Process:
         path = os.pathsep.join([str(SOURCE), os.environ.get("PYTHONPATH", "")])
         with open(folder / "log", "wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "umbel.node.child", str(orders), str(answers), str(os.getpid())],
+                [sys.executable, "-P", "-m", "umbel.node.child", str(orders), str(answers)],
                 pass_fds=(orders, answers),
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import select
 import signal
+import sys
 import threading
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,11 +21,13 @@ from umbel.core import encoding
 from umbel.core.randomness import Key
 from umbel.errors import AppError
 from umbel.node.children import Children
+from umbel.node.limits import Limits
 from umbel.node.run_host import ChildSettings, Program, RunHost, holder
 from umbel.node.signals import HostDied, HostReady, HostRefused, Start, Stepped, Stop, TaskDone, TaskFailed
 from umbel.store.blobs import Blobs
 from umbel.wire import messages as m
 
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="there is a guard on Linux alone")
 MODEL = Arrays({"w": np.arange(4, dtype=np.float32)})
 CLIENT = """
 import os, signal, sys, threading
@@ -76,6 +80,26 @@ def hang(model, data, ctx):
     threading.Event().wait(0.21)
     ctx.step()  # of which the node is told
     threading.Event().wait()
+
+@client.query("leave")
+def leave(model, data, ctx):
+    told, tells = os.pipe()
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            os.write(tells, str(os.getpid()).encode())
+            signal.pause()
+        os._exit(0)
+    return umbel.Update({}, metrics={"pid": int(os.read(told, 20))})
+
+@client.query("share")
+def share(model, data, ctx):
+    import mmap
+    with mmap.mmap(-1, 1 << 28) as taken:
+        for _ in range(256):
+            taken.write(bytes(1 << 20))
+        threading.Event().wait()
 
 @client.query("spin")
 def spin(model, data, ctx):
@@ -370,10 +394,10 @@ async def test_a_child_that_dies_while_it_prepares_is_no_refusal(tmp_path):
 
 @on_loop
 async def test_a_disk_that_fails_while_it_prepares_is_no_refusal(tmp_path):
-    async with bench(tmp_path, fault=OSError(28, "No space left on device")) as b:
+    async with bench(tmp_path, fault=OSError(5, "Input/output error")) as b:
         died = await b.ready()
         assert isinstance(died, HostDied)
-        assert "No space left" in died.reason
+        assert "Input/output" in died.reason
 
 
 @on_loop
@@ -402,9 +426,104 @@ async def test_an_archive_that_cannot_be_opened_is_refused(tmp_path):
 
 @on_loop
 async def test_a_child_that_says_what_it_should_not_is_ended(tmp_path):
-    writing = "os.write(int(sys.orig_argv[-2]), b'{\\n')\n    steps(model, data, ctx)"
+    writing = "os.write(int(sys.orig_argv[-1]), b'{\\n')\n    steps(model, data, ctx)"
     code = CLIENT.replace('raise RuntimeError("it broke")', writing)
     async with bench(tmp_path, code=code) as b:
         await b.ready()
         failed = await b.done(b.ask(1, "query:fail"))
         assert (type(failed), failed.retry) == (TaskFailed, True)
+
+
+# What the owner allows
+
+
+@on_loop
+async def test_a_task_that_takes_too_long_is_ended_and_not_tried_again(tmp_path):
+    async with bench(tmp_path, limits=Limits(task_time=20.0)) as b:
+        await b.ready()
+        (child,) = b.children._runs["r"]._children
+        b.start(b.ask(1, "query:spin"))
+        assert child._limit.when() > asyncio.get_running_loop().time()
+        child.kill(*child._limit._args)  # as if the time had come
+        failed = await b.next()
+        assert (type(failed), failed.retry) == (TaskFailed, False)
+        assert "took longer than the 20.0 seconds that this node's owner allows" in failed.reason
+        assert type(await b.done(b.ask(2))) is TaskDone
+        assert all(child._limit is None for child in b.children._runs["r"]._children)
+
+
+@on_loop
+async def test_a_client_that_takes_too_long_to_load_is_refused(tmp_path):
+    async with bench(tmp_path, code="while True: pass", limits=Limits(task_time=0.1)) as b:
+        refused = await b.ready()
+        assert type(refused) is HostRefused
+        assert "took longer to load" in refused.reason
+
+
+@linux
+@on_loop
+async def test_memory_that_is_shared_counts_too(tmp_path):
+    async with bench(tmp_path, limits=Limits(memory=1 << 28), look_every=0.01) as b:
+        await b.ready()
+        failed = await b.done(b.ask(1, "query:share"))
+        assert (type(failed), failed.retry) == (TaskFailed, False)
+        assert "took more than the 268,435,456 bytes" in failed.reason
+
+
+@linux
+@on_loop
+async def test_who_left_its_session_does_not_outlive_its_run(tmp_path):
+    async with bench(tmp_path) as b:
+        await b.ready()
+        pid = int((await b.done(b.ask(1, "query:leave"))).result.receipt.metrics["pid"])
+        assert running(pid)
+        watched = os.pidfd_open(pid)
+        b.children.end_run("r")
+        try:
+            assert (await asyncio.to_thread(select.select, [watched], [], [], PATIENCE))[0]
+        finally:
+            os.close(watched)
+
+
+@linux
+@on_loop
+async def test_a_link_in_place_of_a_result_is_not_followed(tmp_path):
+    code = CLIENT.replace(
+        'ctx.state["much"] = np.zeros(10000)',
+        """ctx.state["much"] = np.zeros(10000)
+    folder = os.environ["TMPDIR"] + "/../results/"
+    from pathlib import Path
+    write = Path.write_bytes
+    def planted(path, data):
+        path.symlink_to(folder + "../../../secret")
+    Path.write_bytes = planted""",
+    )
+    (tmp_path / "secret").write_text("x")
+    async with bench(tmp_path, code=code) as b:
+        await b.ready()
+        failed = await b.done(b.ask(1, "query:large"))
+        assert type(failed) is TaskFailed
+        assert "cannot keep the result" in failed.reason
+
+
+@on_loop
+async def test_a_result_that_is_not_what_it_is_said_to_be_is_not_kept(tmp_path):
+    code = CLIENT.replace("import os, signal", "import umbel.core.encoding as e\nreal = e.save_file\n"
+                          "e.save_file = lambda *given: ('ab' * 32, real(*given)[1])\nimport os, signal")  # fmt: skip
+    async with bench(tmp_path, code=code) as b:
+        await b.ready()
+        failed = await b.done(b.ask(1, "query:large"))
+        assert type(failed) is TaskFailed
+        assert b.blobs.path(bytes.fromhex("ab" * 32)) is None
+
+
+@on_loop
+async def test_what_a_child_was_given_is_gone_once_it_has_it(tmp_path):
+    async with bench(tmp_path) as b:
+        await b.ready()
+        first = await b.done(b.ask(1, "query:large"))
+        assert len(first.state) > 50_000
+        blob = b.ask(2, blob=True)
+        assert type(await b.done(blob, base=first.state)) is TaskDone
+        assert list((tmp_path / "runs").glob("*/given/*")) == []
+        assert b.blobs.path(blob.model.blob.sha256).exists()

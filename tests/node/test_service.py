@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 import threading
@@ -16,20 +17,21 @@ from tests.conftest import PATIENCE
 from umbel import Arrays, Like
 from umbel.core import encoding
 from umbel.core.randomness import Key
-from umbel.errors import ConnectionLost, Refused
+from umbel.errors import ConnectionLost, Refused, StorageError
 from umbel.node.gate import PolicyGate, Verdict
 from umbel.node.run_host import holder
 from umbel.node.service import NodeSettings, run_node
 from umbel.node.signals import HostReady, TaskDone
 from umbel.node.spool import Spool
-from umbel.store.blobs import Blobs
+from umbel.store.blobs import Blobs, PartialBlob
 from umbel.transport.connection import Connection
 from umbel.transport.exchange import Exchange
 from umbel.transport.handshake import Identity, accept
 from umbel.transport.stream import pair
 from umbel.trust.archive import build
-from umbel.trust.identity import SigningKey, check_node, check_seal, node_id, sign_archive
+from umbel.trust.identity import SigningKey, check_node, check_seal, node_id
 from umbel.trust.policy import Policy
+from umbel.trust.statement import Statement
 from umbel.trust.tokens import Token
 from umbel.wire import messages as m
 
@@ -70,9 +72,12 @@ class Server:
         if self.refusal is not None:
             raise self.refusal
         assert check_node(hello.key, transcript, proof.signature)
-        assert check_seal(TOKEN.digest, transcript, proof.seal)
+        assert check_seal(TOKEN.key.public, transcript, proof.seal)
         self.hello = hello
         return Identity(m.ROLE_NODE, node_id(hello.key), hello.name, hello)
+
+    def may_read(self, run, blob):
+        return True
 
     async def connect(self):
         self.attempts += 1
@@ -90,7 +95,7 @@ class Server:
         try:
             await accept(connection, self)
             self.connection = connection
-            self.exchange = Exchange(connection, self.blobs, lambda run, blob: True)
+            self.exchange = Exchange(connection, self.blobs, lambda run, blob: self.may_read(run, blob))
             await self.sessions.put(connection)
             async for message in connection.messages():
                 await self.heard.put(message)
@@ -126,6 +131,9 @@ class Gate:
     def __init__(self, verdict=None, *, judges_tasks=False):
         self.verdict, self.judges_tasks = verdict or Verdict("allow"), judges_tasks
         self.seen = []
+
+    def against_run(self, spec):
+        return ""
 
     def check(self, spec, archive):
         self.seen.append(archive.read_bytes())
@@ -306,6 +314,35 @@ async def test_what_waits_for_the_disk_is_not_said_in_a_later_session(tmp_path):
 
 
 @on_loop
+async def test_a_run_gets_nothing_by_a_hash_from_what_the_node_has_for_another(tmp_path):
+    server = Server(tmp_path)
+    async with node(server, tmp_path) as made:
+        await server.session()
+        for run in ("r", "q"):
+            told = spec()
+            told.run = run
+            server.post(run_spec=told)
+            assert (await server.hear("run_answer")).ready
+        blob = server.blobs.put(b"model" * 9999)
+        model = m.Payload(blob=blob)
+        server.post(ask_spec=ask(model=model))
+        server.post(task=task())
+        assert (await server.hear("result")).HasField("done")
+        asked = []
+        server.may_read = lambda run, blob: asked.append(run) or run == "r"
+        hers = ask(model=model)
+        hers.run = "q"
+        server.post(ask_spec=hers)
+        hers = task()
+        hers.run = "q"
+        server.post(task=hers)
+        result = await server.hear("result")
+        assert (result.run, asked) == ("q", ["q"])
+        assert "not to be had" in result.failure.reason
+        assert [effect.run for effect in made[0].started] == ["r"]
+
+
+@on_loop
 async def test_it_connects_again_for_ever(tmp_path):
     server = Server(tmp_path)
     server.unreachable = 5
@@ -363,6 +400,87 @@ async def test_what_the_gate_denies_is_refused(tmp_path):
         server.post(run_spec=spec())
         answer = await server.hear("run_answer")
         assert (answer.ready, answer.reason) == (False, "not that author")
+
+
+@on_loop
+async def test_a_run_that_its_description_speaks_against_is_refused_before_its_archive_is_fetched(tmp_path):
+    server, author = Server(tmp_path), SigningKey.new()
+    asked = []
+    server.may_read = lambda run, blob: asked.append(blob.sha256) or True
+    policy = Policy(allow=(f"author:{author.public.hex()}",), kinds=("train",), largest_archive=100_000)
+    async with node(server, tmp_path, gate=PolicyGate(policy)):
+        await server.session()
+        blob = server.blobs.put(b"x" * 50_000)
+        large = m.Blob(sha256=blob.sha256, size=100_001)
+        said = Statement("run", blob.sha256.hex())
+        signature = said.signed(author)
+        signed = {"author": author.public, "statement": said.text(), "signature": signature}
+        for reason, told in (
+            ("at most 100,000", spec(m.Payload(blob=large), **signed)),
+            ("not signed by the author", spec(m.Payload(blob=blob), **{**signed, "signature": bytes(64)})),
+            ("not signed by the author", spec(m.Payload(blob=blob), **{**signed, "author": b"none"})),
+            ("not signed by the author", spec(m.Payload(blob=blob), author=author.public)),
+            ("another archive", spec(m.Payload(blob=server.blobs.put(b"y" * 50_000)), **signed)),
+            ("has not approved", spec(m.Payload(blob=blob))),
+            ("evaluate is not answered", spec(m.Payload(blob=blob), contract='{"kinds": ["evaluate"]}', **signed)),
+        ):
+            server.post(run_spec=told)
+            answer = await server.hear("run_answer")
+            assert reason in answer.reason
+            assert not answer.ready
+        assert asked == []
+        server.post(run_spec=spec(m.Payload(blob=blob), **signed))
+        assert "damaged" in (await server.hear("run_answer")).reason
+        assert asked == [blob.sha256]
+
+
+@on_loop
+async def test_what_a_node_could_never_keep_is_not_fetched(tmp_path):
+    server = Server(tmp_path)
+    asked = []
+    server.may_read = lambda run, blob: asked.append(blob.size) or True
+    async with node(server, tmp_path, quota=70_000):
+        await server.session()
+        server.post(run_spec=spec())
+        assert (await server.hear("run_answer")).ready
+        server.post(ask_spec=ask(1, model=m.Payload(blob=server.blobs.put(b"x" * 70_001))))
+        server.post(task=task(1))
+        assert "at most 70,000" in (await server.hear("result")).failure.reason
+        assert asked == []
+        server.post(ask_spec=ask(2, model=m.Payload(blob=server.blobs.put(b"x" * 60_000))))
+        server.post(task=task(2))
+        assert (await server.hear("result")).HasField("done")
+        assert asked == [60_000]
+
+
+@on_loop
+async def test_a_full_disk_costs_no_task_and_no_run(tmp_path):
+    server = Server(tmp_path)
+    pauses, real = [], PartialBlob.write
+
+    async def rest(seconds):
+        pauses.append(seconds)
+        if len(pauses) % 3 == 0:
+            PartialBlob.write = real
+
+    def full(self, data):
+        if self._blobs.folder.parent.name == "node":
+            raise StorageError("it cannot be written") from OSError(errno.ENOSPC, "No space left on device")
+        real(self, data)
+
+    try:
+        async with node(server, tmp_path, rest=rest):
+            await server.session()
+            PartialBlob.write = full
+            server.post(run_spec=spec())  # whose archive is put by the node itself
+            assert (await server.hear("run_answer")).ready
+            PartialBlob.write = full
+            server.post(ask_spec=ask(model=m.Payload(blob=server.blobs.put(b"model" * 9999))))
+            server.post(task=task())
+            assert (await server.hear("result")).HasField("done")
+    finally:
+        PartialBlob.write = real
+    assert pauses == [1, 2, 4, 1, 2, 4]
 
 
 @on_loop
@@ -452,11 +570,12 @@ async def test_a_signed_archive_trains_in_a_child(tmp_path):
     async with node(server, tmp_path, gate=PolicyGate(policy), hosts=None):
         await server.session()
         blob = server.blobs.put(ARCHIVE)
-        signed = sign_archive(author, blob.sha256)
+        said = Statement("run", blob.sha256.hex())
         unsigned = m.RunSpec(run="q", archive=m.Payload(blob=blob))
         server.post(run_spec=unsigned)
         assert "has not approved the archive" in (await server.hear("run_answer")).reason
-        server.post(run_spec=spec(m.Payload(blob=blob), author=author.public, signature=signed))
+        signed = {"author": author.public, "statement": said.text(), "signature": said.signed(author)}
+        server.post(run_spec=spec(m.Payload(blob=blob), **signed))
         answer = await server.hear("run_answer")
         assert (answer.ready, answer.reason) == (True, "")
         server.post(ask_spec=ask())

@@ -64,6 +64,7 @@ def test_a_run_takes_every_row(monkeypatch):
         for event in path:
             bench(event)
         bench.run(config='{"another": 1}')
+    Bench(admits=lambda spec: "nobody signed it").run()
     bench = Bench()
     bench.run(archive=payload("zip"))
     for tries in range(HOST_TRIES):

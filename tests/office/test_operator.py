@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from umbel.errors import ConnectionLost, JournalMissing, Refused, SettingError, UmbelError
+from umbel.errors import ConnectionLost, JournalMissing, ProtocolError, Refused, SettingError, UmbelError
 from umbel.office.operator import Operator
 from umbel.store.blobs import Blobs
 from umbel.transport.connection import Connection
@@ -57,7 +57,7 @@ class Server:
         return ours
 
     def verify(self, hello: m.Hello, challenge: m.Challenge, transcript: bytes, proof: m.Proof) -> Identity:
-        if hello.token != TOKEN.id or not check_seal(TOKEN.digest, transcript, proof.seal):
+        if hello.token != TOKEN.id or not check_seal(TOKEN.key.public, transcript, proof.seal):
             raise Refused("the token is not known here", m.CODE_UNAUTHENTICATED)
         return Identity(role=hello.role, id=hello.token, name="ann", hello=hello)
 
@@ -83,7 +83,9 @@ class Server:
             if isinstance(part, m.Response):
                 part.id = request.id
                 session.connection.post(m.Message(response=part))
-                return
+                if not part.more:
+                    return
+                continue
             more = bool(part.pop("more", False))
             response = m.Response(id=request.id, body=json.dumps(part), more=more)
             session.connection.post(m.Message(response=response))
@@ -234,3 +236,24 @@ def test_what_the_server_offers_is_downloaded(server: Server, operator: Operator
     operator.download(blob, tmp_path / "new" / "model")
     assert (tmp_path / "new" / "model").read_bytes() == data
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["model"]
+
+
+def test_an_answer_that_comes_in_pieces_is_put_together(server: Server, operator: Operator) -> None:
+    async def pieces(server: Server, session: Session, body: dict[str, Any]) -> AsyncIterator[m.Response]:
+        text = json.dumps({"x": "y" * 50})
+        for at in range(0, len(text), 7):
+            yield m.Response(body=text[at : at + 7], rest=at + 7 < len(text), more=True)
+        yield m.Response(body='{"z": 1}')
+
+    server.methods["pieces"] = pieces
+    assert list(operator.stream("pieces")) == [{"x": "y" * 50}, {"z": 1}]
+
+
+@pytest.mark.parametrize("text", ["[", "[]", "1", "[" * 100_000])
+def test_what_is_no_answer_is_said_to_be_none(server: Server, operator: Operator, text: str) -> None:
+    async def wrong(server: Server, session: Session, body: dict[str, Any]) -> AsyncIterator[m.Response]:
+        yield m.Response(body=text)
+
+    server.methods["wrong"] = wrong
+    with pytest.raises(ProtocolError, match="what the server answers to wrong is not a JSON object"):
+        operator.call("wrong")

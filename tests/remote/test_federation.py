@@ -17,7 +17,7 @@ from umbel.errors import Refused, SettingError
 from umbel.remote.federation import SETTLING, Remote, Signed
 from umbel.remote.session import Down, RemoteSession, Up
 from umbel.trust.credentials import author_key
-from umbel.trust.identity import check_archive
+from umbel.trust.statement import Statement, digest
 from umbel.wire import messages as m
 from umbel.work.state import ClientStates
 
@@ -35,6 +35,8 @@ APP = umbel.App(client, model={"w": np.zeros(2)}, strategy=umbel.FedAvg(), round
 
 class Script:
     """A link on which these items come; a number is served time that passes."""
+
+    federation = "f0"
 
     def __init__(self, *items):
         self.items = deque(items)
@@ -79,7 +81,7 @@ def members(**standings):
 
 
 def enlisted(link, told=None, known=None, **settings):
-    remote = Remote("here:1", connect=lambda address, **how: link, signed=Signed(b"z", b"a", b"s"), **settings)
+    remote = Remote("here:1", connect=lambda address, **how: link, signed=Signed(b"z", b"a", b"t", b"s"), **settings)
     tell = (told if told is not None else []).append
     return remote.enlist(APP, run="r", name="mnist", config={"lr": 1}, tell=tell, known=known)
 
@@ -118,6 +120,7 @@ def test_it_starts_once_some_are_ready_and_none_is_preparing():
     assert found.clients == (9, 10, "b")
     (spec,) = said(link, "run_spec")
     assert (spec.run, spec.name, spec.archive.inline, spec.author, spec.signature) == ("r", "mnist", b"z", b"a", b"s")
+    assert spec.statement == b"t"
     assert list(spec.clients) == []
     assert json.loads(spec.config) == {"lr": 1}
     assert json.loads(spec.contract)["model"]["w"]["shape"] == [2]
@@ -215,6 +218,7 @@ def test_the_session_knows_what_was_said_of_its_clients():
 
 def test_the_client_is_packed_and_signed_by_its_author(tmp_path, monkeypatch):
     monkeypatch.setenv("UMBEL_HOME", str(tmp_path))
+    monkeypatch.setattr("umbel.trust.packing.declared_version", lambda found: 5)
     monkeypatch.setattr("umbel.trust.packing.pack_client", lambda found: b"packed" if found is client else b"")
     link = Script()
     remote = Remote("here:1", connect=lambda address, **how: link)
@@ -222,7 +226,9 @@ def test_the_client_is_packed_and_signed_by_its_author(tmp_path, monkeypatch):
     (spec,) = said(link, "run_spec")
     assert spec.archive.inline == b"packed"
     assert spec.author == author_key().public
-    assert check_archive(spec.author, hashlib.sha256(b"packed").digest(), spec.signature)
+    stated = Statement.of(spec)
+    assert (stated.app, stated.archive, stated.version) == ("mnist", hashlib.sha256(b"packed").hexdigest(), 5)
+    assert (stated.config, stated.contract, stated.federation) == (digest("{}"), digest(spec.contract), "f0")
 
 
 def test_it_connects_to_the_server_that_it_was_told(monkeypatch):
@@ -233,7 +239,7 @@ def test_it_connects_to_the_server_that_it_was_told(monkeypatch):
         raise Refused("no", m.CODE_REVOKED)
 
     monkeypatch.setattr("umbel.remote.link.connect", connect)
-    remote = Remote("here:1", token="line", folder="f", signed=Signed(b"z", b"a", b"s"))
+    remote = Remote("here:1", token="line", folder="f", signed=Signed(b"z", b"a", b"t", b"s"))
     with pytest.raises(Refused):
         remote.enlist(APP, run="r", name="mnist", config={})
     assert asked == {"address": "here:1", "token": "line", "folder": "f", "run": "r"}
@@ -248,7 +254,7 @@ def test_it_connects_to_the_server_that_it_was_told(monkeypatch):
 )
 def test_what_no_frame_could_hold_is_refused_at_once(settings, config, what):
     link = Script()
-    remote = Remote("here:1", connect=lambda address, **how: link, signed=Signed(b"z", b"a", b"s"), **settings)
+    remote = Remote("here:1", connect=lambda address, **how: link, signed=Signed(b"z", b"a", b"t", b"s"), **settings)
     with pytest.raises(SettingError, match=f"cannot be sent to nodes: {what} take"):
         remote.enlist(APP, run="r", name="mnist", config=config)
     assert link.sent == []

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 
 from umbel.remote.reporting import ServerReporting
-from umbel.runs.events import RoundStarted, RunFinished, RunInterruption, RunResumed
+from umbel.runs.events import RoundCommitted, RoundStarted, RunFinished, RunInterruption, RunResumed
+from umbel.runs.schema import event_of
 
 STOPPED = RunInterruption(run="r", round=1)
 
@@ -82,3 +84,10 @@ def test_warnings_are_handed_over_once(told):
     assert told.warnings() == [(3, "it is slow"), (None, "no room")]
     assert not told.has_warnings
     assert told.warnings() == []
+
+
+def test_what_is_not_finite_is_said_as_null_and_comes_back_as_no_number(told):
+    told.observe(RoundCommitted(round=1, asks=1, train={"loss": math.nan, "norm": math.inf, "steps": 3.0}))
+    text = told.said[-1]["log_event"].event
+    assert json.loads(text, parse_constant=pytest.fail)["train"] == {"loss": None, "norm": None, "steps": 3.0}
+    assert math.isnan(event_of(json.loads(text)).train["loss"])

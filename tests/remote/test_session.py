@@ -21,6 +21,7 @@ from umbel.core.partial import Partial
 from umbel.core.randomness import Key
 from umbel.core.task import Admit, AllFinished, Cancel, Failed, Finished, Send, Task, Ticked
 from umbel.core.update import Like, Receipt, Update, check
+from umbel.remote.payloads import answer_bytes
 from umbel.remote.session import PARTING, Arrived, Down, Missing, RemoteSession, Up
 from umbel.runs.coordinator import Wake
 from umbel.runs.events import AskClosed, RoundCommitted, RoundStarted, RunFinished, RunInterruption, RunResumed
@@ -181,6 +182,28 @@ def finish(stage, *items):
 
 
 # Tasks and their answers
+
+
+@pytest.mark.parametrize("make", [done, lambda client, update: partial_with(update)], ids=["update", "partial"])
+def test_an_answer_larger_than_what_is_expected_is_not_fetched(asked, make):
+    (most,) = {answer_bytes(Ask(clients=(0, 1), model=MODEL, fold=weighted_mean()))}
+    most = most if make is done else 2 * most + (2 << 20)
+    for size, fetched in ((most + 1, 0), (2**62, 0), (most, 1)):
+        asked.send(0, attempt=2)
+        update = m.Payload(blob=m.Blob(sha256=bytes([fetched] * 32), size=size))
+        asked.comes(make(0, update=update))
+        if fetched:
+            asked.comes(failed(0, attempt=9))
+        event = asked.session.next_event()
+        assert len(asked.link.fetched) == fetched
+        assert isinstance(event, Failed)
+        assert ("bytes" in event.reason) is not bool(fetched)
+
+
+def partial_with(payload):
+    body = partial_of(0)
+    body["partial"].partial.CopyFrom(payload)
+    return body
 
 
 def test_an_answer_is_folded_and_leaves_a_marker_for_the_clients_state(stage):

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import zlib
 
 import numpy as np
 import pytest
@@ -17,14 +18,16 @@ from hypothesis import strategies as st
 from umbel import Arrays, State, files
 from umbel.errors import CorruptFile, JournalMissing, StorageError
 from umbel.runs.events import AskClosed, RoundCommitted, RoundStarted, RunFinished, RunResumed, RunStarted
-from umbel.runs.journal import FORMAT, LOG, Journal, load_checked, read_log, seal, unseal, write_whole
+from umbel.runs.journal import FORMAT, LOG, Chain, Journal, load_checked, read_log, sealed, write_whole
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=10),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
 )
-RECORDS = st.dictionaries(st.text(max_size=8).filter(lambda name: name != "crc"), PLAIN, min_size=1, max_size=5)
+RECORDS = st.dictionaries(
+    st.text(max_size=8).filter(lambda name: name not in ("crc", "hash")), PLAIN, min_size=1, max_size=5
+)
 
 STARTED = RunStarted(run="r", format=FORMAT, seed=1, rounds=2, clients=3, strategy="FedAvg", model_sha256="00")
 
@@ -58,29 +61,58 @@ def write(folder, events):
 # Records
 
 
-@given(RECORDS)
-def test_a_record_comes_back_from_its_line(record):
-    line = seal(record)
-    assert line.endswith(b"}\n")
-    assert line.count(b"\n") == 1
-    assert unseal(line) == record
+def unsealed(log):
+    """The records of a whole log."""
+    chain = Chain()
+    return [chain.unseal(line) for line in log.splitlines(keepends=True)]
 
 
-@given(RECORDS, st.data())
-def test_a_line_with_any_byte_changed_is_refused(record, data):
-    line = bytearray(seal(record))
-    place = data.draw(st.integers(0, len(line) - 1))
-    line[place] ^= data.draw(st.integers(1, 255))
+@given(st.lists(RECORDS, max_size=4))
+def test_records_come_back_from_their_lines(records):
+    log = sealed(records)
+    assert log.count(b"\n") == len(records)
+    assert unsealed(log) == records
+
+
+@given(st.lists(RECORDS, min_size=1, max_size=3), st.data())
+def test_a_log_with_any_byte_changed_is_refused(records, data):
+    log = bytearray(sealed(records))
+    place = data.draw(st.integers(0, len(log) - 1))
+    log[place] ^= data.draw(st.integers(1, 255))
     with pytest.raises(ValueError):
-        unseal(bytes(line))
+        unsealed(bytes(log))
+
+
+@given(st.lists(RECORDS, min_size=3, max_size=6), st.data())
+def test_lines_that_are_taken_out_exchanged_or_said_twice_are_noticed(records, data):
+    lines = sealed(records).splitlines(keepends=True)
+    first, second = sorted(data.draw(st.sets(st.integers(0, len(lines) - 1), min_size=2, max_size=2)))
+    exchanged = list(lines)
+    exchanged[first], exchanged[second] = lines[second], lines[first]
+    without = lines[:first] + lines[first + 1 :]
+    twice = lines[: first + 1] + lines[first:]
+    for changed in (exchanged, without, twice):
+        with pytest.raises(ValueError, match="checksum"):
+            unsealed(b"".join(changed))
 
 
 @pytest.mark.parametrize(
-    "line", [b"\n", b"[]\n", b"7\n", b'{"a":1}\n', b"{}\n", b'{"crc":"00000000"}\n', b"\xff\xfe\n"]
+    "line",
+    [b"\n", b"[]\n", b"7\n", b'{"a":1}\n', b"{}\n", b'{"crc":"00000000"}\n', b'{"hash":"00"}\n', b"\xff\xfe\n"],
 )
 def test_what_was_never_sealed_is_refused(line):
     with pytest.raises(ValueError):
-        unseal(line)
+        Chain().unseal(line)
+
+
+def test_lines_of_before_come_first_or_not_at_all():
+    old = b'{"a":1,"crc":"%08x"}\n' % zlib.crc32(b'{"a":1}')
+    chain = Chain(old)
+    new = chain.seal({"b": 2})
+    assert unsealed(old + new) == [{"a": 1}, {"b": 2}]
+    for log in (new, new + old, old + old + new, sealed([{"a": 1}]) + old):
+        with pytest.raises(ValueError, match="checksum"):
+            unsealed(log)
 
 
 # Reading the log
@@ -163,9 +195,9 @@ def test_damage_before_the_last_line_names_the_line(folder, line, damage):
 
 def test_an_event_of_an_unknown_kind_is_not_taken_for_another(folder):
     lines = (folder / LOG).read_bytes().splitlines(keepends=True)
-    lines.insert(2, seal({"event": "gossip", "at": 0}))
+    lines[2:2] = [Chain(b"".join(lines[:2])).seal({"event": "gossip", "at": 0})]
     (folder / LOG).write_bytes(b"".join(lines))
-    with pytest.raises(CorruptFile, match=r"line 3 of .* is damaged: 'gossip'"):
+    with pytest.raises(CorruptFile, match=r"line 3 of .* is damaged: there is no event 'gossip'"):
         read_log(folder)
 
 
@@ -175,7 +207,7 @@ def test_a_folder_without_a_run(tmp_path):
     assert "umbel runs" in caught.value.hint
 
 
-@pytest.mark.parametrize("content", [b"", b'{"event":"run_start', seal({"at": 1, **asked(0).record()})])
+@pytest.mark.parametrize("content", [b"", b'{"event":"run_start', sealed([{"at": 1, **asked(0).record()}])])
 def test_a_log_without_a_beginning(tmp_path, content):
     (tmp_path / LOG).write_bytes(content)
     with pytest.raises(CorruptFile, match="does not begin with the start of a run") as caught:

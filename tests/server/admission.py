@@ -39,7 +39,7 @@ class Office:
         )
         challenge = m.Challenge(version=1, nonce=secrets.token_bytes(32))
         text = transcript(hello.SerializeToString(), challenge.SerializeToString())
-        sealed = seal(token.digest, text) if token else b""
+        sealed = seal(token.key, text) if token else b""
         proof = m.Proof(signature=sign_node(signed or key, text), seal=sealed)
         self.last = hello, challenge, proof
         return self.registry.verify(hello, challenge, text, proof)
@@ -48,7 +48,7 @@ class Office:
         hello = m.Hello(role=role, name=name, token=token.id, nonce=secrets.token_bytes(32))
         challenge = m.Challenge(version=1, nonce=secrets.token_bytes(32))
         text = transcript(hello.SerializeToString(), challenge.SerializeToString())
-        return self.registry.verify(hello, challenge, text, m.Proof(seal=seal(token.digest, text)))
+        return self.registry.verify(hello, challenge, text, m.Proof(seal=seal(token.key, text)))
 
     def refused(self, code, call, *args, retry=False, **more):
         with pytest.raises(Refused) as caught:

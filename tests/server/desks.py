@@ -12,13 +12,16 @@ from typing import Any
 from umbel.errors import Refused
 from umbel.server.desk import Desk
 from umbel.server.feeds import Feeds
+from umbel.server.fields import event_in
 from umbel.server.registry import Registry
+from umbel.server.signals import Event, Released
 from umbel.server.summaries import Summaries
 from umbel.store.blobs import Blobs
 from umbel.store.records import MemoryStore
 from umbel.trust import archive
 from umbel.trust.authority import JoinText
-from umbel.trust.identity import SigningKey, sign_archive
+from umbel.trust.identity import SigningKey
+from umbel.trust.statement import Statement
 from umbel.trust.tokens import Token
 from umbel.wire import messages as m
 
@@ -51,8 +54,10 @@ class Person:
     offered: list[m.Blob] = field(default_factory=list)
     blobs: Blobs | None = None
     id: str = "operator 1 #1"
+    fetched: list[bytes] = field(default_factory=list)
 
     async def fetch(self, blob: m.Blob) -> None:
+        self.fetched.append(blob.sha256)
         if blob.sha256 not in self.brings:
             raise Refused("it is not here", m.CODE_UNKNOWN)
         assert self.blobs is not None
@@ -74,11 +79,14 @@ class Office:
         self.summaries = Summaries(self.store)
         self.place = folder
         self.done: list[str] = []
+        self.read = 0
         self.connected: set[str] = set()
         self.desk = Desk(self, lambda: self.time)
 
-    def _stored(self, run: str, after: int) -> list[tuple[int, str]]:
-        return [(row["number"], row["body"]) for row in self.store.rows("events", above=after, run=run)]
+    def _stored(self, run: str, after: int, most: int) -> list[tuple[int, str]]:
+        found = [(row["number"], row["body"]) for row in self.store.rows("events", above=after, limit=most, run=run)]
+        self.read += sum(len(body) for _, body in found)
+        return found
 
     async def commit(self) -> None:
         self.store.commit()
@@ -86,14 +94,18 @@ class Office:
     def online(self, node: str) -> bool:
         return node in self.connected
 
-    def elsewhere(self, node: str) -> dict[str, str]:
-        return {"2": "ward"} if node in self.connected else {}
+    def denied(self, node: str) -> dict[str, str]:
+        return {"2": "bound to ward"} if node in self.connected else {}
+
+    def host(self, client: str) -> str | None:
+        return self.registry.claims.owner(client)
+
+    def tell(self, event: Event) -> None:
+        about = " ".join(event.clients) if isinstance(event, Released) else event.node  # type: ignore[union-attr]
+        self.done.append(f"{type(event).__name__.lower()} {about}")
 
     def standings(self, run: str) -> dict[str, tuple[int, str]]:
         return {"a": (m.STANDING_READY, ""), "b": (m.STANDING_REFUSED, "no data")}
-
-    def revoked(self, node: str) -> None:
-        self.done.append(f"revoked {node}")
 
     def dismissed(self, token: str) -> None:
         self.done.append(f"dismissed {token}")
@@ -140,9 +152,11 @@ class Office:
         self.store.commit()
 
     def log(self, run: str, *events: dict[str, Any]) -> None:
-        for event in events:
+        for event in map(whole, events):
+            body = json.dumps(event)
             row = {"run": run, "number": self.store.greatest("events", run=run) + 1, "at": 1.0}
-            self.store.put("events", {**row, "body": json.dumps(event)})
+            self.store.put("events", {**row, "body": body, "round": event.get("round")})
+            self.summaries.take(run, event_in(body), len(body))
             self.store.commit()
 
     @property
@@ -150,15 +164,30 @@ class Office:
         return [f"{row['who']} {row['did']}" for row in self.registry.audit.last()]
 
 
-def submission(key: SigningKey, client: bytes = CLIENT, app: Any = APP, **more: Any) -> dict[str, Any]:
+def whole(event: dict[str, Any]) -> dict[str, Any]:
+    """An event with what it has to have."""
+    more: dict[str, dict[str, Any]] = {
+        "run_started": {"run": "r", "format": 1, "seed": 1, "clients": 1, "strategy": "FedAvg"},
+        "run_resumed": {"run": "r", "round": 0},
+        "round_committed": {"asks": 1},
+        "run_finished": {"run": "r", "rounds": 1, "reason": "rounds"},
+    }
+    return {**more.get(event["event"], {}), **event}
+
+
+def submission(
+    key: SigningKey, client: bytes = CLIENT, app: Any = APP, stating: Any = None, **more: Any
+) -> dict[str, Any]:
     client_blob = archive_blob(client)
+    said = Statement("demo", client_blob["sha256"], **(stating or {}))
     return {
         "run": "demo-1",
         "name": "demo",
         "client": client_blob,
         "app": archive_blob(app) if isinstance(app, bytes) else app,
         "author": key.public.hex(),
-        "signature": sign_archive(key, bytes.fromhex(client_blob["sha256"])).hex(),
+        "statement": said.text().decode(),
+        "signature": said.signed(key).hex(),
         "settings": {"rounds": 3, "seed": 1, "config": {"lr": 0.1}},
         **more,
     }

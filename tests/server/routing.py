@@ -59,7 +59,7 @@ class World:
     def start(self, *, crash=False):
         """A new router on what is on disk."""
         self.store.crash() if crash else self.store.commit()
-        self.router = Router(self.store, self.blobs.__contains__, **self.settings)
+        self.router = Router(self.store, lambda sha, giver: sha in self.blobs, **self.settings)
 
     def tell(self, event):
         self.now += 1.0

@@ -25,7 +25,8 @@ def test_a_node_is_invited_and_the_token_stays_out_of_the_record(office: Office)
     assert found["expires_at"] == 1000.0 + 7200
     assert office.audited == ["ann nodes.invite"]
     assert found["line"].rpartition(".")[2] not in json.dumps(office.registry.audit.last())
-    for wrong in ({"hours": 0}, {"hours": "x"}, {"hours": True}, {"name": "a b"}, {"name": 3}):
+    numbers = (0, -1, 10**400, float("inf"), float("nan"), "x", True)
+    for wrong in (*({"hours": hours} for hours in numbers), {"name": "a b"}, {"name": 3}):
         assert office.refused("nodes.invite", **wrong).code == m.CODE_MALFORMED
 
 
@@ -40,12 +41,33 @@ def test_nodes_are_listed_approved_and_revoked(office: Office) -> None:
     office.connected.add("ab12cd")
     (row,) = office.ask("nodes.list", Person(role="read"))["nodes"]
     assert (row["status"], row["connected"], row["clients"]) == ("approved", True, ["1"])
-    assert row["elsewhere"] == {"2": "ward"}
+    assert row["refused"] == {"2": "bound to ward"}
     assert "key" not in row
     office.ask("nodes.revoke", node="x")
     assert office.done == ["revoked ab12cd"]
     assert office.ask("nodes.list")["nodes"][0]["connected"] is False
     assert "umbel nodes ls" in office.refused("nodes.revoke", node="zzzz").text
+
+
+def test_names_are_bound_and_released(office: Office) -> None:
+    line = office.ask("nodes.invite", clients=["ward-*"], most=3)["line"]
+    assert office.registry.tokens.row(str(line).split(".")[2])["bounds"] == {"names": ["ward-*"], "most": 3}
+    office.store.put("nodes", {"id": "ab12cd", "name": "x", "key": b"k" * 32, "status": "approved"})
+    office.store.commit()
+    office.registry = Registry(office.store, lambda: 1000.0)
+    office.ask("nodes.approve", node="ab12cd", clients=["icu-7", "icu-8"])
+    assert office.done == ["bounded ab12cd"]
+    assert office.ask("nodes.list")["nodes"][0]["bounds"] == {"names": ["icu-7", "icu-8"], "most": None}
+    office.connected.add("ab12cd")
+    assert "revoke that node first" in office.refused("nodes.release", clients=["icu-7"]).text
+    office.connected.clear()
+    assert office.ask("nodes.release", clients=["icu-7"]) == {"count": 1, "hosts": {}}
+    assert office.ask("nodes.release", node="x") == {"count": 1, "hosts": {}}
+    assert office.done[1:] == ["released icu-7", "released icu-8"]
+    assert office.refused("nodes.release", clients=["icu-7"]).code == m.CODE_MALFORMED
+    for wrong in ({"clients": "icu"}, {"clients": [3]}, {"clients": [""]}, {"most": 0}):
+        assert office.refused("nodes.invite", **wrong).code == m.CODE_MALFORMED
+    assert office.refused("nodes.release", Person(role="run"), clients=["x"]).code == m.CODE_NOT_ALLOWED
 
 
 def test_operators_are_added_listed_and_removed_but_not_the_last_admin(office: Office) -> None:

@@ -44,7 +44,7 @@ def test_an_answer_waits_for_its_blob(world):
     result = done_of("0", update=m.Payload(blob=blob_of("u")))
     world.say("a1", result=result)
     # Held first: between its coming and its being known, whatever else ends must not take it away.
-    assert world.effects == [Hold(b"u" * 32, "r/0"), Fetch("a1", "r", blob_of("u"))]
+    assert world.effects == [Hold(b"u" * 32, "r/0"), Fetch("a1", "r", blob_of("u"), "node a")]
     world.say("r1", task=task_of("0"))
     assert world.effects == []
     world.blobs.add(b"u" * 32)
@@ -62,7 +62,7 @@ def test_an_answer_whose_blob_is_gone_as_it_is_told_of_is_not_acknowledged(world
     world.tell(Fetched("r", b"u" * 32))
     assert not world.said("a1", "ack")
     world.say("a1", result=result)
-    assert world.of(Fetch) == [Fetch("a1", "r", blob_of("u"))]
+    assert world.of(Fetch) == [Fetch("a1", "r", blob_of("u"), "node a")]
 
 
 def large(size):

@@ -151,7 +151,8 @@ def test_an_ask_with_another_digest_begins_anew(world):
 def test_what_a_run_names_is_fetched_and_held_until_its_ask_is_over(world):
     world.say("r1", ask_spec=ask_of(model=m.Payload(blob=blob_of("m")), shared=m.Payload(blob=blob_of("s"))))
     assert world.effects == [
-        Hold(b"m" * 32, "r/0"), Fetch("r1", "r", blob_of("m")), Hold(b"s" * 32, "r/0"), Fetch("r1", "r", blob_of("s")),
+        Hold(b"m" * 32, "r/0"), Fetch("r1", "r", blob_of("m"), "run r"),
+        Hold(b"s" * 32, "r/0"), Fetch("r1", "r", blob_of("s"), "run r"),
     ]  # fmt: skip
     world.blobs.add(b"m" * 32)
     world.say("r1", ask_spec=ask_of(model=m.Payload(blob=blob_of("m"))))

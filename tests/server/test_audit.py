@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from tests.server.admission import KEY, Office
 
-from umbel.server import audit
 from umbel.server.audit import Audit
 from umbel.store.records import MemoryStore
+from umbel.trust import audit
 from umbel.trust.tokens import Token
 from umbel.wire import messages as m
 
@@ -18,7 +18,8 @@ def office():
 
 
 def test_strangers_fill_no_disk_with_refused_attempts(office, monkeypatch):
-    monkeypatch.setattr(audit, "KEPT_REFUSALS", 5)
+    monkeypatch.setattr(audit, "KEPT", 5)
+    monkeypatch.setattr(audit, "PRUNED", 2)
     office.registry.invite("ann")
     for number in range(9):
         office.now += 60
@@ -27,14 +28,15 @@ def test_strangers_fill_no_disk_with_refused_attempts(office, monkeypatch):
             office.restart()
     office.store.commit()
     rows = office.store.rows("audit")
-    assert [row["did"] for row in rows] == ["nodes.invite", *["refused"] * 5]
-    assert rows[-1]["number"] == 10
+    refused, pruned = ["refused"], ["audit.pruned"]
+    assert [row["did"] for row in rows] == ["nodes.invite", *3 * refused, *pruned, *2 * refused, *pruned]
+    assert audit.verified(b"", rows).number == rows[-1]["number"] == 12
 
 
 def test_every_refused_attempt_is_recorded_up_to_so_many_a_minute(office):
-    for _ in range(audit.REFUSALS + 5):
+    for _ in range(audit.LIMIT + 5):
         office.refused(m.CODE_UNAUTHENTICATED, office.node, KEY, Token.new(), name="x" * 1000)
-    assert office.audit() == [("unknown", "refused")] * audit.REFUSALS
+    assert office.audit() == [("unknown", "refused")] * audit.LIMIT
     office.now += 60
     office.refused(m.CODE_UNAUTHENTICATED, office.node, KEY, Token.new())
     office.store.commit()

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
+import json
+import sqlite3
+from contextlib import closing
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tests.conftest import PATIENCE
-from tests.server.serving import ASK, SPEC, Office, asked, office, play, task_of
+from tests.server.serving import ASK, Office, asked, office, play, task_of
 
 from umbel.errors import ConnectionLost, Refused
 from umbel.server import connections
 from umbel.server import service as services
 from umbel.server.settings import ServerSettings
-from umbel.trust.identity import SigningKey, node_id
-from umbel.trust.proofs import TokenProof
+from umbel.transport import budget, grpc
+from umbel.transport.connection import Connection
+from umbel.trust import audit
+from umbel.trust.authority import root_certificate
+from umbel.trust.identity import SigningKey, node_id, sign_node
+from umbel.trust.proofs import NodeProof, TokenProof
 from umbel.wire import messages as m
+from umbel.wire.limits import ANSWER_WAITING_BYTES, OPERATOR_REQUESTS
 
 
 def test_a_peer_that_says_what_it_may_not_is_told_and_nobody_else_notices(tmp_path):
@@ -47,18 +57,57 @@ def test_the_newest_connection_of_a_key_wins(tmp_path):
     play(act, tmp_path)
 
 
-def test_a_message_that_no_frame_can_hold_harms_nobody_else(tmp_path):
+def test_a_spec_that_is_too_large_harms_nobody_else(tmp_path):
     async def act(here):
         node, run = await here.ready("0")
-        run.connection.limits.frame_bytes += 1000
-        spec = m.RunSpec(run="r", name="mnist", config="{}")
-        spec.config = "{" + " " * ((4 << 20) - m.Message(run_spec=spec).ByteSize() - 20) + "}"
+        spec = m.RunSpec(run="r", name="mnist", config="{" + " " * (1 << 20) + "}")
         run.say(run_spec=spec)
-        await run.hears("members", where=lambda body: body.members[0].standing == m.STANDING_PREPARING, count=2)
-        await here.service.commit()
-        run.say(run_spec=SPEC)
-        await node.hears("run_spec", 2)
+        assert (await run.over()).code == m.CODE_TOO_LARGE
+        await node.settled()
         assert node.end is None
+
+    play(act, tmp_path)
+
+
+def test_who_says_too_much_is_not_read_for_a_while_and_others_are(tmp_path, monkeypatch):
+    async def act(here):
+        node, run = await here.ready("0")
+        monkeypatch.setattr(budget, "PEER_WORK", 1000)
+        (mine,) = [peer for peer in here.service.connections.peers.values() if peer.identity.role == m.ROLE_NODE]
+        now = [0.0]
+        mine.connection.budget = budget.Budget(lambda: now[0])
+        monkeypatch.setattr(budget, "PEER_BURST", 50)
+        mine.connection.budget._work = 50.0
+        for _ in range(500):
+            node.say(alive=m.Alive(run="r"))
+        while mine.connection.budget.pause < 0.4:
+            await asyncio.sleep(0)
+        seen = mine.connection.received.frames
+        node.say(alive=m.Alive(run="r"))
+        await run.settled()  # others are heard meanwhile
+        await run.settled()
+        assert mine.connection.received.frames == seen
+        now[0] = 10.0
+        await node.settled()
+        assert node.end is None
+        assert mine.connection.received.frames > seen
+
+    play(act, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["hosted", "alive", "cancel"])
+def test_who_says_far_too_much_at_once_is_put_out_and_told(tmp_path, kind):
+    async def act(here):
+        node, run = await here.ready("0")
+        party = run if kind == "cancel" else node
+        ids = [f"0.{number}" for number in range(300_000 if kind == "hosted" else 110_000)]
+        bodies = {"hosted": m.Hosted(clients=ids), "alive": m.Alive(tasks=ids), "cancel": m.Cancel(tasks=ids)}
+        if kind != "hosted":
+            bodies[kind].run = "r"
+        party.say(**{kind: bodies[kind]})
+        end = await party.over()
+        assert end.code == m.CODE_TOO_LARGE
+        assert "are the most" in end.message
 
     play(act, tmp_path)
 
@@ -221,5 +270,136 @@ def test_the_frames_of_who_has_gone_are_counted_still(tmp_path):
             await asyncio.sleep(0)
         assert all(after >= then > 0 for after, then in zip(connections.frames, before, strict=True))
         assert connections.sessions == {}
+
+    play(act, tmp_path)
+
+
+def test_the_audit_says_from_where_who_was_refused_and_what_was_read_and_is_whole(tmp_path):
+    async def act(here):
+        ann = await here.operator()
+        stream = await grpc.connect(here.service.address, root_certificate(here.service.authority.public))
+        connection = Connection(stream)
+        connection.post(m.Message(hello=m.Hello(role=m.ROLE_OPERATOR)))  # of no version
+        with pytest.raises(Refused):
+            await connection.receive()
+        await connection.close()
+        with pytest.raises(Refused):
+            await here._in(NodeProof(SigningKey.new(), None), m.Hello(role=m.ROLE_NODE, key=SigningKey.new().public))
+        run = await here.run()
+        run.say(log_event=m.LogEvent(run="r", number=1, event='{"event": "a"}'))
+        await run.settled()
+        await here.service.commit()
+        await asked(ann, "runs.logs", run="r")
+        await here.service.commit()
+        records = (await asked(ann, "audit.list", id=2, after=0))["records"]
+        found = {row["did"]: row for row in records}
+        assert {"connections.refused", "refused", "runs.logs"} <= set(found)
+        assert found["connections.refused"]["what"]["code"] == m.CODE_VERSION
+        assert (found["runs.logs"]["who"], found["runs.logs"]["what"]) == ("ann", {"run": "r"})
+        for did in ("connections.refused", "refused", "runs.logs"):
+            assert "127.0.0.1" in found[did]["peer"], did
+        await here.service.commit()
+        key, head, rows = audit.read(tmp_path / "server")
+        assert audit.verified(key, rows, [head]).number == len(rows) >= len(records)
+
+    play(act, tmp_path)
+
+
+class Stolen:
+    """What somebody can prove who has read a server's database: by each thing in a token's row, in each way."""
+
+    def __init__(self, held: bytes, way: str) -> None:
+        self.held, self.way = held, way
+
+    def proof(self, transcript):
+        said = b"token\0" + transcript
+        if self.way == "seal":
+            return m.Proof(seal=hmac.digest(self.held, said, "sha256"))
+        key = SigningKey(Ed25519PrivateKey.from_private_bytes(self.held))
+        return m.Proof(seal=key.sign(said), signature=key.sign(said))
+
+
+def test_a_stolen_database_lets_nobody_in(tmp_path):
+    async def act(here):
+        await here.operator()
+        here.service.registry.tokens.issue_run("test", "r")
+        here.service.registry.invite("test")
+        await here.service.commit()
+        with closing(sqlite3.connect(tmp_path / "server" / "server.db")) as database:
+            cursor = database.execute("SELECT * FROM tokens")
+            names = [column[0] for column in cursor.description]
+            rows = [dict(zip(names, values, strict=True)) for values in cursor]
+        kinds = {"operator": m.ROLE_OPERATOR, "run": m.ROLE_RUN, "join": m.ROLE_NODE}
+        tried = 0
+        for row in rows:
+            for held in [value for value in row.values() if isinstance(value, bytes)]:
+                for way in ("seal", "sign"):
+                    hello = m.Hello(role=kinds[row["kind"]], token=row["id"], name="r")
+                    prover = Stolen(held, way)
+                    if row["kind"] == "join":
+                        key = SigningKey.new()
+                        hello.key = key.public
+                        prover = Joined(key, prover)
+                    with pytest.raises(Refused) as caught:
+                        await here._in(prover, hello)
+                    assert caught.value.code == m.CODE_UNAUTHENTICATED
+                    tried += 1
+        assert {row["kind"] for row in rows} == set(kinds)
+        assert tried >= 2 * 4  # the server's own operator, too
+
+    play(act, tmp_path)
+
+
+class Joined:
+    """A node that joins by what somebody else proves of its token."""
+
+    def __init__(self, key, other):
+        self.key, self.other = key, other
+
+    def proof(self, transcript):
+        return m.Proof(signature=sign_node(self.key, transcript), seal=self.other.proof(transcript).seal)
+
+
+def test_what_an_operator_does_not_take_is_not_read_either(tmp_path):
+    """Beyond what is on its way, which the transport bounds."""
+    event = json.dumps({"event": "x", "text": "x" * 100_000})
+
+    async def act(here):
+        service, ann = here.service, await here.operator()
+        service.store.put("runs", {"id": "r", "status": "finished", "ended_at": 1.0, "logged": 0})
+        for number in range(1, 401):  # 40 MB for each request
+            service.store.put("events", {"run": "r", "number": number, "at": 0.0, "body": event})
+        await service.commit()
+        read, stored = [0], service.feeds._stored
+
+        def counted(run, after, most):
+            found = stored(run, after, most)
+            read[0] += sum(len(text) for _, text in found)
+            return found
+
+        service.feeds._stored = counted
+        takes, receive = asyncio.Event(), ann.connection._stream.receive
+
+        async def once_it_takes():
+            await takes.wait()
+            return await receive()
+
+        ann.connection._stream.receive = once_it_takes
+        for id in range(1, OPERATOR_REQUESTS + 2):
+            ann.say(request=m.Request(id=id, method="runs.logs", body='{"run": "r"}'))
+        (peer,) = service.connections.peers.values()
+        while peer.connection.queued < ANSWER_WAITING_BYTES:
+            await asyncio.sleep(0)
+        for _ in range(1000):
+            await asyncio.sleep(0)
+        assert peer.answering == OPERATOR_REQUESTS
+        assert peer.connection.queued < ANSWER_WAITING_BYTES + (OPERATOR_REQUESTS + 1) * (2 << 20)
+        assert read[0] < 40 << 20
+        takes.set()
+        busy = await ann.hears("response", where=lambda found: found.id == OPERATOR_REQUESTS + 1)
+        assert (busy.code, busy.more) == (m.CODE_BUSY, False)
+        for id in range(1, OPERATOR_REQUESTS + 1):
+            await ann.hears("response", where=lambda found, id=id: found.id == id and not found.more)
+        assert isinstance(await asked(ann, "server.status", 9), dict)
 
     play(act, tmp_path)

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.server.desks import Office, Person
 
 from umbel.server import desk
+from umbel.server.requests import Body, OperatorPeer
 from umbel.wire import messages as m
+
+METHODS = (
+    "server.status", "nodes.list", "nodes.invite", "nodes.approve", "nodes.release", "nodes.revoke", "operators.list",
+    "operators.add", "operators.remove", "audit.list", "runs.list", "runs.show", "runs.logs", "runs.pull",
+    "runs.submit", "runs.stop", "runs.resume", "authority.rotate", "authority.retire",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -29,6 +38,10 @@ def test_everybody_may_what_their_role_may(office: Office, role: str) -> None:
     office.store.commit()
     denied = [row for row in office.registry.audit.last(1000) if row["did"] == "denied"]
     assert len(denied) == sum(role not in order[order.index(needed) :] for needed in needed_of.values())
+
+
+def test_these_are_all_methods(office: Office) -> None:
+    assert set(METHODS) == office.desk.methods.keys()
 
 
 def test_what_begins_and_ends_runs_is_seen_to_its_end(office: Office) -> None:
@@ -79,3 +92,26 @@ def test_a_list_whose_rows_are_long_comes_in_parts_that_fit_into_frames(office: 
     assert max(part.ByteSize() for part in parts) < FRAME
     assert len(parts) > 2
     assert len(office.ask("runs.list")["runs"]) == 40
+
+
+HUGE = {"text": "\u00e4" * 3_000_000, "rows": [{"x": "y" * 3_000_000}, {"x": 1}], "more": list(range(2000))}
+
+
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"runs.logs"}))
+def test_whatever_a_method_answers_fits_into_frames(office: Office, name: str) -> None:
+    async def huge(peer: OperatorPeer, body: Body) -> dict[str, Any]:
+        return dict(HUGE)
+
+    office.desk.methods[name] = replace(office.desk.methods[name], answer=huge)
+    parts = asyncio.run(office.responses(Person(), name, "{}"))
+    assert max(part.ByteSize() for part in parts) < FRAME
+    assert [part.more for part in parts] == [True] * (len(parts) - 1) + [False]
+    found: dict[str, Any] = {}
+    text = ""
+    for part in parts:
+        text += part.body
+        if not part.rest:
+            for key, value in json.loads(text).items():
+                found[key] = found[key] + value if isinstance(value, list) and key in found else value
+            text = ""
+    assert found == HUGE

@@ -7,6 +7,7 @@ import pytest
 from umbel.errors import Refused
 from umbel.server import feeds
 from umbel.server.feeds import Event, Feeds
+from umbel.wire.limits import FOLLOWER_BYTES
 from umbel.wire.portions import PORTION_BYTES
 
 
@@ -16,7 +17,13 @@ class Log:
     def __init__(self, count: int = 0, over: bool = False) -> None:
         self.events: list[Event] = [(n, f"e{n}") for n in range(1, count + 1)]
         self.over = over
-        self.feeds = Feeds(lambda run, after: [e for e in self.events if e[0] > after], lambda run: self.over)
+        self.feeds = Feeds(self.stored, lambda run: self.over)
+        self.read = 0
+
+    def stored(self, run: str, after: int, most: int) -> list[Event]:
+        found = [event for event in self.events if event[0] > after][:most]
+        self.read += sum(len(text) for _, text in found)
+        return found
 
 
 async def numbers(log: Log, after: int = 0, live: bool = True) -> list[int]:
@@ -110,7 +117,7 @@ def test_a_slow_follower_misses_what_is_only_to_be_watched(monkeypatch: pytest.M
 
 
 def test_too_many_followers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feeds, "MOST_FOLLOWERS", 1)
+    monkeypatch.setattr(feeds, "FOLLOWERS", 1)
 
     async def play() -> None:
         log = Log()
@@ -128,7 +135,10 @@ def test_many_events_come_in_batches() -> None:
         log = Log(450, over=True)
         return [len(batch) async for batch in log.feeds.follow("r")]
 
-    assert asyncio.run(play()) == [200, 200, 50]
+    sizes = asyncio.run(play())
+    assert sum(sizes) == 450
+    assert max(sizes) <= feeds.BATCH
+    assert len(sizes) < 20
 
 
 def test_long_events_come_in_small_batches() -> None:
@@ -137,4 +147,53 @@ def test_long_events_come_in_small_batches() -> None:
         log.events = [(number, "x" * (PORTION_BYTES // 3)) for number in range(1, 6)]
         return [[number for number, _ in batch] async for batch in log.feeds.follow("r")]
 
-    assert asyncio.run(play()) == [[1, 2, 3], [4, 5]]
+    assert asyncio.run(play()) == [[1, 2], [3, 4], [5]]
+
+
+def test_nothing_is_read_further_than_it_is_taken() -> None:
+    async def play() -> None:
+        log = Log(over=True)
+        log.events = [(number, "x" * 100_000) for number in range(1, 1001)]  # 100 MB
+        batches = log.feeds.follow("r")
+        taken = 0
+        async for batch in batches:
+            taken += sum(len(text) for _, text in batch)
+            if taken > 5_000_000:
+                break
+        assert log.read < 3 * taken
+        await batches.aclose()
+
+    asyncio.run(play())
+
+
+def test_little_waits_for_who_does_not_take_what_comes() -> None:
+    async def play() -> list[int]:
+        log = Log(1)
+        batches = log.feeds.follow("r")
+        found = [number for number, _ in await anext(batches)]
+        (follower,) = log.feeds._followers["r"]
+        for number in range(2, 300):
+            log.events.append((number, "x" * 100_000))
+            log.feeds.tell("r", number, "x" * 100_000)
+            assert follower.bytes <= FOLLOWER_BYTES
+        log.feeds.ended("r")
+        return found + [number async for batch in batches for number, _ in batch]
+
+    assert asyncio.run(play()) == list(range(1, 300))
+
+
+def test_what_is_neither_on_disk_yet_nor_in_memory_any_more_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feeds, "UNWRITTEN", 0.0)
+
+    async def play() -> list[int]:
+        log = Log()
+        for number in range(1, feeds.RECENT + 10):
+            log.feeds.tell("r", number, "x")
+        log.feeds.ended("r")
+        task = await following(log)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        log.events = [(number, "x") for number in range(1, feeds.RECENT + 10)]
+        return await task
+
+    assert asyncio.run(play()) == list(range(1, feeds.RECENT + 10))

@@ -29,7 +29,7 @@ def world():
 
 def test_a_run_that_is_over_leaves_its_log(world):
     asked(world, "0")
-    world.say("r1", log_event=m.LogEvent(run="r", number=1, event="{}"))
+    world.say("r1", log_event=m.LogEvent(run="r", number=1, event='{"event":"e"}'))
     world.say("r1", close_run=m.CloseRun(run="r", status="finished"))
     assert world.of(RunEnded) == [RunEnded("r", "finished")]
     assert {release.owner for release in world.of(Release)} == {"r/0", "r/"}
@@ -62,7 +62,7 @@ def test_a_node_that_was_away_learns_which_runs_have_ended_since(world):
 
 def over(world, status):
     """Run r has begun, asked, and ended."""
-    world.say("r1", log_event=m.LogEvent(run="r", number=1, event="{}"))
+    world.say("r1", log_event=m.LogEvent(run="r", number=1, event='{"event":"e"}'))
     asked(world, "0")
     world.say("r1", close_ask=m.CloseAsk(run="r", ask=0))
     world.say("r1", close_run=m.CloseRun(run="r", status=status))
@@ -81,7 +81,7 @@ def test_a_run_goes_on_after_it_was_over(world):
     over(world, "stopped")
     world.run(2)
     assert world.said("a1", "run_spec")
-    world.say("r2", log_event=m.LogEvent(run="r", number=2, event="{}"))
+    world.say("r2", log_event=m.LogEvent(run="r", number=2, event='{"event":"e"}'))
     world.store.commit()
     (row,) = world.store.rows("runs")
     assert (row["status"], row["ended_at"], row["owner"], row["closed"]) == ("running", None, "ann", 0)
@@ -139,7 +139,7 @@ def test_a_connection_alone_makes_no_run_go_on(world, status):
     ended_at = over(world, status)["ended_at"]
     world.run(2)
     assert status_of(world) == (status, ended_at)
-    world.say("r2", log_event=m.LogEvent(run="r", number=1, event="{}"))  # as it says all that was, once more
+    world.say("r2", log_event=m.LogEvent(run="r", number=1, event='{"event":"e"}'))  # as before, once more
     assert status_of(world) == (status, ended_at)
     world.tell(Lost("r2"))
     assert status_of(world) == (status, ended_at)
@@ -181,7 +181,7 @@ def test_a_run_that_its_server_goes_on_with_goes_on_at_once(world):
 def test_who_spoke_for_a_run_that_is_over_speaks_for_it_no_more(world):
     over(world, "stopped")
     world.run(2)
-    world.say("r1", log_event=m.LogEvent(run="r", number=2, event="{}"))
+    world.say("r1", log_event=m.LogEvent(run="r", number=2, event='{"event":"e"}'))
     assert world.effects == []
     assert status_of(world)[0] == "stopped"
 

@@ -12,9 +12,11 @@ from tests.server.routing import (
     two_nodes,
 )
 
+from umbel.server.claims import Bounds, Claims
 from umbel.server.ledger import TaskEntry
 from umbel.server.nodes import Nodes
-from umbel.server.signals import Lost, Outbox, Revoked
+from umbel.server.router import Router
+from umbel.server.signals import Bounded, Connected, Lost, Outbox, Released, Revoked
 from umbel.store.records import MemoryStore
 from umbel.wire import messages as m
 
@@ -24,32 +26,67 @@ def world():
     return two_nodes()
 
 
-def test_a_client_that_two_nodes_host_stays_where_it_was_and_the_second_is_told(world):
+def test_a_name_that_another_node_uses_is_refused_and_the_rest_of_its_clients_are_taken(world):
     world.node("b", "2", "0", number=2)
     (notice,) = world.said("b2", "notice")
-    assert "client 0 is hosted by another node" in notice.text
-    assert "nodes revoke" in notice.text
-    assert world.router.nodes.elsewhere("b") == {"0": "node a"}
-    assert world.router.nodes.elsewhere("a") == {}
+    assert "client 0 is refused: the name is another node's" in notice.text
+    assert "umbel nodes release" in notice.text
+    assert world.router.nodes.refused("b") == {"0": "bound to node a"}
+    assert world.router.nodes.refused("a") == {}
     asked(world, "0")
     assert world.said("a1", "task")
     assert world.said("b2") == []
     world.say("b2", hosted=m.Hosted(clients=["2", "0", "1"]))
-    assert "clients 0, 1 are hosted by another node" in world.said("b2", "notice")[0].text
+    assert "clients 0, 1 are refused" in world.said("b2", "notice")[0].text
+    assert world.router.nodes.clients() == {"0", "1", "2"}
 
 
-def test_a_client_that_its_node_hosts_no_more_goes_to_the_one_that_named_it_too(world):
-    world.node("b", "2", "0", "1", number=2)
+def test_a_name_stays_its_nodes_own_when_that_names_it_no_more_and_when_it_is_revoked(world):
     world.say("a1", hosted=m.Hosted(clients=["1"]))
+    world.node("b", "2", "0", "1", number=2)
+    assert "clients 0, 1 are refused" in world.said("b2", "notice")[0].text
+    world.tell(Revoked("a"))
+    assert world.said("b2") == []
+    world.node("b", "2", "0", "1", number=3)
+    assert "clients 0, 1 are refused" in world.said("b3", "notice")[0].text
+    assert world.router.nodes.by_client == {"2": "b"}
+    world.store.put("nodes", {"id": "a", "status": "revoked"})
+    world.store.commit()
+    assert world.store.rows("nodes", id="b")[0]["clients"] == ["2"]
+    again = Router(world.store, lambda sha: True)
+    again.handle(Connected("b4", "node", "b", "node b", ("0", "1", "2")), 1.0)
+    assert again.nodes.by_client == {"2": "b"}, "a server that starts again knows whose names are"
+
+
+def test_a_name_that_was_released_goes_to_the_node_that_named_it_too(world):
+    world.node("b", "2", "0", "1", number=2)
+    world.tell(Revoked("a"))
+    world.router.nodes.claims.release("0")
+    world.tell(Released(("0",)))
     assert [spec.run for spec in world.said("b2", "run_spec")] == ["r"]
     assert "client 0 is hosted here now" in world.said("b2", "notice")[0].text
-    world.tell(Lost("a1"))
-    assert world.said("b2") == [], "a node that is away keeps its clients"
-    world.node("a", number=2)
-    assert "client 1 is hosted here now" in world.said("b2", "notice")[0].text
+    assert world.router.nodes.refused("b") == {"1": "bound to a"}
     world.store.commit()
-    assert world.store.rows("nodes", id="b")[0]["clients"] == ["2", "0", "1"]
-    assert world.router.nodes.elsewhere("b") == {}
+    assert world.store.rows("nodes", id="b")[0]["clients"] == ["2", "0"]
+
+
+def test_a_name_that_was_released_is_hosted_no_more_by_a_node_that_is_away(world):
+    world.tell(Lost("a1"))
+    world.router.nodes.claims.release("0")
+    world.tell(Released(("0",)))
+    assert world.router.nodes.by_client == {"1": "a", "2": "b"}
+    world.store.commit()
+    assert world.store.rows("nodes", id="a")[0]["clients"] == ["1"]
+
+
+def test_a_node_whose_bounds_were_narrowed_loses_what_is_outside(world):
+    world.router.nodes.claims.bound("a", Bounds(("1",)))
+    world.tell(Bounded("a"))
+    assert "client 0 is refused: this node was let in for clients 1" in world.said("a1", "notice")[0].text
+    assert world.router.nodes.by_client == {"1": "a", "2": "b"}
+    world.router.nodes.claims.bound("a", Bounds())
+    world.tell(Bounded("a"))
+    assert world.router.nodes.by_client == {"0": "a", "1": "a", "2": "b"}
 
 
 def test_a_client_is_named_once(world):
@@ -67,17 +104,6 @@ def test_clients_come_and_go(world):
     }
     world.store.commit()
     assert world.store.rows("nodes", id="a")[0]["clients"] == ["1", "3"]
-
-
-def test_a_client_of_a_revoked_node_goes_to_the_one_that_took_its_place(world):
-    world.node("c", "0")
-    assert world.said("c1", "run_spec") == []
-    world.store.commit()
-    assert world.store.rows("nodes", id="c")[0]["clients"] == []
-    world.tell(Revoked("a"))
-    assert [spec.run for spec in world.said("c1", "run_spec")] == ["r"]
-    world.ready("c1")
-    assert world.standings() == {"0": (m.STANDING_READY, "")}
 
 
 def test_tasks_wait_for_their_node():
@@ -133,24 +159,23 @@ def alone():
     store.put("nodes", {"id": "d", "name": "node d", "status": "pending", "clients": ["9"]})
     store.commit()
     heirs = []
-    return Nodes(store, Outbox(), lambda node: heirs.append(node.id)), heirs
+    return Nodes(store, Outbox(), lambda node: heirs.append(node.id), Claims(store)), heirs
 
 
-def test_a_client_passes_to_the_first_that_named_it_and_nobody_else_is_told(alone):
+def test_a_released_client_passes_to_the_first_that_named_it_and_nobody_else_is_told(alone):
     nodes, heirs = alone
     assert nodes.by_client == {"0": "a"}
     for name in ("b", "c"):
         nodes.host(nodes.by_id[name], ["0", name])
-        assert nodes.elsewhere(name) == {"0": "node a"}
-    assert heirs == []
+        assert nodes.refused(name) == {"0": "bound to node a"}
     nodes.host(nodes.by_id["a"], [])
+    assert heirs == []
+    nodes.claims.release("0")
+    nodes.let_go(["0"])
     assert heirs == ["b"]
     assert nodes.by_client == {"0": "b", "b": "b", "c": "c"}
-    gone = nodes.remove("b")
+    nodes.remove("b")
     assert nodes.clients() == {"c"}
-    nodes.pass_on(gone.clients)
-    assert heirs == ["b", "c"]
-    assert nodes.clients() == {"0", "c"}
     assert nodes.remove("b") is None
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import re
 import signal
 import socket
+from contextlib import suppress
 from html.parser import HTMLParser
 
 import httpx
@@ -13,7 +15,9 @@ import pytest
 from tests.conftest import PATIENCE
 
 from umbel.errors import SettingError
+from umbel.server import pages
 from umbel.server.pages import ROWS, Histogram, NodeFacts, RunFacts, ServerFacts, application, html, metrics, serve
+from umbel.wire.limits import HTTP_BYTES, HTTP_CONNECTIONS
 
 NASTY = """<script>alert("1")</script>&'"""
 
@@ -46,10 +50,10 @@ RUNS = (
 )
 
 
-def get(facts, path):
+def get(facts, path, host="127.0.0.1", names=()):
     async def ask():
-        transport = httpx.ASGITransport(application(facts))
-        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+        transport = httpx.ASGITransport(application(facts, names))
+        async with httpx.AsyncClient(transport=transport, base_url=f"http://{host}") as client:
             return await client.get(path)
 
     return asyncio.run(ask())
@@ -70,7 +74,10 @@ def test_a_server_that_is_well():
     assert answer.status_code == 200
     storage = {"bytes": 0, "quota": None, "node_quota": None, "waiting": 0, "disk_free": None}
     known = {"problem": "", "server": "s1", "software": "umbel 1", "uptime": 100.5, "storage": storage}
-    assert answer.json() == {"status": "ok", **known}
+    assert answer.json() == {"status": "ok", **known, "certificate_until": None}
+    assert get(Known(certificate_until=5.0), "/health").json()["certificate_until"] == 5.0
+    assert "umbel_certificate_end_seconds 5\n" in get(Known(certificate_until=5.0), "/metrics").text
+    assert "umbel_certificate_end" not in get(Known(), "/metrics").text
 
 
 def test_a_server_that_is_not():
@@ -88,7 +95,7 @@ def test_a_server_that_cannot_say_tells_no_secrets():
 def test_nothing_else_is_there(method, path, code):
     async def ask():
         async with httpx.AsyncClient(
-            transport=httpx.ASGITransport(application(Known())), base_url="http://s"
+            transport=httpx.ASGITransport(application(Known())), base_url="http://localhost"
         ) as client:
             return await client.request(method, path)
 
@@ -278,3 +285,117 @@ def test_a_host_that_nobody_knows(monkeypatch):
     monkeypatch.setattr(socket, "create_server", unknown)
     with pytest.raises(SettingError, match=r"no\.such\.host:1 cannot be listened on: Name or service not known\n"):
         asyncio.run(serve(Known(), "no.such.host", 1))
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "LOCALHOST:7421", "127.0.0.1:7421", "[::1]:7421", "10.0.0.7", "fed.example.org"]
+)
+def test_who_asks_for_a_host_that_it_is_gets_its_pages(host):
+    assert get(Known(), "/health", host, ("fed.example.org",)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "fed.example.org.evil.example", "localhost.evil.example:7421", "1.2.3.4.evil"]
+)
+@pytest.mark.parametrize("path", ["/", "/health", "/metrics"])
+def test_who_asks_for_another_host_is_told_nothing(host, path):
+    """As a page does whose site's name leads here all of a sudden."""
+    answer = get(Known(problem="a secret"), path, host, ("fed.example.org",))
+    assert answer.status_code == 421
+    assert "secret" not in answer.text
+    assert "--name" in answer.text
+
+
+async def _served(act):
+    port = asyncio.get_running_loop().create_future()
+    serving = asyncio.create_task(serve(Known(), "127.0.0.1", 0, listening=port.set_result))
+    try:
+        return await act(await port)
+    finally:
+        serving.cancel()
+        await asyncio.wait({serving})
+
+
+def test_more_connections_than_there_may_be_are_ended_at_once():
+    async def act(port):
+        there = [await asyncio.open_connection("127.0.0.1", port) for _ in range(HTTP_CONNECTIONS)]
+        for _, writer in there:
+            writer.write(b"GET /health HTTP/1.1\r\nHost: loc")  # and no more
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        with suppress(ConnectionError):
+            assert await reader.read() == b""
+        writer.close()
+        there[0][1].write(b"alhost\r\nConnection: close\r\n\r\n")
+        assert (await there[0][0].read()).startswith(b"HTTP/1.1 200")
+        for _, each in there:
+            each.close()
+
+    asyncio.run(_served(act))
+
+
+def test_a_request_that_never_ends_is_ended(monkeypatch):
+    monkeypatch.setattr(pages, "HTTP_SECONDS", 0.05)
+
+    async def act(port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        with suppress(ConnectionError):
+            while not reader.at_eof():  # a byte at a time
+                writer.write(b"G")
+                await writer.drain()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(0.01):
+                        assert await reader.read(1) == b""
+        writer.close()
+
+    asyncio.run(_served(act))
+
+
+@pytest.mark.parametrize(("more", "status"), [(0, b"200"), (1, b"400")])
+def test_the_head_of_a_request_has_so_many_bytes(more, status):
+    async def act(port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        head = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nX: "
+        end = b"\r\n\r\n"
+        if more:
+            writer.write(head + b"x" * (HTTP_BYTES + 1))
+        else:
+            writer.write(head + b"x" * (HTTP_BYTES - len(head) - len(end)) + end)
+        assert (await reader.read()).startswith(b"HTTP/1.1 " + status)
+        writer.close()
+
+    asyncio.run(_served(act))
+
+
+def test_where_there_are_no_descriptors_left_it_is_tried_again_and_not_noted_all_the_time(monkeypatch):
+    noted = []
+
+    async def act(port):
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda loop, context: noted.append(context["message"]))
+        accept = socket.socket.accept
+        monkeypatch.setattr(socket.socket, "accept", lambda self: (_ for _ in ()).throw(OSError(errno.EMFILE, "none")))
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        while not noted:
+            await asyncio.sleep(0)
+        monkeypatch.setattr(socket.socket, "accept", accept)
+        assert len(noted) <= pages.BACKLOG
+        writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        assert (await reader.read()).startswith(b"HTTP/1.1 200")
+        writer.close()
+
+    asyncio.run(_served(act))
+
+
+def test_whoever_asks_how_often_the_facts_are_found_twice_a_second_at_most():
+    now, found = [0.0], []
+
+    class Counting:
+        def facts(self):
+            found.append(now[0])
+            return facts_with()
+
+    lately = pages._Lately(Counting(), lambda: now[0])
+    for _ in range(100):
+        lately()
+        now[0] += 0.01
+    assert found == [0.0, pytest.approx(0.5)]

@@ -16,8 +16,9 @@ from umbel.errors import Refused, StorageError
 from umbel.server import programs
 from umbel.server.supervision import Exit
 from umbel.trust.authority import JoinText
-from umbel.trust.identity import SigningKey, sign_archive
+from umbel.trust.identity import SigningKey
 from umbel.trust.proofs import TokenProof
+from umbel.trust.statement import Statement
 from umbel.wire import messages as m
 
 
@@ -57,7 +58,9 @@ async def submitted(here):
         name: {"sha256": blob.sha256.hex(), "size": blob.size}
         for name, blob in (("client", ann.blobs.put(CLIENT, "t")), ("app", ann.blobs.put(APP, "t")))
     }
-    body |= {"author": key.public.hex(), "signature": sign_archive(key, sha).hex(), "settings": {"rounds": 3}}
+    said = Statement("mnist", sha.hex())
+    body |= {"author": key.public.hex(), "statement": said.text().decode(), "signature": said.signed(key).hex()}
+    body |= {"settings": {"rounds": 3}}
     assert await asked(ann, "runs.submit", run="r", name="mnist", **body) == {"run": "r"}
     return ann, supervisors
 
@@ -88,7 +91,10 @@ def test_a_run_whose_process_gave_up_has_failed_and_says_why(tmp_path):
         run = await here.run()
         run.say(run_spec=SPEC)
         await run.settled()
-        (tmp_path / "server" / "runs" / "r" / "error.json").write_text('{"error": "no data", "kind": "DataError"}')
+        (tmp_path / "server" / "runs" / "r" / "home").mkdir(exist_ok=True)
+        (tmp_path / "server" / "runs" / "r" / "home" / "error.json").write_text(
+            '{"error": "no data", "kind": "DataError"}'
+        )
         await supervisors.ends(3)
         await here.service.commit()
         found = await asked(ann, "runs.show", 2, run="r")
@@ -184,7 +190,7 @@ def test_the_token_of_a_run_is_worth_nothing_after_its_end(tmp_path, end, status
         await run.over()  # by the first token
         again = await here.by(second)
         again.say(run_spec=SPEC)
-        again.say(log_event=m.LogEvent(run="r", number=1, event="{}"))
+        again.say(log_event=m.LogEvent(run="r", number=1, event='{"event": "e"}'))
         await again.hears("log_ack", where=lambda body: body.number == 1)
         with pytest.raises(Refused):
             await here.by(first)
@@ -235,17 +241,17 @@ def test_a_run_of_a_users_own_program_goes_on_by_what_it_does(tmp_path):
             return found
 
         run = await program()
-        run.say(log_event=m.LogEvent(run="r", number=1, event="{}"))
+        run.say(log_event=m.LogEvent(run="r", number=1, event='{"event": "e"}'))
         run.say(close_run=m.CloseRun(run="r", status="finished"))
         await run.settled()
         await run.close()
         again = await program()
         assert (await asked(ann, "runs.show", 1, run="r"))["status"] == "finished"
-        again.say(log_event=m.LogEvent(run="r", number=2, event='{"event": "run_resumed"}'))
+        again.say(log_event=m.LogEvent(run="r", number=2, event='{"event": "run_resumed", "run": "r", "round": 0}'))
         await again.hears("log_ack", where=lambda body: body.number == 2)
         assert (await asked(ann, "runs.show", 2, run="r"))["status"] == "running"
         ann.say(request=m.Request(id=3, method="runs.logs", body='{"run": "r", "from": 2, "follow": true}'))
-        again.say(log_event=m.LogEvent(run="r", number=3, event="{}"))
+        again.say(log_event=m.LogEvent(run="r", number=3, event='{"event": "e"}'))
         await ann.hears("response", where=lambda found: found.id == 3 and "[3," in found.body)
 
     play(act, tmp_path)
@@ -268,7 +274,8 @@ def test_a_token_of_a_run_that_was_over_is_swept_when_the_server_starts(tmp_path
 def test_a_run_that_leaves_half_of_a_reason_has_failed(tmp_path):
     async def act(here):
         ann, supervisors = await submitted(here)
-        (tmp_path / "server" / "runs" / "r" / "error.json").write_text("")  # its disk was full
+        (tmp_path / "server" / "runs" / "r" / "home").mkdir(exist_ok=True)
+        (tmp_path / "server" / "runs" / "r" / "home" / "error.json").write_text("")  # its disk was full
         await supervisors.ends(1)
         found = await asked(ann, "runs.show", 2, run="r")
         assert (found["status"], found["exit"]) == ("failed", {"code": 1, "error": "its process ended with 1"})

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import secrets
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.server.admission import ID, KEY, OTHER, Office
 
-from umbel.errors import SettingError
+from umbel.errors import Refused, SettingError
+from umbel.server.claims import Bounds
 from umbel.server.registry import PATIENCE
+from umbel.transport.handshake import Identity
 from umbel.trust.identity import SigningKey, node_id, transcript
 from umbel.trust.tokens import Token
 from umbel.wire import messages as m
@@ -58,6 +63,32 @@ def test_a_relay_joins_by_an_invitation_for_one(office):
     assert office.node(KEY, capabilities=RELAY).relay
     (node,) = office.registry.nodes()
     assert node.relay
+
+
+def test_a_node_has_the_client_names_that_its_invitation_or_its_approval_says(office):
+    bounds = Bounds(("ward-*", "icu-7"), 100)
+    token = office.registry.invite("ann", bounds=bounds)
+    office.restart()
+    office.node(KEY, token)
+    office.restart()
+    (node,) = office.registry.nodes()
+    assert node.bounds == bounds
+    taken, refused = office.registry.claims.take(ID, ["ward-1", "ward", "icu-7"])
+    assert (taken, list(refused)) == (("ward-1", "icu-7"), ["ward"])
+    office.registry.approve("ann", ID, bounds=Bounds(("ward",)))
+    assert office.registry.claims.take(ID, ["ward-1", "ward"])[0] == ("ward",)
+    assert ("ann", "nodes.bound") in office.audit()
+
+
+def test_an_invitation_for_names_of_another_node_lets_nobody_in(office):
+    office.node(KEY, office.registry.invite("ann", bounds=Bounds(("icu-7",))))
+    token = office.registry.invite("ann", bounds=Bounds(("icu-7",)))
+    assert "that of another node" in office.refused(m.CODE_NOT_ALLOWED, office.node, OTHER, token)
+    office.registry.revoke("ann", ID)
+    office.refused(m.CODE_NOT_ALLOWED, office.node, OTHER, token)
+    office.registry.release("ann", ["icu-7"])
+    assert office.node(OTHER, token).role == m.ROLE_NODE
+    assert ("ann", "clients.release") in office.audit()
 
 
 def test_a_token_lets_one_node_join_once(office):
@@ -263,3 +294,97 @@ def test_an_operator_may_drive_a_run_of_their_own():
     office.restart()
     office.refused(m.CODE_NOT_ALLOWED, office.holder, m.ROLE_RUN, ann)
     assert [row["who"] for row in office.registry.audit.last() if row["did"] == "runs.drive"] == ["ann", "ann"]
+
+
+# A folder that was restored or copied, and a key that was stolen
+
+
+def joined(office):
+    office.node(KEY, office.registry.invite("ann", "ward"), epoch=1, boot="a")
+    return office
+
+
+def held(office, **said):
+    return office.refused(m.CODE_NOT_APPROVED, office.node, KEY, retry=True, **said)
+
+
+@pytest.mark.parametrize("said", [{"epoch": 7}, {"epoch": 3}, {"epoch": 0}, {}, {"epoch": 2**63}])
+def test_a_node_that_says_no_greater_number_is_held(said):
+    office, noticed = joined(Office()), []
+    office.node(KEY, epoch=7, boot="b")
+    office.registry.held = noticed.append
+    text = held(office, boot="c", **said)
+    assert "node ward is held: its folder says" in text
+    assert "7 was seen of it" in text
+    assert noticed == [ID]
+    assert (f"node:{ID}", "nodes.restored") in office.audit()
+    assert not office.registry.admits(Identity(m.ROLE_NODE, ID, "ward", m.Hello()))
+    office.restart()
+    # Who is right is not known: nobody comes in by this key, whatever the number.
+    for boot in ("b", "c"):
+        held(office, epoch=99, boot=boot)
+    assert office.registry.node("ward").status == "restored"
+
+
+def test_an_admin_says_that_a_folder_was_restored():
+    office = joined(Office())
+    office.node(KEY, epoch=7, boot="b")
+    held(office, epoch=4, boot="c")
+    with pytest.raises(SettingError, match="node ward is held"):
+        office.registry.approve("ann", "ward")
+    office.registry.approve("ann", "ward", restored=True)
+    assert ("ann", "nodes.believe") in office.audit()
+    assert office.node(KEY, epoch=5, boot="c").id == ID
+    held(office, epoch=5, boot="b")  # the other copy
+    office.registry.revoke("ann", "ward")
+    office.refused(m.CODE_REVOKED, office.node, KEY, epoch=9, boot="c")
+
+
+def test_a_node_that_keeps_no_number_is_let_in_as_long_as_it_never_did():
+    office = joined(Office())
+    office.node(OTHER, office.registry.invite("ann", "old"))
+    assert [office.node(OTHER).name for _ in range(2)] == ["old", "old"]
+    held(office)
+
+
+@given(st.lists(st.sampled_from(["connect", "restart", "try", "late", "crash", "commit"]), max_size=30))
+def test_who_has_one_folder_is_never_held(steps):
+    """The number goes up before each attempt, of which some never arrive, arrive late, or are forgotten by a server."""
+    office = joined(Office())
+    office.store.commit()
+    number, boot, late = 1, "a", []
+    for step in steps:
+        if step == "restart":
+            boot, late = f"{boot}+", []
+        elif step == "crash":
+            office.store.crash()
+            office.registry = office.opened()
+        elif step == "commit":
+            office.store.commit()
+        elif step == "late" and late:
+            office.node(KEY, epoch=late.pop(), boot=boot)
+        else:
+            number += 1
+            if step == "try":
+                late.append(number)
+            else:
+                office.node(KEY, epoch=number, boot=boot)
+
+
+@given(st.integers(1, 9), st.lists(st.booleans(), min_size=2, max_size=30), st.integers(0, 5))
+def test_two_copies_of_a_folder_do_not_take_turns(copied_at, order, ahead):
+    """Whoever comes back while the other one was there is held at the latest when both have tried as often."""
+    office, seen = joined(Office()), []
+    office.node(KEY, epoch=copied_at + 1, boot="0")
+    numbers = {True: copied_at + 1, False: copied_at + 1 + ahead}
+    for which in order:
+        numbers[which] += 1
+        try:
+            office.node(KEY, epoch=numbers[which], boot=f"{which}")
+            seen.append(which)
+        except Refused:
+            break
+    turns = sum(one != other for one, other in itertools.pairwise(seen))
+    assert turns <= 1 + ahead  # none without a head start
+    if ahead == 0:
+        assert turns <= 1

@@ -20,6 +20,7 @@ from umbel.node.gate import Verdict
 from umbel.node.run_host import holder
 from umbel.node.service import NodeSettings, run_node
 from umbel.node.signals import HostReady, TaskDone
+from umbel.server.claims import Bounds
 from umbel.server.relay import RelaySettings, run_relay
 from umbel.server.service import running
 from umbel.server.settings import ServerSettings
@@ -28,9 +29,10 @@ from umbel.transport import grpc
 from umbel.transport.connection import Connection
 from umbel.transport.exchange import Exchange
 from umbel.transport.handshake import introduce
-from umbel.trust.authority import JoinText
-from umbel.trust.identity import SigningKey
+from umbel.trust.authority import Authority, JoinText
+from umbel.trust.identity import SigningKey, node_id
 from umbel.trust.proofs import TokenProof
+from umbel.trust.servers import KnownServer
 from umbel.wire import messages as m
 
 MODEL = Arrays({"w": np.zeros(20_000, np.float32)})
@@ -44,6 +46,9 @@ class Gate:
     """Lets everything in."""
 
     judges_tasks = False
+
+    def against_run(self, spec):
+        return ""
 
     def check(self, spec, archive):
         return Verdict("allow")
@@ -125,14 +130,14 @@ async def relay(folder, server, listen="127.0.0.1:0", **more):
 
 
 @asynccontextmanager
-async def node(folder, line, address, name, *clients):
+async def node(folder, line, address, name, *clients, **more):
     """A node; gives what hosts its clients."""
     made = []
     given = {
         "folder": folder / name, "connect": connecting(address), "key": SigningKey.kept(folder / f"{name}.key"),
         "clients": {str(client): {} for client in clients}, "gate": Gate(), "name": name, "slots": 9,
         "token": JoinText.parse(line).token, "first_wait": 0.01, "longest_wait": 0.05,
-        "hosts": lambda blobs, tell: made.append(Hosts(blobs, tell)) or made[0],
+        "hosts": lambda blobs, tell: made.append(Hosts(blobs, tell)) or made[0], **more,
     }  # fmt: skip
     async with until_stopped(lambda stopping: run_node(NodeSettings(**given), stopping)):
         while not made:
@@ -281,6 +286,19 @@ def stored(folder):
 
 
 @on_loop
+async def test_a_node_below_it_is_in_the_federation_of_the_server_above(tmp_path):
+    known = KnownServer(Authority(tmp_path / "east" / "authority").public)
+    async with (
+        running(serving(tmp_path / "top")) as server,
+        relay(tmp_path, server) as opened,
+        node(tmp_path, opened.line.split()[-1], opened.address, "n", 0, server=known),
+    ):
+        async with asyncio.timeout(SECONDS):
+            while server.authority.public.hex() not in known.federations:
+                await asyncio.sleep(0)
+
+
+@on_loop
 async def test_its_clients_are_those_of_its_nodes(tmp_path):
     async with (
         running(serving(tmp_path / "top")) as server,
@@ -312,3 +330,26 @@ def test_it_waits_for_approval_and_says_so_once(tmp_path, caplog):
     said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(said) == 1
     assert "waits for approval" in said[0]
+
+
+def test_what_a_relay_may_call_its_clients_bounds_the_nodes_below_it(tmp_path):
+    async def main():
+        async with asyncio.timeout(SECONDS), running(serving(tmp_path / "server")) as server:
+            bounds = Bounds(("1*", "7"), 2)
+            token = server.registry.invite("test", relay=True, bounds=bounds)
+            await server.commit()
+            more = {"token": token}
+            async with (
+                relay(tmp_path, server, **more) as opened,
+                node(tmp_path, opened.line.split()[-1], opened.address, "below", 1, 2, 7, 10),
+            ):
+                east = node_id(SigningKey.kept(tmp_path / "east.key").public)
+                while len(server.denied(east)) < 2:
+                    await asyncio.sleep(0)
+                assert server.denied(east)["2"] == "this node was let in for clients 1*, 7"
+                assert len(server.router.nodes.clients()) == 2
+                assert server.router.nodes.clients() < {"1", "7", "10"}
+                await server.commit()
+                assert "clients.refused" in {row["did"] for row in server.registry.audit.last()}
+
+    asyncio.run(main())

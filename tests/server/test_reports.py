@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from tests.server.desks import RESPONSES, Office, Person
 
+from umbel.runs.events import UNREADABLE
 from umbel.store.blobs import digest
 from umbel.wire import messages as m
+from umbel.wire.portions import PORTION_BYTES
 
 
 @pytest.fixture
@@ -101,3 +103,42 @@ def test_logs_of_long_events_fit_into_frames(office: Office) -> None:
     assert found[0][1] == wide
     assert found[-1][1] == json.loads(body)
     assert json.loads(parts[-1].body)["status"]
+
+
+BAD = ["", "[", "[]", "1", "NaN", '{"event": 1}', "[" * 100_000, "\x00", '{"event": "round_committed"', "null"]
+
+
+def test_a_row_of_a_log_that_makes_no_sense_is_set_aside_and_told(
+    office: Office, caplog: pytest.LogCaptureFixture
+) -> None:
+    office.run("r", ended_at=5.0)
+    for number, body in enumerate([*BAD, '{"event": "a"}'], 1):
+        office.store.put("events", {"run": "r", "number": number, "at": 0.0, "body": body})
+    office.store.commit()
+    assert office.ask("runs.list")["runs"][0]["rounds"] == 0
+    assert office.ask("runs.show", run="r")["asked"] == 0
+    found = office.ask("runs.logs", run="r")["events"]
+    assert [number for number, _ in found] == list(range(1, len(BAD) + 2))
+    assert [event for _, event in found] == [*[{"event": UNREADABLE}] * len(BAD), {"event": "a"}]
+    assert "event 2 of run r makes no sense" in caplog.text
+
+
+def test_a_log_is_read_no_further_than_it_is_taken(office: Office) -> None:
+    office.run("r", ended_at=5.0)
+    body = json.dumps({"event": "x", "text": "x" * 100_000})
+    for number in range(1, 501):  # 50 MB
+        office.store.put("events", {"run": "r", "number": number, "at": 0.0, "body": body})
+    office.store.commit()
+    office.summaries.known("r")
+
+    async def play() -> None:
+        request = m.Request(id=7, method="runs.logs", body='{"run": "r"}')
+        responses = [office.desk.answer(Person(), request) for _ in range(10)]
+        for each in responses:
+            assert (await anext(each)).more
+        assert office.read < 10 * 2 * PORTION_BYTES
+        for each in responses:
+            await each.aclose()
+        assert office.feeds.count == 0
+
+    asyncio.run(play())

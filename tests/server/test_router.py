@@ -62,23 +62,24 @@ def test_a_revoked_node_is_out(world):
 def test_events_are_stored_in_order_and_acknowledged(world):
     told, acknowledged = [], []
     for number in (1, 2, 2, 4):
-        world.say("r1", log_event=m.LogEvent(run="r", number=number, event=f'{{"n": {number}}}'))
+        world.say("r1", log_event=m.LogEvent(run="r", number=number, event=f'{{"event": "e", "n": {number}}}'))
         assert world.durable("log_ack")
         told += [tell.number for tell in world.of(Tell)]
         acknowledged += [ack.number for ack in world.said("r1", "log_ack")]
     assert told == [1, 2]
     assert acknowledged == [1, 2, 2, 2]
     world.store.commit()
-    assert [row["body"] for row in world.store.rows("events", run="r")] == ['{"n": 1}', '{"n": 2}']
+    bodies = [row["body"] for row in world.store.rows("events", run="r")]
+    assert bodies == ['{"event": "e", "n": 1}', '{"event": "e", "n": 2}']
 
 
 def test_events_without_a_number_are_only_watched(world):
-    world.say("r1", log_event=m.LogEvent(run="r", event='{"now": 1}'))
-    assert world.effects == [Tell("r", 0, '{"now": 1}')]
+    world.say("r1", log_event=m.LogEvent(run="r", event='{"event": "now"}'))
+    assert world.effects == [Tell("r", 0, '{"event": "now"}')]
 
 
 def test_a_run_that_connects_learns_how_far_its_log_is(world):
-    world.say("r1", log_event=m.LogEvent(run="r", number=1, event="{}"))
+    world.say("r1", log_event=m.LogEvent(run="r", number=1, event='{"event":"e"}'))
     world.run(2, spec=None)
     assert world.said("r2") == [("log_ack", m.LogAck(run="r", number=1))]
     assert world.durable("log_ack")
@@ -94,13 +95,34 @@ def test_a_node_may_read_what_its_own_clients_are_asked_with(world):
         return [peer for peer in ("a1", "b1", "c1", "r1", "q1") if world.router.may_read(peer, run, letter * 32)]
 
     world.tell(Connected("q1", "run", "q", "eve"))
-    assert readers(b"z") == ["a1", "b1", "c1", "r1"]
-    assert readers(b"m") == ["a1", "r1"]
-    assert readers(b"o") == ["a1", "r1"]
-    assert readers(b"x") == ["r1"]
-    assert readers(b"m", "q") == ["q1"]
+    assert readers(b"z") == ["a1", "b1", "c1"]
+    assert readers(b"m") == ["a1"]
+    assert readers(b"o") == ["a1"]
+    assert readers(b"x") == []
+    assert readers(b"m", "q") == []
     world.say("r1", run_spec=m.RunSpec(run="r", archive=m.Payload(blob=blob_of("z")), clients=["0", "2"]))
-    assert readers(b"z") == ["a1", "b1", "r1"]
+    assert readers(b"z") == ["a1", "b1"]
+
+
+def test_a_run_may_read_what_it_was_answered_with_until_its_ask_is_over(world):
+    world.tell(Connected("q1", "run", "q", "eve"))
+    asked(world, "0")
+    sha = b"u" * 32
+
+    def readers():
+        return [peer for peer in ("a1", "r1", "q1") for run in "rq" if world.router.may_read(peer, run, sha)]
+
+    world.say("a1", result=done_of("0", update=m.Payload(blob=blob_of("u"))))
+    assert readers() == []
+    world.blobs.add(sha)
+    world.tell(Fetched("r", sha))
+    assert readers() == ["r1"]
+    world.start()
+    world.node("a", "0", "1", number=2)
+    world.run(2)
+    assert world.router.may_read("r2", "r", sha), "also after a restart"
+    world.say("r2", close_ask=m.CloseAsk(run="r", ask=0))
+    assert not world.router.may_read("r2", "r", sha)
 
 
 # What may not be said
@@ -233,3 +255,83 @@ def test_whatever_is_said_is_answered_by_effects(events):
         assert waiting == sum(map(world.router.ledger.waiting, ("r", "q")))
     world.start()
     list(world.router.ledger.held())
+
+
+class Counted(tuple):
+    """Counts how often all of it was gone through."""
+
+    passes = 0
+
+    def __iter__(self):
+        Counted.passes += 1
+        return super().__iter__()
+
+
+def test_a_sign_of_life_and_a_wish_cost_nothing_for_each_name_or_task(monkeypatch):
+    world = World()
+    world.node("a", *(str(number) for number in range(300)))
+    world.run(spec=m.RunSpec(run="r", archive=m.Payload(inline=b"x"), clients=[str(number) for number in range(300)]))
+    world.ready("a1")
+    asked(world, *(str(number) for number in range(300)))
+    node = world.router.nodes.by_id["a"]
+    node.clients = Counted(node.clients)
+    world.say("a1", alive=m.Alive(run="r", tasks=["0.0"]))
+    tasks = world.router.ledger.runs["r"].asks[0].tasks
+    monkeypatch.setattr(world.router.ledger.runs["r"].asks[0], "tasks", Watched(tasks))
+    for _ in range(50):
+        world.say("a1", alive=m.Alive(run="r", tasks=["0.0"]))
+        assert world.said("r1", "alive")
+        assert not world.router.may_read("a1", "r", b"z" * 32)
+    assert Counted.passes == 1
+    assert Watched.passes == 0
+
+
+class Watched(dict):
+    """Counts how often all of it was gone through."""
+
+    passes = 0
+
+    def values(self):
+        Watched.passes += 1
+        return super().values()
+
+    __iter__ = items = values
+
+
+def test_a_node_that_names_the_same_again_or_other_clients_costs_what_has_changed():
+    world = World()
+    names = [str(number) for number in range(200)]
+    world.node("a", *names)
+    world.node("b", *names, "b")
+    world.run()
+    put = []
+    inner = world.store.put
+    world.store.put = lambda table, row: put.append((table, row)) or inner(table, row)
+    world.say("a1", hosted=m.Hosted(clients=names))
+    assert put == []
+    assert not world.said("r1", "members")
+    world.say("a1", hosted=m.Hosted(clients=names[1:]))
+    assert set(world.standings()) == {"0"}
+    assert world.standings()["0"][0] == m.STANDING_OFFLINE
+    assert world.router.nodes.refused("b").keys() == set(names)  # the first of them, too, stays the other one's
+    world.say("b1", hosted=m.Hosted(clients=["b"]))
+    assert world.router.nodes._refused == {}
+
+
+def test_tasks_are_known_by_node_for_as_long_as_they_are_there():
+    world = two_nodes()
+    own = m.Payload(blob=blob_of("o"))
+    world.say("r1", ask_spec=ask_of())
+    for client in ("0", "1", "2"):
+        world.say("r1", task=task_of(client, own=own))
+    ask = world.router.ledger.runs["r"].asks[0]
+    assert {node: set(tasks) for node, tasks in ask.theirs.items()} == {"a": {"0.0", "0.1"}, "b": {"0.2"}}
+    assert world.router.may_read("a1", "r", b"o" * 32)
+    world.say("r1", cancel=m.Cancel(run="r", tasks=["0.0"]))
+    assert world.router.may_read("a1", "r", b"o" * 32)
+    world.say("r1", cancel=m.Cancel(run="r", tasks=["0.1"]))
+    assert not world.router.may_read("a1", "r", b"o" * 32)
+    assert world.router.may_read("b1", "r", b"o" * 32)
+    assert set(ask.theirs) == {"b"}
+    world.start()
+    assert set(world.router.ledger.runs["r"].asks[0].theirs) == {"b"}

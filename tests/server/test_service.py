@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from contextlib import closing
 
 import pytest
 from tests.conftest import PATIENCE
 from tests.server.serving import ASK, SPEC, asked, done_of, office, play, task_of
 
 from umbel.errors import ConnectionLost, Refused, SettingError, StorageError
+from umbel.server import service as services
 from umbel.server.service import running
 from umbel.server.settings import ServerSettings
 from umbel.store import commits
+from umbel.store.sql import SqlStore
 from umbel.trust.authority import JoinText
 from umbel.trust.credentials import own_token
 from umbel.trust.identity import SigningKey
@@ -188,3 +191,26 @@ def test_operators_are_answered(tmp_path):
         assert (await asked(bob, "no.such", 3))[0] == m.CODE_UNKNOWN
 
     play(act, tmp_path)
+
+
+def test_an_invitation_is_printed_at_the_first_start_alone_unless_somebody_is_there(tmp_path):
+    async def started(**how):
+        stopping, opened = asyncio.Event(), []
+
+        def announce(found):
+            opened.append(found)
+            stopping.set()
+
+        settings = ServerSettings(tmp_path / "server", listen="127.0.0.1:0", http="")
+        await services.serve_until(settings, stopping, announce, **how)
+        with closing(SqlStore(tmp_path / "server" / "server.db")) as store:
+            joins = [row for row in store.rows("tokens") if row["kind"] == "join"]
+        return opened[0].line, len(joins)
+
+    first, count = asyncio.run(started())
+    assert " --join umbel1." in first
+    assert count == 1
+    assert asyncio.run(started()) == (None, 1)
+    line, count = asyncio.run(started(invites=True))
+    assert " --join umbel1." in line
+    assert count == 2

@@ -11,6 +11,7 @@ from tests.server.routing import (
     two_nodes,
 )
 
+from umbel.server.claims import Claims
 from umbel.server.ledger import NodeEntry, RunEntry
 from umbel.server.nodes import Nodes
 from umbel.server.signals import Lost, Outbox
@@ -118,7 +119,7 @@ def test_clients_are_those_that_are_hosted_and_wanted_and_changes_are_told_to_wh
     for name, clients in (("a", ["0", "1"]), ("b", ["2"])):
         store.put("nodes", {"id": name, "name": name, "status": "approved", "clients": clients})
     store.commit()
-    nodes = Nodes(store, out, lambda node: None)
+    nodes = Nodes(store, out, lambda node: None, Claims(store))
     standings, (a, b), nobody = Standings(nodes, out), nodes.by_id.values(), NodeEntry("c", "c")
     run = RunEntry("r")
     assert standings.clients(run) == []

@@ -38,6 +38,15 @@ def test_a_run_is_submitted_once(office: Office) -> None:
 WRONG: dict[str, tuple[Callable[[SigningKey], dict[str, Any]], int]] = {
     "another's signature": (lambda key: submission(key, author=SigningKey.new().public.hex()), m.CODE_MALFORMED),
     "no signature": (lambda key: submission(key, signature="00"), m.CODE_MALFORMED),
+    "a signature that has expired": (lambda key: submission(key, stating={"expires": 1.0}), m.CODE_MALFORMED),
+    "another archive signed": (
+        lambda key: {**submission(key), "client": submission(key, client=APP)["client"]},
+        m.CODE_MALFORMED,
+    ),
+    "another statement": (
+        lambda key: submission(key, statement=submission(key, stating={"version": 2})["statement"]),
+        m.CODE_MALFORMED,
+    ),
     "kinds exchanged": (lambda key: submission(key, client=APP, app=CLIENT), m.CODE_MALFORMED),
     "no archive": (lambda key: submission(key, app=b"nonsense"), m.CODE_MALFORMED),
     "an id with a path": (lambda key: submission(key, run="../x"), m.CODE_MALFORMED),
@@ -60,6 +69,19 @@ def test_a_wrong_submission_leaves_nothing(office: Office, what: str) -> None:
     assert office.done == []
     office.blobs.collect()
     assert office.blobs.used == 0
+
+
+def test_what_its_author_has_not_signed_is_not_even_fetched(office: Office) -> None:
+    key, person = SigningKey.new(), bringing(office, CLIENT, APP)
+    for order in (
+        submission(key, author=SigningKey.new().public.hex()),
+        submission(key, author=""),
+        submission(key, signature="00"),
+    ):
+        assert office.refused("runs.submit", person, **order).code == m.CODE_MALFORMED
+    assert person.fetched == []
+    assert office.ask("runs.submit", person, **submission(key)) == {"run": "demo-1"}
+    assert len(person.fetched) == 2
 
 
 def test_a_run_is_stopped_and_goes_on(office: Office) -> None:

@@ -32,10 +32,11 @@ class Stage:
 
     def __init__(self, folder, code, **how):
         self.folder = folder / "run"
-        self.folder.mkdir(mode=0o700)
+        self.home = self.folder / "home"
+        self.home.mkdir(mode=0o700, parents=True)
         self.ends, self.pauses, self.over = [], [], asyncio.Event()
         (folder / "child_of_test.py").write_text(textwrap.dedent(code))
-        os.mkfifo(self.folder / "ready")
+        os.mkfifo(self.home / "ready")
         self.extras = {"PYTHONPATH": os.pathsep.join((SOURCE, str(folder)))}
         self.supervisor = Supervisor(module="child_of_test", on_exit=self.ended, **{"pause": self.pause, **how})
 
@@ -53,7 +54,7 @@ class Stage:
 
     async def ready(self):
         """Wait until the child has come as far as READY."""
-        await asyncio.to_thread((self.folder / "ready").read_bytes)
+        await asyncio.to_thread((self.home / "ready").read_bytes)
 
     @property
     def output(self):
@@ -92,7 +93,7 @@ def test_a_run_process_knows_its_order_and_little_else(tmp_path, monkeypatch):
         import json, os, sys
         order = json.loads(sys.stdin.readline())
         seen = {"argv": sys.argv, "name": __name__, "cwd": os.getcwd(), "env": dict(os.environ), "order": order}
-        seen["group"] = os.getpgrp() == os.getpid()
+        seen["group"] = os.getpgrp() == os.getppid()  # which is its guard
         seen["path"] = "" in sys.path or os.getcwd() in sys.path
         seen["line"] = open("/proc/self/cmdline").read() if os.path.exists("/proc/self/cmdline") else ""
         print(json.dumps(seen))
@@ -101,12 +102,12 @@ def test_a_run_process_knows_its_order_and_little_else(tmp_path, monkeypatch):
     seen = json.loads(stage.output)
     folder = str(stage.folder)
     assert seen["order"] == {"run": "r", "token": "id.secret", "address": "localhost:1", "authority": "CERT"}
-    assert (seen["argv"][1:], seen["name"], seen["cwd"]) == (["a", "b c"], "__main__", folder)
+    assert (seen["argv"][1:], seen["name"], seen["cwd"]) == (["a", "b c"], "__main__", f"{folder}/home")
     env = {name: value for name, value in seen["env"].items() if name not in ("LC_CTYPE", "PYTHONUSERBASE")}
     assert env.pop("LANG")
     assert env == {
         "PATH": os.environ["PATH"],
-        "HOME": folder,
+        "HOME": f"{folder}/home",
         "TMPDIR": f"{folder}/tmp",
         "OMP_NUM_THREADS": "3",
         "OPENBLAS_CORETYPE": "Haswell",
@@ -146,7 +147,9 @@ def test_what_it_prints_is_bounded(tmp_path):
     assert kept.endswith("000019999\n")
     assert 0 < len(stage.output) <= 70_000
     assert len(kept) <= 140_000 + (256 << 10)  # one piece of a pipe may be larger than the bound
-    assert sorted(path.name for path in stage.folder.iterdir()) == ["ready", LOG, f"{LOG}.1", "tmp"]
+    assert sorted(path.name for path in stage.folder.iterdir()) == [
+        "given", "home", "link", "run", LOG, f"{LOG}.1", "tmp"
+    ]  # fmt: skip
 
 
 def test_a_full_disk_does_not_matter(tmp_path):
@@ -201,7 +204,7 @@ def test_who_does_not_listen_is_killed_with_all_that_it_started(tmp_path):
 
     async def act(stage):
         stage.start()
-        with await asyncio.to_thread(open, stage.folder / "ready", "rb") as pipe:
+        with await asyncio.to_thread(open, stage.home / "ready", "rb") as pipe:
             assert await asyncio.to_thread(pipe.read, 1) == b"1"
             assert await stage.supervisor.stop("r", grace=0.01) == -signal.SIGKILL
             assert await asyncio.to_thread(pipe.read) == b""  # the end comes when the grandchild is gone
@@ -219,11 +222,11 @@ def test_what_a_dead_process_leaves_behind_goes_with_it(tmp_path):
     """
 
     async def act(stage):
-        os.mkfifo(stage.folder / "go")
+        os.mkfifo(stage.home / "go")
         stage.start()
-        with await asyncio.to_thread(open, stage.folder / "ready", "rb") as pipe:
+        with await asyncio.to_thread(open, stage.home / "ready", "rb") as pipe:
             assert await asyncio.to_thread(pipe.read, 1) == b"1"
-            await asyncio.to_thread((stage.folder / "go").write_text, "")
+            await asyncio.to_thread((stage.home / "go").write_text, "")
             await stage.over.wait()
             assert await asyncio.to_thread(pipe.read) == b""
 
@@ -254,20 +257,21 @@ def test_close_ends_all(tmp_path):
 @pytest.mark.parametrize("ending", ["import signal; signal.pause()", "import sys; sys.stdin.read(); raise SystemExit"])
 def test_it_dies_with_the_server(tmp_path, ending):
     (tmp_path / "child_of_test.py").write_text(f"import os; print(os.getpid(), file=open('ready', 'w'))\n{ending}")
-    os.mkfifo(tmp_path / "ready")
+    (tmp_path / "r" / "home").mkdir(parents=True)
+    os.mkfifo(tmp_path / "r" / "home" / "ready")
     server = f"""
         import asyncio
         from umbel.server.supervision import Supervisor
         async def main():
             supervisor = Supervisor(module="child_of_test")
             extras = {{"PYTHONPATH": {os.pathsep.join((SOURCE, str(tmp_path)))!r}}}
-            supervisor.start("r", {str(tmp_path)!r}, token="", address="", extras=extras)
+            supervisor.start("r", {str(tmp_path / "r")!r}, token="", address="", extras=extras)
             await asyncio.Event().wait()
         asyncio.run(main())
     """
     env = {**os.environ, "PYTHONPATH": SOURCE}
     process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(server)], env=env)
-    watched = os.pidfd_open(int((tmp_path / "ready").read_text()))
+    watched = os.pidfd_open(int((tmp_path / "r" / "home" / "ready").read_text()))
     try:
         process.kill()
         process.wait()

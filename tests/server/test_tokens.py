@@ -124,12 +124,12 @@ def test_an_operators_token_is_known_again_by_its_role():
     assert not office.registry.tokens.holds(Token.new(), "admin")
 
 
-def test_what_is_kept_of_a_token_is_its_hash_and_when_it_was_used():
+def test_what_is_kept_of_a_token_is_its_public_key_and_when_it_was_used():
     store = MemoryStore()
     known = Tokens(store, lambda: 5.0, Audit(store, lambda: 5.0))
     token = known.invite("ann", "ward", 60.0)
     row = known.row(token.id)
-    assert (row["digest"], row["name"], row["expires_at"], row["used_at"]) == (token.digest, "ward", 65.0, None)
+    assert (row["public"], row["name"], row["expires_at"], row["used_at"]) == (token.key.public, "ward", 65.0, None)
     known.used(row, 6.0)
     store.commit()
     assert Tokens(store, lambda: 7.0, Audit(store, lambda: 7.0)).row(token.id)["used_at"] == 6.0

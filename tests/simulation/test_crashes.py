@@ -406,6 +406,25 @@ def test_a_client_that_hangs_is_ended(tmp_path, monkeypatch):
     assert learned(result) == learned(run(doing(raise_error, folder=tmp_path), 0))
 
 
+def test_an_endless_loop_ends_although_it_uses_the_processor(tmp_path, monkeypatch):
+    def spin(ctx):
+        (tmp_path / f"spins {os.getpid()}").touch()
+        while True:
+            pass
+
+    real = hosts.HostedWorker.steps_since
+    spins = lambda self: (tmp_path / f"spins {self.host.usage.pid}").exists()  # noqa: E731
+    monkeypatch.setattr(
+        hosts.HostedWorker, "steps_since", lambda self, now: 1e9 if spins(self) else min(real(self, now), 0)
+    )
+    monkeypatch.setattr(pool, "LONGEST_WAIT", 0.05)
+    result = run(doing(spin, folder=tmp_path), 2, folder=tmp_path / "runs", attempts=2)
+    ((_, failed, _)) = failed_in(result.folder)
+    assert "took more than 1800 seconds without a ctx.step() and was ended" in failed[2]
+    assert "longest_step" in failed[2]
+    assert learned(result) == learned(run(doing(raise_error, folder=tmp_path), 0))
+
+
 class Clock:
     """Stands still until so many more tasks have ended, and is past every deadline then."""
 

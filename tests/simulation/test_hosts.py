@@ -173,6 +173,21 @@ def test_a_worker_that_steps_has_to_go_on_stepping(remote, now):
     assert remote.stalled(151.0, 10)
 
 
+def test_whoever_loops_for_ever_takes_no_step(remote, now):
+    assert remote.steps_since(50.0) == 0.0, "it has nothing to do"
+    handed(remote, 1, 2)
+    assert remote.steps_since(100.0) == 0.0
+    remote.host.ticks = 500
+    assert remote.steps_since(130.0) == 30.0, "time of the processor is no step"
+    remote.row[BATCH], remote.row[PLACE] = 1, 1
+    assert remote.steps_since(140.0) == 0.0
+    remote.row[STEPS] = 1
+    assert remote.steps_since(150.0) == 0.0
+    assert remote.steps_since(175.0) == 25.0
+    remote.reported(Report(1))
+    assert remote.steps_since(200.0) == 0.0
+
+
 def test_a_report_and_a_new_batch_are_signs_of_progress(remote, now):
     batch = handed(remote, 1)
     assert not remote.stalled(100.0, 10)

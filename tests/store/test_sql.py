@@ -17,9 +17,17 @@ from umbel.errors import CorruptFile, StorageError, UmbelError
 from umbel.store.records import MIGRATIONS, TABLES, VERSION, Table
 from umbel.store.sql import SqlStore
 
-NEW = {"relay": None}
-ADDED = {("nodes", name) for name in NEW}
+NEW = {"relay": None, "bounds": None, "epoch": None, "boot": None}
+ADDED = {
+    *(("nodes", name) for name in NEW),
+    ("tokens", "bounds"),
+    ("tokens", "public"),
+    *(("audit", name) for name in ("peer", "before", "seal")),
+    *(("runs", name) for name in ("summary", "logged", "log")),
+    ("events", "round"),
+}
 """Columns that the first version of the tables had not."""
+ADDED_TABLES = {"claims"}
 
 
 @pytest.fixture
@@ -98,17 +106,29 @@ def test_another_version_of_the_tables_is_refused(path):
 
 def test_tables_of_the_first_version_become_those_of_this_one(path):
     first = [
-        replace(table, columns={name: kind for name, kind in table.columns.items() if (table.name, name) not in ADDED})
+        replace(
+            table,
+            columns={name: kind for name, kind in table.columns.items() if (table.name, name) not in ADDED},
+            indexes=() if table.name == "events" else table.indexes,
+        )
         for table in TABLES
+        if table.name not in ADDED_TABLES
     ]
     store = SqlStore(path, tables=first, version=1)
     row = {"id": "a", "name": "ward", "key": b"k", "status": "approved", "clients": ["1"], "capabilities": {}}
+    store.put("tokens", {"id": "t", "kind": "operator", "name": "ann"})
     store.put("nodes", row)
+    store.put("nodes", {**row, "id": "0", "status": "revoked", "clients": ["1", "2"]})
+    store.put("events", {"run": "r", "number": 1, "body": "{}"})
     store.commit()
     store.close()
     for _ in range(2):
         with opened(path) as store:
-            assert store.rows("nodes") == [{**row, "joined_at": None, "seen_at": None, **NEW}]
+            assert store.rows("nodes", id="a") == [{**row, "joined_at": None, "seen_at": None, **NEW}]
+            assert store.rows("tokens") == []
+            assert store.rows("claims") == [{"client": "1", "node": "a"}, {"client": "2", "node": "0"}]
+            assert store.rows("events", run="r", round=1) == []
+            assert store.rows("events", run="r")[0]["round"] is None
 
 
 def test_a_migration_that_fails_changes_nothing(path):

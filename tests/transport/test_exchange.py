@@ -179,6 +179,65 @@ def test_those_who_want_the_same_blob_share_it(folders: tuple[Path, Path]) -> No
     asyncio.run(main())
 
 
+def test_what_is_fetched_in_another_name_is_sent_again_and_written_once(folders: tuple[Path, Path]) -> None:
+    async def main() -> None:
+        here, there = map(Blobs, folders)
+        blob = there.put(data_of(3 << 20))
+        asked = []
+
+        def may_read(run: str, blob: m.Blob) -> bool:
+            asked.append(run)
+            return run != "eve"
+
+        one, two = pair()
+        a, b = Side(one, here, giver=lambda run: f"run {run}"), Side(two, there, may_read=may_read)
+        paths = await asyncio.gather(*(a.exchange.fetch(blob, run) for run in ("p", "q", "p")))
+        assert (len(set(paths)), sorted(asked)) == (1, ["p", "q"])
+        assert here.used == blob.size
+        with pytest.raises(Refused, match="not given"):
+            await a.exchange.fetch(blob, "eve")
+        await a.exchange.fetch(blob, "q")
+        assert sorted(asked) == ["eve", "p", "q"]
+        await a.close()
+        await b.close()
+
+    asyncio.run(main())
+
+
+def test_a_blob_waits_until_who_has_to_bring_it_has(folders: tuple[Path, Path]) -> None:
+    async def main() -> None:
+        here, there = map(Blobs, folders)
+        depot = Depot(there)
+        blob = there.put(b"known", "all")
+        one, two = pair()
+        a, b = Side(one, here), Side(two, depot, source=lambda run: f"run {run}")
+        fetching = asyncio.create_task(a.exchange.fetch(blob, "r"))
+        there.gave(blob.sha256, "run q")
+        depot.settled(blob.sha256)
+        a.connection.post(m.Message(ping=m.Ping(id=1)))
+        while not b.connection.received.frames:
+            await asyncio.sleep(0)
+        depot.settled(blob.sha256)
+        assert not fetching.done()
+        there.gave(blob.sha256, "run r")
+        depot.settled(blob.sha256)
+        assert (await fetching).read_bytes() == b"known"
+        await a.close()
+        await b.close()
+
+    asyncio.run(main())
+
+
+def test_a_peer_may_have_files_linked_in_its_own_folder_alone(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    depot = Depot(Blobs(folders[0]), lends_below=tmp_path)
+    for name in ("r", "q"):
+        (tmp_path / "runs" / name / "partial").mkdir(parents=True)
+    place = tmp_path / "runs" / "q" / "partial" / "x"
+    assert depot.may_lend(place)
+    assert depot.may_lend(place, tmp_path / "runs" / "q")
+    assert not depot.may_lend(place, tmp_path / "runs" / "r")
+
+
 def test_what_was_not_granted_or_is_gone_is_not_to_be_had(folders: tuple[Path, Path]) -> None:
     async def main() -> None:
         here, there = map(Blobs, folders)
@@ -442,7 +501,7 @@ def test_a_full_disk_is_told_to_whoever_fetches(folders: tuple[Path, Path], monk
         here, there = map(Blobs, folders)
         blob = there.put(data_of(50_000))
 
-        def part(*args: object) -> Any:
+        def part(*args: object, **more: object) -> Any:
             raise StorageError("no space left")
 
         a, b = await sides(here, there)

@@ -54,6 +54,20 @@ def test_only_the_pinned_authority_is_trusted(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+def test_proxies_of_the_environment_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        own = Authority(tmp_path / "own")
+        serving = own.serving()
+        listener = await grpc.serve("127.0.0.1:0", serving.certificate, serving.key, echo)
+        for name in ("grpc_proxy", "https_proxy", "http_proxy"):
+            monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
+        monkeypatch.delenv("no_proxy", raising=False)
+        assert await said(await grpc.connect(listener.address, own.root()), b"x") == b"x"
+        await listener.close()
+
+    asyncio.run(main())
+
+
 def test_plaintext_where_there_is_no_certificate() -> None:
     async def main() -> None:
         listener = await grpc.serve("127.0.0.1:0", None, None, echo)
@@ -89,6 +103,33 @@ def test_other_methods_and_too_large_messages_are_refused_and_others_served() ->
                 await big.read()
             assert refused.value.code() is StatusCode.RESOURCE_EXHAUSTED
         assert await said(await grpc.connect(listener.address, None), b"x") == b"x"
+        await listener.close()
+
+    asyncio.run(main())
+
+
+def test_frames_are_cut_into_pieces_and_the_first_ones_are_short() -> None:
+    async def main() -> None:
+        listener = await grpc.serve("127.0.0.1:0", None, None, echo)
+        stream = await grpc.connect(listener.address, None)
+        sizes = [
+            0,
+            grpc.FIRST_BYTES,
+            *(n * grpc.PIECE_BYTES + d for n in (1, 2, 9) for d in (-1, 0, 1)),
+            grpc.FRAME_BYTES,
+        ]
+        for number, size in enumerate(sizes):
+            data = bytes([number]) * size
+            await stream.send(data)
+            assert await stream.receive() == data
+        await stream.close()
+        stream = await grpc.connect(listener.address, None)
+        first = await said(stream, bytes(grpc.FRAME_BYTES))
+        assert first is not None
+        assert grpc.FIRST_BYTES < len(first) <= grpc.FIRST_BYTES + grpc.PIECE_BYTES, (
+            "enough to see that it is too large"
+        )
+        await stream.close()
         await listener.close()
 
     asyncio.run(main())

@@ -39,7 +39,7 @@ class Known:
             if hello.key != KEY.public:
                 raise Refused("wait for approval", m.CODE_NOT_APPROVED, retry=True)
             return Identity(hello.role, identity.node_id(hello.key), hello.name, hello)
-        if hello.token != TOKEN.id or not identity.check_seal(TOKEN.digest, transcript, proof.seal):
+        if hello.token != TOKEN.id or not identity.check_seal(TOKEN.key.public, transcript, proof.seal):
             raise Refused("a wrong token", m.CODE_UNAUTHENTICATED)
         return Identity(hello.role, hello.token, hello.name, hello)
 
@@ -53,11 +53,11 @@ class Signs:
 
 
 class Seals:
-    def __init__(self, digest: bytes) -> None:
-        self.digest = digest
+    def __init__(self, key: SigningKey) -> None:
+        self.key = key
 
     def proof(self, transcript: bytes) -> m.Proof:
-        return m.Proof(seal=identity.seal(self.digest, transcript))
+        return m.Proof(seal=identity.seal(self.key, transcript))
 
 
 def node(key: SigningKey = KEY) -> m.Hello:
@@ -105,7 +105,7 @@ def test_a_node_and_a_run_get_in() -> None:
 
     task, result = m.Message(task=m.Task(run="r")), m.Message(result=m.Result(run="r"))
     asyncio.run(main(node(), Signs(KEY), result, task))
-    asyncio.run(main(run_hello(), Seals(TOKEN.digest), task, result))
+    asyncio.run(main(run_hello(), Seals(TOKEN.key), task, result))
 
 
 @pytest.mark.parametrize(
@@ -113,8 +113,8 @@ def test_a_node_and_a_run_get_in() -> None:
     [
         (node(), Signs(SigningKey.new()), m.CODE_UNAUTHENTICATED),
         (node(other := SigningKey.new()), Signs(other), m.CODE_NOT_APPROVED),
-        (run_hello(), Seals(bytes(32)), m.CODE_UNAUTHENTICATED),
-        (m.Hello(role=m.ROLE_RUN, name="x", token="who"), Seals(TOKEN.digest), m.CODE_UNAUTHENTICATED),
+        (run_hello(), Seals(SigningKey.new()), m.CODE_UNAUTHENTICATED),
+        (m.Hello(role=m.ROLE_RUN, name="x", token="who"), Seals(TOKEN.key), m.CODE_UNAUTHENTICATED),
         (m.Hello(role=m.ROLE_NODE, name="x", key=b"short"), Signs(KEY), m.CODE_MALFORMED),
         (m.Hello(name="x"), Signs(KEY), m.CODE_MALFORMED),
     ],

@@ -74,7 +74,7 @@ def test_large_items(binding: Binding) -> None:
     async def main() -> None:
         async with binding(echo) as (connect, _):
             stream = await connect()
-            for size in (1 << 20, (4 << 20) + 1):
+            for size in (1, 256 << 10, 1 << 20, (4 << 20) + 1):  # the first two as those of a handshake
                 data = bytes([size % 251]) * size
                 await stream.send(data)
                 assert await stream.receive() == data

@@ -14,7 +14,7 @@ from cryptography import x509
 from tests.conftest import PATIENCE
 
 from umbel.errors import SettingError
-from umbel.trust.authority import LIFE, RENEWAL, SERVER_NAME, Authority, JoinText, root_certificate
+from umbel.trust.authority import LIFE, RENEWAL, SERVER_NAME, Authority, JoinText, endorses, root_certificate
 from umbel.trust.tokens import Token
 
 NOW = datetime(2031, 5, 1, tzinfo=UTC)
@@ -176,3 +176,42 @@ def test_a_key_that_is_no_point_of_the_curve_is_an_error():
         root_certificate(b"\x02" + b"\xff" * 32)
     with pytest.raises(SettingError, match="no public key"):
         root_certificate(b"")
+
+
+def test_a_successor_takes_its_place(tmp_path):
+    authority = Authority(tmp_path)
+    old, served = authority.public, authority.serving(now=NOW)
+    assert authority.successor == b""
+    with pytest.raises(SettingError, match="has no successor"):
+        authority.retire()
+    authority.rotate()
+    new = authority.successor
+    authority.rotate()  # again changes nothing
+    assert (Authority(tmp_path).public, Authority(tmp_path).successor) == (old, new) != (new, old)
+    assert authority.serving(now=NOW) == served
+    said = authority.endorse("successor", new)
+    authority.retire()
+    for known in (authority, Authority(tmp_path)):
+        assert (known.public, known.successor) == (new, b"")
+        assert known.serving(now=NOW).certificate != served.certificate
+    assert endorses(said)
+    assert stat.S_IMODE((tmp_path / "authority.key").stat().st_mode) == 0o600
+
+
+def test_a_power_cut_while_it_takes_its_place_changes_nothing(tmp_path):
+    authority = Authority(tmp_path)
+    authority.rotate()
+    next, new = (tmp_path / "next.key").read_bytes(), authority.successor
+    authority.retire()
+    (tmp_path / "next.key").write_bytes(next)
+    assert (Authority(tmp_path).public, Authority(tmp_path).successor) == (new, b"")
+    assert not (tmp_path / "next.key").exists()
+
+
+def test_only_what_an_authority_has_said_is_said_by_it(tmp_path):
+    one, other = Authority(tmp_path / "one"), Authority(tmp_path / "other")
+    for field, value in (("by", other.public), ("of", one.public), ("role", "relay"), ("signature", b""), ("by", b"")):
+        said = one.endorse("successor", other.public)
+        assert endorses(said)
+        setattr(said, field, value)
+        assert not endorses(said)

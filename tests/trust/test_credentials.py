@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import stat
 from pathlib import Path
@@ -26,7 +27,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_each_place_goes_before_those_after_it(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given, variable, kept, own = (line() for _ in range(4))
+    said, variable, kept, own = (line() for _ in range(4))
     folder = tmp_path / "server"
     write_own(folder, Credentials("127.0.0.1:7420", own))
     assert find("localhost:7420", None, folder).line == own
@@ -34,7 +35,7 @@ def test_each_place_goes_before_those_after_it(home: Path, tmp_path: Path, monke
     assert find("localhost:7420", None, folder) == Credentials("localhost:7420", kept)
     monkeypatch.setenv("UMBEL_TOKEN", variable)
     assert find("localhost", None, folder).line == variable
-    assert find("localhost", given, folder).line == given
+    assert find("localhost", said, folder).line == said
 
 
 def test_the_servers_own_folder_says_which_server_is_meant(home: Path, tmp_path: Path) -> None:
@@ -118,3 +119,20 @@ def test_another_machine_is_not_spoken_to_without_tls_unless_somebody_insists(
             find("10.0.0.1:7420", given)
     monkeypatch.setenv("UMBEL_INSECURE", "1")
     assert find("10.0.0.1:7420").address == "10.0.0.1:7420"
+
+
+def test_a_line_may_come_from_where_nobody_else_reads_it(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = line()
+    assert credentials.given(f" {text} ") == text
+    file = tmp_path / "ward-3.join"
+    file.write_text(f"good for node ward-3; on the machine that has the data:\n  umbel node here:1 --join {text}\n")
+    assert credentials.given(f"@{file}") == text
+    assert find("localhost:1", f"@{file}").line == text
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{text}\n{text}\n"))
+    assert credentials.given("-") == text
+    assert find("localhost:1", "-").line == text
+    for nothing in ("-", "@gone", f"@{tmp_path}"):
+        with pytest.raises(SettingError, match=r"there is no line in standard input|cannot be read"):
+            credentials.given(nothing)

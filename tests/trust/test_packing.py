@@ -16,7 +16,7 @@ import umbel
 from umbel.cli.application import load
 from umbel.errors import AppError
 from umbel.trust.archive import read, unpack
-from umbel.trust.packing import pack, pack_client
+from umbel.trust.packing import declared_version, pack, pack_client
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 CLIENT = '''"""A client."""
@@ -157,6 +157,15 @@ def test_declared_files_and_requirements_come_along(tmp_path):
     assert found.manifest["imports"] == []
     assert found.manifest["python"] == ">=3.11"
     assert read(found.client).missing() == []
+
+
+def test_the_version_is_what_the_client_declares(tmp_path):
+    folder(tmp_path, app=APP_FILE, server_side="", client=CLIENT)
+    loaded = load(f"{tmp_path / 'app.py'}")
+    assert (packed(tmp_path / "app.py").version, declared_version(loaded.app.client)) == (0, 0)
+    block = "# /// script\n# [tool.umbel]\n# version = 7\n# ///\n"
+    folder(tmp_path, app=APP_FILE, server_side="", client=block + CLIENT)
+    assert (packed(tmp_path / "app.py").version, declared_version(loaded.app.client)) == (7, 7)
 
 
 def test_requirements_may_stand_in_a_file_beside_the_client(tmp_path):

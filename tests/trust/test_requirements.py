@@ -80,6 +80,7 @@ def test_the_block_of_a_script_is_read():
     assert declared("# /// other\n# x = 1\n# ///\n", "client.py") == Declared()
     assert declared("# /// script\n# [tool.ruff]\n# x = 1\n# ///\n", "client.py") == Declared()
     assert declared("# /// script\n# dependencies = []\n# ///\n", "c.py") == Declared(())
+    assert declared("# /// script\n# [tool.umbel]\n# version = 3\n# ///\n", "c.py") == Declared(version=3)
 
 
 @pytest.mark.parametrize(
@@ -94,6 +95,9 @@ def test_the_block_of_a_script_is_read():
         "tool = 3",
         '[tool.umbel]\nfile = ["x"]',
         '[tool.umbel]\nfiles = "x"',
+        '[tool.umbel]\nversion = "3"',
+        "[tool.umbel]\nversion = true",
+        "[tool.umbel]\nversion = -1",
     ],
 )
 def test_a_block_that_is_wrong_is_an_error_that_names_the_file(lines):

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from umbel.errors import ProtocolError
 from umbel.wire import messages as m
-from umbel.wire.texts import DEPTH, read_json, read_steps
+from umbel.wire.limits import JSON_DEPTH as DEPTH
+from umbel.wire.texts import read_json, read_steps
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 TREES = st.recursive(LEAVES, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))

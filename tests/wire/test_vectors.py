@@ -24,6 +24,7 @@ from umbel.errors import CorruptFile, ProtocolError, UpdateRejected
 from umbel.folds.catalogue import fold_from_spec
 from umbel.transport import frames
 from umbel.trust import identity, tokens
+from umbel.trust.statement import Statement
 from umbel.wire import messages as m
 from umbel.wire import roles
 
@@ -248,8 +249,8 @@ def test_handshakes(row: dict[str, Any]) -> None:
         assert not identity.check_node(said.key, about + b"x", bytes.fromhex(row["signature"]))
     if said.token:
         token = tokens.Token.parse(file["token"])
-        assert (token.id, token.digest.hex()) == (said.token, file["token_digest"])
-        assert identity.check_seal(token.digest, about, bytes.fromhex(row["seal"]))
+        assert (token.id, token.key.public.hex()) == (said.token, file["token_key"])
+        assert identity.check_seal(token.key.public, about, bytes.fromhex(row["seal"]))
     for line in row["frames"]:
         data = bytes.fromhex(line["bytes"])
         assert make.written(parsed(line["meaning"])) == data
@@ -258,13 +259,15 @@ def test_handshakes(row: dict[str, Any]) -> None:
     assert challenge in second
 
 
-def test_node_ids_and_signed_archives() -> None:
+def test_node_ids_and_signed_statements() -> None:
     file = read("handshake")
     assert identity.node_id(bytes.fromhex(file["node_key"])) == file["node_id"]
-    for row in file["archives"]:
-        author, sha, signature = (bytes.fromhex(row[name]) for name in ("author", "sha256", "signature"))
-        assert identity.check_archive(author, sha, signature)
-        assert not identity.check_archive(author, sha[::-1], signature)
+    for row in file["statements"]:
+        author, signature = (bytes.fromhex(row[name]) for name in ("author", "signature"))
+        text = row["statement"].encode()
+        said = Statement.read(author, text, signature)
+        assert (said.app, said.version, said.text()) == ("digits", 3, text)
+        assert not identity.check_statement(author, text[::-1], signature)
 
 
 @pytest.mark.parametrize("name", ["exchange", "task"])

@@ -34,7 +34,7 @@ from umbel.core.update import Receipt
 from umbel.errors import AppError, SettingError, UnusedCorrection
 from umbel.work import executor
 from umbel.work.executor import DataCache, Executor, RunKeys
-from umbel.work.intake import ClosedAsk, Intake
+from umbel.work.intake import LONGEST_REASON, LONGEST_TRACE, ClosedAsk, Intake
 from umbel.work.late import load_ask, save_ask
 from umbel.work.state import ClientStates
 
@@ -512,6 +512,17 @@ def test_a_traceback_is_kept_once_for_a_reason_and_not_for_all(states):
     traces = [bench.run(id, client).trace for client in range(30)]
     assert [bool(trace) for trace in traces] == [True, False, False, *[True] * 9, *[False] * 18]
     assert 'raise ValueError(f"no data' in traces[0]
+
+
+def test_a_reason_is_cut_where_it_comes_to_be(states):
+    def train(model, data, ctx):
+        raise ValueError("no data " * 10**6)
+
+    bench = Bench(states, train=train)
+    failed = bench.run(bench.open(), 0)
+    assert len(failed.reason) == LONGEST_REASON
+    assert failed.reason.endswith("…")
+    assert len(failed.trace) <= LONGEST_TRACE
 
 
 # What other processes send

@@ -34,7 +34,7 @@ class LoadedApp:
         """What a run's id begins with: the file's name, or its folder's where the file's says nothing."""
         plain = self.path.stem in PLAIN_STEMS
         text = self.path.parent.name if plain and self.path.parent.name else self.path.stem
-        return re.sub(r"[^A-Za-z0-9_]+", "-", text).strip("-")[:LONGEST_TITLE] or "run"
+        return re.sub(r"[^A-Za-z0-9_]+", "-", text).strip("-")[:LONGEST_TITLE].strip("-") or "run"
 
     def source(self) -> dict[str, Any]:
         """What the log keeps, so that the run can be resumed."""

@@ -9,9 +9,10 @@ from typing import Any
 
 from ..errors import RunFailed, RunInterrupted
 from ..office.operator import Operator
-from ..runs.events import EVENTS, RoundCommitted, RunEvent, RunFinished, RunInterruption, RunStarted
+from ..runs.events import UNREADABLE, RoundCommitted, RunEvent, RunFinished, RunInterruption, RunStarted
 from ..runs.history import History
 from ..runs.journal import RunLog
+from ..runs.schema import event_of
 from .ending import Ending
 from .faults import stop_signals, warn
 from .progress import progress
@@ -25,10 +26,15 @@ class Followed:
 
     server: str
     events: list[RunEvent] = field(default_factory=list)
+    senseless: int = 0
 
     def take(self, record: Mapping[str, Any]) -> RunEvent | None:
         """Take in an event as it came, and return it; None for one that this release does not know."""
-        event = event_of(record)
+        event, senseless = read(record)
+        if senseless:
+            self.senseless += 1
+            if self.senseless == 1:
+                warn(f"{senseless}; it is left out, as are others like it")
         if event is not None and event.logged:
             self.events.append(event)
         return event
@@ -69,14 +75,14 @@ class Followed:
         )
 
 
-def event_of(record: Mapping[str, Any]) -> RunEvent | None:
-    """The event of a record of a log; None for one that this release does not know."""
-    fields = {name: value for name, value in record.items() if name not in ("event", "at", "crc")}
-    kind = EVENTS.get(str(record.get("event")))
+def read(record: Any) -> tuple[RunEvent | None, str]:
+    """The event of a record of a log, or None and why it makes no sense; None also for one of another release."""
+    if isinstance(record, Mapping) and record.get("event") == UNREADABLE:
+        return None, "an event in the store of the server makes no sense"
     try:
-        return None if kind is None else kind(**fields)
-    except TypeError:
-        return None
+        return event_of(record), ""
+    except TypeError as error:
+        return None, f"an event of the log makes no sense: {error}"
 
 
 def follow(office: Operator, run: str, on: str) -> Ending:

@@ -20,9 +20,9 @@ from ..runs.events import (
     Waiting,
     Warned,
 )
-from ..runs.journal import LOG, unseal
+from ..runs.journal import LOG, Chain
 from ..wire.names import shown
-from .following import event_of
+from .following import read
 from .progress import WORDS, Watch, failure, heading, round_line, warning
 from .records import find
 from .terminal import duration, plural
@@ -42,7 +42,7 @@ def lines(path: Path, follow: bool) -> Iterator[dict[str, Any]]:
     """The records of a log; with `follow` also those that come, up to one that says that the run is over. Raises
     `CorruptFile`.
     """
-    over = False
+    over, chain = False, Chain()
     with path.open("rb") as file:
         rest = b""
         while True:
@@ -50,7 +50,7 @@ def lines(path: Path, follow: bool) -> Iterator[dict[str, Any]]:
             rest += data
             if rest.endswith(b"\n"):
                 try:
-                    record = unseal(rest)
+                    record = chain.unseal(rest)
                 except ValueError as error:
                     raise CorruptFile(f"a line of {path} is damaged: {error}") from error
                 rest = b""
@@ -72,9 +72,11 @@ class LogPrinter:
     def print(self, record: Mapping[str, Any]) -> None:
         """Print one."""
         if self._json:
-            print(jsons.dumps(dict(record)), flush=True)
+            print(jsons.dumps(record), flush=True)
             return
-        event = event_of(record)
+        event, senseless = read(record)
+        if senseless:
+            print(shown(f"left out: {senseless}"), flush=True)
         if event is None:
             return
         self._watch.see(event)

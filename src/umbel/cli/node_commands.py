@@ -14,7 +14,7 @@ import threading
 import tomllib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from rich.text import Text
 
 from ..errors import SettingError
 from ..node.gate import PolicyGate
+from ..node.limits import Limits
 from ..node.service import NodeSettings, run_node
 from ..office.operator import Operator
 from ..runs.journal import write_whole
@@ -30,12 +31,15 @@ from ..trust import credentials
 from ..trust.authority import JoinText
 from ..trust.identity import SigningKey
 from ..trust.policy import Approvals, Policy, archive_sha256
+from ..trust.servers import KnownServer
+from ..trust.versions import Versions
 from ..wire import messages as m
 from ..wire.addresses import canonical, host_and_port, is_loopback
 from ..wire.names import shown
 from .faults import warn
 from .lock import alone
 from .options import SERVER as OWN_SERVER
+from .server_commands import warn_of_gaps
 from .terminal import log_to_stderr, plural, stderr
 
 if TYPE_CHECKING:
@@ -45,6 +49,9 @@ FOLDER = Path("umbel-nodes")
 SERVER = "server.json"
 KEY = "node.key"
 APPROVED = "approved"
+VERSIONS = "versions.json"
+SEEN = "server.seen"
+SUCCESSORS = "successors.json"
 BELOW = "below"
 """Where a relay keeps what it keeps as a server."""
 
@@ -67,6 +74,7 @@ class NodeOrder:
     ask: bool = False
     insecure: bool = False
     debug: bool = False
+    limits: Limits = field(default_factory=Limits)
 
     @property
     def called(self) -> str:
@@ -89,6 +97,7 @@ def run(order: NodeOrder) -> None:
         settings = node_settings(order)
         if not (order.allow or order.policy or _asks(order)):
             warn("nobody's code is allowed here yet: add --allow any, --allow with an author's key, or --ask")
+        warn_of_gaps()
         log_to_stderr(order.debug)
         hosted = f"{plural(len(settings.clients), 'client')}: {', '.join(settings.clients)}"
         stderr().print(Text(f"node {settings.name} for {canonical(order.server)}, {hosted}"))
@@ -115,7 +124,7 @@ def _relay(order: NodeOrder) -> None:
     from .server_commands import announce
 
     async def until_stopped() -> None:
-        await run_relay(settings, _stopping(), announce)
+        await run_relay(settings, _stopping(), announce, invites=sys.stdout.isatty())
 
     settings = relay_settings(order)
     log_to_stderr(order.debug)
@@ -128,25 +137,35 @@ def relay_settings(order: NodeOrder) -> RelaySettings:
     from ..server.relay import RelaySettings
     from ..server.settings import ServerSettings
 
-    hosting = {"--source": order.sources, "--clients": order.clients, "--allow": order.allow, "--policy": order.policy}
+    hosting: dict[str, object] = {
+        "--source": order.sources,
+        "--clients": order.clients,
+        "--allow": order.allow,
+        "--policy": order.policy,
+    }
+    bounds = order.limits
+    hosting |= {"--memory": bounds.memory, "--cpus": bounds.cpus, "--task-time": bounds.task_time}
+    hosting |= {"--no-network": not bounds.network, "--read": bounds.read, "--write": bounds.write}
     if given := [name for name, value in hosting.items() if value]:
         raise SettingError(f"{given[0]} is for a node that hosts clients: a relay runs nobody's code")
     address, join = canonical(order.server), server_line(order)
+    server = KnownServer(join.authority, order.place / SEEN, order.place / SUCCESSORS)
     below = ServerSettings(order.place / BELOW, http="", insecure=order.insecure)
     return RelaySettings(
-        connect=_connecting(address, join.root()),
+        connect=_connecting(address, server.roots),
         key=SigningKey.kept(order.place / KEY),
         below=below if order.listen is None else replace(below, listen=order.listen),
         name=order.called,
         token=join.token,
+        server=server,
     )
 
 
-def _connecting(address: str, root: bytes | None) -> Callable[[], Awaitable[Stream]]:
+def _connecting(address: str, roots: Callable[[], bytes | None]) -> Callable[[], Awaitable[Stream]]:
     async def connect() -> Stream:
         from ..transport import grpc
 
-        return await grpc.connect(address, root)
+        return await grpc.connect(address, roots())
 
     return connect
 
@@ -160,16 +179,19 @@ def node_settings(order: NodeOrder) -> NodeSettings:
     if policy.ask and not (order.ask or sys.stdin.isatty()):
         warn("the policy says ask, but nobody is at a terminal here: code that is not allowed yet is refused")
         policy = replace(policy, ask=False)
+    server = KnownServer(join.authority, place / SEEN, place / SUCCESSORS)
     return NodeSettings(
         folder=place,
-        connect=_connecting(canonical(order.server), join.root()),
+        connect=_connecting(canonical(order.server), server.roots),
         key=SigningKey.kept(place / KEY),
         clients=clients_of(order),
-        gate=PolicyGate(policy),
+        gate=PolicyGate(policy, Versions(place / VERSIONS), server.federations),
         name=order.called,
         token=join.token,
         slots=order.slots,
         ask_owner=Owner(approvals).ask if policy.ask else None,
+        server=server,
+        limits=order.limits,
     )
 
 
@@ -184,8 +206,8 @@ def server_line(order: NodeOrder) -> JoinText:
         kept = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
         kept = {}
-    if order.join is not None:
-        join = JoinText.parse(order.join)
+    if (told := order.join or os.environ.get(credentials.JOIN)) is not None:
+        join = JoinText.parse(credentials.given(told))
     elif order.insecure:
         join = JoinText(b"")
     elif isinstance(kept, dict) and address in kept:
@@ -212,11 +234,35 @@ def _own_invitation(address: str, relay: bool) -> JoinText:
     except SettingError:
         raise SettingError(
             f"nothing says by what {address} is to be known",
-            hint="Add --join with the text that the server, or `umbel nodes invite`, printed.",
+            hint="Add --join with the text that `umbel nodes invite` printed, or @FILE for a file that has it.",
         ) from None
     with Operator.connect(found) as server:
         invited = server.call("nodes.invite", **({"relay": True} if relay else {}))
         return JoinText.parse(str(invited["line"]).split()[-1])
+
+
+def limits(
+    memory: str | None,
+    cpus: int | None,
+    task_time: float | None,
+    no_network: bool,
+    read: Sequence[str],
+    write: Sequence[str],
+) -> Limits:
+    """What the command line says of the bounds of clients' code. Raises `SettingError`."""
+    from ..server.settings import byte_count
+
+    for path in (*read, *write):
+        if not os.path.exists(path):
+            raise SettingError(f"{path}, which clients' code may reach, is not there")
+    return Limits(
+        network=not no_network,
+        memory=None if memory is None else byte_count(memory),
+        cpus=cpus,
+        task_time=task_time,
+        read=[os.path.abspath(path) for path in read],
+        write=[os.path.abspath(path) for path in write],
+    )
 
 
 def clients_of(order: NodeOrder) -> dict[str, Any]:

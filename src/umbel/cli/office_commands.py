@@ -16,10 +16,11 @@ from ..errors import SettingError
 from ..office.operator import Operator
 from ..trust import credentials
 from ..trust.authority import JoinText
+from ..wire.names import shown
 from ..wire.roles import OPERATORS
 from .terminal import ago, duration, plural, stdout
 
-STATES = {"connected": "green", "offline": "red", "pending": "yellow", "revoked": "dim"}
+STATES = {"connected": "green", "offline": "red", "pending": "yellow", "restored": "bold red", "revoked": "dim"}
 MOST_CLIENTS = 4
 
 
@@ -36,19 +37,25 @@ def invite(
     name: str | None,
     hours: float,
     relay: bool,
+    clients: str | None,
+    most: int | None,
     approval: bool,
     json: bool,
 ) -> None:
     """Make an invitation and print what its node types; with `approval` one that needs no secret, for any node."""
     if approval:
-        if name is not None or relay:
-            raise SettingError("--name and --relay go with an invitation for one node, not with --approval")
+        if name is not None or relay or clients is not None or most is not None:
+            raise SettingError(
+                "--name, --relay, --clients and --at-most go with an invitation for one node, not with --approval",
+                hint="Say them to `umbel nodes approve`.",
+            )
         known = credentials.find(on, token, folder)
         found: dict[str, Any] = {"line": f"umbel node {known.address} --join {JoinText(known.join.authority).text}"}
         good = "good for any node, which then waits until it is approved"
     else:
         with office(on, token, folder) as server:
-            found = server.call("nodes.invite", name=name, hours=hours, **({"relay": True} if relay else {}))
+            more = {**({"relay": True} if relay else {}), **bounds(clients, most)}
+            found = server.call("nodes.invite", name=name, hours=hours, **more)
         what = "relay" if relay else "node"
         good = f"good for {f'{what} {name}' if name else f'one {what}'}, for {duration(3600 * hours)}"
     if json:
@@ -71,7 +78,7 @@ def list_nodes(on: str | None, token: str | None, folder: Path, *, json: bool) -
             row["id"][:8],
             f"{row['name']} (relay)" if row.get("relay") else row["name"],
             Text(state := _state(row), style=STATES.get(state, "")),
-            _clients(row["clients"], row["count"], row["elsewhere"]),
+            _clients(row["clients"], row["count"], row["refused"]),
             "" if row["connected"] else _seen(row["seen_at"]),
         )
         for row in rows
@@ -90,6 +97,39 @@ def judge_node(on: str | None, token: str | None, folder: Path, node: str, verdi
     stdout().print(Text(f"node {found['name']} ({found['node'][:8]}) {words[verdict]}"))
 
 
+def bounds(clients: str | None, most: int | None) -> dict[str, Any]:
+    """What a request says of the names that a node may use: `clients` are names and patterns with commas between."""
+    names = [name.strip() for name in (clients or "").split(",") if name.strip()]
+    if clients is not None and not names:
+        raise SettingError("--clients names no clients", hint="Write, say: --clients 'ward-*,icu-7'")
+    return {**({"clients": names} if names else {}), **({} if most is None else {"most": most})}
+
+
+def release(on: str | None, token: str | None, folder: Path, clients: Sequence[str], node: str | None) -> None:
+    """Free client names, or all of a node."""
+    if bool(clients) == (node is not None):
+        raise SettingError("name the clients that are to be free, or a node by --all-of NODE")
+    with office(on, token, folder) as server:
+        found = server.call("nodes.release", **({"node": node} if node is not None else {"clients": list(clients)}))
+    stdout().print(Text(f"{plural(found['count'], 'client name')} released"))
+    for client, home in found["hosts"].items():
+        stdout().print(Text(f"  {shown(client)} is hosted by {home[:8]} now"))
+
+
+def change_authority(on: str | None, token: str | None, folder: Path, step: str, **more: Any) -> None:
+    """Make a successor of the server's authority, or let it take its place."""
+    with office(on, token, folder) as server:
+        found = server.call(f"authority.{step}", **more)
+    console = stdout()
+    if step == "rotate":
+        console.print(Text(f"nodes and operators that connect from now on trust {found['authority'][:16]}, too"))
+        console.print(Text("  once all have: umbel authority retire", style="cyan"))
+        return
+    console.print(Text(f"{found['authority'][:16]} has taken the place of the authority before it"))
+    if found["away"]:
+        console.print(Text(f"these may have to join anew: {', '.join(found['away'])}"), soft_wrap=True)
+
+
 def add_operator(on: str | None, token: str | None, folder: Path, *, name: str, role: str, json: bool) -> None:
     """Add an operator and print what they type."""
     if role not in OPERATORS:
@@ -101,7 +141,8 @@ def add_operator(on: str | None, token: str | None, folder: Path, *, name: str, 
         return
     console = stdout()
     console.print(Text(f"{name} may {role}; give them this, by a way that nobody else reads. It is not shown again."))
-    console.print(Text(f"  umbel login {server.address} {found['line']}", style="cyan"), soft_wrap=True)
+    console.print(Text(f"  {found['line']}", style="cyan"), soft_wrap=True)
+    console.print(Text(f"They type `umbel login {server.address}`, which asks for it."))
 
 
 def list_operators(on: str | None, token: str | None, folder: Path, *, json: bool) -> None:
@@ -139,7 +180,10 @@ def audit(on: str | None, token: str | None, folder: Path, *, count: int, json: 
     if json:
         print(jsons.dumps(rows))
         return
-    lines = [(_date(row["at"]), row["who"][:13], row["did"], _facts(row["what"])) for row in rows]
+    facts = [{**(row["what"] or {}), "from": row.get("peer")} for row in rows]
+    lines = [
+        (_date(row["at"]), row["who"][:13], row["did"], _facts(what)) for row, what in zip(rows, facts, strict=True)
+    ]
     _print_table(("when", "who", "did", "what"), lines, "nothing has been done yet")
 
 
@@ -158,12 +202,10 @@ def _state(row: Mapping[str, Any]) -> str:
     return "connected" if row["connected"] else "offline" if row["status"] == "approved" else str(row["status"])
 
 
-def _clients(names: Sequence[str], count: int, elsewhere: Mapping[str, str]) -> str:
-    """What a node hosts, `count` clients of which these are the first, and what it names in vain, with the node that
-    hosts that.
-    """
-    listed = [*names[:MOST_CLIENTS], *(f"{client} (hosted by {node})" for client, node in elsewhere.items())]
-    left = count + len(elsewhere) - len(listed[:MOST_CLIENTS])
+def _clients(names: Sequence[str], count: int, refused: Mapping[str, str]) -> str:
+    """What a node hosts, `count` clients of which these are the first, and what it names in vain, with the reason."""
+    listed = [*names[:MOST_CLIENTS], *(f"{client} ({why})" for client, why in refused.items())]
+    left = count + len(refused) - len(listed[:MOST_CLIENTS])
     return ", ".join(listed[:MOST_CLIENTS]) + (f" and {plural(left, 'other')}" if left else "")
 
 

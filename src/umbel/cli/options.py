@@ -37,13 +37,14 @@ class Commands(TyperGroup):
         super().format_help(ctx, formatter)
 
 
-def group(name: str, help: str) -> typer.Typer:
-    """A command with commands of its own."""
+def group(name: str, help: str, *, alone: bool = False) -> typer.Typer:
+    """A command with commands of its own; one that does something `alone` is that of its callback."""
     return typer.Typer(
         cls=Commands,
         name=name,
         help=help,
-        no_args_is_help=True,
+        no_args_is_help=not alone,
+        invoke_without_command=alone,
         add_completion=False,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
@@ -76,7 +77,8 @@ Token = Annotated[
     typer.Option(
         "--token",
         metavar="TEXT",
-        help="An operator's token, or a file with one; by default $UMBEL_TOKEN, or what `umbel login` has kept.",
+        help="An operator's token, a file with one, or - for standard input; by default $UMBEL_TOKEN, or what"
+        " `umbel login` has kept.",
     ),
 ]
 Home = Annotated[Path, typer.Option("--dir", metavar="DIR", help="The server's folder, on this machine.")]

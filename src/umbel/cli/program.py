@@ -120,6 +120,10 @@ Only = Annotated[
     list[str] | None,
     typer.Option("--only", metavar="CLIENT", help="With --on: this client belongs to the run; all by default."),
 ]
+Expires = Annotated[
+    float | None,
+    typer.Option("--expires", metavar="DAYS", min=0, help="With --on: your signature is good for so long."),
+]
 Detach = Annotated[bool, typer.Option("--detach", help="With --on: do not follow the run.")]
 
 
@@ -137,6 +141,7 @@ def run(
     plan: Plan = False,
     on: RunOn = None,
     only: Only = None,
+    expires: Expires = None,
     detach: Detach = False,
     token: Token = None,
     json: Json = False,
@@ -159,11 +164,12 @@ def run(
                 seed=seed,
                 assignments=assigned,
                 only=members,
+                expires=expires,
                 detach=detach,
                 json=json,
             )
             return
-        refuse({"--only": only, "--detach": detach or None, "--token": token}, "goes with --on")
+        refuse({"--only": only, "--expires": expires, "--detach": detach or None, "--token": token}, "goes with --on")
         from .federations import Wanted
         from .run_commands import plan as plan_run
         from .run_commands import run
@@ -339,6 +345,39 @@ def pull(
         from .remote_commands import pull_from
 
         pull_from(run, on, token, folder)
+
+
+@program.command()
+def chaos(
+    apps: Annotated[
+        list[str], typer.Argument(metavar="APP...", help="Python files with an umbel.App, or FILE:NAME; by turns.")
+    ],
+    kills: Annotated[int, typer.Option("--kills", metavar="N", min=1, help="How many processes to kill, in all.")] = 30,
+    runs: Annotated[int, typer.Option("--runs", metavar="N", min=1, help="In how many runs.")] = 3,
+    nodes: Annotated[int, typer.Option("--nodes", metavar="N", min=1, help="Nodes in each deployment.")] = 4,
+    relays: Annotated[
+        int, typer.Option("--relays", metavar="N", min=0, help="Relays, with half of the nodes below them.")
+    ] = 1,
+    clients: Annotated[int, typer.Option("--clients", metavar="N", min=1, help="Clients, dealt to the nodes.")] = 6,
+    rounds: Annotated[
+        int | None, typer.Option("--rounds", metavar="N", min=1, help="Of each run; by default as many as it takes.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Same seed: same schedule of what happens.")] = 1,
+    drills: Annotated[
+        str, typer.Option("--drills", metavar="LIST", help="Of kill, stop, cut, throttle, rollback and fill.")
+    ] = "kill,stop,cut,throttle",
+    folder: Annotated[
+        Path | None, typer.Option("--folder", metavar="DIR", help="Where the logs of runs are that go wrong.")
+    ] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Drill a deployment on this machine: kill, stop and cut off all that an app's run needs, and compare the bits."""
+    with reported(debug, json):
+        from .chaos_commands import chaos
+
+        order = {"kills": kills, "runs": runs, "nodes": nodes, "relays": relays, "clients": clients, "seed": seed}
+        chaos(apps, {**order, "rounds": rounds}, drills, folder, json=json)
 
 
 deployment.register(program)

@@ -15,6 +15,7 @@ from rich.text import Text
 from ..errors import SettingError
 from ..office.operator import Operator
 from ..office.pulling import pull
+from ..runs.config import laid_over
 from ..trust import credentials
 from . import settings
 from .application import LoadedApp, load
@@ -41,6 +42,7 @@ def run_on(
     seed: int,
     assignments: Sequence[str],
     only: Sequence[str],
+    expires: float | None,
     detach: bool,
     json: bool,
 ) -> None:
@@ -51,22 +53,33 @@ def run_on(
         raise SettingError(f"--rounds {rounds} and --set rounds={changed.rounds} disagree", hint="Keep one of them.")
     with server(on, token) as office:
         order = {"rounds": rounds or changed.rounds, "seed": seed, "config": changed.config}
-        run = _submit(office, loaded, {**order, "set": list(assignments), "clients": list(only)})
+        said = {**order, "set": list(assignments), "clients": list(only)}
+        run = _submit(office, loaded, said, laid_over(changed.app.config, changed.config), expires)
         if detach:
             _print_detached(run, on, json)
             return
         _follow(office, run, on, json)
 
 
-def _submit(office: Operator, loaded: LoadedApp, order: dict[str, Any]) -> str:
-    from ..trust.identity import sign_archive
+def _submit(
+    office: Operator, loaded: LoadedApp, order: dict[str, Any], config: dict[str, Any], expires: float | None
+) -> str:
     from ..trust.packing import pack
+    from ..trust.statement import Statement, digest
 
     packed = pack(loaded.app, loaded.path, loaded.name)
     key = credentials.author_key()
     client, app = office.upload(packed.client), office.upload(packed.app)
     # The id is made here, so that a submission that is sent again after a lost connection makes no second run.
     run = f"{loaded.title}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    said = Statement(
+        app=loaded.title,
+        archive=client.sha256.hex(),
+        version=packed.version,
+        config=digest(jsons.dumps(config)),
+        federation=office.federation,
+        expires=None if expires is None else time.time() + 86400.0 * expires,
+    )
     found = office.call(
         "runs.submit",
         run=run,
@@ -74,7 +87,8 @@ def _submit(office: Operator, loaded: LoadedApp, order: dict[str, Any]) -> str:
         client={"sha256": client.sha256.hex(), "size": client.size},
         app={"sha256": app.sha256.hex(), "size": app.size},
         author=key.public.hex(),
-        signature=sign_archive(key, client.sha256).hex(),
+        statement=said.text().decode(),
+        signature=said.signed(key).hex(),
         settings={name: value for name, value in order.items() if value not in (None, [], {})},
     )
     return str(found["run"])

@@ -115,7 +115,8 @@ def resume(
         federation = Wanted.again(record.log.started.app, workers).federation(loaded)
 
         def go_on(observer: Observer) -> Result:
-            return resume_run(changed.app, record.folder, on=federation, rounds=rounds, observers=(observer,))
+            where = {"on": federation, "source": loaded.source()}
+            return resume_run(changed.app, record.folder, **where, rounds=rounds, observers=(observer,))
 
         if is_over(record.log, rounds):
             warn(f"this run is over after {plural(len(record.log.rounds), 'round')}; --rounds N goes on with it")

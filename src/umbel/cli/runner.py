@@ -1,13 +1,15 @@
-"""The process of a run that a server has started: ``python -m umbel.cli.runner`` in the run's folder.
+"""The process of a run that a server has started: ``python -m umbel.cli.runner`` in the home of the run's
+folder, ``home`` below it.
 
 One line of JSON comes on the standard input: the run's id, its token, and the server's address. The folder holds the
-app, the client's archive as data holders get it, and what the run was submitted with. The run's own folder is ``run``
-below it. Why it failed is left in ``error.json``.
+app, the client's archive as data holders get it, and what the run was submitted with; only what is below ``home``,
+``tmp``, ``run`` (the run's own folder) and ``link`` may be written to. Why it failed is left in ``home/error.json``.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import threading
@@ -31,9 +33,10 @@ def main() -> int:
     order = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_server, daemon=True).start()
     signal.signal(signal.SIGTERM, _interrupt)
-    folder = Path.cwd()
+    home = Path.cwd()
+    folder = home.parent
     submission = json.loads((folder / "submission.json").read_text())
-    (folder / "error.json").unlink(missing_ok=True)
+    (home / "error.json").unlink(missing_ok=True)
     try:
         _drive(folder, submission, order)
     except UmbelError as error:
@@ -43,7 +46,7 @@ def main() -> int:
         text = " ".join([str(error), *(f"({note})" for note in getattr(error, "__notes__", ()))])
         print(text, file=sys.stderr, flush=True)
         where = {"error": text, "kind": type(error).__name__}
-        (folder / "error.json").write_text(json.dumps(where))
+        (home / "error.json").write_text(json.dumps(where))
         return next((code for kind, code in CODES if isinstance(error, kind)), 1)
     except KeyboardInterrupt:  # before the run began, or after its end
         return 0
@@ -65,17 +68,21 @@ def _drive(folder: Path, submission: dict[str, Any], order: dict[str, str]) -> N
     signed = Signed(
         (folder / "client.archive").read_bytes(),
         bytes.fromhex(submission["author"]),
+        submission["statement"].encode(),
         bytes.fromhex(submission["signature"]),
     )
     remote = Remote(
         order["address"],
         clients=_clients(settings),
-        connect=lambda address, **how: ServerLink(credentials, order["run"], patient=True, scratch=folder / "link"),
+        connect=lambda address, **how: ServerLink(
+            credentials, order["run"], patient=True, scratch=folder / "link", given=_given(folder)
+        ),
         signed=signed,
     )
     place = folder / OVER
+    source = {"name": manifest["attribute"], "file": manifest["file"], "sha256": submission["app"]["sha256"]}
     if has_log(place):
-        resume(changed.app, place, on=remote, rounds=settings.get("rounds"))
+        resume(changed.app, place, on=remote, rounds=settings.get("rounds"), source=source)
         return
     run(
         changed.app,
@@ -85,11 +92,15 @@ def _drive(folder: Path, submission: dict[str, Any], order: dict[str, str]) -> N
         config={**changed.config, **settings.get("config", {})},
         folder=folder,
         name=submission["name"],
-        source={"name": manifest["attribute"], "file": manifest["file"]},
+        source=source,
         settings={"set": settings.get("set", [])},
         id=order["run"],
         place=OVER,
     )
+
+
+def _given(folder: Path) -> Path | None:
+    return folder / "given" if (folder / "given").is_dir() else None
 
 
 def _clients(settings: dict[str, Any]) -> Any:
@@ -111,8 +122,6 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def _end_with_server() -> None:
     """The server's end of the standard input closes when it dies."""
-    import os
-
     while sys.stdin.readline():
         pass
     os._exit(70)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ..server.settings import ServerOpened, ServerSettings, byte_count
+from ..work.confinement import lacking
+from .faults import warn
 from .lock import alone
 from .terminal import log_to_stderr, stdout
 
@@ -27,6 +30,7 @@ def settings(
     quota: str | None,
     node_quota: str | None = None,
     largest_answer: str | None = None,
+    log_quota: str | None = None,
 ) -> ServerSettings:
     """What the command line says of a server. Raises `SettingError`."""
     given: dict[str, Any] = {}
@@ -34,7 +38,7 @@ def settings(
         given["listen"] = listen
     if http is not None:
         given["http"] = "" if http == NO_PAGES else http
-    sizes = {"quota": quota, "node_quota": node_quota, "largest_answer": largest_answer}
+    sizes = {"quota": quota, "node_quota": node_quota, "largest_answer": largest_answer, "log_quota": log_quota}
     given |= {name: byte_count(text) for name, text in sizes.items() if text is not None}
     return ServerSettings(
         folder,
@@ -49,9 +53,16 @@ def serve(settings: ServerSettings) -> None:
     """Be a server until somebody stops it."""
     from ..server.service import serve as run_server
 
+    warn_of_gaps()
     log_to_stderr()
     with alone(settings.folder, "a server", "Give this one a folder of its own: --dir DIR."):
-        run_server(settings, announce)
+        run_server(settings, announce, invites=sys.stdout.isatty())
+
+
+def warn_of_gaps() -> None:
+    """Say in one line what is not isolated of the processes that run others' code, if anything is not."""
+    if gaps := lacking():
+        warn(f"not isolated: {'; '.join(what for what, _ in gaps)}")
 
 
 def announce(opened: ServerOpened) -> None:
@@ -65,6 +76,11 @@ def announce(opened: ServerOpened) -> None:
     facts.add_row("folder", Text(str(opened.folder)))
     console = stdout()
     console.print(Padding(facts, (1, 1, 0, 1), expand=False))
-    console.print(Text("\n a node joins by:"))
-    console.print(Text(f"   {opened.line}\n", style="cyan"), soft_wrap=True)
+    if opened.line is not None:
+        told, line = "a node joins by:", opened.line
+    else:  # nobody need see it, and what is printed may be kept
+        told = f"a node joins by the line that `umbel nodes invite --dir {opened.folder}` prints:"
+        line = f"umbel node {opened.address} --join @FILE"
+    console.print(Text(f"\n {told}"), soft_wrap=True)
+    console.print(Text(f"   {line}\n", style="cyan"), soft_wrap=True)
     console.file.flush()

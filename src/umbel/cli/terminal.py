@@ -13,6 +13,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
 from ..wire.names import shown
+from .repeats import Repeats
 
 PARTS = ("test", "evaluate", "train")
 """Whose metrics are shown first."""
@@ -62,6 +63,7 @@ def log_to_stderr(debug: bool = False) -> None:
     """Have what a server or a node notes printed on stderr, a line each; with `debug` also what finds faults."""
     logging.getLogger("umbel").setLevel(logging.DEBUG if debug else logging.INFO)
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(Repeats())
     handler.setFormatter(_Lines("%(asctime)s %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 

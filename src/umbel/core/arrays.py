@@ -270,7 +270,7 @@ class Arrays(Mapping[str, Array]):
         try:
             roles = json.loads(metadata.get("umbel", "{}")).get("roles", {})
             return Arrays(arrays, {n: r for n, r in roles.items() if n in arrays})
-        except (ValueError, AttributeError, TypeError) as error:
+        except (ValueError, AttributeError, TypeError, RecursionError) as error:
             raise CorruptFile(f"these bytes hold arrays, but their roles cannot be read: {error}") from error
 
     @staticmethod

@@ -2,7 +2,8 @@
 
 The node and its child talk in lines of JSON over two pipes of their own, since what clients print goes to the standard
 output, which is the run's log. Each line is an object with a `type`. What is large lies in files: a *part* is
-``{"file": path}``, ``{"base64": text}``, or null for nothing. Nothing is pickled.
+``{"file": path}``, ``{"base64": text}``, or null for nothing. With ``"given": true`` a file is the child's to remove
+once it has read it. Nothing is pickled.
 
 To the child:
 
@@ -58,6 +59,7 @@ from ..core.elementwise import mean
 from ..core.randomness import Key
 from ..core.task import Failed, Task
 from ..errors import AppError, ClientId, UmbelError
+from ..store.patience import Patience
 from ..wire.names import client_id
 from ..work.executor import EncodedAnswer, Executor
 from ..work.intake import told
@@ -69,6 +71,10 @@ TELL_SECONDS = 0.2
 """At least so long between two lines that tell of progress."""
 
 Message = dict[str, Any]
+
+
+_PATIENCE = Patience(None, lambda text: print(text, file=sys.stderr))
+"""Where the disk is full a client that has computed something waits for room."""
 
 
 class Pipes:
@@ -141,6 +147,7 @@ class KeptState:
         if part is None:
             return {}
         data = Path(part["file"]).read_bytes() if "file" in part else base64.b64decode(part["base64"])
+        _taken(part)
         return dict(encoding.decode(data))  # copies: a handler may write to what it has kept
 
 
@@ -290,12 +297,12 @@ def _written(answered: EncodedAnswer, result: Path) -> Message:
     if small and len(data) <= INLINE_BYTES:
         part: Message = _inline(data)
     else:
-        sha256, size = encoding.save_file(result, update)
+        sha256, size = _PATIENCE(encoding.save_file, result, update)
         part = {"file": str(result), "sha256": sha256, "size": size}
     state: Message | None = None
     if answered.state is not None and len(answered.state) > INLINE_BYTES:
         path = Path(f"{result}.state")
-        path.write_bytes(answered.state)
+        _PATIENCE(path.write_bytes, answered.state)
         state = {"file": str(path)}
     elif answered.state is not None:
         state = _inline(answered.state)
@@ -319,32 +326,28 @@ def _nbytes(arrays: Iterable[Any]) -> int:
 def _tree(part: Message) -> dict[str, Any]:
     """A tree, whose arrays may be mapped files."""
     found = encoding.load_file(part["file"]) if "file" in part else encoding.decode(base64.b64decode(part["base64"]))
+    _taken(part)
     return dict(found)
 
 
 def _arrays(part: Message) -> Arrays:
-    return Arrays.from_file(part["file"]) if "file" in part else Arrays.from_bytes(base64.b64decode(part["base64"]))
+    found = Arrays.from_file(part["file"]) if "file" in part else Arrays.from_bytes(base64.b64decode(part["base64"]))
+    _taken(part)
+    return found
+
+
+def _taken(part: Message) -> None:
+    """What was given is read, or mapped: it needs its name no more."""
+    if part.get("given"):
+        Path(part["file"]).unlink(missing_ok=True)
 
 
 def _said(error: UmbelError) -> str:
     return f"{error.message} ({error.hint})" if error.hint else error.message
 
 
-def _die_with(parent: int) -> None:
-    """Have this process killed with its node, where the system can do that, even while it hangs in foreign code."""
-    if not sys.platform.startswith("linux"):
-        return
-    import ctypes
-
-    prctl: Callable[..., int] = ctypes.CDLL(None).prctl
-    prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:
-        os._exit(1)  # it was gone before
-
-
-def main(orders: int, answers: int, parent: int) -> None:
-    """Be a child of the process `parent`; the two descriptors are those of the pipes."""
-    _die_with(parent)
+def main(orders: int, answers: int) -> None:
+    """Be a child; the two descriptors are those of the pipes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; only the node decides
     faulthandler.enable()
     for stream in (sys.stdout, sys.stderr):
@@ -371,4 +374,4 @@ def main(orders: int, answers: int, parent: int) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:4]))
+    main(*map(int, sys.argv[1:3]))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -14,6 +15,8 @@ from ..core.contract import mismatch
 from ..errors import UmbelError
 from ..trust import archive as archives
 from ..trust.policy import Policy, archive_sha256
+from ..trust.statement import Statement
+from ..trust.versions import Versions
 from ..wire import messages as m
 from .signals import HostReady, Start
 
@@ -29,39 +32,81 @@ class Verdict:
 class Gate(Protocol):
     """What a node lets in. Reasons are empty where nothing speaks against it.
 
+    - `against_run` judges a run by what it says of itself, before anything of it is fetched.
     - `check` judges a run and its archive, which may be large: it is called in another thread. An `UmbelError` denies.
     - `against_ask` judges what a run asks of all its clients, as far as it is known before anything is fetched.
-    - `against_task` judges what one client would get: its `config`, its `model`, and what its update is expected to be
-      (`expects`). It is called only where `judges_tasks` is true.
+    - `against_task` judges what one client would get: its `config` (`laid_over` names what in it is not the run's), its
+      `model`, and what its update is expected to be (`expects`). It is called only where `judges_tasks` is true.
     """
 
     judges_tasks: bool
 
+    def against_run(self, spec: m.RunSpec) -> str: ...
     def check(self, spec: m.RunSpec, archive: Path) -> Verdict: ...
     def against_ask(self, spec: m.RunSpec, ask: m.AskSpec) -> str: ...
     def against_task(self, ask: m.AskSpec, sent: Mapping[str, Any]) -> str: ...
 
 
 class PolicyGate:
-    """Lets in what a policy allows, if it is what it is said to be and its requirements are installed."""
+    """Lets in what a policy allows, if it is what its author has signed and its requirements are installed.
 
-    def __init__(self, policy: Policy) -> None:
+    `versions` are those that were let in before, `federations` the public keys, in hexadecimal, by which this node's
+    federation is known; `now` is this machine's clock.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        versions: Versions | None = None,
+        federations: Container[str] = (),
+        now: Callable[[], float] = time.time,
+    ) -> None:
         self._policy = policy
+        self._versions = Versions() if versions is None else versions
+        self._federations, self._now = federations, now
         self.judges_tasks = policy.judges_tasks
 
+    def against_run(self, spec: m.RunSpec) -> str:
+        """Why not even the archive of a run is fetched: its size, its signature, or the policy is against it."""
+        size = spec.archive.blob.size if spec.archive.WhichOneof("at") == "blob" else len(spec.archive.inline)
+        if size > (most := self._policy.largest_archive):
+            return (
+                f"its archive has {size:,} bytes, and here at most {most:,} are taken (largest_archive of the policy)"
+            )
+        try:
+            said = Statement.of(spec)
+        except UmbelError as error:
+            return error.message
+        author = spec.author if said is not None else b""
+        return "; ".join(self._against_statement(spec, said) + self._policy.check_announced(spec, author))
+
     def check(self, spec: m.RunSpec, archive: Path) -> Verdict:
-        """Judge a run by its archive, the policy and what is installed. Raises `AppError` and `OSError`."""
-        read = archives.verify(archive.read_bytes(), archive_sha256(spec), spec.author, spec.signature)
-        author = spec.author if spec.signature else b""
+        """Judge a run by its archive, what its author has signed, the policy and what is installed. Raises `AppError`,
+        `StorageError` and `OSError`.
+        """
+        read = archives.verify(archive.read_bytes(), archive_sha256(spec))
+        said = Statement.of(spec)
+        reasons = self._against_statement(spec, said)
+        author = spec.author if said is not None else b""
         asks = self._policy.asks_owner(spec, read.manifest, author)
-        reasons = [] if asks else self._policy.check_run(spec, read.manifest, author)
+        reasons += [] if asks else self._policy.check_run(spec, read.manifest, author)
         if reasons := reasons or read.missing():
             return Verdict("deny", "; ".join(reasons))
+        if not asks and said is not None:
+            self._versions.accept(spec.author, said.app, said.version)
         return Verdict("ask" if asks else "allow")
+
+    def _against_statement(self, spec: m.RunSpec, said: Statement | None) -> list[str]:
+        sha256 = archive_sha256(spec)
+        reasons = [] if said is None else said.against(spec, sha256, self._federations, self._now())
+        greatest = 0 if said is None else self._versions.greatest(spec.author, said.app)
+        return reasons + self._policy.check_statement(said, sha256, greatest)
 
     def against_ask(self, spec: m.RunSpec, ask: m.AskSpec) -> str:
         """Why an ask is not answered here."""
-        return "; ".join(self._policy.check_ask(ask))
+        said = Statement.of(spec)
+        expired = [] if said is None else said.expired(self._now())
+        return "; ".join(expired + self._policy.check_ask(ask))
 
     def against_task(self, ask: m.AskSpec, sent: Mapping[str, Any]) -> str:
         """Why an ask is not answered by a client that gets this."""
@@ -72,7 +117,7 @@ def against_client(contract: str, ready: HostReady) -> str:
     """Why a client is not what its run's contract asks for; empty if it is."""
     try:
         return "; ".join(mismatch(json.loads(contract), ready.handlers, ready.transforms)) if contract else ""
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except Exception as error:
         return f"the run's contract cannot be read: {error!r}"
 
 
@@ -85,10 +130,12 @@ def against_start(gate: Gate, start: Start, config: str, path: Callable[[bytes],
         sent = {**_tree(start.task.own, path), **_tree(start.ask.shared, path)}
         if start.ask.HasField("model"):
             sent["model"] = _model(start.ask.model, path)
-        sent["config"] = {**json.loads(config or "{}"), **sent.get("config", {})}
-    except (ValueError, TypeError, AttributeError, KeyError, UmbelError) as error:
+        own = json.loads(config or "{}")
+        sent["config"] = {**own, **sent.get("config", {})}
+        sent["laid_over"] = sorted(key for key, value in sent["config"].items() if key not in own or own[key] != value)
+        return gate.against_task(start.ask, sent)
+    except Exception as error:
         return f"what is sent with it cannot be read: {error}"
-    return gate.against_task(start.ask, sent)
 
 
 def _model(payload: m.Payload, path: Callable[[bytes], Path | None]) -> Arrays | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
 
@@ -11,6 +12,7 @@ from .session import ServerSession
 from .signals import Effect, FetchBlob, ReleaseBlob
 from .spool import Acknowledged, Spool, StoredAnswer
 
+_LOG = logging.getLogger("umbel.node")
 REASON_LETTERS = 2000
 """Reasons are cut to so many letters."""
 
@@ -91,7 +93,10 @@ class OwedAnswers:
         self._kept: dict[tuple[str, str], m.Result] = {}
         self._said: dict[tuple[str, str], deque[tuple[int, bool]]] = {}
         for data in spool.answers():
-            self._hold(m.Result.FromString(data))
+            try:
+                self._hold(m.Result.FromString(data))
+            except Exception as error:  # it is asked for again, and its client has answered: that one is missed
+                _LOG.error("an answer in this node's folder cannot be read, and is left out: %r", error)
 
     def runs(self) -> set[str]:
         """The runs to which answers are owed."""

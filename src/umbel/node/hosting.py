@@ -29,7 +29,8 @@ HostEvent = HostReady | HostRefused | HostDied | OwnerAsked | Approved | Denied
 class RunHosting:
     """How far one run's host is, and what the server is told of it.
 
-    `do` takes effects, `allows` is the owner's policy about asks. What could not be prepared is tried again at
+    `do` takes effects, `admits` is the owner's policy about runs before anything of them is fetched, `allows` that
+    about asks. What could not be prepared is tried again at
     `again_at`, None where nothing is.
     """
 
@@ -40,6 +41,7 @@ class RunHosting:
         blobs: NeededBlobs,
         do: Callable[[Effect], None],
         allows: Callable[[m.RunSpec, m.AskSpec], str] | None,
+        admits: Callable[[m.RunSpec], str] | None = None,
     ) -> None:
         self.again_at: float | None = None
         self._spec = spec
@@ -47,6 +49,7 @@ class RunHosting:
         self._blobs = blobs
         self._do = do
         self._allows = allows
+        self._admits = admits
         self._standing = Standing(f"run {spec.run}", RUNS, RunStanding.NEW)
         self._reason = ""
         self._approved = False
@@ -151,6 +154,9 @@ class RunHosting:
 
     def _prepare(self) -> None:
         self._reason, self.again_at = "", None
+        if self._admits is not None and (reason := self._admits(self._spec)):
+            self._refuse(RunStep.REFUSE, reason)
+            return
         blob = blob_of(self._spec, "archive")
         if blob is not None:
             self._blobs.add(self._spec.run, blob, "archive")

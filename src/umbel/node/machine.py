@@ -9,10 +9,12 @@ from ..core.task import Ticked
 from ..errors import ProtocolError
 from ..wire import messages as m
 from ..wire.blobs import Fetched, NotFetched
+from ..wire.limits import ALIVE_TASKS
+from ..wire.portions import portions, text_bytes
 from .holdings import NeededBlobs, OwedAnswers, outcome
 from .hosted import HostedRun, HostedTask
 from .hosting import RunHosting
-from .orders import ask_text, blob_of, check, task_text
+from .orders import ask_text, blob_of, check, task_text, too_large
 from .session import ServerSession
 from .signals import (
     Approved,
@@ -49,7 +51,8 @@ class NodeMachine:
     and never do two tasks of one client of a run run at once.
 
     `clients` are those that it hosts, by their text. `allows(spec, ask)` is the owner's policy about what a run asks:
-    the reason against it, empty where it is allowed.
+    the reason against it, empty where it is allowed; `admits(spec)` is that about a run before its archive is fetched.
+    No task is done that needs a blob of more than `largest` bytes.
     """
 
     def __init__(
@@ -59,15 +62,19 @@ class NodeMachine:
         *,
         slots: int = 1,
         allows: Callable[[m.RunSpec, m.AskSpec], str] | None = None,
+        admits: Callable[[m.RunSpec], str] | None = None,
+        largest: int | None = None,
     ) -> None:
         self.next_tick: float | None = None
         self._spool = spool
         self._clients = frozenset(clients)
         self._slots = slots
-        self._allows = allows
+        self._allows, self._admits = allows, admits
+        self._largest = largest
         self._runs: dict[str, HostedRun] = {}
         self._asleep = spool.runs()
         self._finished: deque[str] = deque()
+        self._spoiled: dict[str, str] = {}
         self._out: list[Effect] = []
         self._do = self._out.append
         self._session = ServerSession(self._do)
@@ -90,7 +97,7 @@ class NodeMachine:
                 self._session.end()
                 self._answers.part()
             case ServerSaid(message):
-                self._receive(message)
+                self._hear(message)
             case Fetched(run, sha):
                 self._fetched(run, sha)
             case NotFetched(run, sha, reason):
@@ -134,7 +141,29 @@ class NodeMachine:
         # All that it has: the server answers with a Cancel of what is not wanted, a CloseRun for a run that is over.
         held = {run.id: run.tasks() for run in self._runs.values()}
         for id in sorted(self._asleep | held.keys() | self._answers.runs()):
-            self._session.say(alive=m.Alive(run=id, tasks=held.get(id, [])))
+            for part in portions(held.get(id, []), text_bytes, most=ALIVE_TASKS) if held.get(id) else [[]]:
+                self._session.say(alive=m.Alive(run=id, tasks=part))
+
+    def _hear(self, message: m.Message) -> None:
+        """Take what the server says. What cannot be handled costs the run that it is about, or else the session."""
+        kind = message.WhichOneof("body") or ""
+        run = getattr(getattr(message, kind), "run", "") if kind else ""
+        if run in self._spoiled and kind not in ("run_spec", "close_run"):
+            if kind == "task":
+                self._answers.refuse(message.task, self._spoiled[run])
+            return
+        try:
+            self._receive(message)
+        except ProtocolError:
+            raise
+        except Exception as error:
+            reason = f"this node cannot handle the {kind} that the server says: {error!r:.200}"
+            if run not in self._runs:
+                raise ProtocolError(reason) from error
+            self._do(Note(f"run {run}: {reason}"))
+            self._close_run(m.CloseRun(run=run, status="failed"))
+            self._spoiled[run] = reason
+            self._session.say(run_answer=m.RunAnswer(run=run, reason=reason))
 
     def _receive(self, message: m.Message) -> None:
         check(message)
@@ -164,11 +193,12 @@ class NodeMachine:
                 raise ProtocolError(f"a server does not send a node a message {body!r}", m.CODE_NOT_ALLOWED)
 
     def _run_spec(self, spec: m.RunSpec) -> None:
+        self._spoiled.pop(spec.run, None)
         if self._spool.ended(spec.run):
             self._session.say(run_answer=m.RunAnswer(run=spec.run, reason="the run was finished before"))
             return
         if spec.run not in self._runs:
-            hosting = RunHosting(spec, self._session, self._blobs, self._do, self._allows)
+            hosting = RunHosting(spec, self._session, self._blobs, self._do, self._allows, self._admits)
             self._runs[spec.run] = HostedRun(spec.run, hosting, self._spool, self._blobs, self._answers, self._do)
             self._asleep.discard(spec.run)
             if spec.run in self._finished:
@@ -188,7 +218,7 @@ class NodeMachine:
             raise ProtocolError(f"{what} came before the AskSpec {task.ask}", m.CODE_UNKNOWN)
         if self._answers.answered(task, ask.digest) or run.has(task):
             return
-        reason = run.hosting.against(ask)
+        reason = run.hosting.against(ask) or too_large(task, ask, self._largest)
         if not reason:
             here = task.client in self._clients
             reason = run.lost(task) if here else f"client {task.client} is not hosted on this node"
@@ -205,6 +235,7 @@ class NodeMachine:
         self._spool.put(Settled(close.run, close.ask, newest))
 
     def _close_run(self, close: m.CloseRun) -> None:
+        self._spoiled.pop(close.run, None)
         if self._runs.pop(close.run, None) is not None:
             self._do(EndRun(close.run))
             self._do(Note(f"run {close.run} has {close.status}"))

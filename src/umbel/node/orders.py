@@ -6,8 +6,9 @@ from typing import Any
 
 from ..errors import ProtocolError
 from ..wire import messages as m
+from ..wire.bodies import body_text, check_body
 from ..wire.names import RUN_ID
-from ..wire.texts import read_json, read_steps
+from ..wire.texts import read_steps
 
 _LARGEST_ASK = 2**63 - 1
 _OVER = ("finished", "failed", "stopped")
@@ -16,25 +17,8 @@ _OVER = ("finished", "failed", "stopped")
 def check(message: m.Message) -> None:
     """Raise `ProtocolError` for an order that lacks a field, or has one that is out of range."""
     match message.WhichOneof("body"):
-        case "run_spec":
-            run = message.run_spec
-            _require(RUN_ID.fullmatch(run.run) is not None, f"a RunSpec with the run {run.run!r:.250}")
-            _check_payload(run, "archive", f"the RunSpec of {run.run}")
-            for name in ("contract", "config"):
-                if text := getattr(run, name):
-                    read_json(text, f"the {name} of {run.run}", dict)
-        case "ask_spec":
-            ask, what = message.ask_spec, ask_text(message.ask_spec)
-            _require(bool(ask.kind) and bool(ask.digest) and ask.ask <= _LARGEST_ASK, what)
-            steps_of(ask)
-            for name in ("model", "shared"):
-                _check_payload(ask, name, what)
-        case "task":
-            task, what = message.task, task_text(message.task)
-            _require(task.task == f"{task.ask}.{task.client}" and bool(task.client) and task.attempt > 0, what)
-            _require(len(task.key) == 32 and len(task.data_key) == 32, what)
-            _require(not task.base or client_of(task.base) == task.client, f"{what}, base")
-            _check_payload(task, "own", what)
+        case "run_spec" | "ask_spec" | "task" as kind:
+            check_body(kind, getattr(message, kind))
         case "close_ask":
             _require(message.close_ask.ask <= _LARGEST_ASK, f"the CloseAsk of {message.close_ask.run}")
         case "close_run":
@@ -45,12 +29,12 @@ def check(message: m.Message) -> None:
 
 def ask_text(ask: m.AskSpec) -> str:
     """An ask, as errors name it."""
-    return f"the AskSpec {ask.ask} of {ask.run}"
+    return body_text("ask_spec", ask)
 
 
 def task_text(task: m.Task) -> str:
     """A task, as errors name it."""
-    return f"the Task {task.task!r:.250} of {task.run}"
+    return body_text("task", task)
 
 
 def steps_of(ask: m.AskSpec) -> list[tuple[str, int]]:
@@ -62,6 +46,15 @@ def blob_of(message: Any, name: str) -> m.Blob | None:
     """The blob that a field of a message refers to, if it does."""
     payload: m.Payload = getattr(message, name)
     return payload.blob if payload.WhichOneof("at") == "blob" else None
+
+
+def too_large(task: m.Task, ask: m.AskSpec, largest: int | None) -> str:
+    """Why a task is not done, by what would have to be fetched for it; empty if nothing is too large."""
+    for message, name in ((ask, "model"), (ask, "shared"), (task, "own")):
+        blob = blob_of(message, name)
+        if blob is not None and largest is not None and blob.size > largest:
+            return f"what it needs has {blob.size:,} bytes ({name}), and this node keeps at most {largest:,} at once"
+    return ""
 
 
 def ask_of(task: str) -> int:
@@ -77,11 +70,3 @@ def client_of(task: str) -> str:
 def _require(fits: bool, what: str) -> None:
     if not fits:
         raise ProtocolError(f"{what}: a field is missing or out of range", m.CODE_MALFORMED)
-
-
-def _check_payload(message: Any, name: str, what: str) -> None:
-    if not message.HasField(name):
-        return
-    payload: m.Payload = getattr(message, name)
-    at = payload.WhichOneof("at")
-    _require(at is not None and (at != "blob" or len(payload.blob.sha256) == 32), f"{what}, {name}")

@@ -6,8 +6,6 @@ import asyncio
 import json
 import logging
 import os
-import signal
-import sys
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -15,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..wire import messages as m
+from ..work.confinement import Confinement, below, end
 from ..work.processes import ONE_THREAD, described
 from .child import Message
 from .signals import Start
@@ -46,28 +45,31 @@ class Child:
         self.asks: OrderedDict[int, int] = OrderedDict()  # with their bytes, the one used last at the end
         self.ticks = 0
         self.timer: asyncio.TimerHandle | None = None
+        self.fault = ""
+        self._limit: asyncio.TimerHandle | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._orders: asyncio.WriteTransport | None = None
         self._waiting: list[bytes] = []
         self._kept = b""
         self._doomed = False
 
-    async def live(self, path: Path, environment: dict[str, str], heard: Callable[[Message], None]) -> str:
+    async def live(
+        self, path: Path, environment: dict[str, str], confined: Confinement, heard: Callable[[Message], None]
+    ) -> str:
         """Run, and say in words how it ended; what it prints is added to the file `path`."""
         theirs_in, ours_out = os.pipe()
         ours_in, theirs_out = os.pipe()
         loop = asyncio.get_running_loop()
-        code = f"{theirs_in} {theirs_out} {os.getpid()}".split()
         try:
             with open(path, "ab") as printed:
                 self._process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-P", "-m", "umbel.node.child", *code),
+                    *confined.command("umbel.node.child", str(theirs_in), str(theirs_out)),
                     pass_fds=(theirs_in, theirs_out),
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=printed,
                     stderr=printed,
                     env=environment,
-                    start_new_session=True,  # so that what it starts is killed with it
+                    start_new_session=True,
                 )
         except BaseException:
             os.close(ours_in)
@@ -98,7 +100,7 @@ class Child:
             if not self._orders.is_closing():
                 self._orders.abort()
             await asyncio.sleep(0)  # in which the pipes close
-        return described(status)
+        return self.fault or described(status)
 
     async def _listen(self, lines: asyncio.StreamReader, heard: Callable[[Message], None]) -> None:
         try:
@@ -168,20 +170,36 @@ class Child:
             self.timer.cancel()
             self.timer = None
 
-    def kill(self) -> None:
-        """Kill it, and all that it has started."""
-        self._doomed = True
+    def kill(self, fault: str = "") -> None:
+        """Kill it, and all that it has started; for good where that is its own `fault`."""
+        self._doomed, self.fault = True, self.fault or fault
         if self._process is not None and self._process.returncode is None:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+            end(self._process.pid)
+
+    def kill_at(self, seconds: float | None, fault: str) -> None:
+        """Kill it for its own `fault` unless it has done by then what it was given to do."""
+        self.in_time()
+        if seconds is not None:
+            self._limit = asyncio.get_running_loop().call_later(seconds, self.kill, fault)
+
+    def in_time(self) -> None:
+        """It has done what it was given to do."""
+        if self._limit is not None:
+            self._limit.cancel()
+            self._limit = None
 
     def progressed(self) -> bool:
-        """Whether it has used processor time since this was last asked."""
+        """Whether it, or what it has started, has used processor time since this was last asked."""
         if self._process is None:
             return False
-        ticks = _ticks(self._process.pid)
-        before, self.ticks = self.ticks, ticks
-        return ticks > before
+        pid = self._process.pid
+        before, self.ticks = self.ticks, sum(map(_ticks, (pid, *below(pid))))
+        return self.ticks > before
+
+    @property
+    def memory(self) -> int:
+        """The bytes of memory that it and what it has started have, as far as the system tells."""
+        return 0 if self._process is None else sum(map(_resident, below(self._process.pid)))
 
 
 def scrubbed(more: Mapping[str, str]) -> dict[str, str]:
@@ -199,6 +217,14 @@ def _ticks(pid: int) -> int:
     except OSError:
         return 0
     return sum(map(int, fields[11:15]))
+
+
+def _resident(pid: int) -> int:
+    """The memory of a process; 0 where the system does not tell."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
 
 
 def tail(path: Path) -> str:

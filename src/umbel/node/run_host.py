@@ -7,17 +7,22 @@ import base64
 import itertools
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import InternalError, StorageError, UmbelError
-from ..store.blobs import Blobs
+from ..files import opened_below
+from ..store.blobs import Blobs, linked
+from ..store.patience import Patience
 from ..transport.tasks import Tasks
 from ..wire import messages as m
 from .child import INLINE_BYTES, Message
+from .limits import Limits
 from .processes import Child, tail
 from .signals import Event, HostDied, HostReady, HostRefused, Start, Stepped, Stop, TaskDone, TaskFailed
 
@@ -49,7 +54,8 @@ class ChildSettings:
     - `data_cache`: how many clients' data a child keeps.
     - `grace`: seconds that a task has to end by itself before its child is killed.
     - `environment`: variables beside the harmless ones, which alone are passed on.
-    - `look_every`: seconds between two looks at the processor time of tasks.
+    - `limits`: what they may reach and use.
+    - `look_every`: seconds between two looks at the processor time, and the memory, of tasks.
     """
 
     folder: Path
@@ -58,6 +64,7 @@ class ChildSettings:
     data_cache: int = 1000
     grace: float = 5.0
     environment: Mapping[str, str] = field(default_factory=dict)
+    limits: Limits = field(default_factory=Limits)
     look_every: float = 1.0
 
 
@@ -81,7 +88,7 @@ class RunHost:
         self._folder = folder
         self._log = log
         self._settings = settings
-        self._environment = environment
+        self._environment = {**environment, **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder / "tmp"))}
         self._blobs = blobs
         self._tell_node = tell
         self._begin: dict[str, Any] = {}
@@ -89,6 +96,7 @@ class RunHost:
         self._ended = False
         self._children: list[Child] = []
         self._tasks = Tasks()
+        self._patience = Patience(None, logging.getLogger("umbel.node").error)
         self._numbers = itertools.count(1)
 
     def prepare(self, config: str, archive: Path, unpack: Unpack) -> None:
@@ -97,11 +105,19 @@ class RunHost:
 
     def start(self, effect: Start) -> None:
         """Do a task, in a child that is free or in another one."""
+        try:
+            base = None if effect.base is None else self._base(effect.base)
+        except OSError as error:
+            reason = f"the node cannot write what it begins with: {error}"
+            asyncio.get_running_loop().call_soon(lambda: self._failed(effect, reason, retry=True))
+            return
         child, task = self._idle(effect), effect.task
         child.task, child.stopped = effect, False
-        child.result = self._path()
+        child.result = self._path("results")
         child.clients.add(task.client)
         child.progressed()
+        seconds = self._settings.limits.task_time
+        child.kill_at(seconds, f"took longer than the {seconds} seconds that this node's owner allows")
         child.tell_of(effect.ask, self._part)
         child.send(
             "task",
@@ -111,7 +127,7 @@ class RunHost:
             attempt=task.attempt,
             key=task.key.hex(),
             data_key=task.data_key.hex(),
-            base=None if effect.base is None else self._base(effect.base),
+            base=base,
             own=self._part(task.own) if task.HasField("own") else None,
             result=str(child.result),
         )
@@ -127,7 +143,10 @@ class RunHost:
     def look(self) -> bool:
         """Tell which tasks have used processor time since the last look; whether there are any tasks."""
         busy = [child for child in self._children if child.task is not None]
+        memory = self._settings.limits.memory
         for child in busy:
+            if memory is not None and child.memory > memory:
+                child.kill(f"took more than the {memory:,} bytes of memory that this node's owner allows")
             if child.task is not None and child.progressed():
                 self._tell(Stepped(self._run, child.task.task.task))
         return bool(busy)
@@ -146,7 +165,7 @@ class RunHost:
     async def _prepare(self, config: str, archive: Path, unpack: Unpack) -> None:
         try:
             told = json.loads(config or "{}")
-            program = await asyncio.to_thread(self._unpacked, archive, unpack)
+            program = await self._patience.later(lambda: asyncio.to_thread(self._unpacked, archive, unpack))
         except (StorageError, OSError) as error:
             self._tell(HostDied(self._run, f"the client's archive cannot be unpacked: {error}"))
             return
@@ -166,7 +185,8 @@ class RunHost:
             self._born()
 
     def _unpacked(self, archive: Path, unpack: Unpack) -> Program:
-        (self._folder / "results").mkdir(mode=0o700, parents=True)
+        for name in ("results", "given", "tmp", "taken"):
+            (self._folder / name).mkdir(mode=0o700, parents=True, exist_ok=True)
         return unpack(archive, self._folder / "archive")
 
     def _tell(self, event: Event) -> None:
@@ -187,6 +207,8 @@ class RunHost:
         child = Child(next(slot for slot in itertools.count() if slot not in taken))
         self._children.append(child)
         child.send("begin", slot=child.slot, **self._begin)
+        seconds = self._settings.limits.task_time
+        child.kill_at(seconds, f"took longer to load than the {seconds} seconds that this node's owner allows")
         self._tasks.begin(self._live(child))
         return child
 
@@ -201,23 +223,29 @@ class RunHost:
 
         try:
             self._log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            ended = await child.live(self._log, self._environment, heard)
+            reach = self._settings.limits.confined(
+                self._settings.folder.absolute(), self._folder.absolute(), self._settings.sources, child.slot
+            )
+            ended = await child.live(self._log, self._environment, reach, heard)
         except OSError as error:
             ended = f"could not be started: {error.strerror}"
         child.calm()
+        child.in_time()
         self._children.remove(child)
         if self._ended:
             return
         reason = refusal[0] if refusal else f"the process of the client {ended}{tail(self._log)}"
         if not self._ready:
-            self._tell(HostRefused(self._run, reason) if refusal else HostDied(self._run, reason))
+            self._tell((HostRefused if refusal or child.fault else HostDied)(self._run, reason))
         elif child.task is not None:
-            self._failed(child.task, UNWANTED if child.stopped else reason, retry=True)
+            self._failed(child.task, UNWANTED if child.stopped else reason, retry=child.stopped or not child.fault)
         log.warning("run %s: %s", self._run, reason)
 
     def _heard(self, child: Child, message: Message) -> None:
         kind = message["type"]
         if kind == "ready":
+            if child.task is None:
+                child.in_time()
             if not self._ready:
                 self._ready = True
                 known = frozenset((name, version) for name, version in message["transforms"])
@@ -231,6 +259,7 @@ class RunHost:
             raise InternalError(f"a child tells of task {message['task']}, which it was not given")
         child.task = None
         child.calm()
+        child.in_time()
         if kind == "done":
             self._done(start, child.result, message)
         elif kind == "cancelled":
@@ -261,8 +290,8 @@ class RunHost:
 
     async def _stored(self, start: Start, result: Path, receipt: m.Receipt, message: Message) -> None:
         try:
-            update, state = await asyncio.to_thread(self._taken_in, result, message)
-        except (UmbelError, OSError) as error:
+            update, state = await self._patience.later(lambda: asyncio.to_thread(self._taken_in, result, message))
+        except (UmbelError, OSError, ValueError, TypeError, KeyError) as error:  # the client's code may say anything
             self._failed(start, f"the node cannot keep the result: {error}", retry=True)
         else:
             self._finished(start, receipt, update, state)
@@ -276,7 +305,9 @@ class RunHost:
             blob = m.Blob(sha256=bytes.fromhex(update["sha256"]), size=update["size"])
             self._blobs.hold(blob.sha256, holder(self._run, blob.sha256))
             if self._blobs.path(blob.sha256) is None:
-                self._blobs.adopt(result, blob, verify=False)
+                aside = self._folder / "taken" / result.name  # where the child cannot put anything else in its place
+                os.replace(result, aside)
+                self._blobs.adopt(aside, blob)
             payload.blob.CopyFrom(blob)
         else:
             payload.inline = base64.b64decode(update["base64"])
@@ -284,9 +315,9 @@ class RunHost:
             return payload, None
         if "base64" in state:
             return payload, base64.b64decode(state["base64"])
-        path = Path(f"{result}.state")
-        data = path.read_bytes()
-        path.unlink()
+        with opened_below(result.parent, f"{result.name}.state") as file:
+            data = file.read()
+        Path(f"{result}.state").unlink()
         return payload, data
 
     def _finished(self, start: Start, receipt: m.Receipt, update: m.Payload, state: bytes | None) -> None:
@@ -295,20 +326,25 @@ class RunHost:
 
     # what children are sent
 
-    def _path(self, suffix: str = "") -> Path:
-        return self._folder / "results" / f"{next(self._numbers)}{suffix}"
+    def _path(self, kind: str) -> Path:
+        return self._folder / kind / str(next(self._numbers))
 
     def _part(self, payload: m.Payload) -> Message:
         if payload.WhichOneof("at") == "inline":
             return _inline(payload.inline)
-        return {"file": str(self._blobs.path(payload.blob.sha256))}
+        path = self._blobs.path(payload.blob.sha256)
+        given = self._path("given")
+        if path is not None and not linked(path, given):
+            with suppress(OSError):  # the child finds nothing then, and says so
+                shutil.copyfile(path, given)
+        return {"file": str(given), "given": True}
 
     def _base(self, base: bytes) -> Message:
         if len(base) <= INLINE_BYTES:
             return _inline(base)
-        path = self._path(".base")
+        path = self._path("given")
         path.write_bytes(base)
-        return {"file": str(path)}
+        return {"file": str(path), "given": True}
 
 
 def holder(run: str, sha256: bytes) -> str:

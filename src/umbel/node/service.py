@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
+import shutil
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
@@ -17,12 +19,14 @@ from ..errors import (
     CorruptFile,
     PeerError,
     ProtocolError,
+    Refused,
     SettingError,
     StorageError,
     UmbelError,
 )
 from ..store.blobs import Blobs
 from ..store.commits import GroupCommit
+from ..store.patience import Patience
 from ..transport.connection import Connection
 from ..transport.dialer import Dialer
 from ..transport.exchange import Depot, Exchange
@@ -30,14 +34,18 @@ from ..transport.handshake import introduce
 from ..transport.stream import Stream
 from ..transport.tasks import Tasks
 from ..trust import archive as archives
+from ..trust.epochs import Epoch
 from ..trust.identity import SigningKey
 from ..trust.proofs import NodeProof
+from ..trust.servers import KnownServer
 from ..trust.tokens import Token
 from ..wire import messages as m
-from ..wire.blobs import Fetched, NotFetched
+from ..wire.blobs import Fetched, NotFetched, run_giver
 from ..wire.portions import HELLO_BYTES, text_bytes
+from .audit import OWNER, NodeAudit
 from .children import Children
 from .gate import Gate, Verdict, against_client, against_start
+from .limits import Limits
 from .machine import NodeMachine
 from .run_host import ChildSettings, Program, holder
 from .signals import (
@@ -72,6 +80,8 @@ IDLE_COMMIT = 1.0
 
 FIRST_WAIT, LONGEST_WAIT = 0.1, 30.0
 MOVED_EVERY = 1.0
+FREE_SHARE = 0.8
+"""Where a node has no quota, no blob may have more of what was free, or was the node's, when it started."""
 
 
 class Hosts(Protocol):
@@ -100,10 +110,12 @@ class NodeSettings:
     - `key`, `token`: by what it is known, and what lets it join.
     - `clients`: what it hosts, each with its source; `slots`: how many tasks it does at once.
     - `gate`: what it lets in; `ask_owner`: answers for the owner where the gate leaves it to them.
-    - `device`, `data_cache`, `grace`, `environment`: see `ChildSettings`.
+    - `device`, `data_cache`, `grace`, `environment`, `limits`: see `ChildSettings`.
     - `quota`: bytes of blobs that it keeps at most, beside those of its own results.
     - `lends_below`: where a server on the same machine may have files linked; None for nowhere.
     - `hosts`: makes what hosts runs, in place of child processes.
+    - `server`: what it knows of its server.
+    - `rest`: how it waits for room on a full disk, which it does for as long as it takes.
     """
 
     folder: Path
@@ -119,11 +131,14 @@ class NodeSettings:
     data_cache: int = 1000
     grace: float = 5.0
     environment: Mapping[str, str] = field(default_factory=dict)
+    limits: Limits = field(default_factory=Limits)
     quota: int | None = None
     lends_below: Path | None = None
     hosts: MakeHosts | None = None
+    server: KnownServer = field(default_factory=KnownServer)
     first_wait: float = FIRST_WAIT
     longest_wait: float = LONGEST_WAIT
+    rest: Callable[[float], Awaitable[object]] = asyncio.sleep
 
     def hello(self) -> m.Hello:
         """How it introduces itself."""
@@ -170,9 +185,19 @@ class NodeService:
         self._loop = asyncio.get_running_loop()
         self.fault: asyncio.Future[None] = self._loop.create_future()
         spool = Spool(settings.folder / "node.db")
+        self._epoch, self._boot = Epoch(settings.folder / "epoch"), secrets.token_hex(8)
         self._blobs = Blobs(settings.folder / "blobs", settings.quota)
         self._depot = Depot(self._blobs, lends_below=settings.lends_below)
-        self._machine = NodeMachine(spool, settings.clients, slots=settings.slots, allows=settings.gate.against_ask)
+        self._audit = NodeAudit(spool, settings.folder)
+        self._patience = Patience(None, log.error, rest=settings.rest)
+        self._machine = NodeMachine(
+            spool,
+            settings.clients,
+            slots=settings.slots,
+            allows=self._audit.against_ask(settings.gate.against_ask),
+            admits=settings.gate.against_run,
+            largest=self._largest(),
+        )
         for run, sha in self._machine.needed():
             self._blobs.hold(sha, holder(run, sha))
         self._blobs.collect()
@@ -191,9 +216,15 @@ class NodeService:
         )
         self._spool = spool
         self._commits = GroupCommit[Batch, tuple[Connection | None, m.Message]](
-            spool, self._say, lazy=IDLE_COMMIT, log=log
+            spool, self._say, lazy=IDLE_COMMIT, log=log, timed=lambda seconds: self._audit.settle()
         )
         self._commits.begin()
+
+    def _largest(self) -> int:
+        """What one blob may have: by the quota, or by what is free."""
+        if self._settings.quota is not None:
+            return self._settings.quota
+        return int(FREE_SHARE * (self._blobs.used + shutil.disk_usage(self._blobs.folder).free))
 
     # the connection
 
@@ -205,8 +236,16 @@ class NodeService:
     async def _converse(self, connection: Connection) -> None:
         proof = NodeProof(self._settings.key, self._settings.token)
         try:
-            welcome = await introduce(connection, proof, self._settings.hello())
+            hello = self._settings.hello()
+            hello.epoch, hello.boot = self._epoch.raised(), self._boot
+            welcome = await introduce(connection, proof, hello)
+            try:
+                self._settings.server.welcomed(welcome)
+            except Refused as error:
+                await connection.close(error)
+                raise
             self._dialer.welcomed(connection, welcome, self._settings.name)
+            self._audit.connected(connection.peer, welcome)
             self._connection = connection
             self._exchange = Exchange(
                 connection,
@@ -214,9 +253,11 @@ class NodeService:
                 self._may_read,
                 same_machine=welcome.same_machine,
                 progress=self._progressed,
+                giver=run_giver,
             )
             self._handle(SessionBegun(welcome))
             async for message in connection.messages():
+                self._settings.server.acknowledged(message.ack.epoch)
                 try:
                     self._handle(ServerSaid(message))
                 except ProtocolError as error:
@@ -244,6 +285,7 @@ class NodeService:
     def _told(self, event: Event) -> None:
         """Take an event from anywhere but the server; what goes wrong then is the node's own fault, and its end."""
         try:
+            self._audit.told(event)
             if isinstance(event, HostReady):
                 reason = against_client(self._specs[event.run].contract, event)
                 if reason:
@@ -290,6 +332,7 @@ class NodeService:
                 reason = against_start(gate, effect, config, self._blobs.path)
                 if reason:
                     task = effect.task
+                    self._audit.against_task(task, reason)
                     failed = TaskFailed(effect.run, task.task, task.attempt, reason, False)
                     self._loop.call_soon(self._told, failed)
                 else:
@@ -297,6 +340,7 @@ class NodeService:
             case Stop():
                 self._hosts.stop(effect)
             case EndRun(run):
+                self._audit.ended(run)
                 self._specs.pop(run, None)
                 if (preparing := self._preparing.pop(run, None)) is not None:
                     preparing.cancel()
@@ -317,7 +361,7 @@ class NodeService:
 
     async def _fetched(self, run: str, blob: m.Blob, exchange: Exchange) -> None:
         try:
-            await exchange.fetch(blob, run)
+            await self._patience.later(lambda: exchange.fetch(blob, run))
         except ConnectionLost:
             return  # it is asked for again in the next session
         except (PeerError, CorruptFile, StorageError) as error:
@@ -356,14 +400,17 @@ class NodeService:
 
     async def _prepare(self, effect: Prepare) -> None:
         run, spec = effect.run, effect.spec
+        self._audit.came(spec)
         try:
-            archive = await asyncio.to_thread(self._archive, spec)
+            archive = await self._patience.later(lambda: asyncio.to_thread(self._archive, spec))
             verdict = await asyncio.to_thread(self._settings.gate.check, spec, archive)
         except (StorageError, OSError) as error:  # the node's disk, not the run
             self._told(HostDied(run, error.message if isinstance(error, UmbelError) else str(error)))
             return
         except UmbelError as error:
             verdict = Verdict("deny", error.message)
+        if verdict.word != "ask":
+            self._audit.judged(spec, verdict)
         if verdict.word == "deny":
             self._told(HostRefused(run, verdict.reason))
         elif verdict.word == "allow" or effect.approved:
@@ -372,6 +419,7 @@ class NodeService:
             self._told(OwnerAsked(run))
             if self._settings.ask_owner is not None:
                 said = await self._settings.ask_owner(spec)
+                self._audit.judged(spec, Verdict("allow" if said else "deny"), OWNER)
                 self._loop.call_soon(self._told, Approved(run) if said else Denied(run))
 
     def _archive(self, spec: m.RunSpec) -> Path:
@@ -393,6 +441,7 @@ class NodeService:
     async def close(self) -> None:
         """End all that runs, and write what is not on disk yet."""
         await self._hosts.close()
+        self._audit.close()
         if self._tick is not None:
             self._tick.cancel()
         await self._tasks.close()
@@ -417,5 +466,6 @@ def _children(settings: NodeSettings) -> MakeHosts:
         data_cache=settings.data_cache,
         grace=settings.grace,
         environment=settings.environment,
+        limits=settings.limits,
     )
     return lambda blobs, tell: Children(started, blobs, unpacked, tell)

@@ -6,6 +6,8 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from ..wire import messages as m
+from ..wire.limits import ALIVE_TASKS
+from ..wire.portions import portions, text_bytes
 from .signals import Effect, SayToServer
 
 ALIVE_SECONDS = 5.0
@@ -55,6 +57,10 @@ class ServerSession:
         """A run is over."""
         self._progress.pop(run, None)
 
+    def _say_alive(self, run: str, tasks: Collection[str]) -> None:
+        for part in portions(sorted(tasks), text_bytes, most=ALIVE_TASKS):
+            self.say(alive=m.Alive(run=run, tasks=part))
+
     def tell_alive(self, now: float, waiting: Callable[[], Mapping[str, Collection[str]]]) -> float | None:
         """Say which tasks make progress, or when that is due; `waiting` gives those that wait for slots by run."""
         if not self._open or not self._progress:
@@ -63,10 +69,9 @@ class ServerSession:
             return self._alive_at + ALIVE_SECONDS
         for run, tasks in waiting().items():
             alive = self._progress.pop(run, set()).union(tasks if self._stepped else ())
-            if alive:
-                self.say(alive=m.Alive(run=run, tasks=sorted(alive)))
+            self._say_alive(run, alive)
         for run, alive in self._progress.items():
-            self.say(alive=m.Alive(run=run, tasks=sorted(alive)))
+            self._say_alive(run, alive)
         self._told(now)
         return None
 

@@ -65,7 +65,21 @@ class Ended:
     run: str
 
 
-Step: TypeAlias = StoredAnswer | Acknowledged | Settled | Advanced | Ended
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """A record of the node's audit."""
+
+    row: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Unnoted:
+    """A record of the node's audit that is kept no more."""
+
+    number: int
+
+
+Step: TypeAlias = StoredAnswer | Acknowledged | Settled | Advanced | Ended | Noted | Unnoted
 Batch: TypeAlias = Sequence[Step]
 
 
@@ -75,10 +89,15 @@ CREATE TABLE IF NOT EXISTS digests (run TEXT, task TEXT, digest BLOB, PRIMARY KE
 CREATE TABLE IF NOT EXISTS states
     (run TEXT, task TEXT, client TEXT, ask INTEGER, settled INTEGER, data BLOB, PRIMARY KEY (run, task));
 CREATE TABLE IF NOT EXISTS ended (run TEXT PRIMARY KEY);
+CREATE TABLE IF NOT EXISTS audit
+    (number INTEGER PRIMARY KEY, at REAL, who TEXT, did TEXT, what TEXT, peer TEXT, before BLOB, seal BLOB);
 CREATE INDEX IF NOT EXISTS answers_by_ask ON answers (run, ask);
 CREATE INDEX IF NOT EXISTS states_by_ask ON states (run, ask);
 CREATE INDEX IF NOT EXISTS states_by_client ON states (run, client);
 """
+
+
+_NOTED = ("number", "at", "who", "did", "what", "peer", "before", "seal")
 
 
 class Spool:
@@ -176,6 +195,15 @@ class Spool:
         """Whether a run is over for good; queued ones count."""
         return run in self._ending or bool(self._database.rows("SELECT 1 FROM ended WHERE run = ?", run))
 
+    def noted(self, above: int, did: str | None = None) -> list[dict[str, Any]]:
+        """The records of the audit on disk after a number, of one kind where that is said."""
+        query = f"SELECT {', '.join(_NOTED)} FROM audit WHERE number > ? AND ? IN (did, '') ORDER BY number"
+        return [dict(zip(_NOTED, row, strict=True)) for row in self._database.rows(query, above, did or "")]
+
+    def last_noted(self) -> int:
+        """The number of the last record of the audit on disk."""
+        return self._database.rows("SELECT max(number) FROM audit")[0][0] or 0
+
     def _bytes(self, query: str, run: str, task: str) -> bytes | None:
         rows = self._database.rows(query, run, task)
         return rows[0][0] if rows else None
@@ -203,3 +231,7 @@ def _statements(step: Step) -> Iterator[tuple[str, tuple[Any, ...]]]:
             for table in ("answers", "digests", "states"):
                 yield f"DELETE FROM {table} WHERE run = ?", (run,)
             yield "INSERT OR IGNORE INTO ended VALUES (?)", (run,)
+        case Noted(row):
+            yield f"INSERT INTO audit VALUES ({', '.join('?' * len(_NOTED))})", tuple(row[name] for name in _NOTED)
+        case Unnoted(number):
+            yield "DELETE FROM audit WHERE number = ?", (number,)

@@ -45,6 +45,7 @@ _R = RunStanding
 RUNS: dict[tuple[RunStanding, RunStep], RunStanding] = {
     (_R.NEW, RunStep.FETCH): _R.FETCHING,
     (_R.NEW, RunStep.PREPARE): _R.PREPARING,
+    (_R.NEW, RunStep.REFUSE): _R.REFUSED,
     (_R.FETCHING, RunStep.PREPARE): _R.PREPARING,
     (_R.FETCHING, RunStep.FAIL): _R.WAITING,
     (_R.FETCHING, RunStep.REFUSE): _R.REFUSED,

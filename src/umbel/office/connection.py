@@ -10,8 +10,9 @@ from ..transport.connection import Connection
 from ..transport.exchange import Exchange
 from ..transport.handshake import introduce
 from ..transport.stream import Stream
-from ..trust.credentials import Credentials
+from ..trust.credentials import SUCCESSORS, Credentials, home
 from ..trust.proofs import TokenProof
+from ..trust.servers import Successors
 from ..wire import messages as m
 
 
@@ -50,7 +51,9 @@ class OperatorConnection:
         connection = Connection(stream)
         try:
             token = credentials.token
-            await introduce(connection, TokenProof(token), m.Hello(role=m.ROLE_OPERATOR, token=token.id))
+            hello = m.Hello(role=m.ROLE_OPERATOR, token=token.id)
+            welcome = await introduce(connection, TokenProof(token), hello)
+            Successors(home() / SUCCESSORS).learn(credentials.join.authority, welcome.endorsements)
             exchange = Exchange(connection, blobs, lambda run, blob: blobs.path(blob.sha256) is not None)
             return cls(connection, exchange)
         except BaseException:

@@ -14,10 +14,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from ..errors import ConnectionLost, JournalMissing, Refused, SettingError, StorageError, UmbelError
+from ..errors import ConnectionLost, JournalMissing, ProtocolError, Refused, SettingError, StorageError, UmbelError
 from ..store.blobs import Blobs
 from ..transport.stream import Stream
-from ..trust.credentials import Credentials
+from ..trust.credentials import SUCCESSORS, Credentials, home
+from ..trust.servers import Successors
 from ..wire import messages as m
 from .connection import Answers, OperatorConnection
 
@@ -68,6 +69,11 @@ class Operator:
             raise
         return made
 
+    @property
+    def federation(self) -> str | None:
+        """The public key of the server's authority, in hexadecimal; None without TLS."""
+        return self._credentials.join.authority.hex() or None
+
     def __enter__(self) -> Self:
         return self
 
@@ -96,12 +102,15 @@ class Operator:
     def stream(self, method: str, **body: Any) -> Iterator[dict[str, Any]]:
         """Ask for something and return the parts of the answer as they come."""
         answers = self._wait(self._asked(method, body))
+        pieces: list[str] = []
         while True:
             response = self._wait(answers.next())
             if response.code:
                 raise _refusal(method, response)
-            if response.body:
-                yield json.loads(response.body)
+            pieces.append(response.body)
+            if not response.rest and (text := "".join(pieces)):
+                pieces.clear()
+                yield _answer(method, text)
             if not response.more:
                 return
 
@@ -206,6 +215,16 @@ class Operator:
             raise
 
 
+def _answer(method: str, text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if type(found) is not dict:
+        raise ProtocolError(f"what the server answers to {method} is not a JSON object", m.CODE_MALFORMED)
+    return found
+
+
 def _refusal(method: str, response: m.Response) -> UmbelError:
     """What a response with a code is raised as."""
     if response.code == m.CODE_UNKNOWN and method.startswith("runs."):
@@ -219,4 +238,5 @@ def _refusal(method: str, response: m.Response) -> UmbelError:
 async def _dial(credentials: Credentials) -> Stream:
     from ..transport import grpc
 
-    return await grpc.connect(credentials.address, credentials.join.root())
+    roots = Successors(home() / SUCCESSORS).roots(credentials.join.authority)
+    return await grpc.connect(credentials.address, roots)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,10 +30,11 @@ RETURNING = 3.0
 
 @dataclass(frozen=True)
 class Signed:
-    """A client's archive as data holders get it, with its author's public key and signature."""
+    """A client's archive as data holders get it, with what its author has signed: see `umbel.trust.statement`."""
 
     archive: bytes
     author: bytes
+    statement: bytes
     signature: bytes
 
 
@@ -48,6 +50,7 @@ class Remote:
       default it starts once some are ready and none is still preparing.
     - `stall`: after so many seconds without a sign of life a client's task has failed; halfway there is a warning.
     - `wait`: for how many seconds to wait for clients; None for as long as it takes.
+    - `disk_wait`: for how many seconds the run waits for room where its disk is full; None for as long as it takes.
 
     A client that is named by a whole number is that index, as in a simulation: nodes named 0 to 3 and
     ``Simulation(clients=4)`` give the same model. Raises `SettingError` for what cannot be.
@@ -61,6 +64,7 @@ class Remote:
         token: str | None = None,
         stall: float = STALL,
         wait: float | None = None,
+        disk_wait: float | None = None,
         folder: str | Path | None = "umbel-server",
         connect: Callable[..., Link] | None = None,
         signed: Signed | None = None,
@@ -75,7 +79,7 @@ class Remote:
                 raise SettingError(f"a federation's {name} is a positive number of seconds, not {value!r}")
         self._address, self._token, self._folder = address, token, folder
         self._wanted = clients
-        self._stall, self._wait = stall, wait
+        self._stall, self._wait, self.disk_wait = stall, wait, disk_wait
         self._connect = connect
         self._signed = signed
 
@@ -102,7 +106,6 @@ class Remote:
         from ..wire import messages as m
         from ..wire.names import client_text
 
-        signed = self._signed if self._signed is not None else _signed(app)
         link = (self._connect or _connect)(self._address, token=self._token, folder=self._folder, run=run)
         try:
             named = () if self._wanted is None or isinstance(self._wanted, int) else self._wanted
@@ -111,13 +114,13 @@ class Remote:
             spec = m.RunSpec(
                 run=run,
                 name=name,
-                archive=link.keep(signed.archive),
-                author=signed.author,
-                signature=signed.signature,
                 contract=json.dumps(app.contract()),
                 config=json.dumps(dict(config)),
                 clients=[client_text(client) for client in named],
             )
+            signed = self._signed if self._signed is not None else _signed(app, spec, link.federation)
+            spec.archive.CopyFrom(link.keep(signed.archive))
+            spec.author, spec.statement, spec.signature = signed.author, signed.statement, signed.signature
             _check_size(spec)
             clients: tuple[ClientId, ...] = tuple(known["members"] if known is not None else ())
             standings: dict[ClientId, tuple[int, str]] = {}
@@ -193,7 +196,8 @@ def _connect(address: str | None, **how: Any) -> Link:
 
 def _check_size(spec: m.RunSpec) -> None:
     """Raise `SettingError` for what no frame could hold, and say why."""
-    from ..wire.portions import SPEC_BYTES, text_bytes
+    from ..wire.limits import SPEC_BYTES
+    from ..wire.portions import text_bytes
 
     parts = {
         "the app's settings": len(spec.config.encode()),
@@ -212,16 +216,22 @@ def _named(clients: Any) -> bool:
     return isinstance(clients, Sequence) and all(isinstance(c, int | str) and not isinstance(c, bool) for c in clients)
 
 
-def _signed(app: App) -> Signed:
-    import hashlib
-
+def _signed(app: App, spec: m.RunSpec, federation: str | None) -> Signed:
+    """The client's archive, signed by this user for this run alone."""
     from ..trust.credentials import author_key
-    from ..trust.identity import sign_archive
-    from ..trust.packing import pack_client
+    from ..trust.packing import declared_version, pack_client
+    from ..trust.statement import Statement, digest
 
-    archive = pack_client(app.client)
-    key = author_key()
-    return Signed(archive, key.public, sign_archive(key, hashlib.sha256(archive).digest()))
+    archive, key = pack_client(app.client), author_key()
+    said = Statement(
+        app=spec.name,
+        archive=hashlib.sha256(archive).hexdigest(),
+        version=declared_version(app.client),
+        config=digest(spec.config),
+        contract=digest(spec.contract),
+        federation=federation,
+    )
+    return Signed(archive, key.public, said.text(), said.signed(key))
 
 
 def _gathered(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import queue
 import shutil
 import tempfile
@@ -15,6 +16,7 @@ from typing import Any
 
 from ..errors import ConnectionLost, CorruptFile, PeerError, ProtocolError, Refused, StorageError, UmbelError
 from ..store.blobs import Blobs
+from ..store.patience import Patience
 from ..transport import grpc
 from ..transport.connection import Connection
 from ..transport.dialer import Dialer
@@ -22,12 +24,14 @@ from ..transport.exchange import Depot, Exchange
 from ..transport.handshake import introduce
 from ..transport.stream import Stream
 from ..transport.tasks import Tasks
-from ..trust.credentials import Credentials, find
+from ..trust.credentials import SUCCESSORS, Credentials, find, home
 from ..trust.proofs import TokenProof
+from ..trust.servers import Successors
 from ..wire import messages as m
-from .payloads import stored_in
+from .payloads import Stored, stored_in
 from .session import Arrived, Down, Item, Missing, Up
 
+_LOG = logging.getLogger("umbel.runs")
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0
 TOGETHER = 0.02
 """For so many seconds messages are gathered, unless somebody waits."""
@@ -46,7 +50,7 @@ def connect(address: str | None, *, token: str | None, folder: Any, run: str) ->
 
 class ServerLink:
     """See `umbel.remote.session.Link`. Without `patient` the first connection has to succeed; `scratch` is where blobs
-    are, a temporary folder by default.
+    are, a temporary folder by default; `given` where the server links its own, if it does.
     """
 
     def __init__(
@@ -56,6 +60,7 @@ class ServerLink:
         *,
         patient: bool = False,
         scratch: Path | None = None,
+        given: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._credentials = credentials
@@ -64,8 +69,10 @@ class ServerLink:
         self._clock = clock
         self._own = None if scratch is not None else Path(tempfile.mkdtemp(prefix="umbel-run-"))
         self._scratch = scratch if scratch is not None else self._own or Path()
-        self._blobs = Blobs(self._scratch / "blobs")
-        self.store = stored_in(self._blobs.folder, self._adopt, INLINE)
+        self._blobs = Blobs(self._scratch / "blobs", given=given)
+        self._patience = Patience(None, _LOG.warning)
+        stored = stored_in(self._blobs.folder, self._adopt, INLINE)
+        self.store: Stored = lambda value: self._patience(stored, value)
         self._items: queue.SimpleQueue[Item | UmbelError] = queue.SimpleQueue()
         self._up = False
         self._since = 0.0
@@ -89,9 +96,18 @@ class ServerLink:
 
     # What a session calls, from its thread
 
+    @property
+    def federation(self) -> str | None:
+        """The public key of the server's authority."""
+        return self._credentials.join.authority.hex() or None
+
     def keep(self, data: bytes) -> m.Payload:
         """Bytes as a payload."""
-        return m.Payload(inline=data) if len(data) <= INLINE else m.Payload(blob=self._blobs.put(data, "kept"))
+        return (
+            m.Payload(inline=data)
+            if len(data) <= INLINE
+            else m.Payload(blob=self._patience(self._blobs.put, data, "kept"))
+        )
 
     def send(self, message: m.Message) -> None:
         """Send a message; while there is no connection it is lost."""
@@ -180,7 +196,8 @@ class ServerLink:
         return not error.retry or not (self._patient or self._connections or isinstance(error, Refused))
 
     async def _dial(self) -> Stream:
-        return await grpc.connect(self._credentials.address, self._credentials.join.root())
+        roots = Successors(home() / SUCCESSORS).roots(self._credentials.join.authority)
+        return await grpc.connect(self._credentials.address, roots)
 
     async def _converse(self, dialer: Dialer, connection: Connection) -> None:
         """One connection, from its beginning to its end. Raises what kept it from beginning, or forbids another."""
@@ -235,7 +252,8 @@ class ServerLink:
             return  # it is asked for again on the next connection
         self._blobs.hold(blob.sha256, blob.sha256.hex())
         try:
-            path = await self._exchange.fetch(blob, self._run)
+            exchange = self._exchange
+            path = await self._patience.later(lambda: exchange.fetch(blob, self._run))
             self._items.put(Arrived(blob.sha256, path))
         except ConnectionLost:
             return

@@ -15,8 +15,8 @@ from ..core.task import Task
 from ..core.update import LONGEST_NAME, Free
 from ..errors import ClientId, StrategyError
 from ..wire import messages as m
+from ..wire.limits import SPEC_BYTES
 from ..wire.names import client_text
-from ..wire.portions import SPEC_BYTES
 from ..work.executor import Keys
 
 ELEMENT_BYTES, ARRAY_BYTES, ANSWER_BYTES = 32, 4 << 10, 64 << 10

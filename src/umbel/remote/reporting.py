@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from ..errors import ClientId
 from ..runs.events import RunEvent, RunFinished, RunResumed
 from ..runs.federation import Reporting
 from ..wire import messages as m
+
+
+def plain_text(record: Mapping[str, Any]) -> str:
+    """A record as JSON that any language reads: null stands for a number that is not finite."""
+    try:
+        return json.dumps(record, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(record))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return list(map(_finite, value))
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class ServerReporting(Reporting):
@@ -39,7 +57,7 @@ class ServerReporting(Reporting):
 
     def observe(self, event: RunEvent) -> None:
         """Tell the server of an event of the run."""
-        text = json.dumps(event.record())
+        text = plain_text(event.record())
         if not event.logged:
             self._say(log_event=m.LogEvent(run=self._run, number=0, event=text))
             return

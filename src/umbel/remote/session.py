@@ -20,17 +20,18 @@ from ..core.ask import Ask, for_client
 from ..core.partial import Partial
 from ..core.task import Admit, AllFinished, Cancel, Failed, Send, Task, Ticked
 from ..core.update import Receipt, Update
-from ..errors import ClientId, CorruptFile, UmbelError, UpdateRejected
+from ..errors import CallerError, ClientId, CorruptFile, ProtocolError, StorageError, UmbelError, UpdateRejected
 from ..runs.coordinator import Event, Wake
 from ..runs.events import AskClosed, RoundCommitted, RunEvent
 from ..runs.federation import Session
 from ..wire import messages as m
+from ..wire.blobs import most_of_answer
 from ..wire.names import client_id
 from ..work.executor import Keys
 from ..work.intake import ClosedAsk, Intake
 from ..work.late import lasting, load_ask, save_ask
 from .outstanding import Outstanding
-from .payloads import RemoteAsk, Stored, ask_spec, task_message
+from .payloads import RemoteAsk, Stored, answer_bytes, ask_spec, task_message
 from .reporting import ServerReporting
 
 PARTING = 10.0
@@ -72,6 +73,10 @@ class Link(Protocol):
     @property
     def store(self) -> Stored:
         """What makes payloads of trees and arrays."""
+
+    @property
+    def federation(self) -> str | None:
+        """The public key of the server's authority, in hexadecimal; None without TLS."""
 
     def keep(self, data: bytes) -> m.Payload:
         """Bytes as a payload, for as long as the link lasts."""
@@ -178,6 +183,7 @@ class RemoteSession(Session):
         self._events: deque[Event] = deque()
         self._wakes: list[float] = []
         self._up = True
+        self._left = link.served()
         self._freed: list[Task] = []
         self._report = ServerReporting(spec.run, self._say)
         self.members: dict[ClientId, tuple[int, str]] = {}
@@ -274,6 +280,13 @@ class RemoteSession(Session):
     def next_event(self) -> Event | None:
         """What came of a task, or a moment that was waited for; None when nothing is to come."""
         self._flush()
+        if self._link.served() - self._left > self._out.stall / 4:
+            self._out.count_anew()  # this run itself was away, and has not heard whoever spoke meanwhile
+        found = self._next_event()
+        self._left = self._link.served()
+        return found
+
+    def _next_event(self) -> Event | None:
         while not self._events:
             served = self._link.served()
             if self._wakes and min(self._wakes) <= served:
@@ -320,13 +333,27 @@ class RemoteSession(Session):
                 for task in _tasks_of(message):
                     self._fail(task, f"its update is not to be had: {item.reason}", retry=True)
         else:
-            self._read(item)
+            try:
+                self._read(item)
+            except UmbelError:
+                raise
+            except Exception as error:
+                kind = item.WhichOneof("body")
+                raise ProtocolError(f"the server said a {kind} that cannot be handled: {error!r:.200}") from error
 
     def _read(self, message: m.Message) -> None:
         kind = message.WhichOneof("body")
         if kind in ("result", "partial"):
             payload = message.partial.partial if kind == "partial" else message.result.done.update
-            if payload.HasField("blob") and any(task in self._out for task in _tasks_of(message)):
+            wanted = [task for task in _tasks_of(message) if task in self._out]
+            if (
+                wanted
+                and payload.HasField("blob")
+                and (reason := _too_large([self._asks[self._out[task].ask] for task in wanted], payload.blob, kind))
+            ):
+                for task in wanted:
+                    self._fail(task, reason)
+            elif wanted and payload.HasField("blob"):
                 self._blobs.fetch_for(message, payload.blob)
             else:
                 self._answered(message, None)
@@ -378,12 +405,13 @@ class RemoteSession(Session):
             update = _loaded(result.done.update, path)
             if not isinstance(update, Update):
                 raise UpdateRejected(f"its answer holds a {type(update).__name__}, not an update")
-        except (CorruptFile, UpdateRejected) as error:
-            self._fail(task.id, f"its update cannot be read: {error.message}")
+            state = _marker(task.id) if claimed.kept else None
+            outcome = self._intake.arrived(task, update, _receipt(claimed), state, mapped=path is not None)
+        except Exception as error:  # whatever it is, this client alone pays for it
+            if isinstance(error, CallerError) or _is_own(error):
+                raise
+            self._fail(task.id, f"its update cannot be read: {_said(error)}")
             return
-        state = _marker(task.id) if claimed.kept else None
-        receipt = _receipt(claimed)
-        outcome = self._intake.arrived(task, update, receipt, state, mapped=path is not None)
         self._out.remove(task.id)
         self._blobs.keep(task.ask, result.done.update)
         self._events.append(outcome)
@@ -408,10 +436,11 @@ class RemoteSession(Session):
             if {id: receipt.client for id, receipt in partial.receipts.items()} != clients:
                 raise UpdateRejected("a partial does not hold what its receipts say")
             self._intake.merge(body.ask, partial, states)
-        except (UmbelError, ValueError) as error:
-            told = error.message if isinstance(error, UmbelError) else str(error)
+        except Exception as error:
+            if _is_own(error):
+                raise
             for id in ids:
-                self._fail(id, f"a relay's partial cannot be folded: {told}")
+                self._fail(id, f"a relay's partial cannot be folded: {_said(error)}")
             return
         self._merged.update(ids)
         for id in ids:
@@ -484,6 +513,23 @@ class RemoteSession(Session):
 def _marker(task: str) -> bytes:
     """What the conductor keeps as the client's state: which task's state its node has."""
     return encoding.encode({"held": task})
+
+
+def _too_large(asked: Sequence[RemoteAsk], blob: m.Blob, kind: str) -> str:
+    """Why an answer to these asks is not even fetched; empty where it is."""
+    bounds = [most_of_answer(answer_bytes(sent.ask), partial=kind == "partial") for sent in asked]
+    if not all(bounds) or blob.size <= max(bounds):
+        return ""
+    return f"its answer has {blob.size:,} bytes, and what is expected has at most {max(bounds):,}"
+
+
+def _is_own(error: Exception) -> bool:
+    """Whether it is this machine's disk that failed, and nobody's answer."""
+    return isinstance(error, StorageError) and not isinstance(error, CorruptFile)
+
+
+def _said(error: Exception) -> str:
+    return error.message if isinstance(error, UmbelError) else f"{error!r:.200}"
 
 
 def _tasks_of(message: m.Message) -> list[str]:

@@ -29,7 +29,7 @@ from .federation import Session
 from .journal import Journal
 from .outcome import shortage
 from .publisher import Publisher
-from .reasons import Reasons, counted
+from .reasons import Reasons, counted, short
 from .receipts import MOST_CLIENTS, skipped, told
 
 Reply = Answer | NothingToFold
@@ -311,7 +311,7 @@ class RunAsks:
         return [task for task in tasks if self._coordinator.state_of(task) is TaskState.SENT]
 
     def _tell_ended(self, event: Event, tasks: Sequence[str]) -> None:
-        reason, trace = (event.reason, event.trace) if isinstance(event, Failed) else (None, "")
+        reason, trace = (short(event.reason), event.trace) if isinstance(event, Failed) else (None, "")
         for task in tasks:
             if self._coordinator.state_of(task) not in (TaskState.QUEUED, TaskState.SENT):  # else it is tried again
                 ask = int(task.split(".", 1)[0])

@@ -105,8 +105,10 @@ class Conductor:
             raise StrategyError(f"{name} returned a {type(state).__name__}, not a State")
         return state
 
-    def go_on(self, log: RunLog, checkpoint: Mapping[str, Any], rounds: int | None) -> None:
-        """Start from a checkpoint and the asks recorded since."""
+    def go_on(
+        self, log: RunLog, checkpoint: Mapping[str, Any], rounds: int | None, moved: Mapping[str, list[str]]
+    ) -> None:
+        """Start from a checkpoint and the asks recorded since; `moved` is what is elsewhere than before."""
         self.rounds = list(log.rounds)
         self._seconds = sum(r.seconds for r in self.rounds)
         self._last_round = max(self.started.rounds, log.rounds_wanted)
@@ -127,7 +129,7 @@ class Conductor:
             self._state = self._start(checkpoint["state"]["model"])
             self._asks.restore({})
         if self._finished is None:
-            changed = changes(dict(self.started.software), software(self._federation.plan()))
+            changed = {**changes(dict(self.started.software), software(self._federation.plan())), **moved}
             self._tell(RunResumed(run=self.started.run, round=self.round, rounds=self._last_round, changed=changed))
 
     def drive(self) -> RunFinished:

@@ -42,7 +42,7 @@ class RunEvent:
 @dataclass(frozen=True, kw_only=True)
 class RunStarted(RunEvent):
     """A run begins. `app` says how to find the app again; `software` names versions and the processor; `settings` are
-    those laid over the app's; `federation` says who does the tasks.
+    those laid over the app's; `federation` says who does the tasks; `folder` is where the run is kept.
     """
 
     name: ClassVar[str] = "run_started"
@@ -58,11 +58,14 @@ class RunStarted(RunEvent):
     federation: Mapping[str, Any] = field(default_factory=dict)
     model_sha256: str = ""
     model_file: str | None = None
+    folder: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunResumed(RunEvent):
-    """A run goes on after `round`, to `rounds` in all; `changed` lists software that differs from when it started."""
+    """A run goes on after `round`, to `rounds` in all; `changed` lists software that differs from when it started,
+    and, from when it last went on, the run's folder, the app's file and its code.
+    """
 
     name: ClassVar[str] = "run_resumed"
     run: str
@@ -220,5 +223,7 @@ class RunFinished(RunEvent):
 Observer = Callable[[RunEvent], None]
 """Somebody who watches a run; called in its thread with every event."""
 
+UNREADABLE = "unreadable"
+"""Stands in a log that is read to somebody where an event makes no sense."""
 EVENTS: dict[str, type[RunEvent]] = {kind.name: kind for kind in RunEvent.__subclasses__()}
 """All events by name."""

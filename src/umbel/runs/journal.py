@@ -1,9 +1,13 @@
 """The journal of a run: its event log, checkpoints and recorded answers, in the run's folder; and how to read them
 back.
 
-A record is one line of JSON that ends with the CRC-32 of the rest. A torn last line is what a crash leaves, and is
-dropped; damage anywhere else is a `CorruptFile`. Files are written aside, synced and renamed, and a record names their
-hash, so a record never refers to a file that is not whole.
+A record is one line of JSON that ends with a hash of the rest and of all lines before. A torn last line is what a crash
+leaves, and is dropped; damage anywhere else is a `CorruptFile`. Files are written aside, synced and renamed, and a
+record names their hash, so a record never refers to a file that is not whole.
+
+The hashes show where lines were changed, removed, exchanged or put in, and tie each checkpoint to all that led to it.
+They have no key: whoever may write all of the folder can write another log anew, as the run itself does, and no key in
+its reach would hinder that.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import os
 import zlib
 from collections.abc import Iterable, Mapping
@@ -21,28 +26,64 @@ from typing import Any
 from .. import files
 from ..core import encoding
 from ..errors import CorruptFile, JournalMissing, StorageError
-from .events import EVENTS, AskClosed, RoundCommitted, RunEvent, RunFinished, RunResumed, RunStarted
+from ..store.patience import Patience
+from .events import AskClosed, RoundCommitted, RunEvent, RunFinished, RunResumed, RunStarted
+from .schema import event_of
 
-FORMAT = 3
+_LOG = logging.getLogger("umbel.runs")
+FORMAT = 4
+READ = (3, 4)
+"""The formats that this release goes on with."""
 LOG = "events.jsonl"
 CHECKPOINTS_LEFT = "The checkpoints beside it can still be used: `umbel run APP --init <checkpoint>`."
 
 
-def seal(record: Mapping[str, Any]) -> bytes:
-    """One record as a line of the log."""
+class Chain:
+    """The hash of all lines of a log so far, which the next one is sealed with."""
+
+    def __init__(self, before: bytes = b"") -> None:
+        self._before = hashlib.sha256(before)
+        self._old = True
+
+    def seal(self, record: Mapping[str, Any]) -> bytes:
+        """One more record as a line of the log."""
+        text = json.dumps(record, separators=(",", ":"), allow_nan=True)
+        whole = self._before.copy()
+        whole.update(text.encode())
+        line = f'{text[:-1]},"hash":"{whole.hexdigest()[:32]}"}}\n'.encode()
+        self._before.update(line)
+        return line
+
+    def unseal(self, line: bytes) -> dict[str, Any]:
+        """The record in the next line. Raises ValueError for one that is not what `seal` wrote after the lines before,
+        nor, in front of all of these, what releases with format 3 wrote, whose lines have a CRC-32 each.
+        """
+        record = json.loads(line)
+        if not isinstance(record, dict):
+            raise ValueError("not a record")
+        if self._old and "crc" in record:
+            crc = record.pop("crc")
+            if _sealed_by_3(record) != line or crc is None:
+                raise ValueError("its checksum is wrong")
+            self._before.update(line)
+            return record
+        found = record.pop("hash", None)
+        before = self._before.copy()
+        if self.seal(record) != line or found is None:
+            self._before = before
+            raise ValueError("its checksum is wrong")
+        self._old = False
+        return record
+
+
+def sealed(records: Iterable[Mapping[str, Any]]) -> bytes:
+    """A whole log."""
+    return b"".join(map(Chain().seal, records))
+
+
+def _sealed_by_3(record: Mapping[str, Any]) -> bytes:
     text = json.dumps(record, separators=(",", ":"), allow_nan=True)
     return f'{text[:-1]},"crc":"{zlib.crc32(text.encode()):08x}"}}\n'.encode()
-
-
-def unseal(line: bytes) -> dict[str, Any]:
-    """The record in a line of the log. Raises ValueError for a line that is not what `seal` wrote."""
-    record = json.loads(line)
-    if not isinstance(record, dict):
-        raise ValueError("not a record")
-    crc = record.pop("crc", None)
-    if seal(record) != line or crc is None:
-        raise ValueError("its checksum is wrong")
-    return record
 
 
 @dataclass
@@ -62,11 +103,13 @@ class RunLog:
 
 
 class Journal:
-    """The folder of one run, open for writing; without a folder nothing is kept."""
+    """The folder of one run, open for writing; without a folder nothing is kept. `patience` is had with a full disk."""
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None, patience: Patience | None = None) -> None:
         self.folder = folder
+        self._patience = patience or Patience(0.0, _LOG.warning)
         self._log: int | None = None
+        self._chain: Chain | None = None
         self._told = False
         self._unsynced: list[Path] = []
         if folder is not None:
@@ -94,17 +137,23 @@ class Journal:
         if self._log is None or self.folder is None or not event.logged:
             self._told |= event.logged
             return
-        line = seal({**event.record(), "at": round(at, 3)})
-        with files.writing(self.folder / LOG):
-            before = os.fstat(self._log).st_size
+        self._patience(self._append, self.folder / LOG, self._log, {**event.record(), "at": round(at, 3)}, durable)
+
+    def _append(self, path: Path, log: int, record: dict[str, Any], durable: bool) -> None:
+        with files.writing(path):
+            if self._chain is None:
+                self._chain = Chain(path.read_bytes())
+            line = self._chain.seal(record)
+            before = os.fstat(log).st_size
             try:
-                written = os.write(self._log, line)
+                written = os.write(log, line)
                 if written < len(line):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 if durable:
-                    os.fsync(self._log)
+                    os.fsync(log)
             except OSError:
-                os.ftruncate(self._log, before)
+                self._chain = None
+                os.ftruncate(log, before)
                 raise
 
     def save(self, name: str, tree: Any, *, durable: bool = False) -> dict[str, str] | None:
@@ -116,6 +165,9 @@ class Journal:
         if self.folder is None:
             return None
         path = self.folder / name
+        return self._patience(self._save, path, name, tree, durable)
+
+    def _save(self, path: Path, name: str, tree: Any, durable: bool) -> dict[str, str]:
         if durable:
             files.sync(beside for beside in self._unsynced if beside.parent == path.parent)
             self._unsynced = [other for other in self._unsynced if other.parent != path.parent]
@@ -135,7 +187,8 @@ class Journal:
     def summarise(self, summary: Mapping[str, Any]) -> None:
         """Write `summary.json`, how the run ended in one small file."""
         if self.folder is not None:
-            write_whole(self.folder / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+            data = (json.dumps(summary, indent=2) + "\n").encode()
+            self._patience(write_whole, self.folder / "summary.json", data)
 
     def load(self, reference: Mapping[str, str]) -> Any:
         """Read a file of the run that `save` wrote. Raises `CorruptFile`."""
@@ -165,6 +218,7 @@ class Journal:
         """Drop what follows the intact records of the log."""
         if self._log is not None:
             os.ftruncate(self._log, size)
+            self._chain = None
 
     def close(self) -> None:
         """Let go of the log."""
@@ -193,19 +247,19 @@ def read_log(folder: Path) -> RunLog:
     except OSError as error:
         raise StorageError(f"{path} cannot be read: {error.strerror}") from error
     events: list[RunEvent] = []
-    intact = 0
+    intact, chain = 0, Chain()
     lines = data.split(b"\n")
     for number, line in enumerate(lines[:-1], 1):
         try:
-            events.append(_event(unseal(line + b"\n")))
+            events.append(_event(chain.unseal(line + b"\n")))
         except (ValueError, TypeError, KeyError) as error:
             if number == len(lines) - 1 and not lines[-1]:
                 break  # a power cut can leave the last line whole in length, and wrong
             what = f"line {number} of {path} is damaged: {error}"
             first = events[0] if events else None
-            if isinstance(first, RunStarted) and first.format != FORMAT and not isinstance(error, ValueError):
+            if isinstance(first, RunStarted) and first.format not in READ and not isinstance(error, ValueError):
                 # The line is whole, and not what this release writes.
-                what = f"{path} has format {first.format}; this release reads {FORMAT}"
+                what = f"{path} has format {first.format}; this release reads {READ[0]} to {FORMAT}"
             raise CorruptFile(what, hint=CHECKPOINTS_LEFT) from error
         intact += len(line) + 1
     if not events or not isinstance(events[0], RunStarted):
@@ -233,8 +287,9 @@ def sorted_out(events: list[RunEvent], started: RunStarted, intact: int = 0) -> 
 
 
 def _event(record: dict[str, Any]) -> RunEvent:
-    record.pop("at", None)
-    return EVENTS[record.pop("event")](**record)
+    if (event := event_of(record)) is None:
+        raise TypeError(f"there is no event {record['event']!r:.60}")
+    return event
 
 
 def load_checked(folder: Path, reference: Mapping[str, str]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,17 +28,18 @@ from ..errors import (
     StorageError,
     UmbelError,
 )
+from ..store.patience import Patience
 from ..work.seeding import generators_kept, seed_generators
 from ..work.state import ClientStates
 from .conductor import Conductor
 from .config import laid_over
-from .events import LARGEST, Observer, RunEvent, RunStarted
+from .events import LARGEST, Observer, RunEvent, RunResumed, RunStarted
 from .federation import Enlisting, Federation
 from .history import History
-from .journal import CHECKPOINTS_LEFT, FORMAT, Journal, has_log, load_checked, read_log
+from .journal import CHECKPOINTS_LEFT, FORMAT, READ, Journal, RunLog, has_log, load_checked, read_log
 from .observers import Observers
 from .receipts import Clients
-from .software import software
+from .software import changes, software
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -140,7 +142,7 @@ def run(
     _check_free(place)
     with ExitStack() as stack:
         federation = _enlisted(federation, app, stack, run=id, name=stem, config=plain, tell=watching.tell)
-        journal, states = stack.enter_context(_opened(place))
+        journal, states = stack.enter_context(_opened(place, federation))
         _check_free(place)  # nobody else can take it now
         saved = journal.save("initial.safetensors", {"state": {"model": model}})
         model = journal.mapped(saved, {"state": {"model": model}})["state"]["model"]
@@ -154,6 +156,7 @@ def run(
             app=dict(source or {}),
             settings={**dict(settings or {}), "config": plain},
             software=software(federation.plan()),
+            folder="" if place is None else str(place.absolute()),
             federation=federation.describe(),
             model_sha256=saved["sha256"] if saved else "",
             model_file=saved["file"] if saved else None,
@@ -170,6 +173,7 @@ def resume(
     *,
     on: Any = None,
     rounds: int | None = None,
+    source: Mapping[str, Any] | None = None,
     observers: Sequence[Observer] = (),
     clock: Callable[[], float] = time.monotonic,
 ) -> Result:
@@ -177,14 +181,16 @@ def resume(
 
     The app, its federation and the software have to be those of the run; `rounds` may be more than it was started with.
     A run that had come to its end returns its result; one that failed has as many rounds more as had failed at its end.
+    Where the folder was moved or copied, or `source` names another file or code of the app than the log does, the log
+    says so from then on.
     Raises `CorruptFile` for a damaged folder,
     `NondeterministicStrategy` when the strategy asks something else than the log says.
     """
     _check_rounds(rounds)
     place = Path(folder)
     log = read_log(place)
-    if log.started.format != FORMAT:
-        what = f"{place} has format {log.started.format}; this release reads {FORMAT}"
+    if log.started.format not in READ:
+        what = f"{place} has format {log.started.format}; this release reads {READ[0]} to {FORMAT}"
         raise CorruptFile(what, hint=CHECKPOINTS_LEFT)
     federation, watching = federation_of(app, on), Observers(observers)
     if not isinstance(federation, Enlisting):
@@ -207,7 +213,7 @@ def resume(
         error.hint = error.hint or _older(place, log.rounds)
         raise error.located(run=log.started.run) from error.__cause__
     with ExitStack() as stack:
-        journal, states = stack.enter_context(_opened(place))
+        journal, states = stack.enter_context(_opened(place, federation))
         if read_log(place).intact != log.intact:
             raise StorageError(f"the run in {place} went on while it was being resumed", hint="Try again.")
         journal.truncate(log.intact)
@@ -221,8 +227,24 @@ def resume(
             known=log.started.federation,
             log=log.events,
         )
+        moved = changes(_origin(log), {**_origin(log), **_origins(place, source)})
         conductor = Conductor(app, federation, log.started, journal, states, watching, clock)
-        return _conduct(conductor, place, lambda: conductor.go_on(log, checkpoint, rounds))
+        return _conduct(conductor, place, lambda: conductor.go_on(log, checkpoint, rounds, moved))
+
+
+def _origins(place: Path, source: Mapping[str, Any] | None) -> dict[str, str]:
+    """Where a run is kept, and what its app is, as far as that is said."""
+    said = {"app": (source or {}).get("path"), "code": (source or {}).get("sha256")}
+    return {"folder": str(place.absolute()), **{name: str(value) for name, value in said.items() if value}}
+
+
+def _origin(log: RunLog) -> dict[str, str]:
+    """The same, as it was when the run last went on; what the log does not say is left out."""
+    found = _origins(Path(log.started.folder), log.started.app)
+    for event in log.events:
+        if isinstance(event, RunResumed):
+            found.update({name: event.changed[name][1] for name in ("folder", "app", "code") if name in event.changed})
+    return found if log.started.folder else {name: value for name, value in found.items() if name != "folder"}
 
 
 def _check_rounds(rounds: Any) -> None:
@@ -283,10 +305,14 @@ def _new_id(stem: str, folder: str | Path | None) -> str:
             return id
 
 
+_LOG = logging.getLogger("umbel.runs")
+
+
 @contextmanager
-def _opened(place: Path | None) -> Iterator[tuple[Journal, ClientStates]]:
+def _opened(place: Path | None, federation: Any) -> Iterator[tuple[Journal, ClientStates]]:
     at = None if place is None else place / "client-states.db"
-    with closing(Journal(place)) as journal, closing(ClientStates(at)) as states:
+    patience = Patience(getattr(federation, "disk_wait", 0.0), _LOG.warning)
+    with closing(Journal(place, patience)) as journal, closing(ClientStates(at, patience)) as states:
         yield journal, states
 
 

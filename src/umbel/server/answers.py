@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from ..errors import ProtocolError
 from ..store.records import Store
 from ..wire import messages as m
-from ..wire.blobs import Fetched, NotFetched
+from ..wire.blobs import Fetched, NotFetched, node_giver
 from . import fields, ledger
 from .ledger import AnswerEntry, AskEntry, NodeEntry, RunEntry, TaskEntry
 from .nodes import Nodes
@@ -21,7 +21,7 @@ class NodeAnswers:
     """
 
     def __init__(
-        self, store: Store, nodes: Nodes, out: Outbox, has: Callable[[bytes], bool], largest: Callable[[str], int]
+        self, store: Store, nodes: Nodes, out: Outbox, has: Callable[[bytes, str], bool], largest: Callable[[str], int]
     ) -> None:
         self._store, self._nodes, self._out, self._has, self._largest = store, nodes, out, has, largest
         self._arriving: dict[tuple[str, bytes], list[tuple[int, str]]] = {}
@@ -76,7 +76,7 @@ class NodeAnswers:
             if ask is None or answer is None or answer.complete or ledger.sha_of(answer) != event.sha:
                 continue
             wanted = all(t in ask.tasks and ask.tasks[t].answer is None for t in answer.tasks)
-            if wanted and isinstance(event, Fetched) and self._has(event.sha):
+            if wanted and isinstance(event, Fetched) and self._has(event.sha, node_giver(answer.node)):
                 self._keep(run, ask, answer)
             else:
                 del ask.answers[name]
@@ -102,7 +102,7 @@ class NodeAnswers:
             for id in answer.tasks:
                 self.fail(run, ask, ask.tasks[id], f"client {ask.tasks[id].message.client}: {reason}")
             self._acknowledge(node, run, answer.tasks)
-        elif payload is None or not payload.HasField("blob") or self._has(payload.blob.sha256):
+        elif payload is None or not payload.HasField("blob") or self._has(payload.blob.sha256, node_giver(node.id)):
             self._keep(run, ask, answer)
         else:
             before = ask.answers.get(answer.id)
@@ -117,12 +117,13 @@ class NodeAnswers:
             ask.answers[answer.id] = answer
             self._out.effects.append(Hold(payload.blob.sha256, f"{run.id}/{ask.spec.ask}"))
             if node.peer is not None:
-                self._out.effects.append(Fetch(node.peer, run.id, payload.blob))
+                self._out.effects.append(Fetch(node.peer, run.id, payload.blob, node_giver(node.id)))
 
     def _keep(self, run: RunEntry, ask: AskEntry, answer: AnswerEntry) -> None:
         answer.complete = True
         self.count += 1
         if sha := ledger.sha_of(answer):
+            ask.named.add(sha)
             self._out.effects.append(Hold(sha, f"{run.id}/{ask.spec.ask}"))
         self._put(run, ask, answer)
         for id in answer.tasks:
@@ -161,7 +162,7 @@ class NodeAnswers:
 
     # What is not wanted
 
-    def forget(self, run: RunEntry, ask: AskEntry, task: TaskEntry, besides: Iterable[str]) -> None:
+    def forget(self, run: RunEntry, ask: AskEntry, task: TaskEntry, besides: frozenset[str]) -> None:
         """A task is not wanted as it was; the others of its answer wait again, but for those `besides`."""
         if task.answer is None:
             self._nodes.settle(task)
@@ -174,28 +175,28 @@ class NodeAnswers:
         if ask is None:
             return
         without = set(body.without)
-        for answer in list(ask.answers.values()):
+        named = {task.answer: None for id in body.without if (task := ask.tasks.get(id)) is not None and task.answer}
+        for answer in [ask.answers[id] for id in named if id in ask.answers]:
             unwanted = without.intersection(answer.tasks)
-            if not unwanted or not answer.message.HasField("partial"):
+            if not answer.message.HasField("partial"):
                 continue
             if (node := self._nodes.by_id.get(answer.node)) is not None:
                 refold = m.Refold(run=run.id, ask=body.ask, without=sorted(without))
                 self._out.say(node.peer, durable=True, refold=refold)
             for id in unwanted:
-                if ask.tasks.pop(id, None) is not None:  # if the run asks for it yet, the relay still has its answer
+                if ask.remove(id) is not None:  # if the run asks for it yet, the relay still has its answer
                     self._store.delete("tasks", run=run.id, task=id)
             self._drop(run, ask, answer.id)
 
-    def _drop(self, run: RunEntry, ask: AskEntry, id: str, besides: Iterable[str] = ()) -> None:
+    def _drop(self, run: RunEntry, ask: AskEntry, id: str, besides: frozenset[str] = frozenset()) -> None:
         """An answer is not wanted as it is: its other tasks wait again."""
         answer = ask.answers.pop(id, None)
         if answer is None:
             return
         self._store.delete("answers", run=run.id, id=id)
-        kept = set(besides)
         for name in answer.tasks:
             task = ask.tasks.get(name)
-            if task is None or name in kept:
+            if task is None or name in besides:
                 continue
             task.answer = None
             self._nodes.wait(task)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from ..errors import ProtocolError
 from ..store.records import Store
 from ..wire import messages as m
+from ..wire.blobs import node_giver, run_giver
 from . import ledger
 from .answers import NodeAnswers
 from .ledger import AskEntry, RunEntry, TaskEntry
@@ -26,7 +27,7 @@ class RoutedAsks:
         nodes: Nodes,
         answers: NodeAnswers,
         out: Outbox,
-        has: Callable[[bytes], bool],
+        has: Callable[[bytes, str], bool],
         largest: Callable[[str], int],
         mailbox: int,
         goes_on: Callable[[RunEntry], None],
@@ -61,8 +62,8 @@ class RoutedAsks:
                 self._answers.pass_on(run, answer)
             return
         if known is not None:
-            self._answers.forget(run, ask, known, [message.task])
-        task = ask.tasks[message.task] = TaskEntry(message, self._nodes.by_client.get(message.client, ""))
+            self._answers.forget(run, ask, known, frozenset((message.task,)))
+        task = ask.add(TaskEntry(message, self._nodes.by_client.get(message.client, "")))
         if why_not := self._unable(run, task):
             self._answers.fail(run, ask, task, why_not)
             return
@@ -75,15 +76,16 @@ class RoutedAsks:
         """A run wants no answer to some tasks."""
         # Durable, as the tasks are: none may overtake the word that it is not wanted, and come after its ask is closed.
         gone: dict[str, list[str]] = {}
+        besides = frozenset(body.tasks)
         for id in body.tasks:
             ask = run.asks.get(ledger.ask_of(id))
             if ask is None:
                 continue
             ask.cancelled.add(id)
-            task = ask.tasks.pop(id, None)
+            task = ask.remove(id)
             if task is None:
                 continue
-            self._answers.forget(run, ask, task, body.tasks)
+            self._answers.forget(run, ask, task, besides)
             self._store.delete("tasks", run=run.id, task=id)
             gone.setdefault(task.node, []).append(id)
         for name, tasks in gone.items():
@@ -104,21 +106,23 @@ class RoutedAsks:
         self._nodes.close_ask(run, ask)
 
     def need(self, run: RunEntry, payload: m.Payload, owner: str) -> None:
-        """A run named a blob: have it, unless it is here."""
+        """A run named a blob: have it from there, unless it has brought it before. That others have does not count."""
         if not payload.HasField("blob"):
             return
         if payload.blob.size > (most := self._largest("run")):
             text = f"{payload.blob.size:,} bytes, where all that this server stores may take {most:,}: see its --quota"
             raise ProtocolError(text, m.CODE_TOO_LARGE)
         self._out.effects.append(Hold(payload.blob.sha256, owner))
-        if not self._has(payload.blob.sha256) and run.peer is not None:
-            self._out.effects.append(Fetch(run.peer, run.id, payload.blob))
+        giver = run_giver(run.id)
+        if not self._has(payload.blob.sha256, giver) and run.peer is not None:
+            self._out.effects.append(Fetch(run.peer, run.id, payload.blob, giver))
 
     def _stands(self, ask: AskEntry, task: TaskEntry) -> bool:
         """Whether a task has an update for an answer, which counts for all of its attempts: it is never done again."""
         answer = ask.answers.get(task.answer or "")
-        payload = ledger.payload_of(answer.message) if answer is not None and answer.complete else None
-        return payload is not None and (not payload.HasField("blob") or self._has(payload.blob.sha256))
+        if answer is None or not answer.complete or (payload := ledger.payload_of(answer.message)) is None:
+            return False
+        return not payload.HasField("blob") or self._has(payload.blob.sha256, node_giver(answer.node))
 
     def _unable(self, run: RunEntry, task: TaskEntry) -> str:
         """Why a task cannot be done; empty where it can."""

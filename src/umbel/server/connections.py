@@ -6,21 +6,30 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable
+from contextlib import aclosing
 
-from ..errors import PeerError, ProtocolError
+from ..errors import PeerError, ProtocolError, Refused
+from ..transport.budget import Budget
 from ..transport.connection import Connection
 from ..transport.exchange import Exchange, Room
 from ..transport.handshake import Handshakes, Identity, accept
 from ..transport.stream import Stream
+from ..trust.audit import PEER
 from ..wire import messages as m
 from ..wire import roles
+from ..wire.blobs import run_giver
+from ..wire.limits import ANSWER_WAITING_BYTES, OPERATOR_REQUESTS
+from . import fields
 from .desk import Desk
 from .programs import Programs, Surroundings
 from .signals import Connected, Lost, Received
+from .supervision import Places
 
 _LOG = logging.getLogger("umbel.server")
 LAZY = frozenset({"ack", "log_ack", "close_ask"})
 """Messages that nobody waits for."""
+SLICE = 64
+"""After so many messages of one peer it is the others' turn."""
 OPERATOR_CONNECTIONS = 100
 """So many connections may be there by the token of one operator."""
 
@@ -36,7 +45,20 @@ class PeerConnection:
         self.connection = connection
         self._around = around
         self._offered: set[bytes] = set()
-        self.exchange = Exchange(connection, around.depot, self._may_read, same_machine=same_machine, room=room)
+        self.answering = 0
+        giver = f"{roles.NAMES[identity.role]} {identity.id}"
+        places = Places(around.root / "runs" / identity.id) if same_machine else None
+        self.exchange = Exchange(
+            connection,
+            around.depot,
+            self._may_read,
+            same_machine=same_machine,
+            handed=places.handed if places is not None else None,
+            given=places.given if places is not None else None,
+            room=room,
+            giver=lambda run: giver,
+            source=run_giver if identity.role == m.ROLE_NODE else lambda run: "",
+        )
 
     @property
     def name(self) -> str:
@@ -59,6 +81,8 @@ class PeerConnection:
 
     def say(self, message: m.Message) -> None:
         """Send a message; one that no frame can hold is lost."""
+        if message.HasField("ack"):
+            message.ack.epoch = self._around.epoch.number
         try:
             self.connection.post(message, lazy=message.WhichOneof("body") in LAZY)
         except ProtocolError as error:  # whoever made it so large has to do without
@@ -75,10 +99,13 @@ class PeerConnection:
 class Connections:
     """Everybody who is connected, as `peers`: who knocks waits until it is told to `begin`."""
 
-    def __init__(self, around: Surroundings, programs: Programs, desk: Desk) -> None:
+    def __init__(
+        self, around: Surroundings, programs: Programs, desk: Desk, greeting: Callable[[Identity], m.Welcome]
+    ) -> None:
         self._around = around
         self._programs = programs
         self._desk = desk
+        self._greeting = greeting
         self.peers: dict[str, PeerConnection] = {}
         self._numbers = 0
         self._handshakes = Handshakes()
@@ -104,6 +131,7 @@ class Connections:
         if self._closing:
             return
         connection = Connection(stream)
+        PEER.set(connection.peer)
         try:
             identity = await accept(
                 connection,
@@ -112,23 +140,32 @@ class Connections:
                 same_machine=self.same_machine,
                 handshakes=self._handshakes,
                 settled=self._around.commits.done,
+                greeting=self._greeting,
             )
+        except PeerError as error:
+            if not isinstance(error, Refused) or error.code in (m.CODE_BUSY, m.CODE_VERSION):
+                self._refused(error.code, error.message)  # of others the registry has noted more
+            raise
         finally:
-            self._around.commits.soon()  # what the registry noted
+            self._around.commits.soon()  # what was noted
         if not self._around.registry.admits(identity):  # revoked while the welcome waited for the disk
             await connection.close(m.Problem(code=m.CODE_REVOKED, text="it was revoked just now"))
             return
         same = [peer for peer in self.peers.values() if peer.identity.id == identity.id]
         if identity.role == m.ROLE_OPERATOR and len(same) >= OPERATOR_CONNECTIONS:
             text = f"{len(same)} others have connected by this token"
+            self._refused(m.CODE_BUSY, text, identity.name)
             await connection.close(m.Problem(code=m.CODE_BUSY, text=text, retry=True))
             return
         await self._hear(self._known(identity, connection))
 
-    def drop(self, peer: str, code: int, text: str) -> None:
+    def _refused(self, code: int, why: str, who: str = "unknown") -> None:
+        self._around.registry.audit.limited(who, "connections.refused", code=int(code), reason=why[:200])
+
+    def drop(self, peer: str, code: int, text: str, *, retry: bool = False) -> None:
         """End a connection, if it is there still, and say why."""
         if (found := self.peers.get(peer)) is not None:
-            problem = m.Problem(code=code, text=text)  # type: ignore[arg-type]
+            problem = m.Problem(code=code, text=text, retry=retry)  # type: ignore[arg-type]
             self._around.begin(found.connection.close(problem))
 
     def put_out(self, whom: Callable[[Identity], bool]) -> None:
@@ -174,6 +211,7 @@ class Connections:
 
     async def _hear(self, peer: PeerConnection) -> None:
         identity, connection = peer.identity, peer.connection
+        connection.budget = Budget(connection.clock)
         level = logging.DEBUG if identity.role == m.ROLE_OPERATOR else logging.INFO  # each command connects
         _LOG.log(level, "%s has connected from %s", peer.id, connection.peer)
         try:
@@ -183,8 +221,11 @@ class Connections:
                 role, clients = roles.NAMES[identity.role], tuple(identity.hello.clients)
                 self._around.tell(Connected(peer.id, role, identity.id, identity.name, clients, identity.relay))
                 while True:
-                    for message in await connection.receive():
+                    for number, message in enumerate(await connection.receive(), 1):
                         self._around.tell(Received(peer.id, message))
+                        connection.budget.spend(fields.work(message) - 1)
+                        if number % SLICE == 0:
+                            await asyncio.sleep(0)
         except PeerError as error:
             _LOG.log(level, "%s is gone: %s", peer.id, error.message)
         finally:
@@ -204,6 +245,13 @@ class Connections:
         answering: set[asyncio.Task[None]] = set()
         try:
             async for message in peer.connection.messages():
+                if peer.answering >= OPERATOR_REQUESTS:
+                    text = f"{peer.answering} requests are being answered on this connection; wait for one of them"
+                    busy = m.Response(id=message.request.id, code=m.CODE_BUSY, text=text)
+                    await peer.connection.taken(ANSWER_WAITING_BYTES)
+                    peer.connection.post(m.Message(response=busy))
+                    continue
+                peer.answering += 1
                 task = self._around.begin(self._answer(peer, message.request))
                 if not self._desk.lasts(message.request):
                     answering.add(task)
@@ -213,8 +261,14 @@ class Connections:
                 task.cancel()
 
     async def _answer(self, peer: PeerConnection, request: m.Request) -> None:
-        async for response in self._desk.answer(peer, request):
-            peer.connection.post(m.Message(response=response))
+        """Answer a request: what is not taken over there is not read here."""
+        try:
+            async with aclosing(self._desk.answer(peer, request)) as responses:
+                while (response := await anext(responses, None)) is not None:
+                    peer.connection.post(m.Message(response=response))
+                    await peer.connection.taken(ANSWER_WAITING_BYTES)
+        finally:
+            peer.answering -= 1
         self._around.commits.soon()
 
     async def _parted(self, run: str) -> None:

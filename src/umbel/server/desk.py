@@ -1,22 +1,25 @@
 """The desk: where operators ask for things, and who may ask for what.
 
 A request has a method and a body of JSON; the answer is one response or several, the last without `more`. Lists come in
-parts of up to `PAGE` rows. What cannot be done is answered with a code and a text. All that changes anything, and all
-that was denied, goes into the audit record.
+parts of up to `PAGE` rows, and a part that is long in pieces (`rest`). What cannot be done is answered with a code and
+a text. All that changes anything, and all that was denied, goes into the audit record.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import CallerError, ProtocolError, Refused, UmbelError
 from ..wire import messages as m
 from ..wire import roles
+from ..wire.limits import REQUEST_BYTES, RESPONSE_BYTES
 from ..wire.portions import portions
 from ..wire.texts import read_json
 from .access import Access
@@ -25,7 +28,6 @@ from .requests import Body, Offices, OperatorPeer
 from .submissions import Submissions
 
 PAGE = 500
-LONGEST_BODY = 256 << 10
 
 _LOG = logging.getLogger("umbel.server")
 
@@ -40,7 +42,7 @@ class Method:
     """
 
     role: str
-    answer: Callable[[OperatorPeer, Body], Awaitable[dict[str, Any]] | AsyncIterator[str | dict[str, Any]]]
+    answer: Callable[[OperatorPeer, Body], Awaitable[dict[str, Any]] | AsyncGenerator[str | dict[str, Any]]]
     changes: bool = False
     lasting: bool = False
 
@@ -58,10 +60,13 @@ class Desk:
             "nodes.invite": Method("admin", access.invite, changes=True),
             "nodes.approve": Method("admin", access.approve, changes=True),
             "nodes.revoke": Method("admin", access.revoke, changes=True),
+            "nodes.release": Method("admin", access.release, changes=True),
             "operators.list": Method("admin", access.operators),
             "operators.add": Method("admin", access.add_operator, changes=True),
             "operators.remove": Method("admin", access.remove_operator, changes=True),
             "audit.list": Method("admin", access.audit),
+            "authority.rotate": Method("admin", access.rotate, changes=True),
+            "authority.retire": Method("admin", access.retire, changes=True),
             "runs.list": Method("read", reports.runs),
             "runs.show": Method("read", reports.show),
             "runs.logs": Method("read", reports.logs),
@@ -75,22 +80,24 @@ class Desk:
         """Whether a request is to be seen to its end, though nobody may be there for its answer."""
         return request.method in self.methods and self.methods[request.method].lasting
 
-    async def answer(self, peer: OperatorPeer, request: m.Request) -> AsyncIterator[m.Response]:
+    async def answer(self, peer: OperatorPeer, request: m.Request) -> AsyncGenerator[m.Response]:
         """The responses to a request of an operator, as they come."""
         try:
             body = self._admitted(peer, request)
             method = self.methods[request.method]
             found = method.answer(peer, body)
-            if isinstance(found, AsyncIterator):
-                async for part in found:
-                    yield _response(request, part, more=isinstance(part, str))
+            if isinstance(found, AsyncGenerator):
+                async with aclosing(found):
+                    async for part in found:
+                        text, more = (part, True) if isinstance(part, str) else (json.dumps(part), False)
+                        yield m.Response(id=request.id, body=text, more=more)
                 return
             whole = await found
             if method.changes:
                 await self._offices.commit()
-            parts = list(_pages(whole))
-            for number, part in enumerate(parts, 1):
-                yield _response(request, part, more=number < len(parts))
+            for piece, rest, further in _pieces(_pages(whole)):
+                yield m.Response(id=request.id, body=piece, rest=rest, more=further)
+                await asyncio.sleep(0)  # a long answer must not keep others waiting
         except Refused as error:
             yield _refusal(request, error.code, str(error.message))
         except CallerError as error:
@@ -107,10 +114,10 @@ class Desk:
             raise Refused(f"there is no method {request.method!r:.60}", m.CODE_UNKNOWN)
         needed = self.methods[request.method].role
         if not roles.at_least(peer.role, needed):
-            self._offices.registry.audit.record(peer.name, "denied", method=request.method, role=peer.role)
+            self._offices.registry.audit.limited(peer.name, "denied", method=request.method, role=peer.role)
             text = f"{request.method} needs the role {needed}, and {peer.name} has the role {peer.role}"
             raise Refused(text, m.CODE_NOT_ALLOWED)
-        if len(request.body) > LONGEST_BODY:
+        if len(request.body.encode()) > REQUEST_BYTES:
             raise Refused(f"a request of {len(request.body)} bytes", m.CODE_TOO_LARGE)
         try:
             body: Body = read_json(request.body or "{}", "a request's body", dict)
@@ -135,8 +142,20 @@ def _pages(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield {key: part}
 
 
-def _response(request: m.Request, body: str | Mapping[str, Any], more: bool) -> m.Response:
-    return m.Response(id=request.id, body=body if isinstance(body, str) else json.dumps(body), more=more)
+def _pieces(parts: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, bool, bool]]:
+    """The parts as texts, cut where they are too long for a response: each with whether its part goes on in the next
+    one, and whether there is a next one at all.
+    """
+    pieces = (
+        (text[at : at + RESPONSE_BYTES], at + RESPONSE_BYTES < len(text))
+        for text in map(json.dumps, parts)  # which is ASCII
+        for at in range(0, len(text), RESPONSE_BYTES)
+    )
+    (text, rest) = next(pieces)
+    for further in pieces:
+        yield text, rest, True
+        text, rest = further
+    yield text, rest, False
 
 
 def _refusal(request: m.Request, code: int, text: str) -> m.Response:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable
 from typing import Protocol
 
-from ..errors import ConnectionLost, CorruptFile, Refused, StorageError
+from ..errors import ConnectionLost, CorruptFile, ProtocolError, Refused, StorageError
 from ..store.commits import RETRY_SECONDS
 from ..wire import messages as m
 from ..wire.blobs import Fetched, NotFetched
@@ -103,7 +103,7 @@ class Dispatch:
                 self._again.discard(key)
                 while await self._put_off(fetch, key):
                     await asyncio.sleep(RETRY_SECONDS)
-                if self._around.blobs.path(fetch.blob.sha256) is not None:
+                if self._around.blobs.path(fetch.blob.sha256, fetch.giver) is not None:
                     break
         finally:
             self._fetching.discard(key)
@@ -121,7 +121,7 @@ class Dispatch:
             await owner.fetch(fetch.blob, fetch.run)
         except ConnectionLost:
             return False  # it is fetched again when whoever has it says so again
-        except (Refused, CorruptFile) as error:
+        except (Refused, CorruptFile, ProtocolError) as error:
             self.tell(NotFetched(fetch.run, fetch.blob.sha256, error.message))
             return False
         except StorageError as error:

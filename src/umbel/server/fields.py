@@ -2,47 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from ..errors import ProtocolError
+from ..runs.events import RunEvent
+from ..runs.schema import event_of
 from ..wire import messages as m
-from ..wire.texts import read_json, read_steps
+from ..wire.blobs import most_of_answer
+from ..wire.bodies import MOST, check_body
+from ..wire.limits import ALIVE_TASKS, CANCEL_TASKS, EVENT_BYTES, NODE_CLIENTS, SPEC_BYTES
+from ..wire.portions import text_bytes
+from ..wire.texts import read_json
 from .ledger import AnswerEntry, payload_of
-
-KEY_BYTES = 32
-MOST = 2**63
-"""Numbers are below this, so that any store can hold them."""
-EVENT_BYTES = 1 << 20
-"""So many bytes an event of a log has at most, so that it fits into any answer to an operator."""
-
 
 ANSWER_BYTES = 128 << 10
 """An answer without its blob takes at most this for each client: a receipt with its metrics, and what is inline."""
-PARTIAL_BYTES = 2 << 20
 
 _NUMBERS = ("ask", "attempt", "number", "round")
-_REQUIRED: dict[str, Callable[[Any], bool]] = {
-    "ask_spec": lambda spec: bool(spec.kind and spec.digest and spec.transforms),
-    "task": lambda task: (
-        task.task == f"{task.ask}.{task.client}"
-        and bool(task.client and task.attempt)
-        and len(task.key) == len(task.data_key) == KEY_BYTES
-    ),
-    "result": lambda result: (
-        result.HasField("failure")
-        or (result.HasField("done") and result.done.HasField("receipt") and result.done.HasField("update"))
-    ),
-    "partial": lambda partial: (
-        partial.HasField("partial") and 0 < len(partial.receipts) == len({each.task for each in partial.receipts})
-    ),
+
+
+_LISTS: dict[str, tuple[tuple[str, int], ...]] = {
+    "hosted": (("clients", NODE_CLIENTS),),
+    "alive": (("tasks", ALIVE_TASKS),),
+    "run_answer": (("clients", ALIVE_TASKS),),
+    "cancel": (("tasks", CANCEL_TASKS),),
+    "refold": (("without", CANCEL_TASKS),),
+    "partial": (("receipts", CANCEL_TASKS),),
 }
-_JSON: dict[str, tuple[tuple[str, type[Any]], ...]] = {
-    "run_spec": (("contract", dict), ("config", dict)),
-    "ask_spec": (("fold", list),),
-    "log_event": (("event", dict),),
-}
-"""Fields that are JSON, and what it is."""
+"""Lists whose length is bounded: a message is taken in at once, and others wait meanwhile."""
+_PARTS = {"run_spec": ("contract", "config", "clients"), "ask_spec": ("fold", "transforms")}
+
+
+def work(message: m.Message) -> float:
+    """How much work a message is: one, and one more for ten in its list."""
+    kind = message.WhichOneof("body") or ""
+    return 1.0 + sum(len(getattr(getattr(message, kind), name)) for name, _ in _LISTS.get(kind, ())) / 10
+
+
+def _bytes(part: Any) -> int:
+    return len(part.encode()) if isinstance(part, str) else sum(map(text_bytes, part))
 
 
 def check(kind: str, body: Any) -> None:
@@ -52,13 +50,24 @@ def check(kind: str, body: Any) -> None:
         raise ProtocolError(f"a {kind} with the number {max(numbers)}; they are below 2^63", m.CODE_MALFORMED)
     if kind == "log_event" and len(body.event.encode()) > EVENT_BYTES:
         raise ProtocolError(f"an event of more than {EVENT_BYTES} bytes", m.CODE_TOO_LARGE)
-    if kind in _REQUIRED and not _REQUIRED[kind](body):
-        raise ProtocolError(f"a {kind} that lacks a field, or whose fields disagree", m.CODE_MALFORMED)
-    for name, of in _JSON.get(kind, ()):
-        if text := getattr(body, name):
-            read_json(text, f"the {name} of a {kind}", of)
-    if kind == "ask_spec":
-        read_steps(body.transforms, "the transforms of an ask_spec")
+    for name, most in _LISTS.get(kind, ()):
+        if len(getattr(body, name)) > most:
+            text = f"a {kind} with {len(getattr(body, name)):,} {name}; {most:,} are the most"
+            raise ProtocolError(text, m.CODE_TOO_LARGE)
+    for name in _PARTS.get(kind, ()):
+        if _bytes(getattr(body, name)) > SPEC_BYTES:
+            raise ProtocolError(f"a {kind} whose {name} takes more than {SPEC_BYTES:,} bytes", m.CODE_TOO_LARGE)
+    check_body(kind, body)
+
+
+def event_in(text: str, *, plain: bool = False) -> RunEvent | None:
+    """The event of a run that is written as JSON; None for one that this release does not know. Raises `ProtocolError`
+    for anything else; `plain` is as `read_json` has it.
+    """
+    try:
+        return event_of(read_json(text, "the event of a log_event", dict, plain=plain))
+    except TypeError as error:
+        raise ProtocolError(f"the event of a log_event is none: {error}", m.CODE_MALFORMED) from None
 
 
 def too_large(answer: AnswerEntry, ask: m.AskSpec, largest: int) -> str:
@@ -70,12 +79,9 @@ def too_large(answer: AnswerEntry, ask: m.AskSpec, largest: int) -> str:
         )
     payload = payload_of(answer.message)
     size = payload.blob.size if payload is not None else 0
-    if ask.most_bytes:
-        # A partial holds sums, whose elements are up to three words of 64 bits, and receipts.
-        partial = answer.message.WhichOneof("body") == "partial"
-        expected = 2 * ask.most_bytes + PARTIAL_BYTES if partial else ask.most_bytes
-        if size > expected:
-            return f"its answer has {size:,} bytes, and what ask {ask.ask} expects has at most {expected:,}"
+    expected = most_of_answer(ask.most_bytes, partial=answer.message.WhichOneof("body") == "partial")
+    if expected and size > expected:
+        return f"its answer has {size:,} bytes, and what ask {ask.ask} expects has at most {expected:,}"
     if size > largest:
         return (
             f"its answer has {size:,} bytes, and the server takes at most {largest:,} of one node "

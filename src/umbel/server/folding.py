@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,10 +15,11 @@ from ..core.partial import Partial
 from ..core.task import Admit, Failed, Task
 from ..core.transform import chain_from_spec
 from ..core.update import Receipt, Update
-from ..errors import StorageError, UmbelError, UpdateRejected
+from ..errors import StorageError, UpdateRejected
 from ..folds.catalogue import fold_from_spec
 from ..wire import messages as m
 from ..wire.names import client_id
+from ..wire.texts import read_json
 from ..work.intake import Intake
 from .uplink import receipts_of
 
@@ -41,7 +41,7 @@ def bundle(spec: m.AskSpec, answers: Sequence[m.Message], path: Callable[[bytes]
     read = partial(_tree, path)
     try:
         ask, params = _ask(spec, path)
-    except (UmbelError, ValueError, TypeError, KeyError, AttributeError):
+    except Exception:
         return None  # a transform or an expectation that is not known here, or differs by client
     intake = Intake()
     intake.open(spec.ask, ask, spec.round, spec.number, params)
@@ -54,7 +54,7 @@ def bundle(spec: m.AskSpec, answers: Sequence[m.Message], path: Callable[[bytes]
             else:
                 payload = message.result.done.update
                 _admit(intake, message.result, read(payload), mapped=payload.HasField("blob"))
-        except (UmbelError, ValueError):
+        except Exception:
             continue  # the run is to say what is wrong with it
     folded = intake.close(spec.ask).partial
     folded.agree(small=True)  # answers with other arrays than most, or large integers, are passed on as they are
@@ -87,7 +87,7 @@ def _tree(path: Callable[[bytes], Path | None], payload: m.Payload) -> Any:
 
 def _ask(spec: m.AskSpec, path: Callable[[bytes], Path | None]) -> tuple[Ask, Any]:
     shared = _tree(path, spec.shared)
-    fold = fold_from_spec(json.loads(spec.fold))
+    fold = fold_from_spec(read_json(spec.fold, "its fold", list))
     if fold is None:
         raise ValueError("the fold is not known here")
     if spec.HasField("model"):
@@ -102,7 +102,7 @@ def _ask(spec: m.AskSpec, path: Callable[[bytes], Path | None]) -> tuple[Ask, An
         model=model,
         expects=shared["expects"],
         fold=fold,
-        transforms=chain_from_spec(json.loads(spec.transforms)),
+        transforms=chain_from_spec(read_json(spec.transforms, "its transforms", list)),
     )
     return made, shared.get("params")
 

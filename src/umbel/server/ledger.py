@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..store.records import Store
+from ..store.records import Readers, Store
 from ..wire import messages as m
 from .signals import Hold, Outbox, RunBegun, RunEnded
 
@@ -14,6 +15,44 @@ ENDED = ("finished", "failed", "stopped")
 """What becomes of runs that nobody goes on with."""
 RESTING = 8
 """So many runs that were stopped or have failed are kept in memory; others are read again if they go on."""
+
+
+def _names(value: Any) -> None:
+    if type(value) is not list or not all(type(each) is str for each in value):
+        raise TypeError(f"{value!r:.40} is no list of names")
+
+
+def _object(value: Any) -> None:
+    if type(value) is not dict:
+        raise TypeError(f"{value!r:.40} is no object")
+
+
+def _standings(value: Any) -> None:
+    _object(value)
+    if any(type(each) is not list or len(each) != 2 or type(each[0]) is not str for each in value.values()):
+        raise TypeError(f"{value!r:.40} are no standings")
+
+
+def _submission(value: Any) -> None:
+    _object(value)
+    _object(value["settings"])
+    for part in ("client", "app"):
+        if part in value:
+            bytes.fromhex(value[part]["sha256"])
+
+
+READERS: Readers = {
+    ("nodes", "clients"): _names,
+    ("nodes", "capabilities"): _object,
+    ("runs", "submission"): _submission,
+    ("runs", "exit"): _object,
+    ("runs", "members"): _standings,
+    ("runs", "spec"): m.RunSpec.FromString,
+    ("asks", "spec"): m.AskSpec.FromString,
+    ("tasks", "message"): m.Task.FromString,
+    ("answers", "message"): m.Message.FromString,
+}
+"""What a server keeps in its columns is read by these: a row where that cannot be done is set aside by the store."""
 
 
 @dataclass(slots=True)
@@ -42,18 +81,46 @@ class AnswerEntry:
 
 @dataclass(slots=True)
 class AskEntry:
-    """An ask that is open."""
+    """An ask that is open: `theirs` are its tasks by node, `own` counts the blobs that its tasks name, by node; `named`
+    are the blobs of answers that its run was told of.
+    """
 
     spec: m.AskSpec
+    named: set[bytes] = field(default_factory=set)
     cancelled: set[str] = field(default_factory=set)
     tasks: dict[str, TaskEntry] = field(default_factory=dict)
     answers: dict[str, AnswerEntry] = field(default_factory=dict)
+    theirs: dict[str, dict[str, TaskEntry]] = field(default_factory=dict)
+    own: Counter[tuple[str, bytes]] = field(default_factory=Counter)
+
+    def add(self, task: TaskEntry) -> TaskEntry:
+        """Add a task, in the place of an earlier one of its id."""
+        id = task.message.task
+        self.remove(id)
+        self.tasks[id] = task
+        self.theirs.setdefault(task.node, {})[id] = task
+        self.own[task.node, task.message.own.blob.sha256] += 1
+        return task
+
+    def remove(self, id: str) -> TaskEntry | None:
+        """Remove a task, and give it, if it is there."""
+        task = self.tasks.pop(id, None)
+        if task is not None:
+            del self.theirs[task.node][id]
+            if not self.theirs[task.node]:
+                del self.theirs[task.node]
+            key = (task.node, task.message.own.blob.sha256)
+            self.own[key] -= 1
+            if not self.own[key]:
+                del self.own[key]
+        return task
 
 
 @dataclass(slots=True)
 class RunEntry:
     """A run that goes on; `closed` is its last ask that is over, `log` its last event.
 
+    `wanted` are the clients that its spec names, `mine` those of each node of them: for as long as neither changes.
     `over` is how and when it had ended, for one that has connected again and done nothing since.
     """
 
@@ -65,6 +132,8 @@ class RunEntry:
     over: tuple[str, float] | None = None
     asks: dict[int, AskEntry] = field(default_factory=dict)
     standings: dict[str, tuple[int, str]] = field(default_factory=dict)
+    wanted: tuple[m.RunSpec | None, frozenset[str]] = (None, frozenset())
+    mine: dict[str, tuple[tuple[str, ...], m.RunSpec, list[str]]] = field(default_factory=dict)
 
     def tasks(self) -> Iterator[tuple[AskEntry, TaskEntry]]:
         """All tasks of its open asks."""
@@ -73,13 +142,14 @@ class RunEntry:
 
 @dataclass(slots=True)
 class NodeEntry:
-    """An approved node: the `clients` that it hosts, and those that it has `named`."""
+    """An approved node: the `clients` that it hosts, those that it has `named`, and why others were `refused`."""
 
     id: str
     name: str
     peer: str | None = None
     clients: tuple[str, ...] = ()
     named: tuple[str, ...] = ()
+    refused: dict[str, str] = field(default_factory=dict)
     seen: float = 0.0
     asks: set[tuple[str, int]] = field(default_factory=set)
     waiting: int = 0
@@ -196,19 +266,26 @@ class Ledger:
 def _restored(store: Store, row: Mapping[str, Any]) -> RunEntry:
     """A run as it is on disk, by its row; none of its tasks is `waiting` yet."""
     run = RunEntry(row["id"], m.RunSpec.FromString(row["spec"]) if row["spec"] else None)
-    run.log = store.greatest("events", run=run.id)
+    run.log = max(store.greatest("events", run=run.id), row["log"] or 0)
     run.closed = -1 if row["closed"] is None else row["closed"]
     for row in store.rows("asks", run=run.id):
         run.asks[row["ask"]] = AskEntry(m.AskSpec.FromString(row["spec"]))
     for row in store.rows("tasks", run=run.id):
         if (ask := run.asks.get(row["ask"])) is not None:
-            ask.tasks[row["task"]] = TaskEntry(m.Task.FromString(row["message"]), row["node"], row["answer"])
+            ask.add(TaskEntry(m.Task.FromString(row["message"]), row["node"], row["answer"]))
+    answered: dict[tuple[int, str | None], list[str]] = {}
+    for ask, task in run.tasks():
+        answered.setdefault((ask.spec.ask, task.answer), []).append(task.message.task)
     for row in store.rows("answers", run=run.id):
         if (ask := run.asks.get(row["ask"])) is not None:
             message = m.Message.FromString(row["message"])
-            tasks = tuple(id for id, task in ask.tasks.items() if task.answer == row["id"])
+            tasks = tuple(answered.get((row["ask"], row["id"]), ()))
             node = ask.tasks[tasks[0]].node if tasks else ""
-            ask.answers[row["id"]] = AnswerEntry(row["id"], message, tasks, node)
+            answer = ask.answers[row["id"]] = AnswerEntry(row["id"], message, tasks, node)
+            ask.named.add(sha_of(answer))
+    for ask in run.asks.values():  # an answer that was set aside is not there: its tasks wait again
+        for task in ask.tasks.values():
+            task.answer = task.answer if task.answer in ask.answers else None
     return run
 
 

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from .claims import ANOTHERS
+
 LISTED = 5
 """How many clients a notice names."""
 
 
-def elsewhere(clients: Sequence[str]) -> str:
-    """These clients of a node are hosted by another one."""
-    return (
-        f"{_named(clients)} hosted by another node, and no tasks for that come here. If this node is to take its "
-        "place, have an operator type `umbel nodes ls` and `umbel nodes revoke` for that one; else give clients here "
-        "other names"
-    )
+def refused(clients: Sequence[str], why: str) -> str:
+    """A node may not host these clients, and what to do."""
+    mend = "an operator lets it have more by `umbel nodes approve ID --clients NAMES --at-most N`"
+    if why == ANOTHERS:
+        mend = (
+            "if this node is to take its place, have an operator type `umbel nodes revoke` for that one and `umbel "
+            "nodes release` for the names; else give clients here other names"
+        )
+    return f"{_named(clients)} refused: {why}, and no tasks for them come here; {mend}"
 
 
 def here(clients: Sequence[str]) -> str:
-    """These clients of a node were hosted by another one."""
+    """These clients of a node were another's, or outside of its bounds."""
     return f"{_named(clients)} hosted here now"
 
 

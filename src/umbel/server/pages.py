@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import os
+import re
 import socket
 import time
 from bisect import bisect_left
@@ -18,14 +20,21 @@ from typing import Protocol
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..errors import SettingError
+from ..wire.limits import HTTP_BYTES, HTTP_CONNECTIONS, HTTP_SECONDS
 
 BOUNDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 """Upper bounds, in seconds, of the buckets for how long a commit takes."""
+BACKLOG = 16
+LATELY = 0.5
+"""For so many seconds the facts are taken to be as they were."""
 ROWS = 500
 """How many nodes and runs the page lists."""
 NAMED = 5
@@ -97,6 +106,7 @@ class ServerFacts:
     commits: Histogram = field(default_factory=Histogram)
     frames_in: int = 0
     frames_out: int = 0
+    certificate_until: float | None = None
 
     @property
     def storage(self) -> dict[str, int | None]:
@@ -121,12 +131,17 @@ class Facts(Protocol):
     def facts(self) -> ServerFacts: ...
 
 
-def application(facts: Facts) -> Starlette:
-    """The pages as an ASGI application: ``/``, ``/health`` and ``/metrics``."""
+def application(facts: Facts, names: Sequence[str] = ()) -> Starlette:
+    """The pages as an ASGI application: ``/``, ``/health`` and ``/metrics``. Nothing can be changed there. Who asks for
+    another host than one of these `names`, localhost or an address gets nothing: any page on the web could have the
+    name of its own site lead here, and read what is shown.
+    """
+    shown = _Lately(facts)
+    known = frozenset(name.lower() for name in (*names, "localhost"))
 
     async def health(request: Request) -> Response:
         try:
-            known = facts.facts()
+            known = shown()
         except Exception as error:
             return JSONResponse({"status": "failing", "problem": f"{type(error).__name__} in the server"}, 503)
         body = {
@@ -136,21 +151,70 @@ def application(facts: Facts) -> Starlette:
             "software": known.software,
             "uptime": round(known.now - known.started_at, 3),
             "storage": known.storage,
+            "certificate_until": known.certificate_until,
         }
         return JSONResponse(body, 503 if known.problem else 200)
 
     async def page(request: Request) -> Response:
         policy = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
-        return HTMLResponse(html(facts.facts()), headers={"Content-Security-Policy": policy})
+        return HTMLResponse(html(shown()), headers={"Content-Security-Policy": policy})
 
     async def numbers(request: Request) -> Response:
-        return PlainTextResponse(metrics(facts.facts()), media_type="text/plain; version=0.0.4")
+        return PlainTextResponse(metrics(shown()), media_type="text/plain; version=0.0.4")
 
-    return Starlette(routes=[Route("/", page), Route("/health", health), Route("/metrics", numbers)])
+    return Starlette(
+        routes=[Route("/", page), Route("/health", health), Route("/metrics", numbers)],
+        middleware=[Middleware(_Hosts, known=known)],
+    )
 
 
-async def serve(facts: Facts, host: str, port: int, *, listening: Callable[[int], None] = lambda port: None) -> None:
-    """Serve the pages until cancelled.
+class _Lately:
+    """The facts as they were a moment ago: all clients and tasks are counted for them, whoever asks how often."""
+
+    def __init__(self, facts: Facts, clock: Callable[[], float] = time.monotonic) -> None:
+        self._facts, self._clock = facts, clock
+        self._at = 0.0
+        self._known: ServerFacts | None = None
+
+    def __call__(self) -> ServerFacts:
+        now = self._clock()
+        if self._known is None or now - self._at >= LATELY:
+            self._known, self._at = self._facts.facts(), now
+        return self._known
+
+
+class _Hosts:
+    """Refuses requests for hosts that are not known here."""
+
+    def __init__(self, app: ASGIApp, known: frozenset[str]) -> None:
+        self._app, self._known = app, known
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        hosts = [value.decode("latin-1") for name, value in scope.get("headers", ()) if name == b"host"]
+        if len(hosts) == 1 and self._is_known(hosts[0]):
+            await self._app(scope, receive, send)
+        else:
+            text = f"not known here as {', '.join(hosts)[:100]!r}: `umbel server --name` says by what names it is\n"
+            await PlainTextResponse(text, 421)(scope, receive, send)
+
+    def _is_known(self, host: str) -> bool:
+        name = re.sub(r":[0-9]*$", "", host).strip("[]").lower().removesuffix(".")
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return name in self._known
+        return True
+
+
+async def serve(
+    facts: Facts,
+    host: str,
+    port: int,
+    *,
+    names: Sequence[str] = (),
+    listening: Callable[[int], None] = lambda port: None,
+) -> None:
+    """Serve the pages until cancelled, to those who ask for this host, one of these names, localhost or any address.
 
     `listening` is called with the port, which the system chooses for port 0. Raises `SettingError` for an address that
     cannot be listened on. Signals are left to the caller.
@@ -168,7 +232,11 @@ async def serve(facts: Facts, host: str, port: int, *, listening: Callable[[int]
     with place:
         listening(place.getsockname()[1])
         config = uvicorn.Config(
-            application(facts),
+            application(facts, (host, *names)),
+            http=_Visit,
+            h11_max_incomplete_event_size=HTTP_BYTES,
+            # asyncio tries to accept so often in a row where there are no descriptors left, and notes it each time.
+            backlog=BACKLOG,
             access_log=False,
             log_config=None,
             log_level="warning",
@@ -185,6 +253,24 @@ async def serve(facts: Facts, host: str, port: int, *, listening: Callable[[int]
             server.should_exit = True
             await serving
             raise
+
+
+class _Visit(H11Protocol):
+    """A connection to the pages. Uvicorn bounds neither how many there are nor how long a request may take to come."""
+
+    _over: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > HTTP_CONNECTIONS:
+            transport.abort()
+        else:
+            self._over = self.loop.call_later(HTTP_SECONDS, transport.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._over is not None:
+            self._over.cancel()
+        super().connection_lost(exc)
 
 
 class _PageServer(uvicorn.Server):
@@ -211,7 +297,7 @@ def metrics(known: ServerFacts) -> str:
     def many(name: str, kind: str, text: str, label: str, counts: Mapping[str, int]) -> None:
         metric(name, kind, text, [({label: key}, count) for key, count in sorted(counts.items())])
 
-    statuses = {"approved": 0, "pending": 0, "revoked": 0}
+    statuses = {"approved": 0, "pending": 0, "restored": 0, "revoked": 0}
     metric("umbel_info", "gauge", "Who this is.", [({"server": known.server, "software": known.software}, 1)])
     one("umbel_healthy", "gauge", "1 where nothing is wrong.", float(not known.problem))
     one("umbel_uptime_seconds", "gauge", "Since the start.", known.now - known.started_at)
@@ -228,6 +314,7 @@ def metrics(known: ServerFacts) -> str:
     one("umbel_store_bytes", "gauge", "Bytes of the store.", known.store_bytes)
     one("umbel_disk_free_bytes", "gauge", "Bytes free on the disk.", known.disk_free)
     many("umbel_frames_total", "counter", "Frames.", "direction", {"in": known.frames_in, "out": known.frames_out})
+    one("umbel_certificate_end_seconds", "gauge", "When the server's certificate ends.", known.certificate_until)
     lines.extend(_buckets("umbel_commit_seconds", "How long commits took.", known.commits))
     memory, descriptors = _process()
     one("process_resident_memory_bytes", "gauge", "Memory of the server.", memory)

@@ -13,13 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import StorageError, UmbelError
+from ..errors import ProtocolError, StorageError, UmbelError
+from ..files import opened_below
 from ..store.blobs import Blobs
 from ..store.commits import GroupCommit
 from ..store.records import Row, Store
 from ..transport.exchange import Depot
 from ..transport.tasks import Tasks
 from ..trust import archive
+from ..trust.epochs import Epoch
+from ..wire.texts import read_json
 from .feeds import Feeds
 from .ledger import ENDED
 from .registry import Registry
@@ -30,6 +33,9 @@ from .summaries import Summaries
 from .supervision import Exit, Supervisor
 
 _LOG = logging.getLogger("umbel.server")
+FAULT = "home/error.json"
+"""Where a run's process leaves why it failed, below its folder; no more than `FAULT_BYTES` of it are read."""
+FAULT_BYTES = 64 << 10
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ class Surroundings:
 
     `begin` does something beside, `tell` tells the router what happened, `carry` does what that says, `new_token` makes
     the line of a new token for a run and puts out who came by an earlier one, `address` is where a process on this
-    machine reaches the server.
+    machine reaches the server, `epoch` counts its folder's life.
     """
 
     root: Path
@@ -57,6 +63,7 @@ class Surroundings:
     carry: Callable[[Iterable[Effect]], None]
     new_token: Callable[[str], str]
     address: Callable[[], str]
+    epoch: Epoch
 
     def let_go(self) -> None:
         """Blobs were released: remove what nobody holds, and have those look again who wait."""
@@ -69,7 +76,8 @@ class Programs:
 
     def __init__(self, around: Surroundings) -> None:
         self._around = around
-        self.supervisor = Supervisor(committed=self._committed, on_exit=self._exited)
+        hidden = [str(around.root)]
+        self.supervisor = Supervisor(committed=self._committed, on_exit=self._exited, hidden=hidden)
         self._stopping: set[str] = set()
         self._ends = Tasks()
         self._closing = False
@@ -174,20 +182,15 @@ class Programs:
             await self._over(end.run, status)
             return
         told = {"error": f"its process ended with {end.code}"}
-        with suppress(OSError, ValueError, TypeError):  # on a full disk it may be there and empty
-            told.update(json.loads((around.root / "runs" / end.run / "error.json").read_text()))
+        fault = opened_below(around.root / "runs" / end.run, FAULT)
+        with suppress(OSError, ProtocolError), fault as file:  # on a full disk it may be there and empty
+            found = read_json(file.read(FAULT_BYTES), "why it failed", dict)
+            told |= {name: found[name] for name in ("error", "kind") if isinstance(found.get(name), str)}
         await self._over(end.run, "failed", {"code": end.code, **told})
 
     def _said(self, run: str) -> str | None:
         """How a run ended by its own log, where it could not say so to the router any more."""
-        store = self._around.store
-        last = list(store.rows("events", above=max(0, store.greatest("events", run=run) - 1), run=run))
-        event = json.loads(last[-1]["body"]) if last else {}
-        if event.get("event") == "run_interrupted":
-            return "stopped"
-        if event.get("event") != "run_finished":
-            return None
-        return "failed" if event.get("error") is not None else "finished"
+        return self._around.summaries.known(run).ending
 
     async def _over(self, run: str, status: str, why: dict[str, Any] | None = None) -> None:
         """A run is over, also one that the router never heard of."""

@@ -6,8 +6,9 @@ operator approves it. Every change, and every attempt that is refused, goes into
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from ..errors import Refused, SettingError
@@ -19,8 +20,10 @@ from ..wire import messages as m
 from ..wire import roles
 from ..wire.names import RUN_ID
 from .audit import Audit
+from .claims import ANY, Bounds, Claims
 from .tokens import NAME, RELAY, Tokens, check_name
 
+_KEPT = ("id", "name", "key", "status", "joined_at", "epoch", "boot")
 PENDING = 100
 """So many nodes may wait for approval."""
 PATIENCE = 3600.0
@@ -29,7 +32,10 @@ PATIENCE = 3600.0
 
 @dataclass(frozen=True)
 class NodeRecord:
-    """A node by its key; `status` is pending, approved or revoked. One that is a `relay` may fold what others say."""
+    """A node by its key; `status` is pending, approved, revoked, or restored: something is wrong with its folder or its
+    key. One that is a `relay` may fold what others say; `bounds` are what it may call its clients. `epoch` and `boot`
+    are the greatest that were seen of it.
+    """
 
     id: str
     name: str
@@ -40,22 +46,30 @@ class NodeRecord:
     clients: tuple[str, ...] = ()
     capabilities: Mapping[str, Any] = field(default_factory=dict)
     relay: bool = False
+    bounds: Bounds = ANY
+    epoch: int = 0
+    boot: str = ""
 
 
 class Registry:
-    """The nodes of one server, and who is let in; `tokens` are those that it gave, `audit` is its record of who did
-    what. `clock` gives the wall time in seconds.
+    """The nodes of one server, and who is let in; `tokens` are those that it gave, `claims` says whose client names
+    are, `audit` is its record of who did what. `clock` gives the wall time in seconds. `held` is called with the id of
+    a node that has become `restored`.
 
     What changes is queued in the store: it is to be committed before anybody is told of it. Methods raise
     `SettingError` for what cannot be; `who` is whoever does it, for the audit record.
     """
 
-    def __init__(self, store: Store, clock: Callable[[], float], *, pending: int = PENDING) -> None:
+    def __init__(
+        self, store: Store, clock: Callable[[], float], *, pending: int = PENDING, folder: Path | None = None
+    ) -> None:
         self._store, self._clock, self._most_pending = store, clock, pending
-        self.audit = Audit(store, clock)
+        self.audit = Audit(store, clock, folder)
         self.tokens = Tokens(store, clock, self.audit)
+        self.claims = Claims(store, self.audit)
         self._nodes = {row["id"]: _node(row) for row in store.rows("nodes")}
         self._driven: dict[str, str] = {}
+        self.held: Callable[[str], None] = lambda node: None
 
     # Nodes
 
@@ -86,22 +100,43 @@ class Registry:
             raise SettingError(f"{what} {reference!r:.80}", hint="`umbel nodes ls` lists them.")
         return found[0]
 
-    def invite(self, who: str, name: str | None = None, ttl: float = 86400.0, *, relay: bool = False) -> Token:
-        """A token that lets one node join within `ttl` seconds, under `name` if that is given, or one `relay`."""
+    def invite(
+        self, who: str, name: str | None = None, ttl: float = 86400.0, *, relay: bool = False, bounds: Bounds = ANY
+    ) -> Token:
+        """A token that lets one node join within `ttl` seconds, under `name` if that is given, or one `relay`; with
+        clients within these `bounds`.
+        """
         if name is not None:
             self._check_name(name)
-        return self.tokens.invite(who, name, ttl, relay=relay)
+        return self.tokens.invite(who, name, ttl, relay=relay, bounds=bounds)
 
-    def approve(self, who: str, reference: str, *, relay: bool = False) -> NodeRecord:
-        """Let a node take part, whether it waits or was revoked; as a `relay`, where that is said. One that waits is
-        named by its whole id: its name is what it likes to be called, and a part of an id is soon found.
+    def approve(
+        self, who: str, reference: str, *, relay: bool = False, restored: bool = False, bounds: Bounds = ANY
+    ) -> NodeRecord:
+        """Let a node take part, whether it waits or was revoked; as a `relay`, or with clients within `bounds`, where
+        that is said. One that waits is named by its whole id: its name is what it likes to be called, and a part of an
+        id is soon found. For one that is held as `restored` that has to be said: what it says of itself next is
+        believed.
         """
         if reference != (node := self.node(reference)).id and node.status == "pending":
             raise SettingError(
                 f"{reference!r:.80} is not enough to approve a node by that waits",
                 hint="Name it by its whole id, as it shows it itself on its own machine.",
             )
+        if node.status == "restored":
+            if not restored:
+                raise SettingError(
+                    f"node {node.name} is held: its folder was restored or copied, or its key is stolen",
+                    hint=f"Find out which. If its key is safe: umbel nodes approve {node.name} --restored",
+                )
+            self.audit.record(who, "nodes.believe", node=node.id, name=node.name)
+            self._keep(replace(node, epoch=0, boot=""))
+        if bounds:
+            self.claims.bound(node.id, bounds)
         node = self._judged(who, reference, "approve", "approved")
+        if bounds and bounds != node.bounds:
+            self.audit.record(who, "nodes.bound", node=node.id, name=node.name, **bounds.row() or {})
+            node = self._keep(replace(node, bounds=bounds))
         if relay and not node.relay:
             self.audit.record(who, "nodes.relay", node=node.id, name=node.name)
             node = self._keep(replace(node, relay=True))
@@ -110,6 +145,12 @@ class Registry:
     def revoke(self, who: str, reference: str) -> NodeRecord:
         """Let a node take part no more, and be no relay; whoever calls ends its connection."""
         return self._keep(replace(self._judged(who, reference, "revoke", "revoked"), relay=False))
+
+    def release(self, who: str, clients: Iterable[str]) -> None:
+        """Client names are nobody's any more; whoever calls has them leave the nodes that host them."""
+        for client in clients:
+            node = self.claims.release(client)
+            self.audit.record(who, "clients.release", client=client, node=node)
 
     def rename(self, who: str, reference: str, name: str) -> NodeRecord:
         """Call a node otherwise."""
@@ -181,12 +222,30 @@ class Registry:
             node = self._joined(hello, id, self.tokens.verified(hello, "join", transcript, proof))
         else:
             node = self._renamed(hello, node, transcript, proof)
+        node = self._newest(hello, node)
         if hello.capabilities.partials and not node.relay:
             text = f"node {node.name} is no relay here: `umbel nodes approve {node.name} --relay` makes it one"
             raise self.audit.refusal(hello, m.CODE_NOT_APPROVED, text, retry=True, node=id)
         if node.capabilities != (brings := _capabilities(hello)):
             node = self._keep(replace(node, capabilities=brings))
         return Identity(role=hello.role, id=id, name=node.name, hello=hello, relay=hello.capabilities.partials)
+
+    def _newest(self, hello: m.Hello, node: NodeRecord) -> NodeRecord:
+        """A node that is as new as what was seen of it. Its folder counts up each time it connects: another process
+        that says no greater number has an older folder or a copy of it, or the key alone.
+        """
+        if node.status != "restored":
+            if hello.boot == node.boot or node.epoch < hello.epoch < 2**63:
+                late = hello.epoch < node.epoch  # an attempt of the same process that was overtaken
+                return node if late else self._keep(replace(node, epoch=hello.epoch, boot=hello.boot[:64]))
+            self.audit.record(f"node:{node.id}", "nodes.restored", name=node.name, said=hello.epoch, seen=node.epoch)
+            node = self._keep(replace(node, status="restored"))
+            self.held(node.id)
+        text = (
+            f"node {node.name} is held: its folder says {hello.epoch}, and {node.epoch} was seen of it, so that it was "
+            "restored from a copy, or is used twice, or its key is stolen: see `umbel nodes approve --restored`"
+        )
+        raise self.audit.refusal(hello, m.CODE_NOT_APPROVED, text, retry=True, node=node.id)
 
     def _joined(self, hello: m.Hello, id: str, row: dict[str, Any]) -> NodeRecord:
         if row["name"] and self._is_taken(row["name"], id):
@@ -196,11 +255,15 @@ class Registry:
         if hello.capabilities.partials and not relay:
             text = "this invitation is for a node, not for a relay: `umbel nodes invite --relay` makes one"
             raise self.audit.refusal(hello, m.CODE_NOT_ALLOWED, text, node=id)
-        now = self._clock()
+        now, bounds = self._clock(), Bounds.of(row["bounds"])
+        try:
+            self.claims.bound(id, bounds)
+        except SettingError as error:
+            raise self.audit.refusal(hello, m.CODE_NOT_ALLOWED, error.message, node=id) from None
         self.tokens.used(row, now)
         name = row["name"] or self._free_name(hello.name, id)
         self.audit.record(f"node:{id}", "nodes.join", name=name, token=row["id"], **({"relay": True} if relay else {}))
-        return self._keep(replace(_arrived(hello, id, name, "approved", now), relay=relay))
+        return self._keep(replace(_arrived(hello, id, name, "approved", now), relay=relay, bounds=bounds))
 
     def _renamed(self, hello: m.Hello, node: NodeRecord, transcript: bytes, proof: m.Proof) -> NodeRecord:
         """A node that is known, under the name that it is invited by now; the welcome tells it."""
@@ -208,7 +271,7 @@ class Registry:
         if row is None or row["kind"] != "join" or row["used_at"] is not None or row["name"] in ("", node.name):
             return node
         now = self._clock()
-        good = check_seal(row["digest"], transcript, proof.seal) and now <= (row["expires_at"] or now)
+        good = check_seal(row["public"], transcript, proof.seal) and now <= (row["expires_at"] or now)
         if not good or self._is_taken(row["name"], node.id):
             return node
         self.tokens.used(row, now)
@@ -228,7 +291,7 @@ class Registry:
                 text = "too many nodes wait for approval; join with a token"
                 return self.audit.refusal(hello, m.CODE_BUSY, text, retry=True, node=id)
             node = _arrived(hello, id, self._free_name(hello.name, id), "pending", now)
-            self.audit.record_stranger(f"node:{id}", "nodes.wait", name=node.name)
+            self.audit.limited(f"node:{id}", "nodes.wait", name=node.name)
         self._keep(replace(node, seen_at=now))
         text = f"node {node.name} waits for approval: `umbel nodes approve {id}` on the server"
         return Refused(text, m.CODE_NOT_APPROVED, retry=True)
@@ -246,8 +309,8 @@ class Registry:
     def _keep(self, node: NodeRecord) -> NodeRecord:
         before = self._nodes.get(node.id)
         self._nodes[node.id] = node
-        row: dict[str, Any] = {key: getattr(node, key) for key in ("id", "name", "key", "status", "joined_at")}
-        row.update(capabilities=dict(node.capabilities), relay=int(node.relay))
+        row: dict[str, Any] = {key: getattr(node, key) for key in _KEPT}
+        row.update(capabilities=dict(node.capabilities), relay=int(node.relay), bounds=node.bounds.row())
         if before is None or node.status == "pending":  # later the router says what it hosts and when it was seen
             row.update(seen_at=node.seen_at, clients=list(node.clients))
         self._store.put("nodes", row)
@@ -272,6 +335,9 @@ def _node(row: Mapping[str, Any]) -> NodeRecord:
         "clients": tuple(row["clients"] or ()),
         "capabilities": row["capabilities"] or {},
         "relay": bool(row["relay"]),
+        "bounds": Bounds.of(row["bounds"]),
+        "epoch": row["epoch"] or 0,
+        "boot": row["boot"] or "",
     }
     return NodeRecord(**{**row, **kept})
 

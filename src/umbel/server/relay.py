@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
@@ -19,17 +19,20 @@ from ..transport.exchange import Exchange
 from ..transport.handshake import introduce
 from ..transport.stream import Stream
 from ..transport.tasks import Tasks
+from ..trust.epochs import Epoch
 from ..trust.identity import SigningKey
 from ..trust.proofs import NodeProof
+from ..trust.servers import KnownServer
 from ..trust.tokens import Token
 from ..wire import messages as m
+from ..wire.blobs import run_giver
 from ..wire.portions import HELLO_BYTES, portions, text_bytes
 from . import signals
 from .folding import bundle
 from .relaying import Relaying
 from .service import Service
 from .settings import ServerOpened, ServerSettings
-from .signals import Connected, Event, Received, RelayEvent, Revoked, Say
+from .signals import Bounded, Connected, Event, Received, RelayEvent, Released, Revoked, Say
 
 log = logging.getLogger("umbel.relay")
 
@@ -46,6 +49,7 @@ class RelaySettings:
     - `connect`: opens a stream to the server above. Raises `ConnectionLost`.
     - `key`, `token`, `name`: by what it is known there, and what lets it join.
     - `below`: the server that it is to the nodes below.
+    - `server`: what it knows of the server above.
     """
 
     connect: Callable[[], Awaitable[Stream]]
@@ -53,21 +57,28 @@ class RelaySettings:
     below: ServerSettings
     name: str = ""
     token: Token | None = None
+    server: KnownServer = field(default_factory=KnownServer)
     first_wait: float = 0.1
     longest_wait: float = 30.0
 
 
-async def run_relay(settings: RelaySettings, stopping: asyncio.Event, announce: Callable[[ServerOpened], None]) -> None:
-    """Be a relay until `stopping` is set; `announce` is told where nodes connect, and by which line one joins.
+async def run_relay(
+    settings: RelaySettings,
+    stopping: asyncio.Event,
+    announce: Callable[[ServerOpened], None],
+    *,
+    invites: bool = False,
+) -> None:
+    """Be a relay until `stopping` is set; `announce` is told where nodes connect, and by which line one joins, as a
+    server does that `invites`.
 
     Raises `StorageError` or `CorruptFile` where its folder cannot be used.
     """
     relay = Relay(settings)
     try:
         await relay.below.open()
-        token = relay.below.registry.invite("relay", None)
-        await relay.below.commit()
-        announce(ServerOpened(relay.below.address, None, settings.below.folder, relay.below.invitation(token)))
+        line = await relay.below.first_line(invites)
+        announce(ServerOpened(relay.below.address, None, settings.below.folder, line))
         await relay.below.begin()
         await relay.serve(stopping)
     finally:
@@ -80,6 +91,7 @@ class Relay:
     def __init__(self, settings: RelaySettings) -> None:
         self._settings = settings
         self.below = _Below(settings.below, self)
+        self._epoch = Epoch(self.below.root / "above.epoch")
         self._machine = Relaying(self.below.store, self.below.router.nodes.clients())
         self._loop = asyncio.get_running_loop()
         self._connection: Connection | None = None
@@ -105,8 +117,15 @@ class Relay:
     async def _converse(self, connection: Connection) -> None:
         hello = self._hello()
         try:
+            hello.epoch, hello.boot = self._epoch.raised(), self.below.boot
             welcome = await introduce(connection, NodeProof(self._settings.key, self._settings.token), hello)
+            try:
+                self._settings.server.welcomed(welcome)
+            except Refused as error:
+                await connection.close(error)
+                raise
             self._dialer.welcomed(connection, welcome, self._settings.name)
+            self.below.endorsed(welcome.endorsements)
             self._connection = connection
             self._exchange = Exchange(
                 connection,
@@ -114,9 +133,11 @@ class Relay:
                 lambda run, blob: self._machine.may_read(run, blob.sha256),
                 same_machine=welcome.same_machine,
                 progress=self._progressed,
+                giver=run_giver,
             )
             self.put(signals.Reached(frozenset(hello.clients)))
             async for message in connection.messages():
+                self._settings.server.acknowledged(message.ack.epoch)
                 if message.HasField("notice"):
                     log.warning("the server above says: %s", message.notice.text)
                     continue
@@ -141,6 +162,7 @@ class Relay:
             token=settings.token.id if settings.token is not None else "",
             software=f"umbel {version('umbel')}",
             capabilities=m.Capabilities(transforms=known, archives=True, partials=True),
+            authority=self.below.authority.public,
             clients=next(portions(sorted(self.below.router.nodes.clients()), text_bytes, most_bytes=HELLO_BYTES), []),
         )
 
@@ -251,7 +273,8 @@ class _Below(Service):
         """Tell the router what happened, and do what it says."""
         super().tell(event)
         who: Any = isinstance(event, Connected) and event.role == "node"
-        if who or isinstance(event, Revoked) or (isinstance(event, Received) and event.message.HasField("hosted")):
+        said = isinstance(event, Received) and event.message.HasField("hosted")
+        if who or said or isinstance(event, Revoked | Bounded | Released):
             self._relay.hosting()
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from ..errors import ProtocolError
 from ..folds.catalogue import fold_from_spec
 from ..wire import messages as m
+from ..wire.limits import ALIVE_TASKS
 from ..wire.portions import portions, text_bytes
 from ..wire.texts import read_json
 from ..work import retries
@@ -308,7 +309,7 @@ class RelayedRun:
                 self._told[member.client] = word
                 news.setdefault(word, []).append(member.client)
         for (ready, retry, reason), clients in sorted(news.items(), reverse=True):
-            for part in portions(clients, text_bytes):
+            for part in portions(clients, text_bytes, most=ALIVE_TASKS):
                 answer = m.RunAnswer(run=self.id, ready=ready, retry=retry, reason=reason, clients=part)
                 self._uplink.say(run_answer=answer)
 

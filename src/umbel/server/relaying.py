@@ -13,6 +13,7 @@ from ..core.task import Ticked
 from ..errors import ProtocolError
 from ..store.records import Store
 from ..wire import messages as m
+from ..wire.limits import NODE_CLIENTS
 from ..wire.portions import HOSTED_BYTES, portions, text_bytes
 from . import signals
 from .ledger import ENDED
@@ -60,7 +61,13 @@ class Relaying:
         self._now = now
         match event:
             case signals.Asked(message):
-                self._asked(message)
+                try:
+                    self._asked(message)
+                except ProtocolError:
+                    raise
+                except Exception as error:  # the server above pays for it, and the relay goes on
+                    kind = message.WhichOneof("body")
+                    raise ProtocolError(f"a relay cannot handle this {kind}: {error!r:.200}") from error
             case signals.RouterSaid(message):
                 self._answered(message)
             case signals.RouterDropped(peer, text):
@@ -98,8 +105,9 @@ class Relaying:
         return run in self._runs and any(sha in ask.bundles.offers for ask in self._runs[run].asks.values())
 
     def _say_hosted(self) -> None:
-        """Say whose clients these are; beyond what a message holds, which are some 300,000, there are none."""
-        clients = next(portions(sorted(self._clients), text_bytes, most_bytes=HOSTED_BYTES), [])
+        """Say whose clients these are; beyond what one node may host there are none."""
+        found = portions(sorted(self._clients), text_bytes, most=NODE_CLIENTS, most_bytes=HOSTED_BYTES)
+        clients = next(found, [])
         self._uplink.say(hosted=m.Hosted(clients=clients))
 
     def _asked(self, message: m.Message) -> None:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import hashlib
+import json
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
 
-from ..errors import Refused, StorageError
+from ..errors import Refused
+from ..files import opened_below
+from ..runs.events import UNREADABLE
 from ..store.records import Row
 from ..wire import messages as m
 from .requests import Body, Offices, OperatorPeer, is_whole, run_of, runs_by_age
 
+_LOG = logging.getLogger("umbel.server")
 REFUSALS = 3
 """So many refusals are told of a run that waits."""
 PULLED = ("events.jsonl", "summary.json", "initial.safetensors", "checkpoints/*.safetensors")
@@ -40,17 +47,19 @@ class RunReports:
         about = {"settings": submission.get("settings", {}), "author": submission.get("author", "")}
         return {**self._described(row), "exit": row["exit"], **about, "members": members}
 
-    async def logs(self, peer: OperatorPeer, body: Body) -> AsyncIterator[str | dict[str, Any]]:
+    async def logs(self, peer: OperatorPeer, body: Body) -> AsyncGenerator[str | dict[str, Any]]:
         """A run's events after the number `from`, those that come too where one is to `follow`; its status at last."""
         run = run_of(body, self._offices.store)["id"]
         after, follow = body.get("from", 0), body.get("follow", False)
         if not is_whole(after, 0) or not isinstance(follow, bool):
             text = "from is the number of the last event that is known, follow is true or false"
             raise Refused(text, m.CODE_MALFORMED)
-        async for batch in self._offices.feeds.follow(run, after, live=follow):
-            events = ",".join(f"[{number},{event}]" for number, event in batch)
-            yield f'{{"events":[{events}]}}'  # as they came: written anew they might be longer
-            await asyncio.sleep(0)  # a long log must not keep others waiting
+        self._offices.registry.audit.limited(peer.name, "runs.logs", run=run, after=after or None)
+        async with aclosing(self._offices.feeds.follow(run, after, live=follow)) as batches:
+            async for batch in batches:
+                events = ",".join(f"[{number},{_sound(run, number, event)}]" for number, event in batch)
+                yield f'{{"events":[{events}]}}'  # as they came: written anew they might be longer
+                await asyncio.sleep(0)  # a long log must not keep others waiting
         yield {"run": run, "status": self._offices.store.rows("runs", id=run)[0]["status"]}
 
     async def pull(self, peer: OperatorPeer, body: Body) -> dict[str, Any]:
@@ -59,14 +68,14 @@ class RunReports:
         folder = self._offices.folder(run)
         found = []
         for path in sorted({path for pattern in PULLED for path in folder.glob(pattern)}):
-            blob = await self._kept(path, peer.id)
+            name = path.relative_to(folder).as_posix()
+            blob = await self._kept(folder, name, peer.id)
             if blob is not None:
                 peer.offer(blob)
-                name = path.relative_to(folder).as_posix()
                 found.append({"name": name, "size": blob.size, "sha256": blob.sha256.hex()})
         if not found:
             raise Refused(f"run {run} has left no files yet", m.CODE_UNKNOWN)
-        self._offices.registry.audit.record(peer.name, "runs.pull", run=run)
+        self._offices.registry.audit.record(peer.name, "runs.pull", run=run, files=len(found), sha256=_hash(found))
         return {"run": run, "files": found}
 
     def _described(self, row: Row) -> dict[str, Any]:
@@ -85,17 +94,34 @@ class RunReports:
         why = "".join(f"; {each}" for each in found.get("refused", ())[:REFUSALS])
         return f"clients: {', '.join(counts)}{why}" if counts else "clients: no node hosts any that it wants"
 
-    async def _kept(self, path: Path, owner: str) -> m.Blob | None:
-        """A file as a blob, held by its `owner`; None where it is gone by now. Logs grow, so they are copied; models do
-        not.
+    async def _kept(self, folder: Path, name: str, owner: str) -> m.Blob | None:
+        """A run's file as a blob, held by its `owner`; None where it is gone by now, or no file but a link. The run may
+        write to it at any time, so it is copied.
         """
-        try:
-            link = path.suffix == ".safetensors"
-            return await asyncio.to_thread(self._offices.blobs.put_file, path, owner, link=link)
-        except StorageError:
-            if path.exists():
-                raise
+
+        def copied() -> m.Blob | None:
+            with suppress(OSError), opened_below(folder, name) as file:
+                return self._offices.blobs.put_opened(file, owner)
             return None
+
+        return await asyncio.to_thread(copied)
+
+
+def _hash(files: list[dict[str, Any]]) -> str:
+    """What stands for files: the hash of their own, one a line."""
+    return hashlib.sha256("\n".join(str(file["sha256"]) for file in files).encode()).hexdigest()
+
+
+def _sound(run: str, number: int, event: str) -> str:
+    """An event as it is stored, or one that says that it makes no sense."""
+    try:
+        found = json.loads(event)
+        if type(found) is dict and type(found.get("event")) is str:
+            return event
+    except (ValueError, RecursionError):
+        pass
+    _LOG.warning("event %d of run %s makes no sense, and is left out", number, run)
+    return json.dumps({"event": UNREADABLE})
 
 
 def _standing(value: Any) -> str:

@@ -14,6 +14,7 @@ from ..trust.tokens import Token
 from ..wire import messages as m
 from .feeds import Feeds
 from .registry import Registry
+from .signals import Event
 from .summaries import Summaries
 
 Body = Mapping[str, Any]
@@ -39,12 +40,13 @@ class Offices(Protocol):
     """What a desk works through.
 
     `commit` returns when all that was put into the store is on disk. `online` tells whether a node is connected,
-    `elsewhere` which clients it names that another node hosts, by the name of that one,
-    `standings` each client's standing in a run with its reason. `revoked` ends the connections of a node, by its id,
-    `dismissed` those of an operator, by its token's id. `start` and `stop` do so with a run's process, by what the
-    store says of the run; `stop` returns when it has ended. `folder` is where a run keeps its files.
+    `denied` which clients it names in vain, each with the reason, `host` which node hosts a client,
+    `standings` each client's standing in a run with its reason. `tell` has the router know what happened;
+    `dismissed` ends the connections of an operator, by its token's id. `start` and `stop` do so with a run's process,
+    by what the store says of the run; `stop` returns when it has ended. `folder` is where a run keeps its files.
     `invitation` is the line that a node types to join, `line` what an operator is given for a token. `status` says
-    how the server is, as plain values.
+    how the server is, as plain values. `rotate` makes the authority that will take the place of the server's, and
+    `retire` lets it do so; both give its public key.
     """
 
     @property
@@ -59,9 +61,10 @@ class Offices(Protocol):
     def summaries(self) -> Summaries: ...
     async def commit(self) -> None: ...
     def online(self, node: str) -> bool: ...
-    def elsewhere(self, node: str) -> dict[str, str]: ...
+    def denied(self, node: str) -> dict[str, str]: ...
+    def host(self, client: str) -> str | None: ...
     def standings(self, run: str) -> dict[str, tuple[int, str]]: ...
-    def revoked(self, node: str) -> None: ...
+    def tell(self, event: Event) -> None: ...
     def dismissed(self, token: str) -> None: ...
     async def start(self, run: str) -> None: ...
     async def stop(self, run: str) -> None: ...
@@ -69,6 +72,8 @@ class Offices(Protocol):
     def invitation(self, token: Token) -> str: ...
     def line(self, token: Token) -> str: ...
     def status(self) -> dict[str, Any]: ...
+    def rotate(self) -> str: ...
+    def retire(self) -> str: ...
 
 
 def text_of(body: Body, key: str) -> str:
@@ -77,6 +82,14 @@ def text_of(body: Body, key: str) -> str:
     if not isinstance(value, str) or not value or len(value) > 1000:
         raise Refused(f"the request lacks its {key}", m.CODE_MALFORMED)
     return value
+
+
+def list_of(body: Body, key: str) -> list[str]:
+    """Texts that may be there."""
+    found = body.get(key, [])
+    if not isinstance(found, list) or not all(isinstance(text, str) and 0 < len(text) <= 1000 for text in found):
+        raise Refused(f"{key} is a list of texts", m.CODE_MALFORMED)
+    return list(found)
 
 
 def flag_of(body: Body, key: str) -> bool:

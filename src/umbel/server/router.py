@@ -7,7 +7,8 @@ is on disk: that is how a result is stored before it is acknowledged.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..errors import ProtocolError
@@ -15,15 +16,20 @@ from ..store.records import Store
 from ..wire import messages as m
 from ..wire import roles
 from ..wire.blobs import Fetched, NotFetched
+from ..wire.bodies import MOST
+from ..wire.limits import LOG_BYTES
 from . import fields
 from .answers import NodeAnswers
 from .asks import RoutedAsks
-from .fields import MOST
+from .claims import Claims
 from .ledger import ENDED, Ledger, NodeEntry, RunEntry
+from .logs import Logs
 from .nodes import Nodes
-from .signals import Connected, Drop, Effect, Event, Lost, Outbox, Received, Release, Tell
+from .signals import Bounded, Connected, Drop, Effect, Event, Lost, Outbox, Received, Release, Released
 from .standings import Standings
+from .summaries import Summaries
 
+_LOG = logging.getLogger("umbel.server")
 MAILBOX = 10_000
 """How many tasks may wait for one node."""
 
@@ -32,25 +38,30 @@ class Router:
     """One server's connections: what each peer says reaches those whom it concerns.
 
     `nodes` are its nodes, `ledger` its runs, `answers` what nodes answer to these. `store` keeps what must not be lost,
-    `has` tells whether a blob is complete on this side, `mailbox` bounds the tasks that wait for one node, and
-    `largest` a blob of a node or of a run.
+    `has(sha, giver)` tells whether a blob is complete on this side, and this giver has brought it, `mailbox` bounds the
+    tasks that wait for one node, `largest` a blob of a node or of a run, and `log_bytes` the log of a run; `claims` say
+    whose clients are, `summaries` how far runs are.
     """
 
     def __init__(
         self,
         store: Store,
-        has: Callable[[bytes], bool],
+        has: Callable[[bytes, str], bool],
         *,
         mailbox: int = MAILBOX,
         largest: Callable[[str], int] = lambda role: MOST,
+        claims: Claims | None = None,
+        log_bytes: int = LOG_BYTES,
     ) -> None:
         self._store = store
         self._out = out = Outbox()
         self._peers: dict[str, Connected] = {}
-        self.nodes = nodes = Nodes(store, out, self._invite)
+        self.nodes = nodes = Nodes(store, out, self._invite, claims or Claims(store))
         self.ledger = Ledger(store, out)
         self.answers = NodeAnswers(store, nodes, out, has, largest)
         self._standings = Standings(nodes, out)
+        self.summaries = Summaries(store)
+        self._logs = Logs(store, out, self.summaries, self.ledger.goes_on, log_bytes)
         self._asks = asks = RoutedAsks(store, nodes, self.answers, out, has, largest, mailbox, self.ledger.goes_on)
         self._from_runs: dict[str, Callable[[RunEntry, Any, float], None]] = {
             "run_spec": lambda run, body, now: self._run_spec(run, body),
@@ -60,7 +71,7 @@ class Router:
             "close_ask": lambda run, body, now: asks.close(run, body.ask),
             "close_run": lambda run, body, now: self._end(run, body.status if body.status in ENDED else "stopped", now),
             "refold": lambda run, body, now: self.answers.refold(run, body),
-            "log_event": self._log_event,
+            "log_event": self._logs.take,
         }
         self._from_nodes: dict[str, Callable[[NodeEntry, RunEntry, Any], None]] = {
             "run_answer": self._run_answer,
@@ -83,30 +94,46 @@ class Router:
                 self._received(event.peer, event.message, now)
             except ProtocolError as error:
                 self._out.effects.append(Drop(event.peer, error.code, error.message))
+            except Exception as error:  # whatever it is, this peer alone pays for it
+                kind = event.message.WhichOneof("body")
+                _LOG.exception("a %s of %s cannot be handled", kind, event.peer)
+                text = f"the server cannot handle this {kind}: {error!r:.200}"
+                self._out.effects.append(Drop(event.peer, m.CODE_INTERNAL, text))
         elif isinstance(event, Connected):
             self._connected(event, now)
         elif isinstance(event, Lost):
             self._lost(event.peer, now)
         elif isinstance(event, Fetched | NotFetched):
             self.answers.fetched(self.ledger.runs.get(event.run, RunEntry(event.run)), event)
+        elif isinstance(event, Bounded):
+            if (node := self.nodes.by_id.get(event.node)) is not None:
+                self._host(node, node.named, anew=True)
+        elif isinstance(event, Released):
+            gone = self.nodes.let_go(event.clients)
+            for run in self.ledger.runs.values():
+                self._standings.leave(run, gone)
         else:
             self._revoked(event.node)
         return self._out.effects
 
     def may_read(self, peer: str, run: str, sha: bytes) -> bool:
-        """Whether a peer may have a blob now: a run all of its own, a node what its own clients are asked with."""
+        """Whether a peer may have a blob now: a run what it was answered with, a node what its own clients are asked
+        with. What a run names it must have brought as well before a node gets it: see `Exchange`.
+        """
         known, found = self._peers.get(peer), self.ledger.runs.get(run)
         if known is None or found is None:
             return False
         if known.role != "node":
-            return known.role == "run" and known.id == run
+            return known.role == "run" and known.id == run and any(sha in ask.named for ask in found.asks.values())
         node = self.nodes.by_id.get(known.id)
         if node is None or not self._standings.involves(found, node):
             return False
         wanted = [found.spec.archive] if found.spec is not None else []
         for ask in found.asks.values():
-            mine = [task.message.own for task in ask.tasks.values() if task.node == known.id]
-            wanted += [ask.spec.model, ask.spec.shared, *mine] if mine else []
+            if known.id in ask.theirs:
+                wanted += [ask.spec.model, ask.spec.shared]
+                if (known.id, sha) in ask.own:
+                    return bool(sha)
         return any(payload.blob.sha256 == sha for payload in wanted if payload.HasField("blob"))
 
     # Who is there
@@ -121,9 +148,9 @@ class Router:
             for over, (status, at) in self.ledger.ended.items():
                 if at >= before:
                     self._out.say(event.peer, close_run=m.CloseRun(run=over, status=status))
-            self.nodes.host(node, event.clients, seen_at=now)
+            gone = self.nodes.host(node, event.clients, seen_at=now)
             for known in self.ledger.runs.values():
-                self._standings.leave(known)
+                self._standings.leave(known, gone)
                 self._standings.invite(known, node)
         elif event.role == "run":
             run = self.ledger.runs.get(event.id)
@@ -170,7 +197,6 @@ class Router:
             for ask, task in run.tasks():
                 if task.node == id and task.answer is None:
                     self.answers.fail(run, ask, task, why)
-        self.nodes.pass_on(node.clients)
 
     def _invite(self, node: NodeEntry) -> None:
         for run in self.ledger.runs.values():
@@ -197,7 +223,7 @@ class Router:
         elif known.role == "node":
             node = self.nodes.by_id[known.id]
             if kind == "hosted":
-                self._hosted(node, body)
+                self._host(node, body.clients)
                 return
             run = self.ledger.runs.get(body.run)
             if body.run in self.ledger.ended:
@@ -208,16 +234,16 @@ class Router:
                 self._from_nodes[kind](node, run, body)
             # else not known yet after a restart, over, or none of this node's business
 
-    def _hosted(self, node: NodeEntry, body: m.Hosted) -> None:
-        self.nodes.host(node, body.clients)
+    def _host(self, node: NodeEntry, clients: Iterable[str], *, anew: bool = False) -> None:
+        gone = self.nodes.host(node, clients, anew=anew)
         for run in self.ledger.runs.values():
-            self._standings.leave(run)
+            self._standings.leave(run, gone)
             if any(run.standings.get(c, (0, ""))[0] != m.STANDING_READY for c in node.clients):
                 self._standings.invite(run, node)
 
     def _run_answer(self, node: NodeEntry, run: RunEntry, body: m.RunAnswer) -> None:
-        about = set(body.clients)
-        mine = [c for c in self._standings.clients(run, node.id) if not about or c in about]
+        about, hosted = set(body.clients), self._standings.hosted(run, node)
+        mine = [c for c in hosted if c in about] if about else hosted
         if body.retry:
             self._standings.stand(run, mine, m.STANDING_PREPARING, body.reason[:1000])
             return
@@ -225,9 +251,11 @@ class Router:
             self._standings.stand(run, mine, m.STANDING_READY)
         else:
             self._standings.stand(run, mine, m.STANDING_REFUSED, body.reason[:1000] or "it said no")
-        for ask, task in run.tasks():
+        among = set(mine)
+        theirs = [(ask, task) for ask in run.asks.values() for task in ask.theirs.get(node.id, {}).values()]
+        for ask, task in theirs:
             client = task.message.client
-            if client not in mine:
+            if client not in among:
                 continue
             if body.ready:
                 self.nodes.dispatch(run, ask, task)
@@ -248,17 +276,6 @@ class Router:
             for node in self.nodes.by_id.values():
                 self._standings.invite(run, node)
         self._standings.tell(run, [client for client in clients if client in run.standings])
-
-    def _log_event(self, run: RunEntry, body: m.LogEvent, now: float) -> None:
-        if body.number == 0:
-            self._out.effects.append(Tell(run.id, 0, body.event))
-            return
-        if body.number == run.log + 1:
-            self.ledger.goes_on(run)
-            run.log = body.number
-            self._store.put("events", {"run": run.id, "number": body.number, "at": now, "body": body.event})
-            self._out.effects.append(Tell(run.id, body.number, body.event))
-        self._out.say(run.peer, durable=True, log_ack=m.LogAck(run=run.id, number=run.log))
 
     # The end of runs
 

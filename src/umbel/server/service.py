@@ -10,12 +10,14 @@ import asyncio
 import gc
 import logging
 import os
+import secrets
 import shutil
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,29 +29,33 @@ from ..store.records import Row
 from ..store.sql import SqlStore
 from ..transport import grpc
 from ..transport.exchange import Depot
+from ..transport.handshake import Identity
 from ..transport.stream import Listener
 from ..transport.tasks import Tasks
 from ..trust.authority import Authority, JoinText
 from ..trust.credentials import Credentials, own_token, write_own
+from ..trust.epochs import Epoch
 from ..trust.tokens import Token
 from ..wire import messages as m
 from ..wire.addresses import host_and_port
 from . import pages
+from .certificates import Certificates
 from .connections import Connections
 from .desk import Desk
 from .dispatch import Dispatch
 from .feeds import Feeds
-from .ledger import ENDED
+from .ledger import ENDED, READERS
 from .pages import Histogram
 from .programs import Programs, Surroundings
 from .registry import NodeRecord, Registry
 from .router import Router
 from .settings import ServerOpened, ServerSettings
-from .signals import Event, Revoked, Say
+from .signals import Event, Say
 from .storage import Storage
-from .summaries import Summaries
 
 _LOG = logging.getLogger("umbel.server")
+EPOCH_SECONDS = 600.0
+"""So often the number goes up by which nodes notice that they meet an older copy of the server's folder."""
 LAZY_COMMIT = 0.02
 """So long what nobody waits for may wait to be written with something else."""
 
@@ -57,19 +63,25 @@ LAZY_COMMIT = 0.02
 class Service:
     """A server that is up; `Offices` for its desk and `Facts` for its pages."""
 
+    address = ""
+    certificates: Certificates | None = None
+    _listener: Listener | None = None
+    now: Callable[[], datetime] = staticmethod(lambda: datetime.now(UTC))
+    """The time by which certificates end."""
+    endorsements: Sequence[m.Endorsement] = ()
+    """What the servers above say of this one, where it is a relay's."""
+
     def __init__(self, settings: ServerSettings, after_commit: Callable[[], None] | None = None) -> None:
-        folder = settings.folder
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"{folder} cannot be made: {error.strerror}") from error
+        folder = _made(settings.folder)
         self.settings = settings
         self.root = folder.absolute()
+        self.fresh = not (folder / "server.db").exists()
         self.authority = Authority(folder / "authority")
-        self.store = SqlStore(folder / "server.db", after_commit=after_commit)
+        self.epoch, self.boot, self._tasks = Epoch(folder / "epoch"), secrets.token_hex(8), Tasks()
+        self.store = SqlStore(folder / "server.db", after_commit=after_commit, readers=READERS)
         self.blobs = Blobs(folder / "blobs")
-        self.depot = Depot(self.blobs, lends_below=folder / "runs")
-        self.registry = Registry(self.store, time.time)
+        self.depot = Depot(self.blobs)
+        self.registry = Registry(self.store, time.time, folder=folder / "authority")
         self.storage = Storage(
             self.blobs,
             quota=settings.quota,
@@ -79,15 +91,15 @@ class Service:
         )
         self.router = Router(
             self.store,
-            lambda sha: self.blobs.path(sha) is not None,
+            lambda sha, giver: self.blobs.path(sha, giver) is not None,
             largest=lambda role: self.storage.largest if role == "node" else self.storage.quota,
+            claims=self.registry.claims,
+            log_bytes=settings.log_quota,
         )
-        self._tasks = Tasks()
         self.feeds = Feeds(self._events, lambda run: self.programs.is_over(run))
         self.commit_seconds = Histogram()
         self.commits = self._group_commit()
-        self.commit = self.commits.done
-        self.summaries = Summaries(self.store)
+        self.commit, self.summaries = self.commits.done, self.router.summaries
         around = Surroundings(
             root=self.root,
             server=self.authority.public.hex()[:16],
@@ -105,18 +117,19 @@ class Service:
             carry=lambda effects: self.carry(effects),
             new_token=self._new_token,
             address=self._reached,
+            epoch=self.epoch,
         )
         self.programs = Programs(around)
         self.start, self.stop = self.programs.start, self.programs.stop
         nodes, ledger = self.router.nodes, self.router.ledger
-        self.online, self.elsewhere, self.standings = nodes.online, nodes.elsewhere, ledger.standings
+        self.online, self.denied, self.host = nodes.online, nodes.refused, nodes.by_client.get
+        self.standings = ledger.standings
         self.desk = Desk(self)
-        self.connections = Connections(around, self.programs, self.desk)
+        self.connections = Connections(around, self.programs, self.desk, self._greeting)
+        self.registry.held = self._held
         self.dispatch = Dispatch(around, self.connections)
         self.insiders, self.carry = self.dispatch.insiders, self.dispatch.carry
-        self.address = ""
         self.started_at = time.time()
-        self._listener: Listener | None = None
 
     def _group_commit(self) -> GroupCommit[Any, Say]:
         return GroupCommit(
@@ -125,8 +138,12 @@ class Service:
             lazy=LAZY_COMMIT,
             quick=0.0,
             log=_LOG,
-            timed=self.commit_seconds.observe,
+            timed=self._written,
         )
+
+    def _written(self, seconds: float) -> None:
+        self.commit_seconds.observe(seconds)
+        self.registry.audit.settle()
 
     # Life
 
@@ -140,12 +157,18 @@ class Service:
         for node, blob in self.router.ledger.stored():
             self.storage.place(node, node, True).held[blob.sha256] = blob.size
         self.storage.collect()
-        certificate = key = None
+        certificate, key, renewed = None, None, None
         if not self.settings.insecure:
-            serving = self.authority.serving((*self.settings.names, host_and_port(self.settings.listen)[0]))
-            certificate, key = serving.certificate, serving.key
-        self._listener = await grpc.serve(self.settings.listen, certificate, key, self.connections.serve)
+            names = (*self.settings.names, host_and_port(self.settings.listen)[0])
+            self.certificates = Certificates(self.authority, names, self.now)
+            renewed = self.certificates.pair
+            certificate, key = renewed()
+            self._tasks.begin(self.certificates.keep())
+        heard = self.connections.serve
+        self._listener = await grpc.serve(self.settings.listen, certificate, key, heard, renewed=renewed)
         self.address = self._listener.address
+        self.epoch.raised()
+        self._tasks.begin(self._count_up())
         self.commits.begin()
         write_own(self.root, Credentials(self._reached(), self.line(self._own_token())))
         for row in self.store.rows("runs"):
@@ -171,6 +194,56 @@ class Service:
             _LOG.error("the store cannot be written: %s", error.message)
         finally:
             self.store.close()
+
+    def _greeting(self, who: Identity) -> m.Welcome:
+        """What this server says of itself to whom it lets in."""
+        successor = self.authority.successor
+        named = [self.authority.endorse("successor", successor)] if successor else []
+        if who.role != m.ROLE_NODE:
+            return m.Welcome(endorsements=named)
+        below = who.hello.authority if who.relay else b""
+        said = [self.authority.endorse("relay", below)] if below else []
+        return m.Welcome(epoch=self.epoch.number, boot=self.boot, endorsements=[*self.endorsements, *said, *named])
+
+    async def _count_up(self) -> None:
+        """Raise the epoch from time to time, so that a copy of the folder is older soon after it was made."""
+        while True:
+            await asyncio.sleep(EPOCH_SECONDS)
+            self.epoch.raised()
+
+    def _held(self, node: str) -> None:
+        """Something is wrong with a node's folder or key: whoever is connected by it is put out."""
+        _LOG.warning("node %s: its folder was restored or copied, or its key is stolen; it is held", node)
+        for peer in [peer for peer in self.connections.peers.values() if peer.identity.id == node]:
+            text = "this node's folder is used twice, or its key is stolen"
+            self.connections.drop(peer.id, m.CODE_NOT_APPROVED, text, retry=True)
+
+    def endorsed(self, said: Iterable[m.Endorsement]) -> None:
+        """Take what the servers above say of this one; nodes that have heard another thing have to connect again."""
+        found = list(said)
+        if found != self.endorsements:
+            self.endorsements = found
+            self._greet_again()
+
+    def _greet_again(self) -> None:
+        text = "the server has something to say to all nodes: connect again"
+        for peer in [peer for peer in self.connections.peers.values() if peer.identity.role == m.ROLE_NODE]:
+            self.connections.drop(peer.id, m.CODE_SHUTTING_DOWN, text, retry=True)
+
+    def rotate(self) -> str:
+        """Make an authority that will take the place of this one, and have the nodes hear of it; its public key."""
+        if not self.authority.successor:
+            self.authority.rotate()
+            self._greet_again()
+        return self.authority.successor.hex()
+
+    def retire(self) -> str:
+        """Let the successor take its place, for whoever connects from now on; its public key."""
+        self.authority.retire()
+        if self.certificates is not None:
+            self.certificates.renew()
+        write_own(self.root, Credentials(self._reached(), self.line(self._own_token())))
+        return self.authority.public.hex()
 
     def _own_token(self) -> Token:
         """What operators on this machine use: the one that is in the server's folder already, if it is good still."""
@@ -203,14 +276,11 @@ class Service:
         self.connections.put_out(lambda who: who.role == m.ROLE_RUN and who.id == run)
         return self.line(token)
 
-    def _events(self, run: str, after: int) -> list[tuple[int, str]]:
-        return [(row["number"], row["body"]) for row in self.store.rows("events", above=after, run=run)]
+    def _events(self, run: str, after: int, most: int) -> list[tuple[int, str]]:
+        rows = self.store.rows("events", above=after, limit=most, run=run)
+        return [(row["number"], row["body"] or "") for row in rows]
 
     # What the desk needs beside
-
-    def revoked(self, node: str) -> None:
-        """End a node's part in everything."""
-        self.tell(Revoked(node))
 
     def dismissed(self, token: str) -> None:
         """End the connections of an operator, and of runs that it drives."""
@@ -222,6 +292,14 @@ class Service:
         if host in ("0.0.0.0", "::"):
             host = self.settings.names[0] if self.settings.names else socket.gethostname()
         return f"umbel node {f'[{host}]' if ':' in host else host}:{port} --join {self.line(token)}"
+
+    async def first_line(self, always: bool) -> str | None:
+        """The line by which a first node joins: what a server says at its start may stay in a journal for long."""
+        if not (self.fresh or always):
+            return None
+        token = self.registry.invite("server", None)
+        await self.commit()
+        return self.invitation(token)
 
     def line(self, token: Token) -> str:
         """What somebody is given for a token."""
@@ -251,9 +329,14 @@ class Service:
             software=f"umbel {version('umbel')}",
             started_at=self.started_at,
             now=time.time(),
-            problem=self.commits.problem or self.dispatch.problem or self.storage.problem,
-            nodes=tuple(map(self._node_facts, self.registry.nodes())),
-            runs=tuple(map(self._run_facts, self.store.rows("runs"))),
+            problem=self.commits.problem
+            or self.dispatch.problem
+            or self.storage.problem
+            or self.store.problem
+            or (self.certificates.problem if self.certificates else ""),
+            certificate_until=self.certificates.until if self.certificates else None,
+            nodes=tuple(_node_facts(self, node) for node in self.registry.nodes()),
+            runs=tuple(_run_facts(self, row) for row in self.store.rows("runs")),
             sessions=self.connections.sessions,
             answers_stored=self.router.answers.count,
             blob_bytes=self.blobs.used,
@@ -267,23 +350,33 @@ class Service:
             frames_out=sent,
         )
 
-    def _run_facts(self, row: Row) -> pages.RunFacts:
-        about = self.summaries.of(row["id"])
-        standings = self.standings(row["id"]).values()
-        return pages.RunFacts(
-            id=row["id"],
-            name=row["name"] or row["id"],
-            status=row["status"] or "",
-            owner=row["owner"] or "",
-            round=about["rounds"],
-            rounds=about["asked"],
-            ready=sum(standing == m.STANDING_READY for standing, _ in standings),
-            waiting=self.router.ledger.waiting(row["id"]),
-        )
 
-    def _node_facts(self, node: NodeRecord) -> pages.NodeFacts:
-        kept = {name: getattr(node, name) for name in ("id", "name", "status", "seen_at")}
-        return pages.NodeFacts(**kept, connected=self.online(node.id), clients=len(node.clients))
+def _run_facts(service: Service, row: Row) -> pages.RunFacts:
+    about = service.summaries.of(row["id"])
+    standings = service.standings(row["id"]).values()
+    return pages.RunFacts(
+        id=row["id"],
+        name=row["name"] or row["id"],
+        status=row["status"] or "",
+        owner=row["owner"] or "",
+        round=about["rounds"],
+        rounds=about["asked"],
+        ready=sum(standing == m.STANDING_READY for standing, _ in standings),
+        waiting=service.router.ledger.waiting(row["id"]),
+    )
+
+
+def _node_facts(service: Service, node: NodeRecord) -> pages.NodeFacts:
+    kept = {name: getattr(node, name) for name in ("id", "name", "status", "seen_at")}
+    return pages.NodeFacts(**kept, connected=service.online(node.id), clients=len(node.clients))
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be made: {error.strerror}") from error
+    return folder
 
 
 @asynccontextmanager
@@ -299,9 +392,15 @@ async def running(settings: ServerSettings, **more: Any) -> AsyncIterator[Servic
 
 
 async def serve_until(
-    settings: ServerSettings, stopping: asyncio.Event, announce: Callable[[ServerOpened], None]
+    settings: ServerSettings,
+    stopping: asyncio.Event,
+    announce: Callable[[ServerOpened], None],
+    *,
+    invites: bool = False,
 ) -> None:
-    """Be a server until `stopping` is set; `announce` is told where it is to be found before it lets anybody in."""
+    """Be a server until `stopping` is set; `announce` is told where it is to be found before it lets anybody in, with
+    an invitation where the folder is new or the server `invites` at each start.
+    """
     service = Service(settings)
     try:
         await service.open()
@@ -310,15 +409,16 @@ async def serve_until(
         url = None
         if settings.http:
             host, port = host_and_port(settings.http)
-            showing = asyncio.create_task(pages.serve(service, host, port, listening=place.set_result))
+            showing = asyncio.create_task(
+                pages.serve(service, host, port, names=settings.names, listening=place.set_result)
+            )
             await asyncio.wait([showing, place], return_when=asyncio.FIRST_COMPLETED)
             if showing.done():
                 showing.result()
             url = f"http://{host}:{place.result()}"
-        token = service.registry.invite("server", None)
-        await service.commit()
+        line = await service.first_line(invites)
         gc.freeze()  # what imports have made stays: the collector need not go through it again and again
-        announce(ServerOpened(service.address, url, settings.folder, service.invitation(token)))
+        announce(ServerOpened(service.address, url, settings.folder, line))
         await service.begin()
         await stopping.wait()
         if showing is not None:
@@ -328,15 +428,15 @@ async def serve_until(
         await service.close()
 
 
-def serve(settings: ServerSettings, announce: Callable[[ServerOpened], None]) -> None:
-    """Be a server until SIGINT or SIGTERM."""
+def serve(settings: ServerSettings, announce: Callable[[ServerOpened], None], *, invites: bool = False) -> None:
+    """Be a server until SIGINT or SIGTERM; see `serve_until`."""
 
     async def main() -> None:
         stopping = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stopping.set)
-        await serve_until(settings, stopping, announce)
+        await serve_until(settings, stopping, announce, invites=invites)
 
     os.umask(0o077)
     _allow_many_files()

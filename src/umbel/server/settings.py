@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..errors import SettingError
 from ..wire.addresses import PORT, host_and_port, is_loopback
+from ..wire.limits import LOG_BYTES
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
@@ -24,6 +25,7 @@ class ServerSettings:
     - `insecure`: without TLS, which is only for this machine, unless `force_insecure`.
     - `quota`: how many bytes its blobs may take; None for what they have at its start and four fifths of what is free.
     - `node_quota`: how many of these may come from one node; None for half where there are several nodes.
+    - `log_quota`: how many bytes the log of a run may take; what comes beyond is not kept.
     - `largest_answer`: how many bytes one answer of a node may have; None for as many as the node may.
 
     Raises `SettingError` for what cannot be.
@@ -38,6 +40,7 @@ class ServerSettings:
     quota: int | None = None
     node_quota: int | None = None
     largest_answer: int | None = None
+    log_quota: int = LOG_BYTES
 
     def __post_init__(self) -> None:
         host, _ = host_and_port(self.listen)
@@ -48,19 +51,21 @@ class ServerSettings:
                 f"without TLS everyone between could read and change what passes through {self.listen}",
                 hint="Leave out --insecure: the server makes its own certificates. --force-insecure insists.",
             )
-        for most in (self.quota, self.node_quota, self.largest_answer):
+        for most in (self.quota, self.node_quota, self.largest_answer, self.log_quota):
             if most is not None and most < 1:
                 raise SettingError(f"a quota of {most} bytes leaves room for nothing")
 
 
 @dataclass(frozen=True)
 class ServerOpened:
-    """A server that is up: its address, where its pages are, its folder, and the line that a node needs."""
+    """A server that is up: its address, where its pages are, its folder, and the line that a node needs, if one was
+    made.
+    """
 
     address: str
     pages: str | None
     folder: Path
-    line: str
+    line: str | None = None
 
 
 def byte_count(text: str) -> int:

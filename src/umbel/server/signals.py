@@ -46,7 +46,21 @@ class Revoked:
     node: str
 
 
-Event = Connected | Lost | Received | Fetched | NotFetched | Revoked
+@dataclass(frozen=True, slots=True)
+class Bounded:
+    """Event: what a node may call its clients is something else now."""
+
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """Event: these client names are nobody's any more."""
+
+    clients: tuple[str, ...]
+
+
+Event = Connected | Lost | Received | Fetched | NotFetched | Revoked | Bounded | Released
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +83,12 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Effect: have a peer send a blob; `Fetched` follows."""
+    """Effect: have a peer send a blob, in the name of this `giver`; `Fetched` follows."""
 
     peer: str
     run: str
     blob: m.Blob
+    giver: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,15 +27,31 @@ class Standings:
         """The clients that a run is about; with a node's id, those that it hosts."""
         if run.spec is None or not (node is None or node in self._nodes.by_id):
             return []
-        wanted = set(run.spec.clients)
-        hosted = self._nodes.by_client if node is None else self._nodes.by_id[node].clients
-        return [client for client in hosted if not wanted or client in wanted]
+        if node is not None:
+            return self.hosted(run, self._nodes.by_id[node])
+        wanted = self._wanted(run)
+        return [client for client in self._nodes.by_client if not wanted or client in wanted]
+
+    def hosted(self, run: RunEntry, node: NodeEntry) -> list[str]:
+        """The clients of a node that a run is about; to be read only. They are found anew when either has changed."""
+        if run.spec is None:
+            return []
+        known = run.mine.get(node.id)
+        if known is None or known[0] is not node.clients or known[1] is not run.spec:
+            wanted = self._wanted(run)
+            found = [client for client in node.clients if not wanted or client in wanted]
+            run.mine[node.id] = known = (node.clients, run.spec, found)
+        return known[2]
 
     def involves(self, run: RunEntry, node: NodeEntry) -> bool:
         """Whether a run is about clients of a node."""
-        if run.spec is None or not run.spec.clients:
-            return run.spec is not None and len(node.clients) > 0
-        return not set(run.spec.clients).isdisjoint(node.clients)
+        return bool(self.hosted(run, node))
+
+    @staticmethod
+    def _wanted(run: RunEntry) -> frozenset[str]:
+        if run.wanted[0] is not run.spec:
+            run.wanted = (run.spec, frozenset(run.spec.clients if run.spec is not None else ()))
+        return run.wanted[1]
 
     def invite(self, run: RunEntry, node: NodeEntry) -> None:
         """Have a node prepare for a run that is about clients of it."""
@@ -43,10 +59,10 @@ class Standings:
             self._out.say(node.peer, durable=True, run_spec=run.spec)
             self.stand(run, mine, m.STANDING_PREPARING)
 
-    def leave(self, run: RunEntry) -> None:
-        """Clients that no node hosts any more are gone from a run."""
-        gone = [client for client in run.standings if client not in self._nodes.by_client]
-        self.stand(run, [c for c in gone if run.standings[c][0] != m.STANDING_REFUSED], m.STANDING_OFFLINE)
+    def leave(self, run: RunEntry, gone: Iterable[str]) -> None:
+        """These clients, which no node hosts any more, are gone from a run."""
+        theirs = [client for client in gone if client in run.standings]
+        self.stand(run, [c for c in theirs if run.standings[c][0] != m.STANDING_REFUSED], m.STANDING_OFFLINE)
 
     def stand(self, run: RunEntry, clients: Iterable[str], standing: int, reason: str = "") -> None:
         """From now on these clients stand like this."""

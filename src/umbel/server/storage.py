@@ -32,9 +32,9 @@ class StorageShare:
         """The bytes of all that came from there and is here."""
         return sum(self.held.values())
 
-    def take(self, blob: m.Blob) -> bool:
-        """Take room for a blob, if there is some."""
-        if not self.storage.blobs.room(blob) or (self.node and not self._in_share(blob)):
+    def take(self, blob: m.Blob, giver: str = "") -> bool:
+        """Take room for a blob that a `giver` brings, if there is some."""
+        if not self.storage.blobs.room(blob, giver) or (self.node and not self._in_share(blob)):
             return False
         if self.node:
             self.held[blob.sha256] = blob.size

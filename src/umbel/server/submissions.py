@@ -11,6 +11,7 @@ from weakref import WeakValueDictionary
 from ..errors import AppError, Refused, SettingError
 from ..store.records import Row
 from ..trust import archive
+from ..trust.statement import Statement
 from ..wire import messages as m
 from ..wire.names import RUN_ID
 from .requests import Body, Offices, OperatorPeer, count_of, is_whole, run_of, text_of
@@ -49,10 +50,12 @@ class Submissions:
             raise Refused("a name has up to 100 characters, all on one line", m.CODE_MALFORMED)
         if not RUN_ID.fullmatch(run):
             raise Refused(f"{run!r:.60} cannot be a run's id", m.CODE_MALFORMED)
-        submission: dict[str, Any] = {key: body.get(key) for key in ("client", "app", "author", "signature")}
+        submission: dict[str, Any] = {
+            key: body.get(key) for key in ("client", "app", "author", "statement", "signature")
+        }
         blobs = {kind: _blob(body, kind) for kind in ("client", "app")}
-        author, signature = _bytes(body, "author"), _bytes(body, "signature")
         submission["settings"] = _settings(body.get("settings", {}))
+        self._check_statement(body, blobs["client"])
         async with self.turn(run):
             for known in self._offices.store.rows("runs", id=run):
                 if known["owner"] == peer.name and known["submission"] == submission:
@@ -61,10 +64,9 @@ class Submissions:
             try:
                 for blob in blobs.values():
                     self._offices.blobs.hold(blob.sha256, _holder(run))
-                    if self._offices.blobs.path(blob.sha256) is None:
-                        await peer.fetch(blob)
-                await asyncio.to_thread(self._check, blobs["client"], "client", author, signature)
-                await asyncio.to_thread(self._check, blobs["app"], "app", b"", b"")
+                    await peer.fetch(blob)
+                for kind, blob in blobs.items():
+                    await asyncio.to_thread(self._check, blob, kind)
             except BaseException:
                 self._offices.blobs.release(_holder(run))
                 raise
@@ -108,13 +110,19 @@ class Submissions:
         await self._offices.start(run)
         return {"run": run}
 
-    def _check(self, blob: m.Blob, kind: str, author: bytes, signature: bytes) -> None:
+    def _check_statement(self, body: Body, client: m.Blob) -> None:
+        """See to it that an author has signed this client's archive, and that this still holds. Raises `AppError`."""
+        said = Statement.read(_bytes(body, "author"), text_of(body, "statement").encode(), _bytes(body, "signature"))
+        if said.archive != client.sha256.hex():
+            raise AppError("the run's author has signed another archive")
+        if expired := said.expired(self._now()):
+            raise AppError(expired[0])
+
+    def _check(self, blob: m.Blob, kind: str) -> None:
         path = self._offices.blobs.path(blob.sha256)
         if path is None:
             raise Refused(f"the {kind}'s archive did not come", m.CODE_UNKNOWN)
-        if kind == "client" and not author:
-            raise AppError("the client's archive is not signed")
-        found = archive.verify(path.read_bytes(), blob.sha256, author, signature)
+        found = archive.verify(path.read_bytes(), blob.sha256)
         if found.manifest["kind"] != kind:
             raise AppError(f"the archive that is said to be the {kind}'s is not")
 

@@ -8,7 +8,6 @@ import os
 import random
 import signal
 import site
-import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InternalError, StorageError, UmbelError
+from ..work import confinement
+from ..work.confinement import Confinement
 from ..work.processes import first_of
 
 MODULE = "umbel.cli.runner"
@@ -35,10 +36,6 @@ THREADS = (
     "NUMEXPR_NUM_THREADS",
 )
 
-_BEGIN = (
-    "import sys; from umbel.simulation.forkserver import die_with; die_with(int(sys.argv.pop(1))); "
-    "import runpy; sys.argv.pop(0); runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
-)
 _DRAINED = 1.0  # seconds for the last of what a dead process printed, where something of it still lives
 
 
@@ -96,13 +93,44 @@ class Output:
         return open(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab", buffering=0)
 
 
+@dataclass(frozen=True)
+class Places:
+    """A run's folders: all of `folder` is the server's, and the run may read it; it writes below `written` alone.
+
+    `given` is where the server links what the run has asked for, which the run may read and remove.
+    """
+
+    folder: Path
+    written: tuple[str, ...] = ("home", "tmp", "run", "link")
+
+    @property
+    def given(self) -> Path:
+        """Where blobs are linked for the run."""
+        return self.folder / "given"
+
+    @property
+    def handed(self) -> Path:
+        """Where the run links files that the server is to copy."""
+        return self.folder / "link" / "handed"
+
+    def make(self) -> None:
+        """Make what is not there. Raises OSError."""
+        for place in (*(self.folder / name for name in self.written), self.given, self.handed):
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def confined(self, hidden: Sequence[str]) -> Confinement:
+        """What the run's process may reach."""
+        work = [str(self.folder / name) for name in self.written]
+        return Confinement(own=[str(self.folder)], work=work, given=[str(self.given)], hidden=hidden)
+
+
 def environment(folder: Path, extras: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a run process: where programs are, its own folder as home, how many threads; nothing else of
-    the server's but `extras`.
+    """The environment of a run process: where programs are, a home of its own, how many threads; nothing else of the
+    server's but `extras`.
     """
     found = {
         "PATH": os.environ.get("PATH", os.defpath),
-        "HOME": str(folder),
+        "HOME": str(folder / "home"),
         "LANG": os.environ.get("LANG", "C.UTF-8"),
         "TMPDIR": str(folder / "tmp"),
     }
@@ -151,12 +179,13 @@ class _Child(asyncio.SubprocessProtocol):
 class Supervisor:
     """Starts, watches and ends the processes of runs; belongs to one event loop.
 
-    A run process is ``python -m module argv...`` in the run's folder and a process group of its own, with a scrubbed
-    environment. One line of JSON comes on its standard input: ``run``, ``token``, ``address`` and ``authority``; then
-    nothing, until the server's death closes it. On Linux that death also kills it. It is started again as `restarts`
-    says, unless its exit code is one of `final`. `committed` tells how many rounds of a run are committed by now;
-    `on_exit` is called once for each end of a process, and with `again` False once it is over. `log_bytes` bounds what
-    it prints.
+    A run process is ``python -m module argv...`` in the home of the run's folder and a session of its own, with a
+    scrubbed environment; it reaches its own folder and programs, and nothing else of this user's (`work.confinement`).
+    One line of JSON comes on its standard input: ``run``, ``token``, ``address`` and ``authority``; then nothing, until
+    the server's death closes it. On Linux that death also kills it, and all that it has started. It is started again as
+    `restarts` says, unless its exit code is one of `final`. `committed` tells how many rounds of a run are committed by
+    now; `on_exit` is called once for each end of a process, and with `again` False once it is over. `log_bytes` bounds
+    what it prints; `hidden` are folders of which it sees nothing but its own, even where Python is installed there.
     """
 
     def __init__(
@@ -169,6 +198,7 @@ class Supervisor:
         final: frozenset[int] = FINAL,
         grace: float = 10.0,
         log_bytes: int = 16 << 20,
+        hidden: Sequence[str] = (),
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.module = module
@@ -176,6 +206,7 @@ class Supervisor:
         self.final = final
         self.grace = grace
         self.log_bytes = log_bytes
+        self.hidden = [*hidden, *confinement.secrets()]
         self._committed = committed
         self._on_exit = on_exit
         self._pause = pause
@@ -206,9 +237,9 @@ class Supervisor:
         """
         if run in self._runs:
             raise InternalError(f"run {run} has a process", run=run)
-        folder = Path(folder).absolute()
+        folder = Path(folder).resolve()
         try:
-            (folder / "tmp").mkdir(mode=0o700, parents=True, exist_ok=True)
+            Places(folder).make()
             output = Output(folder / LOG, self.log_bytes)
         except OSError as error:
             raise StorageError(f"{folder} cannot be written: {error.strerror}", run=run) from error
@@ -266,13 +297,13 @@ class Supervisor:
 
     async def _lived(self, held: _Held) -> int:
         """Start a process and return its exit code, when nothing of it is left."""
-        command = (sys.executable, "-P", "-u", "-c", _BEGIN, str(os.getpid()), self.module, *held.argv)
+        command = Places(held.folder).confined(self.hidden).command(self.module, *held.argv)
         try:
             transport, child = await asyncio.get_running_loop().subprocess_exec(
                 lambda: _Child(held.output),
                 *command,
                 stderr=asyncio.subprocess.STDOUT,
-                cwd=held.folder,
+                cwd=held.folder / "home",
                 env=held.environment,
                 start_new_session=True,
             )
@@ -284,7 +315,7 @@ class Supervisor:
             transport.get_pipe_transport(0).write(held.order)  # type: ignore[union-attr]
             await self._ended(held, child)
         finally:
-            _kill_group(held.pid)
+            confinement.end(held.pid)
             held.pid = None
             await asyncio.wait({child.closed}, timeout=_DRAINED)
             transport.close()
@@ -299,10 +330,5 @@ class Supervisor:
                 os.kill(held.pid, signal.SIGTERM)
             await asyncio.wait({child.exited}, timeout=held.grace)
             if not child.exited.done():
-                _kill_group(held.pid)
+                confinement.end(held.pid)
                 await child.exited
-
-
-def _kill_group(leader: int) -> None:
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(leader, signal.SIGKILL)

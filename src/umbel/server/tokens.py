@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Callable
 from typing import Any
 
 from ..errors import SettingError
 from ..store.records import Store
 from ..transport.handshake import Identity
-from ..trust.identity import check_seal
+from ..trust.identity import SigningKey, check_seal
 from ..trust.tokens import Token
 from ..wire import messages as m
 from ..wire import roles
 from .audit import Audit
+from .claims import ANY, Bounds
 
 KEPT = 7 * 86400.0
 """For so many seconds a join token that is over is known still, to say why it is not good."""
@@ -25,8 +25,8 @@ NAME = re.compile(r"(?![0-9a-f]{32}$)[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class Tokens:
-    """The tokens of one server, of which it keeps the hash, and the operators that hold some; `clock` gives the wall
-    time in seconds.
+    """The tokens of one server, of which it keeps the public keys, and the operators that hold some; `clock` gives the
+    wall time in seconds.
 
     What changes is queued in the store, and noted in the audit record. Methods raise `SettingError` for what cannot be;
     `who` is whoever does it.
@@ -35,10 +35,12 @@ class Tokens:
     def __init__(self, store: Store, clock: Callable[[], float], audit: Audit) -> None:
         self._store, self._clock, self._audit = store, clock, audit
         self._rows = {row["id"]: row for row in store.rows("tokens")}
-        self._nothing = secrets.token_bytes(32)
+        self._nothing = SigningKey.new().public
 
-    def invite(self, who: str, name: str | None, ttl: float, *, relay: bool = False) -> Token:
-        """A token that lets one node join within `ttl` seconds, under `name` if that is given, or one `relay`."""
+    def invite(self, who: str, name: str | None, ttl: float, *, relay: bool = False, bounds: Bounds = ANY) -> Token:
+        """A token that lets one node join within `ttl` seconds, under `name` if that is given, or one `relay`; with
+        clients within these `bounds`.
+        """
         if not 0 < ttl <= 365 * 86400:
             raise SettingError(f"an invitation is good for up to a year, not {ttl!r} seconds")
         now = self._clock()
@@ -46,8 +48,8 @@ class Tokens:
             if row["kind"] == "join" and now > (row["expires_at"] or 0.0) + KEPT:
                 self._drop(row["id"])
         until = self._clock() + ttl
-        token = self._issue("join", name=name or "", role=RELAY if relay else "", expires_at=until)
-        told = {"relay": True} if relay else {}
+        token = self._issue("join", name=name or "", role=RELAY if relay else "", expires_at=until, bounds=bounds.row())
+        told = {**({"relay": True} if relay else {}), **(bounds.row() or {})}
         self._audit.record(who, "nodes.invite", token=token.id, name=name, until=until, **told)
         return token
 
@@ -80,7 +82,7 @@ class Tokens:
     def holds(self, token: Token, role: str) -> bool:
         """Whether a token is that of an operator with this role."""
         row = self._rows.get(token.id)
-        return row is not None and (row["kind"], row["role"], row["digest"]) == ("operator", role, token.digest)
+        return row is not None and (row["kind"], row["role"], row["public"]) == ("operator", role, token.key.public)
 
     def role(self, identity: Identity) -> str:
         """The role of an operator who is connected; empty for none."""
@@ -113,9 +115,11 @@ class Tokens:
         if row is not None and row["kind"] != kind:
             row = None
         # What the token is good for is said only to those who hold it; for one that is not known the work is the same.
-        held = check_seal(row["digest"] if row is not None else self._nothing, transcript, proof.seal)
+        held = check_seal(row["public"] if row is not None else self._nothing, transcript, proof.seal)
         if row is None or not held:
             text = "the token is not known here, or its secret is wrong"
+            if kind == "operator":
+                text += ": an admin makes a new line by `umbel operators add NAME`"
             raise self._audit.refusal(hello, m.CODE_UNAUTHENTICATED, text)
         if kind == "join" and row["used_at"] is not None:
             text = "the token was used already: each lets one node join"
@@ -126,8 +130,8 @@ class Tokens:
 
     def _issue(self, kind: str, **columns: Any) -> Token:
         token = Token.new()
-        blank = {"role": "", "name": "", "run": "", "expires_at": None, "used_at": None}
-        self._put({"id": token.id, "kind": kind, "digest": token.digest, **blank, **columns})
+        blank = {"role": "", "name": "", "run": "", "expires_at": None, "used_at": None, "bounds": None}
+        self._put({"id": token.id, "kind": kind, "public": token.key.public, **blank, **columns})
         return token
 
     def _put(self, row: dict[str, Any]) -> None:

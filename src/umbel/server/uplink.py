@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..wire import messages as m
+from ..wire.limits import ALIVE_TASKS
 from ..wire.portions import portions, text_bytes
 from .ledger import payload_of
 from .signals import FoldAnswers, Folded, Forget, RelayEffect, SayAbove
@@ -56,7 +57,7 @@ class Uplink:
 
     def say_alive(self, run: str, tasks: list[str]) -> None:
         """Say that these tasks are worked at, and that the run is known even if there are none."""
-        for part in portions(tasks, text_bytes) if tasks else [[]]:
+        for part in portions(tasks, text_bytes, most=ALIVE_TASKS) if tasks else [[]]:
             self.say(alive=m.Alive(run=run, tasks=part))
 
     def tell_alive(self, now: float, tell: Callable[[], None]) -> float:

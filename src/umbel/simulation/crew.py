@@ -68,7 +68,9 @@ def connect(
         memory=settings.memory,
     )
     crew = Crew(workers, how, _parcel(beginning))
-    pool = WorkerPool(crew, states.encoded, attempts=settings.attempts, stall=settings.stall)
+    pool = WorkerPool(
+        crew, states.encoded, attempts=settings.attempts, stall=settings.stall, longest_step=settings.longest_step
+    )
     return SimulationSession(states, pool, virtual=virtual, clock=clock)
 
 

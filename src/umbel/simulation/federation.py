@@ -31,6 +31,11 @@ class HostSettings(NamedTuple):
     stall: float | None
     attempts: int
     start: Literal["forkserver", "spawn"] | None
+    longest_step: float | None = None
+
+
+LONGEST_STEP = 1800.0
+"""Seconds that a client may take in a worker without a `ctx.step()`, where nothing else is said."""
 
 
 class Simulation(Federation):
@@ -49,6 +54,10 @@ class Simulation(Federation):
       helps).
     - `stall`: after so many seconds without progress (a `ctx.step()`, or, where a handler never calls it, time of the
       processor) a worker is ended, and its client tried again.
+    - `longest_step`: after so many seconds without a `ctx.step()`, whatever time of the processor was used, a worker is
+      ended too, and its client tried again: an endless loop is one that works; None for never.
+    - `disk_wait`: for how many seconds a run waits for room where its disk is full; None for as long as it takes. By
+      default it does not, and ends with a `StorageError`: it can be resumed.
     - `attempts`: how many workers a client may end before it has failed.
     - `start`: how workers start: `"forkserver"`, the default where there is fork, or `"spawn"`.
     """
@@ -63,8 +72,10 @@ class Simulation(Federation):
         device: str = "auto",
         memory: int | None = None,
         stall: float | None = None,
+        longest_step: float | None = LONGEST_STEP,
         attempts: int = 3,
         start: Literal["forkserver", "spawn"] | None = None,
+        disk_wait: float | None = 0.0,
     ) -> None:
         _check_clients(clients)
         for name, value, least in (("data_cache", data_cache, 0), ("attempts", attempts, 1)):
@@ -75,13 +86,17 @@ class Simulation(Federation):
             raise SettingError(f"a simulation's workers are a number of processes or 'auto', not {workers!r}")
         if memory is not None and (isinstance(memory, bool) or not isinstance(memory, int) or memory < 1):
             raise SettingError(f"a simulation's memory is a number of bytes, not {memory!r}", hint="Such as 2 * 10**9.")
-        if stall is not None and (isinstance(stall, bool) or not isinstance(stall, int | float) or not stall > 0):
-            raise SettingError(f"a simulation's stall is a positive number of seconds, not {stall!r}")
+        for name, seconds in (("stall", stall), ("longest_step", longest_step)):
+            if seconds is not None and (
+                isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0
+            ):
+                raise SettingError(f"a simulation's {name} is a positive number of seconds, not {seconds!r}")
         if start not in (None, "forkserver", "spawn"):
             raise SettingError(f"a simulation's workers start by 'forkserver' or 'spawn', not {start!r}")
         self.sources = clients
         self._workers = workers
-        self.settings = HostSettings(data_cache, device, memory, stall, attempts, start)
+        self.disk_wait = disk_wait
+        self.settings = HostSettings(data_cache, device, memory, stall, attempts, start, longest_step)
         self.devices = _fleet(devices)
         count = clients if isinstance(clients, int) else len(clients)
         self.clients = tuple(clients) if isinstance(clients, Mapping) else range(count)

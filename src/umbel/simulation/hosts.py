@@ -147,6 +147,8 @@ class HostedWorker:
         self._cancels: list[str] = []
         self._sign: tuple[Any, ...] = ()
         self._since = 0.0
+        self._step: tuple[Any, ...] = ()
+        self._step_since = 0.0
         self._unwanted: tuple[int, float] | None = None
         for word in (BATCH, PLACE, STEPS, CANCELLED):
             row[word] = 0
@@ -182,7 +184,7 @@ class HostedWorker:
         self.flush()
         self._batch += 1
         if not self.out:
-            self._since = time.monotonic()
+            self._since, self._step = time.monotonic(), ()
         self.out[self._batch] = tickets
         self._guesses[self._batch] = guess
         self.seconds_out += guess
@@ -190,7 +192,7 @@ class HostedWorker:
 
     def reported(self, report: Report) -> list[Ticket]:
         """Take in what came of a batch: its tickets, those among them that are not done being to do again."""
-        self._since = time.monotonic()
+        self._since, self._step = time.monotonic(), ()
         tickets = self.out.pop(report.batch)
         self.seconds_out -= self._guesses.pop(report.batch)
         skipped = set(report.skipped)
@@ -287,6 +289,13 @@ class HostedWorker:
         if sign != self._sign:
             self._sign, self._since = sign, now
         return now - self._since > limit
+
+    def steps_since(self, now: float) -> float:
+        """For how many seconds it has been at one task without a step."""
+        sign = (self.row[BATCH], self.row[PLACE], self.row[STEPS])
+        if sign != self._step or not self.out:
+            self._step, self._step_since = sign, now
+        return now - self._step_since
 
     @property
     def in_vain(self) -> bool:

@@ -56,18 +56,24 @@ class Workers(Protocol):
 class WorkerPool:
     """The workers of one run, which do what is in the `backlog`.
 
-    `encoded` gives the states of clients, `attempts` and `stall` are as in `Simulation`.
+    `encoded` gives the states of clients, `attempts`, `stall` and `longest_step` are as in `Simulation`.
     """
 
     def __init__(
-        self, crew: Workers, encoded: Callable[[ClientId], bytes | None], *, attempts: int, stall: float | None
+        self,
+        crew: Workers,
+        encoded: Callable[[ClientId], bytes | None],
+        *,
+        attempts: int,
+        stall: float | None,
+        longest_step: float | None = None,
     ) -> None:
         self.backlog = Backlog(crew.size)
         self.workers: list[HostedWorker] = []
         self._crew = crew
         self._encoded = encoded
         self._attempts = attempts
-        self._stall = stall
+        self._stall, self._longest_step = stall, longest_step
         self._reports = 0
         self._in_vain = 0
         self._account = Account()
@@ -107,6 +113,8 @@ class WorkerPool:
         """Wait for messages, for so many seconds at most, or until the next look at whether all make progress."""
         # Not by the task that a worker is seen to be at: it may begin one just after this has looked.
         limits = [0.25] if self._stall is not None or any(w.in_vain for w in self.workers) else []
+        if self._longest_step is not None:
+            limits.append(min(self._longest_step / 4, LONGEST_WAIT))
         if wait is not None:
             limits.append(min(wait, LONGEST_WAIT))
         for worker in self.workers:
@@ -166,6 +174,9 @@ class WorkerPool:
         for worker in list(self.workers):
             if self._stall is not None and worker.stalled(now, self._stall):
                 self._lost(worker, f"showed no progress for {self._stall:g} seconds and was ended")
+            elif self._longest_step is not None and worker.steps_since(now) > self._longest_step:
+                why = f"took more than {self._longest_step:g} seconds without a ctx.step() and was ended"
+                self._lost(worker, f"{why}; if it is to take as long, say so by Simulation(longest_step=...)")
             elif (self.backlog or closing or len(worker.out) > 1) and (
                 worker.unwanted_since(now) > self._patience(worker)
             ):

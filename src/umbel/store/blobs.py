@@ -2,6 +2,9 @@
 
 A complete blob is the file ``ab/abcdef...`` below the folder, one that is being received ``partial/abcdef...``. A blob
 is complete only once its bytes, hash and name are on the disk. Nothing here holds more than a piece of one in memory.
+
+Who knows a hash need not have the bytes. So whoever brings a blob is noted, by an empty file ``ab/abcdef....giver``
+beside it; who names one that another has brought has to bring it as well, and then nothing is written again.
 """
 
 from __future__ import annotations
@@ -15,17 +18,22 @@ import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from ..errors import CorruptFile, InternalError, ProtocolError, StorageError
+from ..files import opened_below
 from ..wire import messages as m
 
 PIECE = 1 << 20
 """Bytes read at a time."""
 
+LENDING = ("partial", "given", "handed")
+"""How the folders are called in which another process may have files linked."""
 _NAME = re.compile("[0-9a-f]{64}")
+_GIVEN = re.compile("([0-9a-f]{64})[.]([0-9a-f]{16})")
 _LINK = "-link-"
 
 
@@ -39,25 +47,31 @@ def digest(path: str | os.PathLike[str]) -> m.Blob:
 class Blobs:
     """The blobs of one process, in a folder that is its alone; safe to use from several threads.
 
-    `quota` bounds nothing by itself: it is what `room` answers by, so that a receiver can wait with asking for more.
-    Who needs a blob holds it; what nobody holds goes when `collect` is called. Holds are not on the disk: after a
-    start, hold again before the first `collect`.
+    Where there is a folder `given`, files that others lend are linked there and stay there: this process may remove
+    them and not write to them. `quota` bounds nothing by itself: it is what `room` answers by, so that a receiver can
+    wait with asking for more. Who needs a blob holds it; what nobody holds goes when `collect` is called. Holds are not
+    on the disk: after a start, hold again before the first `collect`.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], quota: int | None = None) -> None:
+    def __init__(self, folder: str | os.PathLike[str], quota: int | None = None, *, given: Path | None = None) -> None:
         self.folder = Path(folder)
+        self.given = given
+        self._given: dict[bytes, Path] = {}
         self.quota = quota
         self._lock = threading.RLock()
         self._numbers = itertools.count(1)
         self._complete: dict[bytes, int] = {}
         self._bytes = 0
-        self._idle: dict[bytes, int] = {}
+        self._idle: dict[tuple[bytes, str], int] = {}
+        self._givers: dict[bytes, set[str]] = {}
         self._open: set[PartialBlob] = set()
         self._holders: dict[bytes, set[str]] = {}
         self._held: dict[str, set[bytes]] = {}
         with _reaching(self.folder):
             self._partial.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._scan()
+            for left in os.scandir(given) if given is not None else ():
+                os.unlink(left)
 
     @property
     def used(self) -> int:
@@ -65,40 +79,50 @@ class Blobs:
         with self._lock:
             return self._bytes + sum(self._idle.values()) + sum(part.blob.size for part in self._open)
 
-    def room(self, wanted: m.Blob | int) -> bool:
-        """Whether so many bytes more, or what is lacking of a blob, stay within the quota."""
+    def room(self, wanted: m.Blob | int, giver: str = "") -> bool:
+        """Whether so many bytes more, or what is lacking of a blob that this `giver` brings, stay within the quota."""
         with self._lock:
             if self.quota is None:
                 return True
             if isinstance(wanted, int):
                 lacking = wanted
             else:
-                lacking = 0 if wanted.sha256 in self._complete else wanted.size - self._idle.get(wanted.sha256, 0)
+                begun = self._idle.get((wanted.sha256, _mark(giver)), 0)
+                lacking = 0 if wanted.sha256 in self._complete else wanted.size - begun
             return self.used + lacking <= self.quota
 
     def has(self, sha256: bytes) -> bool:
         """Whether anything of a blob is here, or is being received."""
         with self._lock:
-            open_now = any(part.blob.sha256 == sha256 for part in self._open)
-            return open_now or sha256 in self._complete or sha256 in self._idle
+            here = [part.blob.sha256 for part in self._open] + [idle for idle, _ in self._idle]
+            return sha256 in self._complete or sha256 in here
 
-    def path(self, sha256: bytes) -> Path | None:
-        """The file of a complete blob, None where there is none."""
+    def path(self, sha256: bytes, giver: str = "") -> Path | None:
+        """The file of a complete blob, None where there is none, or where this `giver` has not brought it."""
         with self._lock:
             if sha256 not in self._complete:
                 return None
             path = self._place(sha256)
             if path.exists():
-                return path
+                return path if not giver or _mark(giver) in self._givers.get(sha256, ()) else None
             self._bytes -= self._complete.pop(sha256)
+            self._givers.pop(sha256, None)
+            self._given.pop(sha256, None)
             return None
+
+    def gave(self, sha256: bytes, giver: str) -> None:
+        """Note that a `giver` has brought a blob, which is complete. Raises `StorageError`."""
+        with self._lock, _reaching(self.folder):
+            if giver and _mark(giver) not in self._givers.get(sha256, ()):
+                os.close(os.open(self._place(sha256, _mark(giver)), os.O_WRONLY | os.O_CREAT, 0o600))
+                self._givers.setdefault(sha256, set()).add(_mark(giver))
 
     def put(self, data: bytes | bytearray | memoryview, owner: str = "") -> m.Blob:
         """Keep bytes, held by `owner` if one is named; free where they are there already. Raises `StorageError`."""
         blob = m.Blob(sha256=hashlib.sha256(data).digest(), size=memoryview(data).nbytes)
         self._hold(blob.sha256, owner)
         if self.path(blob.sha256) is None:
-            with self.part(blob, resume=False) as part:
+            with self._written(blob, False, "") as part:
                 part.write(data)
                 part.finish()
         return blob
@@ -115,11 +139,27 @@ class Blobs:
         if self.path(blob.sha256) is not None:
             return blob
         place = self.place(blob)
-        if link and _linked(path, place):
+        if link and linked(path, place):
             with _reaching(path):
                 self._move(place, blob)
         else:
             self._copy(path, blob)
+        return blob
+
+    def put_opened(self, file: BufferedReader, owner: str = "", blob: m.Blob | None = None) -> m.Blob:
+        """Keep the content of an open file that others may be writing to, of a known `blob` if one is named.
+
+        Raises `CorruptFile` where it is something else by the time that it is read, and `StorageError`.
+        """
+        if blob is None:
+            blob = m.Blob(sha256=hashlib.file_digest(file, "sha256").digest(), size=file.tell())
+            file.seek(0)
+        self._hold(blob.sha256, owner)
+        if self.path(blob.sha256) is None:
+            with self.part(blob, resume=False) as part:
+                while piece := file.read(min(PIECE, blob.size - part.offset)):  # a log may grow meanwhile
+                    part.write(piece)
+                part.finish()
         return blob
 
     def adopt(self, path: str | os.PathLike[str], blob: m.Blob, *, verify: bool = True) -> Path:
@@ -144,13 +184,42 @@ class Blobs:
             path.unlink(missing_ok=True)
         return self._place(blob.sha256)
 
-    def place(self, blob: m.Blob) -> Path:
-        """A path at which another process on this machine may link its file of a blob, for `linked`."""
-        return self._partial / f"{blob.sha256.hex()}{_LINK}{next(self._numbers)}"
+    def place(self, blob: m.Blob, folder: Path | None = None) -> Path:
+        """A path at which another process on this machine may link its file of a blob, for `linked`; in a `folder` of
+        that process's own, where it is handed over.
+        """
+        return (folder or self.given or self._partial) / f"{blob.sha256.hex()}{_LINK}{next(self._numbers)}"
 
-    def linked(self, place: str | os.PathLike[str], blob: m.Blob) -> Path:
-        """Take in what another process has linked at a `place`; errors as those of `adopt`."""
-        return self.adopt(place, blob)
+    def linked(self, place: str | os.PathLike[str], blob: m.Blob, giver: str = "", handed: bool = False) -> Path:
+        """Take in what another process has linked at a `place`; a copy of what it has `handed` over in a folder of its
+        own, since it may still write to that. Errors as those of `adopt`.
+        """
+        if handed:
+            with _reaching(Path(place)):
+                with opened_below(Path(place).parent, Path(place).name) as file:
+                    self.put_opened(file, blob=blob)
+                os.unlink(place)
+            self.gave(blob.sha256, giver)
+            return self._place(blob.sha256)
+        if self.given is None:
+            path = self.adopt(place, blob)
+            self.gave(blob.sha256, giver)
+            return path
+        place = Path(place)
+        with _reaching(place):
+            found = digest(place)
+            with self._lock:
+                if found != blob or blob.sha256 in self._complete:
+                    place.unlink()
+                else:
+                    self._given[blob.sha256] = place
+                    self._bytes += blob.size
+                    self._complete[blob.sha256] = blob.size
+                    if self._idle.pop((blob.sha256, ""), None) is not None:
+                        (self._partial / blob.sha256.hex()).unlink(missing_ok=True)
+        if found != blob:
+            raise _wrong(blob, f"{place} of {found.size} bytes")
+        return self._place(blob.sha256)
 
     def lend(self, sha256: bytes, place: str | os.PathLike[str]) -> bool:
         """Link a complete blob to the `place` that another process has named; False where that cannot be.
@@ -158,30 +227,21 @@ class Blobs:
         Only a name that `place` gives is linked to: the peer chooses path and content, and must not plant files.
         """
         path, there = self.path(sha256), Path(place)
-        fits = there.is_absolute() and there.parent.name == "partial" and there.name.startswith(sha256.hex() + _LINK)
-        return path is not None and fits and _linked(path, there)
+        fits = there.is_absolute() and there.parent.name in LENDING and there.name.startswith(sha256.hex() + _LINK)
+        return path is not None and fits and linked(path, there)
 
-    def part(self, blob: m.Blob, *, resume: bool = True) -> PartialBlob:
-        """Begin or resume receiving a blob; look at `path` first.
+    def part(self, blob: m.Blob, *, resume: bool = True, giver: str = "") -> PartialBlob | RepeatedBlob:
+        """Begin or resume receiving a blob from a `giver`, if one is named; look at `path` first.
 
-        Several may receive the same blob at once: only the first resumes and can be resumed, and whoever finishes
-        first completes it. Raises `StorageError`, and `ProtocolError` for a hash that is none.
+        Several may receive the same blob at once: of each giver only the first resumes and can be resumed, and whoever
+        finishes first completes it. What is complete is compared and not written, where a giver brings it anew. Raises
+        `StorageError`, and `ProtocolError` for a hash that is none.
         """
         if len(blob.sha256) != hashlib.sha256().digest_size:
             raise ProtocolError(f"a blob with a hash of {len(blob.sha256)} bytes, not 32", m.CODE_MALFORMED)
-        with self._lock:
-            lasting = resume and all(part.blob.sha256 != blob.sha256 or not part.lasting for part in self._open)
-            name = blob.sha256.hex() + ("" if lasting else f"-{next(self._numbers)}")
-            part = PartialBlob(self, blob, self._partial / name, lasting)
-            if lasting:
-                self._idle.pop(blob.sha256, None)
-            self._open.add(part)
-        try:
-            part._begin()
-        except BaseException:
-            part.close()
-            raise
-        return part
+        if giver and self.path(blob.sha256) is not None:
+            return RepeatedBlob(self, blob, giver)
+        return self._written(blob, resume, giver)
 
     def hold(self, sha256: bytes, owner: str) -> None:
         """Have a blob stay, complete, partial or still to come, until its `owner` releases it."""
@@ -208,22 +268,25 @@ class Blobs:
         with self._lock, _reaching(self.folder):
             freed = 0
             for sha256 in [sha256 for sha256 in self._complete if sha256 not in self._holders]:
+                for mark in self._givers.pop(sha256, ()):
+                    self._place(sha256, mark).unlink(missing_ok=True)
                 self._place(sha256).unlink(missing_ok=True)
                 size = self._complete.pop(sha256)
+                self._given.pop(sha256, None)
                 self._bytes -= size
                 freed += size
-            for sha256 in [sha256 for sha256 in self._idle if sha256 not in self._holders]:
-                (self._partial / sha256.hex()).unlink(missing_ok=True)
-                freed += self._idle.pop(sha256)
+            for sha256, mark in [idle for idle in self._idle if idle[0] not in self._holders]:
+                (self._partial / _name(sha256, mark)).unlink(missing_ok=True)
+                freed += self._idle.pop((sha256, mark))
             return freed
 
     @property
     def _partial(self) -> Path:
         return self.folder / "partial"
 
-    def _place(self, sha256: bytes) -> Path:
-        name = sha256.hex()
-        return self.folder / name[:2] / name
+    def _place(self, sha256: bytes, mark: str = "") -> Path:
+        name = _name(sha256, mark)
+        return (None if mark else self._given.get(sha256)) or self.folder / name[:2] / name
 
     def _scan(self) -> None:
         for folder in os.scandir(self.folder):
@@ -231,10 +294,17 @@ class Blobs:
                 for file in os.scandir(folder):
                     if _NAME.fullmatch(file.name):
                         self._complete[bytes.fromhex(file.name)] = file.stat().st_size
+                    elif given := _GIVEN.fullmatch(file.name):
+                        self._givers.setdefault(bytes.fromhex(given[1]), set()).add(given[2])
+        for sha256 in self._givers.keys() - self._complete:
+            for mark in self._givers.pop(sha256):
+                self._place(sha256, mark).unlink()
         self._bytes = sum(self._complete.values())
         for file in os.scandir(self._partial):
-            if _NAME.fullmatch(file.name) and bytes.fromhex(file.name) not in self._complete:
-                self._idle[bytes.fromhex(file.name)] = file.stat().st_size
+            name, _, mark = file.name.partition(".")
+            known = (_GIVEN if mark else _NAME).fullmatch(file.name)
+            if known and bytes.fromhex(name) not in self._complete:
+                self._idle[bytes.fromhex(name), mark] = file.stat().st_size
             else:
                 os.unlink(file)
 
@@ -242,14 +312,32 @@ class Blobs:
         if owner:
             self.hold(sha256, owner)
 
+    def _written(self, blob: m.Blob, resume: bool, giver: str) -> PartialBlob:
+        with self._lock:
+            alike = [part for part in self._open if part.blob.sha256 == blob.sha256 and part.giver == giver]
+            lasting = resume and not any(part.lasting for part in alike)
+            path = self._partial / _name(blob.sha256, _mark(giver))
+            if not lasting:
+                path = path.with_name(f"{path.name}-{next(self._numbers)}")
+            part = PartialBlob(self, blob, path, lasting, giver)
+            if lasting:
+                self._idle.pop((blob.sha256, _mark(giver)), None)
+            self._open.add(part)
+        try:
+            part._begin()
+        except BaseException:
+            part.close()
+            raise
+        return part
+
     def _copy(self, path: Path, blob: m.Blob) -> None:
-        with self.part(blob, resume=False) as part:
+        with self._written(blob, False, "") as part:
             with _reaching(path), open(path, "rb", buffering=0) as file:
                 while piece := file.read(PIECE):
                     part.write(piece)
             part.finish()
 
-    def _move(self, path: Path, blob: m.Blob) -> None:
+    def _move(self, path: Path, blob: m.Blob, giver: str = "") -> None:
         """Give a file that is as it should be its name, so that it outlives a loss of power."""
         place = self._place(blob.sha256)
         with open(path, "rb") as file:
@@ -262,15 +350,17 @@ class Blobs:
             path.unlink(missing_ok=True)  # renaming one link of a file to another of the same file leaves both
             self._bytes += blob.size - self._complete.get(blob.sha256, 0)
             self._complete[blob.sha256] = blob.size
-            if self._idle.pop(blob.sha256, None) is not None:
-                (self._partial / blob.sha256.hex()).unlink(missing_ok=True)
+            for sha256, mark in [idle for idle in self._idle if idle[0] == blob.sha256]:
+                del self._idle[sha256, mark]
+                (self._partial / _name(sha256, mark)).unlink(missing_ok=True)
+        self.gave(blob.sha256, giver)
         _sync(place.parent)
 
     def _closed(self, part: PartialBlob, left: int) -> None:
         with self._lock:
             self._open.discard(part)
             if left and part.blob.sha256 not in self._complete:
-                self._idle[part.blob.sha256] = left
+                self._idle[part.blob.sha256, _mark(part.giver)] = left
             else:
                 part.path.unlink(missing_ok=True)
 
@@ -281,8 +371,9 @@ class PartialBlob:
     Close it in any case; what was written stays, to be resumed, unless it was finished. One thread at a time uses it.
     """
 
-    def __init__(self, blobs: Blobs, blob: m.Blob, path: Path, lasting: bool) -> None:
+    def __init__(self, blobs: Blobs, blob: m.Blob, path: Path, lasting: bool, giver: str = "") -> None:
         self.blob = blob
+        self.giver = giver
         self.path = path
         self.lasting = lasting
         self.offset = 0
@@ -329,7 +420,7 @@ class PartialBlob:
             raise _wrong(self.blob, f"{self.offset} bytes with the hash {self._hash.hexdigest()}")
         place = self._blobs._place(self.blob.sha256)
         with _reaching(self.path):
-            self._blobs._move(self.path, self.blob)
+            self._blobs._move(self.path, self.blob, self.giver)
             os.chmod(place, 0o400)  # others may link it: nobody is to write to it again
         self._end()
         return place
@@ -366,6 +457,53 @@ class PartialBlob:
         self._blobs._closed(self, left)
 
 
+class RepeatedBlob:
+    """A complete blob that one more giver brings: it is compared with what is there, and not written."""
+
+    def __init__(self, blobs: Blobs, blob: m.Blob, giver: str) -> None:
+        self.blob = blob
+        self.giver = giver
+        self.offset = 0
+        self._blobs = blobs
+        self._hash = hashlib.sha256()
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Take the bytes that follow; more than the blob's size is a `CorruptFile`."""
+        size = memoryview(data).nbytes
+        if self.offset + size > self.blob.size:
+            raise _wrong(self.blob, f"{self.offset + size} bytes")
+        self._hash.update(data)
+        self.offset += size
+
+    def finish(self) -> Path:
+        """Note that the giver has it, and give its file. Raises `CorruptFile`, and `StorageError` where it is gone."""
+        if self.offset != self.blob.size or self._hash.digest() != self.blob.sha256:
+            raise _wrong(self.blob, f"{self.offset} bytes with the hash {self._hash.hexdigest()}")
+        path = self._blobs.path(self.blob.sha256)
+        if path is None:
+            raise StorageError(f"the blob {self.blob.sha256.hex()} went while it came again")
+        self._blobs.gave(self.blob.sha256, self.giver)
+        return path
+
+    def close(self) -> None:
+        """Nothing is left of it."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+def _mark(giver: str) -> str:
+    """A giver as names of files have it; empty where there is none."""
+    return hashlib.sha256(giver.encode()).hexdigest()[:16] if giver else ""
+
+
+def _name(sha256: bytes, mark: str) -> str:
+    return f"{sha256.hex()}.{mark}" if mark else sha256.hex()
+
+
 def _wrong(blob: m.Blob, found: str) -> CorruptFile:
     return CorruptFile(f"the blob {blob.sha256.hex()} has {blob.size} bytes; what came is {found}")
 
@@ -383,7 +521,7 @@ def _reaching(path: Path) -> Iterator[None]:
         raise _failed(path, error) from error
 
 
-def _linked(path: Path, place: Path) -> bool:
+def linked(path: Path, place: Path) -> bool:
     """Whether a file could be given a second name."""
     try:
         os.link(path, place)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 from ..errors import InternalError
 
 Row = dict[str, Any]
+Readers = Mapping[tuple[str, str], Callable[[Any], object]]
 
+_LOG = logging.getLogger("umbel.store")
 _LEAST, _MOST = -(2**63), 2**63 - 1
 
 
@@ -36,16 +40,18 @@ def _table(name: str, columns: str, keys: int = 1, *indexes: tuple[str, ...]) ->
 TABLES = (
     _table(
         "nodes",
-        "id:text name:text key:bytes status:text clients:json joined_at:real seen_at:real capabilities:json relay:int",
+        "id:text name:text key:bytes status:text clients:json joined_at:real seen_at:real capabilities:json relay:int"
+        " bounds:json epoch:int boot:text",
     ),
     _table(
         "tokens",
-        "id:text kind:text digest:bytes role:text name:text run:text expires_at:real used_at:real",
+        "id:text kind:text public:bytes role:text name:text run:text expires_at:real used_at:real bounds:json",
     ),
+    _table("claims", "client:text node:text"),
     _table(
         "runs",
         "id:text status:text owner:text name:text created_at:real ended_at:real spec:bytes submission:json exit:json"
-        " members:json closed:int",
+        " members:json closed:int summary:json logged:int log:int",
     ),
     _table("asks", "run:text ask:int spec:bytes", 2),
     _table(
@@ -55,13 +61,35 @@ TABLES = (
         ("run", "ask"),
     ),
     _table("answers", "run:text id:text ask:int message:bytes", 2, ("run", "ask")),
-    _table("events", "run:text number:int at:real body:text", 2),
-    _table("audit", "number:int at:real who:text did:text what:json"),
+    _table("events", "run:text number:int at:real body:text round:int", 2, ("run", "round")),
+    _table("audit", "number:int at:real who:text did:text what:json peer:text before:bytes seal:bytes"),
 )
 """The tables of a server."""
-VERSION = 2
+VERSION = 5
 """Their version; it is written into the file."""
-MIGRATIONS = {1: ("ALTER TABLE nodes ADD COLUMN relay INTEGER",)}
+MIGRATIONS: Mapping[int, tuple[str, ...]] = {
+    1: ("ALTER TABLE nodes ADD COLUMN relay INTEGER",),
+    2: (
+        "ALTER TABLE nodes ADD COLUMN bounds TEXT",
+        "DROP TABLE tokens",  # of which the hashes were kept: who had them could pass for their holders
+        "CREATE TABLE tokens (id TEXT NOT NULL, kind TEXT, public BLOB, role TEXT, name TEXT, run TEXT,"
+        " expires_at REAL, used_at REAL, bounds TEXT, PRIMARY KEY (id))",
+        "CREATE TABLE claims (client TEXT NOT NULL, node TEXT, PRIMARY KEY (client))",
+        "INSERT OR IGNORE INTO claims SELECT each.value, nodes.id FROM nodes, json_each(nodes.clients) AS each"
+        " WHERE nodes.status <> 'pending' ORDER BY nodes.status",
+        "ALTER TABLE audit ADD COLUMN peer TEXT",
+        "ALTER TABLE audit ADD COLUMN before BLOB",
+        "ALTER TABLE audit ADD COLUMN seal BLOB",
+    ),
+    3: ("ALTER TABLE nodes ADD COLUMN epoch INTEGER", "ALTER TABLE nodes ADD COLUMN boot TEXT"),
+    4: (
+        "ALTER TABLE runs ADD COLUMN summary TEXT",
+        "ALTER TABLE runs ADD COLUMN logged INTEGER",
+        "ALTER TABLE runs ADD COLUMN log INTEGER",
+        "ALTER TABLE events ADD COLUMN round INTEGER",
+        "CREATE INDEX events_by_run_round ON events (run, round)",
+    ),
+}
 """What makes tables of the next version out of those of each version before."""
 
 
@@ -149,11 +177,18 @@ _STORED: Mapping[str, Callable[[Any], Any]] = {
 }  # fmt: skip
 
 
+_KEPT: Mapping[str, tuple[type, ...]] = {
+    "text": (str,), "int": (int,), "real": (float, int), "bytes": (bytes,), "json": (str,)
+}  # fmt: skip
+
+
 class TableSchema:
     """Tables by name, and how their rows are checked, encoded for keeping and decoded again."""
 
-    def __init__(self, tables: Iterable[Table]) -> None:
+    def __init__(self, tables: Iterable[Table], readers: Readers = MappingProxyType({})) -> None:
+        self._readers = readers
         self.tables = {table.name: table for table in tables}
+        self.aside: dict[str, str] = {}
         self._stored = {
             table.name: {column: _STORED[kind] for column, kind in table.columns.items()}
             for table in self.tables.values()
@@ -189,19 +224,43 @@ class TableSchema:
             raise InternalError(f"rows of {table!r} cannot be looked up by JSON")
         return found
 
-    def decoded(self, table: str, row: Row) -> Row:
-        """A row as it was put; decodes in place."""
-        for column in self._json[table]:
-            if row[column] is not None:
-                row[column] = json.loads(row[column])
+    def decoded(self, table: str, rows: Iterable[Row]) -> list[Row]:
+        """Rows as they were put; decodes in place. One that is not as any was put is set aside: it stays where it is,
+        is left out, and is told of once.
+        """
+        found = []
+        for row in rows:
+            try:
+                found.append(self._decoded(table, row))
+            except Exception as error:  # json and protobuf raise many kinds
+                name = f"{table} {'/'.join(str(row[column]) for column in self.tables[table].key):.200}"
+                if name not in self.aside:
+                    self.aside[name] = f"{error!r:.200}"
+                    _LOG.error("a row of the store cannot be read and is left out: %s: %r", name, error)
+        return found
+
+    def _decoded(self, table: str, row: Row) -> Row:
+        for column, kind in self.tables[table].columns.items():
+            value = row[column]
+            if value is None and column not in self.tables[table].key:
+                continue
+            if type(value) not in _KEPT[kind]:
+                raise TypeError(f"{column} is {value!r:.40}, no {kind}")
+            if kind == "json":
+                value = row[column] = json.loads(value)
+            if value is not None and (read := self._readers.get((table, column))) is not None:
+                read(value)
         return row
 
 
 class Queue:
-    """The queueing half of a store: checks what is put and deleted, and hands it out in batches."""
+    """The queueing half of a store: checks what is put and deleted, and hands it out in batches.
 
-    def __init__(self, tables: Iterable[Table] = TABLES) -> None:
-        self.schema = TableSchema(tables)
+    `readers` raise for a value of a (table, column) that cannot be what it has to be.
+    """
+
+    def __init__(self, tables: Iterable[Table] = TABLES, readers: Readers = MappingProxyType({})) -> None:
+        self.schema = TableSchema(tables, readers)
         self._queued = Batch()
 
     def put(self, table: str, row: Mapping[str, Any], /) -> None:
@@ -230,6 +289,12 @@ class Queue:
         """Write what is queued."""
         self.write(self.take())
 
+    @property
+    def problem(self) -> str:
+        """Which rows were set aside, if any were."""
+        aside = self.schema.aside
+        return f"{len(aside)} rows of the store cannot be read and are left out, such as {min(aside)}" if aside else ""
+
     def close(self) -> None:
         """Forget what is queued."""
         self._queued = Batch()
@@ -238,8 +303,8 @@ class Queue:
 class MemoryStore(Queue):
     """A `Store` for tests: what was written outlives a `crash` and `close`, and nothing else does."""
 
-    def __init__(self, tables: Iterable[Table] = TABLES) -> None:
-        super().__init__(tables)
+    def __init__(self, tables: Iterable[Table] = TABLES, readers: Readers = MappingProxyType({})) -> None:
+        super().__init__(tables, readers)
         self._rows: dict[str, dict[tuple[Any, ...], Row]] = {name: {} for name in self.schema.tables}
         self._lock = threading.Lock()
 
@@ -254,7 +319,7 @@ class MemoryStore(Queue):
             if above is not None:
                 keys = [key for key in keys if key[-1] > above]
             found = [dict(self._rows[table][key]) for key in keys[:limit]]
-        return [self.schema.decoded(table, row) for row in found]
+        return self.schema.decoded(table, found)
 
     def greatest(self, table: str, /, **where: Any) -> int:
         """The highest last column of the key."""

@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
 
 from ..errors import CorruptFile, InternalError, StorageError
-from .records import MIGRATIONS, TABLES, VERSION, Batch, Change, Queue, Row, Table
+from .records import MIGRATIONS, TABLES, VERSION, Batch, Change, Queue, Readers, Row, Table
 
 APPLICATION = 0x554D424C
 """Says in a file's header that it is one of ours."""
@@ -47,8 +48,9 @@ class SqlStore(Queue):
         version: int = VERSION,
         migrations: Mapping[int, Sequence[str]] = MIGRATIONS,
         after_commit: Callable[[], None] | None = None,
+        readers: Readers = MappingProxyType({}),
     ) -> None:
-        super().__init__(tables)
+        super().__init__(tables, readers)
         self.path = Path(path)
         self.after_commit = after_commit
         self._writing = threading.Lock()
@@ -74,7 +76,7 @@ class SqlStore(Queue):
         values.update({name: bound for name, bound in bounds.items() if bound is not None})
         with self._reached("read"), self._engine.connect() as connection:
             found = [dict(row) for row in connection.execute(statement, values).mappings()]
-        return [self.schema.decoded(table, row) for row in found]
+        return self.schema.decoded(table, found)
 
     def greatest(self, table: str, /, **where: Any) -> int:
         """The highest last column of the key."""

@@ -86,6 +86,8 @@ class Deployment:
                 mine = self._place(below, station, store, node)
             row = {"id": below, "name": below, "status": "approved", "clients": mine, "seen_at": 0.0}
             station.store.put("nodes", row)
+            for client in mine:
+                station.store.put("claims", {"client": client, "node": below})
             clients += mine
         station.store.commit()
         return sorted(clients)
@@ -107,7 +109,7 @@ class Deployment:
         remote = Remote(
             "virtual",
             connect=lambda address, *, token, folder, run: self._link.open(run),
-            signed=Signed(b"archive", b"", b""),
+            signed=Signed(b"archive", b"", b"", b""),
             stall=self._stall,
             clients=sum(map(len, self._sources.values())),
         )

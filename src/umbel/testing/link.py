@@ -22,6 +22,8 @@ class RunLink(Link, WireEnd):
     time at the latest.
     """
 
+    federation = None
+
     def __init__(self, server: Station, network: Network, step: Callable[[float | None], None]) -> None:
         self.run = ""
         self._network = network

@@ -16,7 +16,8 @@ class Proxy:
     """Passes TCP connections on to `target`, ``host:port``, under the control of a test; use it with ``async with``.
 
     - `address`: where to connect to instead.
-    - `passed`: bytes let through so far, both directions together.
+    - `passed`: bytes let through so far, both directions together. `held`: how often some had to wait to be allowed.
+    - `connected`: how many ends of connections are open.
     - `allow(n)`: from now on only so many bytes more get through, until `allow` is called again; None for all.
     - `cut_after(n)`: when so many bytes more have got through, all connections are reset, once.
     - `cut()`: they are reset now. `refuse(True)`: new ones are reset as well.
@@ -27,6 +28,7 @@ class Proxy:
         self.address = ""
         self.passed = 0
         self.cuts = 0
+        self.held = 0
         self._host, _, port = target.rpartition(":")
         self._port = int(port)
         self._allowed: int | None = None
@@ -53,6 +55,11 @@ class Proxy:
             await asyncio.wait(set(self._tasks))
         if self._server is not None:
             await self._server.wait_closed()
+
+    @property
+    def connected(self) -> int:
+        """How many ends of connections are open: two for each that was passed on."""
+        return sum(not writer.is_closing() for writer in self._writers)
 
     def allow(self, size: int | None) -> None:
         """Let only so many bytes more through; None for all."""
@@ -116,6 +123,7 @@ class Proxy:
 
     async def _room(self, wanted: int, sink: asyncio.StreamWriter) -> int:
         """How many bytes may pass now; they are counted as passed."""
+        self.held += self._allowed == 0
         while self._allowed == 0 and sink in self._writers:
             await self._changed.wait()
         size = wanted if self._allowed is None else min(wanted, self._allowed)

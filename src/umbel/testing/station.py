@@ -49,7 +49,7 @@ class Station(WireEnd):
 
     def start(self) -> None:
         """Be up, with what is on disk."""
-        self._router = Router(self.store, self.blobs.__contains__)
+        self._router = Router(self.store, lambda sha, giver: sha in self.blobs)
         if self.is_relay:
             self._relaying = Relaying(self.store, self._router.nodes.clients())
 

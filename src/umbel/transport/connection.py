@@ -13,6 +13,7 @@ from ..errors import ConnectionLost, PeerError, ProtocolError, Refused
 from ..wire import messages as m
 from ..wire import roles
 from . import frames
+from .budget import Budget
 from .stream import Stream
 
 BATCH_BYTES = 64 << 10
@@ -24,6 +25,9 @@ LAZY_SECONDS = 0.05
 """So long a lazy message waits for others to go with."""
 GRACE = 2.0
 """Seconds for a peer to take the last words."""
+
+LONGEST_PAUSE = 0.25
+"""So many seconds a peer is not read before it is looked whether its connection is over."""
 
 _FRAME_HEAD = 32
 _PAGE = b""
@@ -48,6 +52,7 @@ class Connection:
     - `limits`: what frames from the peer are held to, and its `idle_seconds`; the handshake sets them.
     - `allowed`: the names of bodies that the peer may send now, None for any; `forbidden` is the code for others.
     - `on_blob`: takes the messages about blobs (an `Exchange` sets it).
+    - `budget`: what the peer may have this side do; while that is used up it is not read.
     - `on_close`: called once each when the connection is over, with what `receive` raises.
     - `sent`, `received`: traffic so far; `progressed`: the time of the last frame that came.
     - `raw`: while `keeps_raw`, the bytes of that frame.
@@ -67,6 +72,7 @@ class Connection:
         self.allowed: frozenset[str] | None = None
         self.forbidden = m.CODE_NOT_ALLOWED
         self.on_blob: Callable[[m.Message], None] | None = None
+        self.budget: Budget | None = None
         self.on_close: list[Callable[[PeerError], None]] = []
         self.sent, self.received = Traffic(), Traffic()
         self.progressed = clock()
@@ -79,6 +85,7 @@ class Connection:
         self._bulk: deque[Sequence[bytes]] = deque()
         self._room = asyncio.Semaphore(BULK)
         self._wake = asyncio.Event()
+        self._flows = asyncio.Event()
         self._pong: int | None = None
         self._pinged = False
         self._ending: asyncio.Task[None] | None = None
@@ -126,6 +133,12 @@ class Connection:
         if self._end is None:
             self._small.append(_PAGE)
 
+    async def taken(self, below: int) -> None:
+        """Wait until less than so many bytes of messages wait to be sent, or the connection is over."""
+        while self.queued >= below and self._end is None:
+            self._flows.clear()
+            await self._flows.wait()
+
     async def send(self, pieces: Sequence[bytes]) -> None:
         """Have a bulk message sent after all small ones, waiting until its turn is near. Raises `ConnectionLost`.
 
@@ -158,6 +171,8 @@ class Connection:
         `ConnectionLost` also where this side has closed.
         """
         while True:
+            while self.budget is not None and self._end is None and (pause := self.budget.pause):
+                await asyncio.sleep(min(pause, LONGEST_PAUSE))
             data = await self._stream.receive() if self._end is None else None
             if self._end is None and data is None:
                 self._finish(ConnectionLost(f"{self.peer} has ended the connection"))
@@ -171,6 +186,7 @@ class Connection:
                 raise
             if batch:
                 return batch
+            await asyncio.sleep(0)  # whoever sends nothing but these must not keep others waiting
 
     async def close(self, problem: m.Problem | PeerError | None = None) -> None:
         """End the connection: what was posted is still sent, and the `problem` last; chunks are not."""
@@ -212,6 +228,8 @@ class Connection:
         self.received.bytes += len(data)
         self.progressed = self.clock()
         self._pinged = False
+        if self.budget is not None:
+            self.budget.spend(len(batch), len(data) if batch[0].WhichOneof("body") != "chunk" else 0)
         if self.keeps_raw:
             self.raw = data
         others: list[m.Message] = []
@@ -268,6 +286,7 @@ class Connection:
                 batch.append((data,))
                 size += len(data)
         self.queued -= size
+        self._flows.set()
         if not batch and self._bulk:
             batch.append(self._bulk.popleft())
             self._room.release()
@@ -295,6 +314,7 @@ class Connection:
             if timer is not None:
                 timer.cancel()
         self._wake.set()
+        self._flows.set()
         for callback in self.on_close:
             callback(end)
         self._ending = asyncio.create_task(self._wind_up(graceful=problem is not None or isinstance(end, _Closed)))

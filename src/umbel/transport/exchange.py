@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -42,11 +43,11 @@ class IncomingBlob(Protocol):
 class BlobStore(Protocol):
     """Where blobs are kept, as `umbel.store.blobs.Blobs` does."""
 
-    def path(self, sha256: bytes, /) -> Path | None: ...
-    def room(self, wanted: m.Blob, /) -> bool: ...
-    def part(self, blob: m.Blob, /) -> IncomingBlob: ...
-    def place(self, blob: m.Blob, /) -> Path: ...
-    def linked(self, place: Path, blob: m.Blob, /) -> Path: ...
+    def path(self, sha256: bytes, giver: str = "", /) -> Path | None: ...
+    def room(self, wanted: m.Blob, giver: str = "", /) -> bool: ...
+    def part(self, blob: m.Blob, /, *, giver: str = "") -> IncomingBlob: ...
+    def place(self, blob: m.Blob, folder: Path | None, /) -> Path: ...
+    def linked(self, place: Path, blob: m.Blob, giver: str = "", handed: bool = False, /) -> Path: ...
     def lend(self, sha256: bytes, place: Path, /) -> bool: ...
 
 
@@ -57,7 +58,7 @@ class Room(Protocol):
     - `waits` is told when a blob that is fetched for a run has to wait for room, and when it does no more.
     """
 
-    def take(self, blob: m.Blob, /) -> bool: ...
+    def take(self, blob: m.Blob, giver: str = "", /) -> bool: ...
     def waits(self, blob: m.Blob, run: str, waiting: bool, /) -> None: ...
 
 
@@ -77,12 +78,14 @@ class Depot:
         self._freed = asyncio.Event()
         self._beginning = asyncio.Lock()
 
-    async def ready(self, sha256: bytes) -> Path | None:
-        """The file of a blob, once it is complete; None where it may be that nobody wants it any more."""
-        path = self.blobs.path(sha256)
+    async def ready(self, sha256: bytes, giver: str = "") -> Path | None:
+        """The file of a blob, once it is complete, and the `giver` has brought it if one is named; None where it may be
+        that nobody wants it any more.
+        """
+        path = self.blobs.path(sha256, giver)
         if path is None:
             await self._waiting.setdefault(sha256, asyncio.Event()).wait()
-            path = self.blobs.path(sha256)
+            path = self.blobs.path(sha256, giver)
         return path
 
     def settled(self, sha256: bytes) -> None:
@@ -91,14 +94,14 @@ class Depot:
         if waiting is not None:
             waiting.set()
 
-    async def begun(self, blob: m.Blob, room: Room | None = None, run: str = "") -> IncomingBlob:
-        """Begin to receive a blob, once there is room for it; its room is taken from then on."""
+    async def begun(self, blob: m.Blob, room: Room | None = None, run: str = "", giver: str = "") -> IncomingBlob:
+        """Begin to receive a blob of a `giver`, once there is room for it; its room is taken from then on."""
         waiting = False
         try:
             while True:
                 async with self._beginning:
-                    if room.take(blob) if room is not None else self.blobs.room(blob):
-                        return await self._begin(blob)
+                    if room.take(blob, giver) if room is not None else self.blobs.room(blob, giver):
+                        return await self._begin(blob, giver)
                     freed = self._freed
                 if room is not None and not waiting:
                     waiting = True
@@ -115,12 +118,13 @@ class Depot:
         for sha256 in list(self._waiting):
             self.settled(sha256)
 
-    def may_lend(self, place: Path) -> bool:
-        """Whether a file may be linked at this place."""
-        if self.lends_below is None:
+    def may_lend(self, place: Path, below: Path | None = None) -> bool:
+        """Whether a file may be linked at this place: `below` a folder of one peer's, or else one of all peers'."""
+        below = self.lends_below if below is None else below.resolve()
+        if below is None:
             return False
         try:
-            return place.parent.resolve(strict=True).is_relative_to(self.lends_below)
+            return place.parent.resolve(strict=True).is_relative_to(below)
         except (OSError, ValueError, RuntimeError):
             return False
 
@@ -134,8 +138,8 @@ class Depot:
             done.cancelled() or done.exception()  # looked at, so that nobody complains that it was not
             raise
 
-    async def _begin(self, blob: m.Blob) -> IncomingBlob:
-        beginning = asyncio.ensure_future(self.aside(self.blobs.part, blob))
+    async def _begin(self, blob: m.Blob, giver: str) -> IncomingBlob:
+        beginning = asyncio.ensure_future(self.aside(partial(self.blobs.part, giver=giver), blob))
         try:
             return await asyncio.shield(beginning)
         except asyncio.CancelledError:
@@ -150,6 +154,12 @@ class Exchange:
 
     - `may_read(run, blob)`: whether the peer was granted a blob; others are not to be had.
     - `same_machine`: ask the peer to link its files instead of sending them; where that fails they are sent.
+    - `handed`: a folder of the peer's own, where it is to link them; they are copied from there, as the peer may write
+      to them still. Without it they are linked into the store.
+    - `given`: the one folder of the peer's where files are linked for it, in place of all of the depot's.
+    - `giver(run)`: in whose name the peer brings what is fetched for a run. What others have brought is not taken for
+      its own: who has but heard of a hash would else get the bytes. By default whatever is here will do.
+    - `source(run)`: who must have brought what the peer wants for a run; by default anybody.
     - `progress(sha256, offset)`: called whenever a blob has moved on, in either direction.
     - `room`: who has room for what comes; by default all blobs have room up to their quota.
     """
@@ -161,17 +171,25 @@ class Exchange:
         may_read: Callable[[str, m.Blob], bool],
         *,
         same_machine: bool = False,
+        handed: Path | None = None,
+        given: Path | None = None,
         window: int = WINDOW,
         progress: Callable[[bytes, int], None] | None = None,
         room: Room | None = None,
+        giver: Callable[[str], str] = lambda run: "",
+        source: Callable[[str], str] = lambda run: "",
     ) -> None:
         self.connection = connection
         self.depot = blobs if isinstance(blobs, Depot) else Depot(blobs)
         self.same_machine = same_machine
+        self._handed = handed
+        self._given = given.resolve() if given is not None else None
         self._may_read = may_read
         self._window = window
         self._progress = progress
         self._room = room
+        self._giver, self._source = giver, source
+        self._givers: dict[bytes, str] = {}
         self._incoming: dict[bytes, _Transfer] = {}
         self._abandoned: dict[bytes, asyncio.Event] = {}
         self._fetching: dict[bytes, asyncio.Task[Path]] = {}
@@ -189,9 +207,12 @@ class Exchange:
         or what else ended the connection (fetch again on the next one: it resumes), `Refused` where the peer does not
         have it for us, `CorruptFile` where what it sent is something else, `StorageError`.
         """
-        while (task := self._fetching.get(blob.sha256)) is not None and task.cancelling():
-            await asyncio.wait({task})  # those who wanted it have given it up just now
-        path = self.depot.blobs.path(blob.sha256)
+        giver = self._giver(run)
+        while (task := self._fetching.get(blob.sha256)) is not None and (
+            task.cancelling() or self._givers[blob.sha256] != giver
+        ):
+            await asyncio.wait({task})  # those who wanted it have given it up just now, or it comes in another's name
+        path = self.depot.blobs.path(blob.sha256, giver)
         if path is not None:
             return path
         if self.connection.end is not None:
@@ -199,7 +220,7 @@ class Exchange:
         task = self._fetching.get(blob.sha256)
         if task is None:
             task = asyncio.create_task(self._fetch(blob, run))
-            self._fetching[blob.sha256] = task
+            self._fetching[blob.sha256], self._givers[blob.sha256] = task, giver
             task.add_done_callback(lambda done: self._fetched(blob.sha256, done))
         incoming = self._incoming.setdefault(blob.sha256, _Transfer(blob, self._window, self.connection.clock))
         if progress is not None:
@@ -307,7 +328,7 @@ class Exchange:
     async def _serve(self, outgoing: _Outgoing) -> None:
         want = outgoing.want
         sha256, size = want.blob.sha256, want.blob.size
-        while (path := await self.depot.ready(sha256)) is None:
+        while (path := await self.depot.ready(sha256, self._source(want.run))) is None:
             if not self._may_read(want.run, want.blob):
                 self._deny(sha256, "it is gone")
                 return
@@ -332,7 +353,7 @@ class Exchange:
                     self._progress(sha256, offset)
 
     async def _lent(self, sha256: bytes, place: Path) -> bool:
-        if not self.depot.may_lend(place):
+        if not self.depot.may_lend(place, self._given) or self._given not in (None, place.parent):
             return False
         return await self.depot.aside(self.depot.blobs.lend, sha256, place)
 
@@ -340,7 +361,7 @@ class Exchange:
 
     def _fetched(self, sha256: bytes, task: asyncio.Task[Path]) -> None:
         if self._fetching.get(sha256) is task:
-            del self._fetching[sha256]
+            del self._fetching[sha256], self._givers[sha256]
         incoming = self._incoming.pop(sha256, None)
         failed = task.cancelled() or task.exception() is not None
         if failed and incoming is not None and incoming.asked and not self.connection.closed:
@@ -356,7 +377,7 @@ class Exchange:
         async with self._places:
             if (abandoned := self._abandoned.get(blob.sha256)) is not None:
                 await abandoned.wait()
-            part = await self.depot.begun(blob, self._room, run)
+            part = await self.depot.begun(blob, self._room, run, self._giver(run))
             try:
                 return await self._received(incoming, part, run)
             finally:
@@ -364,13 +385,13 @@ class Exchange:
 
     async def _received(self, incoming: _Transfer, part: IncomingBlob, run: str) -> Path:
         blob = incoming.blob
-        place = self.depot.blobs.place(blob) if self.same_machine else None
+        place = self.depot.blobs.place(blob, self._handed) if self.same_machine else None
         if part.offset < blob.size:
             self._ask(incoming, run, part.offset, place)
         while part.offset < blob.size:
             chunks = await incoming.next()
             if not chunks:
-                if place is not None and (path := await self._linked(place, blob)) is not None:
+                if place is not None and (path := await self._linked(place, blob, run)) is not None:
                     incoming.asked = False
                     return path
                 place = None
@@ -387,9 +408,10 @@ class Exchange:
         incoming.asked = False
         return await self.depot.aside(part.finish)
 
-    async def _linked(self, place: Path, blob: m.Blob) -> Path | None:
+    async def _linked(self, place: Path, blob: m.Blob, run: str) -> Path | None:
         try:
-            return await self.depot.aside(self.depot.blobs.linked, place, blob)
+            handed = self._handed is not None
+            return await self.depot.aside(self.depot.blobs.linked, place, blob, self._giver(run), handed)
         except StorageError:  # for example not the same machine after all
             return None
 

@@ -9,9 +9,8 @@ from google.protobuf.message import DecodeError, Message
 
 from ..errors import ProtocolError
 from ..wire import messages as m
+from ..wire.limits import CHUNK_BYTES, FRAME_BYTES, FRAME_MESSAGES, HANDSHAKE_FRAME_BYTES, INLINE_BYTES, NAME_BYTES
 
-FRAME_BYTES = 4 << 20
-CHUNK_BYTES = 1 << 20
 HASH_BYTES = 32
 
 _TEXTS = {
@@ -27,7 +26,8 @@ Check = Callable[[Any, m.Limits], None]
 def standard_limits() -> m.Limits:
     """The limits that a server sets unless it is told otherwise."""
     return m.Limits(
-        frame_bytes=FRAME_BYTES, chunk_bytes=CHUNK_BYTES, inline_bytes=16 << 10, name_bytes=256, messages=4096,
+        frame_bytes=FRAME_BYTES, chunk_bytes=CHUNK_BYTES, inline_bytes=INLINE_BYTES, name_bytes=NAME_BYTES,
+        messages=FRAME_MESSAGES,
         idle_seconds=30,
     )  # fmt: skip
 
@@ -35,7 +35,7 @@ def standard_limits() -> m.Limits:
 def handshake_limits() -> m.Limits:
     """The limits until both sides know who the other is."""
     limits = standard_limits()
-    limits.MergeFrom(m.Limits(frame_bytes=256 << 10, chunk_bytes=1, messages=1))
+    limits.MergeFrom(m.Limits(frame_bytes=HANDSHAKE_FRAME_BYTES, chunk_bytes=1, messages=1))
     return limits
 
 

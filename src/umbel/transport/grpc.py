@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -21,9 +22,15 @@ from ..errors import ConnectionLost, SettingError
 from .stream import Listener, OnStream, Stream, served
 
 METHOD = "/umbel.v1alpha.Umbel/Connect"
+PIECE_BYTES = 128 << 10
+"""A frame is cut into messages of so many bytes: gRPC holds a message that is still coming, whoever sends it."""
+FIRST_FRAMES, FIRST_BYTES = 2, 256 << 10
+"""So many frames of a stream may have no more bytes than that: by then its other end has proved who it is."""
+FRAME_BYTES = 8 << 20
+"""The largest frame that is put together at all; those who have come to know each other have a limit of their own."""
 SERVER_NAME = "umbel-server"
-MESSAGE_BYTES = 8 << 20
-"""The largest message that is read at all; frames have a smaller limit of their own."""
+MESSAGE_BYTES = PIECE_BYTES + 1
+"""The largest message that is read at all: a piece, behind a byte that says whether more of its frame follow."""
 
 _OPTIONS = (
     ("grpc.max_receive_message_length", MESSAGE_BYTES),
@@ -48,7 +55,34 @@ _CHANNEL_OPTIONS = (
 )
 # Its library prints a traceback when a peer is gone before its call's end could be told; that is nobody's fault.
 logging.getLogger("grpc._cython.cygrpc").addFilter(lambda record: "raised in core by" not in record.getMessage())
+_LAST, _MORE = b"\0", b"\1"
 _REFUSALS = {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNIMPLEMENTED}
+
+
+class _Pieces:
+    """Puts frames together again, and says no more of one that is too large than that it is."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._frames = 0
+
+    def add(self, data: bytes) -> bytes | None:
+        """The frame, if this was its last piece."""
+        self._parts.append(data[1:])
+        self._size += len(data) - 1
+        most = FIRST_BYTES if self._frames < FIRST_FRAMES else FRAME_BYTES
+        if data[:1] == _MORE and self._size <= most:
+            return None
+        whole = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self._parts, self._size = [], 0
+        self._frames += 1
+        return whole
+
+
+def _pieces(data: bytes) -> Iterator[bytes]:
+    for at in range(0, max(len(data), 1), PIECE_BYTES):
+        yield (_LAST if at + PIECE_BYTES >= len(data) else _MORE) + data[at : at + PIECE_BYTES]
 
 
 class _Call:
@@ -58,6 +92,7 @@ class _Call:
         self.peer = peer
         self._channel = channel
         self._call = call
+        self._pieces = _Pieces()
         self._finished = False
         self._closed = False
 
@@ -65,7 +100,8 @@ class _Call:
         if self._closed or self._finished:
             raise ConnectionLost("the stream is closed")
         try:
-            await self._call.write(data)
+            for piece in _pieces(data):
+                await self._call.write(piece)
         except asyncio.CancelledError:
             if _cancelling():  # else it is the call that was cancelled, here or by the peer
                 raise
@@ -76,8 +112,10 @@ class _Call:
     async def receive(self) -> bytes | None:
         if self._closed:
             return None
+        frame = None
         try:
-            data = await self._call.read()
+            while frame is None and isinstance(data := await self._call.read(), bytes):
+                frame = self._pieces.add(data)
         except asyncio.CancelledError:
             if _cancelling():
                 raise
@@ -86,7 +124,7 @@ class _Call:
             if isinstance(error, grpc.aio.AioRpcError) and error.code() in _REFUSALS:
                 raise ConnectionLost(f"{self.peer}: {error.details()}") from None
             return None
-        return data if isinstance(data, bytes) else None
+        return frame
 
     async def finish(self) -> None:
         if self._finished or self._closed:
@@ -118,13 +156,15 @@ class _ServerStream:
         self.peer = str(context.peer())
         self.over = asyncio.Event()
         self._context = context
+        self._pieces = _Pieces()
         self._receiver: asyncio.Task[Any] | None = None
 
     async def send(self, data: bytes) -> None:
         if self.over.is_set():
             raise ConnectionLost("the stream is closed")
         try:
-            await self._context.write(data)
+            for piece in _pieces(data):
+                await self._context.write(piece)
         except Exception:  # grpc has several, some of them private, for a call that is over
             raise ConnectionLost(f"{self.peer}: the stream has ended") from None
 
@@ -132,8 +172,10 @@ class _ServerStream:
         if self.over.is_set():
             return None
         self._receiver = asyncio.current_task()
+        frame = None
         try:
-            data = await self._context.read()
+            while frame is None and isinstance(data := await self._context.read(), bytes):
+                frame = self._pieces.add(data)
         except asyncio.CancelledError:
             if self._receiver is not None or self._uncancelled() > 0:
                 raise
@@ -142,7 +184,7 @@ class _ServerStream:
             return None
         finally:
             self._receiver = None
-        return data if isinstance(data, bytes) else None
+        return frame
 
     async def finish(self) -> None:
         self._end()
@@ -239,11 +281,13 @@ async def serve(
     *,
     most: int = 10_000,
     seconds: float = SECONDS,
+    renewed: Callable[[], tuple[bytes, bytes]] | None = None,
 ) -> Listener:
     """Listen at `address`, ``host:port`` with port 0 for any that is free, and call `on_stream` for each stream.
 
     `certificate` and `key` are PEM, and mean TLS; None for both means plaintext. At most `most` streams at a time.
-    Who has not opened one after `seconds`, in TLS or before it, is put out.
+    Who has not opened one after `seconds`, in TLS or before it, is put out. `renewed` gives the certificate and key for
+    whoever connects from now on; it is called in other threads.
     Raises `SettingError` where the address cannot be had or the certificate is none.
     """
     method = _Method()
@@ -255,13 +299,31 @@ async def serve(
         if certificate is None or key is None:
             port = server.add_insecure_port(address)
         else:
-            port = server.add_secure_port(address, grpc.ssl_server_credentials([(key, certificate)]))
+            port = server.add_secure_port(address, _credentials(certificate, key, renewed))
     except RuntimeError as error:
         await server.stop(0)
         raise SettingError(f"cannot listen at {address}: {error}", hint="Is another server running there?") from None
     method.listener = _Listener(server, f"{address.rpartition(':')[0]}:{port}", on_stream, most)
     await server.start()
     return method.listener
+
+
+def _credentials(certificate: bytes, key: bytes, renewed: Callable[[], tuple[bytes, bytes]] | None) -> Any:
+    if renewed is None:
+        return grpc.ssl_server_credentials([(key, certificate)])
+    held = (certificate, key)
+
+    def newest() -> Any:
+        """What has changed since it was asked for last; None for nothing."""
+        nonlocal held
+        now = renewed()
+        if now == held:
+            return None
+        held = now
+        return grpc.ssl_server_certificate_configuration([(now[1], now[0])])
+
+    first = grpc.ssl_server_certificate_configuration([(key, certificate)])
+    return grpc.dynamic_ssl_server_credentials(first, newest)
 
 
 def _hint(error: Any) -> str | None:

@@ -158,10 +158,12 @@ async def accept(
     same_machine: Callable[[Identity], bool] = lambda identity: False,
     handshakes: Handshakes | None = None,
     settled: Callable[[], Awaitable[None]] | None = None,
+    greeting: Callable[[Identity], m.Welcome] | None = None,
     seconds: float = SECONDS,
 ) -> Identity:
     """Find out who has connected and welcome it; afterwards the connection has `limits` and takes what its role allows.
-    `settled` is awaited before the welcome: what the verifier has changed is on disk then.
+    `settled` is awaited before the welcome: what the verifier has changed is on disk then. `greeting` is what the
+    welcome says besides.
 
     Raises `Refused`, `ProtocolError` or `ConnectionLost`; the peer has been told then and the connection is closed.
     """
@@ -185,6 +187,8 @@ async def accept(
             same_machine=same_machine(identity),
             name=identity.name,
         )
+        if greeting is not None:
+            welcome.MergeFrom(greeting(identity))
         connection.limits = granted
         connection.allowed, connection.forbidden = (
             roles.EITHER | roles.SAYS["relay" if identity.relay else roles.NAMES[identity.role]],

@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import struct
 import tempfile
 import unicodedata
 import zipfile
@@ -25,12 +26,15 @@ from typing import Any
 
 from ..errors import AppError, StorageError
 from . import requirements
-from .identity import check_archive
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 MOST_FILES = 1000
 MOST_BYTES = 256 << 20
+LONGEST_NAME = 200
+MOST_DIRECTORY = (MOST_FILES + 1) * (46 + LONGEST_NAME)
+"""Bytes of the zip file's list of what is in it; a longer one is not even read."""
+_END, _END_64 = struct.Struct("<4s6xHL6x"), b"PK\x06\x07"
 
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+@ -]{0,99}(?<![. ])")
 _EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -95,14 +99,10 @@ def read(data: bytes) -> Archive:
     return Archive(manifest, files)
 
 
-def verify(data: bytes, sha256: bytes, author: bytes = b"", signature: bytes = b"") -> Archive:
-    """Read an archive that has to have this hash and, where an author's public key is given, its signature. Raises
-    `AppError`.
-    """
+def verify(data: bytes, sha256: bytes) -> Archive:
+    """Read an archive that has to have this hash. Raises `AppError`."""
     if hashlib.sha256(data).digest() != sha256:
         raise AppError("the archive is not the one that was announced: its SHA-256 differs")
-    if (author or signature) and not check_archive(author, sha256, signature):
-        raise AppError("the archive is not signed by the author that is named: it may have been tampered with")
     return read(data)
 
 
@@ -187,7 +187,19 @@ def _shown(line: str) -> str:
     )  # fmt: skip
 
 
+def _check_directory(data: bytes) -> None:
+    """Raise ValueError unless the list of files, which the module for zip files reads whole, is short."""
+    if len(data) < _END.size or data[-_END.size - 20 :][:4] == _END_64:
+        raise ValueError("it does not end as it should")
+    mark, count, size = _END.unpack(data[-_END.size :])
+    if mark != b"PK\x05\x06":
+        raise ValueError("it does not end as it should")
+    if count > MOST_FILES + 1 or size > MOST_DIRECTORY:
+        raise ValueError("it holds too many files")
+
+
 def _files(data: bytes) -> dict[str, bytes]:
+    _check_directory(data)
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         entries = archive.infolist()
         if len(entries) > MOST_FILES + 1:
@@ -205,7 +217,7 @@ def _check_names(names: list[str]) -> None:
     seen: dict[str, str] = {}
     for name in names:
         parts = name.split("/")
-        if len(name) > 200 or not all(_PART.fullmatch(part) for part in parts) or name.lower() == MANIFEST:
+        if len(name) > LONGEST_NAME or not all(_PART.fullmatch(part) for part in parts) or name.lower() == MANIFEST:
             raise AppError(
                 f"an archive cannot hold a file {name!r:.220}",
                 hint="Use letters, digits and _ - . + @ in names, none of which begins with a dot.",
@@ -225,7 +237,8 @@ def _check_manifest(manifest: Any) -> None:
             f"the archive is of format {manifest['format']}, and this version of Umbel reads format {FORMAT}",
             hint="Use the same version of Umbel where it is packed and where it runs.",
         )
-    own = _KINDS.get(manifest.get("kind", ""))
+    kind = manifest.get("kind")
+    own = _KINDS.get(kind) if isinstance(kind, str) else None
     wanted = {**_SHARED, **(own or {})}
     wrong = own is None or set(manifest) != {*wanted, "format", "kind"}
     wrong = wrong or any(not isinstance(manifest[key], kind) for key, kind in wanted.items())

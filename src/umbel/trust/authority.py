@@ -17,11 +17,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ..errors import SettingError
+from ..wire import messages as m
 from . import keyfile
 from .tokens import Token
 
@@ -49,21 +51,37 @@ class Serving:
 
 
 class Authority:
-    """The authority in a folder; its key is made at the first start, and stays in `authority.key`."""
+    """The authority in a folder; its key is made at the first start, and stays in `authority.key`.
+
+    `successor` is the public key of the one that will take its place, whose key is in `next.key`; empty for none.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        data = keyfile.kept(folder / "authority.key", lambda: _key_pem(ec.generate_private_key(_CURVE)))
-        try:
-            key = serialization.load_pem_private_key(data, password=None)
-        except (ValueError, TypeError):
-            key = None
-        if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
-            raise SettingError(f"{folder / 'authority.key'} holds no key of an authority (EC P-256)")
-        self._key = key
-        self.public = key.public_key().public_bytes(
-            serialization.Encoding.X962, serialization.PublicFormat.CompressedPoint
-        )
+        self._own, self._next = folder / "authority.key", folder / "next.key"
+        self._load()
+
+    def _load(self) -> None:
+        self._key = _loaded(self._own, keyfile.kept(self._own, _new_pem))
+        self.public = _point(self._key)
+        self.successor = _point(_loaded(self._next, self._next.read_bytes())) if self._next.exists() else b""
+        if self.successor == self.public:  # it had taken its place when the power went
+            self._next.unlink()
+            self.successor = b""
+
+    def rotate(self) -> None:
+        """Make a successor, if there is none. Raises `StorageError`."""
+        keyfile.kept(self._next, _new_pem)
+        self._load()
+
+    def retire(self) -> None:
+        """Let the successor take the place of this one, whose key is gone then. Raises `SettingError` for none."""
+        if not self.successor:
+            raise SettingError(
+                "this authority has no successor", hint="`umbel authority rotate` makes one, which nodes learn of."
+            )
+        keyfile.replace(self._own, self._next.read_bytes())
+        self._load()
 
     def __repr__(self) -> str:
         return f"Authority({self.public.hex()})"
@@ -84,6 +102,12 @@ class Authority:
             found = Serving(self._signed(key.public_key(), wanted, now), _key_pem(key), now + LIFE)
             keyfile.replace(self._folder / "server.pem", found.key + found.certificate)
         return found
+
+    def endorse(self, role: str, of: bytes) -> m.Endorsement:
+        """That another authority, by its public key, is that of a ``relay`` of this one, or its ``successor``."""
+        said = m.Endorsement(by=self.public, of=of, role=role)
+        said.signature = self._key.sign(_about(said), ec.ECDSA(hashes.SHA256()))
+        return said
 
     def _kept(self, wanted: list[x509.GeneralName], now: datetime) -> Serving | None:
         try:
@@ -127,6 +151,38 @@ def root_certificate(public: bytes) -> bytes:
     except ValueError:
         raise SettingError("this is no public key of a server's authority") from None
     return _root(key, ec.generate_private_key(_CURVE))
+
+
+def _new_pem() -> bytes:
+    return _key_pem(ec.generate_private_key(_CURVE))
+
+
+def _loaded(path: Path, data: bytes) -> ec.EllipticCurvePrivateKey:
+    try:
+        key = serialization.load_pem_private_key(data, password=None)
+    except (ValueError, TypeError):
+        key = None
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise SettingError(f"{path} holds no key of an authority (EC P-256)")
+    return key
+
+
+def _point(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.public_key().public_bytes(serialization.Encoding.X962, serialization.PublicFormat.CompressedPoint)
+
+
+def endorses(said: m.Endorsement) -> bool:
+    """Whether an authority has said this."""
+    try:
+        key = ec.EllipticCurvePublicKey.from_encoded_point(_CURVE, said.by)
+        key.verify(said.signature, _about(said), ec.ECDSA(hashes.SHA256()))
+    except (ValueError, InvalidSignature):
+        return False
+    return True
+
+
+def _about(said: m.Endorsement) -> bytes:
+    return b"\0".join((b"endorsement", said.role.encode(), said.of))
 
 
 def _root(public: ec.EllipticCurvePublicKey, signer: ec.EllipticCurvePrivateKey) -> bytes:

@@ -3,7 +3,7 @@
 A line, ``umbel1.<authority>.<id>.<secret>``, is an operator's token together with the server's own key, so that nobody
 else can pass for the server. Which one a command uses, the first that there is:
 
-1. the option ``--token``: the line itself, or a file that holds it;
+1. the option ``--token``: the line itself, a file that holds it (``FILE`` or ``@FILE``), or ``-`` for standard input;
 2. the variable ``UMBEL_TOKEN``: the same;
 3. where a server is named: what `umbel login` has kept for its address in ``servers.json``;
 4. ``operator.json`` in the server's folder (``--dir``, or ``umbel-server`` where one is): the server has written it at
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,11 @@ from .tokens import Token
 
 HOME = "UMBEL_HOME"
 TOKEN = "UMBEL_TOKEN"
+JOIN = "UMBEL_JOIN"
 INSECURE = "UMBEL_INSECURE"
 SERVERS = "servers.json"
 AUTHOR = "author.key"
+SUCCESSORS = "successors.json"
 OPERATOR = "operator.json"
 
 
@@ -132,8 +135,25 @@ def _own(folder: Path) -> Credentials | None:
         raise SettingError(f"{folder / OPERATOR} does not hold an operator's credentials") from error
 
 
+def given(text: str) -> str:
+    """The line that somebody gives by a text: itself, or the last word of the file FILE for ``@FILE``, or of standard
+    input for ``-``. What stands on a command line everybody on the machine can read. Raises `SettingError`.
+    """
+    if text != "-" and not text.startswith("@"):
+        return text.strip()
+    try:
+        found = sys.stdin.readline() if text == "-" else Path(text[1:]).read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise SettingError(f"the line in {text[1:] or 'standard input'} cannot be read: {error}") from error
+    if not found.split():
+        raise SettingError(f"there is no line in {text[1:] or 'standard input'}")
+    return found.split()[-1]
+
+
 def _line(text: str) -> str:
     """The line itself, or the one in the file of that name."""
+    if text == "-" or text.startswith("@"):
+        return given(text)
     if text.strip().startswith("umbel1.") or len(text) > 1000 or "\0" in text or not Path(text).is_file():
         return text.strip()
     try:

@@ -5,7 +5,6 @@ one can never pass for another.
 from __future__ import annotations
 
 import hashlib
-import hmac
 from pathlib import Path
 from typing import NoReturn
 
@@ -22,7 +21,7 @@ SIGNATURE_BYTES = 64
 _HANDSHAKE = b"umbel/v1alpha\0"
 _NODE = b"node\0"
 _TOKEN = b"token\0"
-_ARCHIVE = b"archive\0"
+_STATEMENT = b"statement\0"
 
 
 class SigningKey:
@@ -38,6 +37,11 @@ class SigningKey:
     def new(cls) -> SigningKey:
         """A fresh key."""
         return cls(Ed25519PrivateKey.generate())
+
+    @classmethod
+    def of_seed(cls, seed: bytes) -> SigningKey:
+        """The key of a seed of 32 bytes."""
+        return cls(Ed25519PrivateKey.from_private_bytes(seed))
 
     @classmethod
     def kept(cls, path: Path) -> SigningKey:
@@ -100,21 +104,21 @@ def check_node(public: bytes, transcript: bytes, signature: bytes) -> bool:
     return verified(public, _NODE + transcript, signature)
 
 
-def seal(digest: bytes, transcript: bytes) -> bytes:
-    """The proof that one holds a token's secret; `digest` is `tokens.digest` of it."""
-    return hmac.digest(digest, _TOKEN + transcript, "sha256")
+def seal(key: SigningKey, transcript: bytes) -> bytes:
+    """The proof that one holds a token, by its key."""
+    return key.sign(_TOKEN + transcript)
 
 
-def check_seal(digest: bytes, transcript: bytes, sealed: bytes) -> bool:
-    """Whether a token's proof holds, in constant time."""
-    return hmac.compare_digest(seal(digest, transcript), sealed)
+def check_seal(public: bytes, transcript: bytes, sealed: bytes) -> bool:
+    """Whether a token's proof holds, by what is kept of it: its public key."""
+    return verified(public, _TOKEN + transcript, sealed)
 
 
-def sign_archive(key: SigningKey, sha256: bytes) -> bytes:
-    """An author's signature of an archive by its SHA-256."""
-    return key.sign(_ARCHIVE + sha256)
+def sign_statement(key: SigningKey, statement: bytes) -> bytes:
+    """An author's signature of a statement about a run."""
+    return key.sign(_STATEMENT + statement)
 
 
-def check_archive(public: bytes, sha256: bytes, signature: bytes) -> bool:
-    """Whether the author has signed the archive with this SHA-256."""
-    return verified(public, _ARCHIVE + sha256, signature)
+def check_statement(public: bytes, statement: bytes, signature: bytes) -> bool:
+    """Whether the author has signed this statement."""
+    return verified(public, _STATEMENT + statement, signature)

@@ -29,11 +29,14 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Packed:
-    """Two archives: the client's, which data holders get, and the app's. `manifest` is the client's."""
+    """Two archives: the client's, which data holders get, and the app's. `manifest` is the client's, and `version` what
+    its file declares.
+    """
 
     client: bytes
     app: bytes
     manifest: dict[str, Any]
+    version: int = 0
 
     @property
     def sha256(self) -> bytes:
@@ -62,12 +65,19 @@ def pack(app: App, path: Path, name: str | None = None) -> Packed:
     files.take_code(path, path.parent)
     files.take_code(place.file, place.root)
     manifest = {"kind": "app", "file": path.name, "attribute": name or "", **_needs(path, files)}
-    return Packed(client, build(manifest, files.contents()), read(client).manifest)
+    version = files.declarations[place.file].version
+    return Packed(client, build(manifest, files.contents()), read(client).manifest, version)
 
 
 def pack_client(client: Client) -> bytes:
     """The archive of a client alone. Raises `AppError` where its code is in no file, as in a notebook."""
     return _pack_client(client, _place(client))
+
+
+def declared_version(client: Client) -> int:
+    """The version that a client's file declares, 0 where it declares none. Raises `AppError`."""
+    file = _place(client).file
+    return declared(_bytes(file).decode("utf-8-sig"), file.name).version
 
 
 def _pack_client(client: Client, place: _Place) -> bytes:

@@ -10,6 +10,9 @@ A policy is a TOML file, such as::
     kinds = ["train", "evaluate"]
     # The smallest cohort of which an ask may be.
     smallest_cohort = 10
+    # What a run's author has to have signed beside the code: config, contract, federation, expires, version. Where that
+    # is the config, no ask lays other settings over it.
+    require = ["config", "federation"]
 
     # Steps that every update has to go through, and how far their settings may go. Later steps may not enlarge it.
     # Where a step bounds updates, asks whose answers hold what it does not bound are refused: buffers, aux arrays,
@@ -49,8 +52,10 @@ from ..core.update import Like
 from ..errors import CorruptFile, SettingError, StorageError, StrategyError, UmbelError
 from ..wire import messages as m
 from . import keyfile
+from .archive import MOST_BYTES
+from .statement import BOUND, Statement
 
-_RULE = re.compile(r"any|(author|archive):[0-9a-f]{64}")
+_RULE = re.compile(r"any|(author|archive|older):[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -154,8 +159,10 @@ class Policy:
     ask: bool = False
     kinds: tuple[str, ...] | None = None
     smallest_cohort: int = 1
+    largest_archive: int = MOST_BYTES
     transforms: tuple[RequiredStep, ...] = ()
     config: Mapping[str, Range] = field(default_factory=dict)
+    require: tuple[str, ...] = ()
     approvals: Approvals = field(default_factory=Approvals, compare=False)
 
     def __post_init__(self) -> None:
@@ -163,14 +170,19 @@ class Policy:
             if not isinstance(rule, str) or not _RULE.fullmatch(rule):
                 raise SettingError(
                     f"a policy cannot allow {rule!r:.100}",
-                    hint="Write author:KEY or archive:HASH, each with 64 hexadecimal digits, or any.",
+                    hint="Write author:KEY, archive:HASH or older:HASH, each with 64 hexadecimal digits, or any.",
                 )
         if not isinstance(self.ask, bool):
             raise SettingError(f"a policy's ask is true or false, not {self.ask!r:.60}")
         if type(self.smallest_cohort) is not int or self.smallest_cohort < 1:
             raise SettingError(f"a policy's smallest_cohort is a whole number, not {self.smallest_cohort!r:.60}")
+        if type(self.largest_archive) is not int or self.largest_archive < 1:
+            raise SettingError(f"a policy's largest_archive is a number of bytes, not {self.largest_archive!r:.60}")
         if self.kinds is not None and not all(isinstance(kind, str) for kind in self.kinds):
             raise SettingError("a policy's kinds are text")
+        for name in self.require:
+            if name not in BOUND:
+                raise SettingError(f"a policy cannot require {name!r:.60}", hint=f"It may: {', '.join(BOUND)}.")
 
     @classmethod
     def load(cls, path: Path, approvals: Approvals | None = None) -> Policy:
@@ -192,7 +204,7 @@ class Policy:
         known = [f.name for f in fields(cls) if f.name != "approvals"]
         for key in table.keys() - set(known):
             raise SettingError(f"a policy has no {key!r}", hint=f"It may have {', '.join(known)}.")
-        for key in ("allow", "kinds", "transforms"):
+        for key in ("allow", "kinds", "transforms", "require"):
             if not isinstance(table.get(key, []), list):
                 raise SettingError(f"a policy's {key} is a list")
         steps = tuple(_step(entry) for entry in table.pop("transforms", []))
@@ -221,6 +233,23 @@ class Policy:
             reasons.insert(0, f"the node's owner has not approved the archive {sha256.hex()} ({by})")
         return reasons
 
+    def check_statement(self, said: Statement | None, sha256: bytes, greatest: int) -> list[str]:
+        """Why what its author has signed of a run does not do; empty if it does. `greatest` is the greatest version of
+        the same author and app that was let in here.
+        """
+        lacking = [name for name in self.require if not getattr(said, name, None)]
+        reasons = [f"its author has not signed its {name}, which is required here" for name in lacking]
+        if said is not None and said.version < greatest and f"older:{sha256.hex()}" not in self.allow:
+            reasons.append(
+                f"it is version {said.version} of {said.app}, and version {greatest} was let in here before: "
+                f"`--allow older:{sha256.hex()}` lets it in all the same"
+            )
+        return reasons
+
+    def check_announced(self, spec: m.RunSpec, author: bytes = b"") -> list[str]:
+        """Why a run may not take place here whatever is in its archive; empty where that has to be seen."""
+        return [] if self.asks_owner(spec, {}, author) else self.check_run(spec, {}, author)
+
     def asks_owner(self, spec: m.RunSpec, manifest: Mapping[str, Any], author: bytes = b"") -> bool:
         """Whether the owner is to be asked, since nothing but an approval of the archive is missing."""
         return self.ask and not self.is_allowed(archive_sha256(spec), author) and not self._check_rules(spec, manifest)
@@ -228,7 +257,7 @@ class Policy:
     @property
     def judges_tasks(self) -> bool:
         """Whether what a client would get makes a difference."""
-        return bool(self.config or self.transforms)
+        return bool(self.config or self.transforms or "config" in self.require)
 
     def check_ask(self, spec: m.AskSpec) -> list[str]:
         """Why an ask is not answered here, as far as that is known without what clients are sent; empty if it is."""
@@ -241,9 +270,13 @@ class Policy:
 
     def check_task(self, spec: m.AskSpec, sent: Mapping[str, Any]) -> list[str]:
         """Why an ask is not answered by a client that is sent this; empty if it is. `config` are the app's settings
-        with those of the ask and the task laid over them; `model` and `expects` are as the ask has them.
+        with those of the ask and the task laid over them, `laid_over` names these; `model` and `expects` are as the ask
+        has them.
         """
         reasons = self.check_ask(spec) + self._check_config(sent["config"], whole=True)
+        if "config" in self.require and sent["laid_over"]:
+            names = ", ".join(map(repr, sent["laid_over"][:5]))
+            reasons.append(f"the ask lays other settings over those that the author has signed: {names:.200}")
         if reasons or spec.kind == "evaluate":
             return reasons
         required = {step.name for step in self.transforms}
@@ -280,7 +313,7 @@ class Policy:
             faults = [step.fault(specs) for step in self.transforms]
         except StrategyError as error:
             return [error.message]
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        except Exception:
             return ["the ask's transforms cannot be read"]
         return [fault for fault in faults if fault is not None]
 

@@ -18,7 +18,7 @@ class TokenProof:
 
     def proof(self, transcript: bytes) -> m.Proof:
         """The proof for one handshake."""
-        return m.Proof(seal=identity.seal(self.token.digest, transcript))
+        return m.Proof(seal=identity.seal(self.token.key, transcript))
 
 
 @dataclass(frozen=True)
@@ -30,5 +30,5 @@ class NodeProof:
 
     def proof(self, transcript: bytes) -> m.Proof:
         """The proof for one handshake."""
-        seal = b"" if self.token is None else identity.seal(self.token.digest, transcript)
+        seal = b"" if self.token is None else identity.seal(self.token.key, transcript)
         return m.Proof(signature=identity.sign_node(self.key, transcript), seal=seal)

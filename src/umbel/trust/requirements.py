@@ -41,6 +41,7 @@ class Declared:
     requirements: tuple[str, ...] | None = None
     python: str = ""
     files: tuple[str, ...] = ()
+    version: int = 0
 
 
 def declared(source: str, where: str) -> Declared:
@@ -51,6 +52,7 @@ def declared(source: str, where: str) -> Declared:
         # dependencies = ["torch>=2.6"]
         # [tool.umbel]
         # files = ["digits.csv.gz", "tables/*.csv"]
+        # version = 3
         # ///
 
     Raises `AppError`.
@@ -66,14 +68,17 @@ def declared(source: str, where: str) -> Declared:
         if unknown := sorted(set(table) - set(_KEYS)):
             raise TypeError(f"it has no key {unknown[0]!r}")
         own = table.get("tool", {}).get("umbel", {})
-        if unknown := sorted(set(own) - {"files"}):
-            raise TypeError(f"[tool.umbel] has no key {unknown[0]!r}, only files")
+        if unknown := sorted(set(own) - {"files", "version"}):
+            raise TypeError(f"[tool.umbel] has no key {unknown[0]!r}, only files and version")
         dependencies = _texts(table, "dependencies") if "dependencies" in table else None
         python = table.get("requires-python", "")
         if not isinstance(python, str):
             raise TypeError("requires-python is not text")
         _bounds(python)
-        return Declared(dependencies, python, _texts(own, "files"))
+        version = own.get("version", 0)
+        if type(version) is not int or not 0 <= version < 2**53:
+            raise TypeError("version is not a whole number")
+        return Declared(dependencies, python, _texts(own, "files"), version)
     except (tomllib.TOMLDecodeError, TypeError, AttributeError) as error:
         raise AppError(f"the `# /// script` block of {where} is wrong: {error}") from error
 

@@ -1,17 +1,19 @@
-"""Tokens: what lets a node join once, an operator in, and a run speak for itself. Written ``id.secret``; the server
-keeps the secret's digest alone.
+"""Tokens: what lets a node join once, an operator in, and a run speak for itself. Written ``id.secret``.
+
+The secret is the seed of a key: who holds it signs, and the server keeps the public key alone, by which nobody can.
 """
 
 from __future__ import annotations
 
 import hashlib
-import hmac
 import re
 import secrets
 from dataclasses import dataclass, field
 
 from ..errors import SettingError
+from .identity import SigningKey
 
+_SEED = b"umbel/v1alpha\0token\0"
 _FORM = re.compile(r"([0-9a-f]{12})\.([0-9a-f]{32})")
 
 
@@ -43,16 +45,6 @@ class Token:
         return f"{self.id}.{self.secret}"
 
     @property
-    def digest(self) -> bytes:
-        """What the server keeps, and what proofs are made with."""
-        return digest(self.secret)
-
-
-def digest(secret: str) -> bytes:
-    """The SHA-256 of a secret, as it is written."""
-    return hashlib.sha256(secret.encode()).digest()
-
-
-def check(secret: str, kept: bytes) -> bool:
-    """Whether a secret has this digest, in constant time."""
-    return hmac.compare_digest(digest(secret), kept)
+    def key(self) -> SigningKey:
+        """What proofs are made with; its `public` part is what the server keeps."""
+        return SigningKey.of_seed(hashlib.sha256(_SEED + self.secret.encode()).digest())

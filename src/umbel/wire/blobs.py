@@ -1,8 +1,29 @@
-"""What becomes of a blob that somebody asked for."""
+"""Who brings a blob, and what becomes of one that somebody asked for."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+
+def run_giver(run: str) -> str:
+    """The name in which a run brings blobs, and whoever passes on what it has brought."""
+    return f"run {run}"
+
+
+def node_giver(node: str) -> str:
+    """The name in which a node brings blobs, by its id."""
+    return f"node {node}"
+
+
+PARTIAL_BYTES = 2 << 20
+
+
+def most_of_answer(most_bytes: int, *, partial: bool) -> int:
+    """What the blob of an answer may have, by what its ask says that a single update has at most; 0: any size.
+
+    A partial holds sums, whose elements are up to three words of 64 bits, and receipts.
+    """
+    return 2 * most_bytes + PARTIAL_BYTES if partial and most_bytes else most_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -410,6 +410,9 @@ class Hello(_message.Message):
     SOFTWARE_FIELD_NUMBER: _builtins.int
     CAPABILITIES_FIELD_NUMBER: _builtins.int
     CLIENTS_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    BOOT_FIELD_NUMBER: _builtins.int
+    AUTHORITY_FIELD_NUMBER: _builtins.int
     role: Global___Role.ValueType
     name: _builtins.str
     """of the node, the run or the operator"""
@@ -420,6 +423,12 @@ class Hello(_message.Message):
     nonce: _builtins.bytes
     """32 random bytes"""
     software: _builtins.str
+    epoch: _builtins.int
+    """of a node: a number that its folder keeps, greater each time it connects; 0: it keeps none"""
+    boot: _builtins.str
+    """of a node: of this start of it; two starts have different ones"""
+    authority: _builtins.bytes
+    """of a relay: the public key of the authority by which it is known below"""
     @_builtins.property
     def version(self) -> Global___Version: ...
     @_builtins.property
@@ -440,10 +449,13 @@ class Hello(_message.Message):
         software: _builtins.str = ...,
         capabilities: Global___Capabilities | None = ...,
         clients: _abc.Iterable[_builtins.str] | None = ...,
+        epoch: _builtins.int = ...,
+        boot: _builtins.str = ...,
+        authority: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "clients", b"clients", "key", b"key", "name", b"name", "nonce", b"nonce", "role", b"role", "software", b"software", "token", b"token", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "boot", b"boot", "capabilities", b"capabilities", "clients", b"clients", "epoch", b"epoch", "key", b"key", "name", b"name", "nonce", b"nonce", "role", b"role", "software", b"software", "token", b"token", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -485,7 +497,7 @@ class Proof(_message.Message):
     signature: _builtins.bytes
     """of a node: Ed25519 over the transcript"""
     seal: _builtins.bytes
-    """of a token: HMAC-SHA256 over the transcript"""
+    """by a token: Ed25519 over the transcript"""
     def __init__(
         self,
         *,
@@ -545,6 +557,9 @@ class Welcome(_message.Message):
     LIMITS_FIELD_NUMBER: _builtins.int
     SAME_MACHINE_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    BOOT_FIELD_NUMBER: _builtins.int
+    ENDORSEMENTS_FIELD_NUMBER: _builtins.int
     session: _builtins.str
     id: _builtins.str
     """by which the server knows who connected"""
@@ -552,8 +567,14 @@ class Welcome(_message.Message):
     """blobs may be linked instead of sent"""
     name: _builtins.str
     """what it is called here"""
+    epoch: _builtins.int
+    """a number that the server's folder keeps, greater at each start and every few minutes"""
+    boot: _builtins.str
+    """of this start of the server: two starts have different ones"""
     @_builtins.property
     def limits(self) -> Global___Limits: ...
+    @_builtins.property
+    def endorsements(self) -> _containers.RepeatedCompositeFieldContainer[Global___Endorsement]: ...
     def __init__(
         self,
         *,
@@ -562,14 +583,51 @@ class Welcome(_message.Message):
         limits: Global___Limits | None = ...,
         same_machine: _builtins.bool = ...,
         name: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        boot: _builtins.str = ...,
+        endorsements: _abc.Iterable[Global___Endorsement] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "limits", b"limits", "name", b"name", "same_machine", b"same_machine", "session", b"session"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot", b"boot", "endorsements", b"endorsements", "epoch", b"epoch", "id", b"id", "limits", b"limits", "name", b"name", "same_machine", b"same_machine", "session", b"session"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Welcome: _TypeAlias = Welcome  # noqa: Y015
+
+@_typing.final
+class Endorsement(_message.Message):
+    """What one authority says of another: that it is its relay's, or takes its place."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BY_FIELD_NUMBER: _builtins.int
+    OF_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    by: _builtins.bytes
+    """public key of the authority that says so"""
+    of: _builtins.bytes
+    """public key of the other"""
+    role: _builtins.str
+    """relay, or successor"""
+    signature: _builtins.bytes
+    """of by: ECDSA with SHA-256 over "endorsement" 00 role 00 of"""
+    def __init__(
+        self,
+        *,
+        by: _builtins.bytes = ...,
+        of: _builtins.bytes = ...,
+        role: _builtins.str = ...,
+        signature: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "of", b"of", "role", b"role", "signature", b"signature"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Endorsement: _TypeAlias = Endorsement  # noqa: Y015
 
 @_typing.final
 class Problem(_message.Message):
@@ -824,16 +882,19 @@ class RunSpec(_message.Message):
     CONTRACT_FIELD_NUMBER: _builtins.int
     CONFIG_FIELD_NUMBER: _builtins.int
     CLIENTS_FIELD_NUMBER: _builtins.int
+    STATEMENT_FIELD_NUMBER: _builtins.int
     run: _builtins.str
     name: _builtins.str
     author: _builtins.bytes
     """Ed25519 public key"""
     signature: _builtins.bytes
-    """of the archive's SHA-256"""
+    """of the statement"""
     contract: _builtins.str
     """JSON"""
     config: _builtins.str
     """JSON: the app's settings"""
+    statement: _builtins.bytes
+    """JSON: what the author says of the run"""
     @_builtins.property
     def archive(self) -> Global___Payload:
         """the client's archive"""
@@ -853,10 +914,11 @@ class RunSpec(_message.Message):
         contract: _builtins.str = ...,
         config: _builtins.str = ...,
         clients: _abc.Iterable[_builtins.str] | None = ...,
+        statement: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["archive", b"archive"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive", b"archive", "author", b"author", "clients", b"clients", "config", b"config", "contract", b"contract", "name", b"name", "run", b"run", "signature", b"signature"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive", b"archive", "author", b"author", "clients", b"clients", "config", b"config", "contract", b"contract", "name", b"name", "run", b"run", "signature", b"signature", "statement", b"statement"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1325,7 +1387,10 @@ class Ack(_message.Message):
 
     RUN_FIELD_NUMBER: _builtins.int
     TASKS_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
     run: _builtins.str
+    epoch: _builtins.int
+    """of the server, as in Welcome; 0: as before"""
     @_builtins.property
     def tasks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """the answers to these are stored"""
@@ -1335,10 +1400,11 @@ class Ack(_message.Message):
         *,
         run: _builtins.str = ...,
         tasks: _abc.Iterable[_builtins.str] | None = ...,
+        epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["run", b"run", "tasks", b"tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "run", b"run", "tasks", b"tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1523,6 +1589,7 @@ class Response(_message.Message):
     MORE_FIELD_NUMBER: _builtins.int
     CODE_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
+    REST_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     body: _builtins.str
     """JSON"""
@@ -1531,6 +1598,8 @@ class Response(_message.Message):
     code: Global___Code.ValueType
     """unspecified: done as asked"""
     text: _builtins.str
+    rest: _builtins.bool
+    """the body is a piece: it goes on in the next response"""
     def __init__(
         self,
         *,
@@ -1539,10 +1608,11 @@ class Response(_message.Message):
         more: _builtins.bool = ...,
         code: Global___Code.ValueType = ...,
         text: _builtins.str = ...,
+        rest: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "code", b"code", "id", b"id", "more", b"more", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "code", b"code", "id", b"id", "more", b"more", "rest", b"rest", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

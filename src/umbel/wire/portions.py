@@ -13,8 +13,6 @@ HELLO_BYTES = 192 << 10
 """So many bytes of clients' names go into a `Hello`, whose frame is smaller than others."""
 HOSTED_BYTES = 3 << 20
 """So many go into a `Hosted`."""
-SPEC_BYTES = 1 << 20
-"""So many bytes each part of a `RunSpec` or an `AskSpec` has that is no payload."""
 
 
 def portions(

@@ -7,25 +7,28 @@ from typing import Any
 
 from ..errors import ProtocolError
 from . import messages as m
-
-DEPTH = 32
-"""So many lists and objects may stand one in another: whoever reads or writes them again gets through them."""
+from .limits import JSON_DEPTH
 
 
-def read_json(text: str | bytes, what: str, kind: type[Any] | None = None) -> Any:
+def read_json(text: str | bytes, what: str, kind: type[Any] | None = None, *, plain: bool = False) -> Any:
     """The value of a text that a peer has sent, which is of a `kind` if one is named.
 
-    Raises `ProtocolError` that names `what` it was for anything else, and for what is nested deeper than `DEPTH`.
+    Raises `ProtocolError` that names `what` it was for anything else, and for what is nested deeper than `JSON_DEPTH`;
+    where it is to be `plain`, also for NaN and Infinity, which other languages do not read.
     """
     try:
-        found = json.loads(text)
+        found = json.loads(text, parse_constant=_refused if plain else None)
     except (ValueError, RecursionError):
         raise ProtocolError(f"{what} is no JSON", m.CODE_MALFORMED) from None
     if kind is not None and type(found) is not kind:
         raise ProtocolError(f"{what} is not a JSON {'object' if kind is dict else 'list'}", m.CODE_MALFORMED)
     if _is_deep(found):
-        raise ProtocolError(f"{what} is nested deeper than {DEPTH}", m.CODE_TOO_LARGE)
+        raise ProtocolError(f"{what} is nested deeper than {JSON_DEPTH}", m.CODE_TOO_LARGE)
     return found
+
+
+def _refused(word: str) -> Any:
+    raise ValueError(word)
 
 
 def read_steps(text: str, what: str) -> list[tuple[str, int]]:
@@ -41,7 +44,7 @@ def read_steps(text: str, what: str) -> list[tuple[str, int]]:
 
 def _is_deep(tree: Any) -> bool:
     level = [tree]
-    for _ in range(DEPTH + 1):
+    for _ in range(JSON_DEPTH + 1):
         level = [
             value
             for each in level

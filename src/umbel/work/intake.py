@@ -20,6 +20,8 @@ from .blame import traced
 
 MOST_TRACES = 10
 """Of so many reasons why clients failed a traceback is kept."""
+LONGEST_REASON, LONGEST_TRACE = 2000, 20_000
+"""So many characters of a reason are kept, and the last of a traceback."""
 
 
 @dataclass(slots=True)
@@ -158,6 +160,8 @@ class Intake:
             raise error.located(round=self._origin[task.ask].round, client=task.client) from error.__cause__
         except ClientError as error:
             reason = f"{error.message} ({error.hint})" if error.hint else error.message
+            if len(reason) > LONGEST_REASON:
+                reason = f"{reason[: LONGEST_REASON - 1]}…"
             return Failed(task.id, reason, retry=error.retry, trace=self._trace(reason, error))
 
     def _trace(self, reason: str, error: ClientError) -> str:
@@ -165,7 +169,7 @@ class Intake:
         if error.__cause__ is None or reason in self._traced or len(self._traced) >= MOST_TRACES:
             return ""
         self._traced.add(reason)
-        return traced(error.__cause__)
+        return traced(error.__cause__)[-LONGEST_TRACE:]
 
     def admit(self, command: Admit) -> None:
         """Fold a result that waits."""

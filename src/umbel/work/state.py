@@ -9,6 +9,7 @@ from typing import Any
 
 from ..core import encoding
 from ..errors import ClientId
+from ..store.patience import Patience
 from ..store.sqlite import Database
 
 _SCHEMA = "CREATE TABLE IF NOT EXISTS state (client TEXT, ask INTEGER, data BLOB, PRIMARY KEY (client, ask))"
@@ -18,10 +19,11 @@ class ClientStates:
     """Client states by client and by the ask that wrote them, in memory or in a file.
 
     What a client's state was at the last commit is kept beside what came after it, so that a run that dies between
-    writing states and recording their ask goes back.
+    writing states and recording their ask goes back. `patience` is had with a full disk.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
+    def __init__(self, path: Path | None = None, patience: Patience | None = None) -> None:
+        self._patience = patience or Patience(0.0, str)
         self._database = Database(
             path,
             _SCHEMA,
@@ -53,6 +55,9 @@ class ClientStates:
         if not states:
             return
         self._empty = False
+        self._patience(self._advance, ask, states, since)
+
+    def _advance(self, ask: int, states: Mapping[ClientId, bytes], since: int) -> None:
         with self._database.write() as execute:
             for client, data in states.items():
                 name = json.dumps(client)
@@ -66,6 +71,9 @@ class ClientStates:
     def keep(self, before: int, asks: Iterable[int]) -> None:
         """Go back to what states were when only the asks before this one, and these, had closed."""
         marks = ",".join(str(int(ask)) for ask in asks)
+        self._patience(self._keep, marks, before)
+
+    def _keep(self, marks: str, before: int) -> None:
         with self._database.write() as execute:
             execute(f"DELETE FROM state WHERE ask >= ? AND ask NOT IN ({marks})", (before,))
 

@@ -1,4 +1,4 @@
-"""Servers, nodes and commands as processes of a test's or a benchmark's own, in one folder, and what they print."""
+"""Servers, nodes and commands as real processes of this machine, in one folder, and what they print."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from umbel.office.operator import Operator
-from umbel.trust.credentials import Credentials
+from ..office.operator import Operator
+from ..trust.credentials import Credentials
 
-ROOT = Path(__file__).parents[2]
-POINTS = Path(__file__).with_name("points.py")
+SOURCES = Path(__file__).parents[2]
 SECONDS = 240.0
 """So long a process may take for what is waited for: on a busy machine all take their time."""
 TAIL = 25
@@ -115,7 +114,7 @@ class Process:
 
 
 class Machines:
-    """One server, its nodes and what operators type, in one folder."""
+    """One server, its nodes and what operators type, in one folder; clients may write to `shared` in there."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -125,7 +124,7 @@ class Machines:
         self._server: Process | None = None
         self._started = 0
         self._arguments: dict[str, list[str]] = {}
-        for name in ("home", "tmp", "printed"):
+        for name in ("home", "tmp", "printed", "shared"):
             (folder / name).mkdir(parents=True)
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("UMBEL_", "PYTEST_"))}
         self.environment = {
@@ -133,16 +132,15 @@ class Machines:
             "HOME": str(folder / "home"),
             "TMPDIR": str(folder / "tmp"),
             "UMBEL_HOME": str(folder / "home"),
-            "PYTHONPATH": str(ROOT / "src"),
+            "PYTHONPATH": str(SOURCES),
             "COLUMNS": "200",
         }
 
     # Processes
 
     def command(self, *arguments: str, point: Sequence[str] = (), **variables: str) -> Process:
-        """Start `umbel` with these arguments, to be killed at a `point` (see `points`)."""
-        program = [str(POINTS), *point, "--"] if point else ["-m", "umbel.cli"]
-        return self.program(*program, *arguments, **variables)
+        """Start `umbel` with these arguments, or the program `point` with these behind its own."""
+        return self.program(*(point or ("-m", "umbel.cli")), *arguments, **variables)
 
     def program(self, *arguments: str, **variables: str) -> Process:
         """Start Python with these arguments."""
@@ -177,14 +175,15 @@ class Machines:
         joining = ["--join", join] if join is not None else []
         given = [address or self.address, "--name", name, "--dir", f"node-{name}", *arguments]
         self._arguments[name] = given
-        allowed = [] if "--relay" in arguments else ["--allow", "any"]
+        allowed = [] if "--relay" in arguments else ["--allow", "any", "--write", "shared"]
         self.nodes[name] = self.command("node", *given, *joining, *allowed)
         return self.nodes[name]
 
-    def start_relay(self, name: str) -> str:
+    def start_relay(self, name: str, address: str = "") -> str:
         """Start a relay, and return the address at which it is the server of the nodes below."""
         join = self.invitation(relay=True)
-        relay = self.start_node(name, "--relay", "--listen", f"127.0.0.1:{free_ports(1)[0]}", join=join)
+        listen = ("--listen", f"127.0.0.1:{free_ports(1)[0]}")
+        relay = self.start_node(name, "--relay", *listen, join=join, address=address)
         below = relay.wait_for(r"umbel node (127\.0\.0\.1:\d+) --join")[1]
         self._arguments[name][-1] = below
         return below
@@ -199,7 +198,7 @@ class Machines:
     def start_node_again(self, name: str, point: Sequence[str] = ()) -> Process:
         """Start a node that has ended, as it was."""
         given = self._arguments[name]
-        allowed = [] if "--relay" in given else ["--allow", "any"]
+        allowed = [] if "--relay" in given else ["--allow", "any", "--write", "shared"]
         self.nodes[name] = self.command("node", *given, *allowed, point=point)
         return self.nodes[name]
 
@@ -258,13 +257,15 @@ class Machines:
 
     def run_process(self, run: str) -> int | None:
         """The process of a run that the server has started."""
-        home = f"HOME={(self.folder / 'server' / 'runs' / run).resolve()}"
+        home = f"HOME={(self.folder / 'server' / 'runs' / run / 'home').resolve()}"
         found = [pid for pid, environment in _environments() if home in environment.split("\0")]
-        return found[0] if found else None
+        guarded = [pid for guard in found for pid in _children(guard)]
+        return guarded[0] if guarded else None
 
     def children(self, name: str) -> list[int]:
         """The processes in which a node runs the code of runs."""
-        return [pid for pid in _children(self.nodes[name].pid) if "umbel.node.child" in _command(pid)]
+        guards = [pid for pid in _children(self.nodes[name].pid) if "umbel.node.child" in _command(pid)]
+        return [pid for guard in guards for pid in _children(guard)]
 
     def left(self) -> list[int]:
         """The processes that have anything to do with this folder."""

@@ -6,7 +6,8 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
-from tests.deployment import deaths
+
+from umbel.testing import deaths
 
 
 @pytest.fixture

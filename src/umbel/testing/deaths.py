@@ -1,5 +1,5 @@
 """Processes by their id and the time they began, so that none is taken for another; and how to kill some, at the same
-moment and for certain.
+moment and for certain, or to stop one and let it go on.
 """
 
 from __future__ import annotations
@@ -70,6 +70,29 @@ def kill(victims: Sequence[Living], going: Callable[[], bool], tired: Callable[[
         for fd in held:
             if fd is not None:
                 os.close(fd)
+
+
+def pause(victim: Living, seconds: float, tired: Callable[[], None]) -> bool:
+    """Stop a process for so long, and let it go on; whether it was seen to stand still, and to go on. `tired` raises
+    once there was enough waiting.
+    """
+    fd = os.pidfd_open(victim.pid)
+    try:
+        if victim.state == "":
+            return False
+        _send(fd, signal.SIGSTOP)
+        while victim.state not in ("T", ""):
+            tired()
+        stood = victim.state == "T"
+        select.select([fd], [], [], seconds)
+        stood = stood and victim.state == "T"
+        _send(fd, signal.SIGCONT)
+        while victim.state == "T":
+            tired()
+        return stood and victim.state != ""
+    finally:
+        _send(fd, signal.SIGCONT)
+        os.close(fd)
 
 
 def _send(fd: int | None, number: int) -> None:

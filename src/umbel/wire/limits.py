@@ -1,0 +1,114 @@
+"""The limits of what peers may do: each number that a peer controls has one, all in this table, which docs/protocol.md
+shows.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Limit(NamedTuple):
+    """A limit: what it `bounds`, in which `unit`, and what happens `beyond` it."""
+
+    name: str
+    value: int
+    unit: str
+    bounds: str
+    beyond: str
+
+
+LIMITS: list[Limit] = []
+"""All limits, in the order of the table."""
+
+
+def _limit(name: str, value: int, unit: str, bounds: str, beyond: str) -> int:
+    LIMITS.append(Limit(name, value, unit, bounds, beyond))
+    return value
+
+
+_ENDS = "the connection ends: too large"
+_REFUSED = "the request is refused: too large"
+
+# Frames and messages
+
+FRAME_BYTES = _limit("FRAME_BYTES", 4 << 20, "bytes", "a frame", _ENDS)
+HANDSHAKE_FRAME_BYTES = _limit("HANDSHAKE_FRAME_BYTES", 256 << 10, "bytes", "a frame before the Welcome", _ENDS)
+CHUNK_BYTES = _limit("CHUNK_BYTES", 1 << 20, "bytes", "the data of a chunk", _ENDS)
+INLINE_BYTES = _limit("INLINE_BYTES", 16 << 10, "bytes", "a payload that is inline", _ENDS)
+NAME_BYTES = _limit("NAME_BYTES", 256, "bytes", "a name: of a client, a task, a kind", _ENDS)
+FRAME_MESSAGES = _limit("FRAME_MESSAGES", 4096, "messages", "a frame", _ENDS)
+JSON_DEPTH = _limit("JSON_DEPTH", 32, "levels", "lists and objects one in another, in any JSON of a peer", _ENDS)
+
+# How much each peer has its server do
+
+PEER_WORK = _limit(
+    "PEER_WORK", 5_000, "a second", "messages of one peer; ten names or tasks in a list count as one", "it is not read"
+)
+PEER_BURST = _limit("PEER_BURST", 100_000, "messages", "those of one peer at once, counted alike", "it is not read")
+PEER_BYTES = _limit("PEER_BYTES", 32 << 20, "bytes a second", "what one peer sends but for chunks", "it is not read")
+PEER_BURST_BYTES = _limit(
+    "PEER_BURST_BYTES", 256 << 20, "bytes", "what one peer sends at once, alike", "it is not read"
+)
+NODE_CLIENTS = _limit("NODE_CLIENTS", 100_000, "clients", "those that one node or relay hosts", _ENDS)
+ALIVE_TASKS = _limit("ALIVE_TASKS", 10_000, "tasks", "an `Alive`; clients of a `RunAnswer`", _ENDS)
+CANCEL_TASKS = _limit("CANCEL_TASKS", 100_000, "tasks", "a `Cancel` or a `Refold`; receipts of a `Partial`", _ENDS)
+SPEC_BYTES = _limit(
+    "SPEC_BYTES", 1 << 20, "bytes", "each list or text of a `RunSpec` or an `AskSpec`; a name counts 4 more", _ENDS
+)
+
+# What runs log
+
+EVENT_BYTES = _limit("EVENT_BYTES", 1 << 20, "bytes", "an event of a run", _ENDS)
+LOG_BYTES = _limit(
+    "LOG_BYTES", 1 << 30, "bytes", "the log of a run on its server, unless `--log-quota` says otherwise",
+    "what follows is told to those who watch, and not kept; the run and its log say so",
+)  # fmt: skip
+LOG_RESERVE_BYTES = _limit(
+    "LOG_RESERVE_BYTES", 4 << 20, "bytes", "what a full log takes besides, of how the run ends", "it is not kept"
+)
+
+# What operators ask
+
+REQUEST_BYTES = _limit("REQUEST_BYTES", 256 << 10, "bytes", "the body of a request", _REFUSED)
+OPERATOR_REQUESTS = _limit(
+    "OPERATOR_REQUESTS",
+    4,
+    "requests",
+    "those of one connection that are being answered",
+    "the request is refused: busy",
+)
+ANSWER_WAITING_BYTES = _limit(
+    "ANSWER_WAITING_BYTES", 2 << 20, "bytes", "responses that wait to be taken by one operator's connection",
+    "the server reads no further until some are taken",
+)  # fmt: skip
+FOLLOWERS = _limit("FOLLOWERS", 1000, "followers", "those who follow runs at once", "the request is refused: busy")
+FOLLOWER_BYTES = _limit(
+    "FOLLOWER_BYTES", 1 << 20, "bytes", "events that wait for one follower",
+    "they are read from the store later; what is only to be watched is left out",
+)  # fmt: skip
+RESPONSE_BYTES = _limit(
+    "RESPONSE_BYTES", 2 << 20, "bytes", "the body of one response", "it goes on in the next one (`rest`)"
+)
+
+# Who asks for pages
+
+HTTP_CONNECTIONS = _limit("HTTP_CONNECTIONS", 64, "connections", "those to the pages at once", "it is ended at once")
+HTTP_SECONDS = _limit(
+    "HTTP_SECONDS", 20, "seconds", "a connection to the pages, from its first byte to its last", "it is ended"
+)
+HTTP_BYTES = _limit("HTTP_BYTES", 16 << 10, "bytes", "the head of a request for a page", "it is refused")
+NOTES = _limit("NOTES", 100, "a minute", "notes of one kind that a server or node prints", "they are counted")
+
+
+def table() -> str:
+    """The limits as a table in Markdown."""
+    rows = ["| limit | value | what it bounds | beyond |", "|---|---|---|---|"]
+    rows += [f"| `{each.name}` | {_worded(each)} | {each.bounds} | {each.beyond} |" for each in LIMITS]
+    return "\n".join(rows)
+
+
+def _worded(limit: Limit) -> str:
+    for size, unit in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if limit.unit.startswith("bytes") and limit.value % size == 0:
+            return f"{limit.value // size} {limit.unit.replace('bytes', unit, 1)}"
+    return f"{limit.value:,} {limit.unit}"

@@ -1,0 +1,224 @@
+"""Each limit holds: what is at it is taken, and one more is not. The protocol's page shows the table of all."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.server.desks import Office, Person
+from tests.server.routing import World
+
+from umbel.errors import ProtocolError, Refused
+from umbel.server import fields
+from umbel.server.feeds import Feeds, _Follower
+from umbel.server.signals import Drop
+from umbel.transport import frames
+from umbel.transport.budget import Budget
+from umbel.wire import limits
+from umbel.wire import messages as m
+from umbel.wire.limits import LIMITS
+from umbel.wire.texts import read_json
+
+ROOT = Path(__file__).parents[2]
+
+
+def in_frame(data: bytes, held: m.Limits) -> bool:
+    try:
+        frames.read(data, 1, held)
+    except ProtocolError as error:
+        return error.code != m.CODE_TOO_LARGE
+    return True
+
+
+def frame_of(size: int, held: m.Limits) -> bool:
+    head = len(m.Frame(number=1, messages=[m.Message(notice=m.Notice(text="x" * (size - 100)))]).SerializeToString())
+    text = "x" * (size - 100 + size - head)
+    data = m.Frame(number=1, messages=[m.Message(notice=m.Notice(text=text))]).SerializeToString()
+    assert len(data) == size
+    return in_frame(data, held)
+
+
+def a_message(**body: object) -> bool:
+    found = m.Frame(number=1, messages=[m.Message(**body)])  # type: ignore[arg-type]
+    return in_frame(found.SerializeToString(), frames.standard_limits())
+
+
+def messages(count: int) -> bool:
+    found = m.Frame(number=1, messages=[m.Message(ping=m.Ping(id=1))] * count)
+    return in_frame(found.SerializeToString(), frames.standard_limits())
+
+
+def deep(levels: int) -> bool:
+    try:
+        read_json("[" * levels + "1" + "]" * levels, "this")
+    except ProtocolError:
+        return False
+    return True
+
+
+def logged(text: str, world: World | None = None, number: int = 1) -> bool:
+    """Whether an event is kept."""
+    if world is None:
+        world = World()
+        world.run()
+    world.say("r1", log_event=m.LogEvent(run="r", number=number, event=text))
+    world.store.commit()
+    return not world.of(Drop) and any(row["body"] == text for row in world.store.rows("events", run="r"))
+
+
+def event(size: int, name: str = "e") -> str:
+    head = '{"event":"' + name + '","run":"'
+    tail = '","rounds":1,"reason":"x"}'
+    return head + "x" * (size - len(head) - len(tail)) + tail
+
+
+def log_of(size: int, most: int = limits.LOG_BYTES) -> bool:
+    """Whether the last of the events that take so many bytes in all is kept."""
+    world = World(log_bytes=most)
+    world.run()
+    world.router.summaries.known("r").bytes = size - 200
+    return logged(event(200), world)
+
+
+def log_with_end_of(size: int) -> bool:
+    world = World()
+    world.run()
+    world.router.summaries.known("r").bytes = limits.LOG_BYTES + size - 200
+    return logged(event(200, "run_finished"), world)
+
+
+def request(size: int, tmp_path: Path) -> bool:
+    found = asyncio.run(Office(tmp_path).responses(Person(), "server.status", "{}" + " " * (size - 2)))
+    assert found[0].code in (m.CODE_UNSPECIFIED, m.CODE_TOO_LARGE)
+    return not found[0].code
+
+
+def response(size: int, tmp_path: Path) -> bool:
+    office = Office(tmp_path)
+    you = {"you": {"name": "ann", "role": "admin"}}
+    office.status = lambda: {"x": "x" * (size - len(json.dumps({"x": "", **you})))}  # type: ignore[method-assign]
+    found = asyncio.run(office.responses(Person(), "server.status", "{}"))
+    assert sum(len(each.body) for each in found) == size
+    assert json.loads("".join(each.body for each in found))["you"]
+    assert [each.rest for each in found] == [each.more for each in found] == [True] * (len(found) - 1) + [False]
+    return len(found) == 1
+
+
+def followers(count: int) -> bool:
+    async def play() -> bool:
+        feeds = Feeds(lambda run, after, most: [(1, "x")], lambda run: False)
+        there = [feeds.follow("r") for _ in range(count)]
+        try:
+            for each in there:
+                await anext(each)
+        except Refused:
+            return False
+        finally:
+            for each in there:
+                await each.aclose()
+        return True
+
+    return asyncio.run(play())
+
+
+def waits(size: int) -> bool:
+    follower = _Follower(0)
+    follower.behind = False
+    follower.take(1, "x" * (size - 32))
+    return not follower.behind
+
+
+def spent(work: float, size: float, seconds: float = 0.0) -> bool:
+    """Whether a peer is read on that has had so much done since it had used up all, so many seconds ago."""
+    now = [0.0]
+    budget = Budget(lambda: now[0])
+    if seconds:
+        budget.spend(limits.PEER_BURST, limits.PEER_BURST_BYTES)
+        now[0] = seconds
+    budget.spend(work, int(size))
+    return not budget.pause
+
+
+def taken(kind: str, body: Any) -> bool:
+    try:
+        fields.check(kind, body)
+    except ProtocolError as error:
+        return error.code != m.CODE_TOO_LARGE
+    return True
+
+
+def names(count: int) -> list[str]:
+    return ["x"] * count
+
+
+PROBES: dict[str, Callable[..., bool]] = {
+    "FRAME_BYTES": lambda n: frame_of(n, frames.standard_limits()),
+    "HANDSHAKE_FRAME_BYTES": lambda n: frame_of(n, frames.handshake_limits()),
+    "CHUNK_BYTES": lambda n: a_message(chunk=m.Chunk(sha256=bytes(32), data=bytes(n))),
+    "INLINE_BYTES": lambda n: a_message(ask_spec=m.AskSpec(model=m.Payload(inline=bytes(n)))),
+    "NAME_BYTES": lambda n: a_message(hosted=m.Hosted(clients=["x" * n])),
+    "FRAME_MESSAGES": messages,
+    "JSON_DEPTH": deep,
+    "PEER_WORK": lambda n: spent(n, 0, 1.0),
+    "PEER_BURST": lambda n: spent(n, 0),
+    "PEER_BYTES": lambda n: spent(0, n, 1.0),
+    "PEER_BURST_BYTES": lambda n: spent(0, n),
+    "NODE_CLIENTS": lambda n: taken("hosted", m.Hosted(clients=names(n))),
+    "ALIVE_TASKS": lambda n: all(
+        [taken("alive", m.Alive(tasks=names(n))), taken("run_answer", m.RunAnswer(clients=names(n)))]
+    ),
+    "CANCEL_TASKS": lambda n: all(
+        [
+            taken("cancel", m.Cancel(tasks=names(n))),
+            taken("refold", m.Refold(without=names(n))),
+            taken("partial", m.Partial(partial=m.Payload(), receipts=[m.Receipt(task=str(i)) for i in range(n)])),
+        ]
+    ),
+    "SPEC_BYTES": lambda n: all(
+        [
+            taken("run_spec", m.RunSpec(config='{"a":"' + "x" * (n - 8) + '"}')),
+            taken("run_spec", m.RunSpec(clients=["x" * 252] * ((n >> 8) - 1) + ["x" * (n % 256 + 252)])),
+            taken("ask_spec", m.AskSpec(kind="k", digest=b"d", transforms="[]", fold="[" + " " * (n - 2) + "]")),
+        ]
+    ),
+    "EVENT_BYTES": lambda n: logged(event(n)),
+    "LOG_BYTES": log_of,
+    "LOG_RESERVE_BYTES": log_with_end_of,
+    "REQUEST_BYTES": request,
+    "RESPONSE_BYTES": response,
+    "FOLLOWERS": followers,
+    "FOLLOWER_BYTES": waits,
+}
+ELSEWHERE = {
+    "OPERATOR_REQUESTS": "server/test_connections.py",
+    "ANSWER_WAITING_BYTES": "server/test_connections.py",
+    "HTTP_CONNECTIONS": "server/test_pages.py",
+    "HTTP_SECONDS": "server/test_pages.py",
+    "HTTP_BYTES": "server/test_pages.py",
+    "NOTES": "cli/test_repeats.py",
+}
+"""Limits that need a connection, or the real clock of a loop: where they are tested."""
+
+
+@pytest.mark.parametrize("limit", [each for each in LIMITS if each.name not in ELSEWHERE], ids=lambda each: each.name)
+def test_what_is_at_a_limit_is_taken_and_one_more_is_not(limit: limits.Limit, tmp_path: Path) -> None:
+    probe = PROBES[limit.name]
+    more = [tmp_path / "a"] if probe in (request, response) else []
+    assert probe(limit.value, *more)
+    assert not probe(limit.value + 1, *more)
+
+
+def test_every_limit_is_tested() -> None:
+    assert {each.name for each in LIMITS} == PROBES.keys() | ELSEWHERE.keys()
+    for name, file in ELSEWHERE.items():
+        assert name in (ROOT / "tests" / file).read_text(encoding="utf-8")
+
+
+def test_the_page_shows_the_table() -> None:
+    page = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
+    shown = page.partition("<!-- limits -->\n")[2].partition("\n<!-- /limits -->")[0]
+    assert shown == limits.table(), f"write this there:\n{limits.table()}"
