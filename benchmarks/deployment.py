@@ -6,7 +6,9 @@ Everything is on this machine: server, nodes, their children and the run share i
 from __future__ import annotations
 
 import json
+import re
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -253,6 +255,63 @@ def _idle(quick: bool) -> Iterator[Row]:
     )
 
 
+def _hostile(quick: bool) -> Iterator[Row]:
+    count, seconds, before, rounds = (8, 2.0, 5, 40) if quick else (1_000, 300.0, 200, 1_000_000)
+    what = f"{count:,} hostile connections for {seconds:.0f} s: silent, slow, flooding, unread"
+    if (files := many_open_files()) < 2 * count + 500:
+        yield Row(what, "-", "<= 2x", None, f"a process may have {files} files open here: ulimit -n")
+        return
+    with Deployment() as deployed:
+        deployed.serve()
+        deployed.join(2 if quick else 10)
+        run = deployed.run(floats=10, rounds=rounds)
+        calm = _ends(run, before)
+        held = _resident(deployed.server.pid)
+        most, attackers = held, _light(deployed, "attack", str(deployed.place), run.name, count, seconds, of="hostile")
+        attackers.wait_for("^attacking", seconds=300)
+        first = len(_committed(run))
+        while not (said := re.search("^said (.*)$", attackers.output, re.MULTILINE)) and attackers.running:
+            most = max(most, _resident(deployed.server.pid))
+            time.sleep(0.2)
+        assert said is not None, attackers.output
+        ends = _committed(run)[max(0, first - 1) :]
+        assert deployed.server.running
+    usual = median(1000 * (end - begin) for begin, end in pairwise(calm[min(WARM, before // 2) :]))
+    found = [1000 * (end - begin) for begin, end in pairwise(ends)]
+    assert found, "no round was committed"
+    beside = ", ".join(f"{name} {number:,}" for name, number in json.loads(said[1]).items())
+    yield Row(
+        f"{what}: a round of honest nodes",
+        f"{median(found) / usual:.1f}x, 99 %: {_percentile(found, 99) / usual:.1f}x",
+        "<= 2x",
+        median(found) <= 2 * usual,
+        f"wall, against {usual:.0f} ms before; {len(found)} rounds, worst {max(found):.0f} ms; {beside}",
+    )
+    more = (most - held) / MEGA
+    yield Row("the same: memory of the server", f"{more:+.0f} MB", "<= 300 MB more", more <= 300, "RSS, every 0.2 s")
+
+
+def _ends(run: Path, count: int) -> list[float]:
+    """When rounds of a run were committed, once so many are."""
+    until = time.monotonic() + 600
+    while len(found := _committed(run)) < count:
+        if time.monotonic() > until:
+            raise RuntimeError(f"{len(found)} rounds were committed in 10 minutes")
+        time.sleep(0.1)
+    return found
+
+
+def _committed(run: Path) -> list[float]:
+    log = run / "run" / "events.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True) if log.exists() else []
+    return [json.loads(line)["at"] for line in lines if b'"event":"round_committed"' in line and line.endswith(b"\n")]
+
+
+def _resident(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in status if line.startswith("VmRSS")) * 1024
+
+
 def _results(quick: bool) -> Iterator[Row]:
     nodes, clients, asks = (2, 10, 2) if quick else (20, 250, 4)
     with Deployment() as deployed:
@@ -293,9 +352,9 @@ def _start(quick: bool) -> Iterator[Row]:
         yield Row(what, f"{half:.2f} s", "<= 1 s", half <= 1, beside)
 
 
-def _light(deployed: Deployment, name: str, *arguments: Any) -> Process:
-    """Start a process of light clients."""
-    code = f"import sys, json; from benchmarks import light_clients; light_clients.{name}(*json.loads(sys.argv[1]))"
+def _light(deployed: Deployment, name: str, *arguments: Any, of: str = "light_clients") -> Process:
+    """Start a process of light clients, or of what another module has."""
+    code = f"import sys, json; from benchmarks import {of}; {of}.{name}(*json.loads(sys.argv[1]))"
     return deployed.program("-c", code, json.dumps(arguments))
 
 
@@ -311,6 +370,7 @@ PARTS: dict[str, Callable[[bool], Iterator[Row]]] = {
     "fifty": _fifty,
     "stream": _stream,
     "idle": _idle,
+    "hostile": _hostile,
     "results": _results,
     "start": _start,
 }

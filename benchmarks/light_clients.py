@@ -49,15 +49,20 @@ class LightNode:
         self.clients = clients
         self.connection: Connection
         self._key = SigningKey.new()
+        self._token_used = False
 
     async def join(self, address: str, join: JoinText) -> None:
-        """Connect, and be let in by a token."""
-        assert join.token is not None
+        """Connect, and be let in: by a token the first time, and as who it is from then on."""
+        token, self._token_used = None if self._token_used else join.token, True
         self.connection = Connection(await grpc.connect(address, join.root()))
         hello = m.Hello(
-            role=m.ROLE_NODE, name=self.name, key=self._key.public, token=join.token.id, clients=self.clients
+            role=m.ROLE_NODE,
+            name=self.name,
+            key=self._key.public,
+            token=token.id if token else "",
+            clients=self.clients,
         )
-        await introduce(self.connection, NodeProof(self._key, join.token), hello)
+        await introduce(self.connection, NodeProof(self._key, token), hello)
         self.connection.on_blob = self.blob
 
     async def live(self) -> None:
