@@ -93,8 +93,7 @@ async def invited(folder: str, count: int) -> tuple[str, list[JoinText]]:
     with tempfile.TemporaryDirectory() as scratch:
         stream = await grpc.connect(credentials.address, credentials.join.root())
         talk = await OperatorConnection.begun(stream, credentials, Blobs(scratch))
-        answers = [talk.ask("nodes.invite", "{}") for _ in range(count)]
-        lines = [json.loads((await answer.next()).body)["line"] for answer in answers]
+        lines = [json.loads((await talk.ask("nodes.invite", "{}").next()).body)["line"] for _ in range(count)]
         await talk.close()
     return credentials.address, [JoinText.parse(line.split()[-1]) for line in lines]
 

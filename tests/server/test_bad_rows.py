@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tests.server.routing import SPEC, ask_of, done_of, task_of
 
@@ -121,6 +121,8 @@ def broken(folder: Path, faults: list[tuple[tuple[str, str], object]]) -> None:
 
 @pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@example([(("answers", "message"), None)])
+@example([(("nodes", "name"), None)])
 @given(st.lists(st.tuples(st.sampled_from(PLACES), st.sampled_from(VALUES)), min_size=1, max_size=4))
 def test_no_row_keeps_a_server_from_starting_or_an_honest_run_from_going_on(faults):
     with tempfile.TemporaryDirectory() as folder:

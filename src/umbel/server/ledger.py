@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,16 +41,38 @@ def _submission(value: Any) -> None:
             bytes.fromhex(value[part]["sha256"])
 
 
+def _bounds(value: Any) -> None:
+    _object(value)
+    _names(value["names"])
+    if value["most"] is not None and type(value["most"]) is not int:
+        raise TypeError(f"{value['most']!r:.40} is no number of names")
+
+
+def _or_none(read: Callable[[Any], object]) -> Callable[[Any], object]:
+    return lambda value: None if value is None else read(value)
+
+
+def _text(value: Any) -> None:
+    if value is None:
+        raise TypeError("it has to be there")
+
+
 READERS: Readers = {
-    ("nodes", "clients"): _names,
-    ("nodes", "capabilities"): _object,
-    ("runs", "submission"): _submission,
-    ("runs", "exit"): _object,
-    ("runs", "members"): _standings,
-    ("runs", "spec"): m.RunSpec.FromString,
+    ("nodes", "name"): _text,
+    ("nodes", "status"): _text,
+    ("nodes", "clients"): _or_none(_names),
+    ("nodes", "capabilities"): _or_none(_object),
+    ("nodes", "bounds"): _or_none(_bounds),
+    ("tokens", "bounds"): _or_none(_bounds),
+    ("runs", "submission"): _or_none(_submission),
+    ("runs", "exit"): _or_none(_object),
+    ("runs", "members"): _or_none(_standings),
+    ("runs", "spec"): _or_none(m.RunSpec.FromString),
     ("asks", "spec"): m.AskSpec.FromString,
+    ("tasks", "client"): _text,
     ("tasks", "message"): m.Task.FromString,
     ("answers", "message"): m.Message.FromString,
+    ("events", "body"): _text,
 }
 """What a server keeps in its columns is read by these: a row where that cannot be done is set aside by the store."""
 

@@ -242,13 +242,12 @@ class TableSchema:
     def _decoded(self, table: str, row: Row) -> Row:
         for column, kind in self.tables[table].columns.items():
             value = row[column]
-            if value is None and column not in self.tables[table].key:
-                continue
-            if type(value) not in _KEPT[kind]:
-                raise TypeError(f"{column} is {value!r:.40}, no {kind}")
-            if kind == "json":
-                value = row[column] = json.loads(value)
-            if value is not None and (read := self._readers.get((table, column))) is not None:
+            if value is not None or column in self.tables[table].key:
+                if type(value) not in _KEPT[kind]:
+                    raise TypeError(f"{column} is {value!r:.40}, no {kind}")
+                if kind == "json":
+                    value = row[column] = json.loads(value)
+            if (read := self._readers.get((table, column))) is not None:
                 read(value)
         return row
 

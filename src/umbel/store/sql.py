@@ -82,7 +82,7 @@ class SqlStore(Queue):
         """The highest last column of the key."""
         values = self.schema.encoded(table, where, whole=False)
         with self._reached("read"), self._engine.connect() as connection:
-            return connection.scalar(self._statement("greatest", table, tuple(values)), values) or 0
+            return int(connection.scalar(self._statement("greatest", table, tuple(values)), values) or 0)
 
     def write(self, batch: Batch) -> None:
         """Write a batch in one transaction; it is on the disk when this returns."""
@@ -140,7 +140,7 @@ class SqlStore(Queue):
         if what == "delete":
             return sa.delete(table).where(*where)
         if what == "greatest":
-            return sa.select(sa.func.max(last)).where(*where)
+            return sa.select(sa.func.max(last)).where(*where, last <= 2**63 - 1)  # what is no number is more, for SQLite
         query = sa.select(table).where(*where).order_by(*(table.c[column] for column in key))
         query = query.where(last > sa.bindparam("above_")) if above else query
         return query.limit(sa.bindparam("limit_")) if limit else query
