@@ -124,8 +124,8 @@ class Deployment(Machines):
         log = run / "run" / "events.jsonl"
         until = time.monotonic() + seconds
         while True:
-            if (run / "error.json").exists():
-                raise RuntimeError(f"the run failed: {(run / 'error.json').read_text()}")
+            if (run / "home" / "error.json").exists():
+                raise RuntimeError(f"the run failed: {(run / 'home' / 'error.json').read_text()}")
             size = log.stat().st_size if log.exists() else 0
             if size:
                 with open(log, "rb") as file:
