@@ -12,6 +12,8 @@ from umbel.testing.proxy import Proxy
 SIZE = 30_000_000
 CUT = 9 << 20
 DRIP = 64 << 10
+ON_THE_WAY = 8 << 20
+"""So much may be lost with a connection: what was sent and not yet taken in. It is less than a cut comes after."""
 
 
 def test_a_model_crosses_a_line_that_is_slow_and_breaks_in_parts(machines):
@@ -41,6 +43,6 @@ def test_a_model_crosses_a_line_that_is_slow_and_breaks_in_parts(machines):
     ended, listed, proxy = asyncio.run(scenario())
     assert listed["status"] == "finished"
     assert proxy.cuts >= 5
-    assert 2 * SIZE < proxy.passed < 1.5 * 2 * SIZE
+    assert 2 * SIZE < proxy.passed < 2 * SIZE + 5 * ON_THE_WAY
     expected = umbel.run(app_of("big"), on=umbel.Simulation(clients=1), folder=None)
     assert ended["model_sha256"] == expected.model_sha256
