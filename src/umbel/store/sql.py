@@ -140,7 +140,8 @@ class SqlStore(Queue):
         if what == "delete":
             return sa.delete(table).where(*where)
         if what == "greatest":
-            return sa.select(sa.func.max(last)).where(*where, last <= 2**63 - 1)  # what is no number is more, for SQLite
+            number = last <= 2**63 - 1  # what is none is more, for SQLite
+            return sa.select(sa.func.max(last)).where(*where, number)
         query = sa.select(table).where(*where).order_by(*(table.c[column] for column in key))
         query = query.where(last > sa.bindparam("above_")) if above else query
         return query.limit(sa.bindparam("limit_")) if limit else query
