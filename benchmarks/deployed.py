@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from umbel.testing.machines import Machines, Process
+from umbel.testing.machines import MachineProcess, Machines
 
 from .measure import ONE_THREAD, ROOT, family
 
@@ -95,7 +95,7 @@ class Deployment(Machines):
         self.address = self._server.wait_for(r"umbel node (\S+) --join")[1]
         return re.findall("^run (.*)$", self._server.output, re.MULTILINE)
 
-    def join(self, count: int) -> tuple[list[Process], list[float]]:
+    def join(self, count: int) -> tuple[list[MachineProcess], list[float]]:
         """Start so many nodes, called by their numbers, and wait until they are connected; how long each took, at the
         most.
         """

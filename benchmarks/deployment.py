@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from .deployed import Deployment, Memory, Process, many_open_files
+from .deployed import Deployment, MachineProcess, Memory, many_open_files
 from .measure import Row
 
 GIGA, MEGA = 10**9, 10**6
@@ -121,7 +121,7 @@ def _percentile(values: Sequence[float], percent: float) -> float:
     return ranked[min(len(ranked) - 1, int(len(ranked) * percent / 100))]
 
 
-def _of_nodes(held: dict[int, int], nodes: Sequence[Process]) -> int:
+def _of_nodes(held: dict[int, int], nodes: Sequence[MachineProcess]) -> int:
     """The memory of nodes and of all that they have started."""
     mine = {node.pid for node in nodes}
     for pid in held:
@@ -352,13 +352,13 @@ def _start(quick: bool) -> Iterator[Row]:
         yield Row(what, f"{half:.2f} s", "<= 1 s", half <= 1, beside)
 
 
-def _light(deployed: Deployment, name: str, *arguments: Any, of: str = "light_clients") -> Process:
+def _light(deployed: Deployment, name: str, *arguments: Any, of: str = "light_clients") -> MachineProcess:
     """Start a process of light clients, or of what another module has."""
     code = f"import sys, json; from benchmarks import {of}; {of}.{name}(*json.loads(sys.argv[1]))"
     return deployed.program("-c", code, json.dumps(arguments))
 
 
-def _said(light: Process) -> Any:
+def _said(light: MachineProcess) -> Any:
     return json.loads(light.wait_for(r"^said (.*)$", seconds=1200)[1])
 
 

@@ -30,7 +30,7 @@ from umbel.errors import (
     UnusedCorrection,
 )
 from umbel.runs.events import AskClosed, RoundCommitted, RunInterruption
-from umbel.runs.journal import LOG, Chain, read_log, sealed
+from umbel.runs.journal import LOG, LogChain, read_log, sealed
 
 MODEL = {"a": np.zeros((2, 3), np.float32), "b": np.zeros(4, np.float32), "n": np.zeros((), np.int64)}
 
@@ -775,7 +775,7 @@ def test_a_damaged_log_is_found_and_its_line_named(place):
 
 
 def test_a_log_of_another_release_is_refused(place):
-    chain = Chain()
+    chain = LogChain()
     first, *rest = map(chain.unseal, (place / LOG).read_bytes().splitlines(keepends=True))
     (place / LOG).write_bytes(sealed([{**first, "format": 99}, *rest]))
     with pytest.raises(CorruptFile, match=r"has format 99; this release reads 3 to 4\n.* --init"):

@@ -14,7 +14,7 @@ import pytest
 import umbel
 from umbel.errors import StorageError
 from umbel.node.spool import Spool
-from umbel.runs.journal import FORMAT, LOG, Chain, read_log
+from umbel.runs.journal import FORMAT, LOG, LogChain, read_log
 from umbel.store.blobs import Blobs
 from umbel.store.records import VERSION
 from umbel.store.sql import SqlStore
@@ -67,7 +67,7 @@ def test_a_run_of_format_3_goes_on(run_3):
     assert went_on.metrics == whole.metrics  # the states that clients kept, too
     # What was written since hangs together with what was there.
     lines = (run_3 / LOG).read_bytes().splitlines(keepends=True)
-    chain = Chain()
+    chain = LogChain()
     assert [chain.unseal(line)["event"] for line in lines][-1] == "run_finished"
     old = sum(b'"crc":' in line for line in lines)
     assert 0 < old < len(lines)

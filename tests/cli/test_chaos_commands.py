@@ -10,7 +10,7 @@ import pytest
 
 from umbel.cli import chaos_commands
 from umbel.errors import RunFailed, SettingError
-from umbel.testing.chaos import Verdict
+from umbel.testing.chaos import DrillVerdict
 
 APP = str(Path(__file__).parents[1] / "testing" / "differing.py") + ":same"
 ORDER = {"kills": 2, "runs": 2, "nodes": 2, "relays": 0, "clients": 2, "seed": 5, "rounds": None}
@@ -23,7 +23,7 @@ def drilled(monkeypatch, tmp_path):
     def command(ends, drills="kill,cut", skipped=None, json=False):
         def drill(subjects, order, folder, told):
             verdicts = [
-                Verdict(subjects[0].reference, order.seed + n, 9, "a", same=same) for n, same in enumerate(ends)
+                DrillVerdict(subjects[0].reference, order.seed + n, 9, "a", same=same) for n, same in enumerate(ends)
             ]
             for verdict in verdicts:
                 verdict.seen = Counter({("kill", "node"): 1, ("cut", "relay"): 2})

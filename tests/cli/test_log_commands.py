@@ -11,7 +11,7 @@ from umbel.cli import log_commands
 from umbel.cli.log_commands import LogPrinter, lines
 from umbel.errors import CorruptFile
 from umbel.runs.events import RunFinished, Waiting, Warned
-from umbel.runs.journal import LOG, Chain
+from umbel.runs.journal import LOG, LogChain
 
 Command = Callable[..., Any]
 FINISHED = RunFinished(run="r", rounds=3, reason="rounds", seconds=1.5, model_sha256="ab" * 32)
@@ -50,7 +50,7 @@ def test_a_log_is_followed_until_the_run_is_over(
     tmp_path: Path, written: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = written(tmp_path) / LOG
-    line = Chain(path.read_bytes()).seal(FINISHED.record())
+    line = LogChain(path.read_bytes()).seal(FINISHED.record())
     parts = iter([line[:20], line[20:]])
     monkeypatch.setattr(log_commands.time, "sleep", lambda seconds: append(path, next(parts)))
     found = [record["event"] for record in lines(path, follow=True)]

@@ -19,7 +19,7 @@ import umbel
 from umbel.cli.application import load
 from umbel.errors import CallerError
 from umbel.testing import lives
-from umbel.testing.machines import Machines, Process
+from umbel.testing.machines import MachineProcess, Machines
 from umbel.testing.strikes import MOST, Layout, Moment, Strike, Victim, strikes
 
 APPS = Path(__file__).with_name("lasting.py")
@@ -69,7 +69,7 @@ class Life(lives.Life):
         self.app, self.seed, self.rounds, self.own = app, seed, rounds, own
         self._machines = machines
         self._draw = random.Random(seed)
-        self._process: Process | None = None
+        self._process: MachineProcess | None = None
         run = f"own-{seed}" if own else self._submitted(rounds if held else 0)
         log = machines.folder / (run if own else f"server/runs/{run}/run") / "events.jsonl"
         if own:
@@ -86,7 +86,7 @@ class Life(lives.Life):
         given = (f"{APPS}:{self.app}", machines.address, str(machines.folder), run, str(self.seed))
         self._process = machines.program(str(OWN), *given, str(self.rounds), UMBEL_TOKEN=machines.token)
 
-    def process_of(self, victim: Victim) -> Process | None:
+    def process_of(self, victim: Victim) -> MachineProcess | None:
         return self._process if victim.kind == "run" else super().process_of(victim)
 
     def start(self, victim: Victim) -> None:
@@ -141,7 +141,7 @@ class Life(lives.Life):
                 return False
         return True
 
-    def _command(self, *typed: str) -> Process:
+    def _command(self, *typed: str) -> MachineProcess:
         machines = self._machines
         return machines.command(*typed, "--on", machines.address, UMBEL_TOKEN=machines.token)
 

@@ -33,7 +33,7 @@ from tests.deployment.lives import HOW, Stop, lived, populate
 
 import umbel
 from umbel.office.operator import Operator
-from umbel.testing.machines import SECONDS, Machines, Process
+from umbel.testing.machines import SECONDS, MachineProcess, Machines
 from umbel.testing.strikes import KINDS
 
 LIVES = (("plain", False), ("stateful", False), ("sparse", False), ("late", False), ("stateful", True))
@@ -144,12 +144,12 @@ class Points:
         self._count = len(points)
         self.arguments = (str(POINTS), str(self._file), "run" if who == "run" else "self", "--")
 
-    def watch(self, start: Callable[[], Process]) -> None:
+    def watch(self, start: Callable[[], MachineProcess]) -> None:
         """Start it, and again whenever it is killed."""
         self._thread = threading.Thread(target=self._watch, args=(start,), daemon=True)
         self._thread.start()
 
-    def _watch(self, start: Callable[[], Process]) -> None:
+    def _watch(self, start: Callable[[], MachineProcess]) -> None:
         for _ in range(self._count):
             if start().wait() != -signal.SIGKILL:
                 return

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from umbel import Arrays, State, files
 from umbel.errors import CorruptFile, JournalMissing, StorageError
 from umbel.runs.events import AskClosed, RoundCommitted, RoundStarted, RunFinished, RunResumed, RunStarted
-from umbel.runs.journal import FORMAT, LOG, Chain, Journal, load_checked, read_log, sealed, write_whole
+from umbel.runs.journal import FORMAT, LOG, Journal, LogChain, load_checked, read_log, sealed, write_whole
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=10),
@@ -63,7 +63,7 @@ def write(folder, events):
 
 def unsealed(log):
     """The records of a whole log."""
-    chain = Chain()
+    chain = LogChain()
     return [chain.unseal(line) for line in log.splitlines(keepends=True)]
 
 
@@ -102,12 +102,12 @@ def test_lines_that_are_taken_out_exchanged_or_said_twice_are_noticed(records, d
 )
 def test_what_was_never_sealed_is_refused(line):
     with pytest.raises(ValueError):
-        Chain().unseal(line)
+        LogChain().unseal(line)
 
 
 def test_lines_of_before_come_first_or_not_at_all():
     old = b'{"a":1,"crc":"%08x"}\n' % zlib.crc32(b'{"a":1}')
-    chain = Chain(old)
+    chain = LogChain(old)
     new = chain.seal({"b": 2})
     assert unsealed(old + new) == [{"a": 1}, {"b": 2}]
     for log in (new, new + old, old + old + new, sealed([{"a": 1}]) + old):
@@ -195,7 +195,7 @@ def test_damage_before_the_last_line_names_the_line(folder, line, damage):
 
 def test_an_event_of_an_unknown_kind_is_not_taken_for_another(folder):
     lines = (folder / LOG).read_bytes().splitlines(keepends=True)
-    lines[2:2] = [Chain(b"".join(lines[:2])).seal({"event": "gossip", "at": 0})]
+    lines[2:2] = [LogChain(b"".join(lines[:2])).seal({"event": "gossip", "at": 0})]
     (folder / LOG).write_bytes(b"".join(lines))
     with pytest.raises(CorruptFile, match=r"line 3 of .* is damaged: there is no event 'gossip'"):
         read_log(folder)

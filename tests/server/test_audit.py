@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tests.server.admission import KEY, Office
 
-from umbel.server.audit import Audit
+from umbel.server.audit import ServerAudit
 from umbel.store.records import MemoryStore
 from umbel.trust import audit
 from umbel.trust.tokens import Token
@@ -59,7 +59,7 @@ def test_the_record_goes_on_after_a_restart(office):
 
 def test_a_refusal_is_the_error_and_is_noted_without_what_is_too_long():
     store = MemoryStore()
-    notes = Audit(store, lambda: 7.0)
+    notes = ServerAudit(store, lambda: 7.0)
     error = notes.refusal(m.Hello(name="n" * 99), m.CODE_BUSY, "no room", retry=True, node="a")
     assert (error.code, error.message, error.retry) == (m.CODE_BUSY, "no room", True)
     notes.record("ann", "nodes.approve", node="a", name=None)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from umbel.errors import SettingError
 from umbel.server import claims as module
-from umbel.server.audit import Audit
+from umbel.server.audit import ServerAudit
 from umbel.server.claims import ANOTHERS, Bounds, Claims
 from umbel.store.records import MemoryStore
 from umbel.trust.audit import LIMIT
@@ -21,7 +21,7 @@ def store():
 
 def claims_of(store):
     store.commit()
-    return Claims(store, Audit(store, lambda: 0.0))
+    return Claims(store, ServerAudit(store, lambda: 0.0))
 
 
 def told(store):

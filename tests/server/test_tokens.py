@@ -9,7 +9,7 @@ from tests.server.admission import KEY, OTHER, Office
 
 from umbel.errors import SettingError
 from umbel.server import tokens
-from umbel.server.audit import Audit
+from umbel.server.audit import ServerAudit
 from umbel.server.tokens import Tokens
 from umbel.store.records import MemoryStore
 from umbel.trust.tokens import Token
@@ -126,13 +126,13 @@ def test_an_operators_token_is_known_again_by_its_role():
 
 def test_what_is_kept_of_a_token_is_its_public_key_and_when_it_was_used():
     store = MemoryStore()
-    known = Tokens(store, lambda: 5.0, Audit(store, lambda: 5.0))
+    known = Tokens(store, lambda: 5.0, ServerAudit(store, lambda: 5.0))
     token = known.invite("ann", "ward", 60.0)
     row = known.row(token.id)
     assert (row["public"], row["name"], row["expires_at"], row["used_at"]) == (token.key.public, "ward", 65.0, None)
     known.used(row, 6.0)
     store.commit()
-    assert Tokens(store, lambda: 7.0, Audit(store, lambda: 7.0)).row(token.id)["used_at"] == 6.0
+    assert Tokens(store, lambda: 7.0, ServerAudit(store, lambda: 7.0)).row(token.id)["used_at"] == 6.0
     assert known.row("other") is None
     for ttl in (0.0, 400 * 86400.0):
         with pytest.raises(SettingError, match="up to a year"):

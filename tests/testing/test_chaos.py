@@ -11,7 +11,7 @@ import pytest
 
 from umbel.cli.application import load
 from umbel.testing import chaos
-from umbel.testing.chaos import Order, Subject, Verdict, drill, unavailable
+from umbel.testing.chaos import DrillVerdict, Order, Subject, drill, unavailable
 from umbel.testing.machines import Machines
 from umbel.testing.strikes import DRILLS
 
@@ -44,7 +44,7 @@ def test_orders_that_make_no_sense(wrong):
 
 
 def test_what_was_seen_is_counted_by_its_drill():
-    verdict = Verdict("app.py", 1, 4, "a")
+    verdict = DrillVerdict("app.py", 1, 4, "a")
     verdict.seen = Counter({("kill", "node"): 2, ("kill", "run"): 1, ("cut", "node"): 4})
     assert [verdict.times(name) for name in ("kill", "cut", "stop")] == [3, 4, 0]
 

@@ -6,7 +6,7 @@ import socket
 import threading
 from contextlib import suppress
 
-from umbel.testing.lines import Lines
+from umbel.testing.lines import ProxiedLines
 
 
 def echoing(listener):
@@ -31,7 +31,7 @@ def test_a_line():
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     threading.Thread(target=echoing, args=(listener,), daemon=True).start()
-    with Lines() as lines, listener:
+    with ProxiedLines() as lines, listener:
         host, _, near = lines.lay("a", f"127.0.0.1:{port}").rpartition(":")
         assert not lines.cut("a"), "nobody was connected"
         assert not lines.throttle("a", 0.02), "nobody has sent anything"

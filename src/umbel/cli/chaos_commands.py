@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import RunFailed, SettingError
-from ..testing.chaos import Order, Subject, Verdict, drill, unavailable
+from ..testing.chaos import DrillVerdict, Order, Subject, drill, unavailable
 from .application import load
 from .faults import stop_signals, warn
 from .terminal import plural, stderr, stdout
@@ -58,7 +58,7 @@ def chaos(references: Sequence[str], order: dict[str, Any], drills: str, folder:
         raise RunFailed(f"{count} did not end as their simulation did", hint=f"What everybody printed is in {place}")
 
 
-def summary(verdicts: Sequence[Verdict], order: Order, skipped: dict[str, str]) -> dict[str, Any]:
+def summary(verdicts: Sequence[DrillVerdict], order: Order, skipped: dict[str, str]) -> dict[str, Any]:
     """What has happened, for `--json`."""
     return {
         "runs": [
@@ -79,7 +79,7 @@ def summary(verdicts: Sequence[Verdict], order: Order, skipped: dict[str, str]) 
     }
 
 
-def _seen(verdicts: Sequence[Verdict], drill: str) -> dict[str, int]:
+def _seen(verdicts: Sequence[DrillVerdict], drill: str) -> dict[str, int]:
     total = sum((verdict.seen for verdict in verdicts), Counter[tuple[str, str]]())
     return {kind: total[drill, kind] for kind in KINDS if total[drill, kind]}
 
@@ -92,18 +92,18 @@ def _absolute(reference: str) -> str:
     return f"{os.path.abspath(path)}:{name}"
 
 
-def _name(verdict: Verdict) -> str:
+def _name(verdict: DrillVerdict) -> str:
     return os.path.relpath(verdict.app)
 
 
-def _tell(verdict: Verdict, order: Order) -> None:
+def _tell(verdict: DrillVerdict, order: Order) -> None:
     done = ", ".join(f"{name} {verdict.times(name)}" for name in order.drills)
     ended = "the same bits" if verdict.same else verdict.error
     line = f"{_name(verdict)}, seed {verdict.seed}, {plural(verdict.rounds, 'round')}: {done}: {ended}"
     stderr().print(Text(line, style="" if verdict.same else "red"), soft_wrap=True)
 
 
-def _table(verdicts: Sequence[Verdict], order: Order) -> Table:
+def _table(verdicts: Sequence[DrillVerdict], order: Order) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False, header_style="dim")
     table.add_column("seen to have happened")
     for kind in (*KINDS, "all", "tried"):

@@ -20,7 +20,7 @@ from ..runs.events import (
     Waiting,
     Warned,
 )
-from ..runs.journal import LOG, Chain
+from ..runs.journal import LOG, LogChain
 from ..wire.names import shown
 from .following import read
 from .progress import WORDS, Watch, failure, heading, round_line, warning
@@ -42,7 +42,7 @@ def lines(path: Path, follow: bool) -> Iterator[dict[str, Any]]:
     """The records of a log; with `follow` also those that come, up to one that says that the run is over. Raises
     `CorruptFile`.
     """
-    over, chain = False, Chain()
+    over, chain = False, LogChain()
     with path.open("rb") as file:
         rest = b""
         while True:

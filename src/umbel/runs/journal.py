@@ -38,7 +38,7 @@ LOG = "events.jsonl"
 CHECKPOINTS_LEFT = "The checkpoints beside it can still be used: `umbel run APP --init <checkpoint>`."
 
 
-class Chain:
+class LogChain:
     """The hash of all lines of a log so far, which the next one is sealed with."""
 
     def __init__(self, before: bytes = b"") -> None:
@@ -78,7 +78,7 @@ class Chain:
 
 def sealed(records: Iterable[Mapping[str, Any]]) -> bytes:
     """A whole log."""
-    return b"".join(map(Chain().seal, records))
+    return b"".join(map(LogChain().seal, records))
 
 
 def _sealed_by_3(record: Mapping[str, Any]) -> bytes:
@@ -109,7 +109,7 @@ class Journal:
         self.folder = folder
         self._patience = patience or Patience(0.0, _LOG.warning)
         self._log: int | None = None
-        self._chain: Chain | None = None
+        self._chain: LogChain | None = None
         self._told = False
         self._unsynced: list[Path] = []
         if folder is not None:
@@ -142,7 +142,7 @@ class Journal:
     def _append(self, path: Path, log: int, record: dict[str, Any], durable: bool) -> None:
         with files.writing(path):
             if self._chain is None:
-                self._chain = Chain(path.read_bytes())
+                self._chain = LogChain(path.read_bytes())
             line = self._chain.seal(record)
             before = os.fstat(log).st_size
             try:
@@ -247,7 +247,7 @@ def read_log(folder: Path) -> RunLog:
     except OSError as error:
         raise StorageError(f"{path} cannot be read: {error.strerror}") from error
     events: list[RunEvent] = []
-    intact, chain = 0, Chain()
+    intact, chain = 0, LogChain()
     lines = data.split(b"\n")
     for number, line in enumerate(lines[:-1], 1):
         try:

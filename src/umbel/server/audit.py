@@ -15,7 +15,7 @@ PASSING = ("refused", "connections.refused", "clients.refused", "nodes.wait", "d
 """Records that anybody can cause who may do little: of each kind the last so many are kept."""
 
 
-class Audit(audit.Audit):
+class ServerAudit(audit.Audit):
     """The audit of one server; `folder` has its key and its head, and without one there is neither."""
 
     def __init__(self, store: Store, clock: Callable[[], float], folder: Path | None = None) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import SettingError
 from ..store.records import Store
-from .audit import Audit
+from .audit import ServerAudit
 
 MOST = 300_000
 """So many names a node may have where nobody says otherwise, used or not: about what a message can name."""
@@ -62,7 +62,7 @@ class Claims:
     A name stays its node's, also where that uses it no more, is away or is revoked, until it is released.
     """
 
-    def __init__(self, store: Store, audit: Audit | None = None) -> None:
+    def __init__(self, store: Store, audit: ServerAudit | None = None) -> None:
         self._store, self._audit = store, audit
         self._owners: dict[str, str] = {row["client"]: row["node"] for row in store.rows("claims")}
         self._counts = Counter(self._owners.values())

@@ -19,7 +19,7 @@ from ..trust.tokens import Token
 from ..wire import messages as m
 from ..wire import roles
 from ..wire.names import RUN_ID
-from .audit import Audit
+from .audit import ServerAudit
 from .claims import ANY, Bounds, Claims
 from .tokens import NAME, RELAY, Tokens, check_name
 
@@ -64,7 +64,7 @@ class Registry:
         self, store: Store, clock: Callable[[], float], *, pending: int = PENDING, folder: Path | None = None
     ) -> None:
         self._store, self._clock, self._most_pending = store, clock, pending
-        self.audit = Audit(store, clock, folder)
+        self.audit = ServerAudit(store, clock, folder)
         self.tokens = Tokens(store, clock, self.audit)
         self.claims = Claims(store, self.audit)
         self._nodes = {row["id"]: _node(row) for row in store.rows("nodes")}

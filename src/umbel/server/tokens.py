@@ -13,7 +13,7 @@ from ..trust.identity import SigningKey, check_seal
 from ..trust.tokens import Token
 from ..wire import messages as m
 from ..wire import roles
-from .audit import Audit
+from .audit import ServerAudit
 from .claims import ANY, Bounds
 
 KEPT = 7 * 86400.0
@@ -32,7 +32,7 @@ class Tokens:
     `who` is whoever does it.
     """
 
-    def __init__(self, store: Store, clock: Callable[[], float], audit: Audit) -> None:
+    def __init__(self, store: Store, clock: Callable[[], float], audit: ServerAudit) -> None:
         self._store, self._clock, self._audit = store, clock, audit
         self._rows = {row["id"]: row for row in store.rows("tokens")}
         self._nothing = SigningKey.new().public

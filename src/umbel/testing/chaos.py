@@ -26,7 +26,7 @@ from ..core.app import App
 from ..runs.run import run as simulate
 from ..simulation import Simulation
 from .following import Differs
-from .lines import Lines
+from .lines import ProxiedLines
 from .lives import Life, populate
 from .machines import SECONDS, Machines
 from .strikes import DRILLS, Layout, strikes
@@ -91,7 +91,7 @@ class Order:
 
 
 @dataclass
-class Verdict:
+class DrillVerdict:
     """What became of one run: `error` says in a line why it is not `same` as its simulation, `report` all about it.
 
     `seen` counts what has happened by its drill and whom it has befallen, `tried` what was meant to; `folder` is where
@@ -130,8 +130,11 @@ def unavailable(drills: Sequence[str], folder: Path) -> dict[str, str]:
 
 
 def drill(
-    subjects: Sequence[Subject], order: Order, folder: Path, told: Callable[[Verdict], object] = lambda verdict: None
-) -> list[Verdict]:
+    subjects: Sequence[Subject],
+    order: Order,
+    folder: Path,
+    told: Callable[[DrillVerdict], object] = lambda verdict: None,
+) -> list[DrillVerdict]:
     """Have runs of these apps, taken by turns, live through what is ordered; `told` is called after each.
 
     The folders of runs that went well are removed.
@@ -141,7 +144,7 @@ def drill(
         subject, seed = subjects[number % len(subjects)], order.seed + number
         rounds = order.length(number, subject.app)
         found = simulate(subject.app, on=Simulation(order.clients), seed=seed, folder=None, rounds=rounds)
-        verdict = Verdict(subject.reference, seed, rounds, found.model_sha256)
+        verdict = DrillVerdict(subject.reference, seed, rounds, found.model_sha256)
         place = folder / f"run-{number:02d}"
         _live(verdict, order, number, place)
         if verdict.same:
@@ -155,12 +158,12 @@ def drill(
     return verdicts
 
 
-def _live(verdict: Verdict, order: Order, number: int, place: Path) -> None:
+def _live(verdict: DrillVerdict, order: Order, number: int, place: Path) -> None:
     """Have one run live, and write down how it went."""
     layout = order.layout
     machines, life = Machines(place), None
     try:
-        with Lines() as lines, _disks(place, layout if "fill" in order.drills else None):
+        with ProxiedLines() as lines, _disks(place, layout if "fill" in order.drills else None):
             try:
                 populate(machines, layout, lines)
                 only = [f"--only={client}" for client in range(layout.clients)]

@@ -16,7 +16,7 @@ TRICKLE, TRICKLES = 64, 0.02
 """A throttled line lets so many bytes through in so many seconds."""
 
 
-class Lines:
+class ProxiedLines:
     """Lines by the names that they are laid for; use it with ``with``."""
 
     def __init__(self) -> None:

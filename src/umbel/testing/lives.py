@@ -17,8 +17,8 @@ from pathlib import Path
 from . import deaths
 from .deaths import Living
 from .following import Follower, Watchdog, judge
-from .lines import Lines
-from .machines import SECONDS, Machines, Process
+from .lines import ProxiedLines
+from .machines import SECONDS, MachineProcess, Machines
 from .strikes import Layout, Moment, Strike, Victim
 
 INWARDS = ("child", "run", "node", "relay", "server")
@@ -43,7 +43,7 @@ class Happened:
         return f"{self.drill}: {where}{'' if self.seen else ' (does not count)'}"
 
 
-def populate(machines: Machines, layout: Layout, lines: Lines | None = None) -> Machines:
+def populate(machines: Machines, layout: Layout, lines: ProxiedLines | None = None) -> Machines:
     """Start a server, relays and nodes, and wait until they are connected: through `lines`, where there are any.
 
     Each client gets as its source ``index`` and ``count``, as in a simulation, and ``meeting``: a folder that all of
@@ -81,7 +81,7 @@ class Life:
         run: str,
         log: Path,
         *,
-        lines: Lines | None = None,
+        lines: ProxiedLines | None = None,
         patience: float = SECONDS,
     ) -> None:
         self.happened: list[Happened] = []
@@ -146,7 +146,7 @@ class Life:
             return deaths.living(self._machines.run_process(self.run))
         return deaths.living(process.pid) if process is not None else None
 
-    def process_of(self, victim: Victim) -> Process | None:
+    def process_of(self, victim: Victim) -> MachineProcess | None:
         """The process of a victim, where it is one that was started from here."""
         own = {"server": self._machines.server, "run": None, "child": None}
         return own[victim.kind] if victim.kind in own else self._machines.nodes[victim.node]

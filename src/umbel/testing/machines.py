@@ -29,7 +29,7 @@ TAIL = 25
 """So many last lines of what each process printed are shown where something has failed."""
 
 
-class Process:
+class MachineProcess:
     """A process of Python, and what it prints, as it comes; the file `log` has it too. It `began` at that time of
     `perf_counter`.
     """
@@ -119,9 +119,9 @@ class Machines:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.address = ""
-        self.ended: list[Process] = []
-        self.nodes: dict[str, Process] = {}
-        self._server: Process | None = None
+        self.ended: list[MachineProcess] = []
+        self.nodes: dict[str, MachineProcess] = {}
+        self._server: MachineProcess | None = None
         self._started = 0
         self._arguments: dict[str, list[str]] = {}
         for name in ("home", "tmp", "printed", "shared"):
@@ -138,23 +138,23 @@ class Machines:
 
     # Processes
 
-    def command(self, *arguments: str, point: Sequence[str] = (), **variables: str) -> Process:
+    def command(self, *arguments: str, point: Sequence[str] = (), **variables: str) -> MachineProcess:
         """Start `umbel` with these arguments, or the program `point` with these behind its own."""
         return self.program(*(point or ("-m", "umbel.cli")), *arguments, **variables)
 
-    def program(self, *arguments: str, **variables: str) -> Process:
+    def program(self, *arguments: str, **variables: str) -> MachineProcess:
         """Start Python with these arguments."""
         self._started += 1
         log = self.folder / "printed" / f"{self._started:03d}.log"
-        return self._noted(Process(arguments, self.folder, {**self.environment, **variables}, log))
+        return self._noted(MachineProcess(arguments, self.folder, {**self.environment, **variables}, log))
 
     @property
-    def server(self) -> Process:
+    def server(self) -> MachineProcess:
         """The server."""
         assert self._server is not None
         return self._server
 
-    def start_server(self, *arguments: str, ready: bool = True, point: Sequence[str] = ()) -> Process:
+    def start_server(self, *arguments: str, ready: bool = True, point: Sequence[str] = ()) -> MachineProcess:
         """Start the server, for the second time at the address that it had."""
         listen = self.address or f"127.0.0.1:{free_ports(1)[0]}"
         fixed = ("server", "--dir", "server", "--http", "no", "--listen", listen)
@@ -170,7 +170,7 @@ class Machines:
         with self.office(below) as office:
             return str(office.call("nodes.invite", relay=relay)["line"]).split()[-1]
 
-    def start_node(self, name: str, *arguments: str, join: str | None = None, address: str = "") -> Process:
+    def start_node(self, name: str, *arguments: str, join: str | None = None, address: str = "") -> MachineProcess:
         """Start a node that runs anybody's code, without waiting until it is connected."""
         joining = ["--join", join] if join is not None else []
         given = [address or self.address, "--name", name, "--dir", f"node-{name}", *arguments]
@@ -195,14 +195,14 @@ class Machines:
         for node in self.nodes.values():
             node.wait_for("connected to")
 
-    def start_node_again(self, name: str, point: Sequence[str] = ()) -> Process:
+    def start_node_again(self, name: str, point: Sequence[str] = ()) -> MachineProcess:
         """Start a node that has ended, as it was."""
         given = self._arguments[name]
         allowed = [] if "--relay" in given else ["--allow", "any", "--write", "shared"]
         self.nodes[name] = self.command("node", *given, *allowed, point=point)
         return self.nodes[name]
 
-    def _noted(self, process: Process) -> Process:
+    def _noted(self, process: MachineProcess) -> MachineProcess:
         self.ended.append(process)
         return process
 
