@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from umbel.cli import audit_commands
-from umbel.server.audit import Audit
+from umbel.server.audit import ServerAudit
 from umbel.store.sql import SqlStore
 
 
@@ -21,7 +21,7 @@ def server(folder: Path) -> Path:
     place = folder / "umbel-server"
     (place / "authority").mkdir(parents=True)
     store = SqlStore(place / "server.db")
-    notes = Audit(store, lambda: 1.0, place / "authority")
+    notes = ServerAudit(store, lambda: 1.0, place / "authority")
     for number in range(3):
         notes.record("ann", "runs.stop", run=f"r{number}")
     store.commit()
@@ -72,7 +72,7 @@ def test_a_head_that_was_kept_elsewhere_finds_a_history_that_was_written_anew(
     head = umbel("audit", "export").err.split()[-1]
     changed(server, "DELETE FROM audit")
     store = SqlStore(server / "server.db")
-    notes = Audit(store, lambda: 1.0, server / "authority")  # by somebody who has the key
+    notes = ServerAudit(store, lambda: 1.0, server / "authority")  # by somebody who has the key
     for _ in range(4):
         notes.record("bob", "runs.stop", run="r")
     store.commit()

@@ -22,8 +22,10 @@ Binding = Callable[[OnStream], AbstractAsyncContextManager[tuple[Connect, Listen
 @asynccontextmanager
 async def memory(on_stream: OnStream) -> AsyncIterator[tuple[Connect, Listener]]:
     listener = MemoryListener(on_stream)
-    yield listener.connect, listener
-    await listener.close()
+    try:
+        yield listener.connect, listener
+    finally:
+        await listener.close()
 
 
 @asynccontextmanager
@@ -31,8 +33,10 @@ async def over_grpc(folder: Path, on_stream: OnStream) -> AsyncIterator[tuple[Co
     authority = Authority(folder)
     serving = authority.serving()
     listener = await grpc.serve("127.0.0.1:0", serving.certificate, serving.key, on_stream)
-    yield lambda: grpc.connect(listener.address, authority.root()), listener
-    await listener.close()
+    try:
+        yield lambda: grpc.connect(listener.address, authority.root()), listener
+    finally:
+        await listener.close()
 
 
 @pytest.fixture(params=["memory", "grpc"])
@@ -193,8 +197,8 @@ def test_a_sender_waits_for_a_receiver_that_does_not_read(binding: Binding) -> N
 
         async def slow(stream: Stream) -> None:
             await go.wait()
-            for _ in range(count):
-                assert await stream.receive() is not None
+            sizes = [len(await stream.receive() or b"") for _ in range(grpc.FIRST_FRAMES + count)]
+            assert sizes == [*[1] * grpc.FIRST_FRAMES, *[1 << 20] * count]
             await stream.send(b"all")
             await stream.finish()
 
@@ -204,6 +208,8 @@ def test_a_sender_waits_for_a_receiver_that_does_not_read(binding: Binding) -> N
 
             async def send() -> None:
                 nonlocal sent
+                for _ in range(grpc.FIRST_FRAMES):  # which may not be large
+                    await stream.send(b"1")
                 for _ in range(count):
                     await stream.send(bytes(1 << 20))
                     sent += 1
