@@ -11,9 +11,10 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import wraps
+from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar
 
 from ..errors import InternalError, UmbelError
 from ..work.processes import ONE_THREAD, described
@@ -31,6 +32,8 @@ _FORKSERVER = f"{_BEGIN}from umbel.simulation.forkserver import main; "
 _SPAWNED = f"{_BEGIN}from umbel.simulation.worker import main; "
 _GONE = "the process that makes workers is gone"
 
+Taken = ParamSpec("Taken")
+T = TypeVar("T")
 Start = Literal["forkserver", "spawn"]
 
 
@@ -180,15 +183,34 @@ def prepare(how: Start, modules: Sequence[str]) -> None:
         _server().preload(list(modules))
 
 
+def _in_step(method: Callable[Concatenate[_Forkserver, Taken], T]) -> Callable[Concatenate[_Forkserver, Taken], T]:
+    """Ask and read, one thread at a time. Broken off, as by an interrupt, this may leave an answer for whoever asks
+    next, or have lost one: nobody asks this process again then, and the next worker is made by another one.
+    """
+
+    @wraps(method)
+    def step(server: _Forkserver, /, *given: Taken.args, **named: Taken.kwargs) -> T:
+        with server.lock:  # in no generator, which an interrupt may leave with the lock
+            if server.broken:
+                raise EOFError(_GONE)
+            try:
+                return method(server, *given, **named)
+            except BaseException:
+                server.broken = True
+                raise
+
+    return step
+
+
 class _Forkserver:
     """The forkserver as the main process sees it."""
 
     def __init__(self) -> None:
         self.owner = os.getpid()
-        self._lock = threading.RLock()  # runs in several threads share this process
+        self.lock = threading.RLock()  # runs in several threads share this process
         self._preloaded: set[str] = set()
         self._waiting: list[Forked] = []
-        self._broken = False
+        self.broken = False
         self._socket, theirs = socket.socketpair()
         self._lines = self._socket.makefile("rb")
         with theirs:
@@ -203,7 +225,7 @@ class _Forkserver:
     @property
     def alive(self) -> bool:
         """Whether it runs, and belongs to this process."""
-        return not self._broken and self.owner == os.getpid() and self._process.poll() is None
+        return not self.broken and self.owner == os.getpid() and self._process.poll() is None
 
     def preload(self, modules: list[str]) -> None:
         """Have it import these."""
@@ -211,47 +233,33 @@ class _Forkserver:
             self._preloaded.update(new)
             self.order({"do": "preload", "modules": new}, [], None)
 
+    @_in_step
     def order(self, what: dict[str, Any], descriptors: list[int], answered: Forked | None) -> None:
         """Send a request without waiting for what comes of it."""
         data = json.dumps(what).encode() + b"\n"
-        with self._in_step():
-            try:
-                if descriptors:
-                    socket.send_fds(self._socket, [data], descriptors)
-                else:
-                    self._socket.sendall(data)
-            except OSError as error:
-                raise EOFError(_GONE) from error
-            if answered is not None:
-                self._waiting.append(answered)
+        try:
+            if descriptors:
+                socket.send_fds(self._socket, [data], descriptors)
+            else:
+                self._socket.sendall(data)
+        except OSError as error:
+            raise EOFError(_GONE) from error
+        if answered is not None:
+            self._waiting.append(answered)
 
+    @_in_step
     def read_until(self, process: Forked) -> None:
         """Read answers until this process's is there. Raises EOFError."""
-        with self._in_step():
-            while process in self._waiting:
-                self._waiting.pop(0).answered(self._answer())
+        while process in self._waiting:
+            self._waiting.pop(0).answered(self._answer())
 
+    @_in_step
     def wait(self, pid: int) -> int:
         """The exit code of a worker that ends. Raises EOFError."""
-        with self._in_step():
-            while self._waiting:
-                self.read_until(self._waiting[0])
-            self.order({"do": "wait", "pid": pid}, [], None)
-            return int(self._answer()["status"])
-
-    @contextmanager
-    def _in_step(self) -> Iterator[None]:
-        """Ask and read. Broken off, as by an interrupt, this may leave an answer for whoever asks next, or have lost
-        one: nobody asks this process again then, and the next worker is made by another one.
-        """
-        with self._lock:
-            if self._broken:
-                raise EOFError(_GONE)
-            try:
-                yield
-            except BaseException:
-                self._broken = True
-                raise
+        while self._waiting:
+            self.read_until(self._waiting[0])
+        self.order({"do": "wait", "pid": pid}, [], None)
+        return int(self._answer()["status"])
 
     def _answer(self) -> dict[str, Any]:
         try:
