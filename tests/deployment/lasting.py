@@ -50,8 +50,8 @@ def train(model, data, ctx):
     noise = ctx.rng.normal(size=model["w"].shape) * 1e-3
     if ctx.config["keeps"]:
         ctx.state["n"] = ctx.state.get("n", 0) + 1
-        ctx.state["sum"] = ctx.state.get("sum", 0.0) + float(model["w"].sum())
-        step = step - 0.01 * ctx.state["n"] - 1e-3 * ctx.state["sum"]
+        ctx.state["sum"] = ctx.state.get("sum", 0.0) + float(model["w"].mean())
+        step = step - 0.01 * ctx.state["n"] + 0.01 * ctx.state["sum"]  # that grows no model without bounds
     return umbel.Update({"w": model["w"] - step + noise}, weight=len(data), metrics={"noise": float(noise[0])})
 
 

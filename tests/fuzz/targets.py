@@ -266,7 +266,7 @@ def router(data: bytes) -> None:
         for _ in range(50):
             if waiting:
                 effects = world.tell(waiting.pop())
-                waiting += [Fetched(e.run, e.blob.sha256) for e in effects if isinstance(e, Fetch)]
+                waiting += [Fetched(e.run, e.blob.sha256, e.giver) for e in effects if isinstance(e, Fetch)]
                 world.blobs |= {e.blob.sha256 for e in effects if isinstance(e, Fetch) and e.blob.size % 2}
         world.store.commit()
 

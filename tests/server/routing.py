@@ -6,6 +6,7 @@ from umbel.server.router import Router
 from umbel.server.signals import Connected, Received, Say
 from umbel.store.records import MemoryStore
 from umbel.wire import messages as m
+from umbel.wire.blobs import Fetched, node_giver
 
 KEY = b"k" * 32
 UPDATE, PARTIAL = m.Payload(inline=b"update"), m.Payload(inline=b"partial")
@@ -43,7 +44,9 @@ def partial_of(*clients, ask=0, partial=PARTIAL):
 
 
 class World:
-    """A router, its store, and the blobs that it has; what it says is read by `said`."""
+    """A router, its store, and the blobs that it has, from anybody, or with who has brought them; what it says is read
+    by `said`.
+    """
 
     def __init__(self, **settings):
         self.store = MemoryStore()
@@ -59,7 +62,8 @@ class World:
     def start(self, *, crash=False):
         """A new router on what is on disk."""
         self.store.crash() if crash else self.store.commit()
-        self.router = Router(self.store, lambda sha, giver: sha in self.blobs, **self.settings)
+        known = self.blobs
+        self.router = Router(self.store, lambda sha, giver: sha in known or (sha, giver) in known, **self.settings)
 
     def tell(self, event):
         self.now += 1.0
@@ -68,6 +72,10 @@ class World:
 
     def say(self, peer, **body):
         return self.tell(Received(peer, m.Message(**body)))
+
+    def fetched(self, sha, node="a", run="r"):
+        """A blob has come from a node."""
+        return self.tell(Fetched(run, sha, node_giver(node)))
 
     def node(self, name, *clients, number=1, relay=True):
         return self.tell(Connected(f"{name}{number}", "node", name, f"node {name}", clients, relay))

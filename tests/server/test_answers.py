@@ -17,7 +17,7 @@ from tests.server.routing import (
 
 from umbel.server.signals import Drop, Fetch, Hold
 from umbel.wire import messages as m
-from umbel.wire.blobs import Fetched, NotFetched
+from umbel.wire.blobs import NotFetched, node_giver
 
 
 @pytest.fixture
@@ -48,18 +48,18 @@ def test_an_answer_waits_for_its_blob(world):
     world.say("r1", task=task_of("0"))
     assert world.effects == []
     world.blobs.add(b"u" * 32)
-    world.tell(Fetched("r", b"u" * 32))
+    world.fetched(b"u" * 32)
     assert world.of(Hold) == [Hold(b"u" * 32, "r/0")]
     assert world.said("r1", "result") == [result]
     assert world.said("a1", "ack")
-    assert world.tell(Fetched("r", b"u" * 32)) == []
+    assert world.fetched(b"u" * 32) == []
 
 
 def test_an_answer_whose_blob_is_gone_as_it_is_told_of_is_not_acknowledged(world):
     asked(world, "0")
     result = done_of("0", update=m.Payload(blob=blob_of("u")))
     world.say("a1", result=result)
-    world.tell(Fetched("r", b"u" * 32))
+    world.fetched(b"u" * 32)
     assert not world.said("a1", "ack")
     world.say("a1", result=result)
     assert world.of(Fetch) == [Fetch("a1", "r", blob_of("u"), "node a")]
@@ -110,17 +110,32 @@ def test_answers_up_to_what_is_expected_are_taken(world):
     assert len(world.of(Fetch)) == 1, "a partial holds sums"
 
 
-def test_two_answers_wait_for_one_blob_and_count_once_each(world):
-    asked(world, "0", "2")
+def test_two_nodes_bring_one_blob_and_each_answer_counts_when_its_own_has(world):
+    asked(world, "0", "1", "2")
     shared = m.Payload(blob=blob_of("u"))
-    for node, client in (("a1", "0"), ("b1", "2"), ("b1", "2")):
+    for node, client in (("a1", "0"), ("a1", "1"), ("b1", "2"), ("b1", "2")):
         world.say(node, result=done_of(client, update=shared))
     assert world.router.answers.count == 0
-    world.blobs.add(b"u" * 32)
-    world.tell(Fetched("r", b"u" * 32))
-    assert [result.task for result in world.said("r1", "result")] == ["0.0", "0.2"]
-    assert world.router.answers.count == 2
-    assert world.tell(Fetched("nobody", b"u" * 32)) == []
+    world.blobs.add((b"u" * 32, node_giver("a")))
+    world.fetched(b"u" * 32)
+    assert [result.task for result in world.said("r1", "result")] == ["0.0", "0.1"]
+    world.blobs.add((b"u" * 32, node_giver("b")))
+    world.fetched(b"u" * 32, "b")
+    assert [result.task for result in world.said("r1", "result")] == ["0.2"]
+    assert world.router.answers.count == 3
+    assert world.fetched(b"u" * 32, run="nobody") == []
+
+
+def test_a_blob_that_one_node_has_no_more_still_comes_from_another(world):
+    asked(world, "0", "2")
+    shared = m.Payload(blob=blob_of("u"))
+    world.say("a1", result=done_of("0", update=shared))
+    world.say("b1", result=done_of("2", update=shared))
+    world.tell(NotFetched("r", b"u" * 32, "gone", node_giver("a")))
+    world.blobs.add((b"u" * 32, node_giver("b")))
+    world.fetched(b"u" * 32, "b")
+    assert [result.task for result in world.said("r1", "result")] == ["0.2"]
+    assert world.router.ledger.waiting("r") == 1
 
 
 def test_a_node_names_one_blob_at_a_time_for_a_task(world):
@@ -130,7 +145,7 @@ def test_a_node_names_one_blob_at_a_time_for_a_task(world):
     assert len(world.of(Fetch)) == 1
     world.say("a1", result=done_of("0", attempt=2, update=m.Payload(blob=blob_of("w"))))
     assert [(drop.peer, drop.code) for drop in world.of(Drop)] == [("a1", m.CODE_OUT_OF_ORDER)]
-    assert list(world.router.answers._arriving) == [("r", b"v" * 32)]
+    assert list(world.router.answers._arriving) == [("r", b"v" * 32, node_giver("a"))]
     world.say("r1", close_ask=m.CloseAsk(run="r", ask=0))
     assert world.router.answers._arriving == {}
 
@@ -139,7 +154,7 @@ def test_a_blob_that_is_not_to_be_had_leaves_the_task_open(world):
     asked(world, "0")
     result = done_of("0", update=m.Payload(blob=blob_of("u")))
     world.say("a1", result=result)
-    assert world.tell(NotFetched("r", b"u" * 32, "gone")) == []
+    assert world.tell(NotFetched("r", b"u" * 32, "gone", node_giver("a"))) == []
     assert world.router.ledger.waiting("r") == 1
     world.say("a1", result=result)
     assert world.of(Fetch)

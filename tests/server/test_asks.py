@@ -17,7 +17,6 @@ from tests.server.routing import (
 
 from umbel.server.signals import Drop, Fetch, Hold, Release, Say
 from umbel.wire import messages as m
-from umbel.wire.blobs import Fetched
 
 
 @pytest.fixture
@@ -86,7 +85,7 @@ def test_what_arrives_for_a_task_that_was_cancelled_meanwhile_is_dropped(world):
     asked(world, "0")
     world.say("a1", result=done_of("0", update=m.Payload(blob=blob_of("u"))))
     world.say("r1", cancel=m.Cancel(run="r", tasks=["0.0"]))
-    assert world.tell(Fetched("r", b"u" * 32)) == []
+    assert world.fetched(b"u" * 32) == []
 
 
 def test_nobody_waits_for_the_answer_to_a_cancelled_task(world):

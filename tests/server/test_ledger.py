@@ -19,7 +19,6 @@ from umbel.server.ledger import RESTING, AnswerEntry, AskEntry, Ledger, TaskEntr
 from umbel.server.signals import Connected, Hold, Lost, Outbox, Release, RunBegun, RunEnded
 from umbel.store.records import MemoryStore
 from umbel.wire import messages as m
-from umbel.wire.blobs import Fetched
 
 
 @pytest.fixture
@@ -97,7 +96,7 @@ def test_a_run_that_goes_on_gets_the_answers_that_there_were(world, status, how)
     asked(world, "0", "1", "2")
     world.say("a1", result=done_of("0", update=m.Payload(blob=blob_of("u"))))
     world.blobs.add(blob_of("u").sha256)
-    world.tell(Fetched("r", blob_of("u").sha256))
+    world.fetched(blob_of("u").sha256)
     assert world.said("a1", "ack")
     world.say("b1", result=failed_of("2", reason="the disk is full"))
     world.store.commit()
@@ -198,7 +197,7 @@ def test_a_server_that_starts_again_goes_on_from_what_is_on_disk(world):
     asked(world, "0", "1", "2", model=m.Payload(blob=blob_of("m")))
     world.say("a1", result=done_of("0", update=m.Payload(blob=blob_of("u"))))
     world.blobs.add(b"u" * 32)
-    world.tell(Fetched("r", b"u" * 32))
+    world.fetched(b"u" * 32)
     world.say("a1", partial=partial_of("1"))
     world.start()
     assert {(hold.sha[:1], hold.owner) for hold in world.router.ledger.held()} == {(b"m", "r/0"), (b"u", "r/0")}

@@ -20,7 +20,7 @@ from tests.server.routing import (
 
 from umbel.server.signals import Connected, Drop, Lost, Received, Revoked, Tell
 from umbel.wire import messages as m
-from umbel.wire.blobs import Fetched, NotFetched
+from umbel.wire.blobs import Fetched, NotFetched, node_giver, run_giver
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def test_a_run_may_read_what_it_was_answered_with_until_its_ask_is_over(world):
     world.say("a1", result=done_of("0", update=m.Payload(blob=blob_of("u"))))
     assert readers() == []
     world.blobs.add(sha)
-    world.tell(Fetched("r", sha))
+    world.fetched(sha)
     assert readers() == ["r1"]
     world.start()
     world.node("a", "0", "1", number=2)
@@ -221,6 +221,7 @@ BODIES = st.one_of(
     st.just({}),
 )  # fmt: skip
 PEERS = st.sampled_from(["a1", "b1", "r1", "q1"])
+GIVERS = st.sampled_from([node_giver("a"), node_giver("b"), run_giver("r")])
 EVENTS = st.one_of(
     st.builds(lambda peer, body: Received(peer, m.Message(**body)), PEERS, BODIES),
     st.builds(lambda peer, body: Received(peer, m.Message(**body)), PEERS, BODIES),
@@ -230,8 +231,8 @@ EVENTS = st.one_of(
         st.sampled_from("ab"), st.lists(CLIENTS, max_size=3),
     ),
     st.builds(lambda name: Connected(f"{name}1", "run", name, "ann"), st.sampled_from("rq")),
-    st.builds(lambda kind, sha: kind("r", sha * 32), st.sampled_from([Fetched]), st.sampled_from([b"u", b"v"])),
-    st.builds(lambda sha: NotFetched("r", sha * 32, "gone"), st.sampled_from([b"u", b"v"])),
+    st.builds(lambda sha, giver: Fetched("r", sha * 32, giver), st.sampled_from([b"u", b"v"]), GIVERS),
+    st.builds(lambda sha, giver: NotFetched("r", sha * 32, "gone", giver), st.sampled_from([b"u", b"v"]), GIVERS),
     st.builds(Revoked, st.sampled_from("ab")),
     st.just("start again"),
 )  # fmt: skip
@@ -249,7 +250,7 @@ def test_whatever_is_said_is_answered_by_effects(events):
             world.start()
             continue
         if isinstance(event, Fetched):
-            world.blobs.add(event.sha)
+            world.blobs.add((event.sha, event.giver))
         assert isinstance(world.tell(event), list)
         waiting = sum(node.waiting for node in world.router.nodes.by_id.values())
         assert waiting == sum(map(world.router.ledger.waiting, ("r", "q")))

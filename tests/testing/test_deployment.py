@@ -38,6 +38,8 @@ def app_of(kind):
         count = ctx.state.get("count", 0) + 1
         ctx.state["count"] = count
         noise = ctx.rng.normal(size=40) * 1e-3
+        if kind == "alike":
+            return umbel.Update({"w": model["w"] + 1.0}, weight=5, metrics={"count": count})
         w = model["w"] - ctx.config.get("lr", 0.5) * (model["w"] - data.mean()) + 0.01 * count + noise
         return umbel.Update({"w": w}, weight=len(data), metrics={"count": count})
 
@@ -68,14 +70,14 @@ NODES = {"a": {"0": SOURCES["0"], "1": SOURCES["1"]}, "b": {"2": SOURCES["2"]}, 
 def undisturbed():
     """What simulations of the same clients end with."""
     found = {}
-    for kind in ("plain", "top_k", "twice"):
+    for kind in ("plain", "top_k", "twice", "alike"):
         result = umbel.run(app_of(kind), on=umbel.Simulation(clients=4), seed=5, folder=None)
         found[kind] = (result.model_sha256, {name: result.history.series(name) for name in result.history.names})
     return found
 
 
-def live(tmp_path, seed, undisturbed, **settings):
-    kind = ("plain", "twice", "plain", "top_k")[seed % 4]
+def live(tmp_path, seed, undisturbed, kind="", **settings):
+    kind = kind or ("plain", "twice", "plain", "top_k")[seed % 4]
     folder = tmp_path / str(seed)
     folder.mkdir()
     world = Deployment(app_of(kind), NODES, seed=seed, scratch=folder, **settings)
@@ -97,6 +99,11 @@ BATCHES = [
 def test_whatever_happens_the_bits_are_those_of_the_simulation(tmp_path, batch, undisturbed):
     for seed in range(batch * BATCH, batch * BATCH + BATCH):
         live(tmp_path, seed, undisturbed)
+
+
+def test_so_are_they_where_all_clients_answer_alike(tmp_path, undisturbed):
+    for seed in range(40):
+        live(tmp_path, seed, undisturbed, "alike")
 
 
 @pytest.mark.parametrize("batch", range(5))

@@ -33,7 +33,7 @@ class Party:
     def give_below(self, peer, run, sha):
         return self.blob
 
-    def take(self, run, sha, data):
+    def take(self, run, sha, data, giver):
         self.told.append(data)
 
     def parted(self):
@@ -115,10 +115,10 @@ def test_a_transfer_waits_until_the_sender_has_the_blob(world):
 
 def test_a_station_is_told_of_a_blob_that_is_gone(world):
     world.network.plug(world.wire)
-    world.wire.transfers.append((True, "r", BLOB))
+    world.wire.transfers.append((True, "r", BLOB, "node a"))
     world.end.blob = GoneBlob("let go of")
     world.act()
-    assert world.station.told == [NotFetched("r", BLOB.sha256, "let go of")]
+    assert world.station.told == [NotFetched("r", BLOB.sha256, "let go of", "node a")]
 
 
 def test_a_transfer_that_breaks_breaks_the_connection(tmp_path):

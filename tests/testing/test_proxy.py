@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from collections.abc import Awaitable, Callable
 
 import pytest
+from tests.conftest import PATIENCE
 
 from umbel.testing import Proxy
 
@@ -91,3 +94,24 @@ def test_it_cuts_after_so_many_bytes_once() -> None:
         writer.close()
 
     with_echo(test)
+
+
+def test_a_reset_at_its_far_end_is_one_at_its_near_end() -> None:
+    async def main() -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readexactly(1)
+            linger = struct.pack("ii", 1, 0)
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            writer.transport.abort()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        async with asyncio.timeout(PATIENCE), Proxy(f"127.0.0.1:{server.sockets[0].getsockname()[1]}") as proxy:
+            reader, writer = await opened(proxy)
+            writer.write(b"x")
+            with pytest.raises(ConnectionResetError):
+                await reader.read()
+            writer.close()
+        server.close()
+        await server.wait_closed()
+
+    asyncio.run(main())

@@ -24,7 +24,7 @@ class NodeAnswers:
         self, store: Store, nodes: Nodes, out: Outbox, has: Callable[[bytes, str], bool], largest: Callable[[str], int]
     ) -> None:
         self._store, self._nodes, self._out, self._has, self._largest = store, nodes, out, has, largest
-        self._arriving: dict[tuple[str, bytes], list[tuple[int, str]]] = {}
+        self._arriving: dict[tuple[str, bytes, str], list[tuple[int, str]]] = {}
         self.count = 0
 
     # What nodes say
@@ -70,13 +70,13 @@ class NodeAnswers:
 
     def fetched(self, run: RunEntry, event: Fetched | NotFetched) -> None:
         """A blob is here; or it is not to be had: then it is as if nothing had come, and the node says it again."""
-        for id, name in self._arriving.pop((run.id, event.sha), []):
+        for id, name in self._arriving.pop((run.id, event.sha, event.giver), []):
             ask = run.asks.get(id)
             answer = ask.answers.get(name) if ask is not None else None
             if ask is None or answer is None or answer.complete or ledger.sha_of(answer) != event.sha:
                 continue
             wanted = all(t in ask.tasks and ask.tasks[t].answer is None for t in answer.tasks)
-            if wanted and isinstance(event, Fetched) and self._has(event.sha, node_giver(answer.node)):
+            if wanted and isinstance(event, Fetched) and self._has(event.sha, event.giver):
                 self._keep(run, ask, answer)
             else:
                 del ask.answers[name]
@@ -88,7 +88,7 @@ class NodeAnswers:
                 self._forget_arriving(run, ask, answer)
 
     def _forget_arriving(self, run: RunEntry, ask: AskEntry, answer: AnswerEntry) -> None:
-        key = (run.id, ledger.sha_of(answer))
+        key = (run.id, ledger.sha_of(answer), node_giver(answer.node))
         left = [each for each in self._arriving.pop(key, []) if each != (ask.spec.ask, answer.id)]
         if left:
             self._arriving[key] = left
@@ -111,7 +111,7 @@ class NodeAnswers:
                 if before.peer == node.peer and ledger.attempt_of(before) >= ledger.attempt_of(answer):
                     raise ProtocolError(f"another answer to {answer.id} is on its way", m.CODE_OUT_OF_ORDER)
                 self._forget_arriving(run, ask, before)
-            waiting = self._arriving.setdefault((run.id, payload.blob.sha256), [])
+            waiting = self._arriving.setdefault((run.id, payload.blob.sha256, node_giver(node.id)), [])
             if (ask.spec.ask, answer.id) not in waiting:
                 waiting.append((ask.spec.ask, answer.id))
             ask.answers[answer.id] = answer

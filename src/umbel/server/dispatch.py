@@ -122,13 +122,13 @@ class Dispatch:
         except ConnectionLost:
             return False  # it is fetched again when whoever has it says so again
         except (Refused, CorruptFile, ProtocolError) as error:
-            self.tell(NotFetched(fetch.run, fetch.blob.sha256, error.message))
+            self.tell(NotFetched(fetch.run, fetch.blob.sha256, error.message, fetch.giver))
             return False
         except StorageError as error:
             self._problems[key] = f"what nodes and runs send cannot be written: {error.message}"
             _LOG.error("%s; trying again", error.message)
             return True
-        self.tell(Fetched(fetch.run, fetch.blob.sha256))
+        self.tell(Fetched(fetch.run, fetch.blob.sha256, fetch.giver))
         return False
 
     async def _follow_no_more(self, run: str) -> None:

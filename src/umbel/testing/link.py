@@ -70,7 +70,7 @@ class RunLink(Link, WireEnd):
             raise GoneBlob("the run has let go of it")
         return self._blobs[sha]
 
-    def take(self, run: str, sha: bytes, data: bytes) -> None:
+    def take(self, run: str, sha: bytes, data: bytes, giver: str) -> None:
         self._blobs[sha] = data
         self._inbox.append(Arrived(sha, self._blobs.file(sha)))
 

@@ -59,8 +59,8 @@ class WireEnd(Protocol):
     def give(self, run: str, sha: bytes) -> bytes | None:
         """A blob for the station, None for one that is not there yet or may not be given yet. Raises `GoneBlob`."""
 
-    def take(self, run: str, sha: bytes, data: bytes) -> None:
-        """A blob has come from the station."""
+    def take(self, run: str, sha: bytes, data: bytes, giver: str) -> None:
+        """A blob has come, in somebody's name."""
 
     def parted(self) -> None:
         """The wire was cut."""
@@ -71,7 +71,8 @@ class Wire:
     """What connects somebody to a station, again and again: what is on its way up, to the station, and down.
 
     `peer` is what the station calls the connection, empty while it is cut; `back_at` from when on there can be another,
-    `served` for how many seconds there was one. `transfers` are blobs, each of a run, and whether it goes up.
+    `served` for how many seconds there was one. `transfers` are blobs, each of a run, whether it goes up, and
+    in whose name it comes.
     """
 
     name: str
@@ -82,17 +83,17 @@ class Wire:
     served: float = 0.0
     up: deque[bytes] = field(default_factory=deque)
     down: deque[bytes] = field(default_factory=deque)
-    transfers: list[tuple[bool, str, m.Blob]] = field(default_factory=list)
+    transfers: list[tuple[bool, str, m.Blob, str]] = field(default_factory=list)
 
     def send(self, message: m.Message) -> None:
         """Send a message up; it is lost where the wire is cut."""
         if self.peer:
             self.up.append(message.SerializeToString())
 
-    def fetch(self, run: str, blob: m.Blob) -> None:
+    def fetch(self, run: str, blob: m.Blob, giver: str = "") -> None:
         """Have a blob sent down."""
         if self.peer:
-            self.transfers.append((False, run, blob))
+            self.transfers.append((False, run, blob, giver))
 
 
 class Network:
@@ -165,17 +166,17 @@ class Network:
 
     def _transfer(self, wire: Wire) -> None:
         """A blob crosses, or the transfer breaks, which breaks the connection."""
-        up, run, blob = transfer = wire.transfers.pop(self.chance.below(len(wire.transfers)))
+        up, run, blob, giver = transfer = wire.transfers.pop(self.chance.below(len(wire.transfers)))
         if self.chance.breaks_transfer():
             self.cut(wire)
             return
         try:
             data = wire.end.give(run, blob.sha256) if up else wire.to.give_below(wire.peer, run, blob.sha256)
         except GoneBlob as error:
-            wire.to.tell(NotFetched(run, blob.sha256, str(error)))
+            wire.to.tell(NotFetched(run, blob.sha256, str(error), giver))
             return
         if data is None:
             wire.transfers.append(transfer)  # it waits until the sender has it, and may give it
             self.advance(0.01)
         else:
-            (wire.to if up else wire.end).take(run, blob.sha256, data)
+            (wire.to if up else wire.end).take(run, blob.sha256, data, giver)

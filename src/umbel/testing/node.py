@@ -207,7 +207,7 @@ class SimulatedNode(WireEnd):
     def give(self, run: str, sha: bytes) -> bytes | None:
         return self.blobs.get(sha)
 
-    def take(self, run: str, sha: bytes, data: bytes) -> None:
+    def take(self, run: str, sha: bytes, data: bytes, giver: str) -> None:
         self.blobs[sha] = data
         self._tell(Fetched(run, sha))
 

@@ -108,7 +108,7 @@ class Proxy:
             task.add_done_callback(self._tasks.discard)
 
     async def _pass(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-        with suppress(OSError):
+        try:
             while data := await source.read(PIECE):
                 while data and sink in self._writers:
                     size = await self._room(len(data), sink)
@@ -120,6 +120,8 @@ class Proxy:
                     if self._cut_at is not None and self.passed >= self._cut_at:
                         self.cut()
             sink.close()
+        except OSError:
+            _reset(sink)  # as who sent it was: what nobody passes on is not to look like silence
 
     async def _room(self, wanted: int, sink: asyncio.StreamWriter) -> int:
         """How many bytes may pass now; they are counted as passed."""

@@ -27,6 +27,7 @@ class Station(WireEnd):
         self.name = name
         self.store = store
         self.blobs = HeldBlobs(network.folder)
+        self._given: set[tuple[bytes, str]] = set()
         self._network = network
         self._wire = network.wire(f"node {name}", above, self) if above is not None else None
         self._router: Router | None = None
@@ -49,7 +50,7 @@ class Station(WireEnd):
 
     def start(self) -> None:
         """Be up, with what is on disk."""
-        self._router = Router(self.store, lambda sha, giver: sha in self.blobs)
+        self._router = Router(self.store, lambda sha, giver: (sha, giver) in self._given)
         if self.is_relay:
             self._relaying = Relaying(self.store, self._router.nodes.clients())
 
@@ -121,9 +122,10 @@ class Station(WireEnd):
         allowed = self._relaying is None or self._relaying.may_read(run, sha)
         return self.blobs.get(sha) if allowed else None
 
-    def take(self, run: str, sha: bytes, data: bytes) -> None:
+    def take(self, run: str, sha: bytes, data: bytes, giver: str) -> None:
         self.blobs[sha] = data
-        self.tell(Fetched(run, sha))
+        self._given.add((sha, giver))
+        self.tell(Fetched(run, sha, giver))
 
     def hear(self, message: m.Message) -> None:
         self.tell(servers.Asked(message))
@@ -155,9 +157,9 @@ class Station(WireEnd):
             self._network.cut(self._network.wires.get(effect.peer))
         elif isinstance(effect, servers.Fetch):
             if self._wire is not None and effect.peer.startswith("relay "):
-                self._wire.fetch(effect.run, effect.blob)
+                self._wire.fetch(effect.run, effect.blob, effect.giver)
             elif (wire := self._network.wires.get(effect.peer)) is not None:
-                wire.transfers.append((True, effect.run, effect.blob))
+                wire.transfers.append((True, effect.run, effect.blob, effect.giver))
 
     def _relayed(self, effect: servers.RelayEffect) -> None:
         """Do what the machine of a relay says."""

@@ -28,16 +28,20 @@ def most_of_answer(most_bytes: int, *, partial: bool) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """Event: a blob is complete on this side; told at once where it was there already."""
+    """Event: a blob is complete on this side, brought by its `giver`; told at once where it was there already."""
 
     run: str
     sha: bytes
+    giver: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class NotFetched:
-    """Event: a blob is not to be had: the other side says so, or the disk is full. Not for a connection that broke."""
+    """Event: a blob is not to be had of its `giver`: the other side says so, or the disk is full. Not for a connection
+    that broke.
+    """
 
     run: str
     sha: bytes
     reason: str
+    giver: str = ""
