@@ -659,7 +659,7 @@ def bodies() -> dict[str, Any]:
         m.Result(**place, done=done),
         m.Partial(run=RUN, ask=3, receipts=[receipt], partial=m.Payload(inline=b"\4")),
         m.Alive(run=RUN, tasks=["3.17"]),
-        m.Ack(run=RUN, tasks=["3.17"]),
+        m.Ack(run=RUN, tasks=["3.17"], attempt=1, failed=True),
         m.Hosted(clients=["17", "clinic-7"]),
         m.Members(run=RUN, members=[member]),
         m.Notice(text="client 4 is hosted by another node"),
@@ -971,18 +971,19 @@ def task_vectors() -> dict[str, Any]:
     _greet(talk, 2)
     talk.say("node", "what is not acknowledged, again", result)
     talk.say("server", "the run, in each session anew", spec)
-    talk.say("server", "the result is stored", m.Ack(run=RUN, tasks=[task.task]))
+    talk.say("server", "the result is stored", m.Ack(run=RUN, tasks=[task.task], attempt=task.attempt))
     talk.say("node", "it takes part, in each session anew", m.RunAnswer(run=RUN, ready=True))
     talk.say("server", "a duplicate", ask, task)
     talk.say("node", "the same answer, not done again", result)
-    talk.say("server", "stored before", m.Ack(run=RUN, tasks=[task.task]))
+    talk.say("server", "stored before", m.Ack(run=RUN, tasks=[task.task], attempt=task.attempt))
     other = m.AskSpec()
     other.CopyFrom(ask)
     other.digest = hashlib.sha256(b"another ask").digest()
     talk.say("server", "the ask is over", m.CloseAsk(run=RUN, ask=3))
     talk.say("server", "another ask by the same number", other, task)
     talk.say("node", "answered once, never otherwise", _refusal(task))
-    talk.say("server", "that is stored, too", m.Ack(run=RUN, tasks=[task.task]))
+    refused = m.Ack(run=RUN, tasks=[task.task], attempt=task.attempt, failed=True)
+    talk.say("server", "that is stored, too", refused)
     talk.say("server", "the run is over", m.CloseRun(run=RUN, status="finished"))
     talk.note("the node drops all of the run but the record that it is over")
     return {

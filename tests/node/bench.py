@@ -67,8 +67,8 @@ class Bench:
     def failed(self, client="a", ask=1, run="r", attempt=1, retry=True):
         return self(TaskFailed(run, f"{ask}.{client}", attempt, "it died", retry))
 
-    def ack(self, *tasks, run="r"):
-        return self.get(ack=m.Ack(run=run, tasks=tasks))
+    def ack(self, *tasks, run="r", attempt=1, failed=False):
+        return self.get(ack=m.Ack(run=run, tasks=tasks, attempt=attempt, failed=failed))
 
     def reconnect(self):
         self(SessionEnded())

@@ -97,7 +97,7 @@ def test_what_cannot_be_handled_costs_the_run_that_it_is_about(monkeypatch):
 def test_what_cannot_be_handled_and_is_about_no_run_ends_the_session(monkeypatch):
     bench = Bench()
 
-    def fails(self, run, task):
+    def fails(self, ack):
         raise OverflowError("too large")
 
     monkeypatch.setattr(OwedAnswers, "acknowledged", fails)

@@ -207,7 +207,6 @@ class World:
         self.down.clear()
         self.up.clear()
         self.ready.clear()
-        self.acks.clear()
         self.held.clear()
         if self.batch is not None:
             self.batch = (self.batch[0], 0)
@@ -353,7 +352,8 @@ class World:
 
     def result(self, result):
         key = (result.run, result.task)
-        self.acks.append(key)
+        failed = result.HasField("failure")
+        self.acks.append(m.Ack(run=result.run, tasks=[result.task], attempt=result.attempt, failed=failed))
         if result.HasField("done"):
             self.ever_said[key].add(result.done.SerializeToString(deterministic=True))
             assert len(self.ever_said[key]) == 1, f"{key} was answered in two ways"
@@ -373,13 +373,12 @@ class World:
                 self.push(*key, result.attempt + 1)
 
     def acknowledge(self):
-        """Acknowledge in batches that may name a task once for two results."""
+        """Acknowledge a result, in no order, and now and then twice."""
         if self.acks and self.connected:
-            cut = self.random.randint(1, len(self.acks))
-            now, self.acks = self.acks[:cut], self.acks[cut:]
-            for run in sorted({run for run, _ in now}):
-                tasks = list(dict.fromkeys(task for of, task in now if of == run))
-                self.down.append(m.Message(ack=m.Ack(run=run, tasks=tasks)))
+            ack = self.random.choice(self.acks)
+            if self.random.random() < 0.8:
+                self.acks.remove(ack)
+            self.down.append(m.Message(ack=ack))
 
     def deliver(self):
         if self.down:

@@ -279,7 +279,7 @@ async def test_results_are_kept_until_they_are_acknowledged_also_across_a_restar
         assert await server.hear("result") == first
         blob = first.done.update.blob
         assert (await server.exchange.fetch(blob, "r")).stat().st_size == blob.size
-        server.post(ack=m.Ack(run="r", tasks=["1.1"]))
+        server.post(ack=m.Ack(run="r", tasks=["1.1"], attempt=first.attempt))
         await server.connection.close()
         await server.session()
         server.post(run_spec=spec())

@@ -30,7 +30,7 @@ def test_a_result_is_passed_on_at_once_and_acknowledged_when_it_is_on_disk(world
     world.say("a1", result=done_of("0"))
     assert world.said("r1") == [("result", done_of("0"))]
     assert not world.durable("result")
-    assert world.said("a1") == [("ack", m.Ack(run="r", tasks=["0.0"]))]
+    assert world.said("a1") == [("ack", m.Ack(run="r", tasks=["0.0"], attempt=1))]
     assert world.durable("ack")
     assert world.router.ledger.waiting("r") == 0
     assert world.router.answers.count == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable, Collection, Iterable
 
 from ..wire import messages as m
@@ -79,19 +78,13 @@ class NeededBlobs:
 
 
 class OwedAnswers:
-    """The results that the server has not acknowledged, and how often each was said in this session.
-
-    An acknowledgement names a task alone, and a failed attempt and the one after it are results of the same task. The
-    stream keeps order, so each acknowledgement is taken for the result that was said first. Where the server names two
-    results of one task at once, one is said again in the next session: too often, never too seldom.
-    """
+    """The results that the server has not acknowledged."""
 
     def __init__(self, spool: Spool, blobs: NeededBlobs, session: ServerSession) -> None:
         self._spool = spool
         self._blobs = blobs
         self._session = session
         self._kept: dict[tuple[str, str], m.Result] = {}
-        self._said: dict[tuple[str, str], deque[tuple[int, bool]]] = {}
         for data in spool.answers():
             try:
                 self._hold(m.Result.FromString(data))
@@ -137,28 +130,18 @@ class OwedAnswers:
         return True
 
     def say_again(self) -> None:
-        """A session has begun: say all, for what was said in another one is not acknowledged in this."""
-        self.part()
+        """A session has begun: say all."""
         for result in list(self._kept.values()):
             self._say(result, durable=True)
 
-    def part(self) -> None:
-        """The session has ended."""
-        self._said.clear()
-
-    def acknowledged(self, run: str, task: str) -> None:
-        """The server has what was said first of a task; if that is what was kept, it goes."""
-        said = self._said.get((run, task))
-        if not said:
-            return
-        first = said.popleft()
-        if not said:
-            del self._said[run, task]
-        kept = self._kept.get((run, task))
-        if kept is not None and _mark(kept) == first:
-            del self._kept[run, task]
-            self._spool.put(Acknowledged(run, task))
-            self._blobs.drop(run, {f"answer {task}"})
+    def acknowledged(self, ack: m.Ack) -> None:
+        """The server has a result; it goes where it is what is kept, and not an attempt before that."""
+        for task in ack.tasks:
+            kept = self._kept.get((ack.run, task))
+            if kept is not None and (kept.attempt, kept.HasField("failure")) == (ack.attempt, ack.failed):
+                del self._kept[ack.run, task]
+                self._spool.put(Acknowledged(ack.run, task))
+                self._blobs.drop(ack.run, {f"answer {task}"})
 
     def drop(self, run: str, ask: int | None = None) -> None:
         """Forget the answers to a run, or to one ask; not their blobs."""
@@ -175,8 +158,7 @@ class OwedAnswers:
             self._blobs.add(result.run, blob, f"answer {result.task}", here=True)
 
     def _say(self, result: m.Result, *, durable: bool) -> None:
-        if self._session.say(durable=durable, result=result):
-            self._said.setdefault((result.run, result.task), deque()).append(_mark(result))
+        self._session.say(durable=durable, result=result)
 
 
 def outcome(task: m.Task) -> m.Result:
@@ -188,7 +170,3 @@ def _failure(task: m.Task, reason: str, retry: bool) -> m.Result:
     result = outcome(task)
     result.failure.CopyFrom(m.Failure(reason=reason[:REASON_LETTERS], retry=retry))
     return result
-
-
-def _mark(result: m.Result) -> tuple[int, bool]:
-    return result.attempt, result.HasField("done")

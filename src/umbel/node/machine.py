@@ -95,7 +95,6 @@ class NodeMachine:
                 self._connect()
             case SessionEnded():
                 self._session.end()
-                self._answers.part()
             case ServerSaid(message):
                 self._hear(message)
             case Fetched(run, sha):
@@ -183,8 +182,7 @@ class NodeMachine:
             case "close_run":
                 self._close_run(message.close_run)
             case "ack":
-                for task in message.ack.tasks:
-                    self._answers.acknowledged(message.ack.run, task)
+                self._answers.acknowledged(message.ack)
             case "notice":
                 self._do(Note(f"the server says: {message.notice.text}"))
             case None:

@@ -37,11 +37,10 @@ class ServerSession:
         """The session is over."""
         self._open = False
 
-    def say(self, *, durable: bool = False, **body: Any) -> bool:
-        """Say something, and whether it was said; what is `durable` once all that the spool has by now is on disk."""
+    def say(self, *, durable: bool = False, **body: Any) -> None:
+        """Say something, if somebody hears it; what is `durable` once all that the spool has by now is on disk."""
         if self._open:
             self._do(SayToServer(m.Message(**body), durable))
-        return self._open
 
     def moved(self, run: str, *tasks: str) -> None:
         """These tasks, or what they need or came to, have made progress."""

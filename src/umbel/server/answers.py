@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from ..errors import ProtocolError
 from ..store.records import Store
@@ -35,9 +35,9 @@ class NodeAnswers:
         task = ask.tasks.get(body.task) if ask is not None else None
         if ask is None or task is None or task.node != node.id:
             if _is_over(run, body.ask, body.task):
-                self._acknowledge(node, run, [body.task])
+                self._acknowledge(node, body)
         elif task.answer is not None or (body.attempt < task.message.attempt and body.HasField("failure")):
-            self._acknowledge(node, run, [body.task])
+            self._acknowledge(node, body)
         else:
             self._take(node, run, ask, AnswerEntry(body.task, m.Message(result=body), (body.task,), node.id))
 
@@ -47,12 +47,12 @@ class NodeAnswers:
         ids = [receipt.task for receipt in body.receipts]
         if ask is None:
             if _is_over(run, body.ask, ids[0]):
-                self._acknowledge(node, run, ids)
+                self._acknowledge(node, body)
             return
         wrong = [id for id in ids if id not in ask.tasks or ask.tasks[id].node != node.id or ask.tasks[id].answer]
         here = {ask.tasks[id].answer for id in ids if id in ask.tasks}
         if len(here) == 1 and (same := ask.answers.get(next(iter(here)) or "")) and set(same.tasks) == set(ids):
-            self._acknowledge(node, run, ids)
+            self._acknowledge(node, body)
         elif wrong:
             self._out.say(node.peer, refold=m.Refold(run=run.id, ask=body.ask, without=wrong))
         else:
@@ -101,7 +101,7 @@ class NodeAnswers:
         if reason := fields.too_large(answer, ask.spec, self._largest("node")):
             for id in answer.tasks:
                 self.fail(run, ask, ask.tasks[id], f"client {ask.tasks[id].message.client}: {reason}")
-            self._acknowledge(node, run, answer.tasks)
+            self._acknowledge(node, answer.body)
         elif payload is None or not payload.HasField("blob") or self._has(payload.blob.sha256, node_giver(node.id)):
             self._keep(run, ask, answer)
         else:
@@ -132,7 +132,7 @@ class NodeAnswers:
             self._nodes.settle(task)
             self._store.put("tasks", {"run": run.id, "task": id, "answer": answer.id})
         self.pass_on(run, answer)
-        self._acknowledge(self._nodes.by_id.get(answer.node), run, answer.tasks)
+        self._acknowledge(self._nodes.by_id.get(answer.node), answer.body)
 
     def _put(self, run: RunEntry, ask: AskEntry, answer: AnswerEntry) -> None:
         ask.answers[answer.id] = answer
@@ -156,9 +156,14 @@ class NodeAnswers:
         if run.peer is not None:
             self._out.effects.append(Say(run.peer, answer.message))
 
-    def _acknowledge(self, node: NodeEntry | None, run: RunEntry, tasks: Iterable[str]) -> None:
-        if node is not None:
-            self._out.say(node.peer, durable=True, ack=m.Ack(run=run.id, tasks=list(tasks)))
+    def _acknowledge(self, node: NodeEntry | None, body: m.Result | m.Partial) -> None:
+        if node is None:
+            return
+        if isinstance(body, m.Result):
+            ack = m.Ack(run=body.run, tasks=[body.task], attempt=body.attempt, failed=body.HasField("failure"))
+        else:
+            ack = m.Ack(run=body.run, tasks=[receipt.task for receipt in body.receipts])
+        self._out.say(node.peer, durable=True, ack=ack)
 
     # What is not wanted
 

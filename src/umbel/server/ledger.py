@@ -100,6 +100,11 @@ class AnswerEntry:
     complete: bool = True
     peer: str | None = None
 
+    @property
+    def body(self) -> m.Result | m.Partial:
+        """What was said."""
+        return self.message.result if self.message.HasField("result") else self.message.partial
+
 
 @dataclass(slots=True)
 class AskEntry:

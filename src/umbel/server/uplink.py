@@ -136,9 +136,9 @@ class BundledAnswers:
         return {task for bundle in self._bundles.values() for task in bundle.tasks}
 
     def acknowledged(self, tasks: set[str]) -> None:
-        """The server above has the answers to these tasks."""
+        """The server above has a partial of just these tasks."""
         for number, bundle in list(self._bundles.items()):
-            if bundle.message is not None and bundle.tasks <= tasks:
+            if bundle.message is not None and bundle.tasks == tasks:
                 self._forget(number)
 
     def take_out(self, tasks: Collection[str]) -> list[m.Message]:

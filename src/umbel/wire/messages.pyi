@@ -1387,24 +1387,32 @@ class Ack(_message.Message):
 
     RUN_FIELD_NUMBER: _builtins.int
     TASKS_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     run: _builtins.str
+    attempt: _builtins.int
+    """of the Result"""
+    failed: _builtins.bool
+    """whether the Result is a failure"""
     epoch: _builtins.int
     """of the server, as in Welcome; 0: as before"""
     @_builtins.property
     def tasks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """the answers to these are stored"""
+        """the answer to these is stored: a Result to the one, or a Partial to all"""
 
     def __init__(
         self,
         *,
         run: _builtins.str = ...,
         tasks: _abc.Iterable[_builtins.str] | None = ...,
+        attempt: _builtins.int = ...,
+        failed: _builtins.bool = ...,
         epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "run", b"run", "tasks", b"tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "epoch", b"epoch", "failed", b"failed", "run", b"run", "tasks", b"tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
