@@ -11,13 +11,13 @@ from contextlib import closing
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tests.conftest import PATIENCE
-from tests.server.serving import ASK, Office, asked, office, play, task_of
+from tests.server.serving import ASK, Office, asked, done_of, office, play, task_of
 
 from umbel.errors import ConnectionLost, Refused
 from umbel.server import connections
 from umbel.server import service as services
 from umbel.server.settings import ServerSettings
-from umbel.transport import budget, grpc
+from umbel.transport import grpc
 from umbel.transport.connection import Connection
 from umbel.trust import audit
 from umbel.trust.authority import root_certificate
@@ -69,28 +69,44 @@ def test_a_spec_that_is_too_large_harms_nobody_else(tmp_path):
     play(act, tmp_path)
 
 
-def test_who_says_too_much_is_not_read_for_a_while_and_others_are(tmp_path, monkeypatch):
+def test_who_says_much_unasked_is_read_by_turns_and_others_are_read(tmp_path):
     async def act(here):
         node, run = await here.ready("0")
-        monkeypatch.setattr(budget, "PEER_WORK", 1000)
-        (mine,) = [peer for peer in here.service.connections.peers.values() if peer.identity.role == m.ROLE_NODE]
-        now = [0.0]
-        mine.connection.budget = budget.Budget(lambda: now[0])
-        monkeypatch.setattr(budget, "PEER_BURST", 50)
-        mine.connection.budget._work = 50.0
-        for _ in range(500):
-            node.say(alive=m.Alive(run="r"))
-        while mine.connection.budget.pause < 0.4:
-            await asyncio.sleep(0)
+        peers = here.service.connections.peers.values()
+        (mine,) = [peer for peer in peers if peer.identity.role == m.ROLE_NODE]
+        assert [peer.connection.budget for peer in peers if peer is not mine] == [None], "a run drives the server"
+        mine.connection.budget.spend(0.01)
+        mine.connection.budget._turns.take(1e6)  # as by many others
+        node.say(alive=m.Alive(run="r"))  # it is being read
+        node.say(alive=m.Alive(run="r"))
+        await run.settled()
+        await run.settled()
         seen = mine.connection.received.frames
         node.say(alive=m.Alive(run="r"))
-        await run.settled()  # others are heard meanwhile
+        await run.settled()
         await run.settled()
         assert mine.connection.received.frames == seen
-        now[0] = 10.0
-        await node.settled()
         assert node.end is None
-        assert mine.connection.received.frames > seen
+
+    play(act, tmp_path)
+
+
+def test_answers_that_were_asked_for_are_no_work_of_the_nodes(tmp_path):
+    async def act(here):
+        node, run = await here.ready("0")
+        (budget,) = [p.connection.budget for p in here.service.connections.peers.values() if p.connection.budget]
+        spent = []
+        budget.spend = spent.append
+        run.say(ask_spec=ASK)
+        run.say(task=task_of("0"))
+        await node.hears("task")
+        spent.clear()
+        node.say(result=done_of("0"))
+        await node.hears("ack")
+        assert (spent, budget.asked) == ([], 0)
+        node.say(result=done_of("0"))
+        await node.hears("ack", 2)
+        assert max(spent) > 0.0
 
     play(act, tmp_path)
 

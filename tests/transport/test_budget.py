@@ -1,34 +1,112 @@
-"""A peer has a burst and a rate; beyond these it pauses for as long as it takes to make up for it."""
+"""Who has a server do much unasked takes turns, in a bounded share of its time; who does not is always heard."""
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from umbel.transport.budget import Budget
-from umbel.wire.limits import PEER_BURST, PEER_BURST_BYTES, PEER_BYTES, PEER_WORK
-
-
-def test_who_is_beyond_its_burst_pauses_until_it_has_made_up_for_it() -> None:
-    now = [5.0]
-    budget = Budget(lambda: now[0])
-    budget.spend(PEER_BURST)
-    assert budget.pause == 0.0
-    budget.spend(PEER_WORK / 2)
-    assert budget.pause == pytest.approx(0.5)
-    now[0] += 0.25
-    assert budget.pause == pytest.approx(0.25)
-    now[0] += 0.25
-    assert budget.pause == pytest.approx(0.0)
-    budget.spend(1, PEER_BURST_BYTES + PEER_BYTES)
-    now[0] += 0.5
-    assert budget.pause == pytest.approx(0.5)
+from umbel.transport.budget import FREE, Turns
+from umbel.wire.limits import TURNS_PERCENT
 
 
-def test_nobody_saves_up_more_than_a_burst_and_a_clock_that_goes_back_gives_nothing() -> None:
-    now = [0.0]
-    budget = Budget(lambda: now[0])
-    now[0] = 1e9
-    budget.spend(PEER_BURST + PEER_WORK)
-    assert budget.pause == pytest.approx(1.0)
-    now[0] = 0.0
-    assert budget.pause == pytest.approx(1.0)
+class Clock:
+    def __init__(self) -> None:
+        self.now = 5.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_who_causes_little_work_is_always_heard() -> None:
+    clock = Clock()
+    budget = Turns(clock).budget("a")
+    for _ in range(1000):
+        budget.spend(FREE / 4)
+        assert budget.turn() <= clock()
+        clock.now += 0.5
+
+
+def test_who_causes_much_waits_until_others_had_time_and_is_forgiven() -> None:
+    clock = Clock()
+    turns = Turns(clock)
+    budget = turns.budget("a")
+    budget.spend(0.01)
+    assert budget.turn() == 5.0, "nobody waits before it"
+    assert budget.turn() < 5.0, "nothing was done since"
+    again = turns.budget("a")
+    again.spend(1e-6)
+    assert again.turn() == pytest.approx(5.0 + 0.01 * 100 / TURNS_PERCENT), "also over another connection"
+    other = turns.budget("b")
+    other.spend(FREE)
+    assert other.turn() < 5.0, "who has done little waits for nobody"
+    clock.now += 0.02 / FREE
+    budget.spend(1e-6)
+    assert budget.turn() < clock()
+
+
+@given(st.lists(st.floats(0.0005, 0.05), min_size=2, max_size=60))
+def test_all_who_take_turns_have_a_share_of_the_time(works: list[float]) -> None:
+    """However many there are, each a peer of its own."""
+    clock = Clock()
+    turns = Turns(clock)
+    ends = []
+    for number, work in enumerate(works):
+        budget = turns.budget(str(number))
+        budget.spend(work)
+        ends.append(budget.turn())
+    assert ends == sorted(ends)
+    assert sum(works[:-1]) <= (ends[-1] - 5.0) * TURNS_PERCENT / 100 + 1e-9
+
+
+def test_the_work_of_a_coroutine_is_that_of_its_own_steps() -> None:
+    clock, worked = Clock(), [0.0]
+    budget = Turns(clock, lambda: worked[0]).budget("a")
+    ended = []
+
+    async def work(result: str) -> str:
+        worked[0] += 0.25
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            worked[0] += 1.0
+            raise
+        finally:
+            ended.append(result)
+        worked[0] += 0.5
+        return result
+
+    async def main() -> None:
+        doing = asyncio.create_task(budget.spent(work, "done"))
+        await asyncio.sleep(0)
+        worked[0] += 100.0  # of others
+        assert await doing == "done"
+        assert budget._since == pytest.approx(0.75)
+        doing = asyncio.create_task(budget.spent(work, "cancelled"))
+        await asyncio.sleep(0)
+        doing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await doing
+        assert budget._since == pytest.approx(2.0)
+
+        async def fails() -> None:
+            raise ValueError("as it is")
+
+        with pytest.raises(ValueError, match="as it is"):
+            await budget.spent(fails)
+
+    asyncio.run(main())
+    assert ended == ["done", "cancelled"]
+
+
+def test_answers_are_asked_for_once() -> None:
+    budget = Turns(Clock()).budget("a")
+    assert not budget.was_asked(1)
+    budget.asked += 3
+    assert not budget.was_asked(0), "it answers nothing"
+    assert budget.was_asked(2)
+    assert not budget.was_asked(2)
+    assert budget.was_asked(1)
+    assert budget.asked == 0

@@ -17,7 +17,7 @@ from umbel.server import fields
 from umbel.server.feeds import Feeds, _Follower
 from umbel.server.signals import Drop
 from umbel.transport import frames
-from umbel.transport.budget import Budget
+from umbel.transport.budget import Turns
 from umbel.wire import limits
 from umbel.wire import messages as m
 from umbel.wire.limits import LIMITS
@@ -132,15 +132,21 @@ def waits(size: int) -> bool:
     return not follower.behind
 
 
-def spent(work: float, size: float, seconds: float = 0.0) -> bool:
-    """Whether a peer is read on that has had so much done since it had used up all, so many seconds ago."""
+def free(microseconds: int) -> bool:
+    """Whether a peer is heard at once that has had so much done at once, though another takes its turn just now."""
     now = [0.0]
-    budget = Budget(lambda: now[0])
-    if seconds:
-        budget.spend(limits.PEER_BURST, limits.PEER_BURST_BYTES)
-        now[0] = seconds
-    budget.spend(work, int(size))
-    return not budget.pause
+    turns = Turns(lambda: now[0])
+    turns.take(1.0)
+    budget = turns.budget("a")
+    budget.spend(microseconds / 1e6)
+    return budget.turn() <= 0.0
+
+
+def share(percent: int) -> bool:
+    """Whether peers that take turns have so much of the time between."""
+    turns = Turns(lambda: 0.0)
+    first, second = turns.take(1.0), turns.take(1.0)
+    return 100 / (second - first) >= percent
 
 
 def taken(kind: str, body: Any) -> bool:
@@ -163,10 +169,8 @@ PROBES: dict[str, Callable[..., bool]] = {
     "NAME_BYTES": lambda n: a_message(hosted=m.Hosted(clients=["x" * n])),
     "FRAME_MESSAGES": messages,
     "JSON_DEPTH": deep,
-    "PEER_WORK": lambda n: spent(n, 0, 1.0),
-    "PEER_BURST": lambda n: spent(n, 0),
-    "PEER_BYTES": lambda n: spent(0, n, 1.0),
-    "PEER_BURST_BYTES": lambda n: spent(0, n),
+    "PEER_MICROSECONDS": free,
+    "TURNS_PERCENT": share,
     "NODE_CLIENTS": lambda n: taken("hosted", m.Hosted(clients=names(n))),
     "ALIVE_TASKS": lambda n: all(
         [taken("alive", m.Alive(tasks=names(n))), taken("run_answer", m.RunAnswer(clients=names(n)))]

@@ -61,9 +61,17 @@ class NodeAnswers:
 
     def alive(self, node: NodeEntry, run: RunEntry, body: m.Alive) -> None:
         """A node is at these tasks still."""
-        if over := [id for id in body.tasks if _is_over(run, ledger.ask_of(id), id)]:
+        over, mine = [], []
+        for id in body.tasks:
+            number = ledger.ask_of(id)
+            known = run.asks.get(number)
+            if known is not None and id in known.tasks:
+                mine.append(id)
+            elif _is_over(run, number, id):
+                over.append(id)
+        if over:
             self._out.say(node.peer, cancel=m.Cancel(run=run.id, tasks=over))
-        if mine := [id for id in body.tasks if (ask := run.asks.get(ledger.ask_of(id))) and id in ask.tasks]:
+        if mine:
             self._out.say(run.peer, alive=m.Alive(run=run.id, tasks=mine))
 
     # Blobs that are on their way

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import aclosing
 
 from ..errors import PeerError, ProtocolError, Refused
-from ..transport.budget import Budget
+from ..transport.budget import Budget, Turns
 from ..transport.connection import Connection
 from ..transport.exchange import Exchange, Room
 from ..transport.handshake import Handshakes, Identity, accept
@@ -81,6 +82,8 @@ class PeerConnection:
 
     def say(self, message: m.Message) -> None:
         """Send a message; one that no frame can hold is lost."""
+        if self.connection.budget is not None:
+            self.connection.budget.asked += message.HasField("task")
         if message.HasField("ack"):
             message.ack.epoch = self._around.epoch.number
         try:
@@ -107,6 +110,7 @@ class Connections:
         self._desk = desk
         self._greeting = greeting
         self.peers: dict[str, PeerConnection] = {}
+        self._turns = Turns()
         self._numbers = 0
         self._handshakes = Handshakes()
         self._frames = [0, 0]
@@ -211,19 +215,25 @@ class Connections:
 
     async def _hear(self, peer: PeerConnection) -> None:
         identity, connection = peer.identity, peer.connection
-        connection.budget = Budget(connection.clock)
+        budget = connection.budget = None if identity.role == m.ROLE_RUN else self._turns.budget(identity.id)
         level = logging.DEBUG if identity.role == m.ROLE_OPERATOR else logging.INFO  # each command connects
         _LOG.log(level, "%s has connected from %s", peer.id, connection.peer)
         try:
-            if identity.role == m.ROLE_OPERATOR:
-                await self._hear_operator(peer)
+            if identity.role == m.ROLE_OPERATOR and budget is not None:
+                await self._answer_requests(peer, budget)
             else:
                 role, clients = roles.NAMES[identity.role], tuple(identity.hello.clients)
+                began = time.thread_time()
                 self._around.tell(Connected(peer.id, role, identity.id, identity.name, clients, identity.relay))
+                if budget is not None:
+                    budget.spend(time.thread_time() - began)
                 while True:
-                    for number, message in enumerate(await connection.receive(), 1):
+                    batch = await connection.receive()
+                    for number, message in enumerate(batch, 1):
+                        began = time.thread_time()
                         self._around.tell(Received(peer.id, message))
-                        connection.budget.spend(fields.work(message) - 1)
+                        if budget is not None and not budget.was_asked(fields.answers(message)):
+                            budget.spend(time.thread_time() - began + connection.read_seconds / len(batch))
                         if number % SLICE == 0:
                             await asyncio.sleep(0)
         except PeerError as error:
@@ -241,7 +251,7 @@ class Connections:
             await connection.close()
             self._around.let_go()
 
-    async def _hear_operator(self, peer: PeerConnection) -> None:
+    async def _answer_requests(self, peer: PeerConnection, budget: Budget) -> None:
         answering: set[asyncio.Task[None]] = set()
         try:
             async for message in peer.connection.messages():
@@ -252,7 +262,7 @@ class Connections:
                     peer.connection.post(m.Message(response=busy))
                     continue
                 peer.answering += 1
-                task = self._around.begin(self._answer(peer, message.request))
+                task = self._around.begin(budget.spent(self._answer, peer, message.request))
                 if not self._desk.lasts(message.request):
                     answering.add(task)
                     task.add_done_callback(answering.discard)
@@ -267,6 +277,7 @@ class Connections:
                 while (response := await anext(responses, None)) is not None:
                     peer.connection.post(m.Message(response=response))
                     await peer.connection.taken(ANSWER_WAITING_BYTES)
+                    await peer.connection.turn()
         finally:
             peer.answering -= 1
         self._around.commits.soon()

@@ -33,10 +33,10 @@ _LISTS: dict[str, tuple[tuple[str, int], ...]] = {
 _PARTS = {"run_spec": ("contract", "config", "clients"), "ask_spec": ("fold", "transforms")}
 
 
-def work(message: m.Message) -> float:
-    """How much work a message is: one, and one more for ten in its list."""
-    kind = message.WhichOneof("body") or ""
-    return 1.0 + sum(len(getattr(getattr(message, kind), name)) for name, _ in _LISTS.get(kind, ())) / 10
+def answers(message: m.Message) -> int:
+    """How many tasks a message answers."""
+    kind = message.WhichOneof("body")
+    return len(message.partial.receipts) if kind == "partial" else int(kind == "result")
 
 
 def _bytes(part: Any) -> int:

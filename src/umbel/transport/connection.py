@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -51,8 +52,9 @@ class Connection:
 
     - `limits`: what frames from the peer are held to, and its `idle_seconds`; the handshake sets them.
     - `allowed`: the names of bodies that the peer may send now, None for any; `forbidden` is the code for others.
-    - `on_blob`: takes the messages about blobs (an `Exchange` sets it).
-    - `budget`: what the peer may have this side do; while that is used up it is not read.
+    - `on_blob`: takes the messages about blobs (an `Exchange` sets it), and says whether that was asked for.
+    - `read_seconds`: how much work the last frame was to read, where there is a budget.
+    - `budget`: what the peer may have this side do unasked, before it is read by turns.
     - `on_close`: called once each when the connection is over, with what `receive` raises.
     - `sent`, `received`: traffic so far; `progressed`: the time of the last frame that came.
     - `raw`: while `keeps_raw`, the bytes of that frame.
@@ -71,11 +73,12 @@ class Connection:
         self.limits = limits if limits is not None else frames.standard_limits()
         self.allowed: frozenset[str] | None = None
         self.forbidden = m.CODE_NOT_ALLOWED
-        self.on_blob: Callable[[m.Message], None] | None = None
+        self.on_blob: Callable[[m.Message], bool] | None = None
         self.budget: Budget | None = None
         self.on_close: list[Callable[[PeerError], None]] = []
         self.sent, self.received = Traffic(), Traffic()
         self.progressed = clock()
+        self.read_seconds = 0.0
         self.keeps_raw = False
         self.raw = b""
         self.queued = 0
@@ -171,8 +174,7 @@ class Connection:
         `ConnectionLost` also where this side has closed.
         """
         while True:
-            while self.budget is not None and self._end is None and (pause := self.budget.pause):
-                await asyncio.sleep(min(pause, LONGEST_PAUSE))
+            await self.turn()
             data = await self._stream.receive() if self._end is None else None
             if self._end is None and data is None:
                 self._finish(ConnectionLost(f"{self.peer} has ended the connection"))
@@ -187,6 +189,12 @@ class Connection:
             if batch:
                 return batch
             await asyncio.sleep(0)  # whoever sends nothing but these must not keep others waiting
+
+    async def turn(self) -> None:
+        """Wait until more may be done for the peer, by its `budget`."""
+        at = self.budget.turn() if self.budget is not None else -math.inf
+        while self._end is None and (pause := at - self.clock()) > 0:
+            await asyncio.sleep(min(pause, LONGEST_PAUSE))
 
     async def close(self, problem: m.Problem | PeerError | None = None) -> None:
         """End the connection: what was posted is still sent, and the `problem` last; chunks are not."""
@@ -223,13 +231,13 @@ class Connection:
 
     def _taken(self, data: bytes) -> list[m.Message]:
         """Check a frame, deal with what is the connection's own, and return the rest."""
+        began = self.budget.timer() if self.budget is not None else 0.0
+        asked = True
         batch = frames.read(data, self.received.frames + 1, self.limits)
         self.received.frames += 1
         self.received.bytes += len(data)
         self.progressed = self.clock()
         self._pinged = False
-        if self.budget is not None:
-            self.budget.spend(len(batch), len(data) if batch[0].WhichOneof("body") != "chunk" else 0)
         if self.keeps_raw:
             self.raw = data
         others: list[m.Message] = []
@@ -242,14 +250,18 @@ class Connection:
             if self.allowed is not None and name not in self.allowed:
                 raise ProtocolError(f"{name!r} may not come now, or from this peer", self.forbidden)
             if name == "ping":
-                self._pong = message.ping.id
+                asked, self._pong = False, message.ping.id
                 self._wake.set()
             elif name in roles.BLOBS:
                 if self.on_blob is None:
                     raise ProtocolError(f"{name!r}, where no blobs are exchanged", m.CODE_NOT_ALLOWED)
-                self.on_blob(message)
+                asked = self.on_blob(message) and asked
             elif name != "pong":
                 others.append(message)
+        if self.budget is not None:
+            self.read_seconds = self.budget.timer() - began
+            if not asked:
+                self.budget.spend(self.read_seconds)
         return others
 
     async def _write(self) -> None:

@@ -254,34 +254,38 @@ class Exchange:
         for task in [*self._fetching.values(), *self._serving.values(), *self._parting.values()]:
             task.cancel()
 
-    def _take(self, message: m.Message) -> None:
-        """What the peer says about blobs. Raises `ProtocolError`."""
+    def _take(self, message: m.Message) -> bool:
+        """What the peer says about blobs, and whether it had reason to. Raises `ProtocolError`."""
         name = message.WhichOneof("body")
         if name == "want":
-            self._wanted(message.want)
-        elif name == "chunk":
-            self._arrived(message.chunk)
-        elif name == "credit":
+            return self._wanted(message.want)
+        if name == "chunk":
+            return self._arrived(message.chunk)
+        if name == "credit":
             if (outgoing := self._outgoing.get(message.credit.sha256)) is not None:
                 outgoing.granted(message.credit.bytes)
-        elif name == "linked":
+            return outgoing is not None
+        if name == "linked":
             if (incoming := self._incoming.get(message.linked.sha256)) is not None:
                 incoming.link()
-        elif name == "unwanted":
-            self._given_up(message.unwanted.sha256, message.unwanted.reason)
+            return incoming is not None
+        return self._given_up(message.unwanted.sha256, message.unwanted.reason)
 
-    def _given_up(self, sha256: bytes, reason: str) -> None:
+    def _given_up(self, sha256: bytes, reason: str) -> bool:
         """An Unwanted with a reason ends a transfer; one without says that nothing more of it will come."""
         if not reason:
             if (abandoned := self._abandoned.pop(sha256, None)) is not None:
                 abandoned.set()
-        elif (incoming := self._incoming.get(sha256)) is not None and incoming.asked:
+            return abandoned is not None
+        if (incoming := self._incoming.get(sha256)) is not None and incoming.asked:
             incoming.fail(Refused(f"a blob is not to be had: {reason}", m.CODE_UNKNOWN))
-        else:
-            if len(self._parting) >= SERVED and sha256 not in self._parting:
-                raise ProtocolError(f"more than {SERVED} blobs are given up at once", m.CODE_BUSY)
-            if sha256 not in self._parting:
-                self._parting[sha256] = asyncio.create_task(self._part(sha256))
+            return True
+        if len(self._parting) >= SERVED and sha256 not in self._parting:
+            raise ProtocolError(f"more than {SERVED} blobs are given up at once", m.CODE_BUSY)
+        serving = sha256 in self._serving
+        if sha256 not in self._parting:
+            self._parting[sha256] = asyncio.create_task(self._part(sha256))
+        return serving
 
     async def _part(self, sha256: bytes) -> None:
         """Send no more of a blob, and say so behind its last chunk, which small messages would overtake."""
@@ -294,7 +298,7 @@ class Exchange:
 
     # What the peer wants.
 
-    def _wanted(self, want: m.Want) -> None:
+    def _wanted(self, want: m.Want) -> bool:
         sha256 = want.blob.sha256
         if len(sha256) != frames.HASH_BYTES or want.offset > want.blob.size:
             raise ProtocolError("a Want without a blob, or from beyond its end", m.CODE_MALFORMED)
@@ -302,14 +306,15 @@ class Exchange:
             raise ProtocolError(f"more than {SERVED} blobs are wanted at once", m.CODE_BUSY)
         if not self._may_read(want.run, want.blob):
             self._deny(sha256, "it was not given to you, or it is gone")
-            return
-        if (task := self._serving.get(sha256)) is not None:
-            task.cancel()
+            return False
+        if (before := self._serving.get(sha256)) is not None:
+            before.cancel()
         outgoing = _Outgoing(want, self.connection.clock)
         task = asyncio.create_task(self._serve(outgoing))
         self._outgoing[sha256] = outgoing
         self._serving[sha256] = task
         task.add_done_callback(lambda done: self._served(outgoing, done))
+        return before is None
 
     def _served(self, outgoing: _Outgoing, task: asyncio.Task[None]) -> None:
         sha256 = outgoing.want.blob.sha256
@@ -421,13 +426,15 @@ class Exchange:
         want = m.Want(blob=incoming.blob, run=run, offset=offset, credit=incoming.window, place=there)
         self.connection.post(m.Message(want=want))
 
-    def _arrived(self, chunk: m.Chunk) -> None:
+    def _arrived(self, chunk: m.Chunk) -> bool:
         data, most = chunk.data, self.connection.limits.chunk_bytes
         if len(data) > most:
             raise ProtocolError(f"a chunk of {len(data)} bytes; the limit is {most}", m.CODE_TOO_LARGE)
         incoming = self._incoming.get(chunk.sha256)
-        if incoming is not None and incoming.asked:  # otherwise it was under way when it was given up
-            incoming.take(chunk.offset, data)
+        if incoming is None or not incoming.asked:  # it was under way when it was given up
+            return False
+        incoming.take(chunk.offset, data)
+        return True
 
 
 async def _finished(work: asyncio.Future[Any]) -> None:

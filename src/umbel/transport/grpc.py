@@ -35,9 +35,8 @@ MESSAGE_BYTES = PIECE_BYTES + 1
 _OPTIONS = (
     ("grpc.max_receive_message_length", MESSAGE_BYTES),
     ("grpc.max_send_message_length", MESSAGE_BYTES),
-    # A fixed window: probing lets it, and the memory for it, grow without need; credit bounds what is under way.
-    ("grpc.http2.bdp_probe", 0),
-    ("grpc.http2.lookahead_bytes", 8 << 20),
+    # What a peer sends and nobody reads lies in memory: the window grows as what comes is read, and no sooner.
+    ("grpc.http2.bdp_probe", 1),
     ("grpc.http2.max_frame_size", 1 << 20),
 )
 _SERVER_OPTIONS = (

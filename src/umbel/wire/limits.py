@@ -41,13 +41,13 @@ JSON_DEPTH = _limit("JSON_DEPTH", 32, "levels", "lists and objects one in anothe
 
 # How much each peer has its server do
 
-PEER_WORK = _limit(
-    "PEER_WORK", 5_000, "a second", "messages of one peer; ten names or tasks in a list count as one", "it is not read"
-)
-PEER_BURST = _limit("PEER_BURST", 100_000, "messages", "those of one peer at once, counted alike", "it is not read")
-PEER_BYTES = _limit("PEER_BYTES", 32 << 20, "bytes a second", "what one peer sends but for chunks", "it is not read")
-PEER_BURST_BYTES = _limit(
-    "PEER_BURST_BYTES", 256 << 20, "bytes", "what one peer sends at once, alike", "it is not read"
+PEER_MICROSECONDS = _limit(
+    "PEER_MICROSECONDS", 300, "microseconds a second",
+    "a server's work on what one node or operator says, but for answers and blobs that it was asked for",
+    "it is read by turns with others like it",
+)  # fmt: skip
+TURNS_PERCENT = _limit(
+    "TURNS_PERCENT", 20, "percent", "of a server's time: that of all who are read by turns", "they wait longer"
 )
 NODE_CLIENTS = _limit("NODE_CLIENTS", 100_000, "clients", "those that one node or relay hosts", _ENDS)
 ALIVE_TASKS = _limit("ALIVE_TASKS", 10_000, "tasks", "an `Alive`; clients of a `RunAnswer`", _ENDS)
@@ -78,7 +78,7 @@ OPERATOR_REQUESTS = _limit(
     "the request is refused: busy",
 )
 ANSWER_WAITING_BYTES = _limit(
-    "ANSWER_WAITING_BYTES", 2 << 20, "bytes", "responses that wait to be taken by one operator's connection",
+    "ANSWER_WAITING_BYTES", 256 << 10, "bytes", "responses that wait to be taken by one operator's connection",
     "the server reads no further until some are taken",
 )  # fmt: skip
 FOLLOWERS = _limit("FOLLOWERS", 1000, "followers", "those who follow runs at once", "the request is refused: busy")
