@@ -13,9 +13,11 @@ from tests.conftest import PATIENCE
 from umbel.errors import ConnectionLost, PeerError, ProtocolError, Refused
 from umbel.testing import VirtualClock
 from umbel.transport import frames
+from umbel.transport.budget import FREE, Turns
 from umbel.transport.connection import Connection
 from umbel.transport.stream import MemoryListener, Stream, pair
 from umbel.wire import messages as m
+from umbel.wire.limits import TURN_WAITING_BYTES
 
 
 def event(number: int, text: str = "") -> m.Message:
@@ -245,6 +247,27 @@ def hostile() -> st.SearchStrategy[list[bytes]]:
     framed = st.one_of(good, odd).map(lambda x: m.Frame(number=x[0], messages=[x[1]]).SerializeToString())
     whole = st.one_of(framed, st.binary(max_size=64), framed.map(lambda x: x[:-1]), framed.map(lambda x: x * 2))
     return st.lists(whole, min_size=1, max_size=6)
+
+
+@pytest.mark.parametrize("waiting", [TURN_WAITING_BYTES - 1, TURN_WAITING_BYTES])
+def test_who_is_read_by_turns_has_to_take_what_it_is_sent(waiting: int) -> None:
+    async def main() -> None:
+        one, other = connected()
+        one.budget = Turns().budget("other")
+        other.post(event(1))
+        one.queued = waiting  # of what the other does not take
+        one.budget.spend(2 * FREE)
+        reading = asyncio.create_task(one.receive())
+        await asyncio.wait({reading}, timeout=0.1)  # there is no event for what does not happen
+        assert reading.done() == (waiting < TURN_WAITING_BYTES)
+        one.queued = 0
+        one._flows.set()
+        async with asyncio.timeout(PATIENCE):
+            assert len(await reading) == 1
+        await one.close()
+        await other.close()
+
+    asyncio.run(main())
 
 
 @given(hostile())

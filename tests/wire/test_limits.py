@@ -198,6 +198,7 @@ PROBES: dict[str, Callable[..., bool]] = {
     "FOLLOWER_BYTES": waits,
 }
 ELSEWHERE = {
+    "TURN_WAITING_BYTES": "transport/test_connection.py",
     "OPERATOR_REQUESTS": "server/test_connections.py",
     "ANSWER_WAITING_BYTES": "server/test_connections.py",
     "HTTP_CONNECTIONS": "server/test_pages.py",

@@ -13,6 +13,7 @@ from typing import cast
 from ..errors import ConnectionLost, PeerError, ProtocolError, Refused
 from ..wire import messages as m
 from ..wire import roles
+from ..wire.limits import TURN_WAITING_BYTES
 from . import frames
 from .budget import Budget
 from .stream import Stream
@@ -191,8 +192,10 @@ class Connection:
             await asyncio.sleep(0)  # whoever sends nothing but these must not keep others waiting
 
     async def turn(self) -> None:
-        """Wait until more may be done for the peer, by its `budget`."""
+        """Wait until more may be done for the peer, by its `budget`; who takes turns takes what it is sent, too."""
         at = self.budget.turn() if self.budget is not None else -math.inf
+        if at > -math.inf:
+            await self.taken(TURN_WAITING_BYTES)
         while self._end is None and (pause := at - self.clock()) > 0:
             await asyncio.sleep(min(pause, LONGEST_PAUSE))
 

@@ -49,6 +49,10 @@ PEER_MICROSECONDS = _limit(
 TURNS_PERCENT = _limit(
     "TURNS_PERCENT", 20, "percent", "of a server's time: that of all who are read by turns", "they wait longer"
 )
+TURN_WAITING_BYTES = _limit(
+    "TURN_WAITING_BYTES", 1 << 20, "bytes", "what waits to be taken by a peer that is read by turns",
+    "it is not read before it takes some",
+)  # fmt: skip
 NODE_CLIENTS = _limit("NODE_CLIENTS", 100_000, "clients", "those that one node or relay hosts", _ENDS)
 ALIVE_TASKS = _limit("ALIVE_TASKS", 10_000, "tasks", "an `Alive`; clients of a `RunAnswer`", _ENDS)
 CANCEL_TASKS = _limit("CANCEL_TASKS", 100_000, "tasks", "a `Cancel` or a `Refold`; receipts of a `Partial`", _ENDS)
