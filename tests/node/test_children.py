@@ -572,6 +572,22 @@ async def test_a_client_that_takes_too_long_to_load_is_refused(tmp_path):
 
 @linux
 @on_loop
+async def test_memory_counts_while_a_client_is_loaded_and_between_its_tasks(tmp_path):
+    limits = Limits(memory=1 << 28)
+    async with bench(tmp_path, limits=limits, look_every=0.01, code=f"{CLIENT}\nshare(0, 0, 0)") as b:
+        refused = await b.ready()
+        assert isinstance(refused, HostRefused)
+        assert "took more than the 268,435,456 bytes of memory" in refused.reason
+    left = "if os.fork() == 0:\n        share(0, 0, 0)\n    return umbel.Update({}, metrics={'pid': os.getpid()})"
+    code = CLIENT.replace('raise RuntimeError("it broke")', left)
+    async with bench(tmp_path, limits=limits, look_every=0.01, code=code) as b:
+        await b.ready()
+        pid = int((await b.done(b.ask(1, "query:fail"))).result.receipt.metrics["pid"])
+        while running(pid):
+            await asyncio.sleep(0.01)
+
+
+@on_loop
 async def test_memory_that_is_shared_counts_too(tmp_path):
     async with bench(tmp_path, limits=Limits(memory=1 << 28), look_every=0.01) as b:
         await b.ready()

@@ -168,6 +168,11 @@ subprocess.Popen(Confinement().command('confined_by_test'), start_new_session=Tr
         process.communicate()
 
 
+def test_processes_are_found_however_deep_they_are_below_each_other(monkeypatch):
+    monkeypatch.setattr(confinement, "_children", lambda pid: [pid + 1] if pid < 5000 else [])
+    assert list(confinement.below(1)) == list(range(2, 5001))
+
+
 @linux
 def test_it_is_asked_to_end_by_way_of_its_guard(tmp_path):
     code = "import signal\nsignal.pthread_sigmask(0, {15})\ntold(ready=1)\nsignal.sigwait({15})\nsys.exit(3)"

@@ -144,15 +144,14 @@ class RunHost:
                 child.kill_after(self._settings.grace)
 
     def look(self) -> bool:
-        """Tell which tasks have used processor time since the last look; whether there are any tasks."""
-        busy = [child for child in self._children if child.task is not None]
+        """Tell which tasks have used processor time since the last look; whether there is more to look at."""
         memory = self._settings.limits.memory
-        for child in busy:
+        for child in list(self._children):  # those without a task, too: what they have left behind may go on
             if memory is not None and child.memory > memory:
                 child.kill(f"took more than the {memory:,} bytes of memory that this node's owner allows")
             if child.task is not None and child.progressed():
                 self._tell(Stepped(self._run, child.task.task.task))
-        return bool(busy)
+        return memory is not None or any(child.task is not None for child in self._children)
 
     def end(self) -> None:
         """End all children; nothing more is told."""

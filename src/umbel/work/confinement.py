@@ -128,9 +128,11 @@ def end(pid: int) -> None:
 
 def below(pid: int) -> Iterator[int]:
     """The processes below one, children's children too; none where the system does not tell."""
-    for child in _children(pid):
-        yield child
-        yield from below(child)
+    found = [pid]
+    for each in found:  # they may be below each other to any depth
+        children = _children(each)
+        found += children
+        yield from children
 
 
 def lacking() -> list[tuple[str, bool]]:
