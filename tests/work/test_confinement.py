@@ -215,6 +215,36 @@ def test_system_calls_that_lead_out_are_refused(tmp_path):
 
 
 @filtered
+def test_what_landlock_lets_pass_changes_no_file_and_no_process_of_others(tmp_path):
+    kept = tmp_path / "kept"
+    kept.touch(mode=0o600)
+    code = f"""
+    import resource
+    kept, limit = {str(kept)!r}, resource.RLIMIT_NOFILE
+    folder = os.open(sys.argv[1], os.O_RDONLY)
+    found = dict(
+        chmod=tried(lambda: os.chmod(kept, 0o644)), fchmod=tried(lambda: os.chmod(folder, 0o777)),
+        fchmodat=tried(lambda: os.chmod("../kept", 0o644, dir_fd=folder)),
+        xattr=tried(lambda: os.setxattr(kept, "user.x", b"")),
+        prlimit=tried(lambda: resource.prlimit({os.getpid()}, limit)),
+        guard=tried(lambda: resource.prlimit(os.getppid(), limit)),
+        nice=tried(lambda: os.setpriority(os.PRIO_PROCESS, {os.getpid()}, 19)),
+        all_nice=tried(lambda: os.setpriority(os.PRIO_USER, 0, 19)),
+        batch=tried(lambda: os.sched_setscheduler({os.getpid()}, os.SCHED_BATCH, os.sched_param(0))),
+        own_limit=tried(lambda: resource.setrlimit(limit, resource.getrlimit(limit))),
+        own_nice=tried(lambda: os.setpriority(os.PRIO_PROCESS, 0, 19)),
+    )
+    told(**found)
+    """
+    found = Stage(tmp_path, code).ended()[1]
+    assert (kept.stat().st_mode & 0o777, os.listxattr(kept)) == (0o600, [])
+    assert (tmp_path / "own").stat().st_mode & 0o777 == 0o755  # as it was made
+    ignored, own = ("chmod", "fchmod", "fchmodat"), ("own_limit", "own_nice")
+    assert {found.pop(name) for name in (*ignored, *own)} == {"done"}
+    assert set(found.values()) == {"PermissionError"}, found
+
+
+@filtered
 @pytest.mark.parametrize("network", [False, True])
 def test_without_a_network_there_are_no_sockets_but_pairs(tmp_path, network):
     code = """

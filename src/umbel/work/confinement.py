@@ -6,8 +6,8 @@ means, each used where the kernel has it, and none of which needs to be root:
 
 - Landlock: which files are read and written, and that no process outside is signalled or traced
 - no new privileges, and no capabilities
-- a filter of system calls (seccomp): no tracing, no namespaces, no kernel interfaces that are known for their holes;
-  and which kinds of sockets there are
+- a filter of system calls (seccomp): no tracing, no namespaces, no kernel interfaces that are known for their holes,
+  no other modes or attributes of files, no limits of other processes; and which kinds of sockets there are
 - resource limits, and which processors
 
 The **guard** is the process that was started, of which the other is a child. Whatever that starts, however it leaves
@@ -280,10 +280,22 @@ REFUSED = (
     (321, 280), (298, 241), (323, 282), (304, 265),  # bpf, perf_event_open, userfaultfd, open_by_handle_at
     (175, 105), (313, 273), (176, 106), (246, 104), (320, 294), (169, 142),  # modules, kexec, reboot
     (248, 217), (249, 218), (250, 219),  # keys
+    (188, 5), (189, 6), (190, 7), (463, 463), (197, 14), (198, 15), (199, 16), (466, 466), (469, 469),  # attributes
+    (251, 30),  # ioprio_set
 )  # fmt: skip
+IGNORED = ((90, 53), (91, 52), (268, 53), (452, 452))
+"""chmod and its kin, which Landlock lets pass for whatever file is this user's, also one that may not be opened: all
+keep their modes, and who changes those of files of its own goes on.
+"""
 ABSENT = ((435, 435), (425, 425), (426, 426), (427, 427))
 """clone3 and io_uring: what they are asked for is not to be seen by a filter; libraries do without."""
 CLONE, SOCKET, AFFINITY = (56, 220), (41, 198), (203, 122)
+OWN = (
+    ((302, 261), 1), ((141, 140), 2), ((144, 119), 1), ((142, 118), 1), ((314, 274), 1),
+)  # fmt: skip
+"""prlimit, setpriority, sched_setscheduler, sched_setparam, sched_setattr: who has these first arguments all 0 changes
+its own limits and turns, and not those of any process of this user.
+"""
 NEW_NAMESPACES = 0x7E020000
 AF_UNIX = 1
 
@@ -291,17 +303,23 @@ AF_UNIX = 1
 def _filter(libc: Any, network: bool, limited: bool) -> None:
     """Have the kernel refuse system calls from now on."""
     machine, index = MACHINES[os.uname().machine]
-    refuse, absent, allow = 0x00050001, 0x00050000 | 38, 0x7FFF0000  # EPERM, ENOSYS, and that it goes on
+    refuse, absent, ignore, allow = 0x00050001, 0x00050000 | 38, 0x00050000, 0x7FFF0000  # EPERM, ENOSYS; nothing; done
     load, equal, any_bit, least, give = 0x20, 0x15, 0x45, 0x35, 0x06
     code: list[tuple[int, int, int, int]] = [(load, 0, 0, 4), (equal, 1, 0, machine), (give, 0, 0, 0x80000000)]
     code += [(load, 0, 0, 0)]
     if machine == MACHINES["x86_64"][0]:
         code += [(least, 0, 1, 0x40000000), (give, 0, 0, refuse)]  # a second set of the same calls
-    for calls, answer in ((REFUSED, refuse), (ABSENT, absent), (((AFFINITY,) if limited else ()), refuse)):
+    affinity = (AFFINITY,) if limited else ()
+    for calls, answer in ((REFUSED, refuse), (ABSENT, absent), (IGNORED, ignore), (affinity, refuse)):
         for numbers in calls:
             code += [(equal, 0, 1, numbers[index]), (give, 0, 0, answer)]
     code += [(equal, 0, 4, CLONE[index]), (load, 0, 0, 16), (any_bit, 0, 1, NEW_NAMESPACES), (give, 0, 0, refuse)]
     code += [(give, 0, 0, allow)]
+    for numbers, count in OWN:
+        code += [(equal, 0, 3 * count + 1, numbers[index])]
+        for argument in range(count):
+            code += [(load, 0, 0, 16 + 8 * argument), (equal, 1, 0, 0), (give, 0, 0, refuse)]
+        code += [(give, 0, 0, allow)]
     if not network:
         code += [(equal, 0, 1, SOCKET[index]), (give, 0, 0, refuse)]
     elif any(os.access(path.format(uid=os.getuid()), os.W_OK) for path in DELEGATES):
