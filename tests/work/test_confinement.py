@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import select
+import socket
 import subprocess
 import sys
 import textwrap
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -257,6 +259,22 @@ def test_without_a_network_there_are_no_sockets_but_pairs(tmp_path, network):
     if network:
         found.pop("unix")  # there are some where nobody is to be reached by them
     assert set(found.values()) == {"done" if network else "PermissionError"}
+
+
+@filtered
+def test_where_a_shell_can_be_driven_by_a_socket_there_are_no_local_ones(tmp_path):
+    folder = Path(f"/tmp/tmux-{os.getuid()}")  # where tmux has its own
+    folder.mkdir(mode=0o700, exist_ok=True)
+    place = folder / f"test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX) as shell:
+        shell.bind(str(place))
+        try:
+            found = Stage(tmp_path, "told(unix=tried(lambda: socket.socket(socket.AF_UNIX)))").ended()[1]
+        finally:
+            place.unlink()
+            with suppress(OSError):  # there is a tmux
+                folder.rmdir()
+    assert found == {"unix": "PermissionError"}
 
 
 @linux

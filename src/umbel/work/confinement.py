@@ -28,6 +28,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,14 @@ DELEGATES = (
     "/run/dbus/system_bus_socket", "/run/systemd/private", "/run/docker.sock", "/run/podman/podman.sock",
     "/run/containerd/containerd.sock", "/run/crio/crio.sock", "/run/libvirt/libvirt-sock", "/run/snapd.socket",
     "/run/user/{uid}/bus", "/run/user/{uid}/systemd/private", "/run/user/{uid}/docker.sock",
-    "/run/user/{uid}/podman/podman.sock", "/tmp/.X11-unix/X0",
+    "/run/user/{uid}/podman/podman.sock", "/tmp/.X11-unix/X*", "/run/user/{uid}/wayland-*", "/tmp/tmux-{uid}/*",
+    "/run/screen/*/*", "/tmp/ssh-*/agent.*", "/run/user/{uid}/keyring/*", "/run/user/{uid}/gnupg/*",
+    "/run/user/{uid}/vscode-*.sock", "/tmp/vscode-*.sock", "/run/user/{uid}/emacs/*", "/tmp/emacs{uid}/*",
+    "/var/lib/lxd/unix.socket", "/var/lib/incus/unix.socket", "/run/postgresql/.s.PGSQL.*", "/run/mysqld/mysqld.sock",
 )  # fmt: skip
-"""Sockets of programs that do what whoever connects may not: where one is within reach there are no local sockets."""
+"""Sockets of programs that do what whoever connects may not, as patterns: where one is within reach there are no local
+sockets.
+"""
 OF_HOME = (
     ".aws", ".azure", ".bash_history", ".cache/huggingface/stored_tokens", ".cache/huggingface/token",
     ".config/gcloud", ".config/umbel", ".docker", ".git-credentials", ".gnupg", ".kube", ".local/share/keyrings",
@@ -174,6 +180,8 @@ def confine(how: Confinement) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the data would be in it
     if how.cpus is not None:
         os.sched_setaffinity(0, how.cpus)
+    delegates = (path for each in DELEGATES for path in glob(each.format(uid=os.getuid())))
+    local = not any(os.access(path, os.W_OK) for path in delegates)  # while folders can be listed
     _call(libc.prctl, 38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
     if (abi := landlock_abi()) >= LEAST_ABI:
         _restrict(libc, rules(how), abi, how.network)
@@ -181,7 +189,7 @@ def confine(how: Confinement) -> None:
         libc.prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP; those that there are, and that it has
     _call(libc.capset, struct.pack("=Ii", 0x20080522, 0), bytes(24))
     if _has_seccomp():
-        _filter(libc, how.network, limited=how.cpus is not None)
+        _filter(libc, how.network, local, limited=how.cpus is not None)
     if how.memory is not None:
         resource.setrlimit(resource.RLIMIT_DATA, (how.memory, how.memory))
 
@@ -300,7 +308,7 @@ NEW_NAMESPACES = 0x7E020000
 AF_UNIX = 1
 
 
-def _filter(libc: Any, network: bool, limited: bool) -> None:
+def _filter(libc: Any, network: bool, local: bool, limited: bool) -> None:
     """Have the kernel refuse system calls from now on."""
     machine, index = MACHINES[os.uname().machine]
     refuse, absent, ignore, allow = 0x00050001, 0x00050000 | 38, 0x00050000, 0x7FFF0000  # EPERM, ENOSYS; nothing; done
@@ -322,7 +330,7 @@ def _filter(libc: Any, network: bool, limited: bool) -> None:
         code += [(give, 0, 0, allow)]
     if not network:
         code += [(equal, 0, 1, SOCKET[index]), (give, 0, 0, refuse)]
-    elif any(os.access(path.format(uid=os.getuid()), os.W_OK) for path in DELEGATES):
+    elif not local:
         code += [(equal, 0, 3, SOCKET[index]), (load, 0, 0, 16), (equal, 0, 1, AF_UNIX), (give, 0, 0, refuse)]
     code += [(give, 0, 0, allow)]
     program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *each) for each in code))
