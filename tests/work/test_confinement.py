@@ -8,6 +8,7 @@ import select
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 from contextlib import suppress
 from pathlib import Path
@@ -94,6 +95,16 @@ def test_it_reads_and_writes_what_it_was_given_and_nothing_else(tmp_path):
         "own", "read read", "write read", "write written", "write linked", "write removed", "given read",
         "given removed",
     }  # fmt: skip
+
+
+@linux
+def test_thousands_of_paths_can_be_given(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    last = tmp_path / "last"
+    last.write_text("x")
+    read = [*(str(tmp_path / f"a-ward-with-a-long-name-{i}") for i in range(3000)), str(last)]
+    assert Stage(tmp_path, f"told(found=open({str(last)!r}).read())", read=read).ended() == (0, {"found": "x"})
+    assert not list(tmp_path.glob("umbel-order-*"))
 
 
 def test_beside_what_is_hidden_all_else_is_to_be_had(tmp_path):

@@ -85,6 +85,10 @@ DEVICE = READ_FILE | WRITE_FILE | TRUNCATE
 LEAST_ABI, TRUNCATES, SCOPES = 2, 3, 6
 """Before version 2 no file could be renamed into another folder, which a run does; that is as if there were none."""
 
+LONGEST_ORDER = 100_000
+"""One argument of a command line takes 128 KiB: an order with more, as for thousands of clients with paths, goes in a
+file, which whoever gets it removes.
+"""
 END = signal.SIGUSR1 if hasattr(signal, "SIGUSR1") else signal.SIGTERM
 
 
@@ -112,6 +116,13 @@ class Confinement:
     def command(self, module: str, *arguments: str) -> tuple[str, ...]:
         """What to start, in a session of its own, to have ``python -m module arguments`` confined."""
         order = json.dumps({"parent": os.getpid(), **asdict(self)})
+        if len(order) > LONGEST_ORDER:
+            import tempfile  # here, because this file is a program that starts for each task's process
+
+            file, path = tempfile.mkstemp(prefix="umbel-order-")
+            with open(file, "w") as aside:
+                aside.write(order)
+            order = path
         return (sys.executable, "-P", "-u", __file__, order, module, *arguments)
 
 
@@ -427,7 +438,11 @@ def _parents() -> Iterator[tuple[int, int]]:
 
 def main() -> None:
     """Become the module that the command line names, confined as it says."""
-    order = json.loads(sys.argv[1])
+    text = sys.argv[1]
+    if not text.startswith("{"):
+        text = (aside := Path(text)).read_text()
+        aside.unlink()
+    order = json.loads(text)
     del sys.argv[:2]
     if LINUX:
         guard(order.pop("parent"))
