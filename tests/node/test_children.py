@@ -285,6 +285,7 @@ LIES = {
     "odd_hash": '{**done, "type": "done", "update": {**file, "sha256": 5}}',
     "odd_size": '{**done, "type": "done", "update": {**file, "size": -1}}',
     "odd_state": '{**done, "type": "done", "state": {"base64": "A"}}',
+    "long_line": '{**done, "type": "done", "besides": "x" * (1 << 20)}',
     "another_task": '{**done, "type": "done", "task": "1.1"}',
 }
 

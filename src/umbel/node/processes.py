@@ -26,7 +26,7 @@ log = logging.getLogger("umbel.node")
 KEPT_ASKS = 4
 KEPT_BYTES = 1 << 26
 """A child keeps so many asks, and of large ones so many bytes beside the one that it works on."""
-LINE_BYTES = 1 << 26
+LINE_BYTES = 1 << 20
 TAIL_LINES, TAIL_BYTES = 3, 2000
 PASSED_ON = {
     "CONDA_PREFIX", "CURL_CA_BUNDLE", "HOME", "LANG", "LANGUAGE", "LD_LIBRARY_PATH", "LOGNAME", "PATH", "PYTHONHOME",
