@@ -1,6 +1,7 @@
 """An app that tries on the server, and a client that tries on a node, what neither may; each says what it came by."""
 
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -32,6 +33,13 @@ def listed(*path):
     return done(lambda: os.listdir(Path(*path)))
 
 
+def shown(*path):
+    """1.0 where others can be let read a file."""
+    path = Path(*path)
+    done(lambda: path.chmod(0o644))
+    return float(path.stat().st_mode & 0o077 > 0)
+
+
 def signalled():
     """Whether any process but this one, whoever it may be, can be signalled; this says nothing to them."""
     own = {int(name) for name in os.listdir("/proc/self/task")}
@@ -43,6 +51,7 @@ def processes():
     return {
         "signalled": signalled(),
         "guard_killed": done(lambda: os.kill(os.getppid(), 0)),
+        "guard_limited": done(lambda: resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE)),
         "guard_environment": opened(f"/proc/{os.getppid()}/environ"),
         "lines_of_others": opened("/proc/1/cmdline"),
         "namespaces": done(
@@ -77,6 +86,7 @@ def test(model):
         **processes(),
         "operator": opened(server, "operator.json"),
         "authority": opened(server, "authority", "authority.key"),
+        "authority_shown": shown(server, "authority", "authority.key"),
         "authorities": listed(server, "authority"),
         "database": max(opened(server, f"server.db{end}") for end in ("", "-wal", "-shm")),
         "database_written": opened(server, "server.db", mode="ab"),
@@ -125,6 +135,7 @@ def on_a_node(data):
         **processes(),
         **sockets,
         "key": opened(node, "node.key"),
+        "key_shown": shown(node, "node.key"),
         "approved": opened(node, "approved", mode="ab"),
         "approved_made": done(lambda: os.mkdir(node / "approved.new")),
         "spool": max(opened(node, f"node.db{end}") for end in ("", "-wal", "-shm")),

@@ -243,6 +243,127 @@ async def test_a_failure_of_the_client_is_told(tmp_path):
         assert (failed.task, failed.attempt, failed.retry) == ("1.0", 2, False)
 
 
+LIAR = """
+import hashlib, json, os, sys, threading
+import umbel
+import numpy as np
+
+client = umbel.Client()
+
+@client.data
+def data(source):
+    return 0
+
+def liar(model, data, ctx):
+    frame = sys._getframe()
+    while "pipes" not in frame.f_locals:
+        frame = frame.f_back
+        if frame.f_code.co_name == "_do":
+            order = frame.f_locals["message"]
+    result, names = order["result"], {name: order[name] for name in ("task", "attempt")}
+    done = {**names, "weight": 1.0, "metrics": {}, "seconds": 0.0, "update": {"base64": ""}, "state": None}
+    file = {"file": result, "sha256": hashlib.sha256(b"x").hexdigest(), "size": 1}
+    {does}
+    os.write(frame.f_locals["pipes"]._answers, json.dumps({says}).encode() + b"\\n")
+    threading.Event().wait()
+
+client.query("lie")(liar)
+client.train(lambda model, data, ctx: umbel.Update(model))
+"""
+LIES = {
+    "no_object": "'x'",
+    "no_type": "{}",
+    "odd_type": '{**names, "type": []}',
+    "odd_reason": '{**names, "type": "failed", "reason": 5, "retry": False}',
+    "odd_retry": '{**names, "type": "failed", "reason": "x", "retry": "x"}',
+    "odd_weight": '{**done, "type": "done", "weight": "x"}',
+    "odd_metric": '{**done, "type": "done", "metrics": {"x": []}}',
+    "many_metrics": '{**done, "type": "done", "metrics": {str(i): 0.0 for i in range(100000)}}',
+    "long_name": '{**done, "type": "done", "metrics": {"x" * 257: 0.0}}',
+    "large_inline": '{**done, "type": "done", "update": {"base64": "A" * 30000}}',
+    "no_update": '{**done, "type": "done", "update": {}}',
+    "odd_hash": '{**done, "type": "done", "update": {**file, "sha256": 5}}',
+    "odd_size": '{**done, "type": "done", "update": {**file, "size": -1}}',
+    "odd_state": '{**done, "type": "done", "state": {"base64": "A"}}',
+    "long_line": '{**done, "type": "done", "besides": "x" * (1 << 20)}',
+    "another_task": '{**done, "type": "done", "task": "1.1"}',
+}
+
+
+@pytest.mark.parametrize("says", LIES.values(), ids=LIES)
+def test_a_child_that_says_what_it_may_not_costs_its_task_and_is_ended(tmp_path, says):
+    async def run():
+        async with bench(tmp_path, code=LIAR.replace("{does}", "").replace("{says}", says)) as b:
+            await b.ready()
+            b.start(b.ask(1, "query:lie"))
+            failed = await b.next()
+            said = "the process of the client said what this node cannot understand"
+            assert failed == TaskFailed("r", "1.0", 1, said, False)
+
+    asyncio.run(run())
+
+
+@on_loop
+async def test_what_a_child_says_beside_its_task_is_not_told(tmp_path):
+    says = '{"type": "stepped", "task": []}).encode() + b"\\n" + json.dumps({**done, "type": "done"}'
+    async with bench(tmp_path, code=LIAR.replace("{does}", "").replace("{says}", says)) as b:
+        await b.ready()
+        b.start(b.ask(1, "query:lie"))
+        assert isinstance(await b.events.get(), TaskDone)
+
+
+@on_loop
+async def test_a_reason_that_is_no_text_of_a_file_can_be_sent(tmp_path):
+    code = CLIENT.replace('RuntimeError("it broke")', 'FileNotFoundError(2, "gone", os.fsdecode(b"\\xff"))')
+    async with bench(tmp_path, code=code) as b:
+        await b.ready()
+        assert "\\udcff" in (await b.done(b.ask(1, "query:fail"))).reason
+    async with bench(tmp_path, code="raise ValueError('\\udcff')") as b:
+        assert "\\udcff" in (await b.ready()).reason
+
+
+FILES = {
+    "none": "",
+    "longer": "open(result, 'wb').truncate(1 << 40)",
+    "pipe": "os.mkfifo(result)",
+    "link": "open(result + 'x', 'wb').write(b'x'), os.symlink(result + 'x', result)",
+    "state": "open(result, 'wb').write(b'x'), open(result + '.state', 'wb').truncate(1 << 40)",
+}
+
+
+@linux
+@pytest.mark.parametrize("does", FILES.values(), ids=FILES)
+def test_a_file_that_a_child_leaves_is_read_as_far_as_it_says_and_followed_nowhere(tmp_path, does):
+    says = '{**done, "type": "done", "update": file, "state": file if os.path.exists(result + ".state") else None}'
+
+    async def run():
+        async with bench(tmp_path, code=LIAR.replace("{does}", does).replace("{says}", says)) as b:
+            b.blobs.put(b"x", "another run")  # of which the child knows the hash
+            await b.ready()
+            failed = await b.done(b.ask(1, "query:lie"))
+            assert failed == TaskFailed("r", "1.0", 1, failed.reason, True)
+            assert failed.reason.startswith("the node cannot keep the result: ")
+
+    asyncio.run(run())
+
+
+@linux
+@on_loop
+async def test_a_child_cannot_change_what_it_has_answered(tmp_path):
+    does = "kept = open(result, 'wb', buffering=0); kept.write(b'x'); os.link(result, result + 'x')"
+    says = '{**done, "type": "done", "update": file}'
+    wait = "threading.Event().wait()"
+    again = "while os.path.exists(result): pass\n    kept.seek(0), kept.write(b'y')\n    "
+    code = LIAR.replace("{does}", does).replace("{says}", says).replace(wait, again + wait)
+    async with bench(tmp_path, code=code) as b:
+        await b.ready()
+        blob = (await b.done(b.ask(1, "query:lie"))).result.update.blob
+        (left,) = await asyncio.to_thread(lambda: list(tmp_path.glob("runs/*/results/*x")))
+        while left.read_bytes() != b"y":
+            await asyncio.sleep(0.01)
+        assert b.blobs.path(blob.sha256).read_bytes() == b"x"
+
+
 @on_loop
 async def test_a_traceback_stays_on_the_node(tmp_path):
     noted = []
@@ -424,16 +545,6 @@ async def test_an_archive_that_cannot_be_opened_is_refused(tmp_path):
         assert (await b.next()).run == "q"
 
 
-@on_loop
-async def test_a_child_that_says_what_it_should_not_is_ended(tmp_path):
-    writing = "os.write(int(sys.orig_argv[-1]), b'{\\n')\n    steps(model, data, ctx)"
-    code = CLIENT.replace('raise RuntimeError("it broke")', writing)
-    async with bench(tmp_path, code=code) as b:
-        await b.ready()
-        failed = await b.done(b.ask(1, "query:fail"))
-        assert (type(failed), failed.retry) == (TaskFailed, True)
-
-
 # What the owner allows
 
 
@@ -461,6 +572,22 @@ async def test_a_client_that_takes_too_long_to_load_is_refused(tmp_path):
 
 
 @linux
+@on_loop
+async def test_memory_counts_while_a_client_is_loaded_and_between_its_tasks(tmp_path):
+    limits = Limits(memory=1 << 28)
+    async with bench(tmp_path, limits=limits, look_every=0.01, code=f"{CLIENT}\nshare(0, 0, 0)") as b:
+        refused = await b.ready()
+        assert isinstance(refused, HostRefused)
+        assert "took more than the 268,435,456 bytes of memory" in refused.reason
+    left = "if os.fork() == 0:\n        share(0, 0, 0)\n    return umbel.Update({}, metrics={'pid': os.getpid()})"
+    code = CLIENT.replace('raise RuntimeError("it broke")', left)
+    async with bench(tmp_path, limits=limits, look_every=0.01, code=code) as b:
+        await b.ready()
+        pid = int((await b.done(b.ask(1, "query:fail"))).result.receipt.metrics["pid"])
+        while running(pid):
+            await asyncio.sleep(0.01)
+
+
 @on_loop
 async def test_memory_that_is_shared_counts_too(tmp_path):
     async with bench(tmp_path, limits=Limits(memory=1 << 28), look_every=0.01) as b:

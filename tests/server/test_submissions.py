@@ -56,6 +56,7 @@ WRONG: dict[str, tuple[Callable[[SigningKey], dict[str, Any]], int]] = {
     "no hexadecimal": (lambda key: submission(key, author="xyz"), m.CODE_MALFORMED),
     "an unknown setting": (lambda key: submission(key, settings={"speed": 3}), m.CODE_MALFORMED),
     "no rounds": (lambda key: submission(key, settings={"rounds": 0}), m.CODE_MALFORMED),
+    "a name with half a character": (lambda key: submission(key, name="\ud800"), m.CODE_MALFORMED),
     "a name on two lines": (lambda key: submission(key, name="a\nb"), m.CODE_MALFORMED),
 }
 

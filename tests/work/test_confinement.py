@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import select
+import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -94,6 +97,16 @@ def test_it_reads_and_writes_what_it_was_given_and_nothing_else(tmp_path):
     }  # fmt: skip
 
 
+@linux
+def test_thousands_of_paths_can_be_given(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    last = tmp_path / "last"
+    last.write_text("x")
+    read = [*(str(tmp_path / f"a-ward-with-a-long-name-{i}") for i in range(3000)), str(last)]
+    assert Stage(tmp_path, f"told(found=open({str(last)!r}).read())", read=read).ended() == (0, {"found": "x"})
+    assert not list(tmp_path.glob("umbel-order-*"))
+
+
 def test_beside_what_is_hidden_all_else_is_to_be_had(tmp_path):
     for name in ("a/b/c", "a/b/d", "a/e"):
         (tmp_path / name).mkdir(parents=True)
@@ -168,6 +181,11 @@ subprocess.Popen(Confinement().command('confined_by_test'), start_new_session=Tr
         process.communicate()
 
 
+def test_processes_are_found_however_deep_they_are_below_each_other(monkeypatch):
+    monkeypatch.setattr(confinement, "_children", lambda pid: [pid + 1] if pid < 5000 else [])
+    assert list(confinement.below(1)) == list(range(2, 5001))
+
+
 @linux
 def test_it_is_asked_to_end_by_way_of_its_guard(tmp_path):
     code = "import signal\nsignal.pthread_sigmask(0, {15})\ntold(ready=1)\nsignal.sigwait({15})\nsys.exit(3)"
@@ -210,6 +228,36 @@ def test_system_calls_that_lead_out_are_refused(tmp_path):
 
 
 @filtered
+def test_what_landlock_lets_pass_changes_no_file_and_no_process_of_others(tmp_path):
+    kept = tmp_path / "kept"
+    kept.touch(mode=0o600)
+    code = f"""
+    import resource
+    kept, limit = {str(kept)!r}, resource.RLIMIT_NOFILE
+    folder = os.open(sys.argv[1], os.O_RDONLY)
+    found = dict(
+        chmod=tried(lambda: os.chmod(kept, 0o644)), fchmod=tried(lambda: os.chmod(folder, 0o777)),
+        fchmodat=tried(lambda: os.chmod("../kept", 0o644, dir_fd=folder)),
+        xattr=tried(lambda: os.setxattr(kept, "user.x", b"")),
+        prlimit=tried(lambda: resource.prlimit({os.getpid()}, limit)),
+        guard=tried(lambda: resource.prlimit(os.getppid(), limit)),
+        nice=tried(lambda: os.setpriority(os.PRIO_PROCESS, {os.getpid()}, 19)),
+        all_nice=tried(lambda: os.setpriority(os.PRIO_USER, 0, 19)),
+        batch=tried(lambda: os.sched_setscheduler({os.getpid()}, os.SCHED_BATCH, os.sched_param(0))),
+        own_limit=tried(lambda: resource.setrlimit(limit, resource.getrlimit(limit))),
+        own_nice=tried(lambda: os.setpriority(os.PRIO_PROCESS, 0, 19)),
+    )
+    told(**found)
+    """
+    found = Stage(tmp_path, code).ended()[1]
+    assert (kept.stat().st_mode & 0o777, os.listxattr(kept)) == (0o600, [])
+    assert (tmp_path / "own").stat().st_mode & 0o777 == 0o755  # as it was made
+    ignored, own = ("chmod", "fchmod", "fchmodat"), ("own_limit", "own_nice")
+    assert {found.pop(name) for name in (*ignored, *own)} == {"done"}
+    assert set(found.values()) == {"PermissionError"}, found
+
+
+@filtered
 @pytest.mark.parametrize("network", [False, True])
 def test_without_a_network_there_are_no_sockets_but_pairs(tmp_path, network):
     code = """
@@ -222,6 +270,22 @@ def test_without_a_network_there_are_no_sockets_but_pairs(tmp_path, network):
     if network:
         found.pop("unix")  # there are some where nobody is to be reached by them
     assert set(found.values()) == {"done" if network else "PermissionError"}
+
+
+@filtered
+def test_where_a_shell_can_be_driven_by_a_socket_there_are_no_local_ones(tmp_path):
+    folder = Path(f"/tmp/tmux-{os.getuid()}")  # where tmux has its own
+    folder.mkdir(mode=0o700, exist_ok=True)
+    place = folder / f"test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX) as shell:
+        shell.bind(str(place))
+        try:
+            found = Stage(tmp_path, "told(unix=tried(lambda: socket.socket(socket.AF_UNIX)))").ended()[1]
+        finally:
+            place.unlink()
+            with suppress(OSError):  # there is a tmux
+                folder.rmdir()
+    assert found == {"unix": "PermissionError"}
 
 
 @linux

@@ -42,12 +42,12 @@ class Children:
         host = RunHost(run, folder, self.log_of(run), self._settings, self._environment, self._blobs, self._tell)
         self._runs[run] = host
         host.prepare(spec.config, archive, self._unpack)
+        self._look_later()
 
     def start(self, effect: Start) -> None:
         """Do a task; one `TaskDone` or `TaskFailed` follows."""
         self._runs[effect.run].start(effect)
-        if self._looking is None:
-            self._look_later()
+        self._look_later()
 
     def stop(self, effect: Stop) -> None:
         """End a task at its next step, or else with its child."""
@@ -74,10 +74,11 @@ class Children:
         return self._settings.folder / "logs" / f"{run}.log"
 
     def _look_later(self) -> None:
-        self._looking = asyncio.get_running_loop().call_later(self._settings.look_every, self._look)
+        if self._looking is None:
+            self._looking = asyncio.get_running_loop().call_later(self._settings.look_every, self._look)
 
     def _look(self) -> None:
-        """See which tasks have used processor time, and tell of those."""
+        """See which tasks have used processor time, and tell of those; and which children have too much memory."""
         self._looking = None
         busy = [host.look() for host in self._runs.values()]
         if any(busy):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import logging
 import os
@@ -12,10 +13,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ..core.update import check_metrics
 from ..wire import messages as m
+from ..wire.texts import read_json
 from ..work.confinement import Confinement, below, end
 from ..work.processes import ONE_THREAD, described
-from .child import Message
+from .child import INLINE_BYTES, Message
 from .signals import Start
 
 log = logging.getLogger("umbel.node")
@@ -23,7 +26,7 @@ log = logging.getLogger("umbel.node")
 KEPT_ASKS = 4
 KEPT_BYTES = 1 << 26
 """A child keeps so many asks, and of large ones so many bytes beside the one that it works on."""
-LINE_BYTES = 1 << 26
+LINE_BYTES = 1 << 20
 TAIL_LINES, TAIL_BYTES = 3, 2000
 PASSED_ON = {
     "CONDA_PREFIX", "CURL_CA_BUNDLE", "HOME", "LANG", "LANGUAGE", "LD_LIBRARY_PATH", "LOGNAME", "PATH", "PYTHONHOME",
@@ -106,10 +109,10 @@ class Child:
         try:
             while line := await lines.readline():
                 if line.endswith(b"\n"):
-                    heard(json.loads(line))
+                    heard(read(line))
         except Exception:
             log.exception("a child process is ended, for what it says cannot be understood")
-            self.kill()
+            self.kill("said what this node cannot understand")
 
     def does(self, task: str, attempt: int) -> bool:
         """Whether it is at this attempt of a task."""
@@ -200,6 +203,44 @@ class Child:
     def memory(self) -> int:
         """The bytes of memory that it and what it has started have, as far as the system tells."""
         return 0 if self._process is None else sum(map(_resident, below(self._process.pid)))
+
+
+def read(line: bytes) -> Message:
+    """What a child says, as `umbel.node.child` has it. A client's code can speak in its place: whatever else it is
+    raises, of whatever kind, before the node relies on it or passes it on.
+    """
+    said: Message = read_json(line, "what a child says", dict)
+    match said["type"]:
+        case "ready":
+            said["handlers"] = list(map(_text, said["handlers"]))
+            said["transforms"] = [(_text(name), int(version)) for name, version in said["transforms"]]
+        case "refused":
+            said["reason"] = _text(said["reason"])
+        case "failed":
+            said["reason"] = _text(said["reason"])
+            m.Failure(retry=said["retry"])
+        case "done":
+            said["metrics"] = check_metrics(said["metrics"], "the update's metrics")
+            m.Receipt(metrics=said["metrics"], weight=said["weight"], seconds=said["seconds"])
+            update, state = said["update"], said["state"]
+            if "file" in update:
+                m.Blob(sha256=bytes.fromhex(update["sha256"]), size=update["size"])
+            elif len(base64.b64decode(update["base64"])) > INLINE_BYTES:
+                raise ValueError("an update that should be in a file")
+            if state is not None and "file" not in state:
+                base64.b64decode(state["base64"])
+        case "stepped" | "cancelled":
+            pass
+        case other:
+            raise ValueError(f"a message of the type {other!r:.40}")
+    return said
+
+
+def _text(value: Any) -> str:
+    """A text that can be written: the name of a file, say, can be in it that is no UTF-8."""
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.40} is not text")
+    return value.encode(errors="backslashreplace").decode()
 
 
 def scrubbed(more: Mapping[str, str]) -> dict[str, str]:

@@ -17,10 +17,11 @@ from typing import Any
 
 from ..errors import InternalError, StorageError, UmbelError
 from ..files import opened_below
-from ..store.blobs import Blobs, linked
+from ..store.blobs import PIECE, Blobs, linked
 from ..store.patience import Patience
 from ..transport.tasks import Tasks
 from ..wire import messages as m
+from ..wire.blobs import run_giver
 from .child import INLINE_BYTES, Message
 from .limits import Limits
 from .processes import Child, tail
@@ -28,6 +29,8 @@ from .signals import Event, HostDied, HostReady, HostRefused, Start, Stepped, St
 
 log = logging.getLogger("umbel.node")
 
+STATE_BYTES = 900_000_000
+"""So much a client may keep: SQLite takes little more in one row."""
 UNWANTED = "it was not wanted any more"
 
 
@@ -141,15 +144,14 @@ class RunHost:
                 child.kill_after(self._settings.grace)
 
     def look(self) -> bool:
-        """Tell which tasks have used processor time since the last look; whether there are any tasks."""
-        busy = [child for child in self._children if child.task is not None]
+        """Tell which tasks have used processor time since the last look; whether there is more to look at."""
         memory = self._settings.limits.memory
-        for child in busy:
+        for child in list(self._children):  # those without a task, too: what they have left behind may go on
             if memory is not None and child.memory > memory:
                 child.kill(f"took more than the {memory:,} bytes of memory that this node's owner allows")
             if child.task is not None and child.progressed():
                 self._tell(Stepped(self._run, child.task.task.task))
-        return bool(busy)
+        return memory is not None or any(child.task is not None for child in self._children)
 
     def end(self) -> None:
         """End all children; nothing more is told."""
@@ -185,7 +187,7 @@ class RunHost:
             self._born()
 
     def _unpacked(self, archive: Path, unpack: Unpack) -> Program:
-        for name in ("results", "given", "tmp", "taken"):
+        for name in ("results", "given", "tmp"):
             (self._folder / name).mkdir(mode=0o700, parents=True, exist_ok=True)
         return unpack(archive, self._folder / "archive")
 
@@ -248,11 +250,11 @@ class RunHost:
                 child.in_time()
             if not self._ready:
                 self._ready = True
-                known = frozenset((name, version) for name, version in message["transforms"])
-                self._tell(HostReady(self._run, frozenset(message["handlers"]), known))
+                self._tell(HostReady(self._run, frozenset(message["handlers"]), frozenset(message["transforms"])))
             return
         if kind == "stepped":
-            self._tell(Stepped(self._run, message["task"]))
+            if child.task is not None and child.task.task.task == message["task"]:
+                self._tell(Stepped(self._run, message["task"]))
             return
         start = child.task
         if start is None or not child.does(message["task"], message["attempt"]):
@@ -291,7 +293,7 @@ class RunHost:
     async def _stored(self, start: Start, result: Path, receipt: m.Receipt, message: Message) -> None:
         try:
             update, state = await self._patience.later(lambda: asyncio.to_thread(self._taken_in, result, message))
-        except (UmbelError, OSError, ValueError, TypeError, KeyError) as error:  # the client's code may say anything
+        except Exception as error:  # the client's code may leave anything there
             self._failed(start, f"the node cannot keep the result: {error}", retry=True)
         else:
             self._finished(start, receipt, update, state)
@@ -304,10 +306,16 @@ class RunHost:
         if "file" in update:
             blob = m.Blob(sha256=bytes.fromhex(update["sha256"]), size=update["size"])
             self._blobs.hold(blob.sha256, holder(self._run, blob.sha256))
-            if self._blobs.path(blob.sha256) is None:
-                aside = self._folder / "taken" / result.name  # where the child cannot put anything else in its place
-                os.replace(result, aside)
-                self._blobs.adopt(aside, blob)
+            # It is copied, as the child may write to it still, and read in any case, as others may have brought a blob
+            # of which the child knows but the hash.
+            with (
+                opened_below(result.parent, result.name) as file,
+                self._blobs.part(blob, resume=False, giver=run_giver(self._run)) as part,
+            ):
+                while piece := file.read(PIECE):
+                    part.write(piece)
+                part.finish()
+            result.unlink()
             payload.blob.CopyFrom(blob)
         else:
             payload.inline = base64.b64decode(update["base64"])
@@ -316,7 +324,9 @@ class RunHost:
         if "base64" in state:
             return payload, base64.b64decode(state["base64"])
         with opened_below(result.parent, f"{result.name}.state") as file:
-            data = file.read()
+            if (size := os.fstat(file.fileno()).st_size) > STATE_BYTES:
+                raise ValueError(f"the client keeps {size:,} bytes in ctx.state, and {STATE_BYTES:,} are the most")
+            data = file.read(size)
         Path(f"{result}.state").unlink()
         return payload, data
 

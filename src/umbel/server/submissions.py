@@ -19,7 +19,7 @@ from .requests import Body, Offices, OperatorPeer, count_of, is_whole, run_of, t
 SETTINGS = {"rounds": int, "seed": int, "config": dict, "set": list, "clients": list}
 """What a submission may say of a run."""
 
-_NAME = re.compile(r"[^\x00-\x1f\x7f]{1,100}")
+_NAME = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]{1,100}")  # what no store takes has halves of characters
 
 
 class Submissions:

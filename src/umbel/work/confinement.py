@@ -6,8 +6,8 @@ means, each used where the kernel has it, and none of which needs to be root:
 
 - Landlock: which files are read and written, and that no process outside is signalled or traced
 - no new privileges, and no capabilities
-- a filter of system calls (seccomp): no tracing, no namespaces, no kernel interfaces that are known for their holes;
-  and which kinds of sockets there are
+- a filter of system calls (seccomp): no tracing, no namespaces, no kernel interfaces that are known for their holes,
+  no other modes or attributes of files, no limits of other processes; and which kinds of sockets there are
 - resource limits, and which processors
 
 The **guard** is the process that was started, of which the other is a child. Whatever that starts, however it leaves
@@ -28,6 +28,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,14 @@ DELEGATES = (
     "/run/dbus/system_bus_socket", "/run/systemd/private", "/run/docker.sock", "/run/podman/podman.sock",
     "/run/containerd/containerd.sock", "/run/crio/crio.sock", "/run/libvirt/libvirt-sock", "/run/snapd.socket",
     "/run/user/{uid}/bus", "/run/user/{uid}/systemd/private", "/run/user/{uid}/docker.sock",
-    "/run/user/{uid}/podman/podman.sock", "/tmp/.X11-unix/X0",
+    "/run/user/{uid}/podman/podman.sock", "/tmp/.X11-unix/X*", "/run/user/{uid}/wayland-*", "/tmp/tmux-{uid}/*",
+    "/run/screen/*/*", "/tmp/ssh-*/agent.*", "/run/user/{uid}/keyring/*", "/run/user/{uid}/gnupg/*",
+    "/run/user/{uid}/vscode-*.sock", "/tmp/vscode-*.sock", "/run/user/{uid}/emacs/*", "/tmp/emacs{uid}/*",
+    "/var/lib/lxd/unix.socket", "/var/lib/incus/unix.socket", "/run/postgresql/.s.PGSQL.*", "/run/mysqld/mysqld.sock",
 )  # fmt: skip
-"""Sockets of programs that do what whoever connects may not: where one is within reach there are no local sockets."""
+"""Sockets of programs that do what whoever connects may not, as patterns: where one is within reach there are no local
+sockets.
+"""
 OF_HOME = (
     ".aws", ".azure", ".bash_history", ".cache/huggingface/stored_tokens", ".cache/huggingface/token",
     ".config/gcloud", ".config/umbel", ".docker", ".git-credentials", ".gnupg", ".kube", ".local/share/keyrings",
@@ -79,6 +85,10 @@ DEVICE = READ_FILE | WRITE_FILE | TRUNCATE
 LEAST_ABI, TRUNCATES, SCOPES = 2, 3, 6
 """Before version 2 no file could be renamed into another folder, which a run does; that is as if there were none."""
 
+LONGEST_ORDER = 100_000
+"""One argument of a command line takes 128 KiB: an order with more, as for thousands of clients with paths, goes in a
+file, which whoever gets it removes.
+"""
 END = signal.SIGUSR1 if hasattr(signal, "SIGUSR1") else signal.SIGTERM
 
 
@@ -106,6 +116,13 @@ class Confinement:
     def command(self, module: str, *arguments: str) -> tuple[str, ...]:
         """What to start, in a session of its own, to have ``python -m module arguments`` confined."""
         order = json.dumps({"parent": os.getpid(), **asdict(self)})
+        if len(order) > LONGEST_ORDER:
+            import tempfile  # here, because this file is a program that starts for each task's process
+
+            file, path = tempfile.mkstemp(prefix="umbel-order-")
+            with open(file, "w") as aside:
+                aside.write(order)
+            order = path
         return (sys.executable, "-P", "-u", __file__, order, module, *arguments)
 
 
@@ -128,9 +145,11 @@ def end(pid: int) -> None:
 
 def below(pid: int) -> Iterator[int]:
     """The processes below one, children's children too; none where the system does not tell."""
-    for child in _children(pid):
-        yield child
-        yield from below(child)
+    found = [pid]
+    for each in found:  # they may be below each other to any depth
+        children = _children(each)
+        found += children
+        yield from children
 
 
 def lacking() -> list[tuple[str, bool]]:
@@ -172,6 +191,8 @@ def confine(how: Confinement) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the data would be in it
     if how.cpus is not None:
         os.sched_setaffinity(0, how.cpus)
+    delegates = (path for each in DELEGATES for path in glob(each.format(uid=os.getuid())))
+    local = not any(os.access(path, os.W_OK) for path in delegates)  # while folders can be listed
     _call(libc.prctl, 38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
     if (abi := landlock_abi()) >= LEAST_ABI:
         _restrict(libc, rules(how), abi, how.network)
@@ -179,7 +200,7 @@ def confine(how: Confinement) -> None:
         libc.prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP; those that there are, and that it has
     _call(libc.capset, struct.pack("=Ii", 0x20080522, 0), bytes(24))
     if _has_seccomp():
-        _filter(libc, how.network, limited=how.cpus is not None)
+        _filter(libc, how.network, local, limited=how.cpus is not None)
     if how.memory is not None:
         resource.setrlimit(resource.RLIMIT_DATA, (how.memory, how.memory))
 
@@ -278,31 +299,49 @@ REFUSED = (
     (321, 280), (298, 241), (323, 282), (304, 265),  # bpf, perf_event_open, userfaultfd, open_by_handle_at
     (175, 105), (313, 273), (176, 106), (246, 104), (320, 294), (169, 142),  # modules, kexec, reboot
     (248, 217), (249, 218), (250, 219),  # keys
+    (188, 5), (189, 6), (190, 7), (463, 463), (197, 14), (198, 15), (199, 16), (466, 466), (469, 469),  # attributes
+    (251, 30),  # ioprio_set
 )  # fmt: skip
+IGNORED = ((90, 53), (91, 52), (268, 53), (452, 452))
+"""chmod and its kin, which Landlock lets pass for whatever file is this user's, also one that may not be opened: all
+keep their modes, and who changes those of files of its own goes on.
+"""
 ABSENT = ((435, 435), (425, 425), (426, 426), (427, 427))
 """clone3 and io_uring: what they are asked for is not to be seen by a filter; libraries do without."""
 CLONE, SOCKET, AFFINITY = (56, 220), (41, 198), (203, 122)
+OWN = (
+    ((302, 261), 1), ((141, 140), 2), ((144, 119), 1), ((142, 118), 1), ((314, 274), 1),
+)  # fmt: skip
+"""prlimit, setpriority, sched_setscheduler, sched_setparam, sched_setattr: who has these first arguments all 0 changes
+its own limits and turns, and not those of any process of this user.
+"""
 NEW_NAMESPACES = 0x7E020000
 AF_UNIX = 1
 
 
-def _filter(libc: Any, network: bool, limited: bool) -> None:
+def _filter(libc: Any, network: bool, local: bool, limited: bool) -> None:
     """Have the kernel refuse system calls from now on."""
     machine, index = MACHINES[os.uname().machine]
-    refuse, absent, allow = 0x00050001, 0x00050000 | 38, 0x7FFF0000  # EPERM, ENOSYS, and that it goes on
+    refuse, absent, ignore, allow = 0x00050001, 0x00050000 | 38, 0x00050000, 0x7FFF0000  # EPERM, ENOSYS; nothing; done
     load, equal, any_bit, least, give = 0x20, 0x15, 0x45, 0x35, 0x06
     code: list[tuple[int, int, int, int]] = [(load, 0, 0, 4), (equal, 1, 0, machine), (give, 0, 0, 0x80000000)]
     code += [(load, 0, 0, 0)]
     if machine == MACHINES["x86_64"][0]:
         code += [(least, 0, 1, 0x40000000), (give, 0, 0, refuse)]  # a second set of the same calls
-    for calls, answer in ((REFUSED, refuse), (ABSENT, absent), (((AFFINITY,) if limited else ()), refuse)):
+    affinity = (AFFINITY,) if limited else ()
+    for calls, answer in ((REFUSED, refuse), (ABSENT, absent), (IGNORED, ignore), (affinity, refuse)):
         for numbers in calls:
             code += [(equal, 0, 1, numbers[index]), (give, 0, 0, answer)]
     code += [(equal, 0, 4, CLONE[index]), (load, 0, 0, 16), (any_bit, 0, 1, NEW_NAMESPACES), (give, 0, 0, refuse)]
     code += [(give, 0, 0, allow)]
+    for numbers, count in OWN:
+        code += [(equal, 0, 3 * count + 1, numbers[index])]
+        for argument in range(count):
+            code += [(load, 0, 0, 16 + 8 * argument), (equal, 1, 0, 0), (give, 0, 0, refuse)]
+        code += [(give, 0, 0, allow)]
     if not network:
         code += [(equal, 0, 1, SOCKET[index]), (give, 0, 0, refuse)]
-    elif any(os.access(path.format(uid=os.getuid()), os.W_OK) for path in DELEGATES):
+    elif not local:
         code += [(equal, 0, 3, SOCKET[index]), (load, 0, 0, 16), (equal, 0, 1, AF_UNIX), (give, 0, 0, refuse)]
     code += [(give, 0, 0, allow)]
     program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *each) for each in code))
@@ -399,7 +438,11 @@ def _parents() -> Iterator[tuple[int, int]]:
 
 def main() -> None:
     """Become the module that the command line names, confined as it says."""
-    order = json.loads(sys.argv[1])
+    text = sys.argv[1]
+    if not text.startswith("{"):
+        text = (aside := Path(text)).read_text()
+        aside.unlink()
+    order = json.loads(text)
     del sys.argv[:2]
     if LINUX:
         guard(order.pop("parent"))
