@@ -223,17 +223,17 @@ class Connections:
                 await self._answer_requests(peer, budget)
             else:
                 role, clients = roles.NAMES[identity.role], tuple(identity.hello.clients)
-                began = time.thread_time()
+                began = time.perf_counter()
                 self._around.tell(Connected(peer.id, role, identity.id, identity.name, clients, identity.relay))
                 if budget is not None:
-                    budget.spend(time.thread_time() - began)
+                    budget.spend(time.perf_counter() - began)
                 while True:
                     batch = await connection.receive()
                     for number, message in enumerate(batch, 1):
-                        began = time.thread_time()
+                        began = time.perf_counter()
                         self._around.tell(Received(peer.id, message))
                         if budget is not None and not budget.was_asked(fields.answers(message)):
-                            budget.spend(time.thread_time() - began + connection.read_seconds / len(batch))
+                            budget.spend(time.perf_counter() - began + connection.read_seconds / len(batch))
                         if number % SLICE == 0:
                             await asyncio.sleep(0)
         except PeerError as error:

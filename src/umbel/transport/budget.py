@@ -18,11 +18,11 @@ FREE = PEER_MICROSECONDS / 1e6
 
 class Turns:
     """The turns of one server, whose share of its time is bounded however many peers take them. `clock` counts seconds;
-    `timer` the seconds of work of this thread.
+    `timer` those that work takes, which others of this process have to wait.
     """
 
     def __init__(
-        self, clock: Callable[[], float] = time.monotonic, timer: Callable[[], float] = time.thread_time
+        self, clock: Callable[[], float] = time.monotonic, timer: Callable[[], float] = time.perf_counter
     ) -> None:
         self.clock, self.timer = clock, timer
         self._next = clock()

@@ -35,8 +35,9 @@ MESSAGE_BYTES = PIECE_BYTES + 1
 _OPTIONS = (
     ("grpc.max_receive_message_length", MESSAGE_BYTES),
     ("grpc.max_send_message_length", MESSAGE_BYTES),
-    # What a peer sends and nobody reads lies in memory: the window grows as what comes is read, and no sooner.
-    ("grpc.http2.bdp_probe", 1),
+    # What a peer sends and nobody reads lies in memory. Probing would let this, and the memory for it, grow.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 512 << 10),
     ("grpc.http2.max_frame_size", 1 << 20),
 )
 _SERVER_OPTIONS = (

@@ -47,7 +47,7 @@ PEER_MICROSECONDS = _limit(
     "it is read by turns with others like it",
 )  # fmt: skip
 TURNS_PERCENT = _limit(
-    "TURNS_PERCENT", 20, "percent", "of a server's time: that of all who are read by turns", "they wait longer"
+    "TURNS_PERCENT", 10, "percent", "of a server's time: that of all who are read by turns", "they wait longer"
 )
 TURN_WAITING_BYTES = _limit(
     "TURN_WAITING_BYTES", 1 << 20, "bytes", "what waits to be taken by a peer that is read by turns",
