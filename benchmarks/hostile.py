@@ -65,8 +65,8 @@ class Attackers:
         """Open a stream, and say nothing."""
         stream = await grpc.connect(self._operator.address, self._operator.join.root())
         try:
-            while True:
-                await stream.receive()
+            while await stream.receive() is not None:
+                pass
         finally:
             await stream.close()
 
