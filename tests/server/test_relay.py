@@ -31,7 +31,7 @@ from umbel.transport.exchange import Exchange
 from umbel.transport.handshake import introduce
 from umbel.trust.authority import Authority, JoinText
 from umbel.trust.identity import SigningKey, node_id
-from umbel.trust.proofs import TokenProof
+from umbel.trust.proofs import NodeProof, TokenProof
 from umbel.trust.servers import KnownServer
 from umbel.wire import messages as m
 
@@ -296,6 +296,35 @@ async def test_a_node_below_it_is_in_the_federation_of_the_server_above(tmp_path
         async with asyncio.timeout(SECONDS):
             while server.authority.public.hex() not in known.federations:
                 await asyncio.sleep(0)
+
+
+@on_loop
+async def test_a_relay_that_starts_again_says_so_before_it_is_connected(tmp_path):
+    known = KnownServer(Authority(tmp_path / "east" / "authority").public)
+    async with running(serving(tmp_path / "top")) as server:
+        key = server.authority.public.hex()
+        async with (
+            relay(tmp_path, server) as opened,
+            node(tmp_path, opened.line.split()[-1], opened.address, "n", 0, server=known),
+        ):
+            async with asyncio.timeout(SECONDS):
+                while key not in known.federations:
+                    await asyncio.sleep(0)
+
+    async def nobody():
+        raise ConnectionLost("nobody is there")
+
+    again = KnownServer(Authority(tmp_path / "east" / "authority").public)
+    settings = RelaySettings(connect=nobody, key=SigningKey.new(), below=serving(tmp_path / "east"))
+    opened = asyncio.get_running_loop().create_future()
+    async with until_stopped(lambda stopping: run_relay(settings, stopping, opened.set_result)):
+        address = (await asyncio.wait_for(opened, SECONDS)).address
+        connection = Connection(await grpc.connect(address, None))
+        own = SigningKey.kept(tmp_path / "n.key")
+        hello = m.Hello(role=m.ROLE_NODE, name="n", key=own.public, epoch=99, boot="b")
+        again.welcomed(await introduce(connection, NodeProof(own, None), hello))
+        assert key in again.federations
+        await connection.close()
 
 
 @on_loop

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -19,6 +20,7 @@ from ..transport.exchange import Exchange
 from ..transport.handshake import introduce
 from ..transport.stream import Stream
 from ..transport.tasks import Tasks
+from ..trust import keyfile
 from ..trust.epochs import Epoch
 from ..trust.identity import SigningKey
 from ..trust.proofs import NodeProof
@@ -92,6 +94,10 @@ class Relay:
         self._settings = settings
         self.below = _Below(settings.below, self)
         self._epoch = Epoch(self.below.root / "above.epoch")
+        self._told = self.below.root / "above.told"
+        with suppress(Exception):  # what is lost, or damaged, is told again
+            # Nodes that come before the server above do have to know whose federation this is.
+            self.below.endorsements = list(m.Welcome.FromString(self._told.read_bytes()).endorsements)
         self._machine = Relaying(self.below.store, self.below.router.nodes.clients())
         self._loop = asyncio.get_running_loop()
         self._connection: Connection | None = None
@@ -125,7 +131,8 @@ class Relay:
                 await connection.close(error)
                 raise
             self._dialer.welcomed(connection, welcome, self._settings.name)
-            self.below.endorsed(welcome.endorsements)
+            if self.below.endorsed(welcome.endorsements):
+                keyfile.replace(self._told, m.Welcome(endorsements=welcome.endorsements).SerializeToString())
             self._connection = connection
             self._exchange = Exchange(
                 connection,
