@@ -22,6 +22,7 @@ from ..store.patience import Patience
 from ..transport.tasks import Tasks
 from ..wire import messages as m
 from ..wire.blobs import run_giver
+from ..work.executor import LARGEST_STATE
 from .child import INLINE_BYTES, Message
 from .limits import Limits
 from .processes import Child, tail
@@ -29,8 +30,6 @@ from .signals import Event, HostDied, HostReady, HostRefused, Start, Stepped, St
 
 log = logging.getLogger("umbel.node")
 
-STATE_BYTES = 900_000_000
-"""So much a client may keep: SQLite takes little more in one row."""
 UNWANTED = "it was not wanted any more"
 
 
@@ -324,8 +323,8 @@ class RunHost:
         if "base64" in state:
             return payload, base64.b64decode(state["base64"])
         with opened_below(result.parent, f"{result.name}.state") as file:
-            if (size := os.fstat(file.fileno()).st_size) > STATE_BYTES:
-                raise ValueError(f"the client keeps {size:,} bytes in ctx.state, and {STATE_BYTES:,} are the most")
+            if (size := os.fstat(file.fileno()).st_size) > LARGEST_STATE:
+                raise ValueError(f"the client keeps {size:,} bytes in ctx.state, and {LARGEST_STATE:,} are the most")
             data = file.read(size)
         Path(f"{result}.state").unlink()
         return payload, data

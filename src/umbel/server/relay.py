@@ -131,8 +131,9 @@ class Relay:
                 await connection.close(error)
                 raise
             self._dialer.welcomed(connection, welcome, self._settings.name)
-            if self.below.endorsed(welcome.endorsements):
+            if list(welcome.endorsements) != self.below.endorsements:
                 keyfile.replace(self._told, m.Welcome(endorsements=welcome.endorsements).SerializeToString())
+            self.below.endorsed(welcome.endorsements)
             self._connection = connection
             self._exchange = Exchange(
                 connection,

@@ -218,15 +218,12 @@ class Service:
             text = "this node's folder is used twice, or its key is stolen"
             self.connections.drop(peer.id, m.CODE_NOT_APPROVED, text, retry=True)
 
-    def endorsed(self, said: Iterable[m.Endorsement]) -> bool:
-        """Take what the servers above say of this one, and whether it is news; nodes that have heard another thing have
-        to connect again.
-        """
-        before, self.endorsements = self.endorsements, list(said)
-        if before == self.endorsements:
-            return False
-        self._greet_again()
-        return True
+    def endorsed(self, said: Iterable[m.Endorsement]) -> None:
+        """Take what the servers above say of this one; nodes that have heard another thing have to connect again."""
+        found = list(said)
+        if found != self.endorsements:
+            self.endorsements = found
+            self._greet_again()
 
     def _greet_again(self) -> None:
         text = "the server has something to say to all nodes: connect again"
