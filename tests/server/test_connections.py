@@ -376,6 +376,31 @@ class Joined:
         return m.Proof(signature=sign_node(self.key, transcript), seal=self.other.proof(transcript).seal)
 
 
+def test_whoever_has_heard_the_whole_answer_may_ask_again(tmp_path):
+    """However long it is until this connection's next turn."""
+
+    async def act(here):
+        service, ann = here.service, await here.operator()
+        assert isinstance(await asked(ann, "server.status", 1), dict)
+        (peer,) = service.connections.peers.values()
+        post, turn, waits = peer.connection.post, peer.connection.turn, asyncio.Event()
+
+        def posted(message, **how):
+            waits.set()
+            post(message, **how)
+
+        async def far_away():
+            await (asyncio.Event().wait() if waits.is_set() else turn())
+
+        peer.connection.post, peer.connection.turn = posted, far_away
+        for id in range(2, 2 + 3 * OPERATOR_REQUESTS):
+            waits.clear()
+            assert isinstance(await asked(ann, "server.status", id), dict)
+            assert not peer.answering
+
+    play(act, tmp_path)
+
+
 def test_what_an_operator_does_not_take_is_not_read_either(tmp_path):
     """Beyond what is on its way, which the transport bounds."""
     event = json.dumps({"event": "x", "text": "x" * 100_000})
@@ -408,7 +433,7 @@ def test_what_an_operator_does_not_take_is_not_read_either(tmp_path):
             await asyncio.sleep(0)
         for _ in range(1000):
             await asyncio.sleep(0)
-        assert peer.answering == OPERATOR_REQUESTS
+        assert len(peer.answering) == OPERATOR_REQUESTS
         assert peer.connection.queued < ANSWER_WAITING_BYTES + (OPERATOR_REQUESTS + 1) * (2 << 20)
         assert read[0] < 40 << 20
         takes.set()

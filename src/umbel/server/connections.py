@@ -46,7 +46,7 @@ class PeerConnection:
         self.connection = connection
         self._around = around
         self._offered: set[bytes] = set()
-        self.answering = 0
+        self.answering: set[object] = set()
         giver = f"{roles.NAMES[identity.role]} {identity.id}"
         places = Places(around.root / "runs" / identity.id) if same_machine else None
         self.exchange = Exchange(
@@ -255,14 +255,14 @@ class Connections:
         answering: set[asyncio.Task[None]] = set()
         try:
             async for message in peer.connection.messages():
-                if peer.answering >= OPERATOR_REQUESTS:
-                    text = f"{peer.answering} requests are being answered on this connection; wait for one of them"
+                if len(peer.answering) >= OPERATOR_REQUESTS:
+                    text = f"{len(peer.answering)} requests are being answered on this connection; wait for one of them"
                     busy = m.Response(id=message.request.id, code=m.CODE_BUSY, text=text)
                     await peer.connection.taken(ANSWER_WAITING_BYTES)
                     peer.connection.post(m.Message(response=busy))
                     continue
-                peer.answering += 1
-                task = self._around.begin(budget.spent(self._answer, peer, message.request))
+                peer.answering.add(place := object())
+                task = self._around.begin(budget.spent(self._answer, peer, message.request, place))
                 if not self._desk.lasts(message.request):
                     answering.add(task)
                     task.add_done_callback(answering.discard)
@@ -270,16 +270,20 @@ class Connections:
             for task in answering:
                 task.cancel()
 
-    async def _answer(self, peer: PeerConnection, request: m.Request) -> None:
+    async def _answer(self, peer: PeerConnection, request: m.Request, place: object) -> None:
         """Answer a request: what is not taken over there is not read here."""
         try:
             async with aclosing(self._desk.answer(peer, request)) as responses:
-                while (response := await anext(responses, None)) is not None:
-                    peer.connection.post(m.Message(response=response))
+                while True:
                     await peer.connection.taken(ANSWER_WAITING_BYTES)
                     await peer.connection.turn()
+                    if (response := await anext(responses, None)) is None:
+                        break
+                    if not response.more:  # who has heard all of it may ask again
+                        peer.answering.discard(place)
+                    peer.connection.post(m.Message(response=response))
         finally:
-            peer.answering -= 1
+            peer.answering.discard(place)
         self._around.commits.soon()
 
     async def _parted(self, run: str) -> None:
