@@ -53,7 +53,7 @@ class LightNode:
 
     async def join(self, address: str, join: JoinText) -> None:
         """Connect, and be let in: by a token the first time, and as who it is from then on."""
-        token, self._token_used = None if self._token_used else join.token, True
+        token = None if self._token_used else join.token
         self.connection = Connection(await grpc.connect(address, join.root()))
         hello = m.Hello(
             role=m.ROLE_NODE,
@@ -63,6 +63,7 @@ class LightNode:
             clients=self.clients,
         )
         await introduce(self.connection, NodeProof(self._key, token), hello)
+        self._token_used = True
         self.connection.on_blob = self.blob
 
     async def live(self) -> None:

@@ -134,9 +134,14 @@ class Office:
     def ask(self, method: str, person: Person | None = None, **body: Any) -> dict[str, Any]:
         """The whole answer; fails where it is a refusal."""
         found: dict[str, Any] = {}
+        text = ""
         for response in asyncio.run(self.responses(person or Person(), method, json.dumps(body))):
             assert (response.code, response.text, response.id) == (0, "", 7)
-            for key, value in json.loads(response.body).items():
+            text += response.body
+            if response.rest:
+                continue
+            part, text = json.loads(text), ""
+            for key, value in part.items():
                 found[key] = found[key] + value if isinstance(value, list) and key in found else value
         return found
 

@@ -18,13 +18,21 @@ from umbel.server import connections
 from umbel.server import service as services
 from umbel.server.settings import ServerSettings
 from umbel.transport import grpc
+from umbel.transport.budget import Turns
 from umbel.transport.connection import Connection
 from umbel.trust import audit
 from umbel.trust.authority import root_certificate
 from umbel.trust.identity import SigningKey, node_id, sign_node
 from umbel.trust.proofs import NodeProof, TokenProof
 from umbel.wire import messages as m
-from umbel.wire.limits import ANSWER_WAITING_BYTES, OPERATOR_REQUESTS
+from umbel.wire.limits import (
+    ADMISSIONS,
+    ANSWER_WAITING_BYTES,
+    OPERATOR_REQUESTS,
+    PUT_OUT_SECONDS,
+    RUN_MILLISECONDS,
+    TURN_WAITING_BYTES,
+)
 
 
 def test_a_peer_that_says_what_it_may_not_is_told_and_nobody_else_notices(tmp_path):
@@ -74,7 +82,6 @@ def test_who_says_much_unasked_is_read_by_turns_and_others_are_read(tmp_path):
         node, run = await here.ready("0")
         peers = here.service.connections.peers.values()
         (mine,) = [peer for peer in peers if peer.identity.role == m.ROLE_NODE]
-        assert [peer.connection.budget for peer in peers if peer is not mine] == [None], "a run drives the server"
         mine.connection.budget.spend(0.01)
         mine.connection.budget._turns.take(1e6)  # as by many others
         node.say(alive=m.Alive(run="r"))  # it is being read
@@ -91,10 +98,87 @@ def test_who_says_much_unasked_is_read_by_turns_and_others_are_read(tmp_path):
     play(act, tmp_path)
 
 
+def test_a_run_that_never_stops_talking_is_read_by_turns(tmp_path):
+    async def act(here):
+        node, run = await here.ready("0")
+        (its,) = [peer for peer in here.service.connections.peers.values() if peer.identity.role == m.ROLE_RUN]
+        its.connection.budget.spend(RUN_MILLISECONDS / 2000)
+        await run.settled()
+        its.connection.budget.spend(RUN_MILLISECONDS / 1000)
+        its.connection.budget._turns.take(1e6)  # as by other runs
+        its.connection.post(m.Message(notice=m.Notice(text="x" * TURN_WAITING_BYTES)))
+        run.say(cancel=m.Cancel(run="r"))  # it is being read
+        run.say(cancel=m.Cancel(run="r"))
+        await node.settled()
+        await node.settled()
+        seen = its.connection.received.frames
+        run.say(cancel=m.Cancel(run="r"))
+        await node.settled()
+        await node.settled()
+        assert its.connection.received.frames == seen
+        assert run.end is None
+
+    play(act, tmp_path)
+
+
+def test_who_was_put_out_for_what_it_sent_waits_before_it_is_let_in_again(tmp_path, monkeypatch):
+    async def act(here):
+        turns, waited, now = here.service.connections._turns, [], [1000.0]
+        turns.clock = lambda: now[0]
+
+        async def sleeps(seconds, sleep=asyncio.sleep):
+            waited.append(seconds)
+            await sleep(0)
+
+        key, other = SigningKey.new(), SigningKey.new()
+        for how in ({"result": m.Result(run="r", ask=2**63)}, {"chunk": m.Chunk(sha256=bytes(32), data=b"x")}):
+            bad = await here.node(key, "0", join=not waited)
+            bad.say(**how)
+            assert (await bad.over()).code in (m.CODE_MALFORMED, m.CODE_OUT_OF_ORDER)
+            with monkeypatch.context() as patch:
+                patch.setattr(connections.asyncio, "sleep", sleeps)
+                await here.node(other, "1", join=not waited)
+                assert not any(waited)
+                await here.node(key, "0", join=False)
+                assert max(waited) == PUT_OUT_SECONDS
+                waited.clear()
+                now[0] += PUT_OUT_SECONDS
+                await here.node(key, "0", join=False)
+                assert not any(waited)
+            waited.append(0.0)
+
+    play(act, tmp_path)
+
+
+def test_who_is_refused_again_and_again_waits_for_that_and_nobody_else_does(tmp_path, monkeypatch):
+    waits, admission = [], Turns.admission
+
+    def noted(turns, peer):
+        waits.append(admission(turns, peer))
+        return 0.0
+
+    monkeypatch.setattr(Turns, "admission", noted)
+
+    async def act(here):
+        turns, key = here.service.connections._turns, SigningKey.new()
+        turns.clock = lambda: 1000.0
+        turns.take(1e6)  # as by many others
+        for _ in range(ADMISSIONS + 1):
+            with pytest.raises(Refused) as refused:
+                await here.node(key, "0", join=False)
+            assert refused.value.code == m.CODE_NOT_APPROVED
+        assert waits == [*[0.0] * ADMISSIONS, PUT_OUT_SECONDS]
+        await here.node(SigningKey.new(), "1")
+        assert waits[-1] == 0.0
+
+    play(act, tmp_path)
+
+
 def test_answers_that_were_asked_for_are_no_work_of_the_nodes(tmp_path):
     async def act(here):
         node, run = await here.ready("0")
-        (budget,) = [p.connection.budget for p in here.service.connections.peers.values() if p.connection.budget]
+        peers = here.service.connections.peers.values()
+        (budget,) = [peer.connection.budget for peer in peers if peer.identity.role == m.ROLE_NODE]
         spent = []
         budget.spend = spent.append
         run.say(ask_spec=ASK)

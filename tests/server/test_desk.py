@@ -12,6 +12,7 @@ import pytest
 from tests.server.desks import Office, Person
 
 from umbel.server import desk
+from umbel.server.registry import Registry
 from umbel.server.requests import Body, OperatorPeer
 from umbel.wire import messages as m
 
@@ -70,6 +71,26 @@ def test_a_list_that_is_long_comes_in_parts(office: Office, monkeypatch: pytest.
     parts = asyncio.run(office.responses(Person(), "runs.list", "{}"))
     assert [(len(json.loads(part.body)["runs"]), part.more) for part in parts] == [(2, True), (2, True), (1, False)]
     assert [row["run"] for row in office.ask("runs.list")["runs"]] == [f"r{number}" for number in range(5)]
+
+
+def test_nodes_are_listed_no_further_than_they_are_taken(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(desk, "PAGE", 2)
+    for number in range(20):
+        office.store.put("nodes", {"id": f"n{number}", "name": f"lab-{number:02}", "key": b"k", "status": "approved"})
+    office.store.commit()
+    office.registry = Registry(office.store, lambda: office.time)
+    read, rows = [], office.store.rows
+    monkeypatch.setattr(office.store, "rows", lambda *given, **where: read.append(where) or rows(*given, **where))
+
+    async def some() -> None:
+        responses = office.desk.answer(Person(), m.Request(id=7, method="nodes.list", body="{}"))
+        first = await anext(responses)
+        assert [node["name"] for node in json.loads(first.body)["nodes"]] == ["lab-00", "lab-01"]
+        await responses.aclose()
+
+    asyncio.run(some())
+    assert 2 <= len(read) <= 5, "a part, and the row that says that there is another"
+    assert len(office.ask("nodes.list")["nodes"]) == 20
 
 
 def test_the_servers_own_faults_say_little(office: Office, caplog: pytest.LogCaptureFixture) -> None:

@@ -7,8 +7,7 @@ import pytest
 from umbel.errors import Refused
 from umbel.server import feeds
 from umbel.server.feeds import Event, Feeds
-from umbel.wire.limits import FOLLOWER_BYTES
-from umbel.wire.portions import PORTION_BYTES
+from umbel.wire.limits import FOLLOWER_BYTES, RESPONSE_BYTES
 
 
 class Log:
@@ -144,7 +143,7 @@ def test_many_events_come_in_batches() -> None:
 def test_long_events_come_in_small_batches() -> None:
     async def play() -> list[list[int]]:
         log = Log(over=True)
-        log.events = [(number, "x" * (PORTION_BYTES // 3)) for number in range(1, 6)]
+        log.events = [(number, "x" * (RESPONSE_BYTES // 3)) for number in range(1, 6)]
         return [[number for number, _ in batch] async for batch in log.feeds.follow("r")]
 
     assert asyncio.run(play()) == [[1, 2], [3, 4], [5]]

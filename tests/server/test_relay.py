@@ -348,7 +348,7 @@ def test_it_waits_for_approval_and_says_so_once(tmp_path, caplog):
 
     async def wait():
         async with running(serving(tmp_path / "top")) as server, relay(tmp_path, server, token=None):
-            while not server.registry.nodes():
+            while not list(server.registry.nodes()):
                 await asyncio.sleep(0)
             (known,) = server.registry.nodes()
             server.registry.approve("test", known.id, relay=True)

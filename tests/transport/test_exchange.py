@@ -596,6 +596,20 @@ def test_a_sender_that_breaks_the_rules(folders: tuple[Path, Path], answers: lis
     asyncio.run(main())
 
 
+def test_a_chunk_that_nobody_wants_ends_the_connection(folders: tuple[Path, Path]) -> None:
+    async def main() -> None:
+        a, b = await sides(*map(Blobs, folders))
+        a.connection.post(chunk(0, 100, bytes(32)))
+        while a.end is None:
+            await asyncio.sleep(0)
+        assert isinstance(a.end, Refused)
+        assert a.end.code == m.CODE_OUT_OF_ORDER
+        await a.close()
+        await b.close()
+
+    asyncio.run(main())
+
+
 messages = st.one_of(
     st.builds(chunk, st.integers(0, 300), st.integers(0, 200), st.sampled_from([BLOB.sha256, bytes(32), b""])),
     st.builds(

@@ -193,12 +193,12 @@ def test_closing_here_ends_a_receive_that_waits(binding: Binding) -> None:
 def test_a_sender_waits_for_a_receiver_that_does_not_read(binding: Binding) -> None:
     async def main() -> None:
         go = asyncio.Event()
-        count = 64
+        count, size = 256, 256 << 10
 
         async def slow(stream: Stream) -> None:
             await go.wait()
             sizes = [len(await stream.receive() or b"") for _ in range(grpc.FIRST_FRAMES + count)]
-            assert sizes == [*[1] * grpc.FIRST_FRAMES, *[1 << 20] * count]
+            assert sizes == [*[1] * grpc.FIRST_FRAMES, *[size] * count]
             await stream.send(b"all")
             await stream.finish()
 
@@ -211,7 +211,7 @@ def test_a_sender_waits_for_a_receiver_that_does_not_read(binding: Binding) -> N
                 for _ in range(grpc.FIRST_FRAMES):  # which may not be large
                     await stream.send(b"1")
                 for _ in range(count):
-                    await stream.send(bytes(1 << 20))
+                    await stream.send(bytes(size))
                     sent += 1
                     begun.set()
 

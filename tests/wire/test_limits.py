@@ -132,21 +132,34 @@ def waits(size: int) -> bool:
     return not follower.behind
 
 
-def free(microseconds: int) -> bool:
+def free(seconds: float, **settings: float) -> bool:
     """Whether a peer is heard at once that has had so much done at once, though another takes its turn just now."""
-    now = [0.0]
-    turns = Turns(lambda: now[0])
+    turns = Turns(lambda: 0.0, **settings)  # type: ignore[arg-type]
     turns.take(1.0)
     budget = turns.budget("a")
-    budget.spend(microseconds / 1e6)
+    budget.spend(seconds)
     return budget.turn() <= 0.0
 
 
-def share(percent: int) -> bool:
+def share(wanted: int, **settings: int) -> bool:
     """Whether peers that take turns have so much of the time between."""
-    turns = Turns(lambda: 0.0)
+    turns = Turns(lambda: 0.0, **settings)  # type: ignore[arg-type]
     first, second = turns.take(1.0), turns.take(1.0)
-    return 100 / (second - first) >= percent
+    return 100 / (second - first) >= wanted
+
+
+def out(seconds: int) -> bool:
+    """Whether a peer that was put out is out for so long."""
+    turns = Turns(lambda: 0.0)
+    turns.put_out("a")
+    return turns.admission("a") >= seconds
+
+
+def admitted(count: int) -> bool:
+    """Whether a peer is let in so often at once, though others take turns just now."""
+    turns = Turns(lambda: 0.0)
+    turns.take(1.0)
+    return max(turns.admission("a") for _ in range(count)) == 0.0
 
 
 def taken(kind: str, body: Any) -> bool:
@@ -169,8 +182,12 @@ PROBES: dict[str, Callable[..., bool]] = {
     "NAME_BYTES": lambda n: a_message(hosted=m.Hosted(clients=["x" * n])),
     "FRAME_MESSAGES": messages,
     "JSON_DEPTH": deep,
-    "PEER_MICROSECONDS": free,
+    "PEER_MICROSECONDS": lambda n: free(n / 1e6),
     "TURNS_PERCENT": share,
+    "RUN_MILLISECONDS": lambda n: free(n / 1e3, free=limits.RUN_MILLISECONDS / 1e3),
+    "RUNS_PERCENT": lambda n: share(n, percent=limits.RUNS_PERCENT),
+    "PUT_OUT_SECONDS": out,
+    "ADMISSIONS": admitted,
     "NODE_CLIENTS": lambda n: taken("hosted", m.Hosted(clients=names(n))),
     "ALIVE_TASKS": lambda n: all(
         [taken("alive", m.Alive(tasks=names(n))), taken("run_answer", m.RunAnswer(clients=names(n)))]

@@ -29,7 +29,7 @@ class Access:
         """All nodes."""
         columns = ("id", "name", "status", "relay", "joined_at", "seen_at")
         return {
-            "nodes": [
+            "nodes": (
                 {
                     **{column: getattr(node, column) for column in columns},
                     "clients": list(node.clients[:MOST_NAMED]),
@@ -39,7 +39,7 @@ class Access:
                     "connected": node.status == "approved" and self._offices.online(node.id),
                 }
                 for node in self._offices.registry.nodes()
-            ]
+            )
         }
 
     async def invite(self, peer: OperatorPeer, body: Body) -> dict[str, Any]:

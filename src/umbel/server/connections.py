@@ -8,18 +8,19 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import aclosing
+from functools import partial
 
 from ..errors import PeerError, ProtocolError, Refused
 from ..transport.budget import Budget, Turns
 from ..transport.connection import Connection
 from ..transport.exchange import Exchange, Room
-from ..transport.handshake import Handshakes, Identity, accept
+from ..transport.handshake import Handshakes, Identity, accept, origin
 from ..transport.stream import Stream
 from ..trust.audit import PEER
 from ..wire import messages as m
 from ..wire import roles
 from ..wire.blobs import run_giver
-from ..wire.limits import ANSWER_WAITING_BYTES, OPERATOR_REQUESTS
+from ..wire.limits import ANSWER_WAITING_BYTES, OPERATOR_REQUESTS, RUN_MILLISECONDS, RUNS_PERCENT
 from . import fields
 from .desk import Desk
 from .programs import Programs, Surroundings
@@ -31,6 +32,8 @@ LAZY = frozenset({"ack", "log_ack", "close_ask"})
 """Messages that nobody waits for."""
 SLICE = 64
 """After so many messages of one peer it is the others' turn."""
+VIOLATIONS = frozenset({m.CODE_MALFORMED, m.CODE_TOO_LARGE, m.CODE_NOT_ALLOWED, m.CODE_OUT_OF_ORDER, m.CODE_INTERNAL})
+"""Why peers are dropped for what they have sent."""
 OPERATOR_CONNECTIONS = 100
 """So many connections may be there by the token of one operator."""
 
@@ -111,6 +114,7 @@ class Connections:
         self._greeting = greeting
         self.peers: dict[str, PeerConnection] = {}
         self._turns = Turns()
+        self._runs_turns = Turns(free=RUN_MILLISECONDS / 1000, percent=RUNS_PERCENT)
         self._numbers = 0
         self._handshakes = Handshakes()
         self._frames = [0, 0]
@@ -143,7 +147,7 @@ class Connections:
                 server=self._around.server,
                 same_machine=self.same_machine,
                 handshakes=self._handshakes,
-                settled=self._around.commits.done,
+                settled=partial(self._admitted, connection),
                 greeting=self._greeting,
             )
         except PeerError as error:
@@ -163,12 +167,22 @@ class Connections:
             return
         await self._hear(self._known(identity, connection))
 
+    async def _admitted(self, connection: Connection, identity: Identity | None) -> None:
+        """Before a peer is welcomed, or refused: it has waited as long as it has to, and what was noted is on disk."""
+        if identity is None:
+            await asyncio.sleep(self._turns.admission(f"from {origin(connection.peer)}"))
+        elif identity.role != m.ROLE_RUN:
+            await asyncio.sleep(self._turns.admission(identity.id))
+        await self._around.commits.done()
+
     def _refused(self, code: int, why: str, who: str = "unknown") -> None:
         self._around.registry.audit.limited(who, "connections.refused", code=int(code), reason=why[:200])
 
     def drop(self, peer: str, code: int, text: str, *, retry: bool = False) -> None:
         """End a connection, if it is there still, and say why."""
         if (found := self.peers.get(peer)) is not None:
+            if code in VIOLATIONS:
+                self._turns.put_out(found.identity.id)
             problem = m.Problem(code=code, text=text, retry=retry)  # type: ignore[arg-type]
             self._around.begin(found.connection.close(problem))
 
@@ -215,28 +229,30 @@ class Connections:
 
     async def _hear(self, peer: PeerConnection) -> None:
         identity, connection = peer.identity, peer.connection
-        budget = connection.budget = None if identity.role == m.ROLE_RUN else self._turns.budget(identity.id)
+        budget = (self._runs_turns if identity.role == m.ROLE_RUN else self._turns).budget(identity.id)
+        connection.budget, connection.takes = budget, identity.role != m.ROLE_RUN
         level = logging.DEBUG if identity.role == m.ROLE_OPERATOR else logging.INFO  # each command connects
         _LOG.log(level, "%s has connected from %s", peer.id, connection.peer)
         try:
-            if identity.role == m.ROLE_OPERATOR and budget is not None:
+            if identity.role == m.ROLE_OPERATOR:
                 await self._answer_requests(peer, budget)
             else:
                 role, clients = roles.NAMES[identity.role], tuple(identity.hello.clients)
                 began = time.perf_counter()
                 self._around.tell(Connected(peer.id, role, identity.id, identity.name, clients, identity.relay))
-                if budget is not None:
-                    budget.spend(time.perf_counter() - began)
+                budget.spend(time.perf_counter() - began)
                 while True:
                     batch = await connection.receive()
                     for number, message in enumerate(batch, 1):
                         began = time.perf_counter()
                         self._around.tell(Received(peer.id, message))
-                        if budget is not None and not budget.was_asked(fields.answers(message)):
+                        if not budget.was_asked(fields.answers(message)):
                             budget.spend(time.perf_counter() - began + connection.read_seconds / len(batch))
                         if number % SLICE == 0:
                             await asyncio.sleep(0)
         except PeerError as error:
+            if isinstance(error, ProtocolError):
+                self._turns.put_out(identity.id)
             _LOG.log(level, "%s is gone: %s", peer.id, error.message)
         finally:
             self.peers.pop(peer.id, None)
@@ -255,6 +271,7 @@ class Connections:
         answering: set[asyncio.Task[None]] = set()
         try:
             async for message in peer.connection.messages():
+                budget.spend(peer.connection.read_seconds)
                 if len(peer.answering) >= OPERATOR_REQUESTS:
                     text = f"{len(peer.answering)} requests are being answered on this connection; wait for one of them"
                     busy = m.Response(id=message.request.id, code=m.CODE_BUSY, text=text)

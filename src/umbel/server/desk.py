@@ -95,7 +95,7 @@ class Desk:
             whole = await found
             if method.changes:
                 await self._offices.commit()
-            for piece, rest, further in _pieces(_pages(whole)):
+            for piece, rest, further in _pieces(_parts(whole)):
                 yield m.Response(id=request.id, body=piece, rest=rest, more=further)
                 await asyncio.sleep(0)  # a long answer must not keep others waiting
         except Refused as error:
@@ -129,26 +129,35 @@ class Desk:
         return {**self._offices.status(), "you": {"name": peer.name, "role": peer.role}}
 
 
-def _pages(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """An answer in parts, where a list in it is long: each fits into a frame."""
-    lists = {
-        key: list(portions(rows, lambda row: len(json.dumps(row)) + 2, most=PAGE))
-        for key, rows in found.items()
-        if isinstance(rows, list) and rows
-    }
-    yield {**found, **{key: parts[0] for key, parts in lists.items()}}
-    for key, parts in lists.items():
-        for part in parts[1:]:
-            yield {key: part}
+def _parts(found: Mapping[str, Any]) -> Iterator[str]:
+    """An answer as JSON, which is ASCII here, in parts where a list in it is long; an iterator is a list that is read
+    no further than it is taken.
+    """
+    lists = {key: rows for key, rows in found.items() if isinstance(rows, list | Iterator)}
+    fields = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in found.items() if key not in lists]
+    begun = False
+    for key, rows in lists.items():
+        there = False
+        for portion in portions(map(json.dumps, rows), lambda row: len(row) + 2, most=PAGE, most_bytes=RESPONSE_BYTES):
+            yield _object([*fields, f"{json.dumps(key)}: [{', '.join(portion)}]"])
+            fields, there, begun = [], True, True
+        if not there:
+            fields.append(f"{json.dumps(key)}: []")
+    if fields or not begun:
+        yield _object(fields)
 
 
-def _pieces(parts: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, bool, bool]]:
-    """The parts as texts, cut where they are too long for a response: each with whether its part goes on in the next
-    one, and whether there is a next one at all.
+def _object(fields: list[str]) -> str:
+    return f"{{{', '.join(fields)}}}"
+
+
+def _pieces(parts: Iterable[str]) -> Iterator[tuple[str, bool, bool]]:
+    """The parts, cut where they are too long for a response: each with whether its part goes on in the next one, and
+    whether there is a next one at all.
     """
     pieces = (
         (text[at : at + RESPONSE_BYTES], at + RESPONSE_BYTES < len(text))
-        for text in map(json.dumps, parts)  # which is ASCII
+        for text in parts
         for at in range(0, len(text), RESPONSE_BYTES)
     )
     (text, rest) = next(pieces)

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 from ..errors import Refused
 from ..wire import messages as m
-from ..wire.limits import FOLLOWER_BYTES, FOLLOWERS
-from ..wire.portions import PORTION_BYTES, portions
+from ..wire.limits import FOLLOWER_BYTES, FOLLOWERS, RESPONSE_BYTES
+from ..wire.portions import portions
 
 MOST_WATCHED = 1000
 """So many events that are only to be watched wait for one follower."""
@@ -119,7 +119,9 @@ class Feeds:
         most = FIRST
         while follower.behind:
             found = self._stored(run, follower.last, most)
-            batch = next(portions(found, _size), [])  # what is read beyond that is read again, and not held
+            batch = next(
+                portions(found, _size, most_bytes=RESPONSE_BYTES), []
+            )  # what is read beyond that is read again, and not held
             follower.last = batch[-1][0] if batch else follower.last
             recent = self._recent.get(run) or _Recent()
             at_end = len(batch) == len(found) < most
@@ -130,7 +132,7 @@ class Feeds:
                         follower.take(number, event)
             del found
             if batch:
-                most = max(1, min(READ, 4 * most, PORTION_BYTES // max(map(_size, batch))))
+                most = max(1, min(READ, 4 * most, RESPONSE_BYTES // max(map(_size, batch))))
                 yield batch
             elif follower.behind:
                 await asyncio.sleep(UNWRITTEN)
@@ -178,7 +180,7 @@ class _Follower:
         """Some of what waits, each kept event once."""
         found: list[Event] = []
         size = 0
-        while self.waiting and len(found) < BATCH and (not found or size + _size(self.waiting[0]) <= PORTION_BYTES):
+        while self.waiting and len(found) < BATCH and (not found or size + _size(self.waiting[0]) <= RESPONSE_BYTES):
             number, event = self.waiting.popleft()
             self.bytes -= _size((number, event))
             if number == 0 or number > self.last:

@@ -6,7 +6,7 @@ operator approves it. Every change, and every attempt that is refused, goes into
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -73,16 +73,13 @@ class Registry:
 
     # Nodes
 
-    def nodes(self) -> list[NodeRecord]:
-        """All nodes, by name; when they were seen and what they host is as the store has it."""
-        rows = {row["id"]: row for row in self._store.rows("nodes")}
-        found = []
-        for node in self._nodes.values():
-            row = rows.get(node.id, {})
+    def nodes(self) -> Iterator[NodeRecord]:
+        """All nodes, by name; when they were seen and what they host is as the store has it when it comes to them."""
+        for node in sorted(self._nodes.values(), key=lambda node: node.name):
+            row = next(iter(self._store.rows("nodes", id=node.id)), {})
             seen = max(row.get("seen_at") or 0.0, node.seen_at or 0.0) or None
             clients = row.get("clients")
-            found.append(replace(node, seen_at=seen, clients=node.clients if clients is None else tuple(clients)))
-        return sorted(found, key=lambda node: node.name)
+            yield replace(node, seen_at=seen, clients=node.clients if clients is None else tuple(clients))
 
     @property
     def approved(self) -> int:

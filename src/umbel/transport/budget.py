@@ -9,48 +9,75 @@ from functools import partial
 from types import coroutine
 from typing import Any, TypeVar, cast
 
-from ..wire.limits import PEER_MICROSECONDS, TURNS_PERCENT
+from ..wire.limits import ADMISSIONS, PEER_MICROSECONDS, PUT_OUT_SECONDS, TURNS_PERCENT
 
 T = TypeVar("T")
 FREE = PEER_MICROSECONDS / 1e6
-"""So many seconds of work are free, and as many again each second."""
+"""So many seconds of work a node or operator has free, and as many again each second."""
+ADMISSION = 0.005
+"""So many seconds of work it is to let somebody in."""
 
 
 class Turns:
-    """The turns of one server, whose share of its time is bounded however many peers take them. `clock` counts seconds;
-    `timer` those that work takes, which others of this process have to wait.
+    """The turns of one server, whose share of its time is bounded (`percent`) however many peers take them. `free`: how
+    many seconds of work a peer has each second before it takes turns. `clock` counts seconds; `timer` those that work
+    takes, which others of this process have to wait.
     """
 
     def __init__(
-        self, clock: Callable[[], float] = time.monotonic, timer: Callable[[], float] = time.perf_counter
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        timer: Callable[[], float] = time.perf_counter,
+        *,
+        free: float = FREE,
+        percent: int = TURNS_PERCENT,
     ) -> None:
-        self.clock, self.timer = clock, timer
+        self.clock, self.timer, self.free, self._percent = clock, timer, free, percent
         self._next = clock()
         self._used: dict[str, _Used] = {}
 
     def budget(self, peer: str) -> Budget:
         """A budget for one connection of a peer: what it has used up, it has for all of its connections."""
-        if len(self._used) % 1000 == 999:
-            self._used = {id: used for id, used in self._used.items() if used.add(0.0) > 0}
-        return Budget(self, self._used.setdefault(peer, _Used(self.clock)))
+        return Budget(self, self._of(peer))
+
+    def put_out(self, peer: str) -> None:
+        """A peer has done what it may not."""
+        self._of(peer).out_until = self.clock() + PUT_OUT_SECONDS
+
+    def admission(self, peer: str) -> float:
+        """How many seconds a peer that may come in has to wait: it was put out, or comes again and again."""
+        now, used = self.clock(), self._of(peer)
+        due = used.out_until
+        if used.add(ADMISSION) > (ADMISSIONS + 0.5) * ADMISSION:
+            due = max(due, self.take(ADMISSION))
+        return min(max(0.0, due - now), PUT_OUT_SECONDS)
 
     def take(self, work: float) -> float:
         """When the next turn is, for something that takes so many seconds of work."""
         at = max(self.clock(), self._next)
-        self._next = at + work * 100 / TURNS_PERCENT
+        self._next = at + work * 100 / self._percent
         return at
+
+    def _of(self, peer: str) -> _Used:
+        if len(self._used) % 1000 == 999:
+            now = self.clock()
+            self._used = {id: used for id, used in self._used.items() if used.add(0.0) > 0 or used.out_until > now}
+        return self._used.setdefault(peer, _Used(self.clock, self.free))
 
 
 class _Used:
-    """The seconds of work that a peer has used up, and that time has not made up for."""
+    """The seconds of work that a peer has used up, and that time has not made up for; who was put out is out until
+    then.
+    """
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock, self._at, self._seconds = clock, clock(), 0.0
+    def __init__(self, clock: Callable[[], float], free: float) -> None:
+        self._clock, self._free, self._at, self._seconds = clock, free, clock(), 0.0
+        self.out_until = -math.inf
 
     def add(self, seconds: float) -> float:
         now = self._clock()
         passed, self._at = max(0.0, now - self._at), now
-        self._seconds = max(0.0, self._seconds - passed * FREE) + seconds
+        self._seconds = max(0.0, self._seconds - passed * self._free) + seconds
         return self._seconds
 
 
@@ -62,6 +89,7 @@ class Budget:
         self.timer = turns.timer
         self._turns, self._used = turns, used
         self._since = 0.0
+        self._at = -math.inf
 
     def was_asked(self, answers: int) -> bool:
         """Whether so many answers were asked for, which are no longer due then."""
@@ -96,8 +124,12 @@ class Budget:
                 step = partial(work.throw, error)
 
     def turn(self) -> float:
-        """When the peer is to be read again after what was done since the turn before; in the past where that may be
-        now.
+        """When more may be done for the peer after what was done since the turn before; in the past where that may be
+        now. Whoever else does something for it over this connection waits for the same turn.
         """
         since, self._since = self._since, 0.0
-        return self._turns.take(since) if since and self._used.add(0.0) > FREE else -math.inf
+        if self._used.add(0.0) <= self._turns.free:
+            return -math.inf
+        if since:
+            self._at = self._turns.take(since)
+        return self._at

@@ -55,7 +55,8 @@ class Connection:
     - `allowed`: the names of bodies that the peer may send now, None for any; `forbidden` is the code for others.
     - `on_blob`: takes the messages about blobs (an `Exchange` sets it), and says whether that was asked for.
     - `read_seconds`: how much work the last frame was to read, where there is a budget.
-    - `budget`: what the peer may have this side do unasked, before it is read by turns.
+    - `budget`: what the peer may have this side do unasked, before it is read by turns; `takes`: whether it is read then
+      only while little waits for it.
     - `on_close`: called once each when the connection is over, with what `receive` raises.
     - `sent`, `received`: traffic so far; `progressed`: the time of the last frame that came.
     - `raw`: while `keeps_raw`, the bytes of that frame.
@@ -76,6 +77,7 @@ class Connection:
         self.forbidden = m.CODE_NOT_ALLOWED
         self.on_blob: Callable[[m.Message], bool] | None = None
         self.budget: Budget | None = None
+        self.takes = True
         self.on_close: list[Callable[[PeerError], None]] = []
         self.sent, self.received = Traffic(), Traffic()
         self.progressed = clock()
@@ -192,9 +194,11 @@ class Connection:
             await asyncio.sleep(0)  # whoever sends nothing but these must not keep others waiting
 
     async def turn(self) -> None:
-        """Wait until more may be done for the peer, by its `budget`; who takes turns takes what it is sent, too."""
+        """Wait until more may be done for the peer, by its `budget`; who takes turns takes what it is sent, too, where
+        it has to (`takes`).
+        """
         at = self.budget.turn() if self.budget is not None else -math.inf
-        if at > -math.inf:
+        if at > -math.inf and self.takes:
             await self.taken(TURN_WAITING_BYTES)
         while self._end is None and (pause := at - self.clock()) > 0:
             await asyncio.sleep(min(pause, LONGEST_PAUSE))

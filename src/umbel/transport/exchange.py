@@ -431,7 +431,9 @@ class Exchange:
         if len(data) > most:
             raise ProtocolError(f"a chunk of {len(data)} bytes; the limit is {most}", m.CODE_TOO_LARGE)
         incoming = self._incoming.get(chunk.sha256)
-        if incoming is None or not incoming.asked:  # it was under way when it was given up
+        if incoming is None or not incoming.asked:
+            if chunk.sha256 not in self._abandoned:  # else it was under way when it was given up
+                raise ProtocolError("a chunk of a blob that is not wanted", m.CODE_OUT_OF_ORDER)
             return False
         incoming.take(chunk.offset, data)
         return True

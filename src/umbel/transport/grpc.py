@@ -31,18 +31,19 @@ FRAME_BYTES = 8 << 20
 SERVER_NAME = "umbel-server"
 MESSAGE_BYTES = PIECE_BYTES + 1
 """The largest message that is read at all: a piece, behind a byte that says whether more of its frame follow."""
+WINDOW_BYTES = 512 << 10
+"""So much of what a client sends lies in a server's memory unread."""
 
 _OPTIONS = (
     ("grpc.max_receive_message_length", MESSAGE_BYTES),
     ("grpc.max_send_message_length", MESSAGE_BYTES),
-    # A fixed window: probing lets it, and the memory for it, grow without need; credit bounds what is under way. With
-    # one of a megabyte or less, streams were seen to stand still.
+    # A fixed window: probing lets it, and the memory for it, grow without need; credit bounds what is under way.
     ("grpc.http2.bdp_probe", 0),
-    ("grpc.http2.lookahead_bytes", 8 << 20),
     ("grpc.http2.max_frame_size", 1 << 20),
 )
 _SERVER_OPTIONS = (
     *_OPTIONS,
+    ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
     ("grpc.so_reuseport", 0),  # a port in use is an error, not shared
     ("grpc.max_concurrent_streams", 100),  # of one connection
 )
@@ -50,6 +51,7 @@ SECONDS = 20.0
 """A connection over which no stream was opened by then is ended."""
 _CHANNEL_OPTIONS = (
     *_OPTIONS,
+    ("grpc.http2.lookahead_bytes", 8 << 20),  # to whom one has connected one trusts
     ("grpc.use_local_subchannel_pool", 1),  # connections of their own, which end with the channel
     ("grpc.enable_http_proxy", 0),
     ("grpc.enable_retries", 0),

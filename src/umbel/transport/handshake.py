@@ -157,12 +157,13 @@ async def accept(
     limits: m.Limits | None = None,
     same_machine: Callable[[Identity], bool] = lambda identity: False,
     handshakes: Handshakes | None = None,
-    settled: Callable[[], Awaitable[None]] | None = None,
+    settled: Callable[[Identity | None], Awaitable[None]] | None = None,
     greeting: Callable[[Identity], m.Welcome] | None = None,
     seconds: float = SECONDS,
 ) -> Identity:
     """Find out who has connected and welcome it; afterwards the connection has `limits` and takes what its role allows.
-    `settled` is awaited before the welcome: what the verifier has changed is on disk then. `greeting` is what the
+    `settled` is awaited before the welcome, or with None before a refusal: what the verifier has changed is on disk
+    then, and who has to wait has waited. `greeting` is what the
     welcome says besides.
 
     Raises `Refused`, `ProtocolError` or `ConnectionLost`; the peer has been told then and the connection is closed.
@@ -176,9 +177,14 @@ async def accept(
             sent = challenge.SerializeToString()
             connection.post(frames.message("challenge", sent))
             proof, _ = await _next(connection, "proof")
+        try:
             identity = verifier.verify(hello.hello, challenge, transcript(said, sent), proof.proof)
+        except Refused:
+            if settled is not None:
+                await settled(None)
+            raise
         if settled is not None:
-            await settled()
+            await settled(identity)
         granted = _limits(limits if limits is not None else frames.standard_limits())
         welcome = m.Welcome(
             session=secrets.token_hex(8),

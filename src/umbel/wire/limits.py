@@ -49,9 +49,23 @@ PEER_MICROSECONDS = _limit(
 TURNS_PERCENT = _limit(
     "TURNS_PERCENT", 10, "percent", "of a server's time: that of all who are read by turns", "they wait longer"
 )
+RUN_MILLISECONDS = _limit(
+    "RUN_MILLISECONDS", 300, "milliseconds a second", "a server's work on what one run says",
+    "it is read by turns with other runs like it",
+)  # fmt: skip
+RUNS_PERCENT = _limit(
+    "RUNS_PERCENT", 80, "percent", "of a server's time: that of all runs that are read by turns", "they wait longer"
+)
 TURN_WAITING_BYTES = _limit(
-    "TURN_WAITING_BYTES", 1 << 20, "bytes", "what waits to be taken by a peer that is read by turns",
+    "TURN_WAITING_BYTES", 256 << 10, "bytes", "what waits to be taken by a node or operator that is read by turns",
     "it is not read before it takes some",
+)  # fmt: skip
+PUT_OUT_SECONDS = _limit(
+    "PUT_OUT_SECONDS", 10, "seconds", "how soon who was put out for what it sent is let in again", "it waits so long"
+)
+ADMISSIONS = _limit(
+    "ADMISSIONS", 20, "connections", "how often in a short time one node or operator is let in at once",
+    "it waits for its turn, as those do who are read by turns",
 )  # fmt: skip
 NODE_CLIENTS = _limit("NODE_CLIENTS", 100_000, "clients", "those that one node or relay hosts", _ENDS)
 ALIVE_TASKS = _limit("ALIVE_TASKS", 10_000, "tasks", "an `Alive`; clients of a `RunAnswer`", _ENDS)
@@ -82,7 +96,7 @@ OPERATOR_REQUESTS = _limit(
     "the request is refused: busy",
 )
 ANSWER_WAITING_BYTES = _limit(
-    "ANSWER_WAITING_BYTES", 256 << 10, "bytes", "responses that wait to be taken by one operator's connection",
+    "ANSWER_WAITING_BYTES", 64 << 10, "bytes", "responses that wait to be taken by one operator's connection",
     "the server reads no further until some are taken",
 )  # fmt: skip
 FOLLOWERS = _limit("FOLLOWERS", 1000, "followers", "those who follow runs at once", "the request is refused: busy")
@@ -91,7 +105,7 @@ FOLLOWER_BYTES = _limit(
     "they are read from the store later; what is only to be watched is left out",
 )  # fmt: skip
 RESPONSE_BYTES = _limit(
-    "RESPONSE_BYTES", 2 << 20, "bytes", "the body of one response", "it goes on in the next one (`rest`)"
+    "RESPONSE_BYTES", 64 << 10, "bytes", "the body of one response", "it goes on in the next one (`rest`)"
 )
 
 # Who asks for pages
