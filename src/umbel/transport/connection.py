@@ -55,8 +55,8 @@ class Connection:
     - `allowed`: the names of bodies that the peer may send now, None for any; `forbidden` is the code for others.
     - `on_blob`: takes the messages about blobs (an `Exchange` sets it), and says whether that was asked for.
     - `read_seconds`: how much work the last frame was to read, where there is a budget.
-    - `budget`: what the peer may have this side do unasked, before it is read by turns; `takes`: whether it is read then
-      only while little waits for it.
+    - `budget`: what the peer may have this side do unasked, before it is read by turns; `takes`: whether it is then
+      read only while little waits for it.
     - `on_close`: called once each when the connection is over, with what `receive` raises.
     - `sent`, `received`: traffic so far; `progressed`: the time of the last frame that came.
     - `raw`: while `keeps_raw`, the bytes of that frame.
