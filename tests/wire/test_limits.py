@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from tests.server.desks import Office, Person
 from tests.server.routing import World
 
 from umbel.errors import ProtocolError, Refused
+from umbel.node.processes import shorten
 from umbel.server import fields
 from umbel.server.feeds import Feeds, _Follower
 from umbel.server.signals import Drop
+from umbel.server.supervision import Output
 from umbel.transport import frames
 from umbel.transport.budget import Turns
 from umbel.wire import limits
@@ -89,6 +92,21 @@ def log_with_end_of(size: int) -> bool:
     world.run()
     world.router.summaries.known("r").bytes = limits.LOG_BYTES + size - 200
     return logged(event(200, "run_finished"), world)
+
+
+def printed(size: int, path: Path) -> bool:
+    """Whether all of it stays, at a node and at the server."""
+    path.write_bytes(b"")
+    os.truncate(path, size)
+    shorten(path, limits.PRINTED_BYTES)
+    kept = path.stat().st_size == size
+    path.unlink()
+    output = Output(path, limits.PRINTED_BYTES)
+    output.write(b"x")
+    output.write(bytes(size - 1))
+    output.close()
+    assert (path.stat().st_size == size) == kept
+    return kept
 
 
 def request(size: int, tmp_path: Path) -> bool:
@@ -192,6 +210,7 @@ PROBES: dict[str, Callable[..., bool]] = {
     "EVENT_BYTES": lambda n: logged(event(n)),
     "LOG_BYTES": log_of,
     "LOG_RESERVE_BYTES": log_with_end_of,
+    "PRINTED_BYTES": printed,
     "REQUEST_BYTES": request,
     "RESPONSE_BYTES": response,
     "FOLLOWERS": followers,
@@ -212,7 +231,7 @@ ELSEWHERE = {
 @pytest.mark.parametrize("limit", [each for each in LIMITS if each.name not in ELSEWHERE], ids=lambda each: each.name)
 def test_what_is_at_a_limit_is_taken_and_one_more_is_not(limit: limits.Limit, tmp_path: Path) -> None:
     probe = PROBES[limit.name]
-    more = [tmp_path / "a"] if probe in (request, response) else []
+    more = [tmp_path / "a"] if probe in (request, response, printed) else []
     assert probe(limit.value, *more)
     assert not probe(limit.value + 1, *more)
 

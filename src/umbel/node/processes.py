@@ -268,6 +268,17 @@ def _resident(pid: int) -> int:
         return 0
 
 
+def shorten(path: Path, most: int) -> None:
+    """Leave half of so many bytes, the last ones, of a log that has more; children have it open to append to it."""
+    with suppress(OSError):
+        if (size := path.stat().st_size) > most:
+            with open(path, "a+b") as log:
+                log.seek(size - most // 2)
+                kept = log.read(most // 2)
+                log.truncate(0)
+                log.write(kept)
+
+
 def tail(path: Path) -> str:
     """The last lines of a log, for whoever has to find out what happened."""
     try:

@@ -71,6 +71,10 @@ LOG_RESERVE_BYTES = _limit(
     "LOG_RESERVE_BYTES", 4 << 20, "bytes", "what a full log takes besides, of how the run ends", "it is not kept"
 )
 
+PRINTED_BYTES = _limit(
+    "PRINTED_BYTES", 16 << 20, "bytes", "what a run prints at its server, and its clients at a node", "the oldest goes"
+)
+
 # What operators ask
 
 REQUEST_BYTES = _limit("REQUEST_BYTES", 256 << 10, "bytes", "the body of a request", _REFUSED)
