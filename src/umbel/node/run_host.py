@@ -145,15 +145,17 @@ class RunHost:
 
     def look(self) -> None:
         """Tell which tasks have used processor time since the last look; see to it that memory and the log stay within
-        their bounds.
+        their bounds, and that who has nothing to do does little.
         """
-        memory = self._settings.limits.memory
+        memory, seconds = self._settings.limits.memory, self._settings.limits.task_time
         shorten(self._log, PRINTED_BYTES)
         for child in list(self._children):  # those without a task, too: what they have left behind may go on
             if memory is not None and child.memory > memory:
                 child.kill(f"took more than the {memory:,} bytes of memory that this node's owner allows")
             if child.task is not None and child.progressed():
                 self._tell(Stepped(self._run, child.task.task.task))
+            if seconds is not None and child.idled() > seconds:
+                child.kill(f"used the {seconds} seconds that this node's owner allows a task when it had none")
 
     def end(self) -> None:
         """End all children; nothing more is told."""
@@ -201,7 +203,7 @@ class RunHost:
 
     def _idle(self, effect: Start) -> Child:
         """A child for a task: one that has the client's data, or knows the ask, where there is a choice."""
-        idle = [child for child in self._children if child.task is None]
+        idle = [child for child in self._children if child.task is None and not child.fault]
         if not idle:
             return self._born()
         return max(idle, key=lambda c: (effect.task.client in c.clients, effect.ask.ask in c.asks, -c.slot))
