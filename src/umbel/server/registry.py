@@ -18,14 +18,13 @@ from ..trust.identity import KEY_BYTES, check_node, check_seal, node_id
 from ..trust.tokens import Token
 from ..wire import messages as m
 from ..wire import roles
+from ..wire.limits import PENDING
 from ..wire.names import RUN_ID
 from .audit import ServerAudit
 from .claims import ANY, Bounds, Claims
 from .tokens import NAME, RELAY, Tokens, check_name
 
 _KEPT = ("id", "name", "key", "status", "joined_at", "epoch", "boot")
-PENDING = 100
-"""So many nodes may wait for approval."""
 PATIENCE = 3600.0
 """A node that waits and has not asked for so many seconds makes room for another."""
 

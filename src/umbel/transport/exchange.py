@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 from ..errors import ConnectionLost, PeerError, ProtocolError, Refused, StorageError
 from ..wire import messages as m
+from ..wire.limits import WANTS
 from . import frames
 from .connection import Connection
 
@@ -26,8 +27,6 @@ FIRST_WINDOW = 1 << 20
 SMALLEST_CHUNK = 64 << 10
 AT_ONCE = 16
 """Blobs that are fetched from one peer at the same time."""
-SERVED = 1024
-"""Blobs that a peer may want at the same time."""
 
 
 class IncomingBlob(Protocol):
@@ -280,8 +279,8 @@ class Exchange:
         if (incoming := self._incoming.get(sha256)) is not None and incoming.asked:
             incoming.fail(Refused(f"a blob is not to be had: {reason}", m.CODE_UNKNOWN))
             return True
-        if len(self._parting) >= SERVED and sha256 not in self._parting:
-            raise ProtocolError(f"more than {SERVED} blobs are given up at once", m.CODE_BUSY)
+        if len(self._parting) >= WANTS and sha256 not in self._parting:
+            raise ProtocolError(f"more than {WANTS} blobs are given up at once", m.CODE_BUSY)
         serving = sha256 in self._serving
         if sha256 not in self._parting:
             self._parting[sha256] = asyncio.create_task(self._part(sha256))
@@ -302,8 +301,8 @@ class Exchange:
         sha256 = want.blob.sha256
         if len(sha256) != frames.HASH_BYTES or want.offset > want.blob.size:
             raise ProtocolError("a Want without a blob, or from beyond its end", m.CODE_MALFORMED)
-        if len(self._serving) >= SERVED and sha256 not in self._serving:
-            raise ProtocolError(f"more than {SERVED} blobs are wanted at once", m.CODE_BUSY)
+        if len(self._serving) >= WANTS and sha256 not in self._serving:
+            raise ProtocolError(f"more than {WANTS} blobs are wanted at once", m.CODE_BUSY)
         if not self._may_read(want.run, want.blob):
             self._deny(sha256, "it was not given to you, or it is gone")
             return False
