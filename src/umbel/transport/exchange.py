@@ -11,6 +11,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
+from weakref import WeakValueDictionary
 
 from ..errors import ConnectionLost, PeerError, ProtocolError, Refused, StorageError
 from ..wire import messages as m
@@ -26,7 +27,7 @@ wait behind it."""
 FIRST_WINDOW = 1 << 20
 SMALLEST_CHUNK = 64 << 10
 AT_ONCE = 16
-"""Blobs that are fetched from one peer at the same time."""
+"""Blobs that are fetched from one peer at the same time in the name of one giver, who may never bring them."""
 
 
 class IncomingBlob(Protocol):
@@ -195,7 +196,8 @@ class Exchange:
         self._outgoing: dict[bytes, _Outgoing] = {}
         self._serving: dict[bytes, asyncio.Task[None]] = {}
         self._parting: dict[bytes, asyncio.Task[None]] = {}
-        self._places = asyncio.Semaphore(AT_ONCE)
+        self._places: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._all_places = asyncio.Semaphore(WANTS // 2)  # the peer may still be at what was given up
         connection.on_blob = self._take
         connection.on_close.append(self._over)
 
@@ -377,11 +379,11 @@ class Exchange:
             self.depot.freed()  # what was kept free for the rest of it
 
     async def _fetch(self, blob: m.Blob, run: str) -> Path:
-        incoming = self._incoming[blob.sha256]
-        async with self._places:
+        incoming, giver = self._incoming[blob.sha256], self._giver(run)
+        async with self._places.setdefault(giver, asyncio.Semaphore(AT_ONCE)), self._all_places:
             if (abandoned := self._abandoned.get(blob.sha256)) is not None:
                 await abandoned.wait()
-            part = await self.depot.begun(blob, self._room, run, self._giver(run))
+            part = await self.depot.begun(blob, self._room, run, giver)
             try:
                 return await self._received(incoming, part, run)
             finally:
