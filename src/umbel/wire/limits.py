@@ -40,7 +40,13 @@ HELLO_BYTES = _limit(
     "HELLO_BYTES", 192 << 10, "bytes", "the clients' names in a `Hello`; a name counts 4 more",
     "a node does not start; a relay says them in a `Hosted`",
 )  # fmt: skip
-PENDING = _limit("PENDING", 100, "nodes", "those that wait for approval", "the node is refused: busy")
+PENDING = _limit(
+    "PENDING",
+    100,
+    "nodes",
+    "those that wait for approval",
+    "the address with the most makes room, or the node is refused: busy",
+)
 OPERATOR_CONNECTIONS = _limit(
     "OPERATOR_CONNECTIONS", 100, "connections", "those by the token of one operator", "the connection ends: busy"
 )
