@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from tests.server import admission, relays
-from tests.server.desks import Office, Person
+from tests.server.desks import APP, CLIENT, Office, Person, bringing, submission
 from tests.server.routing import World, asked
 
 from umbel.errors import ProtocolError, Refused, SettingError
@@ -123,6 +123,19 @@ def request(size: int, tmp_path: Path) -> bool:
     found = asyncio.run(Office(tmp_path).responses(Person(), "server.status", "{}" + " " * (size - 2)))
     assert found[0].code in (m.CODE_UNSPECIFIED, m.CODE_TOO_LARGE)
     return not found[0].code
+
+
+def going(count: int, tmp_path: Path) -> bool:
+    """Whether one operator may have so many runs on the server at once."""
+    office = Office(tmp_path)
+    for number in range(count - 1):
+        office.run(f"r{number}")
+    office.run("over", status="finished")
+    office.run("another's", owner="bob")
+    order, person = submission(SigningKey.new()), bringing(office, CLIENT, APP)
+    (found,) = asyncio.run(office.responses(person, "runs.submit", json.dumps(order)))
+    assert found.code in (m.CODE_UNSPECIFIED, m.CODE_BUSY)
+    return not found.code
 
 
 def response(size: int, tmp_path: Path) -> bool:
@@ -341,6 +354,7 @@ PROBES: dict[str, Callable[..., bool]] = {
     "LOG_RESERVE_BYTES": log_with_end_of,
     "PRINTED_BYTES": printed,
     "REQUEST_BYTES": request,
+    "OPERATOR_RUNS": going,
     "RESPONSE_BYTES": response,
     "FOLLOWERS": followers,
     "FOLLOWER_BYTES": waits,
@@ -364,7 +378,7 @@ ELSEWHERE = {
 @pytest.mark.parametrize("limit", [each for each in LIMITS if each.name not in ELSEWHERE], ids=lambda each: each.name)
 def test_what_is_at_a_limit_is_taken_and_one_more_is_not(limit: limits.Limit, tmp_path: Path) -> None:
     probe = PROBES[limit.name]
-    below = probe in (request, response, printed, introduced, wanted)
+    below = probe in (request, response, printed, introduced, wanted, going)
     assert probe(limit.value, *[tmp_path / "at"] * below)
     assert not probe(limit.value + 1, *[tmp_path / "beyond"] * below)
 

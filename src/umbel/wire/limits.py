@@ -41,12 +41,9 @@ HELLO_BYTES = _limit(
     "a node does not start; a relay says them in a `Hosted`",
 )  # fmt: skip
 PENDING = _limit(
-    "PENDING",
-    100,
-    "nodes",
-    "those that wait for approval",
+    "PENDING", 100, "nodes", "those that wait for approval",
     "the address with the most makes room, or the node is refused: busy",
-)
+)  # fmt: skip
 OPERATOR_CONNECTIONS = _limit(
     "OPERATOR_CONNECTIONS", 100, "connections", "those by the token of one operator", "the connection ends: busy"
 )
@@ -124,6 +121,9 @@ OPERATOR_REQUESTS = _limit(
     "requests",
     "those of one connection that are being answered",
     "the request is refused: busy",
+)
+OPERATOR_RUNS = _limit(
+    "OPERATOR_RUNS", 100, "runs", "those of one operator that go on at once", "none is submitted: busy"
 )
 ANSWER_WAITING_BYTES = _limit(
     "ANSWER_WAITING_BYTES", 256 << 10, "bytes", "responses that wait to be taken by one operator's connection",
