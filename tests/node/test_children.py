@@ -26,6 +26,7 @@ from umbel.node.run_host import ChildSettings, Program, RunHost, holder
 from umbel.node.signals import HostDied, HostReady, HostRefused, Start, Stepped, Stop, TaskDone, TaskFailed
 from umbel.store.blobs import Blobs
 from umbel.wire import messages as m
+from umbel.wire.limits import PRINTED_BYTES
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="there is a guard on Linux alone")
 MODEL = Arrays({"w": np.arange(4, dtype=np.float32)})
@@ -561,6 +562,45 @@ async def test_a_task_that_takes_too_long_is_ended_and_not_tried_again(tmp_path)
         assert "took longer than the 20.0 seconds that this node's owner allows" in failed.reason
         assert type(await b.done(b.ask(2))) is TaskDone
         assert all(child._limit is None for child in b.children._runs["r"]._children)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="the system does not tell of processor time")
+@on_loop
+async def test_who_goes_on_after_its_task_is_ended_as_if_it_were_at_it(tmp_path):
+    left = "threading.Thread(target=spin, args=(0, 0, 0), daemon=True).start()\n    return umbel.Update({})"
+    code = CLIENT.replace('raise RuntimeError("it broke")', left)
+    async with bench(tmp_path, code=code, limits=Limits(task_time=20.0), look_every=0.01) as b:
+        await b.ready()
+        (child,) = b.children._runs["r"]._children
+        assert type(await b.done(b.ask(1, "query:fail"))) is TaskDone
+        child._rested -= 20 * os.sysconf("SC_CLK_TCK")  # as if it had used all that it may
+        while b.children._runs["r"]._children:
+            await asyncio.sleep(0.01)
+        assert child.fault == "used the 20.0 seconds that this node's owner allows a task when it had none"
+        assert type(await b.done(b.ask(2))) is TaskDone
+
+
+@on_loop
+async def test_a_client_that_is_about_to_be_ended_gets_no_task(tmp_path):
+    async with bench(tmp_path) as b:
+        await b.ready()
+        (child,) = b.children._runs["r"]._children
+        child.kill("went on")
+        assert type(await b.done(b.ask(1))) is TaskDone
+
+
+@on_loop
+async def test_of_a_long_log_the_end_stays(tmp_path):
+    async with bench(tmp_path) as b:
+        await b.ready()
+        await b.done(b.ask(1))  # its process has the log open from now on
+        log = b.children.log_of("r")
+        with open(log, "a") as printed:
+            printed.write("x" * PRINTED_BYTES)
+        b.children._runs["r"].look()
+        assert log.stat().st_size == PRINTED_BYTES // 2
+        await b.done(b.ask(2))
+        assert log.read_text().endswith("xxxtrained 0\n")
 
 
 @on_loop

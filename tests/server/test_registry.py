@@ -14,6 +14,7 @@ from umbel.errors import Refused, SettingError
 from umbel.server.claims import Bounds
 from umbel.server.registry import PATIENCE
 from umbel.transport.handshake import Identity
+from umbel.trust.audit import PEER
 from umbel.trust.identity import SigningKey, node_id, transcript
 from umbel.trust.tokens import Token
 from umbel.wire import messages as m
@@ -181,6 +182,29 @@ def test_not_more_than_so_many_nodes_wait():
     office.refused(m.CODE_NOT_APPROVED, office.node, KEY, retry=True)
     office.restart()
     assert {node.id for node in office.registry.nodes()} == {ID, node_id(OTHER.public)}
+
+
+def test_who_knocks_from_one_address_keeps_nobody_else_from_waiting():
+    office, attackers = Office(pending=4), [SigningKey.new() for _ in range(4)]
+
+    def knocks(address, key, code=m.CODE_NOT_APPROVED):
+        office.now += 1
+        before = PEER.set(f"ipv4:{address}:{office.now:.0f}")
+        office.refused(code, office.node, key, retry=True)
+        PEER.reset(before)
+
+    def waiting():
+        return {node.id for node in office.registry.nodes()}
+
+    for key in attackers:
+        knocks("10.0.0.1", key)
+    knocks("10.0.0.1", SigningKey.new(), m.CODE_BUSY)
+    knocks("10.0.0.2", KEY)
+    assert waiting() == {ID, *(node_id(key.public) for key in attackers[1:])}
+    knocks("10.0.0.3", OTHER)
+    knocks("10.0.0.1", attackers[0], m.CODE_BUSY)
+    knocks("10.0.0.2", SigningKey.new(), m.CODE_BUSY)  # it would then have as many as anybody
+    assert waiting() == {ID, node_id(OTHER.public), *(node_id(key.public) for key in attackers[2:])}
 
 
 def test_a_revoked_node_is_refused_even_with_a_token(office):

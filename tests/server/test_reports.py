@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,19 @@ def test_a_runs_files_are_offered_and_no_others(office: Office) -> None:
         assert digest(path) == digest(place / file["name"])
     (place / "events.jsonl").write_text("more")  # the log goes on; what was offered does not change
     assert all(digest(p).sha256 == b.sha256 for b in person.offered if (p := office.blobs.path(b.sha256)) is not None)
+
+
+def test_a_run_fills_no_disk_by_a_file_that_takes_no_room_on_its_own(office: Office) -> None:
+    office.run("r")
+    place = office.folder("r")
+    place.mkdir(parents=True)
+    (place / "events.jsonl").write_bytes(b"x")
+    office.blobs.quota = office.blobs.used + 1000
+    assert office.ask("runs.pull", run="r")["files"]
+    os.truncate(place / "events.jsonl", 1001)
+    refused = office.refused("runs.pull", run="r")
+    assert refused.code == m.CODE_BUSY
+    assert "no room for events.jsonl of 1,001 bytes" in refused.text
 
 
 def test_a_run_that_has_not_begun_says_what_it_waits_for(office: Office) -> None:

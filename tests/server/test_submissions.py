@@ -35,6 +35,23 @@ def test_a_run_is_submitted_once(office: Office) -> None:
     assert other.code == m.CODE_OUT_OF_ORDER
 
 
+def test_so_many_runs_of_one_operator_go_on_at_once(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("umbel.server.submissions.OPERATOR_RUNS", 1)
+    key, person = SigningKey.new(), bringing(office, CLIENT, APP)
+    office.run("before", status="failed", ended_at=1.0, submission={"settings": {}})
+    office.ask("runs.submit", person, **submission(key))
+    for refused in (
+        office.refused("runs.submit", person, **submission(key, run="demo-2")),
+        office.refused("runs.resume", person, run="before"),
+    ):
+        assert refused.code == m.CODE_BUSY
+        assert "1 runs of ann's are going on" in refused.text
+    assert [run for _, run in office.desk.submissions.held()] == ["submitted/demo-1"] * 2
+    assert len(office.store.rows("runs")) == 2
+    assert office.done == ["start demo-1"]
+    assert office.ask("runs.submit", bringing(office, CLIENT, APP, name="bob"), **submission(key, run="demo-3"))
+
+
 WRONG: dict[str, tuple[Callable[[SigningKey], dict[str, Any]], int]] = {
     "another's signature": (lambda key: submission(key, author=SigningKey.new().public.hex()), m.CODE_MALFORMED),
     "no signature": (lambda key: submission(key, signature="00"), m.CODE_MALFORMED),

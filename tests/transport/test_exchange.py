@@ -23,7 +23,7 @@ from umbel.store.blobs import Blobs
 from umbel.testing import FaultPlan, Proxy
 from umbel.transport import frames, grpc
 from umbel.transport.connection import Connection
-from umbel.transport.exchange import Depot, Exchange
+from umbel.transport.exchange import AT_ONCE, Depot, Exchange
 from umbel.transport.stream import Stream, pair
 from umbel.wire import messages as m
 
@@ -159,6 +159,27 @@ def test_several_at_once_get_their_share_and_small_messages_pass(folders: tuple[
         assert len(order) < 200  # of more than 400
         await asyncio.gather(*fetches)
         assert set(order[:60]) == {0, 1, 2, 3}
+        await a.close()
+        await b.close()
+
+    asyncio.run(main())
+
+
+def test_what_never_comes_in_one_name_takes_no_place_of_what_comes_in_another(folders: tuple[Path, Path]) -> None:
+    async def main() -> None:
+        here, there = map(Blobs, folders)
+        blob = there.put(b"x")
+        one, two = pair()
+        a, b = Side(one, here, giver=lambda run: run), Side(two, there)
+        never = [m.Blob(sha256=bytes([number]) * 32, size=1) for number in range(AT_ONCE + 1)]
+        lost = [asyncio.create_task(a.exchange.fetch(each, "eve")) for each in never]
+        while len(b.exchange._serving) < AT_ONCE:
+            await asyncio.sleep(0)
+        assert (await a.exchange.fetch(blob, "ann")).read_bytes() == b"x"
+        assert len(b.exchange._serving) == AT_ONCE
+        for each in lost:
+            each.cancel()
+        await asyncio.gather(*lost, return_exceptions=True)
         await a.close()
         await b.close()
 

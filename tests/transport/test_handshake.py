@@ -235,7 +235,7 @@ def test_a_peer_brings_no_more_than_so_many_things(name: str) -> None:
 
 
 def test_it_has_to_be_over_in_time() -> None:
-    async def main() -> None:
+    async def main() -> None:  # in less than HANDSHAKE_SECONDS
         one, other = pair()
         server = Connection(other, grace=PATIENCE)
         with pytest.raises(ConnectionLost, match="took more than"):

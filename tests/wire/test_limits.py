@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tests.server.desks import Office, Person
-from tests.server.routing import World
+from tests.server import admission, relays
+from tests.server.desks import APP, CLIENT, Office, Person, bringing, submission
+from tests.server.routing import World, asked
 
-from umbel.errors import ProtocolError, Refused
-from umbel.server import fields
+from umbel.errors import ProtocolError, Refused, SettingError
+from umbel.node.processes import shorten
+from umbel.node.service import run_node
+from umbel.server import connections, fields
 from umbel.server.feeds import Feeds, _Follower
-from umbel.server.signals import Drop
-from umbel.transport import frames
+from umbel.server.ledger import AnswerEntry
+from umbel.server.signals import Drop, Hosting, Reached
+from umbel.server.supervision import Output
+from umbel.store.blobs import Blobs
+from umbel.transport import connection, frames, grpc, handshake
 from umbel.transport.budget import Turns
+from umbel.transport.connection import Connection
+from umbel.transport.exchange import Exchange
+from umbel.transport.stream import pair
+from umbel.trust.identity import SigningKey
 from umbel.wire import limits
 from umbel.wire import messages as m
 from umbel.wire.limits import LIMITS
@@ -91,10 +104,38 @@ def log_with_end_of(size: int) -> bool:
     return logged(event(200, "run_finished"), world)
 
 
+def printed(size: int, path: Path) -> bool:
+    """Whether all of it stays, at a node and at the server."""
+    path.write_bytes(b"")
+    os.truncate(path, size)
+    shorten(path, limits.PRINTED_BYTES)
+    kept = path.stat().st_size == size
+    path.unlink()
+    output = Output(path, limits.PRINTED_BYTES)
+    output.write(b"x")
+    output.write(bytes(size - 1))
+    output.close()
+    assert (path.stat().st_size == size) == kept
+    return kept
+
+
 def request(size: int, tmp_path: Path) -> bool:
     found = asyncio.run(Office(tmp_path).responses(Person(), "server.status", "{}" + " " * (size - 2)))
     assert found[0].code in (m.CODE_UNSPECIFIED, m.CODE_TOO_LARGE)
     return not found[0].code
+
+
+def going(count: int, tmp_path: Path) -> bool:
+    """Whether one operator may have so many runs on the server at once."""
+    office = Office(tmp_path)
+    for number in range(count - 1):
+        office.run(f"r{number}")
+    office.run("over", status="finished")
+    office.run("another's", owner="bob")
+    order, person = submission(SigningKey.new()), bringing(office, CLIENT, APP)
+    (found,) = asyncio.run(office.responses(person, "runs.submit", json.dumps(order)))
+    assert found.code in (m.CODE_UNSPECIFIED, m.CODE_BUSY)
+    return not found.code
 
 
 def response(size: int, tmp_path: Path) -> bool:
@@ -162,6 +203,116 @@ def admitted(count: int) -> bool:
     return max(turns.admission("a") for _ in range(count)) == 0.0
 
 
+def shaken(count: int) -> bool:
+    """Whether so many handshakes go on beside each other."""
+
+    async def play() -> bool:
+        there = handshake.Handshakes()
+        async with AsyncExitStack() as places:
+            for number in range(count):
+                await places.enter_async_context(there.place(f"ipv4:10.0.0.1:{number}"))
+            await asyncio.sleep(0)
+        return True
+
+    try:
+        return asyncio.run(play())
+    except Refused:
+        return False
+
+
+def brought(count: int) -> bool:
+    def hello(**more: Any) -> m.Hello:
+        found = m.Hello(role=m.ROLE_RUN, nonce=bytes(32), capabilities=m.Capabilities(**more))
+        found.version.CopyFrom(m.Version(least=1, most=1))
+        return found
+
+    for more in ({"kinds": names(count)}, {"dtypes": names(count)}, {"transforms": [m.Step()] * count}):
+        try:
+            handshake._check_hello(hello(**more))
+        except ProtocolError as error:
+            return error.code != m.CODE_TOO_LARGE
+    return True
+
+
+def texts(size: int) -> list[str]:
+    """Names that take so many bytes in a list."""
+    return [f"{number:0252}" for number in range((size >> 8) - 1)] + ["x" * (size % 256 + 252)]
+
+
+def introduced(size: int, tmp_path: Path) -> bool:
+    """Whether a node begins that hosts clients whose names take so much."""
+    tmp_path.write_text("")  # where its folder should be
+    settings: Any = SimpleNamespace(clients=texts(size), folder=tmp_path)
+    try:
+        asyncio.run(run_node(settings, asyncio.Event()))
+    except SettingError:
+        return False
+    except FileExistsError:
+        return True
+    raise AssertionError
+
+
+def hosted(size: int) -> bool:
+    """Whether a relay says that it hosts all clients whose names take so much."""
+    relay, clients = relays.World(), frozenset(texts(size))
+    relay.put(Reached(relays.CLIENTS))
+    relay.put(Hosting(clients))
+    return frozenset(dict(relay.up)["hosted"].clients) == clients
+
+
+def waiting(count: int) -> bool:
+    """Whether so many nodes wait for approval."""
+    office = admission.Office()
+    for _ in range(count):
+        with pytest.raises(Refused) as caught:
+            office.node(SigningKey.new())
+    return caught.value.code == m.CODE_NOT_APPROVED
+
+
+def mailed(count: int) -> bool:
+    """Whether a task is taken as one of so many that wait for a node."""
+    world = World()
+    world.node("a", "0")
+    world.run()
+    world.router.nodes.by_id["a"].waiting = count - 1
+    asked(world, "0")
+    return not world.said("r1", "result")
+
+
+def wanted(count: int, tmp_path: Path) -> bool:
+    async def play() -> bool:
+        mine = Connection(pair()[0])
+        exchange = Exchange(mine, Blobs(tmp_path), lambda run, blob: True)
+        try:
+            for number in range(count):
+                exchange._wanted(m.Want(blob=m.Blob(sha256=number.to_bytes(32), size=1)))
+            for number in range(count):
+                exchange._given_up(number.to_bytes(32), "no")
+        except ProtocolError as error:
+            return error.code != m.CODE_BUSY
+        finally:
+            await exchange.close()
+            await mine.close()
+        return True
+
+    return asyncio.run(play())
+
+
+def answered(size: int) -> bool:
+    """Whether an answer is kept that takes so much beside its blob."""
+    result = m.Message(result=m.Result(run="r", failure=m.Failure(reason="x" * size)))
+    result.result.failure.reason = "x" * (2 * size - result.ByteSize())
+    assert result.ByteSize() == size
+    return not fields.too_large(AnswerEntry("0.0", result, ("0.0",), "a"), m.AskSpec(), 1 << 40)
+
+
+def folded(size: int) -> bool:
+    """Whether a partial is kept whose blob has so much beside twice an update."""
+    blob = m.Payload(blob=m.Blob(sha256=bytes(32), size=2000 + size))
+    partial = m.Message(partial=m.Partial(run="r", partial=blob))
+    return not fields.too_large(AnswerEntry("p", partial, ("0.0",), "a"), m.AskSpec(most_bytes=1000), 1 << 40)
+
+
 def taken(kind: str, body: Any) -> bool:
     try:
         fields.check(kind, body)
@@ -175,6 +326,10 @@ def names(count: int) -> list[str]:
 
 
 PROBES: dict[str, Callable[..., bool]] = {
+    "HANDSHAKES": shaken,
+    "CAPABILITIES": brought,
+    "HELLO_BYTES": introduced,
+    "PENDING": waiting,
     "FRAME_BYTES": lambda n: frame_of(n, frames.standard_limits()),
     "HANDSHAKE_FRAME_BYTES": lambda n: frame_of(n, frames.handshake_limits()),
     "CHUNK_BYTES": lambda n: a_message(chunk=m.Chunk(sha256=bytes(32), data=bytes(n))),
@@ -189,6 +344,11 @@ PROBES: dict[str, Callable[..., bool]] = {
     "PUT_OUT_SECONDS": out,
     "ADMISSIONS": admitted,
     "NODE_CLIENTS": lambda n: taken("hosted", m.Hosted(clients=names(n))),
+    "HOSTED_BYTES": hosted,
+    "MAILBOX": mailed,
+    "WANTS": wanted,
+    "ANSWER_BYTES": answered,
+    "PARTIAL_BYTES": folded,
     "ALIVE_TASKS": lambda n: all(
         [taken("alive", m.Alive(tasks=names(n))), taken("run_answer", m.RunAnswer(clients=names(n)))]
     ),
@@ -209,12 +369,18 @@ PROBES: dict[str, Callable[..., bool]] = {
     "EVENT_BYTES": lambda n: logged(event(n)),
     "LOG_BYTES": log_of,
     "LOG_RESERVE_BYTES": log_with_end_of,
+    "PRINTED_BYTES": printed,
     "REQUEST_BYTES": request,
+    "OPERATOR_RUNS": going,
     "RESPONSE_BYTES": response,
     "FOLLOWERS": followers,
     "FOLLOWER_BYTES": waits,
 }
 ELSEWHERE = {
+    "HANDSHAKE_SECONDS": "transport/test_handshake.py",
+    "OPERATOR_CONNECTIONS": "server/test_connections.py",
+    "MESSAGE_BYTES": "transport/test_grpc.py",
+    "QUEUE_BYTES": "transport/test_connection.py",
     "TURN_WAITING_BYTES": "transport/test_connection.py",
     "OPERATOR_REQUESTS": "server/test_connections.py",
     "ANSWER_WAITING_BYTES": "server/test_connections.py",
@@ -229,9 +395,15 @@ ELSEWHERE = {
 @pytest.mark.parametrize("limit", [each for each in LIMITS if each.name not in ELSEWHERE], ids=lambda each: each.name)
 def test_what_is_at_a_limit_is_taken_and_one_more_is_not(limit: limits.Limit, tmp_path: Path) -> None:
     probe = PROBES[limit.name]
-    more = [tmp_path / "a"] if probe in (request, response) else []
-    assert probe(limit.value, *more)
-    assert not probe(limit.value + 1, *more)
+    below = probe in (request, response, printed, introduced, wanted, going)
+    assert probe(limit.value, *[tmp_path / "at"] * below)
+    assert not probe(limit.value + 1, *[tmp_path / "beyond"] * below)
+
+
+def test_who_has_a_number_of_its_own_has_that_of_the_table() -> None:
+    assert (connections.OPERATOR_CONNECTIONS, connection.QUEUE_BYTES, grpc.MESSAGE_BYTES, handshake.SECONDS) == (
+        limits.OPERATOR_CONNECTIONS, limits.QUEUE_BYTES, limits.MESSAGE_BYTES, limits.HANDSHAKE_SECONDS,
+    )  # fmt: skip
 
 
 def test_every_limit_is_tested() -> None:

@@ -288,6 +288,23 @@ def test_where_a_shell_can_be_driven_by_a_socket_there_are_no_local_ones(tmp_pat
     assert found == {"unix": "PermissionError"}
 
 
+@filtered
+@pytest.mark.parametrize("place", ["master", "agent/s.1"])
+def test_where_an_agent_listens_in_what_is_hidden_there_are_no_local_sockets(tmp_path, place):
+    code = "told(unix=tried(lambda: socket.socket(socket.AF_UNIX)))"
+    with tempfile.TemporaryDirectory() as keys, socket.socket(socket.AF_UNIX) as agent:  # whose name may not be long
+        (Path(keys) / place).parent.mkdir(exist_ok=True)
+        agent.bind(f"{keys}/{place}")
+        assert Stage(tmp_path, code, hidden=[keys]).ended()[1] == {"unix": "PermissionError"}
+
+
+@pytest.mark.parametrize("name", [".config/gh", ".npmrc", ".cargo/credentials.toml", ".config/rclone", ".ssh"])
+def test_what_is_a_secret_in_a_home_is_known(name, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", "/elsewhere")
+    assert os.path.expanduser(f"~/{name}") in confinement.secrets()
+    assert {"/elsewhere/gh", "/elsewhere/umbel"} <= set(confinement.secrets())
+
+
 @linux
 def test_memory_and_processors_are_limited(tmp_path):
     code = """

@@ -78,8 +78,9 @@ class Children:
             self._looking = asyncio.get_running_loop().call_later(self._settings.look_every, self._look)
 
     def _look(self) -> None:
-        """See which tasks have used processor time, and tell of those; and which children have too much memory."""
+        """See what the runs' children do, as long as there are runs."""
         self._looking = None
-        busy = [host.look() for host in self._runs.values()]
-        if any(busy):
+        for host in self._runs.values():
+            host.look()
+        if self._runs:
             self._look_later()

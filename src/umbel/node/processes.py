@@ -50,6 +50,7 @@ class Child:
         self.timer: asyncio.TimerHandle | None = None
         self.fault = ""
         self._limit: asyncio.TimerHandle | None = None
+        self._rested: int | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._orders: asyncio.WriteTransport | None = None
         self._waiting: list[bytes] = []
@@ -186,10 +187,21 @@ class Child:
             self._limit = asyncio.get_running_loop().call_later(seconds, self.kill, fault)
 
     def in_time(self) -> None:
-        """It has done what it was given to do."""
+        """It has done what it was given to do, as it says."""
         if self._limit is not None:
             self._limit.cancel()
             self._limit = None
+            self.progressed()
+            self._rested = self.ticks
+
+    def idled(self) -> float:
+        """The seconds of processor time that it has used since it was done in time; 0 while there is something to do
+        by some time, or where there was nothing.
+        """
+        if self._rested is None or self._limit is not None:
+            return 0.0
+        self.progressed()
+        return (self.ticks - self._rested) / os.sysconf("SC_CLK_TCK")
 
     def progressed(self) -> bool:
         """Whether it, or what it has started, has used processor time since this was last asked."""
@@ -266,6 +278,17 @@ def _resident(pid: int) -> int:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return 0
+
+
+def shorten(path: Path, most: int) -> None:
+    """Leave half of so many bytes, the last ones, of a log that has more; children have it open to append to it."""
+    with suppress(OSError):
+        if (size := path.stat().st_size) > most:
+            with open(path, "a+b") as log:
+                log.seek(size - most // 2)
+                kept = log.read(most // 2)
+                log.truncate(0)
+                log.write(kept)
 
 
 def tail(path: Path) -> str:

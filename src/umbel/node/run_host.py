@@ -22,10 +22,11 @@ from ..store.patience import Patience
 from ..transport.tasks import Tasks
 from ..wire import messages as m
 from ..wire.blobs import run_giver
+from ..wire.limits import PRINTED_BYTES
 from ..work.executor import LARGEST_STATE
 from .child import INLINE_BYTES, Message
 from .limits import Limits
-from .processes import Child, tail
+from .processes import Child, shorten, tail
 from .signals import Event, HostDied, HostReady, HostRefused, Start, Stepped, Stop, TaskDone, TaskFailed
 
 log = logging.getLogger("umbel.node")
@@ -57,7 +58,7 @@ class ChildSettings:
     - `grace`: seconds that a task has to end by itself before its child is killed.
     - `environment`: variables beside the harmless ones, which alone are passed on.
     - `limits`: what they may reach and use.
-    - `look_every`: seconds between two looks at the processor time, and the memory, of tasks.
+    - `look_every`: seconds between two looks at the processor time and the memory of children, and at what they print.
     """
 
     folder: Path
@@ -142,15 +143,19 @@ class RunHost:
                 child.send("cancel", task=effect.task)
                 child.kill_after(self._settings.grace)
 
-    def look(self) -> bool:
-        """Tell which tasks have used processor time since the last look; whether there is more to look at."""
-        memory = self._settings.limits.memory
+    def look(self) -> None:
+        """Tell which tasks have used processor time since the last look; see to it that memory and the log stay within
+        their bounds, and that who has nothing to do does little.
+        """
+        memory, seconds = self._settings.limits.memory, self._settings.limits.task_time
+        shorten(self._log, PRINTED_BYTES)
         for child in list(self._children):  # those without a task, too: what they have left behind may go on
             if memory is not None and child.memory > memory:
                 child.kill(f"took more than the {memory:,} bytes of memory that this node's owner allows")
             if child.task is not None and child.progressed():
                 self._tell(Stepped(self._run, child.task.task.task))
-        return memory is not None or any(child.task is not None for child in self._children)
+            if seconds is not None and child.idled() > seconds:
+                child.kill(f"used the {seconds} seconds that this node's owner allows a task when it had none")
 
     def end(self) -> None:
         """End all children; nothing more is told."""
@@ -198,7 +203,7 @@ class RunHost:
 
     def _idle(self, effect: Start) -> Child:
         """A child for a task: one that has the client's data, or knows the ask, where there is a choice."""
-        idle = [child for child in self._children if child.task is None]
+        idle = [child for child in self._children if child.task is None and not child.fault]
         if not idle:
             return self._born()
         return max(idle, key=lambda c: (effect.task.client in c.clients, effect.ask.ask in c.asks, -c.slot))

@@ -41,7 +41,8 @@ from ..trust.servers import KnownServer
 from ..trust.tokens import Token
 from ..wire import messages as m
 from ..wire.blobs import Fetched, NotFetched, run_giver
-from ..wire.portions import HELLO_BYTES, text_bytes
+from ..wire.limits import HELLO_BYTES
+from ..wire.portions import text_bytes
 from .audit import OWNER, NodeAudit
 from .children import Children
 from .gate import Gate, Verdict, against_client, against_start

@@ -10,13 +10,10 @@ from ..runs.schema import event_of
 from ..wire import messages as m
 from ..wire.blobs import most_of_answer
 from ..wire.bodies import MOST, check_body
-from ..wire.limits import ALIVE_TASKS, CANCEL_TASKS, EVENT_BYTES, NODE_CLIENTS, SPEC_BYTES
+from ..wire.limits import ALIVE_TASKS, ANSWER_BYTES, CANCEL_TASKS, EVENT_BYTES, NODE_CLIENTS, SPEC_BYTES
 from ..wire.portions import text_bytes
 from ..wire.texts import read_json
 from .ledger import AnswerEntry, payload_of
-
-ANSWER_BYTES = 128 << 10
-"""An answer without its blob takes at most this for each client: a receipt with its metrics, and what is inline."""
 
 _NUMBERS = ("ask", "attempt", "number", "round")
 

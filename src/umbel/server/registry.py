@@ -13,19 +13,19 @@ from typing import Any
 
 from ..errors import Refused, SettingError
 from ..store.records import Store
-from ..transport.handshake import Identity
+from ..transport.handshake import Identity, origin
+from ..trust.audit import PEER
 from ..trust.identity import KEY_BYTES, check_node, check_seal, node_id
 from ..trust.tokens import Token
 from ..wire import messages as m
 from ..wire import roles
+from ..wire.limits import PENDING
 from ..wire.names import RUN_ID
 from .audit import ServerAudit
 from .claims import ANY, Bounds, Claims
 from .tokens import NAME, RELAY, Tokens, check_name
 
 _KEPT = ("id", "name", "key", "status", "joined_at", "epoch", "boot")
-PENDING = 100
-"""So many nodes may wait for approval."""
 PATIENCE = 3600.0
 """A node that waits and has not asked for so many seconds makes room for another."""
 
@@ -69,6 +69,7 @@ class Registry:
         self.claims = Claims(store, self.audit)
         self._nodes = {row["id"]: _node(row) for row in store.rows("nodes")}
         self._driven: dict[str, str] = {}
+        self._origins: dict[str, str] = {}
         self.held: Callable[[str], None] = lambda node: None
 
     # Nodes
@@ -282,18 +283,35 @@ class Registry:
             pending = [other for other in self._nodes.values() if other.status == "pending"]
             for other in pending:
                 if now - (other.seen_at or 0.0) > PATIENCE:
-                    del self._nodes[other.id]
-                    self._store.delete("nodes", id=other.id)
-            if sum(other.id in self._nodes for other in pending) >= self._most_pending:
+                    self._forget(other)
+            pending = [other for other in pending if other.id in self._nodes]
+            if len(pending) >= self._most_pending and not self._made_room(pending):
                 text = "too many nodes wait for approval; join with a token"
                 return self.audit.refusal(hello, m.CODE_BUSY, text, retry=True, node=id)
             node = _arrived(hello, id, self._free_name(hello.name, id), "pending", now)
             self.audit.limited(f"node:{id}", "nodes.wait", name=node.name)
+        self._origins[id] = origin(PEER.get())
         self._keep(replace(node, seen_at=now))
         text = f"node {node.name} waits for approval: `umbel nodes approve {id}` on the server"
         return Refused(text, m.CODE_NOT_APPROVED, retry=True)
 
+    def _made_room(self, pending: list[NodeRecord]) -> bool:
+        """Whether of the address from which the most wait, the one that was seen least lately made room for another."""
+        waiting: dict[str, list[NodeRecord]] = {}
+        for node in pending:
+            waiting.setdefault(self._origins.get(node.id, ""), []).append(node)
+        crowd = max(waiting.values(), key=len)
+        if len(waiting.get(origin(PEER.get()), ())) + 1 >= len(crowd):
+            return False
+        self._forget(min(crowd, key=lambda node: node.seen_at or 0.0))
+        return True
+
     # What is kept
+
+    def _forget(self, node: NodeRecord) -> None:
+        del self._nodes[node.id]
+        self._origins.pop(node.id, None)
+        self._store.delete("nodes", id=node.id)
 
     def _judged(self, who: str, reference: str, did: str, status: str) -> NodeRecord:
         node = self.node(reference)

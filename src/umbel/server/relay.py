@@ -28,7 +28,8 @@ from ..trust.servers import KnownServer
 from ..trust.tokens import Token
 from ..wire import messages as m
 from ..wire.blobs import run_giver
-from ..wire.portions import HELLO_BYTES, portions, text_bytes
+from ..wire.limits import HELLO_BYTES
+from ..wire.portions import portions, text_bytes
 from . import signals
 from .folding import bundle
 from .relaying import Relaying

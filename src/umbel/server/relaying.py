@@ -13,8 +13,8 @@ from ..core.task import Ticked
 from ..errors import ProtocolError
 from ..store.records import Store
 from ..wire import messages as m
-from ..wire.limits import NODE_CLIENTS
-from ..wire.portions import HOSTED_BYTES, portions, text_bytes
+from ..wire.limits import HOSTED_BYTES, NODE_CLIENTS
+from ..wire.portions import portions, text_bytes
 from . import signals
 from .ledger import ENDED
 from .relayed import OWNER, RelayedRun

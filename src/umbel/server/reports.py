@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import os
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from pathlib import Path
@@ -96,11 +97,14 @@ class RunReports:
 
     async def _kept(self, folder: Path, name: str, owner: str) -> m.Blob | None:
         """A run's file as a blob, held by its `owner`; None where it is gone by now, or no file but a link. The run may
-        write to it at any time, so it is copied.
+        write to it at any time, so it is copied, if there is room for as much as it says that it has: it may be sparse.
         """
 
         def copied() -> m.Blob | None:
             with suppress(OSError), opened_below(folder, name) as file:
+                if not self._offices.blobs.room(size := os.fstat(file.fileno()).st_size):
+                    text = f"there is no room for {name} of {size:,} bytes (see --quota of `umbel server`)"
+                    raise Refused(text, m.CODE_BUSY, retry=True)
                 return self._offices.blobs.put_opened(file, owner)
             return None
 

@@ -17,7 +17,7 @@ from ..wire import messages as m
 from ..wire import roles
 from ..wire.blobs import Fetched, NotFetched
 from ..wire.bodies import MOST
-from ..wire.limits import LOG_BYTES
+from ..wire.limits import LOG_BYTES, MAILBOX
 from . import fields
 from .answers import NodeAnswers
 from .asks import RoutedAsks
@@ -30,8 +30,6 @@ from .standings import Standings
 from .summaries import Summaries
 
 _LOG = logging.getLogger("umbel.server")
-MAILBOX = 10_000
-"""How many tasks may wait for one node."""
 
 
 class Router:

@@ -13,6 +13,7 @@ from ..store.records import Row
 from ..trust import archive
 from ..trust.statement import Statement
 from ..wire import messages as m
+from ..wire.limits import OPERATOR_RUNS
 from ..wire.names import RUN_ID
 from .requests import Body, Offices, OperatorPeer, count_of, is_whole, run_of, text_of
 
@@ -71,7 +72,11 @@ class Submissions:
                 self._offices.blobs.release(_holder(run))
                 raise
             row = {"id": run, "owner": peer.name, "name": name, "created_at": self._now(), "submission": submission}
-            return await self._begin(row, peer.name, "runs.submit", client=body["client"]["sha256"])
+            try:
+                return await self._begin(row, peer.name, "runs.submit", client=body["client"]["sha256"])
+            except Refused:  # and not kept
+                self._offices.blobs.release(_holder(run))
+                raise
 
     async def stop(self, peer: OperatorPeer, body: Body) -> dict[str, Any]:
         """End a run, whoever drives it."""
@@ -97,15 +102,19 @@ class Submissions:
             submission = dict(row["submission"])
             if rounds is not None:
                 submission["settings"] = {**submission["settings"], "rounds": rounds}
-            again = {"id": run, "ended_at": None, "exit": None, "submission": submission}
+            again = {"id": run, "owner": row["owner"], "ended_at": None, "exit": None, "submission": submission}
             return await self._begin(again, peer.name, "runs.resume", rounds=rounds)
 
     async def _begin(self, row: Row, who: str, did: str, **noted: Any) -> dict[str, Any]:
-        """Keep that a run is going on, and start its process."""
-        run = row["id"]
-        self._offices.store.put("runs", {**row, "status": "running"})
-        self._offices.registry.audit.record(who, did, run=run, **noted)
-        await self._offices.commit()
+        """Keep that a run is going on, unless as many of its owner's are as may, and start its process."""
+        run, owner = row["id"], row["owner"]
+        async with self.turn(f"of {owner}"):  # which is no run's id
+            if len(self._offices.store.rows("runs", owner=owner, status="running")) >= OPERATOR_RUNS:
+                text = f"{OPERATOR_RUNS} runs of {owner}'s are going on, and no more may at once"
+                raise Refused(text, m.CODE_BUSY, retry=True)
+            self._offices.store.put("runs", {**row, "status": "running"})
+            self._offices.registry.audit.record(who, did, run=run, **noted)
+            await self._offices.commit()
         self._offices.feeds.begun(run)
         await self._offices.start(run)
         return {"run": run}

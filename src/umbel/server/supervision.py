@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InternalError, StorageError, UmbelError
+from ..wire.limits import PRINTED_BYTES
 from ..work import confinement
 from ..work.confinement import Confinement
 from ..work.processes import first_of
@@ -197,7 +198,7 @@ class Supervisor:
         restarts: Restarts = Restarts(),
         final: frozenset[int] = FINAL,
         grace: float = 10.0,
-        log_bytes: int = 16 << 20,
+        log_bytes: int = PRINTED_BYTES,
         hidden: Sequence[str] = (),
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:

@@ -11,9 +11,11 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
+from weakref import WeakValueDictionary
 
 from ..errors import ConnectionLost, PeerError, ProtocolError, Refused, StorageError
 from ..wire import messages as m
+from ..wire.limits import WANTS
 from . import frames
 from .connection import Connection
 
@@ -25,9 +27,7 @@ wait behind it."""
 FIRST_WINDOW = 1 << 20
 SMALLEST_CHUNK = 64 << 10
 AT_ONCE = 16
-"""Blobs that are fetched from one peer at the same time."""
-SERVED = 1024
-"""Blobs that a peer may want at the same time."""
+"""Blobs that are fetched from one peer at the same time in the name of one giver, who may never bring them."""
 
 
 class IncomingBlob(Protocol):
@@ -196,7 +196,8 @@ class Exchange:
         self._outgoing: dict[bytes, _Outgoing] = {}
         self._serving: dict[bytes, asyncio.Task[None]] = {}
         self._parting: dict[bytes, asyncio.Task[None]] = {}
-        self._places = asyncio.Semaphore(AT_ONCE)
+        self._places: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._all_places = asyncio.Semaphore(WANTS // 2)  # the peer may still be at what was given up
         connection.on_blob = self._take
         connection.on_close.append(self._over)
 
@@ -280,8 +281,8 @@ class Exchange:
         if (incoming := self._incoming.get(sha256)) is not None and incoming.asked:
             incoming.fail(Refused(f"a blob is not to be had: {reason}", m.CODE_UNKNOWN))
             return True
-        if len(self._parting) >= SERVED and sha256 not in self._parting:
-            raise ProtocolError(f"more than {SERVED} blobs are given up at once", m.CODE_BUSY)
+        if len(self._parting) >= WANTS and sha256 not in self._parting:
+            raise ProtocolError(f"more than {WANTS} blobs are given up at once", m.CODE_BUSY)
         serving = sha256 in self._serving
         if sha256 not in self._parting:
             self._parting[sha256] = asyncio.create_task(self._part(sha256))
@@ -302,8 +303,8 @@ class Exchange:
         sha256 = want.blob.sha256
         if len(sha256) != frames.HASH_BYTES or want.offset > want.blob.size:
             raise ProtocolError("a Want without a blob, or from beyond its end", m.CODE_MALFORMED)
-        if len(self._serving) >= SERVED and sha256 not in self._serving:
-            raise ProtocolError(f"more than {SERVED} blobs are wanted at once", m.CODE_BUSY)
+        if len(self._serving) >= WANTS and sha256 not in self._serving:
+            raise ProtocolError(f"more than {WANTS} blobs are wanted at once", m.CODE_BUSY)
         if not self._may_read(want.run, want.blob):
             self._deny(sha256, "it was not given to you, or it is gone")
             return False
@@ -378,11 +379,11 @@ class Exchange:
             self.depot.freed()  # what was kept free for the rest of it
 
     async def _fetch(self, blob: m.Blob, run: str) -> Path:
-        incoming = self._incoming[blob.sha256]
-        async with self._places:
+        incoming, giver = self._incoming[blob.sha256], self._giver(run)
+        async with self._places.setdefault(giver, asyncio.Semaphore(AT_ONCE)), self._all_places:
             if (abandoned := self._abandoned.get(blob.sha256)) is not None:
                 await abandoned.wait()
-            part = await self.depot.begun(blob, self._room, run, self._giver(run))
+            part = await self.depot.begun(blob, self._room, run, giver)
             try:
                 return await self._received(incoming, part, run)
             finally:

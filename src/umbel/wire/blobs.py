@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .limits import PARTIAL_BYTES
+
 
 def run_giver(run: str) -> str:
     """The name in which a run brings blobs, and whoever passes on what it has brought."""
@@ -13,9 +15,6 @@ def run_giver(run: str) -> str:
 def node_giver(node: str) -> str:
     """The name in which a node brings blobs, by its id."""
     return f"node {node}"
-
-
-PARTIAL_BYTES = 2 << 20
 
 
 def most_of_answer(most_bytes: int, *, partial: bool) -> int:

@@ -29,14 +29,39 @@ def _limit(name: str, value: int, unit: str, bounds: str, beyond: str) -> int:
 _ENDS = "the connection ends: too large"
 _REFUSED = "the request is refused: too large"
 
+# Who connects
+
+HANDSHAKES = _limit(
+    "HANDSHAKES", 512, "handshakes", "those that are under way", "the oldest of the address with the most is given up"
+)
+HANDSHAKE_SECONDS = _limit("HANDSHAKE_SECONDS", 20, "seconds", "a handshake", "the connection ends: too slow")
+CAPABILITIES = _limit("CAPABILITIES", 256, "names", "the kinds, transforms and dtypes of a `Hello`, each", _ENDS)
+HELLO_BYTES = _limit(
+    "HELLO_BYTES", 192 << 10, "bytes", "the clients' names in a `Hello`; a name counts 4 more",
+    "a node does not start; a relay says them in a `Hosted`",
+)  # fmt: skip
+PENDING = _limit(
+    "PENDING", 100, "nodes", "those that wait for approval",
+    "the address with the most makes room, or the node is refused: busy",
+)  # fmt: skip
+OPERATOR_CONNECTIONS = _limit(
+    "OPERATOR_CONNECTIONS", 100, "connections", "those by the token of one operator", "the connection ends: busy"
+)
+
 # Frames and messages
 
+MESSAGE_BYTES = _limit(
+    "MESSAGE_BYTES", (128 << 10) + 1, "bytes", "a message of gRPC: a piece of a frame", "gRPC ends the stream"
+)
 FRAME_BYTES = _limit("FRAME_BYTES", 4 << 20, "bytes", "a frame", _ENDS)
 HANDSHAKE_FRAME_BYTES = _limit("HANDSHAKE_FRAME_BYTES", 256 << 10, "bytes", "a frame before the Welcome", _ENDS)
 CHUNK_BYTES = _limit("CHUNK_BYTES", 1 << 20, "bytes", "the data of a chunk", _ENDS)
 INLINE_BYTES = _limit("INLINE_BYTES", 16 << 10, "bytes", "a payload that is inline", _ENDS)
 NAME_BYTES = _limit("NAME_BYTES", 256, "bytes", "a name: of a client, a task, a kind", _ENDS)
 FRAME_MESSAGES = _limit("FRAME_MESSAGES", 4096, "messages", "a frame", _ENDS)
+QUEUE_BYTES = _limit(
+    "QUEUE_BYTES", 256 << 20, "bytes", "what waits for a peer that does not read", "the connection ends: too slow"
+)
 JSON_DEPTH = _limit("JSON_DEPTH", 32, "levels", "lists and objects one in another, in any JSON of a peer", _ENDS)
 
 # How much each peer has its server do
@@ -68,6 +93,18 @@ ADMISSIONS = _limit(
     "it waits for its turn, as those do who are read by turns",
 )  # fmt: skip
 NODE_CLIENTS = _limit("NODE_CLIENTS", 100_000, "clients", "those that one node or relay hosts", _ENDS)
+HOSTED_BYTES = _limit(
+    "HOSTED_BYTES", 3 << 20, "bytes", "the clients' names that a relay says; a name counts 4 more", "it says no more"
+)
+MAILBOX = _limit("MAILBOX", 10_000, "tasks", "those that wait for one node", "the task fails")
+WANTS = _limit("WANTS", 1024, "blobs", "those that a peer wants at once, or gives up", "the connection ends: busy")
+ANSWER_BYTES = _limit(
+    "ANSWER_BYTES", 128 << 10, "bytes", "an answer without its blob, for each client in it", "its tasks fail"
+)
+PARTIAL_BYTES = _limit(
+    "PARTIAL_BYTES", 2 << 20, "bytes", "the blob of a `Partial`, beside twice what one update of its ask has",
+    "its tasks fail",
+)  # fmt: skip
 ALIVE_TASKS = _limit("ALIVE_TASKS", 10_000, "tasks", "an `Alive`; clients of a `RunAnswer`", _ENDS)
 CANCEL_TASKS = _limit("CANCEL_TASKS", 100_000, "tasks", "a `Cancel` or a `Refold`; receipts of a `Partial`", _ENDS)
 SPEC_BYTES = _limit(
@@ -85,6 +122,10 @@ LOG_RESERVE_BYTES = _limit(
     "LOG_RESERVE_BYTES", 4 << 20, "bytes", "what a full log takes besides, of how the run ends", "it is not kept"
 )
 
+PRINTED_BYTES = _limit(
+    "PRINTED_BYTES", 16 << 20, "bytes", "what a run prints at its server, and its clients at a node", "the oldest goes"
+)
+
 # What operators ask
 
 REQUEST_BYTES = _limit("REQUEST_BYTES", 256 << 10, "bytes", "the body of a request", _REFUSED)
@@ -94,6 +135,9 @@ OPERATOR_REQUESTS = _limit(
     "requests",
     "those of one connection that are being answered",
     "the request is refused: busy",
+)
+OPERATOR_RUNS = _limit(
+    "OPERATOR_RUNS", 100, "runs", "those of one operator that go on at once", "none is submitted: busy"
 )
 ANSWER_WAITING_BYTES = _limit(
     "ANSWER_WAITING_BYTES", 64 << 10, "bytes", "responses that wait to be taken by one operator's connection",

@@ -9,10 +9,6 @@ T = TypeVar("T")
 
 PORTION_BYTES = 1 << 20
 """So many bytes a portion takes at most, unless a single row takes more. A frame has room for the rest of a message."""
-HELLO_BYTES = 192 << 10
-"""So many bytes of clients' names go into a `Hello`, whose frame is smaller than others."""
-HOSTED_BYTES = 3 << 20
-"""So many go into a `Hosted`."""
 
 
 def portions(

@@ -28,7 +28,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from glob import glob
+from glob import escape, glob
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +66,13 @@ DELEGATES = (
 """Sockets of programs that do what whoever connects may not, as patterns: where one is within reach there are no local
 sockets.
 """
+LISTENING = ("*", "agent/*", "run/*")
+"""Where in what is hidden, such as `.ssh`, `.gnupg` and `.docker`, other such programs listen."""
 OF_HOME = (
     ".aws", ".azure", ".bash_history", ".cache/huggingface/stored_tokens", ".cache/huggingface/token",
-    ".config/gcloud", ".config/umbel", ".docker", ".git-credentials", ".gnupg", ".kube", ".local/share/keyrings",
-    ".netrc", ".password-store", ".pgpass", ".pypirc", ".ssh", ".vault-token",
+    ".cargo/credentials", ".cargo/credentials.toml", ".config/gcloud", ".config/gh", ".config/rclone", ".config/umbel",
+    ".docker", ".git-credentials", ".gnupg", ".kube", ".local/share/keyrings", ".netrc", ".npmrc", ".password-store",
+    ".pgpass", ".pypirc", ".rclone.conf", ".ssh", ".vault-token",
 )  # fmt: skip
 """What of a home is a secret wherever it is, also in a folder that may be read."""
 
@@ -129,7 +132,8 @@ class Confinement:
 def secrets() -> list[str]:
     """What of this user's home is nobody else's, and what Umbel keeps there."""
     kept = [os.environ["UMBEL_HOME"]] if os.environ.get("UMBEL_HOME") else []
-    kept += [f"{os.environ['XDG_CONFIG_HOME']}/umbel"] if os.environ.get("XDG_CONFIG_HOME") else []
+    if config := os.environ.get("XDG_CONFIG_HOME"):
+        kept += [name.replace(".config", config, 1) for name in OF_HOME if name.startswith(".config/")]
     return [*kept, *(os.path.expanduser(f"~/{name}") for name in OF_HOME)]
 
 
@@ -191,7 +195,9 @@ def confine(how: Confinement) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the data would be in it
     if how.cpus is not None:
         os.sched_setaffinity(0, how.cpus)
-    delegates = (path for each in DELEGATES for path in glob(each.format(uid=os.getuid())))
+    delegates = [path for each in DELEGATES for path in glob(each.format(uid=os.getuid()))]
+    within = (path for each in how.hidden for name in LISTENING for path in glob(f"{escape(each)}/{name}"))
+    delegates += [path for path in within if Path(path).is_socket()]
     local = not any(os.access(path, os.W_OK) for path in delegates)  # while folders can be listed
     _call(libc.prctl, 38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
     if (abi := landlock_abi()) >= LEAST_ABI:
