@@ -17,6 +17,7 @@ from umbel.errors import ConnectionLost, SettingError
 from umbel.transport import grpc
 from umbel.transport.stream import Stream
 from umbel.trust.authority import Authority
+from umbel.wire.limits import WINDOW_BYTES
 
 T = TypeVar("T")
 
@@ -133,6 +134,39 @@ def test_frames_are_cut_into_pieces_and_the_first_ones_are_short() -> None:
         await listener.close()
 
     asyncio.run(main())
+
+
+def test_no_more_is_taken_unread_than_the_window() -> None:
+    async def main(window: int, wanted: int) -> int:
+        go = asyncio.Event()
+
+        async def slow(stream: Stream) -> None:
+            await go.wait()
+
+        listener = await grpc.serve("127.0.0.1:0", None, None, slow, window=window)
+        stream, sent, enough = await grpc.connect(listener.address, None), 0, asyncio.Event()
+
+        async def send() -> None:
+            nonlocal sent
+            while True:
+                await stream.send(bytes(32 << 10))
+                sent += 32 << 10
+                if sent >= wanted:
+                    enough.set()
+
+        sending = asyncio.create_task(send())
+        if wanted:
+            await enough.wait()
+        else:
+            await asyncio.wait({sending}, timeout=0.3)  # there is no event for what does not happen
+        go.set()
+        sending.cancel()
+        await stream.close()
+        await listener.close()
+        return sent
+
+    assert asyncio.run(main(WINDOW_BYTES, 0)) < 8 * WINDOW_BYTES
+    assert asyncio.run(main(16 * WINDOW_BYTES, 12 * WINDOW_BYTES))
 
 
 def test_no_more_streams_than_were_asked_for() -> None:

@@ -193,7 +193,7 @@ def test_closing_here_ends_a_receive_that_waits(binding: Binding) -> None:
 def test_a_sender_waits_for_a_receiver_that_does_not_read(binding: Binding) -> None:
     async def main() -> None:
         go = asyncio.Event()
-        count, size = 256, 256 << 10
+        count, size = 1024, 64 << 10
 
         async def slow(stream: Stream) -> None:
             await go.wait()

@@ -377,6 +377,7 @@ PROBES: dict[str, Callable[..., bool]] = {
     "FOLLOWER_BYTES": waits,
 }
 ELSEWHERE = {
+    "WINDOW_BYTES": "transport/test_grpc.py",
     "HANDSHAKE_SECONDS": "transport/test_handshake.py",
     "OPERATOR_CONNECTIONS": "server/test_connections.py",
     "MESSAGE_BYTES": "transport/test_grpc.py",

@@ -65,6 +65,10 @@ def server(
     log_quota: Annotated[
         str | None, typer.Option("--log-quota", metavar="SIZE", help="How much the log of one run may take.")
     ] = None,
+    window: Annotated[
+        str | None,
+        typer.Option("--window", metavar="SIZE", help="How much of what one node sends may be under way: 256KiB."),
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Be a server: nodes and operators connect to it."""
@@ -73,7 +77,7 @@ def server(
     with reported(debug):
         from .server_commands import serve, settings
 
-        sizes = (quota, node_quota, largest_answer, log_quota)
+        sizes = (quota, node_quota, largest_answer, log_quota, window)
         serve(settings(dir, listen, http, name or [], insecure, force_insecure, *sizes))
 
 

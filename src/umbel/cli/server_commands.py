@@ -31,6 +31,7 @@ def settings(
     node_quota: str | None = None,
     largest_answer: str | None = None,
     log_quota: str | None = None,
+    window: str | None = None,
 ) -> ServerSettings:
     """What the command line says of a server. Raises `SettingError`."""
     given: dict[str, Any] = {}
@@ -38,7 +39,13 @@ def settings(
         given["listen"] = listen
     if http is not None:
         given["http"] = "" if http == NO_PAGES else http
-    sizes = {"quota": quota, "node_quota": node_quota, "largest_answer": largest_answer, "log_quota": log_quota}
+    sizes = {
+        "quota": quota,
+        "node_quota": node_quota,
+        "largest_answer": largest_answer,
+        "log_quota": log_quota,
+        "window": window,
+    }
     given |= {name: byte_count(text) for name, text in sizes.items() if text is not None}
     return ServerSettings(
         folder,

@@ -165,7 +165,9 @@ class Service:
             certificate, key = renewed()
             self._tasks.begin(self.certificates.keep())
         heard = self.connections.serve
-        self._listener = await grpc.serve(self.settings.listen, certificate, key, heard, renewed=renewed)
+        self._listener = await grpc.serve(
+            self.settings.listen, certificate, key, heard, renewed=renewed, window=self.settings.window
+        )
         self.address = self._listener.address
         self.epoch.raised()
         self._tasks.begin(self._count_up())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import SettingError
 from ..wire.addresses import PORT, host_and_port, is_loopback
-from ..wire.limits import LOG_BYTES
+from ..wire.limits import LEAST_WINDOW_BYTES, LOG_BYTES, WINDOW_BYTES
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
@@ -26,6 +26,7 @@ class ServerSettings:
     - `quota`: how many bytes its blobs may take; None for what they have at its start and four fifths of what is free.
     - `node_quota`: how many of these may come from one node; None for half where there are several nodes.
     - `log_quota`: how many bytes the log of a run may take; what comes beyond is not kept.
+    - `window`: how many bytes of what a connection brings may lie in memory unread.
     - `largest_answer`: how many bytes one answer of a node may have; None for as many as the node may.
 
     Raises `SettingError` for what cannot be.
@@ -41,6 +42,7 @@ class ServerSettings:
     node_quota: int | None = None
     largest_answer: int | None = None
     log_quota: int = LOG_BYTES
+    window: int = WINDOW_BYTES
 
     def __post_init__(self) -> None:
         host, _ = host_and_port(self.listen)
@@ -54,6 +56,8 @@ class ServerSettings:
         for most in (self.quota, self.node_quota, self.largest_answer, self.log_quota):
             if most is not None and most < 1:
                 raise SettingError(f"a quota of {most} bytes leaves room for nothing")
+        if not LEAST_WINDOW_BYTES <= self.window < 1 << 31:
+            raise SettingError(f"a window of {self.window} bytes; it has {LEAST_WINDOW_BYTES} to 2 GiB")
 
 
 @dataclass(frozen=True)

@@ -66,9 +66,9 @@ class Standings:
 
     def stand(self, run: RunEntry, clients: Iterable[str], standing: int, reason: str = "") -> None:
         """From now on these clients stand like this."""
-        changed = [c for c in clients if run.standings.get(c) != (standing, reason)]
-        for client in changed:
-            run.standings[client] = (standing, reason)
+        stood = (standing, reason)  # one for all of them
+        changed = [client for client in clients if run.standings.get(client) != stood]
+        run.standings.update(dict.fromkeys(changed, stood))
         self.tell(run, changed)
 
     def tell(self, run: RunEntry, clients: Iterable[str]) -> None:

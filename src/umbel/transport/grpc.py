@@ -19,6 +19,7 @@ import grpc
 import grpc.aio
 
 from ..errors import ConnectionLost, SettingError
+from ..wire.limits import WINDOW_BYTES
 from .stream import Listener, OnStream, Stream, served
 
 METHOD = "/umbel.v1alpha.Umbel/Connect"
@@ -31,19 +32,15 @@ FRAME_BYTES = 8 << 20
 SERVER_NAME = "umbel-server"
 MESSAGE_BYTES = PIECE_BYTES + 1
 """The largest message that is read at all: a piece, behind a byte that says whether more of its frame follow."""
-WINDOW_BYTES = 512 << 10
-"""So much of what a client sends lies in a server's memory unread."""
-
 _OPTIONS = (
     ("grpc.max_receive_message_length", MESSAGE_BYTES),
     ("grpc.max_send_message_length", MESSAGE_BYTES),
-    # A fixed window: probing lets it, and the memory for it, grow without need; credit bounds what is under way.
+    # A fixed window: probing lets it, and the memory for it, grow without need.
     ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.max_frame_size", 1 << 20),
 )
 _SERVER_OPTIONS = (
     *_OPTIONS,
-    ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
     ("grpc.so_reuseport", 0),  # a port in use is an error, not shared
     ("grpc.max_concurrent_streams", 100),  # of one connection
 )
@@ -285,18 +282,19 @@ async def serve(
     most: int = 10_000,
     seconds: float = SECONDS,
     renewed: Callable[[], tuple[bytes, bytes]] | None = None,
+    window: int = WINDOW_BYTES,
 ) -> Listener:
     """Listen at `address`, ``host:port`` with port 0 for any that is free, and call `on_stream` for each stream.
 
     `certificate` and `key` are PEM, and mean TLS; None for both means plaintext. At most `most` streams at a time.
     Who has not opened one after `seconds`, in TLS or before it, is put out. `renewed` gives the certificate and key for
-    whoever connects from now on; it is called in other threads.
+    whoever connects from now on; it is called in other threads. So much as `window` of a stream lies in memory unread.
     Raises `SettingError` where the address cannot be had or the certificate is none.
     """
     method = _Method()
     patience = round(1000 * seconds)
     slow = (("grpc.server_handshake_timeout_ms", patience), ("grpc.max_connection_idle_ms", patience))
-    server = grpc.aio.server(options=(*_SERVER_OPTIONS, *slow))
+    server = grpc.aio.server(options=(*_SERVER_OPTIONS, ("grpc.http2.lookahead_bytes", window), *slow))
     server.add_generic_rpc_handlers((method,))
     try:
         if certificate is None or key is None:

@@ -62,6 +62,12 @@ FRAME_MESSAGES = _limit("FRAME_MESSAGES", 4096, "messages", "a frame", _ENDS)
 QUEUE_BYTES = _limit(
     "QUEUE_BYTES", 256 << 20, "bytes", "what waits for a peer that does not read", "the connection ends: too slow"
 )
+WINDOW_BYTES = _limit(
+    "WINDOW_BYTES", 256 << 10, "bytes", "what lies in a server's memory unread of one stream, unless `--window` says "
+    "otherwise", "the sender waits",
+)  # fmt: skip
+LEAST_WINDOW_BYTES = 64 << 10
+"""No window is smaller."""
 JSON_DEPTH = _limit("JSON_DEPTH", 32, "levels", "lists and objects one in another, in any JSON of a peer", _ENDS)
 
 # How much each peer has its server do
