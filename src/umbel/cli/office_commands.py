@@ -85,7 +85,7 @@ def list_nodes(on: str | None, token: str | None, folder: Path, *, json: bool) -
     ]
     _print_table(("node", "name", "state", "clients", "seen"), lines, "no nodes: `umbel nodes invite` lets one in")
     for row in rows:
-        if row["problem"]:
+        if row.get("problem"):
             stdout().print(Text(f" {row['name']} says: {shown(row['problem'])}", style="yellow"), soft_wrap=True)
 
 
