@@ -19,7 +19,7 @@ Command = Callable[..., Any]
 LINE = JoinText(b"", Token("0123456789ab", "0123456789abcdef" * 2)).text
 NODE = {
     "id": "ab12cd34ef", "name": "ward", "status": "approved", "clients": list("abcdef"), "count": 6, "joined_at": 1.0,
-    "refused": {},
+    "refused": {}, "problem": "",
 }  # fmt: skip
 ANSWERS: dict[str, dict[str, Any]] = {
     "server.status": {"you": {"name": "ann", "role": "run"}},
@@ -184,6 +184,7 @@ def test_a_node_that_is_not_connected_says_when_it_was(
         {**NODE, "name": "new", "seen_at": None, "connected": False},
         {**NODE, "name": "here", "seen_at": 990.0, "connected": True, "clients": [], "refused": {"a": "bound to gone"}},
     ]
+    rows[3]["problem"] = "no room\x1b[2K"
     monkeypatch.setitem(ANSWERS, "nodes.list", {"nodes": rows})
     lines = {
         line.split()[1]: line for line in umbel("nodes", "ls", "--on", "localhost:1").out.splitlines() if "ab12" in line
@@ -193,6 +194,7 @@ def test_a_node_that_is_not_connected_says_when_it_was(
     assert lines["long"].rstrip().endswith("15 min ago")
     assert lines["new"].rstrip().endswith("never")
     assert "connected   a (bound to gone)" in lines["here"]
+    assert r" here says: no room\x1b[2K" in umbel("nodes", "ls", "--on", "localhost:1").out
     assert "approved" not in "".join(lines.values())
 
 

@@ -473,6 +473,8 @@ async def test_a_full_disk_costs_no_task_and_no_run(tmp_path):
             await server.session()
             PartialBlob.write = full
             server.post(run_spec=spec())  # whose archive is put by the node itself
+            assert "it cannot be written; it goes on where there is room" in (await server.hear("notice")).text
+            assert not (await server.hear("notice")).text
             assert (await server.hear("run_answer")).ready
             PartialBlob.write = full
             server.post(ask_spec=ask(model=m.Payload(blob=server.blobs.put(b"model" * 9999))))

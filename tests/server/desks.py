@@ -97,6 +97,9 @@ class Office:
     def denied(self, node: str) -> dict[str, str]:
         return {"2": "bound to ward"} if node in self.connected else {}
 
+    def ails(self, node: str) -> str:
+        return "no room" if node in self.connected else ""
+
     def host(self, client: str) -> str | None:
         return self.registry.claims.owner(client)
 

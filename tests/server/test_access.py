@@ -42,6 +42,7 @@ def test_nodes_are_listed_approved_and_revoked(office: Office) -> None:
     (row,) = office.ask("nodes.list", Person(role="read"))["nodes"]
     assert (row["status"], row["connected"], row["clients"]) == ("approved", True, ["1"])
     assert row["refused"] == {"2": "bound to ward"}
+    assert row["problem"] == "no room"
     assert "key" not in row
     office.ask("nodes.revoke", node="x")
     assert office.done == ["revoked ab12cd"]

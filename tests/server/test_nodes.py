@@ -127,6 +127,21 @@ def test_a_new_session_is_told_of_asks_anew_and_only_of_tasks_without_an_answer(
     assert world.said("a2") == [("ask_spec", ask_of()), ("task", task_of("1"))]
 
 
+def test_what_a_node_says_is_its_problem_is_known_while_it_is_there():
+    world = World()
+    assert world.router.nodes.problem("a") == world.router.nodes.problem("nobody") == ""
+    world.node("a", "0")
+    world.say("a1", notice=m.Notice(text="no room" * 1000))
+    assert world.router.nodes.problem("a") == ("no room" * 1000)[:1000]
+    world.tell(Lost("a1"))
+    assert world.router.nodes.problem("a") == ""
+    world.node("a", "0", number=2)
+    assert world.router.nodes.problem("a") == ""
+    world.say("a2", notice=m.Notice(text="no room"))
+    world.say("a2", notice=m.Notice())
+    assert world.router.nodes.problem("a") == ""
+
+
 def test_a_mailbox_has_an_end():
     world = World(mailbox=2)
     world.node("a", *"0123")

@@ -17,8 +17,9 @@ from tests.server.relays import (
 )
 
 from umbel.server.signals import FoldAnswers, Folded, Forget, MovedAbove, Parted, Reached, SayAbove
-from umbel.server.uplink import ALIVE_SECONDS, RECEIPT_BYTES, BundledAnswers, Uplink, tasks_of
+from umbel.server.uplink import ALIVE_SECONDS, RECEIPT_BYTES, BundledAnswers, Uplink
 from umbel.wire import messages as m
+from umbel.wire.bodies import tasks_of
 
 
 def session():

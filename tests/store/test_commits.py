@@ -105,6 +105,17 @@ def test_what_nobody_waits_for_is_written_after_a_while():
     assert asyncio.run(run()) == [["step"]]
 
 
+def test_who_has_to_know_of_a_problem_is_told_that_it_is_there_and_that_it_is_over(monkeypatch):
+    monkeypatch.setattr(module, "RETRY_SECONDS", 0.0)
+    problems = []
+
+    def hear(store, commits):
+        commits._troubled = lambda: problems.append(commits.problem)
+
+    play(hear, faults=[FULL, FULL])
+    assert problems == ["the store cannot be written: the disk is full", ""]
+
+
 def test_what_cannot_be_written_is_tried_again_and_nothing_is_said_before(monkeypatch, caplog):
     monkeypatch.setattr(module, "RETRY_SECONDS", 0.0)
     store, said, times = play(faults=[FULL, FULL])

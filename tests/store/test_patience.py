@@ -10,7 +10,7 @@ import sqlite3
 import pytest
 
 from umbel.errors import StorageError
-from umbel.store.patience import LONGEST_PAUSE, Patience, is_full
+from umbel.store.patience import GIVEN_UP, LONGEST_PAUSE, Patience, is_full
 
 
 class World:
@@ -76,6 +76,23 @@ def test_what_is_awaited_waits_as_well():
 
     assert asyncio.run(world.patience(None).later(work)) == 7
     assert world.pauses == [1, 2]
+
+
+def test_who_gives_up_waiting_has_no_problem_any_more():
+    world = World(full())
+
+    async def rest(seconds):
+        raise asyncio.CancelledError
+
+    async def work():
+        return world.write(7)
+
+    patience = world.patience(None)
+    patience._rest = rest
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(patience.later(work))
+    assert patience.problem == ""
+    assert world.told[1:] == [GIVEN_UP]
 
 
 @pytest.mark.parametrize(("seconds", "pauses"), [(0.0, 0), (1.0, 1), (3.0, 2)])

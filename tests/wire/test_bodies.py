@@ -6,7 +6,7 @@ import pytest
 
 from umbel.errors import ProtocolError
 from umbel.wire import messages as m
-from umbel.wire.bodies import MOST, check_body
+from umbel.wire.bodies import MOST, check_body, tasks_of
 
 KEY = b"k" * 32
 TASK = m.Task(run="r", task="0.a", ask=0, client="a", attempt=1, key=KEY, data_key=KEY)
@@ -69,3 +69,12 @@ def test_what_is_whole_passes(kind, body):
 def test_what_lacks_a_field_or_is_out_of_range_is_refused(kind, body):
     with pytest.raises(ProtocolError):
         check_body(kind, body)
+
+
+def test_only_what_answers_tasks_has_some():
+    assert tasks_of(m.Message(result=m.Result(task="0.a"))) == ["0.a"]
+    assert tasks_of(m.Message(partial=m.Partial(receipts=[m.Receipt(task="0.a"), m.Receipt(task="0.b")]))) == [
+        "0.a",
+        "0.b",
+    ]
+    assert tasks_of(m.Message(alive=m.Alive(tasks=["0.a"]))) == []

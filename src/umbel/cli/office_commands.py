@@ -84,6 +84,9 @@ def list_nodes(on: str | None, token: str | None, folder: Path, *, json: bool) -
         for row in rows
     ]
     _print_table(("node", "name", "state", "clients", "seen"), lines, "no nodes: `umbel nodes invite` lets one in")
+    for row in rows:
+        if row.get("problem"):
+            stdout().print(Text(f" {row['name']} says: {shown(row['problem'])}", style="yellow"), soft_wrap=True)
 
 
 def judge_node(on: str | None, token: str | None, folder: Path, node: str, verdict: str, **more: Any) -> None:

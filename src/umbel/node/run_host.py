@@ -59,6 +59,7 @@ class ChildSettings:
     - `environment`: variables beside the harmless ones, which alone are passed on.
     - `limits`: what they may reach and use.
     - `look_every`: seconds between two looks at the processor time and the memory of children, and at what they print.
+    - `patience`: waits for room on a full disk.
     """
 
     folder: Path
@@ -69,6 +70,7 @@ class ChildSettings:
     environment: Mapping[str, str] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
     look_every: float = 1.0
+    patience: Patience = field(default_factory=lambda: Patience(None, log.error))
 
 
 class RunHost:
@@ -99,7 +101,7 @@ class RunHost:
         self._ended = False
         self._children: list[Child] = []
         self._tasks = Tasks()
-        self._patience = Patience(None, logging.getLogger("umbel.node").error)
+        self._patience = settings.patience
         self._numbers = itertools.count(1)
 
     def prepare(self, config: str, archive: Path, unpack: Unpack) -> None:

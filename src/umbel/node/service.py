@@ -46,6 +46,7 @@ from ..wire.portions import text_bytes
 from .audit import OWNER, NodeAudit
 from .children import Children
 from .gate import Gate, Verdict, against_client, against_start
+from .holdings import REASON_LETTERS
 from .limits import Limits
 from .machine import NodeMachine
 from .run_host import ChildSettings, Program, holder
@@ -190,7 +191,7 @@ class NodeService:
         self._blobs = Blobs(settings.folder / "blobs", settings.quota)
         self._depot = Depot(self._blobs, lends_below=settings.lends_below)
         self._audit = NodeAudit(spool, settings.folder)
-        self._patience = Patience(None, log.error, rest=settings.rest)
+        self._patience = Patience(None, self._waits, rest=settings.rest)
         self._machine = NodeMachine(
             spool,
             settings.clients,
@@ -202,7 +203,7 @@ class NodeService:
         for run, sha in self._machine.needed():
             self._blobs.hold(sha, holder(run, sha))
         self._blobs.collect()
-        self._hosts = (settings.hosts or _children(settings))(self._blobs, self._told)
+        self._hosts = (settings.hosts or _children(settings, self._patience))(self._blobs, self._told)
         self._connection: Connection | None = None
         self._exchange: Exchange | None = None
         self._specs: dict[str, m.RunSpec] = {}
@@ -217,7 +218,12 @@ class NodeService:
         )
         self._spool = spool
         self._commits = GroupCommit[Batch, tuple[Connection | None, m.Message]](
-            spool, self._say, lazy=IDLE_COMMIT, log=log, timed=lambda seconds: self._audit.settle()
+            spool,
+            self._say,
+            lazy=IDLE_COMMIT,
+            log=log,
+            timed=lambda seconds: self._audit.settle(),
+            troubled=self._say_problem,
         )
         self._commits.begin()
 
@@ -257,6 +263,8 @@ class NodeService:
                 giver=run_giver,
             )
             self._handle(SessionBegun(welcome))
+            if self._problem:
+                self._say_problem()
             async for message in connection.messages():
                 self._settings.server.acknowledged(message.ack.epoch)
                 try:
@@ -280,6 +288,20 @@ class NodeService:
             for run, needed in self._machine.needed():
                 if needed == sha:
                     self._told(Moved(run, sha))
+
+    # what its server's operators should know
+
+    @property
+    def _problem(self) -> str:
+        return self._commits.problem or self._patience.problem
+
+    def _waits(self, text: str) -> None:
+        log.error("%s", text)
+        self._say_problem()
+
+    def _say_problem(self) -> None:
+        if self._connection is not None:
+            self._connection.post(m.Message(notice=m.Notice(text=self._problem[:REASON_LETTERS])))
 
     # the machine
 
@@ -459,7 +481,7 @@ def unpacked(archive: Path, folder: Path) -> Program:
     return Program(folder, read.manifest["module"], read.manifest["attribute"])
 
 
-def _children(settings: NodeSettings) -> MakeHosts:
+def _children(settings: NodeSettings, patience: Patience) -> MakeHosts:
     started = ChildSettings(
         folder=settings.folder,
         sources=settings.clients,
@@ -468,5 +490,6 @@ def _children(settings: NodeSettings) -> MakeHosts:
         grace=settings.grace,
         environment=settings.environment,
         limits=settings.limits,
+        patience=patience,
     )
     return lambda blobs, tell: Children(started, blobs, unpacked, tell)

@@ -26,6 +26,7 @@ from ..runs.events import AskClosed, RoundCommitted, RunEvent
 from ..runs.federation import Session
 from ..wire import messages as m
 from ..wire.blobs import most_of_answer
+from ..wire.bodies import tasks_of
 from ..wire.names import client_id
 from ..work.executor import Keys
 from ..work.intake import ClosedAsk, Intake
@@ -330,7 +331,7 @@ class RemoteSession(Session):
             self._blobs.release(item.sha)
         elif isinstance(item, Missing):
             for message in self._blobs.take(item.sha):
-                for task in _tasks_of(message):
+                for task in tasks_of(message):
                     self._fail(task, f"its update is not to be had: {item.reason}", retry=True)
         else:
             try:
@@ -345,7 +346,7 @@ class RemoteSession(Session):
         kind = message.WhichOneof("body")
         if kind in ("result", "partial"):
             payload = message.partial.partial if kind == "partial" else message.result.done.update
-            wanted = [task for task in _tasks_of(message) if task in self._out]
+            wanted = [task for task in tasks_of(message) if task in self._out]
             if (
                 wanted
                 and payload.HasField("blob")
@@ -530,12 +531,6 @@ def _is_own(error: Exception) -> bool:
 
 def _said(error: Exception) -> str:
     return error.message if isinstance(error, UmbelError) else f"{error!r:.200}"
-
-
-def _tasks_of(message: m.Message) -> list[str]:
-    if message.WhichOneof("body") == "partial":
-        return [receipt.task for receipt in message.partial.receipts]
-    return [message.result.task]
 
 
 def _loaded(payload: m.Payload, path: Path | None) -> Any:

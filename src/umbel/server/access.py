@@ -35,6 +35,7 @@ class Access:
                     "clients": list(node.clients[:MOST_NAMED]),
                     "count": len(node.clients),
                     "refused": dict(islice(self._offices.denied(node.id).items(), MOST_NAMED)),
+                    "problem": self._offices.ails(node.id),
                     "bounds": node.bounds.row(),
                     "connected": node.status == "approved" and self._offices.online(node.id),
                 }

@@ -9,7 +9,7 @@ from ..runs.events import RunEvent
 from ..runs.schema import event_of
 from ..wire import messages as m
 from ..wire.blobs import most_of_answer
-from ..wire.bodies import MOST, check_body
+from ..wire.bodies import MOST, check_body, tasks_of
 from ..wire.limits import ALIVE_TASKS, ANSWER_BYTES, CANCEL_TASKS, EVENT_BYTES, NODE_CLIENTS, SPEC_BYTES
 from ..wire.portions import text_bytes
 from ..wire.texts import read_json
@@ -32,8 +32,7 @@ _PARTS = {"run_spec": ("contract", "config", "clients"), "ask_spec": ("fold", "t
 
 def answers(message: m.Message) -> int:
     """How many tasks a message answers."""
-    kind = message.WhichOneof("body")
-    return len(message.partial.receipts) if kind == "partial" else int(kind == "result")
+    return len(tasks_of(message))
 
 
 def _bytes(part: Any) -> int:

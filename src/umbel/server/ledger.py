@@ -169,7 +169,9 @@ class RunEntry:
 
 @dataclass(slots=True)
 class NodeEntry:
-    """An approved node: the `clients` that it hosts, those that it has `named`, and why others were `refused`."""
+    """An approved node: the `clients` that it hosts, those that it has `named`, and why others were `refused`; and what
+    it says is its `problem`.
+    """
 
     id: str
     name: str
@@ -180,6 +182,7 @@ class NodeEntry:
     seen: float = 0.0
     asks: set[tuple[str, int]] = field(default_factory=set)
     waiting: int = 0
+    problem: str = ""
 
 
 class Ledger:

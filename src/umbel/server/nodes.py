@@ -45,6 +45,10 @@ class Nodes:
         found = self.by_id[node].refused if node in self.by_id else {}
         return {client: self._whose(client) if why == ANOTHERS else why for client, why in found.items()}
 
+    def problem(self, node: str) -> str:
+        """What a node that is connected says is its problem, such as a full disk."""
+        return self.by_id[node].problem if self.online(node) else ""
+
     def _whose(self, client: str) -> str:
         owner = self.claims.owner(client) or ""
         return f"bound to {self.by_id[owner].name if owner in self.by_id else owner[:8]}"

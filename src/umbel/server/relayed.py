@@ -8,13 +8,14 @@ from typing import Any
 from ..errors import ProtocolError
 from ..folds.catalogue import fold_from_spec
 from ..wire import messages as m
+from ..wire.bodies import tasks_of
 from ..wire.limits import ALIVE_TASKS
 from ..wire.portions import portions, text_bytes
 from ..wire.texts import read_json
 from ..work import retries
 from .ledger import ask_of
 from .signals import Connected, Lost, Received, TellRouter
-from .uplink import BundledAnswers, Uplink, tasks_of
+from .uplink import BundledAnswers, Uplink
 
 OWNER = "the server above"
 """To whom the runs of a relay belong, in its store."""

@@ -18,6 +18,7 @@ from ..wire import roles
 from ..wire.blobs import Fetched, NotFetched
 from ..wire.bodies import MOST
 from ..wire.limits import LOG_BYTES, MAILBOX
+from ..wire.names import shown
 from . import fields
 from .answers import NodeAnswers
 from .asks import RoutedAsks
@@ -141,7 +142,7 @@ class Router:
         if event.role == "node":
             node = self.nodes.by_id.setdefault(event.id, NodeEntry(event.id, event.name))
             self._supersede(node.peer, event.peer)
-            node.peer, node.name, node.asks = event.peer, event.name, set()
+            node.peer, node.name, node.asks, node.problem = event.peer, event.name, set(), ""
             before, node.seen = node.seen, now
             for over, (status, at) in self.ledger.ended.items():
                 if at >= before:
@@ -222,6 +223,10 @@ class Router:
             node = self.nodes.by_id[known.id]
             if kind == "hosted":
                 self._host(node, body.clients)
+                return
+            if kind == "notice":
+                node.problem = body.text[:1000]
+                _LOG.warning("node %s says: %s", node.name, shown(node.problem) or "it is well again")
                 return
             run = self.ledger.runs.get(body.run)
             if body.run in self.ledger.ended:

@@ -123,6 +123,7 @@ class Service:
         self.start, self.stop = self.programs.start, self.programs.stop
         nodes, ledger = self.router.nodes, self.router.ledger
         self.online, self.denied, self.host = nodes.online, nodes.refused, nodes.by_client.get
+        self.ails = nodes.problem
         self.standings = ledger.standings
         self.desk = Desk(self)
         self.connections = Connections(around, self.programs, self.desk, self._greeting)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..wire import messages as m
+from ..wire.bodies import tasks_of
 from ..wire.limits import ALIVE_TASKS
 from ..wire.portions import portions, text_bytes
 from .ledger import payload_of
@@ -175,8 +176,3 @@ def _receipt_bytes(message: m.Message) -> int:
 def receipts_of(message: m.Message) -> list[m.Receipt]:
     """The receipts of a `Result` that is done, or of a `Partial`."""
     return list(message.partial.receipts) if message.HasField("partial") else [message.result.done.receipt]
-
-
-def tasks_of(message: m.Message) -> list[str]:
-    """The tasks that a `Result` or a `Partial` answers."""
-    return [each.task for each in message.partial.receipts] if message.HasField("partial") else [message.result.task]

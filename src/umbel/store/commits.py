@@ -32,7 +32,8 @@ class GroupCommit(Generic[Batch, Said]):
 
     `post` is told what is to be said once the batch is on disk that it came with; `lazy` is for how many seconds what
     nobody waits for may wait for something else; what takes more than `quick` seconds is written in a thread; `timed`
-    is told how long each batch took. `problem` is why the store cannot be written.
+    is told how long each batch took. `problem` is why the store cannot be written; `troubled` is called when there is
+    one, and when there is none any more.
     """
 
     def __init__(
@@ -44,13 +45,14 @@ class GroupCommit(Generic[Batch, Said]):
         quick: float = QUICK_SECONDS,
         log: logging.Logger,
         timed: Callable[[float], None] = lambda seconds: None,
+        troubled: Callable[[], None] = lambda: None,
     ) -> None:
         self.problem = ""
         self._store = store
         self._post = post
         self._lazy = lazy
         self._log = log
-        self._timed = timed
+        self._timed, self._troubled = timed, troubled
         self._pace = Pace(quick=quick)
         self._held: list[Said] = []
         self._waiting: list[asyncio.Future[None]] = []
@@ -123,12 +125,16 @@ class GroupCommit(Generic[Batch, Said]):
                 # Nobody is told that anything is stored, so nothing is lost while this goes on.
                 known = isinstance(error, StorageError)
                 told = error.message if isinstance(error, StorageError) else f"{type(error).__name__}: {error}"
-                self.problem = f"the store cannot be written: {told}"
+                before, self.problem = self.problem, f"the store cannot be written: {told}"
+                if not before:
+                    self._troubled()
                 if self._closing.is_set():
                     raise
                 self._log.error("%s; trying again", self.problem, exc_info=not known)
             else:
-                self.problem = ""
+                if self.problem:
+                    self.problem = ""
+                    self._troubled()
                 return
             try:
                 await asyncio.wait_for(self._closing.wait(), pause)

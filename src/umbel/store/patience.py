@@ -15,6 +15,7 @@ P = ParamSpec("P")
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 10.0
 """Seconds until something is tried again: twice as many each time, up to the second."""
+GIVEN_UP = "what waited for room on the disk is given up"
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _SQLITE_FULL = 13
 
@@ -33,7 +34,8 @@ class Patience:
     """Does what writes, again and again while the disk is full, for up to so many `seconds`: None for ever, 0 not at
     all. What is done has to be such that it can be done again.
 
-    `tell` is told once that something waits, and once that it goes on. `clock` and `sleep` are for tests.
+    `tell` is told once that something waits, and once that it goes on, or is given up; `problem` is what waits, empty
+    where nothing does. `clock` and `sleep` are for tests.
     """
 
     def __init__(
@@ -68,10 +70,15 @@ class Patience:
             try:
                 found = await work()
             except (StorageError, OSError) as error:
-                await self._rest(wait.pause(error))
+                pause = wait.pause(error)
             else:
                 wait.over()
                 return found
+            try:
+                await self._rest(pause)
+            except asyncio.CancelledError:
+                wait.over(GIVEN_UP)
+                raise
 
 
 class _Wait:
@@ -86,7 +93,7 @@ class _Wait:
         now = patience._clock()
         self._since = now if self._since is None else self._since
         if not is_full(error) or (patience.seconds is not None and now - self._since >= patience.seconds):
-            self.over(said=False)
+            self.over(GIVEN_UP)
             raise error
         if not patience.problem:
             text = error.message if isinstance(error, StorageError) else str(error)
@@ -95,9 +102,8 @@ class _Wait:
         pause, self._pause = self._pause, min(2 * self._pause, LONGEST_PAUSE)
         return pause
 
-    def over(self, *, said: bool = True) -> None:
+    def over(self, text: str = "there is room on the disk again") -> None:
         """It is written, or given up."""
         if self._since is not None and self._patience.problem:
             self._patience.problem = ""
-            if said:
-                self._patience._tell("there is room on the disk again")
+            self._patience._tell(text)

@@ -41,6 +41,14 @@ def check_body(kind: str, body: Any) -> None:
         read_steps(body.transforms, f"what describes the transforms of {body_text(kind, body)}")
 
 
+def tasks_of(message: m.Message) -> list[str]:
+    """The tasks that a message answers: one of a `Result`, several of a `Partial`, none of any other."""
+    kind = message.WhichOneof("body")
+    if kind == "partial":
+        return [receipt.task for receipt in message.partial.receipts]
+    return [message.result.task] if kind == "result" else []
+
+
 def body_text(kind: str, body: Any) -> str:
     """A message, as errors name it."""
     run = f"{getattr(body, 'run', '')!r:.250}"

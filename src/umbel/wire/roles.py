@@ -15,8 +15,8 @@ _WORK = frozenset({"run_spec", "ask_spec", "task", "cancel", "close_ask", "close
 _OUTCOME = frozenset({"run_answer", "result", "alive"})
 
 SAYS: dict[str, frozenset[str]] = {
-    "node": _OUTCOME | {"hosted"},
-    "relay": _OUTCOME | {"hosted", "partial"},
+    "node": _OUTCOME | {"hosted", "notice"},
+    "relay": _OUTCOME | {"hosted", "notice", "partial"},
     "run": _WORK | {"log_event"},
     "operator": frozenset({"request"}),
 }
