@@ -12,6 +12,8 @@ WIRE := src/umbel/wire
 PYTEST ?= -n 2
 # Tests run in an order drawn from a seed, which is printed: make test SEED=3141 has the same order again.
 SEED ?=
+# Tests start a thousand processes, none of which is to compile anew what another one has.
+unexport PYTHONDONTWRITEBYTECODE
 SUITE = $(BIN)/python -m pytest --durations=20 $(SEED:%=--randomly-seed=%)
 # How often `make test-busy` runs the tests, and beside how many busy loops.
 TIMES ?= 10

@@ -40,6 +40,12 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         terminal.write_line(f"order of the tests: --randomly-seed={seed}")
 
 
+def pytest_collection_finish() -> None:
+    """What is loaded by now stays: whoever looks for garbage afterwards, as many tests do, need not go through it."""
+    gc.collect()
+    gc.freeze()
+
+
 def open_files() -> set[str]:
     """The descriptors that this process has open, with what each leads to (Linux). Those that others have left may
     close at any time, such as gRPC's, so that what counts is which of them were not there before.

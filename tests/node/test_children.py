@@ -109,6 +109,10 @@ def spin(model, data, ctx):
 """
 
 
+GRACE = 0.01
+"""For clients that never end by themselves."""
+
+
 class Bench:
     """Children, and the events that they tell."""
 
@@ -294,7 +298,7 @@ LIES = {
 @pytest.mark.parametrize("says", LIES.values(), ids=LIES)
 def test_a_child_that_says_what_it_may_not_costs_its_task_and_is_ended(tmp_path, says):
     async def run():
-        async with bench(tmp_path, code=LIAR.replace("{does}", "").replace("{says}", says)) as b:
+        async with bench(tmp_path, code=LIAR.replace("{does}", "").replace("{says}", says), grace=GRACE) as b:
             await b.ready()
             b.start(b.ask(1, "query:lie"))
             failed = await b.next()
@@ -307,7 +311,7 @@ def test_a_child_that_says_what_it_may_not_costs_its_task_and_is_ended(tmp_path,
 @on_loop
 async def test_what_a_child_says_beside_its_task_is_not_told(tmp_path):
     says = '{"type": "stepped", "task": []}).encode() + b"\\n" + json.dumps({**done, "type": "done"}'
-    async with bench(tmp_path, code=LIAR.replace("{does}", "").replace("{says}", says)) as b:
+    async with bench(tmp_path, code=LIAR.replace("{does}", "").replace("{says}", says), grace=GRACE) as b:
         await b.ready()
         b.start(b.ask(1, "query:lie"))
         assert isinstance(await b.events.get(), TaskDone)
@@ -338,7 +342,7 @@ def test_a_file_that_a_child_leaves_is_read_as_far_as_it_says_and_followed_nowhe
     says = '{**done, "type": "done", "update": file, "state": file if os.path.exists(result + ".state") else None}'
 
     async def run():
-        async with bench(tmp_path, code=LIAR.replace("{does}", does).replace("{says}", says)) as b:
+        async with bench(tmp_path, code=LIAR.replace("{does}", does).replace("{says}", says), grace=GRACE) as b:
             b.blobs.put(b"x", "another run")  # of which the child knows the hash
             await b.ready()
             failed = await b.done(b.ask(1, "query:lie"))
@@ -356,7 +360,7 @@ async def test_a_child_cannot_change_what_it_has_answered(tmp_path):
     wait = "threading.Event().wait()"
     again = "while os.path.exists(result): pass\n    kept.seek(0), kept.write(b'y')\n    "
     code = LIAR.replace("{does}", does).replace("{says}", says).replace(wait, again + wait)
-    async with bench(tmp_path, code=code) as b:
+    async with bench(tmp_path, code=code, grace=GRACE) as b:
         await b.ready()
         blob = (await b.done(b.ask(1, "query:lie"))).result.update.blob
         (left,) = await asyncio.to_thread(lambda: list(tmp_path.glob("runs/*/results/*x")))
@@ -416,7 +420,7 @@ async def test_a_stop_ends_a_task_at_its_next_step(tmp_path):
 
 @on_loop
 async def test_a_task_that_does_not_stop_is_killed_with_its_child(tmp_path):
-    async with bench(tmp_path, grace=0.01) as b:
+    async with bench(tmp_path, grace=GRACE) as b:
         await b.ready()
         pid = (await b.done(b.ask(1))).result.receipt.metrics["pid"]
         b.start(b.ask(2, "query:hang"))

@@ -30,7 +30,7 @@ ON = Simulation(5)
 NEVER = -1
 
 
-def made() -> App:
+def made(rounds: int) -> App:
     client = Client()
 
     @client.train
@@ -38,7 +38,7 @@ def made() -> App:
         ctx.state["n"] = ctx.state.get("n", 0) + 1
         return Update({"w": model["w"] + ctx.rng.normal() + ctx.state["n"]})
 
-    return App(client, model={"w": np.zeros(3)}, strategy=FedAvg(cohort=3), rounds=2, evaluate_every=0)
+    return App(client, model={"w": np.zeros(3)}, strategy=FedAvg(cohort=3), rounds=rounds, evaluate_every=0)
 
 
 @functools.cache
@@ -55,7 +55,7 @@ def unseen(code: CodeType) -> set[int]:
     return found
 
 
-def interrupted_at(line: int, folder: Path | None) -> tuple[bool, list[str]]:
+def interrupted_at(line: int, folder: Path | None, rounds: int = 2) -> tuple[bool, list[str]]:
     """Run the app and press Ctrl-C at so many lines of the package: whether that was before the run's end, and the
     functions whose lines were run.
     """
@@ -72,7 +72,7 @@ def interrupted_at(line: int, folder: Path | None) -> tuple[bool, list[str]]:
 
     sys.settrace(trace)
     try:
-        umbel.run(made(), on=ON, seed=5, folder=folder, id="r", place="r")
+        umbel.run(made(rounds), on=ON, seed=5, folder=folder, id="r", place="r")
     except (KeyboardInterrupt, RunInterrupted):
         return True, ran
     finally:
@@ -88,23 +88,23 @@ def lines_of(folder: Path) -> list[str]:
     return ran
 
 
-def check(lines: Iterable[int], folder: Path) -> tuple[int, int]:
+def check(lines: Iterable[int], folder: Path, rounds: int = 2) -> tuple[int, int]:
     """Interrupt a run at each of the lines, and go on with it: how many had begun by their logs, and had not.
 
     How many lines a run has differs a little from run to run: one may be over before it comes to the last of them.
     """
-    whole = umbel.run(made(), on=ON, seed=5, folder=None).model_sha256
+    whole = umbel.run(made(rounds), on=ON, seed=5, folder=None).model_sha256
     begun = new = 0
     for line in lines:
         place = folder / str(line) / "r"
-        interrupted, _ = interrupted_at(line, place.parent)
+        interrupted, _ = interrupted_at(line, place.parent, rounds)
         if not interrupted:
             continue
         if (place / LOG).exists() and (place / LOG).stat().st_size:
-            result = umbel.resume(made(), place, on=ON)
+            result = umbel.resume(made(rounds), place, on=ON)
             begun += 1
         else:
-            result = umbel.run(made(), on=ON, seed=5, folder=place.parent, id="r", place="r")
+            result = umbel.run(made(rounds), on=ON, seed=5, folder=place.parent, id="r", place="r")
             new += 1
         assert result.model_sha256 == whole, line
     gc.collect()  # what an interrupt has left open complains here, and not in a test after this one
@@ -114,7 +114,7 @@ def check(lines: Iterable[int], folder: Path) -> tuple[int, int]:
 def test_a_run_goes_on_from_wherever_it_was_as_it_began(tmp_path):
     ran = lines_of(tmp_path)
     first, last = ran.index("Conductor.begin"), ran.index("Conductor._round")
-    begun, new = check(range(first - 2, last), tmp_path)
+    begun, new = check(range(first - 2, last), tmp_path, rounds=1)
     assert begun > 3
     assert new > 3
 

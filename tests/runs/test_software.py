@@ -13,6 +13,16 @@ def test_it_names_what_bits_depend_on():
     assert changes(found, found) == {}
 
 
+def test_files_of_packages_are_read_once(monkeypatch):
+    found = software({})
+
+    def read(name):
+        raise AssertionError(f"the version of {name} is known")
+
+    monkeypatch.setattr("importlib.metadata.version", read)
+    assert software({}) == found
+
+
 def test_differences_are_named_with_both_sides():
     assert changes({"numpy": "1", "a": "x"}, {"numpy": "2", "a": "x", "torch": "3"}) == {
         "numpy": ["1", "2"],

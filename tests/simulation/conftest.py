@@ -16,10 +16,12 @@ from umbel.work.state import ClientStates
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _light_workers() -> Iterator[None]:
-    """Torch, where other tests have loaded it, is not loaded for workers that do without."""
+def _light_workers(request) -> Iterator[None]:
+    """Torch, where other tests have loaded it, is not loaded for workers that do without; what a test's own module is
+    `WRITTEN_WITH` is loaded once, and not by each worker that is given a function of that module.
+    """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(crew, "_modules", lambda client: [])
+        patch.setattr(crew, "_modules", lambda client: getattr(request.module, "WRITTEN_WITH", []))
         processes._close()
         yield
 

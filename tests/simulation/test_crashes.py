@@ -47,6 +47,7 @@ from umbel.simulation import hosts, pool, processes
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes in /proc")
 
+WRITTEN_WITH = ["hypothesis", "pytest"]
 ENDLESS = 1000
 """So many attempts that no client is given up for being near when its worker was killed."""
 

@@ -169,6 +169,13 @@ def test_modules_that_are_slow_to_import_are_loaded_before(start):
     assert process.ended() == "ended with exit code 7"
 
 
+@forked
+def test_what_each_task_needs_is_loaded_before(start):
+    process = start("forkserver")
+    process.channel.send(exits("7 if {'cloudpickle', 'numpy.random'} <= sys.modules.keys() else 1"))
+    assert process.ended() == "ended with exit code 7"
+
+
 def parent(process):
     """The process that made a worker, as the worker itself tells it by its exit code, modulo 251."""
     process.channel.send(exits("os.getppid() % 251"))

@@ -46,6 +46,7 @@ from umbel.simulation import Fleet, Kind, Spread, crew
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 ASYNC = Window(in_flight=4, close_after=2, late="keep")
 MODULES = crew._modules
+WRITTEN_WITH = ["hypothesis", "pytest"]
 
 
 def burning_client(hook=None) -> Client:
@@ -195,7 +196,7 @@ def app_of(strategy, *, hook=None, model=None, **settings) -> App:
     return App(burning_client(hook), model=model or {"w": np.zeros(4)}, strategy=strategy, **settings)
 
 
-def the_same(made, clients=10, workers=(1, 2, 3), **on):
+def the_same(made, clients=10, workers=(1, 3), **on):
     """Run what `made` makes with each number of workers and return what it comes to."""
     whole = learned(run(made(), 0, clients, **on))
     for count in workers:

@@ -21,7 +21,7 @@ from umbel.testing.deployment import Deployment, Faults
 QUIET = Faults.none()
 BATCH = 100
 SEEDS = int(os.environ.get("UMBEL_SOAK", "2000"))
-QUICK = 2
+QUICK = 1
 """So many batches, the first ones, are not slow."""
 FIRST = int(os.environ.get("UMBEL_SOAK_FROM", "0"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from umbel.core.randomness import Key
 from umbel.testing.misfortune import Chance, Faults, Killed, Misfortune
 from umbel.testing.network import Network
 
@@ -43,6 +44,12 @@ def test_a_quiet_life_draws_nothing(tmp_path):
     assert not misfortune.strikes()
     assert not chance.breaks_transfer()
     assert chance.below(10**9) == Chance(1, Faults()).below(10**9)
+
+
+@pytest.mark.parametrize("bound", [1, 10, 1000, 3 << 61], ids=["one", "ten", "thousand", "a quarter is drawn again"])
+def test_it_draws_what_its_stream_would(bound):
+    chance, draws = Chance(4, Faults()), Key.from_seed(4).draws()
+    assert [chance.below(bound) for _ in range(1500)] == [draws.integers(bound, 1)[0] for _ in range(1500)]
 
 
 def test_each_fault_strikes_its_part(tmp_path):

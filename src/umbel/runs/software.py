@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from functools import cache
 
 import numpy as np
 
@@ -16,20 +17,27 @@ _PACKAGES = ("umbel", "numpy", "torch", "jax", "keras", "tensorflow", "sklearn",
 def software(plan: Mapping[str, str]) -> dict[str, str]:
     """Name and version of what computes here, packages where they are loaded; `plan` says how tasks are done."""
     import platform
-    from importlib.metadata import PackageNotFoundError, version
 
     found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
     for package in _PACKAGES:
         if package in sys.modules:
-            try:
-                found[package] = version({"sklearn": "scikit-learn"}.get(package, package))
-            except PackageNotFoundError:
-                found[package] = "unknown"
+            found[package] = _version({"sklearn": "scikit-learn"}.get(package, package))
     simd = np.show_config(mode="dicts") or {}
     found["instructions"] = " ".join(simd.get("SIMD Extensions", {}).get("found", []))
     if names := unseeded():
         found["unseeded"] = " ".join(names)
     return {**found, **plan}
+
+
+@cache
+def _version(distribution: str) -> str:
+    """The version of what is loaded, which stays what it is; looking it up reads a file."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def unseeded() -> list[str]:

@@ -24,7 +24,8 @@ from . import worker
 
 def main(descriptor: int) -> None:
     """Serve requests, one line of JSON each, on this socket until it closes."""
-    importlib.import_module("cloudpickle")  # so that no worker has to load it
+    for name in ("cloudpickle", "numpy.random"):  # so that no worker has to load them
+        importlib.import_module(name)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; only the main process decides
     with socket.socket(fileno=descriptor) as control:
         Forkserver(control).serve()
