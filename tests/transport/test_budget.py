@@ -51,7 +51,21 @@ def test_who_causes_much_waits_until_others_had_time_and_is_forgiven() -> None:
     assert budget.turn() < clock()
 
 
-@given(st.lists(st.floats(0.0005, 0.05), min_size=2, max_size=60))
+@given(st.floats(0.0, 10.0), st.lists(st.floats(0.0, 100.0), max_size=5))
+def test_nobody_waits_longer_than_until_time_has_made_up_for_what_they_caused(work: float, others: list[float]) -> None:
+    clock = Clock()
+    turns = Turns(clock)
+    for other in others:
+        turns.take(other)
+    budget = turns.budget("a")
+    budget.spend(work)
+    assert budget.turn() <= clock() + max(0.0, work - FREE) / FREE
+    if work > FREE:
+        clock.now += (work - FREE) / FREE + 1e-6
+        assert budget.turn() <= clock()
+
+
+@given(st.lists(st.floats(0.02, 0.05), min_size=2, max_size=60))
 def test_all_who_take_turns_have_a_share_of_the_time(works: list[float]) -> None:
     """However many there are, each a peer of its own."""
     clock = Clock()

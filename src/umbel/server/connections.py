@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import aclosing
@@ -238,16 +237,16 @@ class Connections:
                 await self._answer_requests(peer, budget)
             else:
                 role, clients = roles.NAMES[identity.role], tuple(identity.hello.clients)
-                began = time.perf_counter()
+                began = budget.timer()
                 self._around.tell(Connected(peer.id, role, identity.id, identity.name, clients, identity.relay))
-                budget.spend(time.perf_counter() - began)
+                budget.spend(budget.timer() - began)
                 while True:
                     batch = await connection.receive()
                     for number, message in enumerate(batch, 1):
-                        began = time.perf_counter()
+                        began = budget.timer()
                         self._around.tell(Received(peer.id, message))
                         if not budget.was_asked(fields.answers(message)):
-                            budget.spend(time.perf_counter() - began + connection.read_seconds / len(batch))
+                            budget.spend(budget.timer() - began + connection.read_seconds / len(batch))
                         if number % SLICE == 0:
                             await asyncio.sleep(0)
         except PeerError as error:

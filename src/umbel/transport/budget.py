@@ -20,14 +20,14 @@ ADMISSION = 0.005
 
 class Turns:
     """The turns of one server, whose share of its time is bounded (`percent`) however many peers take them. `free`: how
-    many seconds of work a peer has each second before it takes turns. `clock` counts seconds; `timer` those that work
-    takes, which others of this process have to wait.
+    many seconds of work a peer has each second before it takes turns. `clock` counts seconds; `timer` those that this
+    thread has worked: what other processes take of a busy machine is nobody's.
     """
 
     def __init__(
         self,
         clock: Callable[[], float] = time.monotonic,
-        timer: Callable[[], float] = time.perf_counter,
+        timer: Callable[[], float] = time.thread_time,
         *,
         free: float = FREE,
         percent: int = TURNS_PERCENT,
@@ -128,8 +128,8 @@ class Budget:
         now. Whoever else does something for it over this connection waits for the same turn.
         """
         since, self._since = self._since, 0.0
-        if self._used.add(0.0) <= self._turns.free:
+        if (over := self._used.add(0.0) - self._turns.free) <= 0:
             return -math.inf
-        if since:
-            self._at = self._turns.take(since)
+        if since:  # who has used little too much does not wait behind all who have used far too much
+            self._at = min(self._turns.take(since), self._turns.clock() + over / self._turns.free)
         return self._at
