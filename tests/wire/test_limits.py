@@ -19,13 +19,13 @@ from tests.server.routing import World, asked
 from umbel.errors import ProtocolError, Refused, SettingError
 from umbel.node.processes import shorten
 from umbel.node.service import run_node
-from umbel.server import connections, fields
+from umbel.server import fields
 from umbel.server.feeds import Feeds, _Follower
 from umbel.server.ledger import AnswerEntry
 from umbel.server.signals import Drop, Hosting, Reached
 from umbel.server.supervision import Output
 from umbel.store.blobs import Blobs
-from umbel.transport import connection, frames, grpc, handshake
+from umbel.transport import frames, handshake
 from umbel.transport.budget import Turns
 from umbel.transport.connection import Connection
 from umbel.transport.exchange import Exchange
@@ -399,12 +399,6 @@ def test_what_is_at_a_limit_is_taken_and_one_more_is_not(limit: limits.Limit, tm
     below = probe in (request, response, printed, introduced, wanted, going)
     assert probe(limit.value, *[tmp_path / "at"] * below)
     assert not probe(limit.value + 1, *[tmp_path / "beyond"] * below)
-
-
-def test_who_has_a_number_of_its_own_has_that_of_the_table() -> None:
-    assert (connections.OPERATOR_CONNECTIONS, connection.QUEUE_BYTES, grpc.MESSAGE_BYTES, handshake.SECONDS) == (
-        limits.OPERATOR_CONNECTIONS, limits.QUEUE_BYTES, limits.MESSAGE_BYTES, limits.HANDSHAKE_SECONDS,
-    )  # fmt: skip
 
 
 def test_every_limit_is_tested() -> None:

@@ -19,7 +19,7 @@ from ..trust.audit import PEER
 from ..wire import messages as m
 from ..wire import roles
 from ..wire.blobs import run_giver
-from ..wire.limits import ANSWER_WAITING_BYTES, OPERATOR_REQUESTS, RUN_MILLISECONDS, RUNS_PERCENT
+from ..wire.limits import ANSWER_WAITING_BYTES, OPERATOR_CONNECTIONS, OPERATOR_REQUESTS, RUN_MILLISECONDS, RUNS_PERCENT
 from . import fields
 from .desk import Desk
 from .programs import Programs, Surroundings
@@ -33,8 +33,6 @@ SLICE = 64
 """After so many messages of one peer it is the others' turn."""
 VIOLATIONS = frozenset({m.CODE_MALFORMED, m.CODE_TOO_LARGE, m.CODE_NOT_ALLOWED, m.CODE_OUT_OF_ORDER, m.CODE_INTERNAL})
 """Why peers are dropped for what they have sent."""
-OPERATOR_CONNECTIONS = 100
-"""So many connections may be there by the token of one operator."""
 
 
 class PeerConnection:

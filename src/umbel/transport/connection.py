@@ -13,7 +13,7 @@ from typing import cast
 from ..errors import ConnectionLost, PeerError, ProtocolError, Refused
 from ..wire import messages as m
 from ..wire import roles
-from ..wire.limits import TURN_WAITING_BYTES
+from ..wire.limits import QUEUE_BYTES, TURN_WAITING_BYTES
 from . import frames
 from .budget import Budget
 from .stream import Stream
@@ -21,8 +21,6 @@ from .stream import Stream
 BATCH_BYTES = 64 << 10
 BULK = 2
 """Bulk messages that may wait to be sent."""
-QUEUE_BYTES = 256 << 20
-"""What may wait for a peer that does not read; beyond, the connection ends, since whatever counts is sent again."""
 LAZY_SECONDS = 0.05
 """So long a lazy message waits for others to go with."""
 GRACE = 2.0
@@ -131,7 +129,7 @@ class Connection:
             self._wake.set()
         elif self._lazy is None:
             self._lazy = asyncio.get_running_loop().call_later(LAZY_SECONDS, self._hurry)
-        if self.queued > QUEUE_BYTES:
+        if self.queued > QUEUE_BYTES:  # whatever counts is sent again
             self._give_up(ConnectionLost(f"{self.peer} does not read what it is sent", m.CODE_TOO_SLOW))
 
     def next_frame(self) -> None:

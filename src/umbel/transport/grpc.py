@@ -19,19 +19,19 @@ import grpc
 import grpc.aio
 
 from ..errors import ConnectionLost, SettingError
-from ..wire.limits import WINDOW_BYTES
+from ..wire.limits import MESSAGE_BYTES, WINDOW_BYTES
 from .stream import Listener, OnStream, Stream, served
 
 METHOD = "/umbel.v1alpha.Umbel/Connect"
-PIECE_BYTES = 128 << 10
-"""A frame is cut into messages of so many bytes: gRPC holds a message that is still coming, whoever sends it."""
+PIECE_BYTES = MESSAGE_BYTES - 1
+"""A frame is cut into pieces of so many bytes, each behind a byte that says whether more of it follow: gRPC holds a
+message that is still coming, whoever sends it.
+"""
 FIRST_FRAMES, FIRST_BYTES = 2, 256 << 10
 """So many frames of a stream may have no more bytes than that: by then its other end has proved who it is."""
 FRAME_BYTES = 8 << 20
 """The largest frame that is put together at all; those who have come to know each other have a limit of their own."""
 SERVER_NAME = "umbel-server"
-MESSAGE_BYTES = PIECE_BYTES + 1
-"""The largest message that is read at all: a piece, behind a byte that says whether more of its frame follow."""
 _OPTIONS = (
     ("grpc.max_receive_message_length", MESSAGE_BYTES),
     ("grpc.max_send_message_length", MESSAGE_BYTES),

@@ -23,17 +23,13 @@ from ..errors import ConnectionLost, PeerError, ProtocolError, Refused
 from ..trust.identity import KEY_BYTES, transcript
 from ..wire import messages as m
 from ..wire import roles
+from ..wire.limits import CAPABILITIES, HANDSHAKE_SECONDS, HANDSHAKES
 from . import frames
 from .connection import Connection
 
 VERSION = 1
 """The version of the protocol that this software speaks, the only one so far."""
 NONCE_BYTES = 32
-SECONDS = 20.0
-"""A handshake that is not over by then has failed."""
-
-CAPABILITIES = 256
-"""So many kinds, transforms and dtypes a peer may bring."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +79,7 @@ class Handshakes:
     out by connecting and saying nothing. Who has been let in does not count.
     """
 
-    def __init__(self, most: int = 512) -> None:
+    def __init__(self, most: int = HANDSHAKES) -> None:
         self.most = most
         self._pending: dict[str, list[asyncio.Timeout]] = {}
 
@@ -118,7 +114,9 @@ class Handshakes:
             self._pending.pop(place, None)
 
 
-async def introduce(connection: Connection, prover: Prover, hello: m.Hello, *, seconds: float = SECONDS) -> m.Welcome:
+async def introduce(
+    connection: Connection, prover: Prover, hello: m.Hello, *, seconds: float = HANDSHAKE_SECONDS
+) -> m.Welcome:
     """Connect as `hello` says, which gets its version and nonce here; afterwards the connection has its limits.
 
     Raises `Refused`, `ProtocolError` or `ConnectionLost`; the connection is closed then.
@@ -159,7 +157,7 @@ async def accept(
     handshakes: Handshakes | None = None,
     settled: Callable[[Identity | None], Awaitable[None]] | None = None,
     greeting: Callable[[Identity], m.Welcome] | None = None,
-    seconds: float = SECONDS,
+    seconds: float = HANDSHAKE_SECONDS,
 ) -> Identity:
     """Find out who has connected and welcome it; afterwards the connection has `limits` and takes what its role allows.
     `settled` is awaited before the welcome, or with None before a refusal: what the verifier has changed is on disk

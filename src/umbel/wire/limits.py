@@ -45,7 +45,7 @@ PENDING = _limit(
     "the address with the most makes room, or the node is refused: busy",
 )  # fmt: skip
 OPERATOR_CONNECTIONS = _limit(
-    "OPERATOR_CONNECTIONS", 100, "connections", "those by the token of one operator", "the connection ends: busy"
+    "OPERATOR_CONNECTIONS", 50, "connections", "those by the token of one operator", "the connection ends: busy"
 )
 
 # Frames and messages
