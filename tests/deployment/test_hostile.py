@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 from contextlib import suppress
 from typing import Any
@@ -84,34 +85,41 @@ STEPS = st.one_of(
 
 
 class Attacker:
-    """Connects as one of the roles, in a loop of its own, and does what it is told."""
+    """Connects as one of the roles, in a loop of its own, and does what it is told: as somebody else each time, since
+    who was put out has to wait before it is let in again.
+    """
 
     def __init__(self, machines: Any) -> None:
         self.machines = machines
-        with machines.office() as office:
-            self.lines = {
-                "node": str(office.call("nodes.invite")["line"]).split()[-1],
-                "run": office.call("operators.add", name="mallory", role="run")["line"],
-                "operator": office.call("operators.add", name="eve", role="read")["line"],
-            }
-        self.key = SigningKey.new()
-        self.joined = False
+        self._office = machines.office()
+        self._numbers = itertools.count()
+        self.run_line = self._office.call("operators.add", name="mallory", role="run")["line"]
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
 
     def close(self) -> None:
         """End the loop."""
+        self._office.close()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
     def attack(self, role: str, steps: list[tuple[str, Any]]) -> m.Problem | None:
         """Do the steps, and then ask for a sign of life; gives the problem that the server had, if it had one."""
-        return asyncio.run_coroutine_threadsafe(self._attack(role, steps), self._loop).result(PATIENCE)
+        attack = self._attack(role, self.line(role), steps)
+        return asyncio.run_coroutine_threadsafe(attack, self._loop).result(PATIENCE)
 
-    async def _attack(self, role: str, steps: list[tuple[str, Any]]) -> m.Problem | None:
-        raw = await self._raw(role)
+    def line(self, role: str) -> str:
+        """What lets in somebody of a role who has not been there before; a run's may come again at once."""
+        if role == "node":
+            return str(self._office.call("nodes.invite")["line"]).split()[-1]
+        if role == "operator":
+            return str(self._office.call("operators.add", name=f"eve-{next(self._numbers)}", role="read")["line"])
+        return self.run_line
+
+    async def _attack(self, role: str, line: str, steps: list[tuple[str, Any]]) -> m.Problem | None:
+        raw = await self._raw(role, line)
         try:
             for step, value in steps:
                 if not await self._step(raw, step, value):
@@ -127,14 +135,14 @@ class Attacker:
         finally:
             await raw.close()
 
-    async def _raw(self, role: str) -> Raw:
+    async def _raw(self, role: str, line: str) -> Raw:
         if role == "nobody":
             return Raw(await reach(self.machines))
         if role == "node":
-            prover: Any = NodeProof(self.key, None if self.joined else token_of(self.lines["node"]))
-            self.joined, hello = True, node_hello(prover, "hostile", "0")
+            prover: Any = NodeProof(SigningKey.new(), token_of(line))
+            hello = node_hello(prover, "hostile", "0")
         else:
-            prover = TokenProof(token_of(self.lines[role]))
+            prover = TokenProof(token_of(line))
             kind = m.ROLE_RUN if role == "run" else m.ROLE_OPERATOR
             hello = m.Hello(role=kind, name="hostile" if role == "run" else "", token=prover.token.id)
         connection = await connected(self.machines, prover, hello)
@@ -247,7 +255,7 @@ def test_nobody_is_kept_out_by_others_who_connect_and_do_not_say_who_they_are(at
         for call in calls[::2]:
             with suppress(aio.AioRpcError, asyncio.CancelledError, asyncio.InvalidStateError):
                 await call.write(b"\0" + half)
-        prover = TokenProof(token_of(attacker.lines["operator"]))
+        prover = TokenProof(token_of(attacker.line("operator")))
         connection = await connected(machines, prover, m.Hello(role=m.ROLE_OPERATOR, token=prover.token.id))
         assert not connection.closed
         await connection.close()
