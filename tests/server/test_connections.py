@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hmac
 import json
 import sqlite3
+import weakref
 from contextlib import closing
 
 import pytest
@@ -172,6 +174,39 @@ def test_who_is_refused_again_and_again_waits_for_that_and_nobody_else_does(tmp_
         assert waits[-1] == 0.0
 
     play(act, tmp_path)
+
+
+@pytest.mark.parametrize("how", ["leaves", "is put out", "is refused"])
+def test_who_is_gone_holds_no_memory_until_the_collector_comes(tmp_path, monkeypatch, how):
+    held = []
+
+    class Noted(Connection):
+        def __init__(self, *given):
+            super().__init__(*given)
+            held.append(weakref.ref(self))
+
+    async def act(here):
+        node = None if how == "is refused" else await here.node(SigningKey.new(), "0")
+        if how == "leaves":
+            held.extend(map(weakref.ref, here.service.connections.peers.values()))
+            await node.close()
+        elif how == "is put out":
+            node.say(result=m.Result(run="r", ask=2**63))
+            await node.over()
+        else:
+            with pytest.raises(Refused):
+                await here.node(SigningKey.new(), "0", join=False)
+        while any(each() is not None for each in held):
+            await asyncio.sleep(0)
+        assert held
+
+    gc.collect()
+    gc.disable()
+    try:
+        monkeypatch.setattr(connections, "Connection", Noted)
+        play(act, tmp_path)
+    finally:
+        gc.enable()
 
 
 def test_answers_that_were_asked_for_are_no_work_of_the_nodes(tmp_path):

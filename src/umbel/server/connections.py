@@ -251,6 +251,7 @@ class Connections:
             if isinstance(error, ProtocolError):
                 self._turns.put_out(identity.id)
             _LOG.log(level, "%s is gone: %s", peer.id, error.message)
+            error.__traceback__ = None  # whose frames hold the connection, which holds how it ended
         finally:
             self.peers.pop(peer.id, None)
             self._frames[0] += connection.received.frames

@@ -344,6 +344,14 @@ class Connection:
             await asyncio.wait({self._writer})
         finally:
             await self._stream.close(self._grace if graceful else 0.0)
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Hold nothing any more: who is connected and goes, often, is not to wait for the collector of cycles."""
+        self._small.clear()
+        self.queued, self.raw = 0, b""
+        self.on_blob, self.budget = None, None
+        self.on_close.clear()
 
     async def _over(self) -> None:
         if self._ending is not None:

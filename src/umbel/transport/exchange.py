@@ -245,6 +245,7 @@ class Exchange:
         self._stop(ConnectionLost("blobs are no longer exchanged here"))
         tasks = [*self._fetching.values(), *self._serving.values(), *self._parting.values()]
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._may_read = lambda run, blob: False  # whoever said it holds this
 
     def _over(self, end: PeerError) -> None:
         self._stop(ConnectionLost(f"the connection ended during a transfer: {end.message}", end.code))

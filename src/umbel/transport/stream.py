@@ -138,8 +138,8 @@ async def served(on_stream: OnStream, stream: Stream) -> None:
     """
     try:
         await on_stream(stream)
-    except PeerError:
-        pass
+    except PeerError as error:
+        error.__traceback__ = None  # whose frames hold the connection, which holds how it ended
     except Exception as error:
         told = {"message": f"serving {stream.peer} has failed", "exception": error}
         asyncio.get_running_loop().call_exception_handler(told)
