@@ -125,7 +125,7 @@ def test_a_run_that_never_stops_talking_is_read_by_turns(tmp_path):
 
 def test_who_was_put_out_for_what_it_sent_waits_before_it_is_let_in_again(tmp_path, monkeypatch):
     async def act(here):
-        turns, waited, now = here.service.connections._turns, [], [1000.0]
+        turns, waited, now = here.service.connections._admissions, [], [1000.0]
         turns.clock = lambda: now[0]
 
         async def sleeps(seconds, sleep=asyncio.sleep):
@@ -162,7 +162,7 @@ def test_who_is_refused_again_and_again_waits_for_that_and_nobody_else_does(tmp_
     monkeypatch.setattr(Turns, "admission", noted)
 
     async def act(here):
-        turns, key = here.service.connections._turns, SigningKey.new()
+        turns, key = here.service.connections._refusals, SigningKey.new()
         turns.clock = lambda: 1000.0
         turns.take(1e6)  # as by many others
         for _ in range(ADMISSIONS + 1):
@@ -207,6 +207,42 @@ def test_who_is_gone_holds_no_memory_until_the_collector_comes(tmp_path, monkeyp
         play(act, tmp_path)
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_who_comes_again_and_again_takes_no_turn_of_those_who_are_read_or_let_in(tmp_path, monkeypatch, refused):
+    admission = Turns.admission
+    monkeypatch.setattr(Turns, "admission", lambda turns, peer: 0 * admission(turns, peer))
+
+    async def act(here):
+        await here.ready("0")
+        (mine,) = [peer for peer in here.service.connections.peers.values() if peer.identity.role == m.ROLE_NODE]
+        clock, key = here.service.connections._turns.clock, SigningKey.new()
+        for number in range(3 * ADMISSIONS):
+            if refused:
+                with pytest.raises(Refused):
+                    await here.node(key, "1", join=False)
+            else:
+                await (await here.node(key, "1", join=not number)).close()
+        mine.connection.budget.spend(1.0)
+        assert mine.connection.budget.turn() <= clock()
+        if refused:
+            assert here.service.connections._admissions.take(0.0) <= clock()
+
+    play(act, tmp_path)
+
+
+def test_a_run_that_is_called_like_a_node_puts_out_no_node(tmp_path):
+    async def act(here):
+        key = SigningKey.new()
+        run = await here.run(node_id(key.public))
+        run.say(hosted=m.Hosted(clients=["1"]))
+        assert (await run.over()).code == m.CODE_NOT_ALLOWED
+        while here.service.connections.peers:
+            await asyncio.sleep(0)
+        assert here.service.connections._admissions.admission(node_id(key.public)) == 0.0
+
+    play(act, tmp_path)
 
 
 def test_answers_that_were_asked_for_are_no_work_of_the_nodes(tmp_path):
