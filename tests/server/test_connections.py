@@ -18,7 +18,7 @@ from umbel.server import connections
 from umbel.server import service as services
 from umbel.server.settings import ServerSettings
 from umbel.transport import grpc
-from umbel.transport.budget import Turns
+from umbel.transport.budget import ADMISSION, Turns
 from umbel.transport.connection import Connection
 from umbel.trust import audit
 from umbel.trust.authority import root_certificate
@@ -123,7 +123,7 @@ def test_a_run_that_never_stops_talking_is_read_by_turns(tmp_path):
 
 def test_who_was_put_out_for_what_it_sent_waits_before_it_is_let_in_again(tmp_path, monkeypatch):
     async def act(here):
-        turns, waited, now = here.service.connections._turns, [], [1000.0]
+        turns, waited, now = here.service.connections._admissions, [], [1000.0]
         turns.clock = lambda: now[0]
 
         async def sleeps(seconds, sleep=asyncio.sleep):
@@ -160,7 +160,7 @@ def test_who_is_refused_again_and_again_waits_for_that_and_nobody_else_does(tmp_
     monkeypatch.setattr(Turns, "admission", noted)
 
     async def act(here):
-        turns, key = here.service.connections._turns, SigningKey.new()
+        turns, key = here.service.connections._refusals, SigningKey.new()
         turns.clock = lambda: 1000.0
         turns.take(1e6)  # as by many others
         for _ in range(ADMISSIONS + 1):
@@ -170,6 +170,27 @@ def test_who_is_refused_again_and_again_waits_for_that_and_nobody_else_does(tmp_
         assert waits == [*[0.0] * ADMISSIONS, PUT_OUT_SECONDS]
         await here.node(SigningKey.new(), "1")
         assert waits[-1] == 0.0
+
+    play(act, tmp_path)
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_who_comes_again_and_again_takes_no_turn_of_those_who_are_read_or_let_in(tmp_path, monkeypatch, refused):
+    admission = Turns.admission
+    monkeypatch.setattr(Turns, "admission", lambda turns, peer: 0 * admission(turns, peer))
+
+    async def act(here):
+        taken, found = [], here.service.connections
+        for turns in (found._turns, *([found._admissions] if refused else [])):
+            turns.take = lambda work, take=turns.take: taken.append(work) or take(work)
+        key = SigningKey.new()
+        for number in range(ADMISSIONS + 2):
+            if refused:
+                with pytest.raises(Refused):
+                    await here.node(key, "1", join=False)
+            else:
+                await (await here.node(key, "1", join=not number)).close()
+        assert ADMISSION not in taken
 
     play(act, tmp_path)
 

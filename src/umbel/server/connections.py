@@ -111,6 +111,8 @@ class Connections:
         self._greeting = greeting
         self.peers: dict[str, PeerConnection] = {}
         self._turns = Turns()
+        # Who is read waits for nobody who comes again and again, nor does who is let in for who is refused.
+        self._admissions, self._refusals = Turns(), Turns()
         self._runs_turns = Turns(free=RUN_MILLISECONDS / 1000, percent=RUNS_PERCENT)
         self._numbers = 0
         self._handshakes = Handshakes()
@@ -167,9 +169,9 @@ class Connections:
     async def _admitted(self, connection: Connection, identity: Identity | None) -> None:
         """Before a peer is welcomed, or refused: it has waited as long as it has to, and what was noted is on disk."""
         if identity is None:
-            await asyncio.sleep(self._turns.admission(f"from {origin(connection.peer)}"))
+            await asyncio.sleep(self._refusals.admission(f"from {origin(connection.peer)}"))
         elif identity.role != m.ROLE_RUN:
-            await asyncio.sleep(self._turns.admission(identity.id))
+            await asyncio.sleep(self._admissions.admission(identity.id))
         await self._around.commits.done()
 
     def _refused(self, code: int, why: str, who: str = "unknown") -> None:
@@ -179,7 +181,7 @@ class Connections:
         """End a connection, if it is there still, and say why."""
         if (found := self.peers.get(peer)) is not None:
             if code in VIOLATIONS:
-                self._turns.put_out(found.identity.id)
+                self._admissions.put_out(found.identity.id)
             problem = m.Problem(code=code, text=text, retry=retry)  # type: ignore[arg-type]
             self._around.begin(found.connection.close(problem))
 
@@ -249,7 +251,7 @@ class Connections:
                             await asyncio.sleep(0)
         except PeerError as error:
             if isinstance(error, ProtocolError):
-                self._turns.put_out(identity.id)
+                self._admissions.put_out(identity.id)
             _LOG.log(level, "%s is gone: %s", peer.id, error.message)
         finally:
             self.peers.pop(peer.id, None)
