@@ -195,6 +195,19 @@ def test_who_comes_again_and_again_takes_no_turn_of_those_who_are_read_or_let_in
     play(act, tmp_path)
 
 
+def test_a_run_that_is_called_like_a_node_puts_out_no_node(tmp_path):
+    async def act(here):
+        key = SigningKey.new()
+        run = await here.run(node_id(key.public))
+        run.say(hosted=m.Hosted(clients=["1"]))
+        assert (await run.over()).code == m.CODE_NOT_ALLOWED
+        while here.service.connections.peers:
+            await asyncio.sleep(0)
+        assert here.service.connections._admissions.admission(node_id(key.public)) == 0.0
+
+    play(act, tmp_path)
+
+
 def test_answers_that_were_asked_for_are_no_work_of_the_nodes(tmp_path):
     async def act(here):
         node, run = await here.ready("0")

@@ -181,9 +181,14 @@ class Connections:
         """End a connection, if it is there still, and say why."""
         if (found := self.peers.get(peer)) is not None:
             if code in VIOLATIONS:
-                self._admissions.put_out(found.identity.id)
+                self._put_out(found.identity)
             problem = m.Problem(code=code, text=text, retry=retry)  # type: ignore[arg-type]
             self._around.begin(found.connection.close(problem))
+
+    def _put_out(self, identity: Identity) -> None:
+        """A peer has done what it may not; a run, whose id may be that of somebody else, need not wait for it."""
+        if identity.role != m.ROLE_RUN:
+            self._admissions.put_out(identity.id)
 
     def put_out(self, whom: Callable[[Identity], bool]) -> None:
         """End the connections of those whose token is good no more."""
@@ -251,7 +256,7 @@ class Connections:
                             await asyncio.sleep(0)
         except PeerError as error:
             if isinstance(error, ProtocolError):
-                self._admissions.put_out(identity.id)
+                self._put_out(identity)
             _LOG.log(level, "%s is gone: %s", peer.id, error.message)
         finally:
             self.peers.pop(peer.id, None)
