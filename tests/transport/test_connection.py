@@ -170,6 +170,36 @@ def test_a_quiet_peer_is_asked_and_then_given_up() -> None:
     asyncio.run(main())
 
 
+def test_who_waits_for_its_turn_is_not_given_up_for_what_was_not_read_of_it() -> None:
+    async def main() -> None:
+        clock = VirtualClock()
+        ours, theirs = pair()
+        one = Connection(ours, clock=clock)
+        turns = Turns(clock)
+        turns.take(1e6)  # as by many others
+        one.budget = turns.budget("other")
+        one.budget.spend(1.0)
+        reading = asyncio.create_task(end_of(one))
+        await asyncio.sleep(0)
+        for number in range(1, 4):
+            clock.advance(30)
+            one.beat()
+            data = await theirs.receive()
+            assert data is not None
+            assert frames.read(data, number, one.limits)[0].HasField("ping"), "and hears of this side"
+            async with asyncio.timeout(PATIENCE):
+                while one.progressed != clock():
+                    await asyncio.sleep(0)
+        for _ in range(2):  # it takes no more
+            clock.advance(30)
+            one.beat()
+        assert one.end is not None
+        await theirs.close()
+        assert await reading == one.end
+
+    asyncio.run(main())
+
+
 def test_pings_are_answered_and_only_the_last_of_many() -> None:
     async def main() -> None:
         ours, theirs = pair(room=1)

@@ -56,7 +56,8 @@ class Connection:
     - `budget`: what the peer may have this side do unasked, before it is read by turns; `takes`: whether it is then
       read only while little waits for it.
     - `on_close`: called once each when the connection is over, with what `receive` raises.
-    - `sent`, `received`: traffic so far; `progressed`: the time of the last frame that came.
+    - `sent`, `received`: traffic so far; `progressed`: the time of the last frame that came, or, while it is not the
+      peer's turn to be read, that it took.
     - `raw`: while `keeps_raw`, the bytes of that frame.
     """
 
@@ -92,6 +93,7 @@ class Connection:
         self._flows = asyncio.Event()
         self._pong: int | None = None
         self._pinged = False
+        self._held = False
         self._ending: asyncio.Task[None] | None = None
         self._end: PeerError | None = None
         self._writer = asyncio.create_task(self._write())
@@ -175,7 +177,9 @@ class Connection:
         `ConnectionLost` also where this side has closed.
         """
         while True:
+            self._held = True
             await self.turn()
+            self._held = False
             data = await self._stream.receive() if self._end is None else None
             if self._end is None and data is None:
                 self._finish(ConnectionLost(f"{self.peer} has ended the connection"))
@@ -241,8 +245,7 @@ class Connection:
         batch = frames.read(data, self.received.frames + 1, self.limits)
         self.received.frames += 1
         self.received.bytes += len(data)
-        self.progressed = self.clock()
-        self._pinged = False
+        self._alive()
         if self.keeps_raw:
             self.raw = data
         others: list[m.Message] = []
@@ -284,8 +287,13 @@ class Connection:
                 self.sent.frames += 1
                 self.sent.bytes += len(data)
                 await self._stream.send(data)
+                if self._held:
+                    self._alive()
         except ConnectionLost as error:
             self._finish(error)
+
+    def _alive(self) -> None:
+        self.progressed, self._pinged = self.clock(), False
 
     def _next(self) -> list[Sequence[bytes]]:
         """What goes into the next frame: all small messages that fit, and only if there are none, a bulk one."""
