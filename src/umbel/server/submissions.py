@@ -106,10 +106,13 @@ class Submissions:
             return await self._begin(again, peer.name, "runs.resume", rounds=rounds)
 
     async def _begin(self, row: Row, who: str, did: str, **noted: Any) -> dict[str, Any]:
-        """Keep that a run is going on, unless as many of its owner's are as may, and start its process."""
+        """Keep that a run is going on, unless as many of its owner's are as may, and start its process. Those that the
+        owner's own programs drive do not count: one whose program was killed goes on for ever.
+        """
         run, owner = row["id"], row["owner"]
         async with self.turn(f"of {owner}"):  # which is no run's id
-            if len(self._offices.store.rows("runs", owner=owner, status="running")) >= OPERATOR_RUNS:
+            going = self._offices.store.rows("runs", owner=owner, status="running")
+            if sum(each["submission"] is not None for each in going) >= OPERATOR_RUNS:
                 text = f"{OPERATOR_RUNS} runs of {owner}'s are going on, and no more may at once"
                 raise Refused(text, m.CODE_BUSY, retry=True)
             self._offices.store.put("runs", {**row, "status": "running"})

@@ -143,7 +143,7 @@ OPERATOR_REQUESTS = _limit(
     "the request is refused: busy",
 )
 OPERATOR_RUNS = _limit(
-    "OPERATOR_RUNS", 100, "runs", "those of one operator that go on at once", "none is submitted: busy"
+    "OPERATOR_RUNS", 100, "runs", "those of one operator that a server drives at once", "none is submitted: busy"
 )
 ANSWER_WAITING_BYTES = _limit(
     "ANSWER_WAITING_BYTES", 64 << 10, "bytes", "responses that wait to be taken by one operator's connection",
