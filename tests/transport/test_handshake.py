@@ -283,6 +283,27 @@ def test_where_too_many_connect_the_oldest_of_the_address_with_the_most_makes_ro
     asyncio.run(main())
 
 
+def test_who_waits_to_be_refused_takes_a_place_until_then() -> None:
+    async def main() -> None:
+        handshakes, other, waits = Handshakes(most=1), SigningKey.new(), asyncio.Event()
+
+        async def settled(who: object) -> None:
+            if who is None:
+                waits.set()
+                await asyncio.Event().wait()
+
+        refused = asyncio.create_task(meeting(node(other), Signs(other), handshakes=handshakes, settled=settled))
+        await waits.wait()
+        assert handshakes.pending == 1
+        told, raised, *connections = await meeting(node(), Signs(KEY), handshakes=handshakes, settled=settled)
+        assert told.id == raised.id
+        told, _, *others = await refused
+        assert told.code == m.CODE_BUSY
+        await part(*connections, *others)
+
+    asyncio.run(main())
+
+
 def test_an_address_is_a_host_or_the_network_that_one_host_may_have() -> None:
     assert origin("ipv4:10.0.0.1:1000") == origin("ipv4:10.0.0.1:2000") != origin("ipv4:10.0.0.2:1000")
     assert origin("ipv6:%5B2001:db8::1%5D:5") == origin("ipv6:[2001:db8::2%25eth0]:6") != origin("ipv6:[2001:db9::1]:5")

@@ -175,12 +175,12 @@ async def accept(
             sent = challenge.SerializeToString()
             connection.post(frames.message("challenge", sent))
             proof, _ = await _next(connection, "proof")
-        try:
-            identity = verifier.verify(hello.hello, challenge, transcript(said, sent), proof.proof)
-        except Refused:
-            if settled is not None:
-                await settled(None)
-            raise
+            try:
+                identity = verifier.verify(hello.hello, challenge, transcript(said, sent), proof.proof)
+            except Refused:
+                if settled is not None:
+                    await settled(None)
+                raise
         if settled is not None:
             await settled(identity)
         granted = _limits(limits if limits is not None else frames.standard_limits())
