@@ -17,6 +17,7 @@ from umbel.errors import ConnectionLost, Refused
 from umbel.server import connections
 from umbel.server import service as services
 from umbel.server.settings import ServerSettings
+from umbel.server.signals import Lost
 from umbel.transport import grpc
 from umbel.transport.budget import ADMISSION, Turns
 from umbel.transport.connection import Connection
@@ -204,6 +205,26 @@ def test_a_run_that_is_called_like_a_node_puts_out_no_node(tmp_path):
         while here.service.connections.peers:
             await asyncio.sleep(0)
         assert here.service.connections._admissions.admission(node_id(key.public)) == 0.0
+
+    play(act, tmp_path)
+
+
+def test_what_is_to_be_done_as_a_node_goes_is_its_work_too(tmp_path):
+    async def act(here):
+        node, run = await here.ready("0")
+        (mine,) = [peer for peer in here.service.connections.peers.values() if peer.identity.role == m.ROLE_NODE]
+        budget, turns, worked = mine.connection.budget, here.service.connections._turns, [0.0]
+        budget.timer = lambda: worked[0]
+        tell = here.service.connections._around.tell
+
+        def told(event):
+            worked[0] += isinstance(event, Lost)
+            tell(event)
+
+        object.__setattr__(here.service.connections._around, "tell", told)
+        await node.close()
+        await run.hears("members", where=lambda body: body.members[0].standing == m.STANDING_OFFLINE)
+        assert turns.take(0.0) > turns.clock() + 1.0, "a second of it takes ten"
 
     play(act, tmp_path)
 
