@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.server.desks import RESPONSES, Office, Person
@@ -91,6 +93,29 @@ def test_a_run_fills_no_disk_by_a_file_that_takes_no_room_on_its_own(office: Off
     refused = office.refused("runs.pull", run="r")
     assert refused.code == m.CODE_BUSY
     assert "no room for events.jsonl of 1,001 bytes" in refused.text
+
+
+def test_one_file_is_copied_at_a_time_and_of_each_operator_in_turns(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    office.run("r")
+    office.folder("r").mkdir(parents=True)
+    (office.folder("r") / "events.jsonl").write_bytes(b"x")
+    copied, put_opened = [], office.blobs.put_opened
+
+    def noted(file: Any, owner: str) -> m.Blob:
+        copied.append((owner, threading.current_thread()))
+        return put_opened(file, owner)
+
+    monkeypatch.setattr(office.blobs, "put_opened", noted)
+
+    async def main() -> None:
+        people = [Person(id="ann"), Person(id="ann"), Person(id="bob", name="bob")]
+        await asyncio.gather(*(office.responses(person, "runs.pull", '{"run": "r"}') for person in people))
+
+    asyncio.run(main())
+    assert [owner for owner, _ in copied] == ["ann", "bob", "ann"]
+    assert len({thread for _, thread in copied}) == 1
 
 
 def test_a_run_that_has_not_begun_says_what_it_waits_for(office: Office) -> None:
