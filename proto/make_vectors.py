@@ -935,6 +935,7 @@ def exchange_vectors() -> dict[str, Any]:
     talk.say("sender", "on its way already", chunk(0, 64))
     talk.say("receiver", "the ask is over", m.Unwanted(sha256=sha, reason="the ask is over"))
     talk.note("the sender forgets the want; the receiver drops chunks that were on their way")
+    talk.say("sender", "nothing more of it will come", m.Unwanted(sha256=sha))
     talk.say("receiver", "on one machine", m.Want(blob=blob, run=RUN, credit=64, place="/var/lib/umbel/parts/7"))
     talk.say("sender", "the whole file is at that place", m.Linked(sha256=sha))
     return {

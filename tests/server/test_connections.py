@@ -19,8 +19,9 @@ from umbel.errors import ConnectionLost, Refused
 from umbel.server import connections
 from umbel.server import service as services
 from umbel.server.settings import ServerSettings
+from umbel.server.signals import Lost
 from umbel.transport import grpc
-from umbel.transport.budget import Turns
+from umbel.transport.budget import ADMISSION, Turns
 from umbel.transport.connection import Connection
 from umbel.trust import audit
 from umbel.trust.authority import root_certificate
@@ -215,19 +216,17 @@ def test_who_comes_again_and_again_takes_no_turn_of_those_who_are_read_or_let_in
     monkeypatch.setattr(Turns, "admission", lambda turns, peer: 0 * admission(turns, peer))
 
     async def act(here):
-        await here.ready("0")
-        (mine,) = [peer for peer in here.service.connections.peers.values() if peer.identity.role == m.ROLE_NODE]
-        clock, key = here.service.connections._turns.clock, SigningKey.new()
-        for number in range(3 * ADMISSIONS):
+        taken, found = [], here.service.connections
+        for turns in (found._turns, *([found._admissions] if refused else [])):
+            turns.take = lambda work, take=turns.take: taken.append(work) or take(work)
+        key = SigningKey.new()
+        for number in range(ADMISSIONS + 2):
             if refused:
                 with pytest.raises(Refused):
                     await here.node(key, "1", join=False)
             else:
                 await (await here.node(key, "1", join=not number)).close()
-        mine.connection.budget.spend(1.0)
-        assert mine.connection.budget.turn() <= clock()
-        if refused:
-            assert here.service.connections._admissions.take(0.0) <= clock()
+        assert ADMISSION not in taken
 
     play(act, tmp_path)
 
@@ -241,6 +240,26 @@ def test_a_run_that_is_called_like_a_node_puts_out_no_node(tmp_path):
         while here.service.connections.peers:
             await asyncio.sleep(0)
         assert here.service.connections._admissions.admission(node_id(key.public)) == 0.0
+
+    play(act, tmp_path)
+
+
+def test_what_is_to_be_done_as_a_node_goes_is_its_work_too(tmp_path):
+    async def act(here):
+        node, run = await here.ready("0")
+        (mine,) = [peer for peer in here.service.connections.peers.values() if peer.identity.role == m.ROLE_NODE]
+        budget, turns, worked = mine.connection.budget, here.service.connections._turns, [0.0]
+        budget.timer = lambda: worked[0]
+        tell = here.service.connections._around.tell
+
+        def told(event):
+            worked[0] += isinstance(event, Lost)
+            tell(event)
+
+        object.__setattr__(here.service.connections._around, "tell", told)
+        await node.close()
+        await run.hears("members", where=lambda body: body.members[0].standing == m.STANDING_OFFLINE)
+        assert turns.take(0.0) > turns.clock() + 1.0, "a second of it takes ten"
 
     play(act, tmp_path)
 

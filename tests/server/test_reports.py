@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.server.desks import RESPONSES, Office, Person
@@ -19,9 +21,6 @@ from umbel.wire.limits import RESPONSE_BYTES
 @pytest.fixture
 def office(tmp_path: Path) -> Office:
     return Office(tmp_path)
-
-
-FRAME = 4 << 20
 
 
 def test_a_run_says_how_far_it_is(office: Office) -> None:
@@ -93,6 +92,29 @@ def test_a_run_fills_no_disk_by_a_file_that_takes_no_room_on_its_own(office: Off
     assert "no room for events.jsonl of 1,001 bytes" in refused.text
 
 
+def test_one_file_is_copied_at_a_time_and_of_each_operator_in_turns(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    office.run("r")
+    office.folder("r").mkdir(parents=True)
+    (office.folder("r") / "events.jsonl").write_bytes(b"x")
+    copied, put_opened = [], office.blobs.put_opened
+
+    def noted(file: Any, owner: str) -> m.Blob:
+        copied.append((owner, threading.current_thread()))
+        return put_opened(file, owner)
+
+    monkeypatch.setattr(office.blobs, "put_opened", noted)
+
+    async def main() -> None:
+        people = [Person(id="ann"), Person(id="ann"), Person(id="bob", name="bob")]
+        await asyncio.gather(*(office.responses(person, "runs.pull", '{"run": "r"}') for person in people))
+
+    asyncio.run(main())
+    assert [owner for owner, _ in copied] == ["ann", "bob", "ann"]
+    assert len({thread for _, thread in copied}) == 1
+
+
 def test_a_run_that_has_not_begun_says_what_it_waits_for(office: Office) -> None:
     office.run("r")
     (row,) = office.ask("runs.list")["runs"]
@@ -101,7 +123,7 @@ def test_a_run_that_has_not_begun_says_what_it_waits_for(office: Office) -> None
     assert office.ask("runs.list")["runs"][0]["waits"] == ""
 
 
-def test_logs_of_long_events_fit_into_frames(office: Office) -> None:
+def test_logs_of_long_events_come_in_pieces(office: Office) -> None:
     office.run("r", ended_at=5.0)
     wide = {"event": "x", "text": "\U0001f4c8" * 80_000}
     for _ in range(12):
@@ -111,8 +133,10 @@ def test_logs_of_long_events_fit_into_frames(office: Office) -> None:
     office.store.put("events", {"run": "r", "number": number, "at": 0.0, "body": body})
     office.store.commit()
     parts = asyncio.run(office.responses(Person(), "runs.logs", json.dumps({"run": "r"})))
-    assert max(part.ByteSize() for part in parts) < FRAME
-    found = [event for part in parts for event in json.loads(part.body).get("events", ())]
+    assert max(len(part.body) for part in parts) == RESPONSE_BYTES
+    assert not parts[-1].more
+    assert all(part.more for part in parts[:-1])
+    found = office.ask("runs.logs", run="r")["events"]
     assert [number for number, _ in found] == list(range(1, 14))
     assert found[0][1] == wide
     assert found[-1][1] == json.loads(body)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from umbel.transport.budget import FREE, Turns
-from umbel.wire.limits import TURNS_PERCENT
+from umbel.wire.limits import ADMISSIONS, PUT_OUT_SECONDS, TURNS_PERCENT
 
 
 class Clock:
@@ -77,6 +77,16 @@ def test_all_who_take_turns_have_a_share_of_the_time(works: list[float]) -> None
         ends.append(budget.turn())
     assert ends == sorted(ends)
     assert sum(works[:-1]) <= (ends[-1] - 5.0) * TURNS_PERCENT / 100 + 1e-9
+
+
+def test_who_has_come_again_and_again_keeps_nobody_waiting_who_comes_later() -> None:
+    clock = Clock()
+    turns = Turns(clock)
+    for _ in range(ADMISSIONS):
+        assert turns.admission("a") == turns.admission("b") == 0.0
+    assert max(turns.admission("a") for _ in range(1000)) == PUT_OUT_SECONDS == turns.admission("b")
+    clock.now += PUT_OUT_SECONDS
+    assert turns.admission("b") == 0.0
 
 
 def test_the_work_of_a_coroutine_is_that_of_its_own_steps() -> None:

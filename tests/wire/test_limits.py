@@ -126,12 +126,12 @@ def request(size: int, tmp_path: Path) -> bool:
 
 
 def going(count: int, tmp_path: Path) -> bool:
-    """Whether one operator may have so many runs on the server at once."""
+    """Whether a server drives so many runs of one operator at once."""
     office = Office(tmp_path)
     for number in range(count - 1):
         office.run(f"r{number}", submission={"settings": {}})
     office.run("over", status="finished", submission={"settings": {}})
-    office.run("driven")
+    office.run("driven", submission=None)
     office.run("another's", owner="bob")
     order, person = submission(SigningKey.new()), bringing(office, CLIENT, APP)
     (found,) = asyncio.run(office.responses(person, "runs.submit", json.dumps(order)))

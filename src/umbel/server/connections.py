@@ -242,9 +242,7 @@ class Connections:
                 await self._answer_requests(peer, budget)
             else:
                 role, clients = roles.NAMES[identity.role], tuple(identity.hello.clients)
-                began = budget.timer()
-                self._around.tell(Connected(peer.id, role, identity.id, identity.name, clients, identity.relay))
-                budget.spend(budget.timer() - began)
+                self._tell(budget, Connected(peer.id, role, identity.id, identity.name, clients, identity.relay))
                 while True:
                     batch = await connection.receive()
                     for number, message in enumerate(batch, 1):
@@ -264,13 +262,19 @@ class Connections:
             self._frames[0] += connection.received.frames
             self._frames[1] += connection.sent.frames
             if identity.role != m.ROLE_OPERATOR:
-                self._around.tell(Lost(peer.id))
+                self._tell(budget, Lost(peer.id))
+                budget.turn()  # for which those wait who are read by turns
             if identity.role == m.ROLE_RUN and not self.same_machine(identity):
                 self._around.begin(self._parted(identity.id))
             self._around.blobs.release(peer.id)
             await peer.exchange.close()
             await connection.close()
             self._around.let_go()
+
+    def _tell(self, budget: Budget, event: Connected | Lost) -> None:
+        began = budget.timer()
+        self._around.tell(event)
+        budget.spend(budget.timer() - began)
 
     async def _answer_requests(self, peer: PeerConnection, budget: Budget) -> None:
         answering: set[asyncio.Task[None]] = set()

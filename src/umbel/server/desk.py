@@ -90,7 +90,8 @@ class Desk:
                 async with aclosing(found):
                     async for part in found:
                         text, more = (part, True) if isinstance(part, str) else (json.dumps(part), False)
-                        yield m.Response(id=request.id, body=text, more=more)
+                        for piece, rest, further in _pieces([text]):
+                            yield m.Response(id=request.id, body=piece, rest=rest, more=more or further)
                 return
             whole = await found
             if method.changes:

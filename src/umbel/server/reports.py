@@ -8,9 +8,11 @@ import json
 import logging
 import os
 from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from ..errors import Refused
 from ..files import opened_below
@@ -31,6 +33,8 @@ class RunReports:
 
     def __init__(self, offices: Offices) -> None:
         self._offices = offices
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._copying = ThreadPoolExecutor(1)  # large files take long: others that write need the other threads
 
     async def runs(self, peer: OperatorPeer, body: Body) -> dict[str, Any]:
         """All runs."""
@@ -70,7 +74,8 @@ class RunReports:
         found = []
         for path in sorted({path for pattern in PULLED for path in folder.glob(pattern)}):
             name = path.relative_to(folder).as_posix()
-            blob = await self._kept(folder, name, peer.id)
+            async with self._turns.setdefault(peer.name, asyncio.Lock()):  # no operator waits for all of another's
+                blob = await self._kept(folder, name, peer.id)
             if blob is not None:
                 peer.offer(blob)
                 found.append({"name": name, "size": blob.size, "sha256": blob.sha256.hex()})
@@ -108,7 +113,7 @@ class RunReports:
                 return self._offices.blobs.put_opened(file, owner)
             return None
 
-        return await asyncio.to_thread(copied)
+        return await asyncio.get_running_loop().run_in_executor(self._copying, copied)
 
 
 def _hash(files: list[dict[str, Any]]) -> str:

@@ -50,6 +50,7 @@ class Turns:
         due = used.out_until
         if used.add(ADMISSION) > (ADMISSIONS + 0.5) * ADMISSION:
             due = max(due, self.take(ADMISSION))
+            self._next = min(self._next, now + PUT_OUT_SECONDS)  # nobody waits longer, nor for those who have given up
         return min(max(0.0, due - now), PUT_OUT_SECONDS)
 
     def take(self, work: float) -> float:
