@@ -10,6 +10,7 @@ from umbel.server.settings import ServerOpened, ServerSettings
 
 def test_the_command_line_becomes_settings(tmp_path: Path) -> None:
     assert settings(tmp_path, None, None, [], False, False, None) == ServerSettings(tmp_path)
+    assert settings(tmp_path, None, None, [], False, False, None, window="4MiB").window == 4 << 20
     found = settings(tmp_path, "0.0.0.0:1", "no", ["a", "b"], False, False, "2GB")
     assert (found.listen, found.http, found.names, found.quota) == ("0.0.0.0:1", "", ("a", "b"), 2 * 10**9)
 

@@ -80,6 +80,20 @@ def test_a_spec_that_is_too_large_harms_nobody_else(tmp_path):
     play(act, tmp_path)
 
 
+async def is_not_read(peer, party, other, **body):
+    """What a party says stays with it, while another is heard."""
+    party.say(**body)  # it is being read
+    party.say(**body)
+    for _ in range(2):
+        await other.settled()
+    seen = peer.connection.received.frames
+    party.say(**body)
+    for _ in range(2):
+        await other.settled()
+    assert peer.connection.received.frames == seen
+    assert party.end is None
+
+
 def test_who_says_much_unasked_is_read_by_turns_and_others_are_read(tmp_path):
     async def act(here):
         node, run = await here.ready("0")
@@ -87,16 +101,7 @@ def test_who_says_much_unasked_is_read_by_turns_and_others_are_read(tmp_path):
         (mine,) = [peer for peer in peers if peer.identity.role == m.ROLE_NODE]
         mine.connection.budget.spend(0.01)
         mine.connection.budget._turns.take(1e6)  # as by many others
-        node.say(alive=m.Alive(run="r"))  # it is being read
-        node.say(alive=m.Alive(run="r"))
-        await run.settled()
-        await run.settled()
-        seen = mine.connection.received.frames
-        node.say(alive=m.Alive(run="r"))
-        await run.settled()
-        await run.settled()
-        assert mine.connection.received.frames == seen
-        assert node.end is None
+        await is_not_read(mine, node, run, alive=m.Alive(run="r"))
 
     play(act, tmp_path)
 
@@ -110,16 +115,7 @@ def test_a_run_that_never_stops_talking_is_read_by_turns(tmp_path):
         its.connection.budget.spend(RUN_MILLISECONDS / 1000)
         its.connection.budget._turns.take(1e6)  # as by other runs
         its.connection.post(m.Message(notice=m.Notice(text="x" * TURN_WAITING_BYTES)))
-        run.say(cancel=m.Cancel(run="r"))  # it is being read
-        run.say(cancel=m.Cancel(run="r"))
-        await node.settled()
-        await node.settled()
-        seen = its.connection.received.frames
-        run.say(cancel=m.Cancel(run="r"))
-        await node.settled()
-        await node.settled()
-        assert its.connection.received.frames == seen
-        assert run.end is None
+        await is_not_read(its, run, node, cancel=m.Cancel(run="r"))
 
     play(act, tmp_path)
 
@@ -283,6 +279,21 @@ def test_answers_that_were_asked_for_are_no_work_of_the_nodes(tmp_path):
         assert max(spent) > 0.0
 
     play(act, tmp_path)
+
+
+def test_a_server_has_the_window_that_it_was_told(tmp_path, monkeypatch):
+    serve, windows = grpc.serve, []
+
+    async def noted(*given, **settings):
+        windows.append(settings["window"])
+        return await serve(*given, **settings)
+
+    async def act(here):
+        await here.node(SigningKey.new(), "0")
+
+    monkeypatch.setattr(grpc, "serve", noted)
+    play(act, tmp_path, window=1 << 20)
+    assert windows == [1 << 20]
 
 
 @pytest.mark.parametrize("kind", ["hosted", "alive", "cancel"])

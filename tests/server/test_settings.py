@@ -33,7 +33,7 @@ def test_plaintext_stays_on_this_machine_unless_somebody_insists(tmp_path: Path)
 
 
 def test_addresses_and_quotas_are_checked(tmp_path: Path) -> None:
-    ServerSettings(tmp_path, http="")
-    for wrong in ({"listen": "here"}, {"http": "there"}, {"quota": 0}):
+    ServerSettings(tmp_path, http="", window=64 << 10)
+    for wrong in ({"listen": "here"}, {"http": "there"}, {"quota": 0}, {"window": (64 << 10) - 1}, {"window": 1 << 31}):
         with pytest.raises(SettingError):
             ServerSettings(tmp_path, **wrong)  # type: ignore[arg-type]

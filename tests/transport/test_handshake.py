@@ -20,6 +20,7 @@ from umbel.trust import identity
 from umbel.trust.identity import SigningKey
 from umbel.trust.tokens import Token
 from umbel.wire import messages as m
+from umbel.wire.limits import HANDSHAKE_SECONDS
 
 KEY = SigningKey.new()
 TOKEN = Token.new()
@@ -235,12 +236,32 @@ def test_a_peer_brings_no_more_than_so_many_things(name: str) -> None:
 
 
 def test_it_has_to_be_over_in_time() -> None:
-    async def main() -> None:  # in less than HANDSHAKE_SECONDS
+    async def main() -> None:
         one, other = pair()
         server = Connection(other, grace=PATIENCE)
         with pytest.raises(ConnectionLost, match="took more than"):
             await accept(server, Known(), seconds=0.01)
         assert [x.problem.code for x in await talk(one)] == [m.CODE_TOO_SLOW]
+
+    asyncio.run(main())
+
+
+def test_it_has_so_many_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        _, other = pair()
+        server, loop, passed = Connection(other, grace=0.0), asyncio.get_running_loop(), 0.0
+        time = loop.time
+        monkeypatch.setattr(loop, "time", lambda: time() + passed)
+        accepting = asyncio.create_task(accept(server, Known()))
+        for _ in range(100):
+            await asyncio.sleep(0)
+        passed = HANDSHAKE_SECONDS / 2
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert not accepting.done()
+        passed = HANDSHAKE_SECONDS + 1
+        with pytest.raises(ConnectionLost, match=f"took more than {HANDSHAKE_SECONDS} s"):
+            await accepting
 
     asyncio.run(main())
 

@@ -67,7 +67,7 @@ def server(
     ] = None,
     window: Annotated[
         str | None,
-        typer.Option("--window", metavar="SIZE", help="How much of what one node sends may be under way: 256KiB."),
+        typer.Option("--window", metavar="SIZE", help="How much of what a node sends may be under way; 256KiB."),
     ] = None,
     debug: Debug = False,
 ) -> None:

@@ -19,8 +19,8 @@ from ..trust.audit import PEER
 from ..wire import messages as m
 from ..wire import roles
 from ..wire.blobs import run_giver
+from ..wire.bodies import tasks_of
 from ..wire.limits import ANSWER_WAITING_BYTES, OPERATOR_CONNECTIONS, OPERATOR_REQUESTS, RUN_MILLISECONDS, RUNS_PERCENT
-from . import fields
 from .desk import Desk
 from .programs import Programs, Surroundings
 from .signals import Connected, Lost, Received
@@ -181,11 +181,11 @@ class Connections:
         """End a connection, if it is there still, and say why."""
         if (found := self.peers.get(peer)) is not None:
             if code in VIOLATIONS:
-                self._put_out(found.identity)
+                self._keep_out(found.identity)
             problem = m.Problem(code=code, text=text, retry=retry)  # type: ignore[arg-type]
             self._around.begin(found.connection.close(problem))
 
-    def _put_out(self, identity: Identity) -> None:
+    def _keep_out(self, identity: Identity) -> None:
         """A peer has done what it may not; a run, whose id may be that of somebody else, need not wait for it."""
         if identity.role != m.ROLE_RUN:
             self._admissions.put_out(identity.id)
@@ -248,13 +248,13 @@ class Connections:
                     for number, message in enumerate(batch, 1):
                         began = budget.timer()
                         self._around.tell(Received(peer.id, message))
-                        if not budget.was_asked(fields.answers(message)):
+                        if not budget.was_asked(len(tasks_of(message))):
                             budget.spend(budget.timer() - began + connection.read_seconds / len(batch))
                         if number % SLICE == 0:
                             await asyncio.sleep(0)
         except PeerError as error:
             if isinstance(error, ProtocolError):
-                self._put_out(identity)
+                self._keep_out(identity)
             _LOG.log(level, "%s is gone: %s", peer.id, error.message)
             error.__traceback__ = None  # whose frames hold the connection, which holds how it ended
         finally:

@@ -119,9 +119,8 @@ class Feeds:
         most = FIRST
         while follower.behind:
             found = self._stored(run, follower.last, most)
-            batch = next(
-                portions(found, _size, most_bytes=RESPONSE_BYTES), []
-            )  # what is read beyond that is read again, and not held
+            # What is read beyond a portion is read again, and not held.
+            batch = next(portions(found, _size, most_bytes=RESPONSE_BYTES), [])
             follower.last = batch[-1][0] if batch else follower.last
             recent = self._recent.get(run) or _Recent()
             at_end = len(batch) == len(found) < most

@@ -9,7 +9,7 @@ from ..runs.events import RunEvent
 from ..runs.schema import event_of
 from ..wire import messages as m
 from ..wire.blobs import most_of_answer
-from ..wire.bodies import MOST, check_body, tasks_of
+from ..wire.bodies import MOST, check_body
 from ..wire.limits import ALIVE_TASKS, ANSWER_BYTES, CANCEL_TASKS, EVENT_BYTES, NODE_CLIENTS, SPEC_BYTES
 from ..wire.portions import text_bytes
 from ..wire.texts import read_json
@@ -28,11 +28,6 @@ _LISTS: dict[str, tuple[tuple[str, int], ...]] = {
 }
 """Lists whose length is bounded: a message is taken in at once, and others wait meanwhile."""
 _PARTS = {"run_spec": ("contract", "config", "clients"), "ask_spec": ("fold", "transforms")}
-
-
-def answers(message: m.Message) -> int:
-    """How many tasks a message answers."""
-    return len(tasks_of(message))
 
 
 def _bytes(part: Any) -> int:

@@ -57,7 +57,7 @@ class ServerSettings:
             if most is not None and most < 1:
                 raise SettingError(f"a quota of {most} bytes leaves room for nothing")
         if not LEAST_WINDOW_BYTES <= self.window < 1 << 31:
-            raise SettingError(f"a window of {self.window} bytes; it has {LEAST_WINDOW_BYTES} to 2 GiB")
+            raise SettingError(f"a window of {self.window} bytes; it has from {LEAST_WINDOW_BYTES} to 2 GiB")
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ FIRST_FRAMES, FIRST_BYTES = 2, 256 << 10
 FRAME_BYTES = 8 << 20
 """The largest frame that is put together at all; those who have come to know each other have a limit of their own."""
 SERVER_NAME = "umbel-server"
+
 _OPTIONS = (
     ("grpc.max_receive_message_length", MESSAGE_BYTES),
     ("grpc.max_send_message_length", MESSAGE_BYTES),

@@ -161,8 +161,7 @@ async def accept(
 ) -> Identity:
     """Find out who has connected and welcome it; afterwards the connection has `limits` and takes what its role allows.
     `settled` is awaited before the welcome, or with None before a refusal: what the verifier has changed is on disk
-    then, and who has to wait has waited. `greeting` is what the
-    welcome says besides.
+    then, and who has to wait has waited. `greeting` is what the welcome says besides.
 
     Raises `Refused`, `ProtocolError` or `ConnectionLost`; the peer has been told then and the connection is closed.
     """

@@ -95,8 +95,8 @@ PUT_OUT_SECONDS = _limit(
     "PUT_OUT_SECONDS", 10, "seconds", "how soon who was put out for what it sent is let in again", "it waits so long"
 )
 ADMISSIONS = _limit(
-    "ADMISSIONS", 20, "connections", "how often in a short time one node or operator is let in at once",
-    "it waits for its turn, as those do who are read by turns",
+    "ADMISSIONS", 20, "connections", "how often in a short time a node or operator is let in, or an address refused, "
+    "at once", "it waits, with others like it, for `PUT_OUT_SECONDS` at the most",
 )  # fmt: skip
 NODE_CLIENTS = _limit("NODE_CLIENTS", 100_000, "clients", "those that one node or relay hosts", _ENDS)
 HOSTED_BYTES = _limit(
