@@ -43,9 +43,9 @@ class Offices(Protocol):
     `denied` which clients it names in vain, each with the reason, `ails` what it says is its problem, `host` which node
     hosts a client, `standings` each client's standing in a run with its reason. `tell` has the router know what
     happened; `dismissed` ends the connections of an operator, by its token's id. `start` and `stop` do so with a run's
-    process, by what the store says of the run; `stop` returns when it has ended. `folder` is where a run keeps its files.
-    `invitation` is the line that a node types to join, `line` what an operator is given for a token. `status` says
-    how the server is, as plain values. `rotate` makes the authority that will take the place of the server's, and
+    process, by what the store says of the run; `stop` returns when it has ended. `folder` is where a run keeps its
+    files. `invitation` is the line that a node types to join, `line` what an operator is given for a token. `status`
+    says how the server is, as plain values. `rotate` makes the authority that will take the place of the server's, and
     `retire` lets it do so; both give its public key.
     """
 
