@@ -26,6 +26,7 @@ from umbel.node.run_host import ChildSettings, Program, RunHost, holder
 from umbel.node.signals import HostDied, HostReady, HostRefused, Start, Stepped, Stop, TaskDone, TaskFailed
 from umbel.store.blobs import Blobs
 from umbel.wire import messages as m
+from umbel.wire.blobs import run_giver
 from umbel.wire.limits import PRINTED_BYTES
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="there is a guard on Linux alone")
@@ -228,15 +229,15 @@ async def test_what_is_large_becomes_a_blob(tmp_path):
         await b.ready()
         done = await b.done(b.ask(1, "query:large"))
         blob = done.result.update.blob
-        assert encoding.load_file(b.blobs.path(blob.sha256)).arrays["big"][9] == 9
+        assert encoding.load_file(b.blobs.path(blob.sha256, run_giver("r"))).arrays["big"][9] == 9
         assert encoding.decode(done.state)["user"]["much"].shape == (10000,)
         b.blobs.collect()
-        assert b.blobs.path(blob.sha256) is not None
+        assert b.blobs.path(blob.sha256, run_giver("r")) is not None
         again = await b.done(b.ask(2, "query:large"), base=done.state)  # the same bytes
         assert again.result.update.blob == blob
         b.blobs.release(holder("r", blob.sha256))
         b.blobs.collect()
-        assert b.blobs.path(blob.sha256) is None
+        assert not b.blobs.has(blob.sha256)
 
 
 @on_loop
@@ -354,7 +355,8 @@ def test_a_file_that_a_child_leaves_is_read_as_far_as_it_says_and_followed_nowhe
 
 @linux
 @on_loop
-async def test_a_child_cannot_change_what_it_has_answered(tmp_path):
+async def test_what_a_child_changes_of_its_answer_is_its_own_runs_alone(tmp_path):
+    """Its file is not copied, and whoever gets it compares the hash. What others bring is not mixed up with it."""
     does = "kept = open(result, 'wb', buffering=0); kept.write(b'x'); os.link(result, result + 'x')"
     says = '{**done, "type": "done", "update": file}'
     wait = "threading.Event().wait()"
@@ -366,6 +368,11 @@ async def test_a_child_cannot_change_what_it_has_answered(tmp_path):
         (left,) = await asyncio.to_thread(lambda: list(tmp_path.glob("runs/*/results/*x")))
         while left.read_bytes() != b"y":
             await asyncio.sleep(0.01)
+        assert b.blobs.path(blob.sha256, run_giver("r")).read_bytes() == b"y"
+        with b.blobs.part(blob, giver=run_giver("another")) as part:
+            part.write(b"x")
+            part.finish()
+        assert b.blobs.path(blob.sha256, run_giver("another")).read_bytes() == b"x"
         assert b.blobs.path(blob.sha256).read_bytes() == b"x"
 
 
@@ -679,13 +686,16 @@ async def test_a_link_in_place_of_a_result_is_not_followed(tmp_path):
 
 @on_loop
 async def test_a_result_that_is_not_what_it_is_said_to_be_is_not_kept(tmp_path):
-    code = CLIENT.replace("import os, signal", "import umbel.core.encoding as e\nreal = e.save_file\n"
-                          "e.save_file = lambda *given: ('ab' * 32, real(*given)[1])\nimport os, signal")  # fmt: skip
-    async with bench(tmp_path, code=code) as b:
-        await b.ready()
-        failed = await b.done(b.ask(1, "query:large"))
-        assert type(failed) is TaskFailed
-        assert b.blobs.path(bytes.fromhex("ab" * 32)) is None
+    another_size = "(real(*given)[0], 9)"
+    elsewhere = "(os.symlink(f'{given[0]}.y', given[0]), real(f'{given[0]}.y', given[1]))[1]"
+    for number, lie in enumerate((another_size, elsewhere)):
+        code = CLIENT.replace("import os, signal", "import os, umbel.core.encoding as e\nreal = e.save_file\n"
+                              f"e.save_file = lambda *given: {lie}\nimport os, signal")  # fmt: skip
+        async with bench(tmp_path / str(number), code=code) as b:
+            await b.ready()
+            failed = await b.done(b.ask(1, "query:large"))
+            assert type(failed) is TaskFailed
+            assert list(b.blobs.folder.glob("??/*")) == []
 
 
 @on_loop

@@ -34,6 +34,7 @@ from umbel.trust.policy import Policy
 from umbel.trust.statement import Statement
 from umbel.trust.tokens import Token
 from umbel.wire import messages as m
+from umbel.wire.blobs import run_giver
 
 MODEL = Arrays({"w": np.arange(4, dtype=np.float32)})
 CLIENT = b"""
@@ -164,6 +165,7 @@ class FakeHosts:
         done = m.Done(receipt=m.Receipt(weight=1.0), update=m.Payload(inline=b"update"))
         if effect.task.client == "1":
             blob = self.blobs.put(b"x" * 100_000)
+            self.blobs.gave(blob.sha256, run_giver("r"))
             self.blobs.hold(blob.sha256, holder(effect.run, blob.sha256))
             done.update.blob.CopyFrom(blob)
         event = TaskDone(effect.run, effect.task.task, effect.task.attempt, done, b"state")

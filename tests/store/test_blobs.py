@@ -340,6 +340,63 @@ def test_room_counts_what_is_there_what_was_begun_and_what_is_promised(folder):
 # Garbage
 
 
+def brought(blobs, path, blob, giver):
+    path.write_bytes(b"x" * blob.size)
+    return blobs.adopt(path, blob, giver, verify=False)
+
+
+def test_what_is_not_verified_is_its_givers_alone(blobs, folder, tmp_path):
+    blob = blob_of(b"what it should be")
+    place = brought(blobs, tmp_path / "it", blob, "liar")
+    assert blobs.path(blob.sha256, "liar") == place
+    assert (blobs.path(blob.sha256), blobs.path(blob.sha256, "another")) == (None, None)
+    assert blobs.has(blob.sha256)
+    with blobs.part(blob, giver="another") as part:
+        part.write(b"what it should be")
+        part.finish()
+    for names in (blobs, Blobs(folder)):
+        assert names.path(blob.sha256, "liar").read_bytes() == b"x" * blob.size
+        assert names.path(blob.sha256).read_bytes() == b"what it should be"
+        assert names.path(blob.sha256, "another").samefile(names.path(blob.sha256))
+        assert names.used == 2 * blob.size  # a second name takes no room
+    blobs.gave(blob.sha256, "liar")  # now it did bring it
+    assert blobs.path(blob.sha256, "liar").samefile(blobs.path(blob.sha256))
+    assert blobs.used == blob.size == blobs.collect()
+    assert (left(folder), blobs.used) == ([], 0)
+
+
+def test_unverified_or_not_only_plain_files_of_the_right_size_are_taken(blobs, folder, tmp_path, monkeypatch):
+    blob, secret, path = blob_of(b"12345"), tmp_path / "secret", tmp_path / "it"
+    secret.write_bytes(b"12345")
+    for make in (lambda: path.write_bytes(b"1234"), lambda: path.symlink_to(secret), lambda: os.mkfifo(path)):
+        make()
+        with pytest.raises(CorruptFile):
+            blobs.adopt(path, blob, "liar", verify=False)
+        assert not os.path.lexists(path)
+    real = os.replace
+
+    def exchanged(source, target):
+        os.unlink(source)
+        os.symlink(secret, source)
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", exchanged)  # by whoever has left it there, at the last moment
+    with pytest.raises(CorruptFile):
+        brought(blobs, path, blob, "liar")
+    assert (left(folder), secret.read_bytes()) == ([], b"12345")
+
+
+def test_notes_of_an_earlier_release_become_names(blobs, folder):
+    blob = blobs.put(b"what it is")
+    blobs.gave(blob.sha256, "somebody")
+    (name,) = folder.glob("??/*.*")
+    name.unlink()
+    name.touch()
+    again = Blobs(folder)
+    assert again.path(blob.sha256, "somebody").read_bytes() == b"what it is"
+    assert again.used == blob.size
+
+
 def test_what_nobody_holds_goes(blobs, folder):
     kept, shared, gone = blobs.put(b"kept", "a"), blobs.put(b"shared", "a"), blobs.put(b"gone")
     blobs.hold(shared.sha256, "b")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import tempfile
 import threading
 from collections.abc import Callable
@@ -305,10 +304,10 @@ class Held(Blobs):
         super().__init__(folder)
         self.reached, self.go = threading.Event(), threading.Event()
 
-    def adopt(self, place: str | os.PathLike[str], blob: m.Blob) -> Path:
+    def adopt(self, *what: Any, **how: Any) -> Path:
         self.reached.set()
         assert self.go.wait(PATIENCE)
-        return super().adopt(place, blob)
+        return super().adopt(*what, **how)
 
 
 def test_a_want_is_served_where_the_fetch_that_completes_the_blob_is_cut_off_as_it_does(

@@ -17,7 +17,7 @@ from typing import Any
 
 from ..errors import InternalError, StorageError, UmbelError
 from ..files import opened_below
-from ..store.blobs import PIECE, Blobs, linked
+from ..store.blobs import Blobs, linked
 from ..store.patience import Patience
 from ..transport.tasks import Tasks
 from ..wire import messages as m
@@ -312,16 +312,8 @@ class RunHost:
         if "file" in update:
             blob = m.Blob(sha256=bytes.fromhex(update["sha256"]), size=update["size"])
             self._blobs.hold(blob.sha256, holder(self._run, blob.sha256))
-            # It is copied, as the child may write to it still, and read in any case, as others may have brought a blob
-            # of which the child knows but the hash.
-            with (
-                opened_below(result.parent, result.name) as file,
-                self._blobs.part(blob, resume=False, giver=run_giver(self._run)) as part,
-            ):
-                while piece := file.read(PIECE):
-                    part.write(piece)
-                part.finish()
-            result.unlink()
+            # As it is: the child may write to it still, and whoever gets it will see whether it is what it should be.
+            self._blobs.adopt(result, blob, run_giver(self._run), verify=False)
             payload.blob.CopyFrom(blob)
         else:
             payload.inline = base64.b64decode(update["base64"])

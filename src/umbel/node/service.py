@@ -261,6 +261,7 @@ class NodeService:
                 same_machine=welcome.same_machine,
                 progress=self._progressed,
                 giver=run_giver,
+                source=run_giver,
             )
             self._handle(SessionBegun(welcome))
             if self._problem:

@@ -3,8 +3,10 @@
 A complete blob is the file ``ab/abcdef...`` below the folder, one that is being received ``partial/abcdef...``. A blob
 is complete only once its bytes, hash and name are on the disk. Nothing here holds more than a piece of one in memory.
 
-Who knows a hash need not have the bytes. So whoever brings a blob is noted, by an empty file ``ab/abcdef....giver``
-beside it; who names one that another has brought has to bring it as well, and then nothing is written again.
+Who knows a hash need not have the bytes. So whoever brings a blob has a name of its own for it, ``ab/abcdef....giver``;
+who names one that another has brought has to bring it as well, and then nothing is written again, but a name is. What
+is taken in unverified has such a name alone: it is that giver's, and whoever gets it will see whether it is what it
+should be.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import hashlib
 import itertools
 import os
 import re
+import shutil
 import stat
 import threading
 from collections.abc import Iterator
@@ -24,7 +27,6 @@ from types import TracebackType
 from typing import Self
 
 from ..errors import CorruptFile, InternalError, ProtocolError, StorageError
-from ..files import opened_below
 from ..wire import messages as m
 
 PIECE = 1 << 20
@@ -32,8 +34,7 @@ PIECE = 1 << 20
 
 LENDING = ("partial", "given", "handed")
 """How the folders are called in which another process may have files linked."""
-_NAME = re.compile("[0-9a-f]{64}")
-_GIVEN = re.compile("([0-9a-f]{64})[.]([0-9a-f]{16})")
+_STORED = re.compile("([0-9a-f]{64})(?:[.]([0-9a-f]{16}))?")
 _LINK = "-link-"
 
 
@@ -60,10 +61,9 @@ class Blobs:
         self.quota = quota
         self._lock = threading.RLock()
         self._numbers = itertools.count(1)
-        self._complete: dict[bytes, int] = {}
+        self._complete: dict[bytes, dict[str, int]] = {}  # by the giver's mark; a second name of a file has 0 bytes
         self._bytes = 0
         self._idle: dict[tuple[bytes, str], int] = {}
-        self._givers: dict[bytes, set[str]] = {}
         self._open: set[PartialBlob] = set()
         self._holders: dict[bytes, set[str]] = {}
         self._held: dict[str, set[bytes]] = {}
@@ -88,7 +88,7 @@ class Blobs:
                 lacking = wanted
             else:
                 begun = self._idle.get((wanted.sha256, _mark(giver)), 0)
-                lacking = 0 if wanted.sha256 in self._complete else wanted.size - begun
+                lacking = 0 if self._is_complete(wanted.sha256) else wanted.size - begun
             return self.used + lacking <= self.quota
 
     def has(self, sha256: bytes) -> bool:
@@ -100,22 +100,20 @@ class Blobs:
     def path(self, sha256: bytes, giver: str = "") -> Path | None:
         """The file of a complete blob, None where there is none, or where this `giver` has not brought it."""
         with self._lock:
-            if sha256 not in self._complete:
+            if not self._is_complete(sha256, mark := _mark(giver)):
                 return None
-            path = self._place(sha256)
+            path = self._place(sha256, mark)
             if path.exists():
-                return path if not giver or _mark(giver) in self._givers.get(sha256, ()) else None
-            self._bytes -= self._complete.pop(sha256)
-            self._givers.pop(sha256, None)
-            self._given.pop(sha256, None)
+                return path
+            self._gone(sha256, mark)
             return None
 
     def gave(self, sha256: bytes, giver: str) -> None:
         """Note that a `giver` has brought a blob, which is complete. Raises `StorageError`."""
+        mark = _mark(giver)
         with self._lock, _reaching(self.folder):
-            if giver and _mark(giver) not in self._givers.get(sha256, ()):
-                os.close(os.open(self._place(sha256, _mark(giver)), os.O_WRONLY | os.O_CREAT, 0o600))
-                self._givers.setdefault(sha256, set()).add(_mark(giver))
+            if mark and self._complete[sha256].get(mark) != 0:
+                self._name(sha256, mark)
 
     def put(self, data: bytes | bytearray | memoryview, owner: str = "") -> m.Blob:
         """Keep bytes, held by `owner` if one is named; free where they are there already. Raises `StorageError`."""
@@ -162,13 +160,13 @@ class Blobs:
                 part.finish()
         return blob
 
-    def adopt(self, path: str | os.PathLike[str], blob: m.Blob, *, verify: bool = True) -> Path:
+    def adopt(self, path: str | os.PathLike[str], blob: m.Blob, giver: str = "", *, verify: bool = True) -> Path:
         """Move a finished file in, and return where it is now.
 
         A file that holds something else is removed and is a `CorruptFile`; without `verify` only its size is looked
-        at. Raises `StorageError`.
+        at, and nobody but its `giver` is given it. Raises `StorageError`.
         """
-        path = Path(path)
+        path, mark = Path(path), _mark(giver)
         with _reaching(path):
             found = path.lstat()
         plain = stat.S_ISREG(found.st_mode)  # a link by name could later lead to another file
@@ -176,13 +174,13 @@ class Blobs:
             path.unlink(missing_ok=True)
             raise _wrong(blob, f"{path} of {found.st_size} bytes")
         try:
-            self._move(path, blob)
+            self._move(path, blob, giver, "" if verify else mark)
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise _failed(path, error) from error
-            self._copy(path, blob)
+            self._copy(path, blob, giver)
             path.unlink(missing_ok=True)
-        return self._place(blob.sha256)
+        return self._place(blob.sha256, mark)
 
     def place(self, blob: m.Blob, folder: Path | None = None) -> Path:
         """A path at which another process on this machine may link its file of a blob, for `linked`; in a `folder` of
@@ -191,34 +189,23 @@ class Blobs:
         return (folder or self.given or self._partial) / f"{blob.sha256.hex()}{_LINK}{next(self._numbers)}"
 
     def linked(self, place: str | os.PathLike[str], blob: m.Blob, giver: str = "", handed: bool = False) -> Path:
-        """Take in what another process has linked at a `place`; a copy of what it has `handed` over in a folder of its
-        own, since it may still write to that. Errors as those of `adopt`.
+        """Take in what another process has linked at a `place`: unverified where it was `handed` over in a folder of
+        its own, since it may still write to that, and from a folder `given`, whose owner has verified it. Errors as
+        those of `adopt`.
         """
-        if handed:
-            with _reaching(Path(place)):
-                with opened_below(Path(place).parent, Path(place).name) as file:
-                    self.put_opened(file, blob=blob)
-                os.unlink(place)
-            self.gave(blob.sha256, giver)
-            return self._place(blob.sha256)
         if self.given is None:
-            path = self.adopt(place, blob)
-            self.gave(blob.sha256, giver)
-            return path
+            return self.adopt(place, blob, giver, verify=not handed)
         place = Path(place)
         with _reaching(place):
-            found = digest(place)
+            if (size := place.stat().st_size) != blob.size:
+                place.unlink()
+                raise _wrong(blob, f"{place} of {size} bytes")
             with self._lock:
-                if found != blob or blob.sha256 in self._complete:
+                if self._is_complete(blob.sha256):
                     place.unlink()
                 else:
                     self._given[blob.sha256] = place
-                    self._bytes += blob.size
-                    self._complete[blob.sha256] = blob.size
-                    if self._idle.pop((blob.sha256, ""), None) is not None:
-                        (self._partial / blob.sha256.hex()).unlink(missing_ok=True)
-        if found != blob:
-            raise _wrong(blob, f"{place} of {found.size} bytes")
+                    self._completed(blob)
         return self._place(blob.sha256)
 
     def lend(self, sha256: bytes, place: str | os.PathLike[str]) -> bool:
@@ -268,13 +255,9 @@ class Blobs:
         with self._lock, _reaching(self.folder):
             freed = 0
             for sha256 in [sha256 for sha256 in self._complete if sha256 not in self._holders]:
-                for mark in self._givers.pop(sha256, ()):
+                for mark in list(self._complete[sha256]):
                     self._place(sha256, mark).unlink(missing_ok=True)
-                self._place(sha256).unlink(missing_ok=True)
-                size = self._complete.pop(sha256)
-                self._given.pop(sha256, None)
-                self._bytes -= size
-                freed += size
+                    freed += self._gone(sha256, mark)
             for sha256, mark in [idle for idle in self._idle if idle[0] not in self._holders]:
                 (self._partial / _name(sha256, mark)).unlink(missing_ok=True)
                 freed += self._idle.pop((sha256, mark))
@@ -288,23 +271,54 @@ class Blobs:
         name = _name(sha256, mark)
         return (None if mark else self._given.get(sha256)) or self.folder / name[:2] / name
 
+    def _name(self, sha256: bytes, mark: str) -> None:
+        """Give a verified blob the name of one more giver."""
+        place = self._place(sha256, mark)
+        place.unlink(missing_ok=True)
+        if not linked(self._place(sha256), place):  # a file system without second names
+            shutil.copyfile(self._place(sha256), place)
+        self._named(sha256, mark, 0)
+
+    def _is_complete(self, sha256: bytes, mark: str = "") -> bool:
+        return mark in self._complete.get(sha256, ())
+
+    def _named(self, sha256: bytes, mark: str, size: int) -> None:
+        self._bytes += size - self._complete.get(sha256, {}).get(mark, 0)
+        self._complete.setdefault(sha256, {})[mark] = size
+
+    def _gone(self, sha256: bytes, mark: str) -> int:
+        """A file is not there any more; how many bytes it had."""
+        names = self._complete[sha256]
+        size = names.pop(mark)
+        self._bytes -= size
+        if not names:
+            del self._complete[sha256]
+        if not mark:
+            self._given.pop(sha256, None)
+        return size
+
+    def _completed(self, blob: m.Blob, mark: str = "") -> None:
+        """A blob is here by this name, and so nobody need go on with what is there of it."""
+        self._named(blob.sha256, mark, blob.size)
+        done = [idle for idle in self._idle if idle[0] == blob.sha256 and mark in ("", idle[1])]
+        for sha256, of in done:
+            del self._idle[sha256, of]
+            (self._partial / _name(sha256, of)).unlink(missing_ok=True)
+
     def _scan(self) -> None:
-        for folder in os.scandir(self.folder):
-            if len(folder.name) == 2 and folder.is_dir():
-                for file in os.scandir(folder):
-                    if _NAME.fullmatch(file.name):
-                        self._complete[bytes.fromhex(file.name)] = file.stat().st_size
-                    elif given := _GIVEN.fullmatch(file.name):
-                        self._givers.setdefault(bytes.fromhex(given[1]), set()).add(given[2])
-        for sha256 in self._givers.keys() - self._complete:
-            for mark in self._givers.pop(sha256):
-                self._place(sha256, mark).unlink()
-        self._bytes = sum(self._complete.values())
+        seen: set[int] = set()
+        for folder in self.folder.glob("??"):
+            for path in sorted(folder.iterdir()):
+                if found := _STORED.fullmatch(path.name):
+                    sha256, mark, stored = bytes.fromhex(found[1]), found[2] or "", path.stat()
+                    self._named(sha256, mark, 0 if stored.st_ino in seen else stored.st_size)
+                    seen.add(stored.st_ino)
+                    if mark and not stored.st_size and self._complete[sha256].get(""):  # a note of an earlier release
+                        self._name(sha256, mark)
         for file in os.scandir(self._partial):
-            name, _, mark = file.name.partition(".")
-            known = (_GIVEN if mark else _NAME).fullmatch(file.name)
-            if known and bytes.fromhex(name) not in self._complete:
-                self._idle[bytes.fromhex(name), mark] = file.stat().st_size
+            found = _STORED.fullmatch(file.name)
+            if found and not self._is_complete(bytes.fromhex(found[1]), found[2] or ""):
+                self._idle[bytes.fromhex(found[1]), found[2] or ""] = file.stat().st_size
             else:
                 os.unlink(file)
 
@@ -330,36 +344,38 @@ class Blobs:
             raise
         return part
 
-    def _copy(self, path: Path, blob: m.Blob) -> None:
-        with self._written(blob, False, "") as part:
+    def _copy(self, path: Path, blob: m.Blob, giver: str = "") -> None:
+        with self._written(blob, False, giver) as part:
             with _reaching(path), open(path, "rb", buffering=0) as file:
                 while piece := file.read(PIECE):
                     part.write(piece)
             part.finish()
 
-    def _move(self, path: Path, blob: m.Blob, giver: str = "") -> None:
-        """Give a file that is as it should be its name, so that it outlives a loss of power."""
-        place = self._place(blob.sha256)
-        with open(path, "rb") as file:
+    def _move(self, path: Path, blob: m.Blob, giver: str = "", mark: str = "") -> None:
+        """Give a file that is as it should be its name, so that it outlives a loss of power; the name of its giver
+        alone where that has a `mark`.
+        """
+        place = self._place(blob.sha256, mark)
+        with open(os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0)), "rb") as file:
             os.fsync(file.fileno())
         with self._lock:
             if not place.parent.is_dir():
                 place.parent.mkdir(mode=0o700, exist_ok=True)
                 _sync(self.folder)
             os.replace(path, place)
+            if place.is_symlink():  # who has left it there has been at it since
+                place.unlink()
+                raise _wrong(blob, "a link")
             path.unlink(missing_ok=True)  # renaming one link of a file to another of the same file leaves both
-            self._bytes += blob.size - self._complete.get(blob.sha256, 0)
-            self._complete[blob.sha256] = blob.size
-            for sha256, mark in [idle for idle in self._idle if idle[0] == blob.sha256]:
-                del self._idle[sha256, mark]
-                (self._partial / _name(sha256, mark)).unlink(missing_ok=True)
-        self.gave(blob.sha256, giver)
+            self._completed(blob, mark)
+        if not mark:
+            self.gave(blob.sha256, giver)
         _sync(place.parent)
 
     def _closed(self, part: PartialBlob, left: int) -> None:
         with self._lock:
             self._open.discard(part)
-            if left and part.blob.sha256 not in self._complete:
+            if left and not self._is_complete(part.blob.sha256):
                 self._idle[part.blob.sha256, _mark(part.giver)] = left
             else:
                 part.path.unlink(missing_ok=True)

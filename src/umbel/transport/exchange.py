@@ -374,8 +374,7 @@ class Exchange:
         if failed and incoming is not None and incoming.asked and not self.connection.closed:
             self._abandoned[sha256] = asyncio.Event()
             self._deny(sha256, "it is no longer wanted")
-        if self.depot.blobs.path(sha256) is not None:  # also where it was given up as it became complete
-            self.depot.settled(sha256)
+        self.depot.settled(sha256)  # also where it was given up as it became complete
         if failed:
             self.depot.freed()  # what was kept free for the rest of it
 
