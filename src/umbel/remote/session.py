@@ -157,6 +157,7 @@ class RemoteSession(Session):
     """
 
     virtual = None
+    keeps_answers = True
 
     def __init__(
         self,

@@ -18,6 +18,7 @@ from ..core.task import AllFinished, Failed, Finished, Task, Ticked
 from ..core.transform import place
 from ..core.update import MOST_METRICS
 from ..errors import ClientId, CorruptFile, InternalError, NondeterministicStrategy, NothingToFold
+from ..files import LARGE
 from ..work.account import Account
 from ..work.intake import ClosedAsk
 from ..work.late import call_for, lasting
@@ -113,7 +114,8 @@ class RunAsks:
         self._publisher = publisher
         self._key = key
         self._clock = clock
-        self._recorded = {record.ask: record for record in recorded}
+        # An answer that was not recorded is kept elsewhere, and asked for again.
+        self._recorded = {record.ask: record for record in recorded if record.answer is not None or record.reason}
         self._coordinator = Coordinator()
         # Where time is virtual, deadlines and the log go by it; else by the time in which clients could be reached.
         self._virtual = session.virtual
@@ -330,7 +332,7 @@ class RunAsks:
         rows = self._rows(command.late)
         # What a transform drew must survive a power cut: drawn again over the same sum, it would be a second release.
         durable, saved = bool(item.ask.transform.parts), None
-        if isinstance(reply, Answer) or rows:
+        if (isinstance(reply, Answer) or rows) and not self._is_kept(item, reply, failed, durable or bool(rows)):
             kept = (reply if isinstance(reply, Answer) else None, state, rows)
             saved = self._journal.save(f"answers/ask-{item.id:06d}.safetensors", kept, durable=durable)
             kept = self._journal.mapped(saved, kept)
@@ -345,6 +347,14 @@ class RunAsks:
         for name, (count, clients) in event.skipped.items():
             self._publisher.warn_once(r, _not_finite(name, count, clients), about=f"metric {name}")
         self._publisher.tell(replace(event, answer=saved), durable=durable)
+
+    def _is_kept(self, item: AskUnderway, reply: Reply, failed: Mapping[ClientId, str], ours: bool) -> bool:
+        """Whether an answer that is large can be made again of what others keep, the same to the bit, until its round
+        is committed.
+        """
+        value = getattr(reply, "value", None)
+        large = isinstance(value, Arrays) and value.nbytes >= LARGE
+        return large and self._session.keeps_answers and item.ask.window.takes_all and not failed and not ours
 
     def _told(
         self, item: AskUnderway, r: int, command: Close, closed: ClosedAsk, failed: Mapping[ClientId, str]

@@ -46,6 +46,9 @@ class Reporting(Protocol):
 class Session(Protocol):
     """The clients of a federation as one run has them: the coordinator's commands go in, its events come out."""
 
+    keeps_answers: bool = False
+    """Whether the same answers can be had of it again, to the bit, until their round is committed."""
+
     @property
     def virtual(self) -> VirtualTime | None:
         """Virtual time, where there is any."""
