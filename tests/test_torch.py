@@ -282,11 +282,11 @@ def test_one_arrays_object_loads_into_several_modules_independently() -> None:
 
 def test_loading_never_writes_to_the_model() -> None:
     model = adapter.arrays(small_net())
-    digest, net = model.digest, adapter.load_(small_net(), model)
+    digest, net = model.sha256, adapter.load_(small_net(), model)
     with torch.no_grad():
         for p in net.parameters():
             p.fill_(9)
-    assert Arrays(dict(model), model.roles).digest == digest
+    assert Arrays(dict(model), model.roles).sha256 == digest
 
 
 def test_tensors_are_kept_only_as_long_as_the_arrays() -> None:
@@ -559,7 +559,7 @@ def test_without_a_correction_nothing_happens() -> None:
 def test_the_same_correction_serves_every_step_and_other_modules() -> None:
     net, correction, anchor = corrected(lambda: nn.Linear(2, 2), 1.0, True)
     other = shifted(net, 5.0)
-    ctx, digests = Ctx(Offered(correction, anchor)), (anchor.digest, correction.linear.digest)
+    ctx, digests = Ctx(Offered(correction, anchor)), (anchor.sha256, correction.linear.sha256)
     for module in (net, other, net, nn.Linear(2, 2).double(), net):
         module.zero_grad()
         adapter.correct_gradients_(module, ctx)
@@ -568,7 +568,7 @@ def test_the_same_correction_serves_every_step_and_other_modules() -> None:
             assert torch.allclose(weight.grad, expected)
             weight.grad.fill_(9)
             weight.data.add_(0.25)
-    assert (Arrays(dict(anchor)).digest, Arrays(dict(correction.linear)).digest) == digests
+    assert (Arrays(dict(anchor)).sha256, Arrays(dict(correction.linear)).sha256) == digests
 
 
 def test_frozen_and_personal_parameters_are_left_alone() -> None:

@@ -100,7 +100,7 @@ def test_pickles_keep_roles_and_bits(protocol):
     assert back == arrays
     assert back.roles == arrays.roles
     assert back["bfloat16"].dtype == ml_dtypes.bfloat16
-    assert back.digest == arrays.digest
+    assert back.sha256 == arrays.sha256
     assert not any(array.flags.writeable for array in back.values())
     assert bool(buffers) == (protocol >= 5)
 
@@ -120,13 +120,13 @@ def test_the_order_of_names_changes_neither_bytes_nor_digest(order):
     a, b = Arrays(EVERY), Arrays({n: EVERY[n] for n in order})
     assert a == b
     assert a.to_bytes() == b.to_bytes()
-    assert a.digest == b.digest
+    assert a.sha256 == b.sha256
 
 
 def test_the_digest_sees_values_names_shapes_dtypes_and_roles():
     x = np.zeros((2, 3), np.float32)
     variants = [{"x": x}, {"y": x}, {"x": x.reshape(3, 2)}, {"x": x.astype(np.int32)}, {"x": x + 1}, {"x": -x}]
-    digests = {Arrays(v).digest for v in variants} | {Arrays({"x": x}, {"x": "buffer"}).digest}
+    digests = {Arrays(v).sha256 for v in variants} | {Arrays({"x": x}, {"x": "buffer"}).sha256}
     assert len(digests) == 7
     assert Arrays({"x": x}) != Arrays({"x": -x})
 

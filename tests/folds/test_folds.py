@@ -14,6 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from umbel import files
+from umbel.core import arrays as arrays_module
 from umbel.core import elementwise, encoding
 from umbel.core.answer import Answer, mean_metrics
 from umbel.core.arrays import Arrays
@@ -326,7 +328,8 @@ def test_mapped_updates_fold_to_the_same_bits_whatever_the_stretches(fold, items
     rng = np.random.default_rng(seed)
     expected = bits(by_tree(fold, items, rng).finish())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(elementwise, "_STRETCH", stretch)
+        patch.setattr(arrays_module, "STRETCH", stretch)
+        patch.setattr(files, "LARGE", int(rng.choice([0, 1 << 20])))  # made at once, or where they are looked at
         patch.setattr(elementwise, "_BATCH_BYTES", int(rng.choice([1, 1 << 20])))
         partial = folded(fold, seen_as_mapped(items))
         assert bits(partial.finish()) == expected

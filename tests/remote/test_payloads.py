@@ -43,7 +43,7 @@ def test_what_all_clients_get_is_in_the_ask():
     spec = ask_spec("r", made, stored)
     assert (spec.run, spec.ask, spec.round, spec.number, spec.kind, spec.lane) == ("r", 7, 2, 1, "train", "train")
     assert (spec.digest, spec.cohort, spec.whole) == (b"d" * 32, 2, True)
-    assert Arrays.from_bytes(spec.model.inline).digest == MODEL.digest
+    assert Arrays.from_bytes(spec.model.inline).sha256 == MODEL.sha256
     shared = encoding.decode(spec.shared.inline)
     assert set(shared) == {"config", "inbox", "correction", "expects", "params", "order"}
     assert (shared["config"], shared["correction"], shared["params"]) == ({"lr": 0.5}, Correction(0.1), [1])
@@ -61,7 +61,7 @@ def test_what_differs_by_client_is_in_its_task():
     own = encoding.decode(message_of(made, "clinic").own.inline)
     assert own["config"] == {"who": "clinic"}
     assert list(own["inbox"]) == ["i"]
-    assert own["model"].digest == MODEL.digest
+    assert own["model"].sha256 == MODEL.sha256
     assert encoding.decode(message_of(made, 0).own.inline)["inbox"] is None
 
 

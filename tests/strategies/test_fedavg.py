@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import umbel
+from umbel.core import arrays as arrays_module
+from umbel.core.answer import Answer
 from umbel.core.arrays import Arrays
 from umbel.core.optimizers import sgd
 from umbel.core.partial import Partial
@@ -162,3 +164,45 @@ def test_a_total_that_the_model_cannot_hold_is_an_error(values, name):
     strategy = FedAvg(cohort=1, fold=umbel.total())
     with pytest.raises(StrategyError, match=name):
         one_round(strategy, strategy.start(model), [Update({**model, **values})] * 3)
+
+
+SERVERS = [sgd(lr=0.5), sgd(momentum=0.9, nesterov=True), umbel.FedAdam().server, umbel.FedYogi().server]
+
+
+@pytest.mark.parametrize("server", SERVERS, ids=repr)
+@given(seed=st.integers(0, 2**32), stretch=st.sampled_from([1, 3, 1 << 18]), part=st.booleans())
+def test_what_is_computed_by_stretches_has_the_same_bits(server, seed, stretch, part):
+    rng = np.random.default_rng(seed)
+    shapes = {"a": (3, 2), "b": (), "c": (0, 4), "d": (5,), "mine": (2,)}
+    made = {n: rng.normal(size=shape) for n, shape in shapes.items()}
+    dtypes = {"a": np.float32, "b": np.float64, "c": np.float32, "d": ml_dtypes.bfloat16, "mine": np.float32}
+    model = Arrays({"n": np.arange(4), **{n: np.asarray(a, dtypes[n]) for n, a in made.items()}}, {"mine": "personal"})
+    names = ["a", "d"] if part else [n for n in model if n != "mine"]
+    strategy = FedAvg(server=server)
+    state = strategy.start(model)
+    value = {n: np.asarray(rng.normal(size=model[n].shape), np.float64 if n == "b" else np.float32) for n in names}
+    if not part:
+        value["n"] = rng.integers(0, 9, 4)
+    answer = umbel.Arrays(value, {n: model.roles[n] for n in names})
+    eager = lazy = state
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arrays_module, "STRETCH", stretch)
+        for _ in range(2):
+            eager = strategy.apply(eager, Answer(answer))
+            lazy = strategy.apply(lazy, Answer(Arrays.computed(answer.schema, answer.stretch)))
+            assert lazy.model.is_computed
+        assert lazy.model == eager.model
+        assert lazy.model.to_bytes() == eager.model.to_bytes()
+        for of in ("masters", *eager.slots):
+            mine, theirs = (s.masters if of == "masters" else s.slots[of] for s in (lazy, eager))
+            assert dict(mine).keys() == dict(theirs).keys()
+            assert all(mine[n].tobytes() == theirs[n].tobytes() for n in theirs)
+
+
+def test_where_it_is_computed_what_is_not_finite_is_an_error_by_name():
+    model = Arrays({"w": np.ones(3, np.float32)})
+    strategy = FedAvg(server=sgd(lr=1e30))
+    answer = Arrays({"w": np.full(3, 1e30, np.float32)})
+    state = strategy.apply(strategy.start(model), Answer(Arrays.computed(answer.schema, answer.stretch)))
+    with pytest.raises(StrategyError, match="'w' infinite or NaN"):
+        state.model.to_bytes()

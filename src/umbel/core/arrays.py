@@ -81,7 +81,61 @@ class Schema(Mapping[str, Spec]):
     @property
     def nbytes(self) -> int:
         """Size of all arrays in bytes."""
-        return sum(int(np.prod(s.shape, dtype=np.int64)) * s.dtype.itemsize for s in self.values())
+        return sum(math.prod(s.shape) * s.dtype.itemsize for s in self.values())
+
+
+Make = Callable[[str, int, int], Array]
+"""Makes the elements of the array of a name from one to another, in the order of C."""
+STRETCH = 1 << 18
+"""Elements of an array that are made at a time."""
+
+
+class Stored(NamedTuple):
+    """A file that holds what `Arrays.to_bytes` gives, its SHA-256 in hexadecimal, and its size."""
+
+    path: Path
+    sha256: str
+    size: int
+
+
+class _Computed(Mapping[str, Array]):
+    """Arrays that are made whenever they are looked at, and kept by nobody."""
+
+    def __init__(self, schema: Schema, make: Make) -> None:
+        self.schema, self.make = schema, make
+
+    def __getitem__(self, name: str) -> Array:
+        shape, dtype, _ = self.schema[name]
+        made = np.empty(math.prod(shape), dtype)
+        for start, stretch in self.stretches(name):
+            made[start : start + stretch.size] = stretch
+        made.flags.writeable = False
+        return made.reshape(shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.schema)
+
+    def __len__(self) -> int:
+        return len(self.schema)
+
+    def stretches(self, name: str) -> Iterator[tuple[int, Array]]:
+        size = math.prod(self.schema[name].shape)
+        for start in range(0, size, STRETCH):
+            yield start, self.make(name, start, min(start + STRETCH, size))
+
+
+class Unmade:
+    """An array that is made, a stretch at a time, where its values are written."""
+
+    def __init__(self, arrays: _Computed, name: str) -> None:
+        self.shape, self.dtype, _ = arrays.schema[name]
+        self.nbytes = math.prod(self.shape) * self.dtype.itemsize
+        self._arrays, self._name = arrays, name
+
+    def pieces(self) -> Iterator[Bytes]:
+        """The array's memory, one stretch after the other."""
+        for _, stretch in self._arrays.stretches(self._name):
+            yield _raw(stretch)
 
 
 class Arrays(Mapping[str, Array]):
@@ -93,19 +147,21 @@ class Arrays(Mapping[str, Array]):
     names; names that are not arrays are an error, as are arrays of objects or strings.
     """
 
-    __slots__ = ("__weakref__", "_arrays", "_digest", "_roles", "_schema")
+    __slots__ = ("__weakref__", "_arrays", "_digest", "_roles", "_schema", "stored")
 
     def __init__(self, arrays: Mapping[str, Any] = {}, roles: Mapping[str, Role] | None = None) -> None:
         known = arrays._roles if isinstance(arrays, Arrays) else {}
         given = roles or {}
-        self._arrays: dict[str, Array] = {}
+        own: dict[str, Array] = {}
+        self._arrays: Mapping[str, Array] = own
+        self.stored: Stored | None = None
         named: dict[str, Role] = {}
         self._roles: Mapping[str, Role] = named
         self._schema: Schema | None = None
         self._digest: str | None = None
         for name, value in arrays.items():
             array = _read_only(name, value)
-            self._arrays[name] = array
+            own[name] = array
             role = given.get(name) or known.get(name)
             if role == "parameter" and not is_floating(array.dtype):
                 raise StrategyError(
@@ -129,8 +185,28 @@ class Arrays(Mapping[str, Array]):
         self = cls.__new__(cls)
         for array in arrays.values():
             array.flags.writeable = False
-        self._arrays, self._roles, self._schema, self._digest = arrays, roles, None, None
+        self._arrays, self._roles, self._schema, self._digest, self.stored = arrays, roles, None, None, None
         return self
+
+    @classmethod
+    def computed(cls, schema: Schema, make: Make) -> Arrays:
+        """Arrays that nobody holds: they are made whenever they are looked at, and where they are written a stretch at
+        a time. `make` gives the same whenever it is called.
+        """
+        self = cls.trusted({}, schema.roles)
+        self._arrays, self._schema = _Computed(schema, make), schema
+        return self
+
+    @property
+    def is_computed(self) -> bool:
+        """Whether they are made whenever they are looked at."""
+        return isinstance(self._arrays, _Computed)
+
+    def stretch(self, name: str, start: int, stop: int) -> Array:
+        """The elements of an array from one to another, in the order of C."""
+        if isinstance(self._arrays, _Computed):
+            return self._arrays.make(name, start, stop)
+        return self._arrays[name].reshape(-1)[start:stop]
 
     def __reduce__(self) -> tuple[Any, ...]:
         # bfloat16 knows no buffers, and what is pickled apart from the rest has to be one.
@@ -195,24 +271,13 @@ class Arrays(Mapping[str, Array]):
     @property
     def nbytes(self) -> int:
         """Size of all arrays in bytes."""
-        return sum(a.nbytes for a in self._arrays.values())
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 over names, roles, dtypes, shapes and values, whatever the order of the names."""
-        if self._digest is None:
-            hashed = hashlib.sha256()
-            for name in sorted(self._arrays):
-                array = self._arrays[name]
-                header = (name, self._roles[name], array.dtype.name, list(array.shape))
-                hashed.update(json.dumps(header).encode() + b"\n")
-                hashed.update(_raw(array))
-            self._digest = hashed.hexdigest()
-        return self._digest
+        return self.schema.nbytes if self.is_computed else sum(a.nbytes for a in self._arrays.values())
 
     def select(self, names: Iterable[str]) -> Arrays:
         """The arrays of these names, in that order; an unknown name is a KeyError."""
         chosen = list(names)
+        if isinstance(self._arrays, _Computed):
+            return Arrays.computed(Schema({n: self.schema[n] for n in chosen}), self._arrays.make)
         return Arrays.trusted({n: self._arrays[n] for n in chosen}, {n: self._roles[n] for n in chosen})
 
     def of_role(self, *roles: Role) -> Arrays:
@@ -239,9 +304,15 @@ class Arrays(Mapping[str, Array]):
         """Apply `function(name, array)` to each array, keeping names and roles."""
         return Arrays({n: function(n, a) for n, a in self._arrays.items()}, self._roles)
 
+    def parts(self) -> Iterator[tuple[str, Array | Unmade]]:
+        """Names and arrays, as they are to be written."""
+        if isinstance(self._arrays, _Computed):
+            return ((name, Unmade(self._arrays, name)) for name in self._arrays)
+        return iter(self._arrays.items())
+
     def pieces(self) -> Iterator[Bytes]:
         """The pieces of `to_bytes()`, one after the other: a header, then each array's own memory."""
-        return safetensors_pieces(self._arrays, _metadata(self))
+        return safetensors_pieces(dict(self.parts()), _metadata(self))
 
     def to_bytes(self) -> bytes:
         """These arrays in the safetensors format: equal arrays give equal bytes."""
@@ -253,11 +324,16 @@ class Arrays(Mapping[str, Array]):
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of `to_bytes()`, without holding it."""
-        hashed = hashlib.sha256()
-        for piece in self.pieces():
-            hashed.update(piece)
-        return hashed.hexdigest()
+        """SHA-256 of `to_bytes()`, whatever the order of the names; made once."""
+        if self._digest is None:
+            if self.stored is not None:
+                self._digest = self.stored.sha256
+            else:
+                hashed = hashlib.sha256()
+                for piece in self.pieces():
+                    hashed.update(piece)
+                self._digest = hashed.hexdigest()
+        return self._digest
 
     @staticmethod
     def from_bytes(data: Bytes) -> Arrays:
@@ -327,7 +403,7 @@ def _metadata(arrays: Arrays) -> dict[str, str]:
     unusual = {
         n: r
         for n, r in sorted(arrays.roles.items())
-        if r != ("parameter" if is_floating(arrays[n].dtype) else "buffer")
+        if r != ("parameter" if is_floating(arrays.schema[n].dtype) else "buffer")
     }
     # One key only: the format leaves the order of several keys open, and equal arrays must give equal bytes.
     return {"umbel": json.dumps({"roles": unusual})} if unusual else {}
@@ -359,7 +435,7 @@ def dtype_named(name: str) -> np.dtype[Any]:
     return np.dtype(name if name in _CODES else _CODES[name])
 
 
-def safetensors_pieces(arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> Iterator[Bytes]:
+def safetensors_pieces(arrays: Mapping[str, Array | Unmade], metadata: Mapping[str, str]) -> Iterator[Bytes]:
     """The pieces of a safetensors file: its header, then the memory of one array after the other.
 
     `metadata` has at most one entry, since the format leaves the order of several open. The bytes are those that
@@ -387,7 +463,8 @@ def safetensors_pieces(arrays: Mapping[str, Array], metadata: Mapping[str, str])
         )
     yield len(text).to_bytes(8, "little") + text
     for name in names:
-        yield _raw(arrays[name])
+        array = arrays[name]
+        yield from array.pieces() if isinstance(array, Unmade) else (_raw(array),)
 
 
 def _raw(array: Array) -> Bytes:

@@ -175,12 +175,12 @@ class Ask:
         parts = [
             self.kind,
             list(cohort),
-            model.digest if model is not None else None,
+            model.sha256 if model is not None else None,
             repr(sorted(for_client(self.config, first).items(), key=repr))
             if first is not None or not callable(self.config)
             else None,
-            Arrays(inbox).digest if inbox else None,
-            [correction.proximal if correction is not None else None, linear.digest if linear is not None else None],
+            Arrays(inbox).sha256 if inbox else None,
+            [correction.proximal if correction is not None else None, linear.sha256 if linear is not None else None],
             for_client(self.expects, first).spec() if first is not None or not callable(self.expects) else None,
             self.fold.spec(),
             self.transform.spec(),

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from .. import files
 from ..errors import NothingToFold, StrategyError, UpdateRejected
-from .arrays import Array, Arrays, Role, is_floating, wide
+from .arrays import Array, Arrays, Role, Schema, Spec, is_floating, wide
 from .fold import Fold, Unlike
 from .sums import ArraySum, ExactScalar
 from .update import Contribution
@@ -21,7 +23,6 @@ BEYOND = "a sum of integers would leave the range of int64"
 _BATCH = 16
 _BATCH_BYTES = 1 << 20  # several small updates are added at once, which spares calls; large ones gain nothing from it
 _MAPPED = 16  # so many updates that are views of files wait, whatever their size: less than that needs no bins
-_STRETCH = 1 << 18  # elements of an array whose bins (16 or 24 bytes an element) are held at a time
 
 
 class IntegerSum:
@@ -180,44 +181,35 @@ class Elementwise(Fold):
         if acc.summed:
             self._flush(acc)
             values = {n: self._value(s, acc.dtypes[n], divisor) for n, s in acc.arrays.items()}
-        else:
-            values = {n: self._value_of_waiting(acc, n, divisor) for n in acc.arrays}
-        return Arrays.trusted(values, dict(acc.roles))
+            return Arrays.trusted(values, dict(acc.roles))
+        # The magnitudes are those of whole arrays. So every stretch is summed at the level of its whole array, and gets
+        # its bits.
+        specs = {n: Spec(acc.shapes[n], self._dtype(acc.dtypes[n], divisor), role) for n, role in acc.roles.items()}
+        answer = Arrays.computed(Schema(specs), partial(self._stretch, acc, divisor))
+        return answer if answer.nbytes >= files.LARGE else Arrays.trusted(dict(answer.items()), dict(acc.roles))
 
     def divisor(self, acc: Sums) -> float | None:
         """What sums are divided by at the end."""
         return None
 
+    def _dtype(self, dtype: np.dtype[Any], divisor: float | None) -> np.dtype[Any]:
+        """What the answer has for arrays of a dtype."""
+        if self.exact_integers and not is_floating(dtype):
+            return dtype if dtype.kind == "u" else np.dtype(np.int64)
+        if divisor is None:
+            return np.dtype(np.float64)
+        return wide(dtype) if dtype.kind != "b" else np.dtype(np.int64)
+
     def _value(self, total: ArraySum | IntegerSum, dtype: np.dtype[Any], divisor: float | None) -> Array:
         if isinstance(total, IntegerSum):
             return total.value()
-        if divisor is None:
-            return total.value(np.float64)
-        return total.value(wide(dtype) if dtype.kind != "b" else np.dtype(np.int64), divide_by=divisor)
+        return total.value(self._dtype(dtype, divisor), divide_by=divisor)
 
-    def _value_of_waiting(self, acc: Sums, name: str, divisor: float | None) -> Array:
-        """One array of the answer where all updates wait: a stretch at a time, so that there are never bins of all.
-
-        The magnitudes are those of the whole array. So every stretch is summed at the level of the whole array, and
-        gets its bits.
-        """
-        shape, dtype = acc.shapes[name], acc.dtypes[name]
-        size = math.prod(shape)
-        if size <= _STRETCH or isinstance(acc.arrays[name], IntegerSum):
-            total = self._new(shape, dtype)
-            add_all(total, [item.arrays[name] for item, _ in acc.waiting], acc.waiting, name)
-            return self._value(total, dtype, divisor)
-        flat = [item.arrays[name].reshape(-1) for item, _ in acc.waiting]
-        values: Array | None = None
-        for start in range(0, size, _STRETCH):
-            stop = min(start + _STRETCH, size)
-            total = ArraySum((stop - start,), dtype)
-            add_all(total, [array[start:stop] for array in flat], acc.waiting, name)
-            part = self._value(total, dtype, divisor)
-            values = values if values is not None else np.empty(size, part.dtype)
-            values[start:stop] = part
-        assert values is not None
-        return values.reshape(shape)
+    def _stretch(self, acc: Sums, divisor: float | None, name: str, start: int, stop: int) -> Array:
+        """Some elements of the answer where all updates wait: so there are never bins of a whole array."""
+        total = self._new((stop - start,), acc.dtypes[name])
+        add_all(total, [item.arrays.stretch(name, start, stop) for item, _ in acc.waiting], acc.waiting, name)
+        return self._value(total, acc.dtypes[name], divisor)
 
     def _new(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> ArraySum | IntegerSum:
         if self.exact_integers and not is_floating(dtype):

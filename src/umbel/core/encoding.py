@@ -5,7 +5,8 @@ one metadata entry is the tree's structure in JSON. Checkpoints, recorded answer
 way. Nothing is ever pickled.
 
 A tree holds None, booleans, integers, floats, text, bytes, numpy arrays and scalars, `Arrays`, lists, tuples,
-dictionaries, and instances of classes that registered themselves with `register`.
+dictionaries, and instances of classes that registered themselves with `register`. `Arrays` may have files of their own,
+which the tree names by their SHA-256: see `Keep` and `Find`.
 """
 
 from __future__ import annotations
@@ -20,13 +21,26 @@ import numpy as np
 
 from ..errors import CorruptFile, StrategyError
 from ..files import Bytes, mapped, reading, write_pieces
-from .arrays import RESERVED, Array, Arrays, can_travel, plain, read_safetensors, safetensors_pieces
+from .arrays import (
+    RESERVED,
+    Array,
+    Arrays,
+    Unmade,
+    can_travel,
+    plain,
+    read_safetensors,
+    safetensors_pieces,
+)
 
 VERSION = 1
 DEPTH = 64
 """So many lists, tuples and dictionaries of a tree may stand one in another."""
 _TAG = "~"
 _PLAIN = frozenset((type(None), bool, int, float, str))
+Keep = Callable[[Arrays], str | None]
+"""Keeps arrays in a file of their own, and gives its SHA-256; None where they are to be inside the tree's."""
+Find = Callable[[str], Arrays]
+"""Finds them again."""
 _to_parts: dict[type, tuple[str, Callable[[Any], Any]]] = {}
 _from_parts: dict[str, Callable[[Any], Any]] = {}
 
@@ -37,9 +51,9 @@ def register(kind: type, name: str, to_parts: Callable[[Any], Any], from_parts: 
     _from_parts[name] = from_parts
 
 
-def pieces(tree: Any) -> Iterator[Bytes]:
+def pieces(tree: Any, keep: Keep = lambda arrays: None) -> Iterator[Bytes]:
     """The pieces of `encode(tree)`, one after the other: a header, then each array's own memory."""
-    arrays: dict[str, Array] = {}
+    arrays = _Written(keep)
     try:
         structure = json.dumps({"version": VERSION, "tree": _encode(tree, "", arrays, DEPTH)})
     except StrategyError:
@@ -56,14 +70,16 @@ def encode(tree: Any) -> bytes:
     return b"".join(pieces(tree))
 
 
-def save_file(path: str | Path, tree: Any, *, durable: bool = False) -> tuple[str, int]:
+def save_file(
+    path: str | Path, tree: Any, *, durable: bool = False, keep: Keep = lambda arrays: None
+) -> tuple[str, int]:
     """Write `encode(tree)` to a file, without holding it; returns its SHA-256 and size. Raises `StorageError`; an older
     file stays whole.
     """
-    return write_pieces(path, pieces(tree), durable=durable)
+    return write_pieces(path, pieces(tree, keep), durable=durable)
 
 
-def load_file(path: str | Path) -> Any:
+def load_file(path: str | Path, find: Find | None = None) -> Any:
     """Map a file that `save_file` wrote: the tree's arrays are read-only, and read when they are used. Raises
     `CorruptFile` and `StorageError`.
 
@@ -71,22 +87,38 @@ def load_file(path: str | Path) -> Any:
     """
     with reading(path):
         data = mapped(path)
-    return decode(data, views=True)
+    return decode(data, views=True, find=find)
 
 
-def decode(data: Bytes, *, views: bool = False) -> Any:
+def decode(data: Bytes, *, views: bool = False, find: Find | None = None) -> Any:
     """Turn the bytes that `encode` made back into the tree. Raises `CorruptFile`.
 
-    With `views` the tree's arrays are views of `data`; without, they are writable copies.
+    With `views` the tree's arrays are views of `data`; without, they are writable copies. `find` finds arrays that are
+    in files of their own.
     """
     arrays, metadata = read_safetensors(data, views=views)
     try:
         header = json.loads(metadata["umbel"])
         if header["version"] != VERSION:
             raise CorruptFile(f"this tree has format version {header['version']}; this release reads {VERSION}")
-        return _decode(header["tree"], arrays, DEPTH + 1)  # a leaf may be a table too
+        return _decode(header["tree"], _Read(arrays, find), DEPTH + 1)  # a leaf may be a table too
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RecursionError) as error:
         raise CorruptFile(f"these bytes hold arrays, but not a tree that Umbel wrote ({error!r:.200})") from error
+
+
+class _Written(dict[str, Array | Unmade]):
+    """The arrays of a tree that is written, by the names that they get in its file."""
+
+    def __init__(self, keep: Keep) -> None:
+        self.keep = keep
+
+
+class _Read(dict[str, Array]):
+    """The arrays of a tree that is read."""
+
+    def __init__(self, arrays: Mapping[str, Array], find: Find | None) -> None:
+        super().__init__(arrays)
+        self.find = find
 
 
 def settled(tree: Any) -> Any:
@@ -111,11 +143,13 @@ def settled(tree: Any) -> Any:
     return tree
 
 
-def _encode(tree: Any, path: str, arrays: dict[str, Array], left: int) -> Any:
+def _encode(tree: Any, path: str, arrays: _Written, left: int) -> Any:
     if type(tree) in _PLAIN:
         return tree
     if isinstance(tree, Arrays):
-        names = {name: _store(array, f"{path}/{name}", arrays) for name, array in tree.items()}
+        if (sha256 := arrays.keep(tree)) is not None:
+            return {_TAG: "file", "sha256": sha256, "names": list(tree)}
+        names = {name: _store(array, f"{path}/{name}", arrays) for name, array in tree.parts()}
         return {_TAG: "arrays", "names": names, "roles": dict(tree.roles)}
     if isinstance(tree, np.ndarray):
         return {_TAG: "array", "at": _store(tree, path, arrays)}
@@ -152,7 +186,7 @@ def _cannot_save(path: str, what: str) -> StrategyError:
     )
 
 
-def _store(array: Array, path: str, arrays: dict[str, Array]) -> str:
+def _store(array: Array | Unmade, path: str, arrays: _Written) -> str:
     name = path.lstrip("/") or "value"
     if not can_travel(array.dtype):
         raise _cannot_save(path, f"an array of {array.dtype}")
@@ -162,7 +196,7 @@ def _store(array: Array, path: str, arrays: dict[str, Array]) -> str:
     return name
 
 
-def _decode(tree: Any, arrays: dict[str, Array], left: int) -> Any:
+def _decode(tree: Any, arrays: _Read, left: int) -> Any:
     # Each array is taken out: one that is named a thousand times would else need a thousand times its memory.
     if not isinstance(tree, list | dict):
         return tree
@@ -176,6 +210,13 @@ def _decode(tree: Any, arrays: dict[str, Array], left: int) -> Any:
         return {k: _decode(v, arrays, left) for k, v in tree.items()}
     if tag == "arrays":
         return Arrays({name: arrays.pop(at) for name, at in tree["names"].items()}, tree["roles"])
+    if tag == "file":
+        if arrays.find is None:
+            raise CorruptFile(f"this tree has arrays in the file {tree['sha256']}.safetensors, which is not with it")
+        found = arrays.find(tree["sha256"])
+        chosen = found.select(tree["names"])
+        chosen.stored = found.stored if len(chosen) == len(found) else None
+        return chosen
     if tag == "array":
         return arrays.pop(tree["at"])
     if tag == "scalar":

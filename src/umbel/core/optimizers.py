@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -22,8 +22,10 @@ Slots = Mapping[str, Mapping[str, Array]]
 
 class ServerOptimizer(ABC):
     """Two pure functions: `init` makes the slots for the parameters, `step` turns a mean difference into new parameters
-    and slots.
+    and slots. One that treats every element alike says that it is `elementwise`: of large models it is given stretches.
     """
+
+    elementwise: ClassVar[bool] = False
 
     def init(self, parameters: Mapping[str, Array]) -> Slots:
         """The slots before the first step: for each slot's name, one array a parameter."""
@@ -53,6 +55,7 @@ class sgd(ServerOptimizer):
     1909.06335).
     """
 
+    elementwise: ClassVar[bool] = True
     lr: float = 1.0
     momentum: float = 0.0
     nesterov: bool = False
@@ -89,6 +92,7 @@ class Adaptive(ServerOptimizer):
     As in the paper's Algorithm 2: no bias correction, and the second moment starts at tau**2.
     """
 
+    elementwise: ClassVar[bool] = True
     lr: float = 0.1
     beta1: float = 0.9
     beta2: float = 0.99

@@ -100,7 +100,7 @@ class Like:
 
     def spec(self) -> Any:
         """A plain description, for the digest of an ask."""
-        model = self.model.digest if self.model is not None else None
+        model = self.model.sha256 if self.model is not None else None
         return ["like", model, self.names, self.delta, self.aux.spec() if self.aux else None]
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ..core.answer import Answer
-from ..core.arrays import Array, Arrays, is_floating, wide
+from ..core.arrays import Array, Arrays, Schema, Spec, is_floating, wide
 from ..core.ask import Ask, Correction
 from ..core.elementwise import weighted_mean
 from ..core.fold import Fold
@@ -79,6 +80,8 @@ class FedAvg(Strategy):
         value: Arrays = answer.value
         if not value:
             return state  # nobody's update, and the window's quorum is 0
+        if value.is_computed and self.server.elementwise:
+            return self._by_stretches(state, value)
         masters = {n: state.masters.get(n, a) for n, a in model.of_role("parameter").items() if n in value}
         with np.errstate(all="ignore"):  # what is not finite is an error by name
             difference = {n: value[n].astype(m.dtype, copy=False) for n, m in masters.items()}
@@ -87,6 +90,45 @@ class FedAvg(Strategy):
             changed = {n: _held(n, v, model[n].dtype) for n, v in {**value, **stepped}.items()}
         kept = {n: stepped.get(n, m) for n, m in state.masters.items()}
         return state.replace(model=model.replace(changed), masters=kept, slots=slots)
+
+    def _by_stretches(self, state: State, value: Arrays) -> State:
+        """The same of a model so large that nobody holds it: what is computed once it is written."""
+        model: Arrays = state.model
+        schema, roles = model.schema, model.roles
+
+        def stepped(slot: str | None, name: str, start: int, stop: int) -> Array:
+            """Of a slot, or of the parameters where there is no slot; buffers are as the answer has them."""
+            if roles[name] != "parameter":
+                return value.stretch(name, start, stop)
+            master = _stretch(state.masters if name in state.masters else model, name, start, stop)
+            before = {s: {name: _stretch(arrays, name, start, stop)} for s, arrays in state.slots.items()}
+            if name not in value:
+                return master if slot is None else before[slot][name]
+            difference = value.stretch(name, start, stop).astype(master.dtype, copy=False)
+            with np.errstate(all="ignore"):  # what is not finite is an error by name
+                parameters, slots = self.server.step({name: master}, {name: difference}, before)
+                _check_finite(parameters, slots)
+            return parameters[name] if slot is None else slots[slot][name]
+
+        def held(name: str, start: int, stop: int) -> Array:
+            if name not in value:
+                return model.stretch(name, start, stop)
+            with np.errstate(all="ignore"):
+                return _held(name, stepped(None, name, start, stop), schema[name].dtype)
+
+        def computed(arrays: Mapping[str, Array], slot: str | None) -> Arrays:
+            specs = {n: Spec(schema[n].shape, wide(schema[n].dtype), "parameter") for n in arrays}
+            return Arrays.computed(Schema(specs), partial(stepped, slot))
+
+        slots = {slot: computed(arrays, slot) for slot, arrays in state.slots.items()}
+        masters = computed(state.masters, None)
+        return state.replace(model=Arrays.computed(schema, held), masters=masters, slots=slots)
+
+
+def _stretch(arrays: Mapping[str, Array], name: str, start: int, stop: int) -> Array:
+    if isinstance(arrays, Arrays):
+        return arrays.stretch(name, start, stop)
+    return arrays[name].reshape(-1)[start:stop]
 
 
 def _held(name: str, array: Array, dtype: np.dtype[Any]) -> Array:
