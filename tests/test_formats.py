@@ -14,6 +14,7 @@ import pytest
 import umbel
 from umbel.errors import StorageError
 from umbel.node.spool import Spool
+from umbel.runs.events import AskClosed
 from umbel.runs.journal import FORMAT, LOG, LogChain, read_log
 from umbel.store.blobs import Blobs
 from umbel.store.records import VERSION
@@ -51,16 +52,33 @@ def database(source, path):
     return path
 
 
-@pytest.fixture
-def run_3(tmp_path):
-    place = shutil.copytree(FORMATS / "run-3", tmp_path / "run-3")
+def kept(number, tmp_path):
+    place = shutil.copytree(FORMATS / f"run-{number}", tmp_path / f"run-{number}")
     database(place / "client-states.sql", place / "client-states.db")
     (place / "answers").mkdir(exist_ok=True)
     return place
 
 
+@pytest.fixture
+def run_3(tmp_path):
+    return kept(3, tmp_path)
+
+
+def test_a_run_of_format_4_that_died_in_its_second_round_goes_on_with_the_answer_that_it_has(tmp_path):
+    """Its digests are other hashes than today's, and cannot be compared."""
+    place = kept(4, tmp_path)
+    assert [len(found) for found in (read_log(place).rounds, read_log(place).pending)] == [1, 1]
+    went_on = umbel.resume(app(), place, on=umbel.Simulation(clients=3))
+    whole = umbel.run(app(), on=umbel.Simulation(clients=3), seed=1)
+    assert went_on.model["w"].tobytes() == whole.model["w"].tobytes()
+    assert [event.ask for event in read_log(place).events if isinstance(event, AskClosed)] == [
+        0,
+        1,
+    ]  # none was asked again
+
+
 def test_a_run_of_format_3_goes_on(run_3):
-    assert (read_log(run_3).started.format, FORMAT) == (3, 4)
+    assert (read_log(run_3).started.format, FORMAT) == (3, 5)
     went_on = umbel.resume(app(), run_3, on=umbel.Simulation(clients=3), rounds=4)
     whole = umbel.run(app(), on=umbel.Simulation(clients=3), seed=1, rounds=4)
     assert went_on.model["w"].tobytes() == whole.model["w"].tobytes()

@@ -597,7 +597,7 @@ def test_what_is_stored_changes_with_its_format_alone(tmp_path):
     sent = {"model": "Arrays", "config": {}, "inbox": "NoneType", "correction": "NoneType", "expects": "Like"}
     ask = {"kind": "str", "lane": "str", "transforms": [step], "fold": fold, "shared": sent, "each": [each]}
     state = ({"answers": "int", "drawn": "float"},)
-    assert (FORMAT, lane) == (4, "train")
+    assert (FORMAT, lane) == (5, "train")
     assert shape(stored) == {"state": "State", "ask": "int", "clock": "NoneType"}
     assert shape(late) == {"tasks": [row], "asks": [["int", "int", "int", ({"scale": "float"},), ask]]}
     assert shape(kept) == state

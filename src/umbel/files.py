@@ -49,12 +49,8 @@ def write_pieces(path: str | Path, pieces: Iterable[Bytes], *, durable: bool = F
                 if durable:
                     os.fsync(file.fileno())
             os.replace(aside, path)
-            if durable and os.name == "posix":  # the name, too, has to reach the disk
-                folder = os.open(path.parent, os.O_RDONLY)
-                try:
-                    os.fsync(folder)
-                finally:
-                    os.close(folder)
+            if durable:
+                sync_folder(path.parent)
         except BaseException:
             aside.unlink(missing_ok=True)
             raise
@@ -66,6 +62,16 @@ def sync(paths: Iterable[Path]) -> None:
     for path in paths:
         with writing(path), suppress(FileNotFoundError), open(path, "rb+") as file:
             os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk, where the system can say so. Raises OSError."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def mapped(path: str | Path) -> memoryview:

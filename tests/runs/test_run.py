@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -37,6 +38,7 @@ from umbel import (
     mean,
     top_k,
 )
+from umbel.core import encoding
 from umbel.core.optimizers import adam
 from umbel.errors import AppError, CallerError, CorruptFile, RunFailed, SettingError, StorageError, StrategyError
 from umbel.runs.events import AskClosed, AskOpened, RoundCommitted, RoundStarted, RunFinished, RunStarted, TaskEnded
@@ -298,7 +300,15 @@ def test_a_run_whose_states_are_mapped_learns_and_keeps_the_same(tmp_path, monke
     with pytest.raises(ValueError, match="WRITEABLE"):
         mapped.model["w"].flags.writeable = True
     for name in ("initial.safetensors", "checkpoints/round-0003.safetensors"):
-        assert (mapped.folder / name).read_bytes() == (plain.folder / name).read_bytes()
+        assert load_model(mapped.folder / name) == load_model(plain.folder / name)
+    kept = {path.stem for path in (mapped.folder / "arrays").iterdir()}
+    assert all(
+        hashlib.sha256((mapped.folder / "arrays" / f"{sha}.safetensors").read_bytes()).hexdigest() == sha
+        for sha in kept
+    )
+    named = [mapped.folder / "initial.safetensors", *(mapped.folder / "checkpoints").iterdir()]
+    assert kept == set().union(*map(encoding.named_files, named))  # what no checkpoint names any more is gone
+    assert mapped.model.stored.sha256 in kept
     app = app_of(strategy=strategy)
     resumed = [umbel.resume(app, r.folder, on=Simulation(8), rounds=5).model_sha256 for r in (mapped, plain)]
     assert resumed[0] == resumed[1] == run(app_of(strategy=strategy), rounds=5).model_sha256

@@ -121,6 +121,21 @@ class _Read(dict[str, Array]):
         self.find = find
 
 
+def named_files(path: str | Path) -> set[str]:
+    """The hashes of the files that a tree's file names. Raises `CorruptFile` and `StorageError`."""
+    with reading(path):
+        _, metadata = read_safetensors(mapped(path), views=True)
+    found: set[str] = set()
+
+    def note(tree: dict[str, Any]) -> dict[str, Any]:
+        if tree.get(_TAG) == "file":
+            found.add(tree["sha256"])
+        return tree
+
+    json.loads(metadata.get("umbel", "{}"), object_hook=note)
+    return found
+
+
 def settled(tree: Any) -> Any:
     """The tree with its arrays in the order in which they would be read again, that of C; itself where they are.
 

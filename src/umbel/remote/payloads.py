@@ -14,6 +14,7 @@ from ..core.ask import SENT, Ask, for_client
 from ..core.task import Task
 from ..core.update import LONGEST_NAME, Free
 from ..errors import ClientId, StrategyError
+from ..store.blobs import linked
 from ..wire import messages as m
 from ..wire.limits import SPEC_BYTES
 from ..wire.names import client_text
@@ -159,7 +160,11 @@ def stored_in(folder: Any, adopt: Callable[[Any, bytes, int], None], inline: int
         import secrets
 
         path = folder / f"outgoing-{secrets.token_hex(8)}"
-        sha, size = value.to_file(path) if arrays else encoding.save_file(path, value)
+        known = value.stored if arrays else None
+        if known is not None and linked(known.path, path):
+            sha, size = known.sha256, known.size
+        else:
+            sha, size = value.to_file(path) if arrays else encoding.save_file(path, value)
         digest = bytes.fromhex(sha)
         adopt(path, digest, size)
         return m.Payload(blob=m.Blob(sha256=digest, size=size))

@@ -34,6 +34,8 @@ from .reasons import Reasons, counted, short
 from .receipts import MOST_CLIENTS, skipped, told
 
 Reply = Answer | NothingToFold
+UNKNOWN = "?"
+"""The digest of an ask that an earlier release recorded, which took another hash."""
 
 
 @dataclass(slots=True)
@@ -248,6 +250,8 @@ class RunAsks:
             lane = f"{lane}#{index}"
             ask = replace(ask, lane=lane)
         cohort, drawn = draw(ask.clients, self._clients, self._session.online, self._key.derive("cohort", r, number))
+        if isinstance(ask.model, Arrays) and ask.model.is_computed:
+            ask = replace(ask, model=self._journal.kept(ask.model))
         if ask.window.late == "keep":
             ask = lasting(ask)
         schema = ask.schema(cohort[0] if cohort else None)
@@ -266,7 +270,7 @@ class RunAsks:
         return self._coordinator.handle(Opened(item.id, item.lane, item.cohort, item.ask.window, late), self._now())
 
     def _replay(self, item: AskUnderway, record: AskClosed) -> None:
-        if record.digest != item.digest:
+        if record.digest not in (item.digest, UNKNOWN):
             raise NondeterministicStrategy(
                 f"ask {item.id} is not what it was before the run stopped: the strategy asks something else",
                 round=record.round,

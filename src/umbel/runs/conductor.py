@@ -19,7 +19,7 @@ from ..folds.total import total
 from ..samplers.uniform import Uniform
 from ..work.seeding import generators_kept, seed_generators
 from ..work.state import ClientStates
-from .asks import AskUnderway, RunAsks, bounded, nothing_came
+from .asks import UNKNOWN, AskUnderway, RunAsks, bounded, nothing_came
 from .events import (
     AskClosed,
     RoundCommitted,
@@ -33,7 +33,7 @@ from .events import (
 )
 from .federation import Federation, Session
 from .history import History
-from .journal import Journal, RunLog
+from .journal import FORMAT, Journal, RunLog
 from .observers import Observers
 from .outcome import best_round, failures, is_early, is_empty, verdict
 from .publisher import Held, Publisher
@@ -121,7 +121,8 @@ class Conductor:
             self._finished = log.finished
         # It died after its last round, and before it could say whether that was its failure.
         self._unjudged = log.finished is None and self.round > log.resumed_after
-        self._connect(log.pending)
+        earlier = self.started.format < FORMAT
+        self._connect([replace(record, digest=UNKNOWN) for record in log.pending] if earlier else log.pending)
         if isinstance(checkpoint["state"], State):
             self._state = checkpoint["state"]
             self._asks.restore(checkpoint)
@@ -247,7 +248,7 @@ class Conductor:
         failed = None
         served: list[AskUnderway] = []
         try:
-            self._state = self._generate(r, served)
+            self._state = self._journal.kept(self._generate(r, served))
         except NothingToFold as error:
             drew_nobody = not error.asked and any(item.reply is error for item in served)
             failed = None if drew_nobody else error.message

@@ -18,23 +18,28 @@ import json
 import logging
 import os
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .. import files
 from ..core import encoding
+from ..core.arrays import Arrays, Stored
+from ..core.strategy import State
 from ..errors import CorruptFile, JournalMissing, StorageError
+from ..store.blobs import linked
 from ..store.patience import Patience
 from .events import AskClosed, RoundCommitted, RunEvent, RunFinished, RunResumed, RunStarted
 from .schema import event_of
 
 _LOG = logging.getLogger("umbel.runs")
-FORMAT = 4
-READ = (3, 4)
+FORMAT = 5
+READ = (3, 4, 5)
 """The formats that this release goes on with."""
 LOG = "events.jsonl"
+ARRAYS = "arrays"
+"""The folder of what is large, models above all, as plain files by their SHA-256."""
 CHECKPOINTS_LEFT = "The checkpoints beside it can still be used: `umbel run APP --init <checkpoint>`."
 
 
@@ -112,10 +117,11 @@ class Journal:
         self._chain: LogChain | None = None
         self._told = False
         self._unsynced: list[Path] = []
+        self._named: dict[str, set[str]] = {}
         if folder is not None:
             with files.writing(folder):
-                (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-                (folder / "answers").mkdir(exist_ok=True)
+                for name in ("checkpoints", "answers", ARRAYS):
+                    (folder / name).mkdir(parents=True, exist_ok=True)
                 self._log = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             try:
                 if not files.locked(self._log):
@@ -167,22 +173,65 @@ class Journal:
         path = self.folder / name
         return self._patience(self._save, path, name, tree, durable)
 
+    def kept(self, tree: Any) -> Any:
+        """A tree, or a state, whose computed arrays are kept in files of the run, or in memory where there are none."""
+        if isinstance(tree, Arrays) and tree.is_computed:
+            if self.folder is None:
+                return Arrays(dict(tree.items()), tree.roles)
+            found = finder(self.folder)(self._patience(self._write, tree, False))
+            chosen = found.select(tree)
+            chosen.stored = found.stored
+            return chosen
+        if isinstance(tree, State):
+            return tree.replace(**self.kept(tree.parts()))
+        return {name: self.kept(part) for name, part in tree.items()} if type(tree) is dict else tree
+
     def _save(self, path: Path, name: str, tree: Any, durable: bool) -> dict[str, str]:
         if durable:
             files.sync(beside for beside in self._unsynced if beside.parent == path.parent)
             self._unsynced = [other for other in self._unsynced if other.parent != path.parent]
         else:
             self._unsynced.append(path)
-        sha256, _ = encoding.save_file(path, tree, durable=durable)
+        named: set[str] = set()
+
+        def keep(arrays: Arrays) -> str | None:
+            if arrays.nbytes < files.LARGE:
+                return None
+            named.add(sha256 := self._write(arrays, durable))
+            return sha256
+
+        sha256, _ = encoding.save_file(path, tree, durable=durable, keep=keep)
+        self._named[name] = named
         return {"file": name, "sha256": sha256}
+
+    def _write(self, arrays: Arrays, durable: bool) -> str:
+        """Have arrays in a file of the run, and give its hash: what a file holds already is not written again."""
+        assert self.folder is not None
+        folder, stored = self.folder / ARRAYS, arrays.stored
+        if stored is None or not (
+            (place := place_of(self.folder, stored.sha256)).exists() or linked(stored.path, place)
+        ):
+            aside = folder / "new"
+            sha256, size = arrays.to_file(aside)
+            place = place_of(self.folder, sha256)
+            with files.writing(place):
+                os.replace(aside, place)
+            arrays.stored = stored = Stored(place, sha256, size)
+        if durable:
+            files.sync([place])
+            files.sync_folder(folder)
+        return stored.sha256
 
     def mapped(self, reference: Mapping[str, str] | None, tree: Any) -> Any:
         """A tree that was just saved, as it is in its file: where that is large, its arrays need no memory of their
         own from then on, and are read-only. The tree itself where it is small or was kept nowhere.
         """
-        if reference is None or self.folder is None or not files.is_large(self.folder / reference["file"]):
+        if reference is None or self.folder is None:
             return tree
-        return encoding.load_file(self.folder / reference["file"])
+        path = self.folder / reference["file"]
+        if not self._named[reference["file"]] and not files.is_large(path):
+            return tree
+        return encoding.load_file(path, finder(self.folder))
 
     def summarise(self, summary: Mapping[str, Any]) -> None:
         """Write `summary.json`, how the run ended in one small file."""
@@ -206,6 +255,24 @@ class Journal:
             for path in (self.folder / "answers").iterdir():
                 path.unlink(missing_ok=True)
 
+    def _collect(self) -> None:
+        """Remove the arrays that no file names any more."""
+        assert self.folder is not None
+        there = [*self.folder.glob("*.safetensors"), *self.folder.glob("*/*.safetensors")]
+        kept = [path for path in there if path.parent.name == ARRAYS]
+        names = {path.relative_to(self.folder).as_posix(): path for path in there if path.parent.name != ARRAYS}
+        try:
+            self._named = {
+                name: self._named[name] if name in self._named else encoding.named_files(path)
+                for name, path in (names.items() if kept else ())
+            }
+        except CorruptFile:
+            return  # nobody knows what an old checkpoint named that was damaged since
+        needed = set().union(*self._named.values())
+        for path in kept:
+            if path.stem not in needed:
+                path.unlink(missing_ok=True)
+
     def keep_checkpoints(self, names: Iterable[str]) -> None:
         """Remove all checkpoints but these."""
         if self.folder is not None:
@@ -213,6 +280,7 @@ class Journal:
             for path in (self.folder / "checkpoints").glob("round-*.safetensors"):
                 if f"checkpoints/{path.name}" not in kept:
                     path.unlink(missing_ok=True)
+            self._collect()
 
     def truncate(self, size: int) -> None:
         """Drop what follows the intact records of the log."""
@@ -304,7 +372,30 @@ def load_checked(folder: Path, reference: Mapping[str, str]) -> Any:
         raise CorruptFile(f"{path} is missing or cannot be read: {error.strerror}") from error
     if hashlib.sha256(data).hexdigest() != reference["sha256"]:
         raise CorruptFile(f"{path} is not what the run wrote: its hash differs from the log's")
-    return encoding.decode(data, views=large)
+    return encoding.decode(data, views=large, find=finder(folder, check=True))
+
+
+def place_of(folder: Path, sha256: str) -> Path:
+    """Where the file of a run's folder is that has this hash."""
+    return folder / ARRAYS / f"{sha256}.safetensors"
+
+
+def finder(folder: Path, *, check: bool = False) -> Callable[[str], Arrays]:
+    """What finds the arrays of a run's folder by the hash of their file, and may `check` it. Raises `CorruptFile`."""
+
+    def find(sha256: str) -> Arrays:
+        path = place_of(folder, sha256)
+        try:
+            data = files.mapped(path)
+        except OSError as error:
+            raise CorruptFile(f"{path} is missing or cannot be read: {error.strerror}") from error
+        if check and hashlib.sha256(data).hexdigest() != sha256:
+            raise CorruptFile(f"{path} is not what the run wrote: its hash is not its name")
+        found = Arrays.from_bytes(data)
+        found.stored = Stored(path, sha256, len(data))
+        return found
+
+    return find
 
 
 def write_whole(path: Path, data: bytes, *, durable: bool = True) -> None:

@@ -36,7 +36,19 @@ from .config import laid_over
 from .events import LARGEST, Observer, RunEvent, RunResumed, RunStarted
 from .federation import Enlisting, Federation
 from .history import History
-from .journal import CHECKPOINTS_LEFT, FORMAT, READ, Journal, RunLog, has_log, load_checked, read_log
+from .journal import (
+    ARRAYS,
+    CHECKPOINTS_LEFT,
+    FORMAT,
+    READ,
+    Journal,
+    RunLog,
+    finder,
+    has_log,
+    load_checked,
+    place_of,
+    read_log,
+)
 from .observers import Observers
 from .receipts import Clients
 from .software import changes, software
@@ -306,6 +318,7 @@ def _new_id(stem: str, folder: str | Path | None) -> str:
 
 
 _LOG = logging.getLogger("umbel.runs")
+ARRAYS_BESIDE = f"Copy the run's folder whole, or export the model: `umbel export`; what is large is in its {ARRAYS}."
 
 
 @contextmanager
@@ -363,14 +376,24 @@ def load_model(path: str | Path) -> Arrays:
     with files.reading(path):
         data = files.mapped(path) if files.is_large(path) else Path(path).read_bytes()
     try:
-        tree = encoding.decode(data, views=True)
-    except CorruptFile:
+        tree = encoding.decode(data, views=True, find=lambda sha256: _beside(Path(path), sha256))
+    except CorruptFile as error:
+        if error.hint == ARRAYS_BESIDE:
+            raise
         return _plain_model(path, data)
     state = tree.get("state") if isinstance(tree, Mapping) else None
     model = state["model"] if isinstance(state, Mapping) else getattr(state, "model", None)
     if not isinstance(model, Arrays):
         raise CorruptFile(f"{path} holds no model", hint="Give a model that `umbel export` wrote, or a checkpoint.")
     return model
+
+
+def _beside(path: Path, sha256: str) -> Arrays:
+    """Arrays that a file of a run names. Raises `CorruptFile`."""
+    for folder in path.absolute().parents[:2]:
+        if place_of(folder, sha256).exists():
+            return finder(folder)(sha256)
+    raise CorruptFile(f"{path} names arrays that are not in a folder {ARRAYS} beside it", hint=ARRAYS_BESIDE)
 
 
 def _plain_model(path: str | Path, data: files.Bytes) -> Arrays:

@@ -24,7 +24,7 @@ from .requests import Body, Offices, OperatorPeer, is_whole, run_of, runs_by_age
 _LOG = logging.getLogger("umbel.server")
 REFUSALS = 3
 """So many refusals are told of a run that waits."""
-PULLED = ("events.jsonl", "summary.json", "initial.safetensors", "checkpoints/*.safetensors")
+PULLED = ("events.jsonl", "summary.json", "initial.safetensors", "checkpoints/*.safetensors", "arrays/*.safetensors")
 """The files of a run's folder that operators may have."""
 
 

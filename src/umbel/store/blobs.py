@@ -27,6 +27,7 @@ from types import TracebackType
 from typing import Self
 
 from ..errors import CorruptFile, InternalError, ProtocolError, StorageError
+from ..files import sync_folder
 from ..wire import messages as m
 
 PIECE = 1 << 20
@@ -361,7 +362,7 @@ class Blobs:
         with self._lock:
             if not place.parent.is_dir():
                 place.parent.mkdir(mode=0o700, exist_ok=True)
-                _sync(self.folder)
+                sync_folder(self.folder)
             os.replace(path, place)
             if place.is_symlink():  # who has left it there has been at it since
                 place.unlink()
@@ -370,7 +371,7 @@ class Blobs:
             self._completed(blob, mark)
         if not mark:
             self.gave(blob.sha256, giver)
-        _sync(place.parent)
+        sync_folder(place.parent)
 
     def _closed(self, part: PartialBlob, left: int) -> None:
         with self._lock:
@@ -544,13 +545,3 @@ def linked(path: Path, place: Path) -> bool:
     except OSError:
         return False
     return True
-
-
-def _sync(folder: Path) -> None:
-    """Have the names in a folder reach the disk."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
