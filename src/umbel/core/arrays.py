@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from .. import files
 from ..errors import CorruptFile, StrategyError
 from ..files import Bytes, mapped, reading, write_pieces
 
@@ -112,6 +113,9 @@ class _Computed(Mapping[str, Array]):
         made.flags.writeable = False
         return made.reshape(shape)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.schema.roles  # and not made for that
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.schema)
 
@@ -201,6 +205,12 @@ class Arrays(Mapping[str, Array]):
     def is_computed(self) -> bool:
         """Whether they are made whenever they are looked at."""
         return isinstance(self._arrays, _Computed)
+
+    def stretches(self, name: str) -> Iterator[Array]:
+        """The elements of an array, as many at a time as are made of a computed one."""
+        if isinstance(self._arrays, _Computed):
+            return (stretch for _, stretch in self._arrays.stretches(name))
+        return iter((self._arrays[name],))
 
     def stretch(self, name: str, start: int, stop: int) -> Array:
         """The elements of an array from one to another, in the order of C."""
@@ -528,8 +538,21 @@ def _placed(part: memoryview, dtype: np.dtype[Any], shape: list[int], views: boo
     return array if views and array.flags.aligned else array.copy()
 
 
-def difference(new: Arrays, old: Arrays, schema: Schema) -> Arrays:
-    """The arrays of `schema`: `new - old` for parameters, in float32 (float64 for float64); all others as in `new`."""
+def difference(new: Arrays, old: Arrays, schema: Schema, *, computed: bool = False) -> Arrays:
+    """The arrays of `schema`: `new - old` for parameters, in float32 (float64 for float64); all others as in `new`.
+    Large ones may be `computed`, where nobody changes `new` or `old` before they are written.
+    """
+    if computed and schema.nbytes >= files.LARGE:
+        specs = {
+            n: Spec(s.shape, wide(s.dtype) if s.role == "parameter" else s.dtype, s.role) for n, s in schema.items()
+        }
+
+        def make(name: str, start: int, stop: int) -> Array:
+            cut = {name: Spec((stop - start,), *schema[name][1:])}
+            parts = (Arrays.trusted({name: a.stretch(name, start, stop)}, a.roles) for a in (new, old))
+            return difference(*parts, Schema(cut))[name]
+
+        return Arrays.computed(Schema(specs), make)
     mine, theirs = new._arrays, old._arrays
     result: dict[str, Array] = {}
     for name, role in schema.roles.items():
