@@ -543,14 +543,12 @@ def difference(new: Arrays, old: Arrays, schema: Schema, *, computed: bool = Fal
     Large ones may be `computed`, where nobody changes `new` or `old` before they are written.
     """
     if computed and schema.nbytes >= files.LARGE:
-        specs = {
-            n: Spec(s.shape, wide(s.dtype) if s.role == "parameter" else s.dtype, s.role) for n, s in schema.items()
-        }
+        specs = {n: s._replace(dtype=wide(s.dtype)) if s.role == "parameter" else s for n, s in schema.items()}
 
         def make(name: str, start: int, stop: int) -> Array:
             cut = {name: Spec((stop - start,), *schema[name][1:])}
-            parts = (Arrays.trusted({name: a.stretch(name, start, stop)}, a.roles) for a in (new, old))
-            return difference(*parts, Schema(cut))[name]
+            mine, theirs = (Arrays.trusted({name: a.stretch(name, start, stop)}, a.roles) for a in (new, old))
+            return difference(mine, theirs, Schema(cut))[name]
 
         return Arrays.computed(Schema(specs), make)
     mine, theirs = new._arrays, old._arrays
