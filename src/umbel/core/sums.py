@@ -39,7 +39,7 @@ from numpy.typing import DTypeLike, NDArray
 
 _Row = NDArray[np.int64]
 
-__all__ = ["ArraySum", "ExactScalar", "magnitude"]
+__all__ = ["ArraySum", "ExactScalar", "magnitude", "magnitudes"]
 
 _WIDTH = 38  # bits of a bin; 1074 = 28 * 38 + 10 puts the common magnitudes (2**-11 .. 2**27) into one level
 _HALF = 1 << (_WIDTH - 1)
@@ -165,6 +165,16 @@ def magnitude(x: NDArray[Any]) -> float:
     return number
 
 
+def magnitudes(stack: NDArray[Any]) -> list[float]:
+    """The `magnitude` of each array in a stack."""
+    rows = stack.reshape(len(stack), math.prod(stack.shape[1:]))
+    if not (rows.dtype.char in "fd" and len(rows) > 1 and 0 < rows.shape[1] <= _BLOCK):
+        return [magnitude(row) for row in rows]
+    highest, lowest = np.maximum.reduce(rows, axis=1), np.minimum.reduce(rows, axis=1)
+    largest: list[float] = (np.maximum(highest, -lowest) + 0.0).tolist()
+    return largest
+
+
 class ArraySum:
     """The reproducible sum of weighted arrays of one shape and dtype (the module's docstring says what is summed).
 
@@ -203,22 +213,22 @@ class ArraySum:
         self,
         xs: NDArray[Any] | Sequence[NDArray[Any]],
         weights: Sequence[float],
-        magnitudes: Sequence[float] | None = None,
+        sizes: Sequence[float] | None = None,
     ) -> None:
-        """Add weight * x for each, as `add` does and to the same bits, but faster: in one array with a first dimension
-        more, `xs` is faster yet.
+        """Add weight * x for each, as `add` does and to the same bits, but faster; best where `xs` is one array with a
+        dimension more. `sizes` are their magnitudes.
         """
         if self.shape and isinstance(xs, np.ndarray) and xs.flags.c_contiguous:
             self._check_like(xs.shape[1:], xs.dtype)
-            flats: Any = xs.reshape(len(xs), -1)
+            flats: Any = xs.reshape(len(xs), self._size)
         else:
             rows = [np.asarray(x) for x in xs]
             for x in rows:
                 self._check_like(x.shape, x.dtype)
             flats = [_flat(x) for x in rows]
-        sizes = [magnitude(x) for x in xs] if magnitudes is None else magnitudes
+        known = [magnitude(x) for x in xs] if sizes is None else sizes
         factors = [float(weight) for weight in weights]
-        largest = max((_bound(w, size) for _, w, size in zip(xs, factors, sizes, strict=True)), default=0.0)
+        largest = max((_bound(w, size) for _, w, size in zip(range(len(xs)), factors, known, strict=True)), default=0.0)
         self.count += len(factors)
         if largest > 0.0:
             self._raise_to(_level_of(largest, _BINS[self.dtype]))

@@ -120,7 +120,7 @@ class SimulationSession(Session):
         into = self._asks[command.ask]
         into.admitted.append(ticket)
         ticket.admit, ticket.into = command, into
-        if ticket.done and (self._backlog is None or not ticket.sent.plain):  # else it is folded already
+        if ticket.done and not ticket.sent.plain:  # else it is folded already
             ticket.fold()
 
     def _cancel(self, id: str) -> None:
