@@ -94,7 +94,7 @@ class Bench:
         for client in clients:
             event = self.run(id, client)
             if isinstance(event, Finished):
-                self.executor.admit(Admit(event.task, id))
+                self.executor.admit(Admit(event.tasks, id))
         closed = self.executor.close(id)
         self.states.advance(id, closed.states, since=id)
         return closed
@@ -375,7 +375,7 @@ def test_only_an_admitted_result_counts_and_advances_the_clients_state(states):
     id = bench.open()
     for client in (0, 1):
         bench.run(id, client)
-    bench.executor.admit(Admit("0.0", id))
+    bench.executor.admit(Admit(["0.0"], id))
     bench.executor.cancel("0.1")
     bench.executor.cancel("0.1")
     closed = bench.executor.close(id)
@@ -434,8 +434,8 @@ def test_a_stale_update_is_discounted_and_its_receipt_says_so(states):
     bench.run(old, 0), bench.run(old, 1)
     bench.executor.close(old)
     new = bench.open(round=2)
-    bench.executor.admit(Admit("0.0", new, staleness=1, factor=0.5))
-    bench.executor.admit(Admit("0.1", new, staleness=0, factor=1.0))
+    bench.executor.admit(Admit(["0.0"], new, staleness=1, factor=0.5))
+    bench.executor.admit(Admit(["0.1"], new, staleness=0, factor=1.0))
     answer = bench.executor.close(new).partial.finish()
     assert answer.value["w"].tolist() == [0.75, 0.75]
     assert [r.staleness for r in answer.receipts] == [1, 0]
@@ -671,7 +671,7 @@ def test_done_together_tasks_come_to_the_same_as_one_by_one(kinds, fold, expects
             failed = [bench.run(id, client) for client in clients[:left]]
             for outcome in failed:
                 if isinstance(outcome, Finished):
-                    bench.executor.admit(Admit(outcome.task, id))
+                    bench.executor.admit(Admit(outcome.tasks, id))
         else:
             failed = bench.executor.run_all(id, clients, lambda: next(begun, False), fold=True)
         closed = bench.executor.close(id)

@@ -104,7 +104,7 @@ class Local:
 
     def cancel(self, ticket: Ticket) -> None:
         """Let go of a result."""
-        self._executor.cancel(ticket.task.id)
+        self._executor.cancel([ticket.task.id])
 
     def close(self, sent: SimulatedAsk) -> ClosedAsk:
         """Give back what was folded."""
@@ -178,7 +178,7 @@ class HostedWorker:
             if ticket.admit is not None and not folded:
                 assert ticket.into is not None
                 self._open(ticket.into)
-                admits.append(ticket.admit)
+                admits.append(ticket.admission)
                 self.holds.add(ticket.admit.ask)
         self.flush()
         self._batch += 1

@@ -267,7 +267,7 @@ class Worker:
                 for name, value in own.items():
                     self._routes[ask][name].now[client] = value
             at_once = self.executor.at_once(ask) if folded else 1
-            special = {admit.task: admit for admit in admits}
+            special = {task: admit for admit in admits for task in admit.tasks}
             for start in range(0, len(clients), at_once):
                 self._chunk(ask, clients[start : start + at_once], report, folded, special)
         self._row[PLACE] = 0
@@ -311,8 +311,7 @@ class Worker:
             self.executor.admit(command)
 
     def _cancel(self, tasks: list[str]) -> None:
-        for task in tasks:
-            self.executor.cancel(task)
+        self.executor.cancel(tasks)
 
     def _close(self, id: int) -> None:
         opened = self.executor.close(id)

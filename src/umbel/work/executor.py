@@ -201,7 +201,7 @@ class Executor(Intake):
 
         Errors of the client fail the task; errors of the caller are raised.
         """
-        return self.run_all(task.ask, [task.client])[0] or Finished(task.id)
+        return self.run_all(task.ask, [task.client])[0] or Finished([task.id])
 
     def run_all(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -131,7 +131,7 @@ class Intake:
         self._account.training += receipt.seconds
         found.items.mapped = mapped and opened.ask.transform.parts == ()
         self._results[task.id] = found
-        return Finished(task.id)
+        return Finished([task.id])
 
     def _taken_in(self, opened: OpenAsk, task: Task, update: Update, claimed: Receipt, state: bytes | None) -> Checked:
         item = self.decoded(opened, update, opened.sent_to(task.client), task.client)
@@ -185,11 +185,12 @@ class Intake:
         return traced(error.__cause__)[-LONGEST_TRACE:]
 
     def admit(self, command: Admit) -> None:
-        """Fold a result that waits."""
+        """Fold results that wait."""
         began = time.perf_counter()
-        result = self._results.pop(command.task)
-        result.receipts.staleness[:] = [command.staleness] * len(result.items)
-        self._fold(self._asks[command.ask], result, command.factor)
+        for task in command.tasks:
+            result = self._results.pop(task)
+            result.receipts.staleness[:] = [command.staleness] * len(result.items)
+            self._fold(self._asks[command.ask], result, command.factor)
         self._account.folding += time.perf_counter() - began
 
     def _fold(self, opened: OpenAsk, result: Checked, factor: float = 1.0) -> None:
@@ -203,9 +204,10 @@ class Intake:
             raise error.located(round=opened.round, client=clients[0]) from error.__cause__
         opened.states.update(result.states)
 
-    def cancel(self, task: str) -> None:
-        """Let go of a result that nobody wants."""
-        self._results.pop(task, None)
+    def cancel(self, tasks: Iterable[str]) -> None:
+        """Let go of results that nobody wants."""
+        for task in tasks:
+            self._results.pop(task, None)
 
     def close(self, id: int) -> OpenAsk:
         """Hand over the partial of an ask, and the client states that come with it."""
