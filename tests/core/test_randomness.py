@@ -564,3 +564,12 @@ class TestLimits:
     def test_counts_are_whole_numbers(self):
         with pytest.raises(TypeError):
             KEY.draws().words(1.5)  # type: ignore[arg-type]
+
+
+@given(st.lists(st.one_of(st.integers(), st.text(), st.binary()), max_size=3), st.one_of(st.integers(), st.text()))
+def test_keys_that_share_their_first_parts_derive_as_by_themselves(
+    parts: list[int | str | bytes], last: int | str
+) -> None:
+    key = Key.from_seed(5)
+    deriving = key.deriving(*parts)
+    assert deriving(last) == deriving(last) == key.derive(*parts, last)

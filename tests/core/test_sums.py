@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from umbel.core import sums
-from umbel.core.sums import ArraySum, ExactScalar, magnitude
+from umbel.core.sums import ArraySum, ExactScalar, magnitude, magnitudes
 
 seeds = st.integers(0, 2**32 - 1)
 finite = st.floats(allow_nan=False, allow_infinity=False)
@@ -263,7 +263,19 @@ def test_stacked_short_arrays_equal_single_ones():
         weights = rng.uniform(-2, 700, len(xs)).tolist()
         many = ArraySum((size,), np.float32)
         many.add_many(xs, weights)
-        assert many.encode() == direct((size,), np.float32, zip(xs, weights, strict=True)).encode()
+        one = ArraySum((size,), np.float32)
+        one.add_many(np.stack(xs), weights)
+        assert many.encode() == one.encode() == direct((size,), np.float32, zip(xs, weights, strict=True)).encode()
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "i8", "u1", "?"])
+@pytest.mark.parametrize("shape", [(), (3,), (2, 0), (70, 300)])
+def test_the_magnitudes_of_a_stack_are_those_of_its_arrays(dtype, shape):
+    chance = np.random.default_rng(7)
+    stack = (chance.standard_normal((5, *shape)) * 9).astype(dtype)
+    if np.dtype(dtype).kind == "f" and stack.size:
+        stack[1, ...], stack[2, ...], stack[3, ...] = np.nan, -np.inf, -0.0
+    np.testing.assert_array_equal(magnitudes(stack), [magnitude(x) for x in stack])
 
 
 def test_strided_and_byte_swapped_arrays_are_read_in_order():

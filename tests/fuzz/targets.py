@@ -25,7 +25,7 @@ from umbel.core import encoding
 from umbel.core.arrays import Arrays
 from umbel.core.elementwise import weighted_mean
 from umbel.core.partial import Partial
-from umbel.core.task import Admit, AllFinished, Finished
+from umbel.core.task import Admit, Finished
 from umbel.core.update import Like, Update, check
 from umbel.errors import (
     AppError,
@@ -372,10 +372,8 @@ def session(data: bytes) -> None:
             raise
         except UmbelError as error:
             raise ProtocolError(str(error), m.CODE_MALFORMED) from error
-        for task in event.tasks if isinstance(event, AllFinished) else ():
-            stage.session.do(Admit(task, 0))
         if isinstance(event, Finished):
-            stage.session.do(Admit(event.task, 0))
+            stage.session.do(Admit(list(event.tasks), 0))
     stage.session.close(0)
 
 

@@ -241,8 +241,8 @@ class Remote:
             task = Task(told["task"], self.id, client)
             update = encoding.decode(bytes_of(told["update"]))
             receipt = Receipt(task.id, client, told["weight"], told["metrics"], told["seconds"])
-            assert intake.arrived(task, update, receipt, None) == Finished(task.id)
-            intake.admit(Admit(task.id, self.id))
+            assert intake.arrived(task, update, receipt, None) == Finished([task.id])
+            intake.admit(Admit([task.id], self.id))
             self.states[client] = bytes_of(told["state"])
             assert told["metrics"]["seen"] == r
         answer, _ = steps.finish(intake.close(self.id).partial.finish({}, 4), kept, Key.from_seed(0))

@@ -19,7 +19,7 @@ from umbel.core import encoding
 from umbel.core.ask import Ask
 from umbel.core.partial import Partial
 from umbel.core.randomness import Key
-from umbel.core.task import Admit, AllFinished, Cancel, Failed, Finished, Send, Task, Ticked
+from umbel.core.task import Admit, Cancel, Failed, Finished, Send, Task, Ticked
 from umbel.core.update import Like, Receipt, Update, check
 from umbel.remote.payloads import answer_bytes
 from umbel.remote.session import PARTING, Arrived, Down, Missing, RemoteSession, Up
@@ -103,7 +103,7 @@ class Stage:
 
     def send(self, *clients, ask=0, attempt=1):
         for client in clients:
-            self.session.do(Send(Task(f"{ask}.{client}", ask, client, attempt)))
+            self.session.do(Send([Task(f"{ask}.{client}", ask, client, attempt)]))
 
     def said(self, kind=None):
         """What the server was told since this was last called: all, or the bodies of one kind."""
@@ -176,8 +176,8 @@ def finish(stage, *items):
     stage.comes(*items)
     for _ in items:
         event = stage.session.next_event()
-        for task in event.tasks if isinstance(event, AllFinished) else [event.task]:
-            stage.session.do(Admit(task, int(task.split(".")[0])))
+        for task in event.tasks if isinstance(event, Finished) else [event.task]:
+            stage.session.do(Admit([task], int(task.split(".")[0])))
     return stage.session.close(0)
 
 
@@ -240,14 +240,14 @@ def test_what_the_server_wants_known_is_a_warning(asked):
 
 
 def test_a_second_answer_changes_nothing(asked):
-    assert asked.next(done(0)) == Finished("0.0")
-    assert asked.next(done(0, update=payload_of(update_of(5))), failed(0), done(7), done(1)) == Finished("0.1")
+    assert asked.next(done(0)) == Finished(["0.0"])
+    assert asked.next(done(0, update=payload_of(update_of(5))), failed(0), done(7), done(1)) == Finished(["0.1"])
 
 
 def test_an_answer_to_an_earlier_attempt_counts(asked):
     asked.next(failed(0, retry=True))
     asked.send(0, attempt=2)
-    assert asked.next(done(0, attempt=1)) == Finished("0.0")
+    assert asked.next(done(0, attempt=1)) == Finished(["0.0"])
 
 
 @pytest.mark.parametrize(
@@ -265,7 +265,7 @@ def test_a_wrong_update_fails_its_task_alone(asked, update, reason):
     assert isinstance(event, Failed)
     assert reason in event.reason
     assert not event.retry
-    assert asked.next(done(1)) == Finished("0.1")
+    assert asked.next(done(1)) == Finished(["0.1"])
 
 
 def test_a_time_that_is_none_counts_for_nothing(asked):
@@ -274,11 +274,11 @@ def test_a_time_that_is_none_counts_for_nothing(asked):
 
 
 def test_a_cancelled_task_is_not_waited_for(asked):
-    asked.session.do(Cancel("0.0"))
-    asked.session.do(Cancel("0.0"))
+    asked.session.do(Cancel(["0.0"]))
+    asked.session.do(Cancel(["0.0"]))
     assert asked.said("cancel") == [m.Cancel(run="r", tasks=["0.0"])]
-    assert asked.next(done(0), done(1)) == Finished("0.1")
-    asked.session.do(Cancel("0.1"))
+    assert asked.next(done(0), done(1)) == Finished(["0.1"])
+    asked.session.do(Cancel(["0.1"]))
     assert asked.said() == []
     assert asked.session.next_event() is None
 
@@ -310,7 +310,7 @@ def test_a_client_in_an_earlier_ask_waits_until_that_one_is_recorded(asked):
 def test_a_blocked_task_may_be_cancelled(asked):
     asked.open(1, cohort=(0,))
     asked.send(0, ask=1)
-    asked.session.do(Cancel("1.0"))
+    asked.session.do(Cancel(["1.0"]))
     finish(asked, done(0), done(1))
     asked.said()
     assert asked.session.next_event() is None
@@ -354,7 +354,7 @@ def test_a_client_without_a_sign_of_life_is_warned_of_and_given_up(asked):
 
 def test_signs_of_life_put_it_off(asked):
     alive = {"alive": m.Alive(run="r", tasks=["0.0", "0.1", "9.9"])}
-    assert asked.next(45.0, alive, 45.0, alive, 45.0, done(0)) == Finished("0.0")
+    assert asked.next(45.0, alive, 45.0, alive, 45.0, done(0)) == Finished(["0.0"])
     assert asked.link.time == 135.0
     assert asked.session.reporting.warnings() == []
     assert asked.session.next_event() == Ticked()
@@ -371,7 +371,7 @@ def test_what_is_open_is_said_again_when_the_server_is_back(asked):
     asked.comes(Down())
     asked.comes(Up())
     asked.comes(done(1))
-    assert asked.session.next_event() == Finished("0.1")
+    assert asked.session.next_event() == Finished(["0.1"])
     assert asked.said() == ["run_spec", "ask_spec", "task", "log_event"]
 
 
@@ -387,7 +387,7 @@ def test_nothing_is_said_while_the_server_is_away(asked):
 
 def test_after_an_outage_the_patience_begins_anew(asked):
     asked.next(done(1))
-    assert asked.next(49.0, Down(), Up(), 40.0, done(0)) == Finished("0.0")
+    assert asked.next(49.0, Down(), Up(), 40.0, done(0)) == Finished(["0.0"])
     assert asked.session.reporting.warnings() == []
 
 
@@ -401,11 +401,11 @@ def test_a_large_update_is_fetched_and_let_go_of_with_its_ask(asked, tmp_path):
     path.write_bytes(inline.inline)
     sha = blob.blob.sha256
     asked.comes(done(0, update=blob), done(1, update=blob), Down(), Up(), Arrived(sha, path))
-    assert asked.session.next_event() == Finished("0.0")
-    assert asked.session.next_event() == Finished("0.1")
+    assert asked.session.next_event() == Finished(["0.0"])
+    assert asked.session.next_event() == Finished(["0.1"])
     assert asked.link.fetched == [sha, sha]
     for client in (0, 1):
-        asked.session.do(Admit(f"0.{client}", 0))
+        asked.session.do(Admit([f"0.{client}"], 0))
     assert len(asked.session.close(0).partial.receipts) == 2
     assert asked.link.released == []
     asked.session.next_event()
@@ -426,7 +426,7 @@ def test_an_update_that_nobody_wants_any_more_is_let_go_of(asked, tmp_path):
     path = tmp_path / "update"
     path.write_bytes(inline.inline)
     asked.next(done(0, update=blob), done(1))
-    asked.session.do(Cancel("0.0"))
+    asked.session.do(Cancel(["0.0"]))
     asked.send(1, attempt=2)
     asked.next(done(0, update=blob), Arrived(blob.blob.sha256, path), failed(1, attempt=2))
     assert asked.link.released == [blob.blob.sha256]
@@ -455,9 +455,9 @@ def test_the_model_of_an_ask_is_let_go_of_unless_another_ask_needs_it(tmp_path):
 
 
 def test_a_partial_answers_several_tasks_at_once(asked):
-    assert asked.next(partial_of(0, 1, kept=["0.1"])) == AllFinished(["0.0", "0.1"])
+    assert asked.next(partial_of(0, 1, kept=["0.1"])) == Finished(["0.0", "0.1"])
     for client in (0, 1):
-        asked.session.do(Admit(f"0.{client}", 0))
+        asked.session.do(Admit([f"0.{client}"], 0))
     closed = asked.session.close(0)
     assert set(closed.partial.receipts) == {"0.0", "0.1"}
     assert {client: encoding.decode(state) for client, state in closed.states.items()} == {1: {"held": "0.1"}}
@@ -475,7 +475,7 @@ def test_partials_and_results_give_the_same_bits(tmp_path):
 
 def test_a_partial_with_tasks_that_are_over_is_to_be_folded_again(asked):
     asked.next(done(0))
-    assert asked.next(partial_of(0, 1), partial_of(0), partial_of(1)) == AllFinished(["0.1"])
+    assert asked.next(partial_of(0, 1), partial_of(0), partial_of(1)) == Finished(["0.1"])
     assert asked.said("refold") == [m.Refold(run="r", ask=0, without=["0.0"])]
 
 
@@ -553,13 +553,13 @@ def test_asks_whose_tasks_may_come_late_stay_until_they_are_forgotten(stage):
     stage.open(window=KEEP, lane="l")
     stage.send(0, 1)
     stage.next(done(0))
-    stage.session.do(Admit("0.0", 0))
+    stage.session.do(Admit(["0.0"], 0))
     stage.session.close(0)
     stage.session.forget({0})
     stage.open(1, window=KEEP, lane="l")
     stage.said()
-    assert stage.next(done(1, kept=True)) == Finished("0.1")
-    stage.session.do(Admit("0.1", 1, staleness=1, factor=0.5))
+    assert stage.next(done(1, kept=True)) == Finished(["0.1"])
+    stage.session.do(Admit(["0.1"], 1, staleness=1, factor=0.5))
     closed = stage.session.close(1)
     assert closed.partial.receipts["0.1"].staleness == 1
     assert encoding.decode(closed.states[1]) == {"held": "0.1"}
@@ -578,9 +578,9 @@ def test_late_tasks_outlive_a_restart(stage, tmp_path):
     first = stage.said("ask_spec")[0]
     assert (spec.ask, spec.digest, spec.fold) == (0, first.digest, first.fold)
     again.open(1, window=KEEP, lane="l")
-    again.session.do(Send(late))
+    again.session.do(Send([late]))
     assert encoding.decode(again.said("task")[0].own.inline)["config"] == {"who": 1}
-    assert again.next(done(1)) == Finished("0.1")
+    assert again.next(done(1)) == Finished(["0.1"])
 
 
 # The log
@@ -705,7 +705,7 @@ def test_whatever_a_node_sends_costs_it_its_task_at_the_most(place, junk):
         stage.send(0, 1)
         forgery = m.Payload(inline=forged(honest, place, junk))
         assert isinstance(stage.next(done(0, update=forgery)), Finished | Failed)
-        assert stage.next(done(1)) == Finished("0.1")
+        assert stage.next(done(1)) == Finished(["0.1"])
         stage.session.close(0)
 
 
@@ -717,5 +717,5 @@ def test_whatever_a_relay_sends_costs_it_its_tasks_at_the_most(place, junk):
         stage.send(0, 1)
         message = partial_of(0, 1)
         message["partial"].partial.inline = forged(message["partial"].partial.inline, place, junk)
-        assert isinstance(stage.next(message), AllFinished | Failed)
+        assert isinstance(stage.next(message), Finished | Failed)
         stage.session.close(0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -33,6 +33,15 @@ class Book:
     closed: bool = False
 
 
+def singles(commands):
+    """The commands with a command for each task."""
+    each = []
+    for command in commands:
+        blocks = [[task] for task in command.tasks] if isinstance(command, Send | Admit | Cancel) else [None]
+        each += [command if tasks is None else replace(command, tasks=tasks) for tasks in blocks]
+    return each
+
+
 class Ledger:
     """Keeps its own books of a schedule and asserts, command by command, what the coordinator promises."""
 
@@ -51,7 +60,7 @@ class Ledger:
     def check(self, log):
         for entry in log:
             self._event(entry)
-            for command in entry.commands:
+            for command in singles(entry.commands):
                 getattr(self, f"_{type(command).__name__.lower()}")(command, entry)
             for lane, book in self.open.items():
                 # Whatever is open can still close: something is out, and it is neither full nor due.
@@ -74,8 +83,7 @@ class Ledger:
             wakes = [c.at for c in entry.commands if isinstance(c, Wake)]
             assert wakes == ([] if deadline is None else [book.closes_at])
         elif isinstance(event, Finished):
-            if any(event.task in out for out in self.out.values()):
-                self.results.add(event.task)
+            self.results.update(task for task in event.tasks if any(task in out for out in self.out.values()))
         elif isinstance(event, Failed):
             for out in self.out.values():
                 if event.task in out and event.task not in self.results:
@@ -87,7 +95,7 @@ class Ledger:
         assert isinstance(entry.event, Opened)
 
     def _send(self, command, entry):
-        task = command.task
+        (task,) = command.tasks
         book = self.books[task.ask]
         out = self.out[book.opened.lane]
         assert not book.closed or task.attempt > 1, "only a late task that is tried again"
@@ -107,9 +115,10 @@ class Ledger:
         book = self.books[command.ask]
         window = book.opened.window
         assert not book.closed, "a closed ask admits nothing more"
-        assert command.task in self.results
-        assert command.task not in self.admitted | self.unwanted, "no task counts twice"
-        task, number = self.out[book.opened.lane].pop(command.task)
+        (id,) = command.tasks
+        assert id in self.results
+        assert id not in self.admitted | self.unwanted, "no task counts twice"
+        task, number = self.out[book.opened.lane].pop(id)
         assert task.client not in book.clients, "a client counts once in an ask"
         assert command.staleness == book.number - number
         assert command.factor == window.discount(command.staleness)
@@ -119,9 +128,9 @@ class Ledger:
         assert len(book.admitted) <= (window.close_after or 10**9)
 
     def _cancel(self, command, entry):
-        self.unwanted.add(command.task)
+        self.unwanted.update(command.tasks)
         for out in self.out.values():
-            out.pop(command.task, None)
+            out.pop(command.tasks[0], None)
 
     def _close(self, command, entry):
         book = self.books[command.ask]
@@ -131,7 +140,7 @@ class Ledger:
         del self.open[lane]
         full = window.close_after is not None and len(book.admitted) == window.close_after
         due = book.closes_at is not None and entry.now >= book.closes_at
-        cancelled = sum(isinstance(c, Cancel) for c in entry.commands)
+        cancelled = sum(isinstance(c, Cancel) for c in singles(entry.commands))
         assert full or due or not self.out[lane]
         assert list(command.admitted) == book.admitted
         assert command.enough == (len(book.admitted) >= window.quorum)
@@ -193,7 +202,7 @@ def test_the_schedules_bring_about_everything_worth_checking():
                     seen["failed"] += bool(command.failed)
                     seen["due"] += isinstance(entry.event, Ticked)
                     seen["at once"] += isinstance(entry.event, Opened)
-                seen["another attempt"] += isinstance(command, Send) and command.task.attempt > 1
+                seen["another attempt"] += isinstance(command, Send) and command.tasks[0].attempt > 1
     assert min(seen.values()) >= 10, seen
 
 
@@ -209,16 +218,16 @@ def test_one_that_is_restarted_between_two_asks_goes_on_like_one_that_is_not(dat
     new = Coordinator()
     first = old.handle(Opened(asks, "a", clients, window), 0.0)
     again = new.handle(Opened(asks, "a", clients, window, late), 0.0)
-    sends = [Send(task) for task, _ in late]
-    assert [c for c in again if c not in sends] == first
-    assert [c for c in again if c in sends] == sends
-    out += [c.task.id for c in first if isinstance(c, Send)]
+    sends = [Send([task]) for task, _ in late]
+    assert [c for c in singles(again) if c not in sends] == singles(first)
+    assert [c for c in singles(again) if c in sends] == sends
+    out += sent(first)
     while out:
         task = out.pop(draw(st.integers(0, len(out) - 1)))
-        event = Finished(task) if draw(st.booleans()) else Failed(task, "no", retry=draw(st.booleans()))
+        event = Finished([task]) if draw(st.booleans()) else Failed(task, "no", retry=draw(st.booleans()))
         commands = old.handle(event, 0.0)
         assert new.handle(event, 0.0) == commands
-        out += [c.task.id for c in commands if isinstance(c, Send)]
+        out += sent(commands)
         if any(isinstance(c, Close) for c in commands):
             break
 
@@ -233,11 +242,11 @@ def _windows():
 def _run_one_ask(draw, target, ask, out):
     commands = target.handle(Opened(ask, "a", draw(st.permutations(range(6))), draw(_windows())), 0.0)
     while True:
-        out += [c.task.id for c in commands if isinstance(c, Send)]
+        out += sent(commands)
         closed = [c for c in commands if isinstance(c, Close)]
         if closed:
             return out, closed[0].late
-        commands = target.handle(Finished(out.pop(draw(st.integers(0, len(out) - 1)))), 0.0)
+        commands = target.handle(Finished([out.pop(draw(st.integers(0, len(out) - 1)))]), 0.0)
 
 
 # One at a time: what each kind of window does
@@ -248,7 +257,7 @@ def opened(window=Window(), clients=range(4), ask=0, lane="a", late=()):  # noqa
 
 
 def sent(commands):
-    return [c.task.id for c in commands if isinstance(c, Send)]
+    return [task.id for c in commands if isinstance(c, Send) for task in c.tasks]
 
 
 def close_of(commands):
@@ -260,7 +269,7 @@ def test_by_default_all_are_sent_at_once_and_waited_for():
     machine = Coordinator()
     assert sent(machine.handle(opened(), 0.0)) == ["0.0", "0.1", "0.2", "0.3"]
     for client in (2, 0, 3):
-        assert machine.handle(Finished(f"0.{client}"), 1.0) == [Admit(f"0.{client}", 0)]
+        assert machine.handle(Finished([f"0.{client}"]), 1.0) == [Admit([f"0.{client}"], 0)]
     last = machine.handle(Failed("0.1", "it broke"), 2.0)
     assert last == [Close(0, True, ("0.2", "0.0", "0.3"), {1: "it broke"}, 4)]
 
@@ -268,31 +277,31 @@ def test_by_default_all_are_sent_at_once_and_waited_for():
 def test_over_selection_closes_early_and_cancels_the_rest():
     machine = Coordinator()
     machine.handle(opened(Window(close_after=2)), 0.0)
-    machine.handle(Finished("0.3"), 1.0)
-    commands = machine.handle(Finished("0.1"), 1.0)
-    assert commands[:3] == [Admit("0.1", 0), Cancel("0.0"), Cancel("0.2")]
+    machine.handle(Finished(["0.3"]), 1.0)
+    commands = machine.handle(Finished(["0.1"]), 1.0)
+    assert commands[:2] == [Admit(["0.1"], 0), Cancel(["0.0", "0.2"])]
     assert close_of(commands) == Close(0, True, ("0.3", "0.1"), {}, 4)
-    assert machine.handle(Finished("0.0"), 2.0) == [Cancel("0.0")]  # too late: let go of it
+    assert machine.handle(Finished(["0.0"]), 2.0) == [Cancel(["0.0"])]  # too late: let go of it
     assert machine.handle(Failed("0.2", "cancelled"), 2.0) == []
 
 
 def test_as_many_fly_as_the_window_says():
     machine = Coordinator()
     assert sent(machine.handle(opened(Window(in_flight=2)), 0.0)) == ["0.0", "0.1"]
-    assert sent(machine.handle(Finished("0.1"), 0.0)) == ["0.2"]
+    assert sent(machine.handle(Finished(["0.1"]), 0.0)) == ["0.2"]
     assert sent(machine.handle(Failed("0.2", "no"), 0.0)) == ["0.3"]
-    assert sent(machine.handle(Finished("0.0"), 0.0)) == []
-    assert close_of(machine.handle(Finished("0.3"), 0.0)).admitted == ("0.1", "0.0", "0.3")
+    assert sent(machine.handle(Finished(["0.0"]), 0.0)) == []
+    assert close_of(machine.handle(Finished(["0.3"]), 0.0)).admitted == ("0.1", "0.0", "0.3")
 
 
 def test_a_deadline_closes_with_what_there_is_and_below_the_quorum_that_is_not_enough():
     for quorum, enough in ((1, True), (2, False)):
         machine = Coordinator()
         assert Wake(7.0) in machine.handle(opened(Window(deadline=5.0, quorum=quorum)), 2.0)
-        machine.handle(Finished("0.2"), 3.0)
+        machine.handle(Finished(["0.2"]), 3.0)
         assert machine.handle(Ticked(), 6.9) == []
         commands = machine.handle(Ticked(), 7.0)
-        assert [c for c in commands if isinstance(c, Cancel)] == [Cancel("0.0"), Cancel("0.1"), Cancel("0.3")]
+        assert [c for c in commands if isinstance(c, Cancel)] == [Cancel(["0.0", "0.1", "0.3"])]
         assert close_of(commands).enough is enough
 
 
@@ -306,25 +315,25 @@ def test_late_answers_are_kept_discounted_and_make_room():
     machine = Coordinator()
     window = Window(in_flight=3, close_after=1, late="keep", staleness_exponent=1.0)
     assert sent(machine.handle(opened(window), 0.0)) == ["0.0", "0.1", "0.2"]
-    closed = close_of(machine.handle(Finished("0.1"), 0.0))
+    closed = close_of(machine.handle(Finished(["0.1"]), 0.0))
     assert [(task.id, age) for task, age in closed.late] == [("0.0", 1), ("0.2", 1)]
-    assert machine.handle(Finished("0.2"), 0.0) == []
+    assert machine.handle(Finished(["0.2"]), 0.0) == []
     assert machine.state_of("0.2") is TaskState.HELD
     commands = machine.handle(opened(window, ask=1), 0.0)
-    assert commands[0] == Admit("0.2", 1, 1, 0.5)
+    assert commands[0] == Admit(["0.2"], 1, 1, 0.5)
     assert close_of(commands).late == ((Task("0.0", 0, 0), 2),)
     commands = machine.handle(opened(window, ask=2), 0.0)
     assert sent(commands) == ["2.1", "2.2"]  # client 0 is busy, and with it three are flying
-    assert machine.handle(Finished("0.0"), 0.0)[0] == Admit("0.0", 2, 2, 1 / 3)
+    assert machine.handle(Finished(["0.0"]), 0.0)[0] == Admit(["0.0"], 2, 2, 1 / 3)
 
 
 def test_what_was_held_and_is_dropped_does_not_come_back():
     machine = Coordinator()
     machine.handle(opened(Window(close_after=1, late="keep")), 0.0)
     for client in (0, 1, 2):
-        machine.handle(Finished(f"0.{client}"), 0.0)
+        machine.handle(Finished([f"0.{client}"]), 0.0)
     commands = machine.handle(opened(Window(close_after=1), ask=1), 0.0)
-    assert commands[:3] == [Admit("0.1", 1, 1, 2**-0.5), Cancel("0.2"), Cancel("0.3")]
+    assert commands[:2] == [Admit(["0.1"], 1, 1, 2**-0.5), Cancel(["0.2", "0.3"])]
     commands = machine.handle(opened(ask=2), 0.0)
     assert sent(commands) == ["2.0", "2.1", "2.2", "2.3"]
     assert not [c for c in commands if isinstance(c, Admit)]
@@ -333,18 +342,18 @@ def test_what_was_held_and_is_dropped_does_not_come_back():
 def test_a_client_whose_old_task_failed_and_whose_new_one_counts_has_not_failed():
     machine = Coordinator()
     machine.handle(opened(Window(close_after=1, late="keep"), clients=[0, 1]), 0.0)
-    machine.handle(Finished("0.0"), 0.0)
+    machine.handle(Finished(["0.0"]), 0.0)
     assert sent(machine.handle(opened(Window(in_flight=1), clients=[2, 1], ask=1), 0.0)) == []  # 0.1 is still out
     assert sent(machine.handle(Failed("0.1", "old"), 0.0)) == ["1.2"]
-    assert sent(machine.handle(Finished("1.2"), 0.0)) == ["1.1"]
-    assert close_of(machine.handle(Finished("1.1"), 0.0)) == Close(1, True, ("1.2", "1.1"), {}, 2)
+    assert sent(machine.handle(Finished(["1.2"]), 0.0)) == ["1.1"]
+    assert close_of(machine.handle(Finished(["1.1"]), 0.0)) == Close(1, True, ("1.2", "1.1"), {}, 2)
 
 
 def test_attempts_are_counted_and_errors_of_the_client_have_only_one():
     machine = Coordinator(attempts=3)
     machine.handle(opened(clients=[7, 8]), 0.0)
     for attempt in (2, 3):
-        assert machine.handle(Failed("0.7", "died", retry=True), 0.0) == [Send(Task("0.7", 0, 7, attempt))]
+        assert machine.handle(Failed("0.7", "died", retry=True), 0.0) == [Send([Task("0.7", 0, 7, attempt)])]
     assert machine.handle(Failed("0.7", "died again", retry=True), 0.0) == []
     assert machine.state_of("0.7") is TaskState.FAILED
     assert close_of(machine.handle(Failed("0.8", "its code raised"), 0.0)) == Close(
@@ -355,33 +364,33 @@ def test_attempts_are_counted_and_errors_of_the_client_have_only_one():
 def test_a_late_task_is_tried_again_whether_or_not_an_ask_is_open():
     machine = Coordinator(attempts=2)
     machine.handle(opened(Window(close_after=1, late="keep")), 0.0)
-    machine.handle(Finished("0.0"), 0.0)
-    assert machine.handle(Failed("0.1", "died", retry=True), 0.0) == [Send(Task("0.1", 0, 1, 2))]
+    machine.handle(Finished(["0.0"]), 0.0)
+    assert machine.handle(Failed("0.1", "died", retry=True), 0.0) == [Send([Task("0.1", 0, 1, 2)])]
     assert machine.handle(Failed("0.1", "died", retry=True), 0.0) == []
     machine.handle(opened(clients=[9], ask=1), 0.0)
-    assert machine.handle(Failed("0.2", "died", retry=True), 0.0) == [Send(Task("0.2", 0, 2, 2))]
+    assert machine.handle(Failed("0.2", "died", retry=True), 0.0) == [Send([Task("0.2", 0, 2, 2)])]
     assert machine.handle(Failed("0.2", "died", retry=True), 0.0) == []
-    machine.handle(Finished("0.3"), 0.0)
-    assert close_of(machine.handle(Finished("1.9"), 0.0)).failed == {2: "died"}
+    machine.handle(Finished(["0.3"]), 0.0)
+    assert close_of(machine.handle(Finished(["1.9"]), 0.0)).failed == {2: "died"}
 
 
 def test_duplicates_and_strangers_change_nothing():
     machine = Coordinator()
     machine.handle(opened(clients=[0, 1]), 0.0)
-    machine.handle(Finished("0.0"), 0.0)
-    assert machine.handle(Finished("0.0"), 0.0) == []
+    machine.handle(Finished(["0.0"]), 0.0)
+    assert machine.handle(Finished(["0.0"]), 0.0) == []
     assert machine.handle(Failed("0.0", "no", retry=True), 0.0) == []
-    assert machine.handle(Finished("0.77"), 0.0) == [Cancel("0.77")]
+    assert machine.handle(Finished(["0.77"]), 0.0) == [Cancel(["0.77"])]
     assert machine.handle(Failed("0.77", "who?"), 0.0) == []
-    assert machine.handle(Finished("0.1"), 0.0)[0] == Admit("0.1", 0)
+    assert machine.handle(Finished(["0.1"]), 0.0)[0] == Admit(["0.1"], 0)
 
 
 def test_lanes_do_not_wait_for_each_other_but_share_the_clock():
     machine = Coordinator()
     machine.handle(opened(Window(deadline=1.0)), 0.0)
     machine.handle(opened(ask=1, lane="b"), 0.5)
-    commands = machine.handle(Finished("1.0"), 1.0)
-    assert commands[0] == Admit("1.0", 1)
+    commands = machine.handle(Finished(["1.0"]), 1.0)
+    assert commands[0] == Admit(["1.0"], 1)
     assert close_of(commands).ask == 0
 
 
@@ -423,3 +432,58 @@ def test_the_diagram_in_the_documentation_is_drawn_from_the_table():
     page = Path(__file__).parents[2] / "docs" / "architecture.md"
     drawn = re.findall(r"```mermaid\n(stateDiagram.*?)\n```", page.read_text("utf-8"), re.S)
     assert diagram() in drawn
+
+
+@given(SEEDS)
+def test_several_at_once_are_as_one_after_the_other(seed):
+    log = Schedule(seed).run()
+    one, all_at_once, at = Coordinator(), Coordinator(), 0
+    while at < len(log):
+        event, now = log[at].event, log[at].now
+        entries = [log[at]]
+        while isinstance(event, Finished) and at + len(entries) < len(log):
+            after = log[at + len(entries)]
+            if not isinstance(after.event, Finished) or after.now != now or any(map(ends, entries[-1].commands)):
+                break
+            entries.append(after)
+        at += len(entries)
+        each = [command for entry in entries for command in one.handle(entry.event, now)]
+        together = Finished([task for entry in entries for task in entry.event.tasks]) if len(entries) > 1 else event
+        assert singles(all_at_once.handle(together, now)) == singles(each)
+
+
+def ends(command):
+    return isinstance(command, Close)
+
+
+def test_what_one_result_costs_does_not_grow_with_how_many_are_out(monkeypatch):
+    """Counted in moves of tasks and looks at them, not in seconds."""
+
+    class Counting(dict):
+        looks = 0
+
+        def __getitem__(self, key):
+            Counting.looks += 1
+            return super().__getitem__(key)
+
+        def __iter__(self):
+            Counting.looks += len(self)
+            return super().__iter__()
+
+        def values(self):
+            Counting.looks += len(self)
+            return super().values()
+
+        items = values
+
+    costs = []
+    for size in (200, 3000):
+        machine = Coordinator()
+        machine.handle(opened(clients=range(size)), 0.0)
+        lane = machine._open_lanes[0]
+        lane.out, lane.states = Counting(lane.out), Counting(lane.states)
+        Counting.looks = 0
+        for client in range(100):
+            machine.handle(Finished([f"0.{client}"]), 0.0)
+        costs.append(Counting.looks)
+    assert costs[0] == costs[1]

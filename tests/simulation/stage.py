@@ -10,7 +10,7 @@ import numpy as np
 
 from umbel import Arrays, Ask, Window, mean
 from umbel.core.partial import Partial
-from umbel.core.task import Admit, AllFinished, Failed, Send, Task
+from umbel.core.task import Admit, Failed, Finished, Send, Task
 from umbel.simulation.hosts import HostedWorker
 from umbel.simulation.status import BATCH, PLACE, STEPS
 from umbel.simulation.worker import Report
@@ -214,7 +214,7 @@ def opened(session, id, clients=(), window=IN_TURN, lane="train", **how):
 def send(session, *ids):
     for id in ids:
         ask, client = map(int, id.split("."))
-        session.do(Send(Task(id, ask, client)))
+        session.do(Send([Task(id, ask, client)]))
 
 
 def told(session, count, *, admit=None):
@@ -222,9 +222,9 @@ def told(session, count, *, admit=None):
     found = []
     while len(found) < count:
         event = session.next_event()
-        tasks = event.tasks if isinstance(event, AllFinished) else [event.task]
+        tasks = event.tasks if isinstance(event, Finished) else [event.task]
         for task in tasks:
             if admit is not None and not isinstance(event, Failed):
-                session.do(Admit(task, admit))
+                session.do(Admit([task], admit))
         found += tasks
     return found

@@ -28,7 +28,9 @@ PLAIN, ORDERED, EVALUATE = asked(0), asked(1, plain=False), asked(2, kind="evalu
 
 def ticket(client, sent=PLAIN, ends=None):
     trip = None if ends is None else TaskFate(0.0, ends, 0.0, ends, 0.0, 0, 0, 0.0, None)
-    return Ticket(Task(f"{sent.id}.{client}", sent.id, client), sent, trip=trip)
+    made = Ticket(Task(f"{sent.id}.{client}", sent.id, client), sent)
+    made.trip = trip
+    return made
 
 
 def clients(tickets):

@@ -75,14 +75,14 @@ def opened(session, id, lane="train"):
 def send(session, *ids):
     for id in ids:
         ask, client = map(int, id.split("."))
-        session.do(Send(Task(id, ask, client)))
+        session.do(Send([Task(id, ask, client)]))
 
 
 def test_tasks_are_done_in_the_order_in_which_they_were_sent(session, done):
     opened(session, 0)
     send(session, "0.4", "0.2", "0.9")
-    assert session.next_event() == Finished("0.4")
-    assert session.next_event() == Finished("0.2")
+    assert session.next_event() == Finished(["0.4"])
+    assert session.next_event() == Finished(["0.2"])
     failed = session.next_event()
     assert isinstance(failed, Failed)
     assert failed.reason.startswith("its train handler raised ValueError: nine")
@@ -95,8 +95,8 @@ def test_results_are_folded_when_they_are_admitted_and_only_those(session):
     opened(session, 0)
     send(session, "0.4", "0.2")
     session.next_event(), session.next_event()
-    session.do(Cancel("0.2"))
-    session.do(Admit("0.4", 0))
+    session.do(Cancel(["0.2"]))
+    session.do(Admit(["0.4"], 0))
     partial = session.close(0).partial
     assert partial.receipts.keys() == {"0.4"}
     assert partial.finish().value["w"].tolist() == [4.0, 4.0]
@@ -105,9 +105,9 @@ def test_results_are_folded_when_they_are_admitted_and_only_those(session):
 def test_a_task_that_is_cancelled_is_not_done(session, done):
     opened(session, 0)
     send(session, "0.1", "0.2", "0.3")
-    session.do(Cancel("0.2"))
-    session.do(Cancel("0.77"))
-    assert [session.next_event() for _ in range(3)] == [Finished("0.1"), Finished("0.3"), None]
+    session.do(Cancel(["0.2"]))
+    session.do(Cancel(["0.77"]))
+    assert [session.next_event() for _ in range(3)] == [Finished(["0.1"]), Finished(["0.3"]), None]
     assert [client for client, _ in done] == [1, 3]
 
 
@@ -115,25 +115,25 @@ def test_asks_that_are_open_at_once_are_done_one_after_the_other(session):
     opened(session, 0, "a")
     opened(session, 1, "b")
     send(session, "0.1", "1.1", "1.2")
-    assert session.next_event() == Finished("0.1")
+    assert session.next_event() == Finished(["0.1"])
     send(session, "0.2")
-    assert [session.next_event() for _ in range(3)] == [Finished("0.2"), Finished("1.1"), Finished("1.2")]
+    assert [session.next_event() for _ in range(3)] == [Finished(["0.2"]), Finished(["1.1"]), Finished(["1.2"])]
 
 
 def test_late_tasks_wait_for_the_next_ask_of_their_lane(session):
     opened(session, 0, "a")
     send(session, "0.1", "0.2")
-    assert session.next_event() == Finished("0.1")
+    assert session.next_event() == Finished(["0.1"])
     session.close(0)
     opened(session, 1, "b")
     send(session, "1.1")
-    assert session.next_event() == Finished("1.1")
+    assert session.next_event() == Finished(["1.1"])
     assert session.next_event() is None
     session.close(1)
     session.forget({0})
     opened(session, 2, "a")
     send(session, "2.3")
-    assert [session.next_event() for _ in range(3)] == [Finished("0.2"), Finished("2.3"), None]
+    assert [session.next_event() for _ in range(3)] == [Finished(["0.2"]), Finished(["2.3"]), None]
 
 
 def test_late_tasks_are_known_again_after_a_restart(session, done):
@@ -146,8 +146,8 @@ def test_late_tasks_are_known_again_after_a_restart(session, done):
     again.restore_asks(saved)
     opened(again, 1)
     send(again, "0.5")
-    assert again.next_event() == Finished("0.5")
-    again.do(Admit("0.5", 1, staleness=1, factor=0.5))
+    assert again.next_event() == Finished(["0.5"])
+    again.do(Admit(["0.5"], 1, staleness=1, factor=0.5))
     partial = again.close(1).partial
     assert partial.receipts["0.5"].staleness == 1
     assert partial.finish().value["w"].tolist() == [-2.5, -2.5]  # the mean of one, discounted, and still one

@@ -249,7 +249,7 @@ def test_what_has_time_is_kept_back_until_something_else_is_sent(remote):
     _, other = handed(remote, 1, 2, sent=sent)
     assert remote.holds == set()
     remote.host.heard()
-    remote.admit(Admit("0.1", 0), sent)
+    remote.admit(Admit(["0.1"], 0), sent)
     other.done = True
     remote.cancel(other)
     assert remote.host.heard() == []
@@ -301,7 +301,7 @@ def test_nothing_happens_to_a_worker_that_is_gone(remote):
     remote.host.other.close()
     sent = asked(plain=False)
     batch = handed(remote, 1, sent=sent)
-    remote.admit(Admit("0.1", 0), sent)
+    remote.admit(Admit(["0.1"], 0), sent)
     batch[0].done = True
     remote.cancel(batch[0])
     remote.flush()
@@ -341,7 +341,7 @@ def test_this_process_does_tasks_when_they_are_handed_over(local):
     local.do(batch, until=float("inf"))
     assert [ticket.done for ticket in batch] == [True] * 3
     assert [ticket.failed is None for ticket in batch] == [True, False, True]
-    local.admit(Admit("0.2", 0), sent)
+    local.admit(Admit(["0.2"], 0), sent)
     local.cancel(batch[0])
     closed = local.close(sent)
     assert closed.partial.receipts.keys() == {"0.2"}

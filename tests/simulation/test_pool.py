@@ -7,7 +7,7 @@ from tests.simulation.stage import IN_TURN, opened, told
 from tests.simulation.test_workers import FLEETS
 
 from umbel import Window
-from umbel.core.task import Admit, AllFinished, Cancel, Failed, Finished, Ticked
+from umbel.core.task import Admit, Cancel, Failed, Finished, Ticked
 from umbel.errors import AppError
 from umbel.runs.coordinator import Wake
 from umbel.simulation.pool import IN_VAIN, REPLACED
@@ -23,7 +23,7 @@ def test_a_worker_that_is_lost_just_when_what_it_did_is_done_again(on_stage):
     stage.wires[0].hang_up()
     assert told(session, 2, admit=0) == ["0.1", "0.2"]
     session.close(0)
-    assert [admit.task for admit in stage.admitted] == ["0.1", "0.2"]
+    assert [task for admit in stage.admitted for task in admit.tasks] == ["0.1", "0.2"]
     assert stage.tasks.count("0.1") == 2
 
 
@@ -34,13 +34,13 @@ def test_what_a_lost_worker_held_is_done_again_and_folded_as_before(on_stage):
     session, stage, _ = on_stage(1)
     opened(session, 0, [1, 2, 3])
     assert told(session, 2) == ["0.1", "0.2"]
-    session.do(Admit("0.1", 0, staleness=2, factor=0.25))
-    session.do(Cancel("0.2"))
+    session.do(Admit(["0.1"], 0, staleness=2, factor=0.25))
+    session.do(Cancel(["0.2"]))
     stage.wires[0].hang_up()
     assert told(session, 1, admit=0) == ["0.3"]
     session.close(0)
     assert stage.tasks.count("0.1") >= 2
-    assert stage.admitted[-2:].count(Admit("0.1", 0, staleness=2, factor=0.25)) == 1
+    assert stage.admitted[-2:].count(Admit(["0.1"], 0, staleness=2, factor=0.25)) == 1
     assert "0.2" not in stage.tasks[3:]
 
 
@@ -67,12 +67,13 @@ def test_only_who_was_at_work_is_suspected_and_fails_after_so_many_attempts(wind
     events = []
     while len(events) < 4:
         event = session.next_event()
-        events += [Finished(t) for t in event.tasks] if isinstance(event, AllFinished) else [event]
+        events += [Finished([t]) for t in event.tasks] if isinstance(event, Finished) else [event]
     assert [e for e in events if isinstance(e, Failed)] == [Failed("0.6", "its process fell over")]
-    assert {e.task for e in events} == {"0.1", "0.6", "0.3", "0.4"}
+    tasks = [task for e in events for task in (e.tasks if isinstance(e, Finished) else [e.task])]
+    assert sorted(tasks) == ["0.1", "0.3", "0.4", "0.6"]
     assert stage.tasks.count("0.6") == attempts
     if window is IN_TURN:
-        assert [e.task for e in events] == ["0.1", "0.6", "0.3", "0.4"]
+        assert tasks == ["0.1", "0.6", "0.3", "0.4"]
 
 
 def test_the_turn_of_a_client_is_kept_while_it_is_tried_again(on_stage):
@@ -102,11 +103,11 @@ def test_a_result_that_is_admitted_while_it_is_done_again_is_folded(on_stage):
     stage.pool._listen()
     stage.pool._hand_out()
     assert stage.waiting.keys() == {"0.1"}
-    session.do(Admit("0.1", 0))
+    session.do(Admit(["0.1"], 0))
     stage.finish("0.1")
     told(session, 2, admit=0)
     session.close(0)
-    assert {admit.task for admit in stage.admitted} == {"0.1", "0.2", "0.3"}
+    assert {task for admit in stage.admitted for task in admit.tasks} == {"0.1", "0.2", "0.3"}
 
 
 def test_a_worker_lost_while_an_ask_closes(on_stage):
@@ -185,9 +186,9 @@ def test_a_worker_is_ended_that_goes_on_with_what_nobody_wants_while_others_wait
     opened(session, 0, [1, 2])
     assert told(session, 1, admit=0) == ["0.1"]
     stage.pool._hand_out()
-    session.do(Cancel("0.2"))
+    session.do(Cancel(["0.2"]))
     if not at_the_end:
-        session.do(Cancel("0.1"))
+        session.do(Cancel(["0.1"]))
         session._open.clear()
     if at_the_end:
         session.close(0)
@@ -206,8 +207,8 @@ def test_a_cancelled_task_that_was_not_handed_out_never_is(on_stage):
     stage.plan = {"0.1": "wait"}
     opened(session, 0, [1, 2, 3])
     stage.pool._hand_out()
-    session.do(Cancel("0.2"))
-    session.do(Cancel("0.77"))
+    session.do(Cancel(["0.2"]))
+    session.do(Cancel(["0.77"]))
     stage.finish("0.1")
     assert told(session, 2) == ["0.1", "0.3"]
     assert "0.2" not in stage.tasks
@@ -222,7 +223,7 @@ def test_nothing_waits_behind_a_task_that_hangs_and_that_nobody_wants(on_stage):
     opened(session, 1, [3], lane="other")
     stage.pool._hand_out()
     assert len(stage.wires[0].worker.out) == 2
-    session.do(Cancel("0.2"))
+    session.do(Cancel(["0.2"]))
     assert told(session, 1) == ["1.3"]
     assert stage.tasks[-1] == "1.3"
 

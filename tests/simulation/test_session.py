@@ -45,11 +45,11 @@ def test_only_what_is_admitted_is_folded_where_a_window_may_refuse(on_stage):
     opened(session, 0, [1, 2, 3])
     told(session, 3)
     assert not any(stage.folded.values())
-    session.do(Admit("0.2", 0, staleness=1, factor=0.5))
+    session.do(Admit(["0.2"], 0, staleness=1, factor=0.5))
     for id in ("0.1", "0.3"):
-        session.do(Cancel(id))
+        session.do(Cancel([id]))
     session.close(0)
-    assert stage.admitted == [Admit("0.2", 0, staleness=1, factor=0.5)]
+    assert stage.admitted == [Admit(["0.2"], 0, staleness=1, factor=0.5)]
     opened(session, 1, [4, 5])
     told(session, 2)
     assert set(stage.cancelled) <= {"0.1", "0.3"}
@@ -69,9 +69,9 @@ def test_failures_have_their_turn_too(on_stage):
     stage.plan = {"0.7": "no such table"}
     opened(session, 0, [5, 7, 2])
     assert [session.next_event() for _ in range(3)] == [
-        Finished("0.5"),
+        Finished(["0.5"]),
         Failed("0.7", "no such table"),
-        Finished("0.2"),
+        Finished(["0.2"]),
     ]
 
 
@@ -98,7 +98,7 @@ def test_late_tasks_wait_for_the_next_ask_of_their_lane(on_stage):
     opened(session, 2, [3], ASYNC)
     assert told(session, 2, admit=2) == ["0.2", "2.3"]
     session.close(2)
-    assert {(a.task, a.ask) for a in stage.admitted} == {("0.1", 0), ("0.2", 2), ("2.3", 2)}
+    assert {(*a.tasks, a.ask) for a in stage.admitted} == {("0.1", 0), ("0.2", 2), ("2.3", 2)}
 
 
 def test_a_function_of_the_client_is_called_when_the_task_is_sent_and_once_where_it_may_be_late(on_stage):
@@ -141,7 +141,7 @@ def test_what_was_done_with_a_state_that_has_changed_since_is_done_again(on_stag
     assert told(session, 1, admit=2) == ["0.2"]
     assert [state for _, task, state in stage.handed if task == "0.2"] == [None, b"evaluated"]
     session.close(2)
-    assert [admit.task for admit in stage.admitted] == ["0.1", "0.2"]
+    assert [task for admit in stage.admitted for task in admit.tasks] == ["0.1", "0.2"]
 
 
 def test_what_ends_beside_late_tasks_is_told_of_in_turn(on_stage):
@@ -233,11 +233,11 @@ def test_a_session_with_real_workers(tmp_path):
         session = Simulation(10, workers=2).connect(client, {}, Key.from_seed(0), states)
         opened(session, 0, [4, 2, 3, 9], fold=collect())
         events = [session.next_event() for _ in range(4)]
-        assert [e.task for e in events] == ["0.4", "0.2", "0.3", "0.9"]
+        assert [task for e in events for task in getattr(e, "tasks", None) or [e.task]] == ["0.4", "0.2", "0.3", "0.9"]
         assert "SystemExit" in events[2].reason
         for task in ("0.4", "0.9"):
-            session.do(Admit(task, 0))
-        session.do(Cancel("0.2"))
+            session.do(Admit([task], 0))
+        session.do(Cancel(["0.2"]))
         closed = session.close(0)
         assert {c: u.arrays["w"][0] for c, u in closed.partial.finish().value.items()} == {4: 4.0, 9: 9.0}
         assert sorted(closed.states) == [4, 9]

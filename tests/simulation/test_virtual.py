@@ -25,7 +25,9 @@ def asked(id, lane="train", **ask):
 
 def ticket(sent, client, ends=None):
     trip = None if ends is None else TaskFate(0.0, ends, 0.0, ends, 0.0, 0, 0, 0.0, None)
-    return Ticket(Task(f"{sent.id}.{client}", sent.id, client), sent, trip=trip)
+    made = Ticket(Task(f"{sent.id}.{client}", sent.id, client), sent)
+    made.trip = trip
+    return made
 
 
 def all_of(timeline, ask):

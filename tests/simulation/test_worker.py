@@ -167,7 +167,7 @@ def test_a_partial_has_the_bits_that_this_process_would_give(bench):
     with generators_kept():
         for number in (9, 3, 1):
             executor.run(Task(f"0.{number}", 0, number))
-            executor.admit(Admit(f"0.{number}", 0))
+            executor.admit(Admit([f"0.{number}"], 0))
     assert folded.finish().value == executor.close(0).partial.finish().value
     states.close()
 
@@ -457,12 +457,12 @@ def test_results_wait_until_they_are_admitted_or_cancelled(bench):
     here = bench()
     sent, later = here.ask(plain=False), here.ask(1, plain=False)
     first, *_ = here.do(sent, 1, 2, 3)
-    here.remote.admit(Admit("0.3", 0), sent)
+    here.remote.admit(Admit(["0.3"], 0), sent)
     first.done = True
     here.remote.cancel(first)
     here.remote.ask_to_close(sent)
     here.remote.forget({0})
-    here.remote.admit(Admit("0.2", 1, staleness=1, factor=0.5), later)
+    here.remote.admit(Admit(["0.2"], 1, staleness=1, factor=0.5), later)
     here.remote.ask_to_close(later)
     answers = here.answers()
     found = {}

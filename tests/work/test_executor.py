@@ -23,11 +23,14 @@ from umbel import (
     Update,
     clip_by_norm,
     collect,
+    files,
     mean,
     top_k,
     total,
+    weighted_mean,
 )
 from umbel.core import arrays as core_arrays
+from umbel.core import encoding
 from umbel.core.randomness import Key
 from umbel.core.task import Admit, Failed, Finished, Task
 from umbel.core.update import Receipt
@@ -92,7 +95,7 @@ class Bench:
         for client in clients:
             event = self.run(id, client)
             if isinstance(event, Finished):
-                self.executor.admit(Admit(event.task, id))
+                self.executor.admit(Admit(event.tasks, id))
         closed = self.executor.close(id)
         self.states.advance(id, closed.states, since=id)
         return closed
@@ -373,7 +376,7 @@ def test_only_an_admitted_result_counts_and_advances_the_clients_state(states):
     id = bench.open()
     for client in (0, 1):
         bench.run(id, client)
-    bench.executor.admit(Admit("0.0", id))
+    bench.executor.admit(Admit(["0.0"], id))
     bench.executor.cancel("0.1")
     bench.executor.cancel("0.1")
     closed = bench.executor.close(id)
@@ -395,7 +398,7 @@ def test_done_again_a_task_gives_the_same_from_the_same_state(states):
     answers = []
     for _ in range(3):
         bench.run(id, 0)
-        answers.append(bench.executor._results[f"{id}.0"].contribution.arrays["w"].tolist())
+        answers.append(bench.executor._results[f"{id}.0"].items.arrays["w"].tolist())
     assert answers[0] == answers[1] == answers[2]
 
 
@@ -432,8 +435,8 @@ def test_a_stale_update_is_discounted_and_its_receipt_says_so(states):
     bench.run(old, 0), bench.run(old, 1)
     bench.executor.close(old)
     new = bench.open(round=2)
-    bench.executor.admit(Admit("0.0", new, staleness=1, factor=0.5))
-    bench.executor.admit(Admit("0.1", new, staleness=0, factor=1.0))
+    bench.executor.admit(Admit(["0.0"], new, staleness=1, factor=0.5))
+    bench.executor.admit(Admit(["0.1"], new, staleness=0, factor=1.0))
     answer = bench.executor.close(new).partial.finish()
     assert answer.value["w"].tolist() == [0.75, 0.75]
     assert [r.staleness for r in answer.receipts] == [1, 0]
@@ -473,7 +476,7 @@ def test_after_a_restart_a_late_task_gives_the_same_bits(states):
     def outcome(bench, id):
         bench.run(id, 4)
         result = bench.executor._results[f"{id}.4"]
-        return result.contribution.arrays, result.contribution.aux, result.state
+        return result.items.arrays, result.items.aux, result.states
 
     bench = Bench(states, train=train)
     id = bench.open(round=6, number=2, **asked)
@@ -624,3 +627,93 @@ def test_the_limit_is_one_that_sqlite_keeps():
     limit = connection.getlimit(sqlite3.SQLITE_LIMIT_LENGTH)
     connection.close()
     assert limit > executor.LARGEST_STATE + 10_000
+
+
+# Several at once
+
+RETURNED = {
+    "arrays": lambda new, client: Update(new, weight=client, metrics={"client": client}),
+    "the same arrays again": lambda new, client: Update(SHARED.replace(new), weight=2.0),
+    "a dictionary": lambda new, client: Update(dict(new)),
+    "a difference": lambda new, client: Update(new, delta=True),
+    "another dtype": lambda new, client: Update({"w": new["w"].astype(np.float32), "n": new["n"]}),
+    "no weight": lambda new, client: Update(new, weight=0.0),
+    "a wrong weight": lambda new, client: Update(new, weight=-1.0),
+    "NaN": lambda new, client: Update({"w": new["w"] * np.nan, "n": new["n"]}),
+    "too large": lambda new, client: Update({"w": new["w"] + 1e300, "n": new["n"]}, weight=1e9),
+    "aux": lambda new, client: Update(new, aux={"more": np.ones(1)}),
+    "another shape": lambda new, client: Update({"w": np.zeros(3), "n": new["n"]}),
+    "nothing": lambda new, client: None,
+    "an error": lambda new, client: 1 / 0,
+}
+SHARED = Arrays({"w": np.zeros(2), "n": np.array(5)})
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.sampled_from(sorted(RETURNED)) | st.just("arrays"), min_size=1, max_size=9),
+    st.sampled_from([mean(), weighted_mean(), total(), collect()]),
+    st.sampled_from([Like(), Like(delta=False), Like(aux=Free()), Free()]),
+    st.integers(0, 9),
+)
+def test_done_together_tasks_come_to_the_same_as_one_by_one(kinds, fold, expects, left):
+    def train(model, data, ctx):
+        if ctx.client == 3:
+            ctx.state["seen"] = ctx.round
+        new = Arrays({"w": model["w"] + ctx.rng.random(2), "n": model["n"] + ctx.client})
+        return RETURNED[kinds[ctx.client]](new, ctx.client)
+
+    def close(one_by_one):
+        states = ClientStates()
+        bench = Bench(states, train=train)
+        id, clients = bench.open(fold=fold, expects=expects), range(len(kinds))
+        begun = iter([True] * left)
+        if one_by_one:
+            failed = [bench.run(id, client) for client in clients[:left]]
+            for outcome in failed:
+                if isinstance(outcome, Finished):
+                    bench.executor.admit(Admit(outcome.tasks, id))
+        else:
+            failed = bench.executor.run_all(id, clients, lambda: next(begun, False), fold=True)
+        closed = bench.executor.close(id)
+        states.close()
+        rows = [(r.task, r.client, r.weight, r.metrics, r.staleness) for r in closed.partial.in_order()]
+        reasons = [replace(f, trace="") if isinstance(f, Failed) else None for f in failed]
+        answer = closed.partial.finish() if any(r[2] for r in rows) else None
+        value = None if answer is None else encoding.encode([answer.value, answer.aux, answer.failed])
+        return reasons, rows, closed.states, closed.refused, value
+
+    assert close(one_by_one=True) == close(one_by_one=False)
+
+
+def test_what_handlers_return_is_kept_as_it_was_then(states):
+    own = Arrays.trusted({"w": (memory := np.zeros(2)), "n": np.array(5)}, SHARED.roles)
+
+    def train(model, data, ctx):
+        memory.flags.writeable = True
+        memory[...] = ctx.client
+        return Update(own)
+
+    bench = Bench(states, train=train)
+    id = bench.open(fold=mean())
+    assert bench.executor.run_all(id, [1, 2, 6], fold=True) == [None] * 3
+    assert bench.executor.close(id).partial.finish().value["w"].tolist() == [3.0, 3.0]
+
+
+@pytest.mark.parametrize("large", [0, files.LARGE])
+def test_an_answer_that_is_computed_where_it_is_written_has_the_same_bytes(states, monkeypatch, large):
+    monkeypatch.setattr(files, "LARGE", large)
+    monkeypatch.setattr(core_arrays, "STRETCH", 100)
+    start = {"a": np.ones((300, 3), np.float32), "b": np.ones(7), "c": np.ones(5, np.float16), "n": np.arange(3)}
+
+    def train(model, data, ctx):
+        a = np.full((300, 3), np.inf, np.float32) if ctx.client else model["a"] * 2
+        return Update({**{n: a * 2 for n, a in model.items()}, "a": a}, weight=3)
+
+    bench = Bench(states, train=train)
+    id = bench.open(model=Arrays(start))
+    update = bench.executor.answer(Task(f"{id}.0", id, 0)).update
+    assert update.arrays.is_computed == (large == 0)
+    told = {"a": start["a"], "b": start["b"], "c": start["c"].astype(np.float32), "n": start["n"] * 2}
+    assert update.arrays.to_bytes() == Arrays(told).to_bytes()
+    assert "'a' holds infinity" in bench.executor.answer(Task(f"{id}.1", id, 1)).reason

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,57 @@ def client_order(client: ClientId) -> tuple[bool, ClientId]:
     return (isinstance(client, str), client)
 
 
-def receipt_order(receipt: Receipt) -> tuple[bool, ClientId, str]:
-    """By what receipts are sorted: their clients' ids."""
-    return (*client_order(receipt.client), receipt.task)
+class Receipts(Sequence[Receipt]):
+    """Receipts as columns, one for each of their fields: there are many, and most are never looked at one by one."""
+
+    __slots__ = ("clients", "columns", "metrics", "seconds", "staleness", "tasks", "weights")
+
+    def __init__(self, columns: Iterable[Iterable[Any]] = ((), (), (), (), (), ())) -> None:
+        self.columns: list[list[Any]] = [list(column) for column in columns]
+        self.tasks, self.clients, self.weights, self.metrics, self.seconds, self.staleness = self.columns
+
+    @classmethod
+    def of(cls, receipts: Iterable[Receipt]) -> Receipts:
+        """These receipts, which may be columns already."""
+        if isinstance(receipts, Receipts):
+            return receipts
+        return cls(list(zip(*map(_FIELDS, receipts), strict=True)) or [()] * 6)
+
+    def add(self, other: Receipts) -> None:
+        """Append others."""
+        for mine, theirs in zip(self.columns, other.columns, strict=True):
+            mine += theirs
+
+    def rows(self, places: Sequence[int]) -> Receipts:
+        """Some of them."""
+        return Receipts([column[place] for place in places] for column in self.columns)
+
+    def in_order(self) -> Receipts:
+        """Sorted by their clients' ids, then by their tasks'."""
+        clients, tasks = self.clients, self.tasks
+        if len({*map(type, clients)}) == 1 and len({*clients}) == len(clients):
+            return self.rows(sorted(range(len(clients)), key=clients.__getitem__))
+        return self.rows(sorted(range(len(clients)), key=lambda at: (*client_order(clients[at]), tasks[at])))
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def __getitem__(self, at: Any) -> Any:
+        return self.rows(range(len(self))[at]) if isinstance(at, slice) else Receipt(*[c[at] for c in self.columns])
+
+    def __iter__(self) -> Iterator[Receipt]:
+        return map(Receipt, *self.columns)
+
+    def __eq__(self, other: object) -> bool:
+        return tuple(self) == tuple(other) if isinstance(other, Sequence) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Receipts({len(self)} of them)"
+
+
+_FIELDS = attrgetter("task", "client", "weight", "metrics", "seconds", "staleness")
 
 
 @dataclass(frozen=True)
@@ -39,14 +88,14 @@ class Answer:
     aux: Arrays = field(default_factory=Arrays)
     metrics: Mapping[str, float] = field(default_factory=dict)
     weight: float = 0.0
-    receipts: tuple[Receipt, ...] = ()
+    receipts: Sequence[Receipt] = ()
     failed: Mapping[ClientId, str] = field(default_factory=dict)
     asked: int = 0
 
     @property
     def clients(self) -> tuple[ClientId, ...]:
         """The clients whose updates are in the answer, in the order of their ids."""
-        return tuple(r.client for r in self.receipts)
+        return tuple(Receipts.of(self.receipts).clients)
 
     @property
     def count(self) -> int:
@@ -59,11 +108,12 @@ def mean_metrics(receipts: Iterable[Receipt]) -> dict[str, float]:
     where it is finite for none. The order cannot matter. Of too many metrics the most common are kept.
     """
     terms: dict[str, list[tuple[float, float]]] = {}
-    for receipt in receipts:
-        for name, value in receipt.metrics.items():
+    rows = Receipts.of(receipts)
+    for metrics, weight in zip(rows.metrics, rows.weights, strict=True):
+        for name, value in metrics.items():
             found = terms.setdefault(name, [])
             if math.isfinite(value):
-                found.append((value, receipt.weight))
+                found.append((value, weight))
     names = sorted(terms, key=lambda name: (-len(terms[name]), name))[:MOST_METRICS]
     return {name: _mean(terms[name]) for name in sorted(names)}
 
@@ -85,20 +135,18 @@ def _mean(terms: list[tuple[float, float]]) -> float:
 
 def _packed(receipts: Sequence[Receipt]) -> list[Any]:
     """Receipts as arrays, which take a tenth of the memory that records do while they are written."""
-    names = list(receipts[0].metrics) if receipts else []
-    asks: Any = [_ask_of(receipt) for receipt in receipts]
-    clients = [receipt.client for receipt in receipts]
-    metrics: Any = (
-        [dict(receipt.metrics) for receipt in receipts] if any(list(r.metrics) != names for r in receipts) else None
-    )
+    rows = Receipts.of(receipts)
+    names = list(rows.metrics[0]) if len(rows) else []
+    asks: Any = list(map(_ask_of, rows.tasks, rows.clients))
+    metrics: Any = list(map(dict, rows.metrics)) if any(list(each) != names for each in rows.metrics) else None
     return [
-        [receipt.task for receipt in receipts] if None in asks else np.array(asks, np.int64),
-        _packed_ids(clients),
-        np.array([receipt.weight for receipt in receipts], np.float64),
-        np.array([receipt.seconds for receipt in receipts], np.float64),
-        np.array([receipt.staleness for receipt in receipts], np.int64),
+        rows.tasks if None in asks else np.array(asks, np.int64),
+        _packed_ids(rows.clients),
+        np.array(rows.weights, np.float64),
+        np.array(rows.seconds, np.float64),
+        np.array(rows.staleness, np.int64),
         names,
-        [np.array([r.metrics[name] for r in receipts], np.float64) for name in names] if metrics is None else metrics,
+        [np.array([each[name] for each in rows.metrics], np.float64) for name in names] if metrics is None else metrics,
         metrics is None,
     ]
 
@@ -123,7 +171,7 @@ def _unpacked_reasons(packed: list[Any]) -> dict[ClientId, str]:
     return dict(zip(_unpacked_ids(clients), map(reasons.__getitem__, places.tolist()), strict=True))
 
 
-def _unpacked(packed: list[Any]) -> tuple[Receipt, ...]:
+def _unpacked(packed: list[Any]) -> Receipts:
     tasks, clients, weights, seconds, staleness, names, metrics, alike = packed
     clients = _unpacked_ids(clients)
     if not isinstance(tasks, list):
@@ -131,15 +179,14 @@ def _unpacked(packed: list[Any]) -> tuple[Receipt, ...]:
     if alike:
         columns = [column.tolist() for column in metrics]
         metrics = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)] or [{} for _ in clients]
-    rest = (weights.tolist(), metrics, seconds.tolist(), staleness.tolist())
-    return tuple(map(Receipt, tasks, clients, *rest))
+    return Receipts((tasks, clients, weights.tolist(), metrics, seconds.tolist(), staleness.tolist()))
 
 
-def _ask_of(receipt: Receipt) -> int | None:
+def _ask_of(task: str, client: ClientId) -> int | None:
     """The ask of a task whose id is made of it and its client; None for any other id."""
-    head = receipt.task.partition(".")[0]
+    head = task.partition(".")[0]
     ask = int(head) if head.isascii() and head.isdecimal() and len(head) < 19 else -1
-    return ask if receipt.task == f"{ask}.{receipt.client}" else None
+    return ask if task == f"{ask}.{client}" else None
 
 
 encoding.register(

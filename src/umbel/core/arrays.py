@@ -18,7 +18,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .. import files
 from ..errors import CorruptFile, StrategyError
 from ..files import Bytes, mapped, reading, write_pieces
 
@@ -538,27 +537,34 @@ def _placed(part: memoryview, dtype: np.dtype[Any], shape: list[int], views: boo
     return array if views and array.flags.aligned else array.copy()
 
 
-def difference(new: Arrays, old: Arrays, schema: Schema, *, computed: bool = False) -> Arrays:
+def difference(new: Arrays, old: Arrays, schema: Schema, out: Mapping[str, Array] | None = None) -> Arrays:
     """The arrays of `schema`: `new - old` for parameters, in float32 (float64 for float64); all others as in `new`.
-    Large ones may be `computed`, where nobody changes `new` or `old` before they are written.
+    They are written to `out`, if that is given.
     """
-    if computed and schema.nbytes >= files.LARGE:
-        specs = {n: s._replace(dtype=wide(s.dtype)) if s.role == "parameter" else s for n, s in schema.items()}
-
-        def make(name: str, start: int, stop: int) -> Array:
-            cut = {name: Spec((stop - start,), *schema[name][1:])}
-            mine, theirs = (Arrays.trusted({name: a.stretch(name, start, stop)}, a.roles) for a in (new, old))
-            return difference(mine, theirs, Schema(cut))[name]
-
-        return Arrays.computed(Schema(specs), make)
     mine, theirs = new._arrays, old._arrays
     result: dict[str, Array] = {}
     for name, role in schema.roles.items():
-        value = mine[name]
-        if role != "parameter":
+        value, into = mine[name], None if out is None else out[name]
+        if role == "parameter":
+            alike = value.dtype.itemsize >= 4 and value.dtype == theirs[name].dtype
+            dtype = None if alike else wide(value.dtype)
+            # A scalar where there is no dimension.
+            result[name] = np.asarray(np.subtract(value, theirs[name], out=into, dtype=dtype))
+        elif into is None:
             result[name] = value
-        elif value.dtype.itemsize >= 4 and value.dtype == theirs[name].dtype:
-            result[name] = np.asarray(np.subtract(value, theirs[name]))  # a scalar where there is no dimension
         else:
-            result[name] = np.asarray(np.subtract(value, theirs[name], dtype=wide(value.dtype)))
+            into[...] = value
+            result[name] = into
     return Arrays.trusted(result, schema.roles)
+
+
+def computed_difference(new: Arrays, old: Arrays, schema: Schema) -> Arrays:
+    """The same, computed: for whoever writes it before anybody changes `new` or `old`."""
+    specs = {n: s._replace(dtype=wide(s.dtype)) if s.role == "parameter" else s for n, s in schema.items()}
+
+    def make(name: str, start: int, stop: int) -> Array:
+        cut = {name: schema[name]._replace(shape=(stop - start,))}
+        mine, theirs = (Arrays.trusted({name: a.stretch(name, start, stop)}, a.roles) for a in (new, old))
+        return difference(mine, theirs, Schema(cut))[name]
+
+    return Arrays.computed(Schema(specs), make)

@@ -14,7 +14,7 @@ from ..errors import NothingToFold, StrategyError, UpdateRejected
 from .arrays import Array, Arrays, Role, Schema, Spec, is_floating, wide
 from .fold import Fold, Unlike
 from .sums import ArraySum, ExactScalar
-from .update import Contribution
+from .update import Contribution, Stack
 
 SMALL = 1 << 31
 """Integers up to this size are totalled together: int64 holds four milliards of them."""
@@ -96,7 +96,7 @@ class Sums:
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     weight: ExactScalar = field(default_factory=ExactScalar)
     count: int = 0
-    waiting: list[tuple[Contribution, float]] = field(default_factory=list)
+    waiting: list[tuple[Stack, list[float]]] = field(default_factory=list)
     batch: int = 1
     summed: bool = False
     size: int = 0
@@ -116,6 +116,7 @@ class Elementwise(Fold):
     """Base of the folds that treat every element alike; each array is summed by itself, block by block."""
 
     exact_integers: ClassVar[bool] = False
+    stacks: ClassVar[bool] = True
 
     def weigh(self, weight: float, factor: float) -> float:
         """What the arrays of an update are multiplied by that claims this weight."""
@@ -127,25 +128,31 @@ class Elementwise(Fold):
 
     def add(self, acc: Sums, item: Contribution, factor: float = 1.0) -> Sums:
         """Fold one checked update. Raises `Unlike` where its arrays differ from those of the first."""
-        weight = self.weigh(item.weight, factor)
+        return self.add_stack(acc, Stack.of(item), factor)
+
+    def add_stack(self, acc: Sums, items: Stack, factor: float = 1.0) -> Sums:
+        weights = [self.weigh(weight, factor) for weight in items.weights]
         if acc.count:
-            check_alike(acc, item.arrays, item.arrays.roles)
-        size = self._size(item, factor) if self.exact_integers else 0
+            check_alike(acc, items.arrays, items.arrays.roles)
+        size = self._size(items, factor) if self.exact_integers else 0
         if not acc.count:
-            self._begin(acc, item.arrays)
+            self._begin(acc, items.arrays)
             acc.size = size
         elif size != acc.size:
             raise Unlike("the update's integers are of another size than those of other updates")
-        if self.exact_integers:
-            for name, total in acc.arrays.items():
-                if isinstance(total, IntegerSum):
-                    total.reserve(item.magnitudes[name])
-        acc.count += 1
-        acc.weight.add(weight)
-        if weight:
-            acc.waiting.append((item, weight))
+        for name, total in acc.arrays.items():
+            if isinstance(total, IntegerSum):
+                total.reserve(items.magnitudes[name][0])
+        acc.count += len(items)
+        for weight in weights:
+            acc.weight.add(weight)
+        if not all(weights):
+            kept = [place for place, weight in enumerate(weights) if weight]
+            items, weights = items.rows(kept), [weights[place] for place in kept]
+        if weights:
+            acc.waiting.append((items, weights))
             # Views of files cost nothing while they wait, and bins cost several times what is summed in them.
-            if len(acc.waiting) > (_MAPPED if item.mapped else acc.batch - 1):
+            if sum(len(each) for _, each in acc.waiting) > (_MAPPED if items.mapped else acc.batch - 1):
                 self._flush(acc)
         return acc
 
@@ -207,7 +214,8 @@ class Elementwise(Fold):
     def _stretch(self, acc: Sums, divisor: float | None, name: str, start: int, stop: int) -> Array:
         """Some elements of the answer where all updates wait: so there are never bins of a whole array."""
         total = self._new((stop - start,), acc.dtypes[name])
-        add_all(total, [item.arrays.stretch(name, start, stop) for item, _ in acc.waiting], acc.waiting, name)
+        rows = [array.reshape(-1)[start:stop] for items, _ in acc.waiting for array in items.arrays[name]]
+        add_all(total, rows, acc.waiting, name)
         return self._value(total, acc.dtypes[name], divisor)
 
     def _new(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> ArraySum | IntegerSum:
@@ -217,21 +225,22 @@ class Elementwise(Fold):
 
     def _begin(self, acc: Sums, arrays: Arrays) -> None:
         acc.arrays, acc.roles, acc.dtypes, acc.shapes = {}, {}, {}, {}
-        acc.batch = max(1, min(_BATCH, _BATCH_BYTES // max(1, arrays.nbytes)))
+        each = sum(array[0].nbytes for array in arrays.values())
+        acc.batch = max(1, min(_BATCH, _BATCH_BYTES // max(1, each)))
         for name, array in arrays.items():
-            acc.arrays[name] = self._new(array.shape, array.dtype)
-            acc.roles[name], acc.dtypes[name], acc.shapes[name] = arrays.roles[name], array.dtype, array.shape
+            acc.roles[name], acc.dtypes[name], acc.shapes[name] = arrays.roles[name], array.dtype, array.shape[1:]
+            acc.arrays[name] = self._new(acc.shapes[name], array.dtype)
 
-    def _size(self, item: Contribution, factor: float) -> int:
+    def _size(self, items: Stack, factor: float) -> int:
         """The size of an update's integers; see `Sums`. Raises `UpdateRejected` for one that int64 cannot hold."""
         largest = 0
-        for name, array in item.arrays.items():
+        for name, array in items.arrays.items():
             if is_floating(array.dtype):
                 continue
             if factor != 1.0:
                 raise StrategyError("integers that are totalled exactly cannot be discounted for staleness")
             if array.dtype.kind != "u":
-                largest = max(largest, _reach_of(item.magnitudes[name]))
+                largest = max(largest, _reach_of(items.magnitudes[name][0]))
         if largest >= 1 << 63:
             raise UpdateRejected(BEYOND, hint="Send floats, or smaller counts.")
         return largest.bit_length() if largest > SMALL else 0
@@ -242,22 +251,28 @@ class Elementwise(Fold):
             return
         acc.summed = True
         for name, total in acc.arrays.items():
-            add_all(total, [item.arrays[name] for item, _ in waiting], waiting, name)
+            stacks = [items.arrays[name] for items, _ in waiting]
+            rows = stacks[0] if len(stacks) == 1 else [array for stack in stacks for array in stack]
+            add_all(total, rows, waiting, name)
 
 
 def add_all(
-    total: ArraySum | IntegerSum, arrays: Sequence[Array], waiting: Sequence[tuple[Contribution, float]], name: str
+    total: ArraySum | IntegerSum,
+    arrays: Array | Sequence[Array],
+    waiting: Sequence[tuple[Stack, list[float]]],
+    name: str,
 ) -> None:
     """Add the arrays (or a stretch) of this name of all that wait."""
     if isinstance(total, IntegerSum):
         for array in arrays:
             total.add(array)
     else:
-        total.add_many(arrays, [w for _, w in waiting], [item.magnitudes[name] for item, _ in waiting])
+        sizes = [size for items, _ in waiting for size in items.magnitudes[name]]
+        total.add_many(arrays, [weight for _, weights in waiting for weight in weights], sizes)
 
 
 def check_alike(acc: Sums, arrays: Mapping[str, Array], roles: Mapping[str, Role]) -> None:
-    """Raise `Unlike` where arrays differ in name, role, dtype or shape from those already summed."""
+    """Raise `Unlike` where stacked arrays differ in name, role, dtype or shape from those already summed."""
     if acc.roles.keys() != roles.keys():
         raise Unlike("the update's arrays have other names than those of other updates")
     for name, array in arrays.items():
@@ -266,9 +281,9 @@ def check_alike(acc: Sums, arrays: Mapping[str, Array], roles: Mapping[str, Role
         if acc.dtypes[name] != array.dtype:
             was = acc.dtypes[name].name
             raise Unlike(f"array {name!r} is {array.dtype.name}, but was {was} in other updates")
-        if acc.shapes[name] != array.shape:
+        if acc.shapes[name] != array.shape[1:]:
             other = list(acc.shapes[name])
-            raise Unlike(f"array {name!r} has shape {list(array.shape)}, but {other} in other updates")
+            raise Unlike(f"array {name!r} has shape {list(array.shape[1:])}, but {other} in other updates")
 
 
 @dataclass(frozen=True)

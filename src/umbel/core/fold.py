@@ -9,7 +9,7 @@ from dataclasses import asdict, is_dataclass
 from typing import Any, ClassVar, Literal
 
 from ..errors import UpdateRejected
-from .update import Contribution
+from .update import Contribution, Stack
 
 
 class Fold(ABC):
@@ -24,6 +24,8 @@ class Fold(ABC):
     """Whether an update counts by the weight that its client claims, or like every other."""
     single: ClassVar[bool] = False
     """Whether the fold needs to see every update by itself, which rules out secure aggregation."""
+    stacks: ClassVar[bool] = False
+    """Whether `add_stack` takes several updates at once."""
 
     @abstractmethod
     def zero(self) -> Any:
@@ -32,6 +34,12 @@ class Fold(ABC):
     @abstractmethod
     def add(self, acc: Any, item: Contribution, factor: float = 1.0) -> Any:
         """Fold one checked update; `factor` discounts a stale one."""
+
+    def add_stack(self, acc: Any, items: Stack, factor: float = 1.0) -> Any:
+        """Fold checked updates with the same arrays: one, or several where the fold `stacks`."""
+        for item in items:
+            acc = self.add(acc, item, factor)
+        return acc
 
     @abstractmethod
     def merge(self, acc: Any, other: Any) -> Any:

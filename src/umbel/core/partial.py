@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ..errors import ClientId, InternalError, StrategyError, UmbelError, UpdateRejected
-from .answer import Answer, mean_metrics, receipt_order
+from .answer import Answer, Receipts, client_order, mean_metrics
 from .arrays import RESERVED, Arrays, dtype_named, is_floating, wide
 from .elementwise import BEYOND, SMALL, Elementwise, IntegerSum, Sums, check_alike, mean
 from .fold import Fold, Unlike
 from .sums import ArraySum, ExactScalar
-from .update import LARGEST, NO_ARRAYS, Contribution, Expectation, Free, Receipt, check_metrics
+from .update import LARGEST, NO_ARRAYS, Contribution, Expectation, Free, Receipt, Stack, check_metrics
 
 _VERSION = 1  # of a partial's tree
 _NO_SUMS = Sums()
@@ -32,14 +31,24 @@ class Partial:
     integers of another size, are folded apart, until `agree` keeps what most of them have, and int64 can hold.
     """
 
-    __slots__ = ("_acc", "_apart", "_aux", "fold", "receipts")
+    __slots__ = ("_acc", "_apart", "_aux", "_rows", "_tasks", "fold")
 
     def __init__(self, fold: Fold) -> None:
         self.fold = fold
         self._acc = self._folded("zero")
         self._aux: Sums | None = None
         self._apart: list[Partial] = []
-        self.receipts: dict[str, Receipt] = {}
+        self._hold(Receipts())
+
+    @property
+    def receipts(self) -> dict[str, Receipt]:
+        """The receipts of what is folded, by task; without those of updates that are folded apart."""
+        return dict(zip(self._rows.tasks, self._rows, strict=True))
+
+    @property
+    def count(self) -> int:
+        """How many updates are folded, without those that are folded apart."""
+        return len(self._rows)
 
     def _folded(self, step: str, *arguments: Any) -> Any:
         """What a step of the fold gives. Raises `StrategyError` where it raises what it should not."""
@@ -52,28 +61,37 @@ class Partial:
 
     def add(self, item: Contribution, receipt: Receipt, factor: float = 1.0) -> None:
         """Fold one checked update under its receipt; the same task twice is an error."""
-        if any(receipt.task in part.receipts for part in (self, *self._apart)):
-            raise StrategyError(f"task {receipt.task} is folded already")
+        self.add_stack(Stack.of(item), Receipts.of([receipt]), factor)
+
+    def add_stack(self, items: Stack, rows: Receipts, factor: float = 1.0) -> None:
+        """Fold checked updates under their receipts; the same task twice is an error."""
+        if len(items) > 1 and not self.fold.stacks:
+            for place, item in enumerate(items):
+                self.add_stack(Stack.of(item), rows.rows([place]), factor)
+            return
+        new = set(rows.tasks)
+        if twice := [task for part in (self, *self._apart) for task in new.intersection(part._tasks)]:
+            raise StrategyError(f"task {min(twice)} is folded already")
         for part in (self, *self._apart):
             with suppress(Unlike):
-                part._add(item, receipt, factor)
+                part._add(items, rows, factor)
                 return
         self._apart.append(Partial(self.fold))
-        self._apart[-1]._add(item, receipt, factor)
+        self._apart[-1]._add(items, rows, factor)
 
-    def _add(self, item: Contribution, receipt: Receipt, factor: float) -> None:
-        averaged = len(item.aux) > 0 and not self.fold.single
-        if self.receipts and not self.fold.single:  # first, so that a refused update leaves nothing behind
-            check_alike(self._aux or _NO_SUMS, item.aux, item.aux.roles)
-        self._acc = self._folded("add", self._acc, item, factor)
+    def _add(self, items: Stack, rows: Receipts, factor: float) -> None:
+        averaged = len(items.aux) > 0 and not self.fold.single
+        if self.count and not self.fold.single:  # first, so that a refused update leaves nothing behind
+            check_alike(self._aux or _NO_SUMS, items.aux, items.aux.roles)
+        self._acc = self._folded("add_stack", self._acc, items, factor)
         if averaged:
-            aux = Contribution(item.client, item.aux, NO_ARRAYS, 1.0, item.aux_magnitudes, {}, item.mapped)
-            self._aux = mean().add(self._aux if self._aux is not None else Sums(), aux, factor)
-        self.receipts[receipt.task] = receipt
+            self._aux = mean().add_stack(self._aux if self._aux is not None else Sums(), items.of_aux(), factor)
+        self._tasks.update(rows.tasks)
+        self._rows.add(rows)
 
     def merge(self, other: Partial) -> None:
         """Fold everything that `other` holds; receipts that both have are an error, and nothing is changed."""
-        mine, theirs = ({task for part in (p, *p._apart) for task in part.receipts} for p in (self, other))
+        mine, theirs = (set().union(*(part._tasks for part in (p, *p._apart))) for p in (self, other))
         if twice := mine & theirs:
             raise StrategyError(f"tasks {sorted(twice)} are in both partials")
         for their in (other, *other._apart):
@@ -86,34 +104,40 @@ class Partial:
                 self._apart[-1]._merge(their)
 
     def _merge(self, other: Partial) -> None:
-        if self.receipts and other.receipts and not (self._aux or _NO_SUMS).is_like(other._aux or _NO_SUMS):
+        if self.count and other.count and not (self._aux or _NO_SUMS).is_like(other._aux or _NO_SUMS):
             raise Unlike("partials with different aux arrays cannot be merged")
         self._acc = self._folded("merge", self._acc, other._acc)
         if other._aux is not None:
             self._aux = mean().merge(self._aux if self._aux is not None else Sums(), other._aux)
-        self.receipts.update(other.receipts)
+        self._tasks.update(other._tasks)
+        self._rows.add(other._rows)
 
     def contents(self) -> tuple[Any, ...]:
         """All that is inside, to be sent to another process; `merge_contents` takes it in there."""
         self._folded("settle", self._acc)
         if self._aux is not None:
             mean().settle(self._aux)
-        return self._acc, self._aux, _columns(self.receipts.values()), [part.contents() for part in self._apart]
+        return self._acc, self._aux, self._rows.columns, [part.contents() for part in self._apart]
 
     def merge_contents(self, contents: tuple[Any, ...]) -> None:
         """Fold what `contents` gave of a partial of the same fold."""
         other = Partial(self.fold)
         other._acc, other._aux, columns, apart = contents
-        other.receipts = {receipt.task: receipt for receipt in map(Receipt, *columns)} if columns else {}
+        other._hold(Receipts(columns))
         self.merge(other)
         for part in apart:
             self.merge_contents(part)
+
+    def _hold(self, rows: Receipts) -> None:
+        self._rows, self._tasks = rows, set(rows.tasks)
 
     def agree(self, *, small: bool = False) -> dict[ClientId, str]:
         """Keep the updates with those arrays that most of them have, where some have others: of as many, those of the
         client that comes first. Of these keep as many as int64 can hold the total of, those with large integers last,
         or, with `small`, those without large ones. Gives who is left out, and why.
         """
+        if not self._apart and not self._size:
+            return {}
         groups: list[list[Partial]] = []
         for part in (self, *self._apart):
             for group in groups:
@@ -123,19 +147,20 @@ class Partial:
             else:
                 groups.append([part])
         best, *left = sorted(groups, key=_most_first)
-        reasons = {r.client: best[0]._unlike(part) for group in left for part in group for r in part.in_order()}
+        reasons = {c: best[0]._unlike(part) for group in left for part in group for c in part.in_order().clients}
         kept = Partial(self.fold)
         best.sort(key=lambda part: part._size)
         for place, part in enumerate(best):
             if (small and part._size) or not kept._holds_with(part):
-                reasons |= {r.client: BEYOND for rest in best[place:] for r in rest.in_order()}
+                reasons |= {client: BEYOND for rest in best[place:] for client in rest.in_order().clients}
                 break
-            if kept.receipts:
+            if kept.count:
                 part._acc.size = kept._acc.size
                 kept._merge(part)
             else:
                 kept = part
-        self._acc, self._aux, self.receipts, self._apart = kept._acc, kept._aux, kept.receipts, []
+        self._acc, self._aux, self._apart = kept._acc, kept._aux, []
+        self._hold(kept._rows)
         return reasons
 
     @property
@@ -155,7 +180,8 @@ class Partial:
     def _unlike(self, other: Partial) -> str:
         """What another partial has that this one has not."""
         for mine, theirs in ((self._acc, other._acc), (self._aux or _NO_SUMS, other._aux or _NO_SUMS)):
-            arrays = {n: np.broadcast_to(np.zeros((), theirs.dtypes[n]), shape) for n, shape in theirs.shapes.items()}
+            zeros = {name: np.zeros((), dtype) for name, dtype in theirs.dtypes.items()}
+            arrays = {n: np.broadcast_to(zeros[n], (1, *shape)) for n, shape in theirs.shapes.items()}
             try:
                 check_alike(mine, arrays, theirs.roles)
             except Unlike as error:
@@ -178,13 +204,14 @@ class Partial:
         self.fold.settle(self._acc)
         if self._aux is not None:
             mean().settle(self._aux)
-        receipts = sorted(self.receipts.values(), key=lambda receipt: receipt.task)
+        rows = self._rows.rows(sorted(range(self.count), key=self._rows.tasks.__getitem__))
+        rows.columns[3][:] = [dict(sorted(metrics.items())) for metrics in rows.metrics]
         return {
             "version": _VERSION,
             "fold": self.fold.spec(),
             "sums": _sums_tree(self._acc),
             "aux": _sums_tree(self._aux) if self._aux is not None else None,
-            "receipts": _columns(replace(r, metrics=dict(sorted(r.metrics.items()))) for r in receipts),
+            "receipts": rows.columns if len(rows) else [],
         }
 
     @classmethod
@@ -208,28 +235,28 @@ class Partial:
             if tree["fold"] != fold.spec():
                 raise UpdateRejected(f"the partial is one of {tree['fold']!r:.60}, the ask folds by {fold.spec()}")
             made = cls(fold)
-            made.receipts = _checked_receipts(tree["receipts"])
-            made._acc = _sums_of(fold, tree["sums"], len(made.receipts))
-            if made._acc.count != len(made.receipts):
-                raise UpdateRejected(f"a partial of {made._acc.count} updates has {len(made.receipts)} receipts")
+            made._hold(_checked_receipts(tree["receipts"]))
+            made._acc = _sums_of(fold, tree["sums"], made.count)
+            if made._acc.count != made.count:
+                raise UpdateRejected(f"a partial of {made._acc.count} updates has {made.count} receipts")
             if tree["aux"] is not None:
-                made._aux = _sums_of(mean(), tree["aux"], len(made.receipts))
+                made._aux = _sums_of(mean(), tree["aux"], made.count)
                 if not made._aux.arrays or (expects is not None and expects.aux is None):
                     raise UpdateRejected("the partial has aux arrays where there can be none")
                 if not 0 < made._aux.weight.value <= made._aux.count:
                     raise UpdateRejected(f"{made._aux.count} aux updates have the weight {made._aux.weight.value:.6g}")
-            _check_weights(fold, made._acc, made.receipts.values())
+            _check_weights(fold, made._acc, made._rows)
             _check_norm(made._acc, bound)
         except (KeyError, ValueError, TypeError, AttributeError, OverflowError, IndexError, RecursionError) as error:
             raise UpdateRejected(f"this is no partial: {error!r:.200}") from error
-        if made.receipts:
+        if made.count:
             _check_expected(made._acc, expects, sent)
             _check_expected(made._aux or Sums(), expects.aux if expects is not None else None, None)
         return made
 
-    def in_order(self) -> tuple[Receipt, ...]:
+    def in_order(self) -> Receipts:
         """The receipts in the order of the clients' ids."""
-        return tuple(sorted(self.receipts.values(), key=receipt_order))
+        return self._rows.in_order()
 
     def finish(self, failed: Mapping[ClientId, str] | None = None, asked: int = 0) -> Answer:
         """The answer of those that `agree`. Raises `NothingToFold` where the fold has none."""
@@ -239,7 +266,7 @@ class Partial:
             value=self._folded("finish", self._acc),
             aux=mean().finish(self._aux) if self._aux is not None else NO_ARRAYS,
             metrics=mean_metrics(receipts),
-            weight=math.fsum(r.weight for r in receipts),
+            weight=math.fsum(receipts.weights),
             receipts=receipts,
             failed={**(failed or {}), **unlike},
             asked=asked,
@@ -248,8 +275,8 @@ class Partial:
 
 def _most_first(group: Sequence[Partial]) -> tuple[Any, ...]:
     """By what those sort who have the same arrays: how many they are, then the client that comes first."""
-    first = min((receipt_order(receipt) for part in group for receipt in part.receipts.values()), default=())
-    return (-sum(len(part.receipts) for part in group), *first)
+    firsts = ((*client_order(rows.clients[0]), rows.tasks[0]) for part in group if (rows := part.in_order()))
+    return (-sum(part.count for part in group), *min(firsts, default=()))
 
 
 def _sums_tree(acc: Sums) -> dict[str, Any]:
@@ -306,14 +333,13 @@ def _sum_of(parts: list[Any]) -> tuple[ArraySum | IntegerSum, np.dtype[Any], tup
     return IntegerSum.of_parts(dtype, reach, total), dtype, total.shape
 
 
-def _check_weights(fold: Elementwise, acc: Sums, receipts: Iterable[Receipt]) -> None:
+def _check_weights(fold: Elementwise, acc: Sums, rows: Receipts) -> None:
     """Refuse sums in which updates do not count by what their receipts say; stale ones may count for less."""
-    most, counted, stale = ExactScalar(), 0, False
-    for receipt in receipts:
-        weight = fold.weigh(receipt.weight, 1.0)
+    most, counted, stale = ExactScalar(), 0, any(rows.staleness)
+    for claimed in rows.weights:
+        weight = fold.weigh(claimed, 1.0)
         most.add(weight)
         counted += weight > 0
-        stale = stale or receipt.staleness > 0
     said = acc.weight.value
     if said > most.value or (not stale and acc.weight.encode() != most.encode()):
         raise UpdateRejected(f"the partial has the weight {said:.6g}, and its receipts make {most.value:.6g}")
@@ -345,9 +371,9 @@ def _check_range(fold: Elementwise, acc: Sums) -> None:
                 raise UpdateRejected(f"the mean of array {name!r} of the partial would be infinite")
 
 
-def _checked_receipts(columns: Any) -> dict[str, Receipt]:
+def _checked_receipts(columns: Any) -> Receipts:
     if columns == []:
-        return {}
+        return Receipts()
     receipts: dict[str, Receipt] = {}
     for task, client, weight, metrics, seconds, staleness in zip(*_lists(columns), strict=True):
         sound = type(task) is str and task and type(client) in (int, str) and type(staleness) is int and staleness >= 0
@@ -363,7 +389,7 @@ def _checked_receipts(columns: Any) -> dict[str, Receipt]:
             raise UpdateRejected(f"the metrics in the receipt of task {task!r:.60} are not numbers by name")
         values = check_metrics(metrics, f"the metrics in the receipt of task {task!r:.60}")
         receipts[task] = Receipt(task, client, float(weight), values, float(seconds), staleness)
-    return receipts
+    return Receipts.of(receipts.values())
 
 
 def _lists(columns: Any) -> list[list[Any]]:
@@ -397,9 +423,3 @@ def _check_expected(acc: Sums, expects: Expectation | None, sent: Arrays | None)
         raise UpdateRejected(
             f"arrays such as {unseen[0]!r} of the partial are {zeros} zeros, and nobody asked for those"
         )
-
-
-def _columns(receipts: Iterable[Receipt]) -> list[list[Any]]:
-    """Receipts as one list for each of their fields, which is several times faster to write than one record each."""
-    rows = [(r.task, r.client, r.weight, dict(r.metrics), r.seconds, r.staleness) for r in receipts]
-    return [list(column) for column in zip(*rows, strict=True)]

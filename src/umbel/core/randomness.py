@@ -40,7 +40,7 @@ units in the last place.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from operator import index
@@ -91,6 +91,17 @@ class Key:
         if not parts:
             raise ValueError("derive needs at least one part, such as a purpose and a round: key.derive('cohort', 3)")
         return Key(blake2b(b"derive/1:" + _encode(parts), digest_size=32, key=self.raw).digest())
+
+    def deriving(self, *parts: str | int | bytes) -> Callable[[str | int | bytes], Key]:
+        """What gives `derive(*parts, last)` for each last part; faster where there are many."""
+        begun = blake2b(b"derive/1:" + _encode(parts), digest_size=32, key=self.raw)
+
+        def derived(last: str | int | bytes) -> Key:
+            hashed = begun.copy()
+            hashed.update(_encode((last,)))
+            return Key(hashed.digest())
+
+        return derived
 
     def integer(self, bits: int = 64) -> int:
         """An integer of `bits` bits (1 to 512) to seed another generator with; fewer bits are the low bits of more."""

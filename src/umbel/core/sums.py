@@ -39,7 +39,7 @@ from numpy.typing import DTypeLike, NDArray
 
 _Row = NDArray[np.int64]
 
-__all__ = ["ArraySum", "ExactScalar", "magnitude"]
+__all__ = ["ArraySum", "ExactScalar", "magnitude", "magnitudes"]
 
 _WIDTH = 38  # bits of a bin; 1074 = 28 * 38 + 10 puts the common magnitudes (2**-11 .. 2**27) into one level
 _HALF = 1 << (_WIDTH - 1)
@@ -165,6 +165,16 @@ def magnitude(x: NDArray[Any]) -> float:
     return number
 
 
+def magnitudes(stack: NDArray[Any]) -> list[float]:
+    """The `magnitude` of each array in a stack."""
+    rows = stack.reshape(len(stack), math.prod(stack.shape[1:]))
+    if not (rows.dtype.char in "fd" and len(rows) > 1 and 0 < rows.shape[1] <= _BLOCK):
+        return [magnitude(row) for row in rows]
+    highest, lowest = np.maximum.reduce(rows, axis=1), np.minimum.reduce(rows, axis=1)
+    largest: list[float] = (np.maximum(highest, -lowest) + 0.0).tolist()
+    return largest
+
+
 class ArraySum:
     """The reproducible sum of weighted arrays of one shape and dtype (the module's docstring says what is summed).
 
@@ -200,24 +210,31 @@ class ArraySum:
         self.add_many((x,), (weight,), None if magnitude is None else (magnitude,))
 
     def add_many(
-        self, xs: Sequence[NDArray[Any]], weights: Sequence[float], magnitudes: Sequence[float] | None = None
+        self,
+        xs: NDArray[Any] | Sequence[NDArray[Any]],
+        weights: Sequence[float],
+        sizes: Sequence[float] | None = None,
     ) -> None:
-        """Add weight * x for each, as `add` does and to the same bits, but faster: the bins stay in cache meanwhile."""
-        known: Sequence[float | None] = [None] * len(xs) if magnitudes is None else magnitudes
-        terms: list[tuple[Any, float]] = []
-        largest = 0.0
-        for x, weight, size in zip(xs, weights, known, strict=True):
-            x, weight = np.asarray(x), float(weight)
-            bound = self._bound(x, weight, size)
-            if bound > 0.0:
-                terms.append((_flat(x), weight))
-                largest = max(largest, bound)
-        self.count += len(xs)
-        if terms:
+        """Add weight * x for each, as `add` does and to the same bits, but faster; best where `xs` is one array with a
+        dimension more. `sizes` are their magnitudes.
+        """
+        if self.shape and isinstance(xs, np.ndarray) and xs.flags.c_contiguous:
+            self._check_like(xs.shape[1:], xs.dtype)
+            flats: Any = xs.reshape(len(xs), self._size)
+        else:
+            rows = [np.asarray(x) for x in xs]
+            for x in rows:
+                self._check_like(x.shape, x.dtype)
+            flats = [_flat(x) for x in rows]
+        known = [magnitude(x) for x in xs] if sizes is None else sizes
+        factors = [float(weight) for weight in weights]
+        largest = max((_bound(w, size) for _, w, size in zip(range(len(xs)), factors, known, strict=True)), default=0.0)
+        self.count += len(factors)
+        if largest > 0.0:
             self._raise_to(_level_of(largest, _BINS[self.dtype]))
-            self._fold(terms)
-            self._offsets = [n + len(terms) for n in self._offsets]
-            self._grow(len(terms))
+            self._fold(flats, factors)
+            self._offsets = [n + len(factors) for n in self._offsets]
+            self._grow(len(factors))
 
     def merge(self, other: ArraySum) -> None:
         """Add everything that other holds; ValueError if its shape or dtype differs."""
@@ -337,20 +354,12 @@ class ArraySum:
             total._take(level, list(np.frombuffer(data[body:], "<i8").reshape(rows, -1).astype(np.int64)))
         return total
 
-    def _bound(self, x: NDArray[Any], weight: float, size: float | None) -> float:
-        """The largest |weight * x|, which rounding makes that of the terms exactly; or why x cannot be added."""
-        if x.shape != self.shape or _dtype_name(x.dtype) != self.dtype:
+    def _check_like(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        if shape != self.shape or _dtype_name(dtype) != self.dtype:
             raise ValueError(
-                f"cannot add an array {x.dtype}{list(x.shape)} to a sum of {self.dtype}{list(self.shape)}: "
+                f"cannot add an array {dtype}{list(shape)} to a sum of {self.dtype}{list(self.shape)}: "
                 "shape and dtype must agree"
             )
-        bound = abs(weight) * (magnitude(x) if size is None else size)
-        if not bound < 2.0**_MAX_EXPONENT:
-            raise ValueError(
-                f"cannot add an array with weight {weight!r}: the largest |weight * x| is {bound!r}, "
-                f"it must be finite and below 2**{_MAX_EXPONENT}"
-            )
-        return bound
 
     def _raise_to(self, level: int) -> None:
         """Move the bins up to level (if that is higher): high ones down the list, the lowest dropped, zeros on top."""
@@ -367,23 +376,16 @@ class ArraySum:
             self._offsets = [0] * moves + self._offsets[: len(self._bins) - moves]
         self._level = max(level, self._level)
 
-    def _fold(self, terms: list[tuple[Any, float]]) -> None:
+    def _fold(self, flats: Any, weights: Sequence[float]) -> None:
         """Split every term and add the parts to the bins, block by block; small arrays are stacked to fill a block."""
         splitters = [_splitter(self._level - j)[0] for j in range(len(self._bins))]
         for start in range(0, self._size, _BLOCK):
-            stop = min(start + _BLOCK, self._size)
-            bins = [row[start:stop] for row in self._bins]
-            term, part = _scratch.term[: stop - start], _scratch.part[: stop - start]
-            if len(terms) > 1 and stop - start <= _SHORT:
-                stack = _BLOCK // (stop - start)
-                for first in range(0, len(terms), stack):
-                    _split_stacked(terms[first : first + stack], slice(start, stop), splitters, bins)
-                continue
-            for flat, weight in terms:
-                term[...] = flat[start:stop]
-                if weight != 1.0:
-                    np.multiply(term, weight, term)
-                _split(term, part, splitters, bins)
+            block = slice(start, min(start + _BLOCK, self._size))
+            size = block.stop - start
+            bins = [row[block] for row in self._bins]
+            many = _BLOCK // size if size <= _SHORT else 1
+            for first in range(0, len(weights), many):
+                _split(flats[first : first + many], weights[first : first + many], block, splitters, bins)
 
     def _grow(self, additions: int) -> None:
         """Note that so many more additions are in the bins; before they could overflow, move their high parts out."""
@@ -446,20 +448,47 @@ class _Scratch(threading.local):
 _scratch = _Scratch()
 
 
+def _bound(weight: float, size: float) -> float:
+    """The largest |weight * x|, which rounding makes that of the terms exactly; or why x cannot be added."""
+    bound = abs(weight) * size
+    if not bound < 2.0**_MAX_EXPONENT:
+        raise ValueError(
+            f"cannot add an array with weight {weight!r}: the largest |weight * x| is {bound!r}, "
+            f"it must be finite and below 2**{_MAX_EXPONENT}"
+        )
+    return bound
+
+
 def _split(
-    term: NDArray[np.float64], part: NDArray[np.float64], splitters: list[NDArray[np.float64]], bins: list[_Row]
+    flats: Any, weights: Sequence[float], block: slice, splitters: list[NDArray[np.float64]], bins: list[_Row]
 ) -> None:
-    """Add to each bin the nearest multiple of its quantum to what is left of term, or of each of its rows.
+    """Add to each bin the nearest multiples of its quantum to what is left of the terms in this block.
 
     With M = 1.5 * 2**52 * u, the float t + M is t rounded to a multiple of u, half to even, and its bits are those of M
-    plus the integer t / u. So they are added as they stand, and M is taken out once for all later (`_settle`).
+    plus the integer t / u. So they are added as they stand, and M is taken out once for all later (`_settle`). What is
+    left of t gets the last bin's M, m, as t - ((t + M) - (M + m)): M + m, too, is a multiple of u, and only the last
+    step rounds.
     """
-    for splitter, row in zip(splitters[:-1], bins[:-1], strict=True):
+    shape = (len(weights), block.stop - block.start) if len(weights) > 1 else (block.stop - block.start,)
+    term, part = (buffer[: math.prod(shape)].reshape(shape) for buffer in (_scratch.term, _scratch.part))
+    if len(weights) == 1:
+        term[...] = flats[0][block]
+    elif isinstance(flats, np.ndarray):
+        term[...] = flats[:, block]
+    else:
+        for row, flat in zip(term, flats, strict=True):
+            row[...] = flat[block]
+    if weights.count(weights[0]) < len(weights):
+        np.multiply(term, np.array([[weight] for weight in weights]), term)
+    elif weights[0] != 1.0:
+        np.multiply(term, weights[0], term)
+    *back, last = splitters
+    back[-1] = back[-1] + last
+    for splitter, less, row in zip(splitters, back, bins, strict=False):
         np.add(term, splitter, part)
         np.add(row, _column_sums(part), row)
-        np.subtract(part, splitter, part)
+        np.subtract(part, less, part)
         np.subtract(term, part, term)
-    np.add(term, splitters[-1], term)
     np.add(bins[-1], _column_sums(term), bins[-1])
 
 
@@ -467,18 +496,6 @@ def _column_sums(rounded: NDArray[np.float64]) -> _Row:
     """The bits of rounded, as integers; those of its rows added up, if it has rows."""
     bits = rounded.view(np.int64)
     return bits if bits.ndim == 1 else np.add.reduce(bits, axis=0, out=_scratch.column[: bits.shape[1]])
-
-
-def _split_stacked(
-    terms: list[tuple[Any, float]], block: slice, splitters: list[NDArray[np.float64]], bins: list[_Row]
-) -> None:
-    """`_split` for the same short block of several terms, at the cost of one."""
-    shape = (len(terms), block.stop - block.start)
-    term, part = (buffer[: math.prod(shape)].reshape(shape) for buffer in (_scratch.term, _scratch.part))
-    for row, (flat, _) in zip(term, terms, strict=True):
-        row[...] = flat[block]
-    np.multiply(term, np.array([[weight] for _, weight in terms]), term)
-    _split(term, part, splitters, bins)
 
 
 def _nearest(bins: list[_Row], over: list[_Row]) -> NDArray[np.float64]:

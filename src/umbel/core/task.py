@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..errors import ClientId
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
+class Task(NamedTuple):
     """One client's share of an ask, as it is sent. `id` is ``<ask>.<client>``; `attempt` counts from 1."""
 
     id: str
@@ -20,14 +20,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """Event: a task has a checked result, which its executor holds."""
-
-    task: str
-
-
-@dataclass(frozen=True, slots=True)
-class AllFinished:
-    """Event: all of these have a checked result, in this order."""
+    """Event: these tasks have a checked result, in this order, which their executor holds."""
 
     tasks: Sequence[str]
 
@@ -51,16 +44,16 @@ class Ticked:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Command: have this task done."""
+    """Command: have these tasks done."""
 
-    task: Task
+    tasks: list[Task]
 
 
 @dataclass(frozen=True, slots=True)
 class Admit:
-    """Command: fold the result of this task into this ask, discounted by `factor`."""
+    """Command: fold the results of these tasks into this ask, discounted by `factor`."""
 
-    task: str
+    tasks: list[str]
     ask: int
     staleness: int = 0
     factor: float = 1.0
@@ -68,6 +61,6 @@ class Admit:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """Command: this task, or its result, is not wanted any more."""
+    """Command: these tasks, or their results, are not wanted any more."""
 
-    task: str
+    tasks: list[str]

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
 
+from .. import files
 from ..errors import ClientId, StrategyError, UpdateRejected
 from . import encoding
-from .arrays import Arrays, Schema, difference, wide
-from .sums import magnitude
+from .arrays import Array, Arrays, Schema, computed_difference, difference, wide
+from .sums import magnitude, magnitudes
 
 NO_ARRAYS = Arrays()
 LARGEST = 2.0**960  # what a reproducible sum can hold
@@ -32,10 +33,10 @@ class Update:
     `metrics` are named numbers for the log. `aux` are further arrays that a strategy asked for.
     """
 
-    arrays: Mapping[str, Any] = field(default_factory=Arrays)
+    arrays: Mapping[str, Any] = field(default_factory=lambda: NO_ARRAYS)
     weight: float = 1.0
     metrics: Mapping[str, float] = field(default_factory=dict)
-    aux: Mapping[str, Any] = field(default_factory=Arrays)
+    aux: Mapping[str, Any] = field(default_factory=lambda: NO_ARRAYS)
     delta: bool = False
 
 
@@ -141,15 +142,71 @@ class Contribution:
     mapped: bool = False
 
 
-def as_delta(update: Update, expects: Expectation, sent: Arrays | None) -> Update:
+@dataclass(slots=True)
+class Stack:
+    """Checked updates that have the same arrays, one upon the other: row i of each array is that of client i. The
+    fields are those of `Contribution`, for each client.
+    """
+
+    clients: list[ClientId]
+    arrays: Arrays
+    aux: Arrays
+    weights: list[float]
+    magnitudes: Mapping[str, Sequence[float]]
+    aux_magnitudes: Mapping[str, Sequence[float]]
+    mapped: bool = False
+
+    @classmethod
+    def of(cls, item: Contribution) -> Stack:
+        """One update."""
+        of_arrays, of_aux = ({n: [m] for n, m in each.items()} for each in (item.magnitudes, item.aux_magnitudes))
+        arrays, aux = (_rows(each, None) for each in (item.arrays, item.aux))
+        return cls([item.client], arrays, aux, [item.weight], of_arrays, of_aux, item.mapped)
+
+    def of_aux(self) -> Stack:
+        """The aux arrays as arrays, each update counting alike."""
+        return Stack(self.clients, self.aux, NO_ARRAYS, [1.0] * len(self), self.aux_magnitudes, {}, self.mapped)
+
+    def rows(self, places: Sequence[int]) -> Stack:
+        """Some of the updates."""
+        of_arrays, of_aux = (
+            {n: [m[i] for i in places] for n, m in each.items()} for each in (self.magnitudes, self.aux_magnitudes)
+        )
+        arrays, aux = (_rows(each, places) for each in (self.arrays, self.aux))
+        clients, weights = [self.clients[i] for i in places], [self.weights[i] for i in places]
+        return Stack(clients, arrays, aux, weights, of_arrays, of_aux, self.mapped)
+
+    def __len__(self) -> int:
+        return len(self.clients)
+
+    def __iter__(self) -> Iterator[Contribution]:
+        for i, client in enumerate(self.clients):
+            of_arrays, of_aux = ({n: m[i] for n, m in x.items()} for x in (self.magnitudes, self.aux_magnitudes))
+            arrays, aux = (_rows(each, (i, ...)) for each in (self.arrays, self.aux))
+            yield Contribution(client, arrays, aux, self.weights[i], of_arrays, of_aux, self.mapped)
+
+
+def _rows(arrays: Arrays, at: Any) -> Arrays:
+    return Arrays.trusted({name: array[at] for name, array in arrays.items()}, arrays.roles)
+
+
+def as_delta(
+    update: Update,
+    expects: Expectation,
+    sent: Arrays | None,
+    out: Mapping[str, Array] | None = None,
+    *,
+    at_once: bool = False,
+) -> Update:
     """Check what a handler returned and bring it into the form that the ask expects; runs where the data is.
 
     Roles come from the model. Arrays that are personal, by the model or by their own role, and arrays that were not
-    asked for although the model has them are left out; any other name that was not asked for is an error. Raises
-    `UpdateRejected`.
+    asked for although the model has them are left out; any other name that was not asked for is an error. What `out`
+    has arrays for is written there. Where the update is used `at_once`, before its arrays may change, large differences
+    are computed. Raises `UpdateRejected`.
     """
     schema = expects.schema(sent)
-    aux = _own(_shared(_as_arrays(update.aux, "aux array"), sent))
+    aux = _own(_shared(_as_arrays(update.aux, "aux array"), sent)) if len(update.aux) else NO_ARRAYS
     arrays = _shared(_as_arrays(update.arrays, "array"), sent)
     if schema is None:
         return Update(_own(arrays), update.weight, update.metrics, aux, update.delta)
@@ -158,14 +215,19 @@ def as_delta(update: Update, expects: Expectation, sent: Arrays | None) -> Updat
         arrays = arrays.select(n for n in arrays if n in schema or n not in known)
     _check_schema(arrays, schema, "array", delta=update.delta)
     if expects.delta and not update.delta:
-        arrays = difference(arrays, check_agreement(expects, sent), schema)
+        old = check_agreement(expects, sent)
+        large = at_once and schema.nbytes >= files.LARGE
+        arrays = computed_difference(arrays, old, schema) if large else difference(arrays, old, schema, out)
     elif update.delta and not expects.delta:
         raise UpdateRejected(
             "the update is a difference (delta=True), but the ask expects values", hint="Return the new values."
         )
     else:
         arrays = _typed(arrays, schema, delta=update.delta)
-    return Update(_own(arrays), update.weight, update.metrics, aux, expects.delta)
+        for name, array in out.items() if out is not None else ():
+            array[...] = arrays[name]
+    mine = arrays if at_once or out is not None else _own(arrays)
+    return Update(mine, update.weight, update.metrics, aux, expects.delta)
 
 
 def check_agreement(expects: Expectation, sent: Arrays | None) -> Arrays:
@@ -211,14 +273,31 @@ def check(update: Update, expects: Expectation, sent: Arrays | None, client: Cli
 
 def check_values(update: Update, expects: Expectation, client: ClientId) -> Contribution:
     """The part of `check` that `as_delta` has not done: values, weight and aux arrays."""
-    weight = _check_weight(update.weight)
+    weight = check_weight(update.weight)
     arrays = _as_arrays(update.arrays, "array")
     aux = _check_aux(update, expects)
-    magnitudes, aux_magnitudes = _magnitudes(arrays, "array"), _magnitudes(aux, "aux array")
-    largest = max(magnitudes.values(), default=0.0) * max(weight, 1.0)
-    if max(largest, *aux_magnitudes.values(), 0.0) >= LARGEST:
+    sizes, aux_sizes = _magnitudes(arrays, "array"), _magnitudes(aux, "aux array")
+    largest = max(sizes.values(), default=0.0) * max(weight, 1.0)
+    if max(largest, *aux_sizes.values(), 0.0) >= LARGEST:
         raise UpdateRejected("the update's values times its weight are beyond 2**960", hint="Did training diverge?")
-    return Contribution(client, arrays, aux, weight, magnitudes, aux_magnitudes)
+    return Contribution(client, arrays, aux, weight, sizes, aux_sizes)
+
+
+def room_for(count: int, expects: Like, schema: Schema) -> dict[str, Array]:
+    """Stacked arrays to which `as_delta` can write so many updates."""
+    wider = [name for name, spec in schema.items() if expects.delta and spec.role == "parameter"]
+    return {n: np.empty((count, *s.shape), wide(s.dtype) if n in wider else s.dtype) for n, s in schema.items()}
+
+
+def stacked(clients: list[ClientId], arrays: dict[str, Array], updates: Sequence[Update]) -> tuple[Stack, list[int]]:
+    """Updates that `as_delta` wrote to these arrays and whose weights are checked; and the places of those among them
+    that `check_values` refuses.
+    """
+    weights, sizes = [update.weight for update in updates], {n: magnitudes(a) for n, a in arrays.items()}
+    roles = updates[0].arrays.roles  # type: ignore[attr-defined]
+    worst = [max(weight, 1.0) for weight in weights]
+    bad = {i for each in sizes.values() for i, size in enumerate(each) if not size * worst[i] < LARGEST}
+    return Stack(clients, Arrays.trusted(arrays, roles), NO_ARRAYS, weights, sizes, {}), sorted(bad)
 
 
 def check_metrics(metrics: Any, where: str) -> dict[str, float]:
@@ -243,7 +322,8 @@ def check_metrics(metrics: Any, where: str) -> dict[str, float]:
     return result
 
 
-def _check_weight(weight: Any) -> float:
+def check_weight(weight: Any) -> float:
+    """The weight that an update claims. Raises `UpdateRejected` for one that is none."""
     try:
         value = float(weight)
     except OverflowError:
@@ -348,15 +428,16 @@ def _other_names(arrays: Arrays, schema: Schema, what: str) -> UpdateRejected:
 
 def _magnitudes(arrays: Arrays, what: str) -> dict[str, float]:
     result: dict[str, float] = {}
-    for name, array in arrays.items():
-        largest = magnitude(array)
-        if not largest < math.inf:
-            kind = "NaN" if math.isnan(largest) else "infinity"
-            raise UpdateRejected(
-                f"{what} {name!r} holds {kind}",
-                hint="Training diverged? Try a smaller learning rate, or skip such a batch.",
-            )
-        result[name] = largest
+    for name in arrays:
+        result[name] = 0.0
+        for stretch in arrays.stretches(name):
+            if not (largest := magnitude(stretch)) < math.inf:
+                kind = "NaN" if math.isnan(largest) else "infinity"
+                raise UpdateRejected(
+                    f"{what} {name!r} holds {kind}",
+                    hint="Training diverged? Try a smaller learning rate, or skip such a batch.",
+                )
+            result[name] = max(result[name], largest)
     return result
 
 

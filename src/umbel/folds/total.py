@@ -16,3 +16,4 @@ class total(Elementwise):
 
     name: ClassVar[str] = "total"
     exact_integers: ClassVar[bool] = True
+    stacks: ClassVar[bool] = False

@@ -44,7 +44,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Mapping
 from contextlib import suppress
 from operator import attrgetter
 from pathlib import Path
@@ -292,7 +292,7 @@ def load_client(folder: Path, module: str, attribute: str) -> Client:
 def _written(answered: EncodedAnswer, result: Path) -> Message:
     """What is told of an answer, its larger parts in files."""
     update, receipt = answered.update, answered.receipt
-    small = _nbytes(update.arrays.values()) + _nbytes(update.aux.values()) <= INLINE_BYTES
+    small = _nbytes(update.arrays) + _nbytes(update.aux) <= INLINE_BYTES
     data = encoding.encode(update) if small else b""
     if small and len(data) <= INLINE_BYTES:
         part: Message = _inline(data)
@@ -319,8 +319,8 @@ def _inline(data: bytes) -> Message:
     return {"base64": base64.b64encode(data).decode()}
 
 
-def _nbytes(arrays: Iterable[Any]) -> int:
-    return sum(array.nbytes for array in arrays)
+def _nbytes(arrays: Mapping[str, Any]) -> int:
+    return arrays.nbytes if isinstance(arrays, Arrays) else sum(array.nbytes for array in arrays.values())
 
 
 def _tree(part: Message) -> dict[str, Any]:

@@ -11,14 +11,14 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from ..core import encoding
 from ..core.ask import Ask, for_client
 from ..core.partial import Partial
-from ..core.task import Admit, AllFinished, Cancel, Failed, Send, Task, Ticked
+from ..core.task import Admit, Cancel, Failed, Finished, Send, Task, Ticked
 from ..core.update import Receipt, Update
 from ..errors import CallerError, ClientId, CorruptFile, ProtocolError, StorageError, UmbelError, UpdateRejected
 from ..runs.coordinator import Event, Wake
@@ -244,16 +244,18 @@ class RemoteSession(Session):
     def do(self, command: Send | Admit | Cancel | Wake) -> None:
         """Carry out a command."""
         if isinstance(command, Send):
-            self._send(command.task)
+            for task in command.tasks:
+                self._send(task)
         elif isinstance(command, Admit):
-            if command.task not in self._merged:
-                self._intake.admit(command)
+            if here := [task for task in command.tasks if task not in self._merged]:
+                self._intake.admit(replace(command, tasks=here))
         elif isinstance(command, Cancel):
-            self._blocked = [task for task in self._blocked if task.id != command.task]
-            self._freed = [task for task in self._freed if task.id != command.task]
-            if self._out.remove(command.task) is not None:
-                self._say(cancel=m.Cancel(run=self._run, tasks=[command.task]))
-            self._intake.cancel(command.task)
+            over = set(command.tasks)
+            self._blocked = [task for task in self._blocked if task.id not in over]
+            self._freed = [task for task in self._freed if task.id not in over]
+            if out := [task for task in command.tasks if self._out.remove(task) is not None]:
+                self._say(cancel=m.Cancel(run=self._run, tasks=out))
+            self._intake.cancel(command.tasks)
         else:
             self._wakes.append(command.at)
 
@@ -448,7 +450,7 @@ class RemoteSession(Session):
         for id in ids:
             self._out.remove(id)
         self._blobs.keep(body.ask, body.partial)
-        self._events.append(AllFinished(ids))
+        self._events.append(Finished(ids))
 
     def _fail(self, id: str, reason: str, retry: bool = False) -> None:
         if self._out.remove(id) is not None:

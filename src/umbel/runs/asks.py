@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from typing import Any
 
-from ..core.answer import Answer
+from ..core.answer import Answer, Receipts
 from ..core.arrays import Arrays
 from ..core.ask import Ask
 from ..core.randomness import Key
-from ..core.task import AllFinished, Failed, Finished, Task, Ticked
+from ..core.task import Failed, Finished, Task, Ticked
 from ..core.transform import place
 from ..core.update import MOST_METRICS
 from ..errors import ClientId, CorruptFile, InternalError, NondeterministicStrategy, NothingToFold
@@ -311,9 +311,9 @@ class RunAsks:
 
     def _out(self, event: Event) -> list[str]:
         """The tasks that an event says to be over and that were out until now."""
-        if not isinstance(event, Failed | Finished | AllFinished):
+        if not isinstance(event, Failed | Finished):
             return []
-        tasks = event.tasks if isinstance(event, AllFinished) else [event.task]
+        tasks = event.tasks if isinstance(event, Finished) else [event.task]
         return [task for task in tasks if self._coordinator.state_of(task) is TaskState.SENT]
 
     def _tell_ended(self, event: Event, tasks: Sequence[str]) -> None:
@@ -366,7 +366,7 @@ class RunAsks:
         """How an ask ended, as the log says it."""
         answer = item.reply if isinstance(item.reply, Answer) else None
         receipts = closed.partial.in_order() if answer is None else answer.receipts
-        over = {receipt.client for receipt in receipts} | {task.client for task, _ in command.late}
+        over = {*Receipts.of(receipts).clients, *(task.client for task, _ in command.late)}
         asked = item.cohort if len(item.cohort) <= MOST_CLIENTS else ()
         clients, spread = told(receipts, failed, [c for c in asked if c not in over and c not in failed])
         return AskClosed(
@@ -400,7 +400,7 @@ class RunAsks:
         self, item: AskUnderway, r: int, command: Close, closed: ClosedAsk, failed: Mapping[ClientId, str]
     ) -> tuple[Reply, Any]:
         partial = closed.partial
-        came, quorum = len(partial.receipts), item.ask.window.quorum
+        came, quorum = partial.count, item.ask.window.quorum
         if came < quorum:
             return item.nothing(came, len(failed), item.why_short(came, failed)), item.transform_state
         try:

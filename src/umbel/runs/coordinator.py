@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from ..core.task import Admit, AllFinished, Cancel, Failed, Finished, Send, Task, Ticked
+from ..core.task import Admit, Cancel, Failed, Finished, Send, Task, Ticked
 from ..core.window import Window
 from ..errors import ClientId, InternalError
 from .reasons import Reasons
@@ -70,7 +70,7 @@ class Opened:
     late: Sequence[tuple[Task, int]] = ()
 
 
-Event = Opened | Finished | AllFinished | Failed | Ticked
+Event = Opened | Finished | Failed | Ticked
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +111,7 @@ class _Ask:
     window: Window
     lane: str
     closes_at: float | None
+    tasks: list[Task]
     queue: deque[Task]
     admitted: list[str] = field(default_factory=list)
     contributed: set[ClientId] = field(default_factory=set)
@@ -122,6 +123,7 @@ class _Ask:
 class _Lane:
     number: int = 0
     open: _Ask | None = None
+    states: dict[str, TaskState] = field(default_factory=dict)
     out: dict[str, tuple[Task, int]] = field(default_factory=dict)  # sent or held, with the lane's ask count when sent
     flying: set[ClientId] = field(default_factory=set)
     held: list[str] = field(default_factory=list)
@@ -138,8 +140,7 @@ class Coordinator:
         self._attempts = attempts
         self._lanes: dict[str, _Lane] = {}
         self._open_lanes: dict[int, _Lane] = {}  # by the asks that are open, in the order of these
-        self._states: dict[str, TaskState] = {}
-        self._lane_of: dict[str, str] = {}
+        self._lane_of: dict[str, _Lane] = {}  # by the asks that tasks are known of, as they are written in their ids
         self._last_ask = -1
         self._story: deque[Event] = deque(maxlen=STORY)
 
@@ -159,9 +160,7 @@ class Coordinator:
         if isinstance(event, Opened):
             self._open(event, now, commands)
         elif isinstance(event, Finished):
-            self._finish(event.task, commands)
-        elif isinstance(event, AllFinished):
-            self._finish_all(event.tasks, now, commands)
+            self._finish(event.tasks, now, commands)
         elif isinstance(event, Failed):
             self._fail(event, commands)
         for lane in list(self._open_lanes.values()):
@@ -171,17 +170,11 @@ class Coordinator:
 
     def state_of(self, task: str) -> TaskState | None:
         """Where a task is; None for one that is not known, or forgotten because its ask is over."""
-        return self._states.get(task)
+        return self._known(task).states.get(task)
 
-    def _move(self, task: str, step: Step) -> None:
-        before = self._states[task]
-        try:
-            self._states[task] = TRANSITIONS[before, step]
-        except KeyError:
-            raise InternalError(f"task {task} is {before.value}, which does not allow: {step.value}") from None
-
-    def _forget(self, task: str) -> None:
-        del self._states[task], self._lane_of[task]
+    def _known(self, task: str) -> _Lane:
+        """The lane of a task that is known; one with nothing in it for all others."""
+        return self._lane_of.get(task.partition(".")[0]) or _NOWHERE
 
     def _open(self, event: Opened, now: float, commands: list[Command]) -> None:
         lane = self._lanes.setdefault(event.lane, _Lane())
@@ -191,26 +184,26 @@ class Coordinator:
         lane.number += 1
         window = event.window
         closes_at = None if window.deadline is None else now + window.deadline
-        queue = deque(Task(f"{event.ask}.{client}", event.ask, client) for client in event.clients)
+        tasks = [Task(f"{event.ask}.{client}", event.ask, client) for client in event.clients]
         self._open_lanes[event.ask] = lane
-        lane.open = ask = _Ask(event.ask, lane.number, window, event.lane, closes_at, queue)
-        for task in queue:
-            self._register(task, event.lane)
+        lane.open = ask = _Ask(event.ask, lane.number, window, event.lane, closes_at, tasks, deque(tasks))
+        self._register(tasks, lane)
         if closes_at is not None:
             commands.append(Wake(closes_at))
+        self._register([task for task, _ in event.late], lane)
         for task, age in event.late:
-            self._register(task, event.lane)
             self._send(lane, task, lane.number - age, commands)
         for held in lane.held:
             if not self._is_full(ask):
                 self._admit(lane, ask, held, Step.ADMIT, commands)
         lane.held = [task for task in lane.held if task in lane.out]
 
-    def _register(self, task: Task, lane: str) -> None:
-        if task.id in self._states:
-            raise InternalError(f"task {task.id} exists already")
-        self._states[task.id] = TaskState.QUEUED
-        self._lane_of[task.id] = lane
+    def _register(self, tasks: Sequence[Task], lane: _Lane) -> None:
+        self._lane_of.update((str(ask), lane) for ask in {task.ask for task in tasks})
+        for task in tasks:
+            if task.id in lane.states:
+                raise InternalError(f"task {task.id} exists already")
+            lane.states[task.id] = TaskState.QUEUED
 
     def _is_full(self, ask: _Ask) -> bool:
         return ask.window.close_after is not None and len(ask.admitted) >= ask.window.close_after
@@ -218,55 +211,51 @@ class Coordinator:
     def _admit(self, lane: _Lane, ask: _Ask, task: str, step: Step, commands: list[Command]) -> None:
         sent, number = lane.out.pop(task)
         lane.flying.discard(sent.client)
-        self._move(task, step)
+        _move(lane, task, step)
         ask.admitted.append(task)
         ask.contributed.add(sent.client)
-        ask.failed.pop(sent.client, None)  # an older task of this client failed while this ask was open
-        staleness = ask.number - number
-        commands.append(Admit(task, ask.id, staleness, ask.window.discount(staleness)))
-
-    def _finish(self, task: str, commands: list[Command]) -> None:
-        state = self._states.get(task)
-        if state is not TaskState.SENT:
-            if state is not TaskState.ADMITTED and state is not TaskState.HELD:
-                commands.append(Cancel(task))  # late, or never asked for: let go of the result
-            return
-        lane = self._lanes[self._lane_of[task]]
-        if lane.open is not None:
-            self._admit(lane, lane.open, task, Step.FINISH, commands)
+        if ask.failed:
+            ask.failed.pop(sent.client, None)  # an older task of this client failed while this ask was open
+        staleness, last = ask.number - number, commands[-1] if commands else None
+        if isinstance(last, Admit) and (last.ask, last.staleness) == (ask.id, staleness):
+            last.tasks.append(task)
         else:
-            self._move(task, Step.HOLD)
-            lane.held.append(task)
+            commands.append(Admit([task], ask.id, staleness, ask.window.discount(staleness)))
 
-    def _finish_all(self, tasks: Sequence[str], now: float, commands: list[Command]) -> None:
+    def _finish(self, tasks: Sequence[str], now: float, commands: list[Command]) -> None:
         for task in tasks:
-            lane = self._lanes.get(self._lane_of.get(task, ""))
-            self._finish(task, commands)
-            if lane is not None and lane.open is not None and not lane.open.window.unbounded:
-                self._advance(lane, lane.open, now, commands)  # it may be full, or have room for another task
+            lane = self._known(task)
+            state = lane.states.get(task)
+            if state is not TaskState.SENT:
+                if state is not TaskState.ADMITTED and state is not TaskState.HELD:
+                    commands.append(Cancel([task]))  # late, or never asked for: let go of the result
+            elif lane.open is None:
+                _move(lane, task, Step.HOLD)
+                lane.held.append(task)
+            else:
+                self._admit(lane, lane.open, task, Step.FINISH, commands)
+                if not lane.open.window.unbounded:  # it may be full, or have room for another task
+                    self._advance(lane, lane.open, now, commands)
 
     def _fail(self, event: Failed, commands: list[Command]) -> None:
-        if self._states.get(event.task) is not TaskState.SENT:
+        lane = self._known(event.task)
+        if lane.states.get(event.task) is not TaskState.SENT:
             return
-        lane = self._lanes[self._lane_of[event.task]]
         task, number = lane.out.pop(event.task)
         lane.flying.discard(task.client)
         if event.retry and task.attempt < self._attempts:
-            self._move(task.id, Step.RETRY)
-            again = Task(task.id, task.ask, task.client, task.attempt + 1)
+            _move(lane, task.id, Step.RETRY)
+            again = task._replace(attempt=task.attempt + 1)
             if lane.open is not None and task.ask == lane.open.id:
                 lane.open.queue.appendleft(again)
             else:
                 self._send(lane, again, number, commands)  # a late task goes on, whether or not an ask is open
             return
-        self._move(task.id, Step.FAIL)
+        _move(lane, task.id, Step.FAIL)
         if lane.open is not None:
             lane.open.failed[task.client] = lane.open.reasons.keep(event.reason)
-        self._forget_unless_open(task.id, lane)
-
-    def _forget_unless_open(self, task: str, lane: _Lane) -> None:
-        if lane.open is None or not task.startswith(f"{lane.open.id}."):
-            self._forget(task)
+        if lane.open is None or task.ask != lane.open.id:
+            del lane.states[task.id]
 
     def _advance(self, lane: _Lane, ask: _Ask, now: float, commands: list[Command]) -> None:
         due = ask.closes_at is not None and now >= ask.closes_at
@@ -282,32 +271,40 @@ class Coordinator:
             task = ask.queue.popleft()
             if task.client in lane.flying or task.client in ask.contributed:
                 # A client works on one task of a lane at a time, and counts once in an ask.
-                self._move(task.id, Step.DROP)
+                _move(lane, task.id, Step.DROP)
                 continue
             self._send(lane, task, ask.number, commands)
 
     def _send(self, lane: _Lane, task: Task, number: int, commands: list[Command]) -> None:
-        self._move(task.id, Step.SEND)
+        _move(lane, task.id, Step.SEND)
         lane.out[task.id] = (task, number)
         lane.flying.add(task.client)
-        commands.append(Send(task))
+        if commands and isinstance(commands[-1], Send):
+            commands[-1].tasks.append(task)
+        else:
+            commands.append(Send([task]))
 
     def _close(self, lane: _Lane, ask: _Ask, commands: list[Command]) -> None:
         for task in ask.queue:
-            self._move(task.id, Step.DROP)
+            _move(lane, task.id, Step.DROP)
         ended = ask.contributed | ask.failed.keys()
-        if ask.window.late == "drop":
+        over = [*(task.id for task in ask.tasks), *ask.admitted]
+        if ask.window.late == "drop" and lane.out:
             ended |= lane.flying
             for id in lane.out:
-                self._move(id, Step.DROP)
-                commands.append(Cancel(id))
+                _move(lane, id, Step.DROP)
+            commands.append(Cancel(list(lane.out)))
+            over += lane.out
             lane.out.clear()
             lane.flying.clear()
             lane.held.clear()
         lane.open = None
         del self._open_lanes[ask.id]
-        for id in [t for t, name in self._lane_of.items() if name == ask.lane and t not in lane.out]:
-            self._forget(id)
+        for id in over:
+            if id not in lane.out:
+                lane.states.pop(id, None)
+        out = {task.ask for task, _ in lane.out.values()}
+        self._lane_of = {id: of for id, of in self._lane_of.items() if of is not lane or int(id) in out}
         commands.append(
             Close(
                 ask.id,
@@ -318,6 +315,17 @@ class Coordinator:
                 tuple((task, ask.number + 1 - number) for task, number in lane.out.values()),
             )
         )
+
+
+_NOWHERE = _Lane()
+
+
+def _move(lane: _Lane, task: str, step: Step) -> None:
+    before = lane.states[task]
+    try:
+        lane.states[task] = TRANSITIONS[before, step]
+    except KeyError:
+        raise InternalError(f"task {task} is {before.value}, which does not allow: {step.value}") from None
 
 
 def diagram() -> str:

@@ -175,11 +175,11 @@ def _measured(session: Measured, id: int, ask: Ask, cohort: tuple[ClientId, ...]
         number = 2 * id + turn
         session.open(number, ask, 1, id, params, (client,))
         task = Task(f"{number}.{client}", number, client)
-        session.do(Send(task))
+        session.do(Send([task]))
         event = session.next_event()
         if event is None or isinstance(event, Failed):
             raise _failed(client, event)
-        session.do(Admit(task.id, number))
+        session.do(Admit([task.id], number))
         accounts.append(session.close(number).account)
     expects = for_client(ask.expects, client)
     up = expects.schema(model).nbytes if ask.kind != "evaluate" and isinstance(expects, Like) else 0

@@ -7,13 +7,14 @@ from __future__ import annotations
 import json
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, islice
 from typing import Any
 
 import numpy as np
 
+from ..core.answer import Receipts
 from ..core.update import MOST_METRICS, Receipt
 from ..errors import ClientId
 from .events import AskClosed, RunEvent
@@ -132,47 +133,50 @@ def told(
     """What `AskClosed.clients` and `AskClosed.spread` say of an ask, one of which is empty: how it went with those
     whose updates are in the answer, those that failed, and those that were not waited for.
     """
-    if len(receipts) + len(failed) + len(dropped) <= MOST_CLIENTS:
-        columns = _columns(receipts, failed, dropped)
+    rows = Receipts.of(receipts)
+    if len(rows) + len(failed) + len(dropped) <= MOST_CLIENTS:
+        columns = _columns(rows, failed, dropped)
         if len(json.dumps(columns)) <= MOST_BYTES:
             return columns, {}
-    return {}, _spread(receipts)
+    return {}, _spread(rows)
 
 
 def skipped(receipts: Iterable[Receipt]) -> dict[str, list[Any]]:
     """Metrics that are not finite for some clients, ``{name: [how many, [the first clients]]}``."""
     found: dict[str, list[Any]] = {}
-    for receipt in receipts:
-        for name, value in receipt.metrics.items():
+    rows = Receipts.of(receipts)
+    for metrics, client in zip(rows.metrics, rows.clients, strict=True):
+        for name, value in metrics.items():
             if not math.isfinite(value):
                 row = found.setdefault(name, [0, []])
                 row[0] += 1
                 if len(row[1]) < MOST_NAMED:
-                    row[1].append(receipt.client)
+                    row[1].append(client)
     return dict(islice(sorted(found.items()), MOST_SKIPPED))
 
 
-def _columns(
-    receipts: Sequence[Receipt], failed: Mapping[ClientId, str], dropped: Sequence[ClientId]
-) -> dict[str, Any]:
+def _columns(rows: Receipts, failed: Mapping[ClientId, str], dropped: Sequence[ClientId]) -> dict[str, Any]:
     missing = len(failed) + len(dropped)
     none = [None] * missing
-    names = sorted({name for receipt in receipts for name in receipt.metrics})
     columns: dict[str, Any] = {
-        "client": [*(r.client for r in receipts), *failed, *dropped],
+        "client": [*rows.clients, *failed, *dropped],
         "status": [
-            *("late" if r.staleness else "counted" for r in receipts),
+            *("late" if staleness else "counted" for staleness in rows.staleness),
             *["failed"] * len(failed),
             *["dropped"] * len(dropped),
         ],
-        "weight": [*(r.weight for r in receipts), *none],
-        "staleness": [*(r.staleness for r in receipts), *[0] * missing],
-        "seconds": [*(round(r.seconds, 6) for r in receipts), *none],
-        "metrics": {name: [*(r.metrics.get(name) for r in receipts), *none] for name in names},
+        "weight": [*rows.weights, *none],
+        "staleness": [*rows.staleness, *[0] * missing],
+        "seconds": [*(round(seconds, 6) for seconds in rows.seconds), *none],
+        "metrics": {name: [*(each.get(name) for each in rows.metrics), *none] for name in _names(rows)},
     }
     if failed:
-        columns["why"] = [*[None] * len(receipts), *_places(failed), *[None] * len(dropped)]
+        columns["why"] = [*[None] * len(rows), *_places(failed), *[None] * len(dropped)]
     return columns
+
+
+def _names(rows: Receipts) -> list[str]:
+    return sorted({name for metrics in rows.metrics for name in metrics})
 
 
 def _places(failed: Mapping[ClientId, str]) -> list[int]:
@@ -184,16 +188,13 @@ def _places(failed: Mapping[ClientId, str]) -> list[int]:
     return [exact.get(text, alike.get(kind(text), last)) for text in map(short, failed.values())]
 
 
-def _spread(receipts: Sequence[Receipt]) -> dict[str, dict[str, Any]]:
-    names = sorted({name for receipt in receipts for name in receipt.metrics})
-    clients = [receipt.client for receipt in receipts]
-    facts: dict[str, Callable[[Receipt], float]] = {"weight": lambda r: r.weight, "seconds": lambda r: r.seconds}
-    for name in names[:MOST_METRICS]:
-        facts[f"metrics.{name}"] = lambda r, name=name: r.metrics.get(name, math.nan)  # type: ignore[misc]
+def _spread(rows: Receipts) -> dict[str, dict[str, Any]]:
+    facts: dict[str, Iterable[float]] = {"weight": rows.weights, "seconds": rows.seconds}
+    for name in _names(rows)[:MOST_METRICS]:
+        facts[f"metrics.{name}"] = [metrics.get(name, math.nan) for metrics in rows.metrics]
     found = {}
     for name, fact in facts.items():
-        values = np.fromiter(map(fact, receipts), np.float64, len(receipts))
-        if row := _quantiles(values, clients):
+        if row := _quantiles(np.fromiter(fact, np.float64, len(rows)), rows.clients):
             found[name] = row
     return found
 

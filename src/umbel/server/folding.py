@@ -58,16 +58,16 @@ def bundle(spec: m.AskSpec, answers: Sequence[m.Message], path: Callable[[bytes]
             continue  # the run is to say what is wrong with it
     folded = intake.close(spec.ask).partial
     folded.agree(small=True)  # answers with other arrays than most, or large integers, are passed on as they are
-    if not folded.receipts:
+    if not folded.count:
         return None
     data = encoding.encode(folded.to_tree())
-    receipts = []
-    for task in sorted(folded.receipts):
+    receipts, rows = [], folded.receipts
+    for task in sorted(rows):
         receipt = m.Receipt()
         receipt.CopyFrom(claimed[task])
-        receipt.weight = folded.receipts[task].weight
+        receipt.weight = rows[task].weight
         receipts.append(receipt)
-    return FoldedAnswers(data, tuple(receipts), frozenset(claimed.keys() - folded.receipts.keys()))
+    return FoldedAnswers(data, tuple(receipts), frozenset(claimed.keys() - rows.keys()))
 
 
 def _file(path: Callable[[bytes], Path | None], payload: m.Payload) -> Path | None:
@@ -114,7 +114,7 @@ def _admit(intake: Intake, result: m.Result, update: Any, *, mapped: bool) -> No
     receipt = Receipt(result.task, client, told.weight, dict(told.metrics), told.seconds)
     task = Task(result.task, result.ask, client, result.attempt)
     if not isinstance(intake.arrived(task, update, receipt, None, mapped=mapped), Failed):
-        intake.admit(Admit(result.task, result.ask))
+        intake.admit(Admit([result.task], result.ask))
 
 
 def _merge(intake: Intake, number: int, ask: Ask, body: m.Partial, tree: Any) -> None:

@@ -87,7 +87,6 @@ class SimulatedAsk:
             self.parcel.close()
 
 
-@dataclass(slots=True, eq=False)
 class Ticket:
     """A task on its way through a simulation.
 
@@ -96,30 +95,37 @@ class Ticket:
     handed; `trip` what becomes of it on the client's device; `losses` counts the workers that it has ended.
     """
 
-    task: Task
-    sent: SimulatedAsk
+    # There are many, most of which never have anything else than this.
     admit: Admit | None = None
     into: SimulatedAsk | None = None
-    done: bool = False
-    told: bool = False
-    wanted: bool = True
-    folding: bool = False
+    done = False
+    told = False
+    wanted = True
+    folding = False
     failed: Failed | None = None
     holder: HostedWorker | Local | None = None
     state: bytes | None = None
-    losses: int = 0
-    at: float = 0.0
+    losses = 0
+    at = 0.0
     trip: TaskFate | None = None
+
+    def __init__(self, task: Task, sent: SimulatedAsk) -> None:
+        self.task, self.sent = task, sent
 
     def fold(self) -> None:
         """Have its result folded as it was admitted."""
-        assert self.admit is not None
         assert self.into is not None
         if self.failed is not None:  # done again after its first result was lost with a worker
             self.into.refused[self.task.client] = self.failed.reason
         else:
             assert self.holder is not None
-            self.holder.admit(self.admit, self.into)
+            self.holder.admit(self.admission, self.into)
+
+    @property
+    def admission(self) -> Admit:
+        """How its result alone is folded."""
+        assert self.admit is not None
+        return replace(self.admit, tasks=[self.task.id])
 
 
 def _nothing(client: ClientId) -> None:

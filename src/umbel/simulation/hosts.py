@@ -9,7 +9,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..core.ask import for_client
-from ..core.task import Admit, Failed
+from ..core.task import Admit
 from ..errors import ClientId
 from ..work.intake import ClosedAsk
 from .backlog import SimulatedAsk, Ticket
@@ -82,16 +82,15 @@ class Local:
 
     def do(self, tickets: Sequence[Ticket], until: float) -> None:
         """Do the first of these now, and as many others as can be begun until then."""
-        for ticket in tickets:
-            self._open(ticket.sent)
-        first = iter([True])
+        sent = tickets[0].sent
+        self._open(sent)
+        first, clients = iter([True]), [ticket.task.client for ticket in tickets]
         with self._one_thread():
             outcomes = self._executor.run_all(
-                [t.task for t in tickets], lambda task: next(first, False) or time.perf_counter() <= until
+                sent.id, clients, lambda: next(first, False) or time.perf_counter() <= until, fold=bool(sent.plain)
             )
         for ticket, outcome in zip(tickets, outcomes, strict=False):
-            ticket.done, ticket.holder = True, self
-            ticket.failed = outcome if isinstance(outcome, Failed) else None
+            ticket.done, ticket.holder, ticket.failed = True, self, outcome
 
     def _open(self, sent: SimulatedAsk) -> None:
         if sent.id not in self._known:
@@ -105,7 +104,7 @@ class Local:
 
     def cancel(self, ticket: Ticket) -> None:
         """Let go of a result."""
-        self._executor.cancel(ticket.task.id)
+        self._executor.cancel([ticket.task.id])
 
     def close(self, sent: SimulatedAsk) -> ClosedAsk:
         """Give back what was folded."""
@@ -179,7 +178,7 @@ class HostedWorker:
             if ticket.admit is not None and not folded:
                 assert ticket.into is not None
                 self._open(ticket.into)
-                admits.append(ticket.admit)
+                admits.append(ticket.admission)
                 self.holds.add(ticket.admit.ask)
         self.flush()
         self._batch += 1

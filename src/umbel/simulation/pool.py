@@ -177,10 +177,10 @@ class WorkerPool:
             elif self._longest_step is not None and worker.steps_since(now) > self._longest_step:
                 why = f"took more than {self._longest_step:g} seconds without a ctx.step() and was ended"
                 self._lost(worker, f"{why}; if it is to take as long, say so by Simulation(longest_step=...)")
-            elif (self.backlog or closing or len(worker.out) > 1) and (
-                worker.unwanted_since(now) > self._patience(worker)
-            ):
-                self._lost(worker)
+            elif self.backlog or closing or len(worker.out) > 1:
+                since = worker.unwanted_since(now)
+                if since > REPLACED and since > self._patience(worker):
+                    self._lost(worker)
 
     def _patience(self, worker: HostedWorker) -> float:
         """How long to wait for a worker that is at what nobody wants: no longer than it takes to replace it and to do

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..core.ask import Ask, for_client
-from ..core.task import Admit, AllFinished, Cancel, Finished, Send, Task, Ticked
+from ..core.task import Admit, Cancel, Finished, Send, Task, Ticked
 from ..errors import ClientId
 from ..runs.coordinator import Event, Wake
 from ..runs.federation import Session
@@ -83,11 +83,13 @@ class SimulationSession(Session):
     def do(self, command: Send | Admit | Cancel | Wake) -> None:
         """Carry out a command."""
         if isinstance(command, Send):
-            self._send(command.task)
+            for task in command.tasks:
+                self._send(task)
         elif isinstance(command, Admit):
             self._admit(command)
         elif isinstance(command, Cancel):
-            self._cancel(command.task)
+            for id in command.tasks:
+                self._cancel(id)
         else:
             self._turns.wake(command.at)
 
@@ -116,12 +118,13 @@ class SimulationSession(Session):
         return any(id < own and client in other.clients for id, other in self._open.items())
 
     def _admit(self, command: Admit) -> None:
-        ticket = self._tickets[command.task]
         into = self._asks[command.ask]
-        into.admitted.append(ticket)
-        ticket.admit, ticket.into = command, into
-        if ticket.done and (self._backlog is None or not ticket.sent.plain):  # else it is folded already
-            ticket.fold()
+        for id in command.tasks:
+            ticket = self._tickets[id]
+            into.admitted.append(ticket)
+            ticket.admit, ticket.into = command, into
+            if ticket.done and not ticket.sent.plain:  # else it is folded already
+                ticket.fold()
 
     def _cancel(self, id: str) -> None:
         ticket = self._tickets.pop(id, None)
@@ -157,7 +160,7 @@ class SimulationSession(Session):
         if ticket.failed is not None:
             del self._tickets[ticket.task.id]
             return ticket.failed
-        return Finished(ticket.task.id)
+        return Finished([ticket.task.id])
 
     def _told_together(self, ready: deque[Ticket]) -> Event | None:
         """The event of all these tickets of a plain ask that have a result, up to the first that has none."""
@@ -168,7 +171,7 @@ class SimulationSession(Session):
                 self._turns.remove(ticket)
                 ticket.told = True
                 finished.append(ticket.task.id)
-        return AllFinished(finished) if finished else self._told(ready.popleft())
+        return Finished(finished) if finished else self._told(ready.popleft())
 
     def _is_stale(self, ticket: Ticket) -> bool:
         """Whether the client's state is another now; what was made of the old one is let go of."""

@@ -21,7 +21,7 @@ from ..core import encoding
 from ..core.ask import Ask
 from ..core.client import Unwanted
 from ..core.randomness import Key
-from ..core.task import Admit, Failed, Task
+from ..core.task import Admit, Failed
 from ..errors import AppError, ClientId, StrategyError, UmbelError
 from ..work.account import Account
 from ..work.blame import own_frame, traced
@@ -266,11 +266,10 @@ class Worker:
             for client, own in sent.items():
                 for name, value in own.items():
                     self._routes[ask][name].now[client] = value
-            at_once = self.executor.at_once(ask)
-            special = {admit.task: admit for admit in admits}
+            at_once = self.executor.at_once(ask) if folded else 1
+            special = {task: admit for admit in admits for task in admit.tasks}
             for start in range(0, len(clients), at_once):
-                tasks = [Task(f"{ask}.{client}", ask, client) for client in clients[start : start + at_once]]
-                self._chunk(tasks, report, folded, special)
+                self._chunk(ask, clients[start : start + at_once], report, folded, special)
         self._row[PLACE] = 0
         sys.stdout.flush()
         sys.stderr.flush()
@@ -279,20 +278,21 @@ class Worker:
                 route.now.clear()
         self._channel.send(("report", report, self.executor.take_account()))
 
-    def _chunk(self, tasks: list[Task], report: Report, folded: bool, special: dict[str, Admit]) -> None:
+    def _chunk(
+        self, ask: int, clients: list[ClientId], report: Report, folded: bool, special: dict[str, Admit]
+    ) -> None:
         """Do tasks, then check and fold their results."""
-        outcomes = self.executor.run_all(tasks, self._begins)
-        for task, outcome in zip(tasks, outcomes, strict=False):
-            if isinstance(outcome, Failed):
-                report.failed[task.id] = outcome
-            elif folded:
-                self.executor.admit(Admit(task.id, task.ask))
-            elif task.id in special:
-                self.executor.admit(special[task.id])
+        outcomes = self.executor.run_all(ask, clients, self._begins, fold=folded)
+        for client, failed in zip(clients, outcomes, strict=False):
+            task = f"{ask}.{client}"
+            if failed is not None:
+                report.failed[task] = failed
+            elif task in special:
+                self.executor.admit(special[task])
         report.seconds += self.executor.seconds
-        report.skipped += [task.id for task in tasks[len(outcomes) :]]
+        report.skipped += [f"{ask}.{client}" for client in clients[len(outcomes) :]]
 
-    def _begins(self, task: Task) -> bool:
+    def _begins(self) -> bool:
         """Note what is being done, unless nobody wants it any more."""
         row = self._row
         if row[CANCELLED] >= row[BATCH]:
@@ -311,8 +311,7 @@ class Worker:
             self.executor.admit(command)
 
     def _cancel(self, tasks: list[str]) -> None:
-        for task in tasks:
-            self.executor.cancel(task)
+        self.executor.cancel(tasks)
 
     def _close(self, id: int) -> None:
         opened = self.executor.close(id)

@@ -68,14 +68,14 @@ class Schedule:
         if idle and (roll < 3 or not self._out):
             self._open_ask(self._pick(idle))
         elif self._out and roll < 10:
-            self._tell(Finished(self._pick(list(self._out))))
+            self._tell(Finished([self._pick(list(self._out))]))
         elif self._out and roll < 13:
             self._tell(Failed(self._pick(list(self._out)), f"reason {roll}", retry=roll > 10))
         elif self._over and roll < 14:
             id = self._pick(self._over)
-            self._tell(Finished(id) if self._below(2) else Failed(id, "again", retry=self._below(2) == 0))
+            self._tell(Finished([id]) if self._below(2) else Failed(id, "again", retry=self._below(2) == 0))
         elif roll < 15:
-            self._tell(Finished(f"{self._opened + self._below(3)}.nobody"))
+            self._tell(Finished([f"{self._opened + self._below(3)}.nobody"]))
         else:
             self.clock.advance(self._below(40) / 8)
             self._tell(Ticked())
@@ -83,7 +83,7 @@ class Schedule:
     def _drain(self) -> None:
         if self._out and self._below(4):
             id = self._pick(list(self._out))
-            self._tell(Finished(id) if self._below(4) else Failed(id, "at last", retry=self._below(2) == 0))
+            self._tell(Finished([id]) if self._below(4) else Failed(id, "at last", retry=self._below(2) == 0))
         else:
             self.clock.advance(5.0)
             self._tell(Ticked())
@@ -106,16 +106,15 @@ class Schedule:
         )
 
     def _tell(self, event: Event) -> None:
-        if isinstance(event, Finished | Failed) and self._out.pop(event.task, None) is not None:
-            self._over.append(event.task)
+        tasks = event.tasks if isinstance(event, Finished) else [event.task] if isinstance(event, Failed) else []
+        self._over += [task for task in tasks if self._out.pop(task, None) is not None]
         commands = self.coordinator.handle(event, self.clock())
         self.log.append(Entry(self.clock(), event, tuple(commands)))
         for command in commands:
             if isinstance(command, Send):
-                self._out[command.task.id] = command.task
+                self._out.update((task.id, task) for task in command.tasks)
             elif isinstance(command, Cancel):
-                if self._out.pop(command.task, None) is not None:
-                    self._over.append(command.task)
+                self._over += [task for task in command.tasks if self._out.pop(task, None) is not None]
             elif isinstance(command, Close):
                 lane = next(lane for lane, ask in self._open.items() if ask == command.ask)
                 self._open[lane] = None

@@ -6,19 +6,32 @@ import time
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 
 from ..core import encoding
-from ..core.arrays import Arrays
+from ..core.answer import Receipts
+from ..core.arrays import Array, Arrays
 from ..core.ask import Ask
 from ..core.client import Client, Context, LocalCorrection, Unwanted
 from ..core.randomness import Key
 from ..core.task import Failed, Finished, Task
 from ..core.transform import place
-from ..core.update import NO_ARRAYS, Like, Metrics, Receipt, Update, as_delta, check_metrics, check_values
+from ..core.update import (
+    NO_ARRAYS,
+    Contribution,
+    Like,
+    Metrics,
+    Receipt,
+    Update,
+    as_delta,
+    check_metrics,
+    check_values,
+    check_weight,
+    stacked,
+)
 from ..errors import (
     AppError,
     CallerError,
@@ -32,7 +45,7 @@ from ..errors import (
 )
 from .account import Account
 from .blame import own_frame
-from .intake import CheckedResult, Intake, OpenAsk, told
+from .intake import Checked, Intake, OpenAsk, told
 from .seeding import note_generators, seed_all, seed_generators, seed_of
 
 AT_ONCE = 16
@@ -42,32 +55,22 @@ LARGEST_STATE = 900_000_000
 
 
 @dataclass(slots=True)
-class Ready:
-    """A task whose handler can be called: what its client was sent and keeps; then also what the handler returned."""
+class Job:
+    """A client's share of an ask as it is done: what the client was sent and keeps, what its handler returned, then the
+    update in the form that the ask expects, and the client's next state. Where it is sent `at_once`, nothing large of
+    it is held.
+    """
 
     opened: OpenAsk
     sent: tuple[Any, ...]
     kept: dict[str, Any]
     ctx: Context
     seed: int
-    returned: Any = None
+    update: Any = None
+    metrics: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
-
-
-@dataclass(slots=True)
-class Work:
-    """What came of a handler: the update in the form that the ask expects, and what its check needs.
-
-    `trusted` says that names, shapes and dtypes are known to be right; `state` is the client's next state.
-    """
-
-    opened: OpenAsk
-    update: Update
-    metrics: dict[str, float]
-    sent: tuple[Any, ...]
-    trusted: bool
-    seconds: float
-    state: bytes | None
+    state: bytes | None = None
+    at_once: bool = False
 
 
 @dataclass(slots=True)
@@ -94,10 +97,15 @@ class RunKeys:
     """Keys as they derive from a run's key for tasks."""
 
     key: Key
+    _last: dict[Any, Callable[[ClientId], Key]] = field(default_factory=dict)
 
     def of_task(self, kind: str, round: int, number: int, client: ClientId) -> Key:
         """The key of one client's task in the `number`-th ask of a round."""
-        return self.key.derive(kind, round, number, client)
+        ask = kind, round, number
+        if ask not in self._last:
+            self._last.clear()
+            self._last[ask] = self.key.deriving(*ask)
+        return self._last[ask](client)
 
     def of_data(self, client: ClientId) -> Key:
         """The key that a client's data is loaded with."""
@@ -195,52 +203,67 @@ class Executor(Intake):
 
         Errors of the client fail the task; errors of the caller are raised.
         """
-        return self.run_all([task])[0]
+        return self.run_all(task.ask, [task.client])[0] or Finished([task.id])
 
-    def run_all(self, tasks: Sequence[Task], begins: Callable[[Task], bool] | None = None) -> list[Finished | Failed]:
-        """Do tasks one after the other, then check what they returned; see `run`.
+    def run_all(
+        self,
+        id: int,
+        clients: Sequence[ClientId],
+        begins: Callable[[], bool] | None = None,
+        *,
+        fold: bool = False,
+    ) -> list[Failed | None]:
+        """Do the tasks of these clients one after the other, then check what they returned, and keep it, or with `fold`
+        fold it; gives why those failed that did. See `run`.
 
-        `begins` is told each task before its handler is called; where it says no, or a handler's `ctx.step()` raises
-        `Unwanted`, that task and all after it are left undone, and have no outcome.
+        `begins` is called before each handler; where it says no, or a handler's `ctx.step()` raises `Unwanted`, that
+        task and all after it are left undone, and have no outcome.
         """
         # Whatever comes between two handlers finds the processor's caches full of the handler's code and data. So it is
-        # as little as can be: all is prepared before, and taken and checked after.
+        # as little as can be: all is prepared before, and checked after.
         clock, self.seconds = time.perf_counter, []
         began = clock()
-        ready = [self._attempt(task, self._prepare, self._origin[task.ask]) for task in tasks]
+        opened = self._origin[id]
+        jobs = [self._attempt(opened, client, self._prepare, opened, client) for client in clients]
+        room = opened.room_for(len(jobs)) if fold else None
         loading, last = self.data.seconds, clock()
         self._account.folding += last - began
-        done: list[Any] = []
-        for task, each in zip(tasks, ready, strict=True):
-            if begins is not None and not begins(task):
+        done: list[Job | Failed] = []
+        for at, (client, job) in enumerate(zip(clients, jobs, strict=True)):
+            if begins is not None and not begins():
                 break
             try:
-                done.append(each if isinstance(each, Failed) else self._attempt(task, self._handle, each))
+                found = job if isinstance(job, Failed) else self._attempt(opened, client, self._handle, job)
             except Unwanted:
                 break
             before, last = last, clock()
             self.seconds.append(last - before)
-            if isinstance(each, Ready) and (len(tasks) == 1 or not _keep(each, done)):
-                done[-1] = done[-1] if isinstance(done[-1], Failed) else self._attempt(task, self._take, each)
+            if found is None:
+                into = None if room is None else {name: array[at, ...] for name, array in room.items()}
+                found = self._attempt(opened, client, self._take, job, into)
+            done.append(found or job)
         loading = self.data.seconds - loading
         self._account.data += loading
         self._account.training += sum(self.seconds) - loading
-        outcomes = [self._kept(task, each, work) for task, each, work in zip(tasks, ready, done, strict=False)]
+        outcomes = self._checked(opened, done, room, fold)
         self._account.folding += clock() - last
         return outcomes
 
     def answer(self, task: Task) -> EncodedAnswer | Failed:
         """Do a task whose result is folded elsewhere, and give what is to be sent there; see `run`."""
-        work: Any = self._origin[task.ask]
-        for step in (self._prepare, self._handle, self._take):
-            work = self._attempt(task, step, work)
-            if isinstance(work, Failed):
-                return work
-        result = self._attempt(task, self._check, work)
-        if isinstance(result, Failed):
-            return result
-        plain = replace(work.update, weight=result.receipt.weight, metrics={})  # metrics travel in the receipt
-        return EncodedAnswer(plain, result.receipt, work.state)
+        opened, client = self._origin[task.ask], task.client
+        job = self._attempt(opened, client, self._prepare, opened, client)
+        if isinstance(job, Job):
+            job.at_once = not opened.ask.transform.parts
+        for step in (self._handle, self._take):
+            failed = job if isinstance(job, Failed) else self._attempt(opened, client, step, job)
+            if failed is not None:
+                return failed
+        item = self._attempt(opened, client, self._check, job)
+        if isinstance(item, Failed):
+            return item
+        plain = replace(job.update, weight=item.weight, metrics={})  # metrics travel in the receipt
+        return EncodedAnswer(plain, self._receipt(job, item), job.state)
 
     def take_account(self) -> Account:
         """Where time went since this was last asked."""
@@ -261,17 +284,50 @@ class Executor(Intake):
             opened.at_once = max(1, min(AT_ONCE, AT_ONCE_BYTES // max(1, model.nbytes)))
         return opened.at_once
 
-    def _kept(self, task: Task, ready: Ready | Failed, done: Any) -> Finished | Failed:
-        if done is ready and isinstance(ready, Ready):
-            done = self._attempt(task, self._take, ready)
-        result = done if isinstance(done, Failed) else self._attempt(task, self._check, done)
-        if isinstance(result, Failed):
-            return result
-        self._results[task.id] = result
-        return Finished(task.id)
+    def _checked(
+        self, opened: OpenAsk, done: Sequence[Job | Failed], room: dict[str, Array] | None, fold: bool
+    ) -> list[Failed | None]:
+        """Check what came of jobs and keep or fold it; what was stacked is checked and folded as it stands there."""
+        outcomes: list[Failed | None] = [job if isinstance(job, Failed) else None for job in done]
+        jobs = {at: job for at, job in enumerate(done) if isinstance(job, Job)}
+        if room is not None:
+            self._fold_stacked(opened, jobs, room)
+        for at, job in jobs.items():
+            item = self._attempt(opened, job.ctx.client, self._check, job)
+            if isinstance(item, Failed):
+                outcomes[at] = item
+                continue
+            result = Checked.of(item, self._receipt(job, item), job.state)
+            if fold:
+                self._fold(self._asks[opened.id], result)
+            else:
+                self._results[f"{opened.id}.{item.client}"] = result
+        return outcomes
 
-    def _prepare(self, task: Task, opened: OpenAsk) -> Ready:
-        ask, client = opened.ask, task.client
+    def _fold_stacked(self, opened: OpenAsk, jobs: dict[int, Job], room: dict[str, Array]) -> None:
+        """Fold the updates that are stacked and sound, and take them out of the jobs."""
+        places = [at for at, job in jobs.items() if not len(job.update.aux)]
+        if not places:
+            return
+        arrays = {name: array if len(array) == len(places) else array[places] for name, array in room.items()}
+        clients = [jobs[at].ctx.client for at in places]
+        items, bad = stacked(clients, arrays, [jobs[at].update for at in places])
+        if bad:
+            good = [at for at in range(len(places)) if at not in bad]
+            items, places = items.rows(good), [places[at] for at in good]
+        sound = [jobs.pop(at) for at in places]
+        tasks = [f"{opened.id}.{client}" for client in items.clients]
+        metrics, seconds = [job.metrics for job in sound], [job.seconds for job in sound]
+        receipts = Receipts((tasks, items.clients, items.weights, metrics, seconds, [0] * len(sound)))
+        states = {job.ctx.client: job.state for job in sound if job.state is not None}
+        if sound:
+            self._fold(self._asks[opened.id], Checked(items, receipts, states))
+
+    def _receipt(self, job: Job, item: Contribution) -> Receipt:
+        return Receipt(f"{job.opened.id}.{item.client}", item.client, item.weight, job.metrics, job.seconds)
+
+    def _prepare(self, opened: OpenAsk, client: ClientId) -> Job:
+        ask = opened.ask
         sent = opened.sent_to(client)
         model, config, inbox, correction, _ = sent
         kept = self._states.get(client)
@@ -288,57 +344,55 @@ class Executor(Intake):
             device=self._device,
             on_step=self._on_step,
         )
-        return Ready(opened, sent, kept, ctx, seed_of(key))
+        return Job(opened, sent, kept, ctx, seed_of(key))
 
-    def _handle(self, task: Task, ready: Ready) -> Ready:
-        ctx = ready.ctx
+    def _handle(self, job: Job) -> None:
+        ctx = job.ctx
         began = time.perf_counter()
-        ready.returned = self._call(ctx.kind, ready.opened.given(ready.sent[0]), ctx, ready.seed)
-        ready.seconds = time.perf_counter() - began
+        job.update = self._call(ctx.kind, job.opened.given(job.sent[0]), ctx, job.seed)
+        job.seconds = time.perf_counter() - began
         if ctx.correction is not None and not ctx.correction.taken:
             raise UnusedCorrection(
                 "the strategy needs a correction in the local loss, but the training loop never took it",
                 hint="Add umbel.torch.correction_loss(net, ctx) to the loss, or ctx.correction.gradient(weights) "
                 "to the gradient.",
             )
-        return ready
 
-    def _take(self, task: Task, ready: Ready) -> Work:
+    def _take(self, job: Job, out: dict[str, Array] | None = None) -> None:
         try:
-            return self._taken(ready)
+            self._bring(job, out)
         except UmbelError:
             raise
         except Exception as error:
-            kind = ready.ctx.kind
+            kind = job.ctx.kind
             why = f"{type(error).__name__}: {told(error)}"
             raise UpdateRejected(f"what its {kind} handler left cannot be used: {why}") from error
 
-    def _taken(self, ready: Ready) -> Work:
-        ask, kept, ctx = ready.opened.ask, ready.kept, ready.ctx
-        model, expects = ready.sent[0], ready.sent[4]
-        update = _as_update(ready.returned, ask.kind)
-        metrics = check_metrics(update.metrics, "the update's metrics")
+    def _bring(self, job: Job, out: dict[str, Array] | None) -> None:
+        """Bring what a handler returned into the form that the ask expects; into `out`, where that is given."""
+        ask, kept, ctx = job.opened.ask, job.kept, job.ctx
+        model, expects = job.sent[0], job.sent[4]
+        update = _as_update(job.update, ask.kind)
+        job.metrics = check_metrics(update.metrics, "the update's metrics")
         local = kept.get("local", {}) if kept else {}
-        transformed = bool(ask.transform.parts)
         with np.errstate(all="ignore"):  # what is not finite is rejected by name
             if ask.kind != "evaluate":
-                update = as_delta(update, expects, model)
-            if transformed:
+                update = as_delta(update, expects, model, out, at_once=job.at_once)
+            if ask.transform.parts:
                 where = place(str(ask.lane), ask.transform, expects.schema(model))
-                update, local = self._encode(ask, update, ready.opened.params, local, where, ctx.key)
-        trusted = isinstance(expects, Like) and not transformed
+                update, local = self._encode(ask, update, job.opened.params, local, where, ctx.key)
+        if out is not None:
+            update = Update(update.arrays, check_weight(update.weight), {}, update.aux, update.delta)
         user = dict(ctx.state) if ctx.state else {}
-        state = _encoded(user, local, ctx.client) if kept or user or local else None
-        return Work(ready.opened, update, metrics, ready.sent, trusted, ready.seconds, state)
+        job.state = _encoded(user, local, ctx.client) if kept or user or local else None
+        job.update = update
 
-    def _check(self, task: Task, work: Work) -> CheckedResult:
-        if not work.trusted:
-            contribution = self.decoded(work.opened, work.update, work.sent, task.client)
-        else:
-            with np.errstate(all="ignore"):
-                contribution = check_values(work.update, work.sent[4], task.client)
-        receipt = Receipt(task.id, task.client, contribution.weight, work.metrics, work.seconds)
-        return CheckedResult(task.client, contribution, receipt, work.state)
+    def _check(self, job: Job) -> Contribution:
+        update, client, expects = job.update, job.ctx.client, job.sent[4]
+        if not isinstance(expects, Like) or job.opened.ask.transform.parts:
+            return self.decoded(job.opened, update, job.sent, client)
+        with np.errstate(all="ignore"):  # names, shapes and dtypes are known to be right
+            return check_values(update, expects, client)
 
     def _encode(
         self, ask: Ask, update: Update, params: Any, local: dict[str, Any], where: str, key: Key
@@ -378,24 +432,6 @@ def _encoded(user: dict[str, Any], local: dict[str, Any], client: ClientId) -> b
             hint="Keep in ctx.state what cannot be computed or loaded again.",
         )
     return b"".join(pieces)
-
-
-def _keep(ready: Ready, done: list[Any]) -> bool:
-    """Keep what a handler returned until it is taken, as it is now: later handlers may use the same memory again.
-
-    False where it has to be taken at once, for it is more than arrays and numbers.
-    """
-    update, ctx = ready.returned, ready.ctx
-    if done[-1] is not ready or type(update) is not Update or ready.kept or ctx.state or len(update.aux):
-        return False
-    arrays = update.arrays
-    if type(update.weight) not in (int, float) or not isinstance(arrays, Arrays):
-        return False
-    if not all(type(value) in (int, float) for value in update.metrics.values()):
-        return False
-    kept = Arrays.trusted({name: array.copy() for name, array in arrays.items()}, arrays.roles)
-    ready.returned = Update(kept, update.weight, dict(update.metrics), delta=update.delta)
-    return True
 
 
 def _as_update(returned: Any, kind: str) -> Update:

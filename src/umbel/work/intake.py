@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from ..core.arrays import Arrays
+from ..core.answer import Receipts
+from ..core.arrays import Array, Arrays
 from ..core.ask import Ask, for_client
 from ..core.partial import Partial
 from ..core.task import Admit, Failed, Finished, Task
-from ..core.update import Contribution, Receipt, Update, check, check_metrics
+from ..core.update import Contribution, Like, Receipt, Stack, Update, check, check_metrics, room_for
 from ..errors import CallerError, ClientError, ClientId, UmbelError, UpdateRejected
 from .account import Account
 from .blame import traced
@@ -28,6 +29,7 @@ LONGEST_REASON, LONGEST_TRACE = 2000, 20_000
 class OpenAsk:
     """An ask as its executor knows it: the round that it belongs to, its place in it, its transforms' parameters."""
 
+    id: int
     ask: Ask
     round: int
     number: int
@@ -51,6 +53,15 @@ class OpenAsk:
         sent = tuple(for_client(part, client) for part in parts)
         ask.agreed(sent[0], sent[4])
         return sent
+
+    def room_for(self, count: int) -> dict[str, Array] | None:
+        """Where so many updates can be stacked; None where they are to be checked and folded one by one."""
+        ask: Any = self.ask
+        if count < 2 or callable(ask.model) or not isinstance(ask.expects, Like) or ask.expects.aux is not None:
+            return None
+        if ask.transform.parts or not ask.fold.stacks:
+            return None
+        return room_for(count, ask.expects, ask.expects.schema(ask.model))
 
     def given(self, model: Any) -> Any:
         """What handlers get of a model; the same object for the same, which frameworks load faster."""
@@ -78,13 +89,17 @@ class ClosedAsk:
 
 
 @dataclass(slots=True)
-class CheckedResult:
-    """A checked result that waits to be admitted; `state` is the client's next state, None where it has none."""
+class Checked:
+    """Checked results that wait to be admitted, with the next states of those clients that have one."""
 
-    client: ClientId
-    contribution: Contribution
-    receipt: Receipt
-    state: bytes | None
+    items: Stack
+    receipts: Receipts
+    states: dict[ClientId, bytes]
+
+    @classmethod
+    def of(cls, item: Contribution, receipt: Receipt, state: bytes | None) -> Checked:
+        """One result."""
+        return cls(Stack.of(item), Receipts.of([receipt]), {} if state is None else {item.client: state})
 
 
 class Intake:
@@ -94,12 +109,12 @@ class Intake:
         self._account = Account()
         self._asks: dict[int, OpenAsk] = {}
         self._origin: dict[int, OpenAsk] = {}
-        self._results: dict[str, CheckedResult] = {}
+        self._results: dict[str, Checked] = {}
         self._traced: set[str] = set()
 
     def open(self, id: int, ask: Ask, round: int, number: int, params: Any) -> None:
         """Make an ask known before its results come: the `number`-th of its round, from 0."""
-        self._asks[id] = self._origin[id] = OpenAsk(ask, round, number, params, Partial(ask.fold))
+        self._asks[id] = self._origin[id] = OpenAsk(id, ask, round, number, params, Partial(ask.fold))
 
     def arrived(
         self, task: Task, update: Update, receipt: Receipt, state: bytes | None, *, mapped: bool = False
@@ -108,22 +123,20 @@ class Intake:
         anything but its metrics and seconds. `mapped` says that the arrays are views of a file.
         """
         began = time.perf_counter()
-        found = self._attempt(task, self._taken_in, (update, receipt, state))
+        opened = self._origin[task.ask]
+        found = self._attempt(opened, task.client, self._taken_in, opened, task, update, receipt, state)
         self._account.folding += time.perf_counter() - began
         if isinstance(found, Failed):
             return found
         self._account.training += receipt.seconds
-        found.contribution.mapped = mapped and self._origin[task.ask].ask.transform.parts == ()
+        found.items.mapped = mapped and opened.ask.transform.parts == ()
         self._results[task.id] = found
-        return Finished(task.id)
+        return Finished([task.id])
 
-    def _taken_in(self, task: Task, given: tuple[Update, Receipt, bytes | None]) -> CheckedResult:
-        update, claimed, state = given
-        opened = self._origin[task.ask]
-        contribution = self.decoded(opened, update, opened.sent_to(task.client), task.client)
+    def _taken_in(self, opened: OpenAsk, task: Task, update: Update, claimed: Receipt, state: bytes | None) -> Checked:
+        item = self.decoded(opened, update, opened.sent_to(task.client), task.client)
         metrics = check_metrics(claimed.metrics, "the update's metrics")
-        receipt = Receipt(task.id, task.client, contribution.weight, metrics, claimed.seconds)
-        return CheckedResult(task.client, contribution, receipt, state)
+        return Checked.of(item, Receipt(task.id, task.client, item.weight, metrics, claimed.seconds), state)
 
     def decoded(self, opened: OpenAsk, update: Update, sent: tuple[Any, ...], client: ClientId) -> Contribution:
         """An update that crossed the wire, decoded and checked against what its ask expects."""
@@ -153,16 +166,16 @@ class Intake:
         account, self._account = self._account, Account()
         return account
 
-    def _attempt(self, task: Task, step: Callable[[Task, Any], Any], given: Any) -> Any:
+    def _attempt(self, opened: OpenAsk, client: ClientId, step: Callable[..., Any], *given: Any) -> Any:
         try:
-            return step(task, given)
+            return step(*given)
         except CallerError as error:
-            raise error.located(round=self._origin[task.ask].round, client=task.client) from error.__cause__
+            raise error.located(round=opened.round, client=client) from error.__cause__
         except ClientError as error:
             reason = f"{error.message} ({error.hint})" if error.hint else error.message
             if len(reason) > LONGEST_REASON:
                 reason = f"{reason[: LONGEST_REASON - 1]}…"
-            return Failed(task.id, reason, retry=error.retry, trace=self._trace(reason, error))
+            return Failed(f"{opened.id}.{client}", reason, retry=error.retry, trace=self._trace(reason, error))
 
     def _trace(self, reason: str, error: ClientError) -> str:
         """The traceback of the client's own code, once for a reason, and of some reasons only."""
@@ -172,31 +185,29 @@ class Intake:
         return traced(error.__cause__)[-LONGEST_TRACE:]
 
     def admit(self, command: Admit) -> None:
-        """Fold a result that waits."""
+        """Fold results that wait."""
         began = time.perf_counter()
-        self._fold(command, self._results.pop(command.task))
+        for task in command.tasks:
+            result = self._results.pop(task)
+            result.receipts.staleness[:] = [command.staleness] * len(result.items)
+            self._fold(self._asks[command.ask], result, command.factor)
         self._account.folding += time.perf_counter() - began
 
-    def _fold(self, command: Admit, result: CheckedResult) -> None:
-        opened = self._asks[command.ask]
-        receipt = result.receipt
-        if command.staleness:
-            receipt = Receipt(
-                receipt.task, receipt.client, receipt.weight, receipt.metrics, receipt.seconds, command.staleness
-            )
+    def _fold(self, opened: OpenAsk, result: Checked, factor: float = 1.0) -> None:
+        clients = result.items.clients
         try:
-            opened.partial.add(result.contribution, receipt, command.factor)
+            opened.partial.add_stack(result.items, result.receipts, factor)
         except UpdateRejected as error:
-            opened.refused[result.client] = error.message
+            opened.refused.update(dict.fromkeys(clients, error.message))
             return
         except CallerError as error:
-            raise error.located(round=opened.round, client=result.client) from error.__cause__
-        if result.state is not None:
-            opened.states[result.client] = result.state
+            raise error.located(round=opened.round, client=clients[0]) from error.__cause__
+        opened.states.update(result.states)
 
-    def cancel(self, task: str) -> None:
-        """Let go of a result that nobody wants."""
-        self._results.pop(task, None)
+    def cancel(self, tasks: Iterable[str]) -> None:
+        """Let go of results that nobody wants."""
+        for task in tasks:
+            self._results.pop(task, None)
 
     def close(self, id: int) -> OpenAsk:
         """Hand over the partial of an ask, and the client states that come with it."""
