@@ -20,9 +20,9 @@ TIMES ?= 10
 LOOPS ?= 2
 # How many places `make mutants` breaks.
 COUNT ?= 100
-# What Umbel is measured beside, and options of that, such as: make bench-peers BENCH_PEERS="--quick cnn"
+# What Umbel is measured beside, and what is measured how, such as: make bench BENCH="--quick cnn round-10"
 PEERS := flwr pfl
-BENCH_PEERS ?=
+BENCH ?= --write
 # How long `make fuzz` goes on.
 MINUTES ?= 5
 # How many seeds `make soak` goes through, and which is the first.
@@ -94,12 +94,12 @@ release: sbom ## build the archives, and sign them and the bill of materials wit
 	ssh-keygen -q -Y sign -n umbel-release -f $(KEY) dist/SHA256SUMS
 	cat dist/SHA256SUMS
 
-bench: $(VENV)/dev-ready ## measure, and print what was measured beside what was aimed at
-	$(BIN)/python -m benchmarks
+bench: $(VENV)/dev-ready ## measure beside limits and bars, and write docs/benchmarks.md with its pictures
+	$(BIN)/python -m benchmarks $(BENCH)
 
-bench-peers: $(VENV)/dev-ready ## measure Umbel beside a plain loop, flwr and pfl, each in an environment of its own
+bench-peers: $(VENV)/dev-ready ## the same beside flwr and pfl, each in an environment of its own
 	$(foreach peer,$(PEERS),$(MAKE) --no-print-directory VENV=.venv-$(peer) PEER=$(peer) .venv-$(peer)/peer-ready || true;)
-	$(BIN)/python -m benchmarks.peers $(BENCH_PEERS)
+	$(BIN)/python -m benchmarks $(BENCH)
 
 data: $(VENV)/demo-ready ## unpack the data of examples and tests into the folder UMBEL_DATA, by default ~/.cache/umbel
 	$(BIN)/python -c 'from umbel.data import mnist5k; print("MNIST 5k:", *(part.shape for part in mnist5k()))'

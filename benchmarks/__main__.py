@@ -1,62 +1,70 @@
-"""Print the table of benchmarks: `python -m benchmarks [--quick] [--markdown] [--write] [ROW ...]`.
-
-Rows of a deployment can be asked for one by one: `deployment.round`.
-"""
+"""Measure, and print the rows: `python -m benchmarks [--quick] [--times K] [--write] [NAME ...]`."""
 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+from typing import NoReturn
 
-from . import deployment, folding, millions, overhead, simulation, startup
-from .measure import ROOT, Row, machine, table
+from . import deployment, machines, pages, simulated
+from .figures import VOID, Row, machine, plain
 
-MODULES: dict[str, Callable[[bool], list[Row]]] = {
-    "overhead": overhead.rows,
-    "folding": folding.rows,
-    "millions": millions.rows,
-    "startup": startup.rows,
-    "simulation": simulation.rows,
-    "deployment": deployment.rows,
+NAMED: dict[str, tuple[Callable[[bool, int], Iterator[Row]], int]] = {
+    "imports": (simulated.imports, 11),
+    "overhead": (simulated.overhead, 7),
+    "noop": (simulated.noop, 5),
+    "cnn": (simulated.cnn, 3),
+    "millions": (simulated.millions, 5),
+    "fedbuff": (simulated.fedbuff, 5),
+    "command": (simulated.command, 5),
+    "start": (simulated.start, 5),
+    "fold": (simulated.fold, 3),
+    "machines": (machines.rows, 5),
+    **deployment.PARTS,
 }
-PARTS: dict[str, Callable[[bool], list[Row]]] = {
-    f"deployment.{part}": partial(deployment.rows, only=[part]) for part in deployment.PARTS
-}
-RESULTS = ROOT / "benchmarks" / "results.md"
+"""What can be measured, and in how many turns unless said otherwise."""
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, and print what was measured beside the bars."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, and print what was measured beside its bars; 1 where something could not be measured."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure what Umbel costs.")
-    parser.add_argument(
-        "rows", nargs="*", choices=[[], *MODULES, *PARTS], metavar="ROW", help=f"of {', '.join([*MODULES, *PARTS])}"
-    )
+    parser.add_argument("names", nargs="*", choices=[[], *NAMED], metavar="NAME", help=f"of {', '.join(NAMED)}")
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it works; the figures are void")
-    parser.add_argument("--markdown", action="store_true", help="print the table in Markdown")
-    parser.add_argument("--write", action="store_true", help="write it to benchmarks/results.md as well")
+    parser.add_argument("--times", type=int, metavar="K", help="how many turns each side has")
+    parser.add_argument("--write", action="store_true", help="keep the figures, and write the pages and pictures anew")
     chosen = parser.parse_args(arguments)
-    if chosen.write and (chosen.quick or chosen.rows):
-        parser.error("--write is for the whole table at full size")
-    rows = []
-    for name in chosen.rows or MODULES:
+    if chosen.write and chosen.quick:
+        parser.error("--write is for full sizes")
+    signal.signal(signal.SIGTERM, _end)
+    failed = 0
+    for name in chosen.names or NAMED:
+        measure, times = NAMED[name]
         began = time.perf_counter()
-        rows += {**MODULES, **PARTS}[name](chosen.quick)
-        print(f"{name}: measured in {time.perf_counter() - began:.0f} s", file=sys.stderr)
-    how = (
-        "Times are medians: CPU-seconds, taken by turns, where something is compared, and else seconds on the wall, "
-        "unless a row says otherwise; one thread for arrays."
-    )
-    where = f"Measured by `python -m benchmarks` on: {machine()}."
-    if chosen.quick:
-        how = "A smoke test (--quick): these figures say nothing."
-    print("\n".join([table(rows, markdown=chosen.markdown), "", where, how]))
+        rows: list[Row] = []
+        print(name, file=sys.stderr)
+        try:
+            rows += measure(chosen.quick, chosen.times or (1 if chosen.quick else times))
+        except (RuntimeError, OSError, AssertionError) as error:
+            failed = 1
+            print(f"{name}: not measured: {error}", flush=True)
+        if rows:
+            print(plain(rows), end="\n\n", flush=True)
+        print(f"{name}: {time.perf_counter() - began:.0f} s", file=sys.stderr)
+        if chosen.write and rows:
+            pages.keep(name, rows)
     if chosen.write:
-        text = ["# Benchmarks", "", where, "", how, "", table(rows, markdown=True), ""]
-        RESULTS.write_text("\n".join(text))
+        pages.write()
+    print(VOID if chosen.quick else f"Measured by `python -m benchmarks` on: {machine()}.")
+    return failed
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)  # so that what is measured is ended as well
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

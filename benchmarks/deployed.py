@@ -8,20 +8,22 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import shutil
 import subprocess
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from umbel.testing.machines import MachineProcess, Machines
 
-from .measure import ONE_THREAD, ROOT, family
+from .figures import ROOT
+from .launch import ONE_THREAD
+from .meter import TOKEN
 
 OPEN_FILES = 16_000
 
@@ -33,7 +35,8 @@ client = umbel.Client()
 
 @client.train
 def train(model, data, ctx):
-    return umbel.Update(model)
+    changed = {{name: model[name] + 1 for name in list(model)[:{changed}]}}
+    return umbel.Update({{**model, **changed}} if changed else model)
 """
 APP = """
 import numpy as np
@@ -42,7 +45,7 @@ from holder import client
 
 
 def model():
-    draws = np.random.default_rng(0)
+    draws = np.random.default_rng({seed})
     return {{f"w{{i}}": draws.random({size}, dtype=np.float32) for i in range({arrays})}}
 
 
@@ -51,7 +54,8 @@ app = umbel.App(client, model=model, strategy=umbel.FedAvg(cohort=1.0), rounds={
 
 
 class Deployment(Machines):
-    """Processes in a temporary folder; all are ended, and the folder is removed, at the end of the block.
+    """Processes in a temporary folder; all are ended, and the folder is removed, at the end of the block. The meter
+    finds them by their `mark`.
 
     `site` is a folder that all of them import `sitecustomize` from, and the file that runs execute: see
     `deployment_profile`.
@@ -60,10 +64,16 @@ class Deployment(Machines):
     def __init__(self, site: Path | None = None) -> None:
         super().__init__(Path(tempfile.mkdtemp(prefix="umbel-bench-")))
         self._site = site
+        self.mark = secrets.token_hex(8)
         path = [self.environment["PYTHONPATH"], str(ROOT)]
         if site is not None:
             path.insert(0, str(site))
-        self.environment |= {**ONE_THREAD, "PYTHONPATH": os.pathsep.join(path), "PYTHONUNBUFFERED": "1"}
+        self.environment |= {
+            **ONE_THREAD,
+            "PYTHONPATH": os.pathsep.join(path),
+            "PYTHONUNBUFFERED": "1",
+            TOKEN: self.mark,
+        }
         self.environment.pop("PYTHONDONTWRITEBYTECODE", None)
 
     def __enter__(self) -> Self:
@@ -95,31 +105,42 @@ class Deployment(Machines):
         self.address = self._server.wait_for(r"umbel node (\S+) --join")[1]
         return re.findall("^run (.*)$", self._server.output, re.MULTILINE)
 
-    def join(self, count: int) -> tuple[list[MachineProcess], list[float]]:
-        """Start so many nodes, called by their numbers, and wait until they are connected; how long each took, at the
-        most.
+    def join(self, count: int, clients: int = 0) -> tuple[list[MachineProcess], list[float]]:
+        """Start so many nodes, called by their numbers, each with so many clients, and wait until they are connected;
+        how long each took, at the most.
         """
-        lines = [self.invitation() for _ in range(count)]
-        nodes = [self.start_node(str(number), join=line) for number, line in enumerate(lines)]
+        nodes = []
+        for number in range(count):
+            given = []
+            if clients:
+                hosted = self.folder / f"clients-{number}.json"
+                hosted.write_text(json.dumps({f"{number}-{client}": {} for client in range(clients)}))
+                given = ["--clients", str(hosted)]
+            nodes.append(self.start_node(str(number), *given, join=self.invitation()))
         seconds = []
         for node in nodes:
             node.wait_for("connected to")
             seconds.append(time.perf_counter() - node.began)
         return nodes, seconds
 
-    def run(self, *, floats: int, rounds: int, arrays: int = 1, first: str = "") -> Path:
-        """Have the server begin a run with a model of so many numbers; its folder. The app begins with `first`."""
+    def run(self, *, floats: int, rounds: int, arrays: int = 1, seed: int = 0, changed: int = 0) -> Path:
+        """Have the server begin a run with a model of so many numbers, drawn from a seed; its folder. So many of its
+        arrays change in each round.
+        """
         app = Path(tempfile.mkdtemp(prefix="app-", dir=self.folder))
-        (app / "holder.py").write_text(HOLDER)
+        (app / "holder.py").write_text(HOLDER.format(changed=changed))
+        first = ""
         if self._site is not None:
-            first = f"exec(open({str(self._site / 'sitecustomize.py')!r}).read())\n{first}"
-        (app / "app.py").write_text(first + APP.format(size=floats // arrays, arrays=arrays, rounds=rounds))
+            first = f"exec(open({str(self._site / 'sitecustomize.py')!r}).read())\n"
+        drawn = APP.format(size=floats // arrays, arrays=arrays, rounds=rounds, seed=seed)
+        (app / "app.py").write_text(first + drawn)
         return self.place / "runs" / self.submit(str(app / "app.py"))
 
-    def followed(self, run: Path, seconds: float = 600.0, between: Callable[[int], object] | None = None) -> list[Any]:
-        """Wait until a run is over, and return its log. `between` is called now and then with the size of the log.
-
-        RuntimeError where it fails.
+    def followed(
+        self, run: Path, seconds: float = 600.0, between: Callable[[int], object] | None = None, every: float = 0.1
+    ) -> list[Any]:
+        """Wait until a run is over, and return its log. `between` is called every so many seconds with the size of the
+        log. RuntimeError where it fails.
         """
         log = run / "run" / "events.jsonl"
         until = time.monotonic() + seconds
@@ -137,47 +158,8 @@ class Deployment(Machines):
             if time.monotonic() > until or not self.server.running:
                 told = (run / "run.log").read_text()[-500:] if (run / "run.log").exists() else ""
                 raise RuntimeError(f"the run was not over after {seconds:.0f} s: {told}")
-            time.sleep(0.1)
+            time.sleep(every)
         return [json.loads(line) for line in log.read_text().splitlines()]
-
-
-class Memory:
-    """The most that all processes but this one held together, looked at every so often: `all` with what they share, by
-    its share (PSS); `own` what is backed by no file.
-    """
-
-    def __init__(self) -> None:
-        self.all = self.own = 0
-
-    def look(self) -> dict[int, int]:
-        """Look once; what each process holds."""
-        held, anonymous = {}, 0
-        for pid in family().keys() - {os.getpid()}:
-            with suppress(OSError, ValueError):
-                fields = dict(
-                    line.split(":", 1) for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
-                )
-                held[pid] = int(fields["Pss"].split()[0]) * 1024
-                anonymous += int(fields["Anonymous"].split()[0]) * 1024
-        self.all, self.own = max(self.all, sum(held.values())), max(self.own, anonymous)
-        return held
-
-    @contextmanager
-    def watched(self, every: float = 0.2) -> Iterator[None]:
-        """Look every so many seconds while in the block."""
-        over = threading.Event()
-
-        def watch() -> None:
-            while not over.wait(every):
-                self.look()
-
-        thread = threading.Thread(target=watch)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
 
 
 def many_open_files() -> int:

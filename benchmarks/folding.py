@@ -1,9 +1,9 @@
-"""What it costs to fold 100 updates of 25 million float32 each, and how much memory that takes."""
+"""A fold of many updates, beside a loop that adds them up."""
 
 from __future__ import annotations
 
-import json
-from statistics import median
+import time
+from pathlib import Path
 
 import numpy as np
 
@@ -11,80 +11,50 @@ import umbel
 from umbel.core.partial import Partial
 from umbel.core.update import Receipt, check
 
-from .measure import Row, alternate, child, over, peak_memory
-
-UPDATES = 100
-RATIO, MEMORY = 2.2, 8.0
+from .meter import say
 
 
-def rows(quick: bool) -> list[Row]:
-    """Measure the time and the memory of a fold."""
-    size, updates, times = (1_000_000, 4, 2) if quick else (25_000_000, UPDATES, 11)
-    return [_time(size, updates, times), _memory(size, (2, 4) if quick else (5, 30))]
+def spent(side: str, size: int, updates: int) -> None:
+    """Print the CPU-seconds of the `fold` or the `loop`, and the bytes that this process took more for model, update
+    and fold.
+    """
+    before = _peak()
+    model = umbel.Arrays({"w": np.zeros(size, np.float32)})
+    buffer = np.random.default_rng(0).standard_normal(size, dtype=np.float32)
+    buffer *= 0.01
+    work = fold if side == "fold" else loop
+    work(model, buffer, 1)
+    began = time.process_time()
+    answer = work(model, buffer, updates)
+    seconds = time.process_time() - began
+    if not np.allclose(answer, buffer, atol=1e-6):
+        raise RuntimeError("this is not the mean")
+    say({"cpu": seconds, "bytes": _peak() - before})
 
 
-def fold(model: umbel.Arrays, buffers: list[np.ndarray], updates: int) -> umbel.Arrays:
-    """Check, fold and finish so many updates; they take turns with the buffers."""
+def fold(model: umbel.Arrays, buffer: np.ndarray, updates: int) -> np.ndarray:
+    """Check, fold and finish so many updates."""
     partial, expects = Partial(umbel.weighted_mean()), umbel.Like()
     for client in range(updates):
         weight = 1.0 + client % 7
-        update = umbel.Update({"w": buffers[client % len(buffers)]}, weight=weight, delta=True)
-        item = check(update, expects, model, client)
+        item = check(umbel.Update({"w": buffer}, weight=weight, delta=True), expects, model, client)
         partial.add(item, Receipt(f"0.{client}", client, weight, {}))
     answer = partial.finish().value
     assert isinstance(answer, umbel.Arrays)
-    return answer
+    return answer["w"]
 
 
-def loop(size: int, buffers: list[np.ndarray], updates: int) -> np.ndarray:
+def loop(model: umbel.Arrays, buffer: np.ndarray, updates: int) -> np.ndarray:
     """The same mean, unchecked and order-dependent, in float64."""
-    total, weights = np.zeros(size), 0.0
+    total, weights = np.zeros(buffer.size), 0.0
     for client in range(updates):
-        weight, x = 1.0 + client % 7, buffers[client % len(buffers)]
-        total += weight * x
+        weight = 1.0 + client % 7
+        total += weight * buffer
         weights += weight
     return (total / weights).astype(np.float32)
 
 
-def held(size: int, updates: int) -> None:
-    """Print how many bytes this process takes more for the model, one update at a time and the fold of so many."""
-    before = peak_memory()
-    model = umbel.Arrays({"w": np.zeros(size, np.float32)})
-    buffer = _values(size, 0)
-    fold(model, [buffer], updates)
-    print(json.dumps(peak_memory() - before))
-
-
-def _time(size: int, updates: int, times: int) -> Row:
-    model = umbel.Arrays({"w": np.zeros(size, np.float32)})
-    buffers = [_values(size, seed) for seed in range(3)]
-    if not np.allclose(fold(model, buffers, updates)["w"], loop(size, buffers, updates), atol=1e-6):
-        raise RuntimeError("the fold and the loop do not agree")
-    ours, theirs = alternate(lambda: fold(model, buffers, updates), lambda: loop(size, buffers, updates), times=times)
-    ratio = over(ours, theirs)
-    what = f"fold of {UPDATES} updates of 25 M float32, validation included: CPU time over the loop"
-    beside = f"float64 `acc += w * x` in numpy: {median(theirs):.2f} s, the fold: {median(ours):.2f} s"
-    return Row(what, f"{ratio:.2f}", f"<= {RATIO}", ratio <= RATIO, beside + _reduced(size, updates))
-
-
-def _memory(size: int, counts: tuple[int, int]) -> Row:
-    few, many = (
-        child("import sys; from benchmarks import folding; folding.held(int(sys.argv[1]), int(sys.argv[2]))", *pair)
-        for pair in ((str(size), str(n)) for n in counts)
-    )
-    ratios = few.said / (4 * size), many.said / (4 * size)
-    what = "the same fold: peak memory over the model's size"
-    beside = f"{ratios[0]:.1f} with {counts[0]} updates, {ratios[1]:.1f} with {counts[1]}; model and update included"
-    return Row(
-        what, f"{max(ratios):.1f}", f"<= {MEMORY:.0f}", max(ratios) <= MEMORY, beside + _reduced(size, counts[1])
-    )
-
-
-def _values(size: int, seed: int) -> np.ndarray:
-    values = np.random.default_rng(seed).standard_normal(size, dtype=np.float32)
-    values *= 0.01
-    return values
-
-
-def _reduced(size: int, updates: int) -> str:
-    return "" if size == 25_000_000 else f" (quick: {updates} updates of {size:,})"
+def _peak() -> int:
+    # Not getrusage, whose figure starts from what the parent held.
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024

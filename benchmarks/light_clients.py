@@ -80,8 +80,9 @@ class LightNode:
         if message.WhichOneof("body") == "run_spec":
             self.say(run_answer=m.RunAnswer(run=message.run_spec.run, ready=True))
 
-    def blob(self, message: m.Message) -> None:
-        """A message about blobs has come."""
+    def blob(self, message: m.Message) -> bool:
+        """A message about blobs has come; whether it was asked for."""
+        return True
 
     def say(self, **body: Any) -> None:
         """Send a message."""
@@ -297,7 +298,7 @@ class _Streamer(LightNode):
         elif kind == "ack":
             self.acknowledged.set()
 
-    def blob(self, message: m.Message) -> None:
+    def blob(self, message: m.Message) -> bool:
         kind = message.WhichOneof("body")
         if kind == "chunk":
             assert self._model is not None
@@ -307,7 +308,7 @@ class _Streamer(LightNode):
             self.down += size
             if self.down < self._model.size:
                 self.say(credit=m.Credit(sha256=self._model.sha256, bytes=size))
-                return
+                return True
             task = self._task
             receipt = m.Receipt(task=task.task, client=task.client, weight=1.0)
             done = m.Done(receipt=receipt, update=m.Payload(blob=self._update))
@@ -324,6 +325,7 @@ class _Streamer(LightNode):
             self._granted.set()
         else:
             raise RuntimeError(f"{kind} came where blobs are sent")
+        return True
 
     async def _send(self, offset: int) -> None:
         size = self._update.size

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import time
 from typing import Any
 
 import numpy as np
 
 import umbel
+
+from .meter import say
 
 PIXELS, CLASSES, EXAMPLES = 784, 10, 20
 
@@ -30,7 +32,7 @@ def data(source: Any) -> Any:
 
 
 @client.train
-def train(model: umbel.Arrays, data: Any, ctx: umbel.Context) -> umbel.Update:
+def train(model: umbel.Arrays, data: Any, ctx: Any) -> umbel.Update:
     """One step of gradient descent."""
     x, y = data
     logits = x @ model["w"] + model["b"]
@@ -41,27 +43,14 @@ def train(model: umbel.Arrays, data: Any, ctx: umbel.Context) -> umbel.Update:
     return umbel.Update({"w": model["w"] - x.T @ p, "b": model["b"] - p.sum(0)}, weight=len(y))
 
 
-def uneven_client() -> umbel.Client:
-    """A client that counts its tasks, and works for a different time on each, so that none finishes in order."""
-    uneven = umbel.Client()
-
-    @uneven.train
-    def train(model: umbel.Arrays, data: Any, ctx: umbel.Context) -> umbel.Update:
-        seen = ctx.state["seen"] = ctx.state.get("seen", 0) + 1
-        for _ in range(1 + 400 * (ctx.client * 7 % 5)):
-            step = ctx.rng.normal(size=100).astype(np.float32)
-        return umbel.Update({"w": model["w"] + step / seen}, weight=1 + ctx.client)
-
-    return uneven
-
-
-class TwoAsks(umbel.Strategy):
-    """Asks seven clients twice at once; some are in both."""
-
-    def round(self, state: umbel.State, r: int) -> Generator[Any, Any, umbel.State]:
-        """One round."""
-        a, b = yield [
-            umbel.Ask(clients=7, model=state.model),
-            umbel.Ask(clients=7, model=state.model, lane="again"),
-        ]
-        return state.replace(model=state.model.replace({"w": state.model["w"] + a.value["w"] + b.value["w"]}))
+def alone(tasks: int) -> None:
+    """Train so many times, a model that is averaged each tenth time; nothing is checked, and print the seconds."""
+    model, began = initial(), time.perf_counter()
+    total = {name: np.zeros_like(value) for name, value in model.items()}
+    for task in range(tasks):
+        for name, value in train(umbel.Arrays(model), data({"index": task}), None).arrays.items():
+            total[name] += value - model[name]
+        if task % 10 == 9:
+            model = {name: value + total[name] / 10 for name, value in model.items()}
+            total = {name: np.zeros_like(value) for name, value in model.items()}
+    say(time.perf_counter() - began)

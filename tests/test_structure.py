@@ -14,7 +14,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+import umbel
+from umbel.core import encoding
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "umbel"
@@ -27,7 +31,7 @@ FLOORS = (
     ("folds", "samplers", "transforms", "work", "trust", "data", "torch"),
     ("strategies", "runs", "transport"),
     ("office", "simulation", "node", "remote", "server"),
-    ("umbel", "testing"),
+    ("umbel", "events", "testing"),
     ("cli",),
 )
 """The house, from the ground up: a room uses only what stands on the floors below it, and nothing beside it. `umbel` is
@@ -54,12 +58,14 @@ HEAVY = {
 SAMPLERS = ("fixed", "poisson", "shorthand", "uniform", "weighted")
 TESTED_ELSEWHERE = {
     "cli.__main__": "cli/test_program.py",  # runs `python -m umbel.cli`
+    "cli.overview": "cli/test_program.py",
     "core.answer": "core/test_partial.py",
     "core.elementwise": "folds/test_folds.py",
     "core.fold": "folds/test_folds.py",
     "core.sampler": "samplers/test_samplers.py",
     "core.task": "runs/test_coordinator.py",
     "core.transform": "transforms/test_transforms.py",
+    "events": "runs/test_events.py",
     "folds.catalogue": "folds/test_folds.py",
     "folds.collect": "folds/test_folds.py",
     "folds.total": "folds/test_folds.py",
@@ -254,21 +260,41 @@ def test_packages_beyond_numpy_are_imported_in_functions() -> None:
     expect_none(heavy)
 
 
-def test_importing_umbel_loads_numpy_and_the_standard_library_only() -> None:
+def loaded_by(code: str) -> list[str]:
+    """The packages beyond the standard library that a program loads, and what of numpy.random it loads by itself."""
     code = (
-        "import sys; before = set(sys.modules); import numpy; plain = set(sys.modules); import umbel\n"
-        "new = set(sys.modules) - before\n"
+        f"import sys; sys.path.insert(0, {str(SOURCE.parent)!r}); before = set(sys.modules)\n{code}\n"
+        "new = set(sys.modules) - before; import numpy\n"
         "tops = {name.split('.')[0] for name in new} - set(sys.stdlib_module_names)\n"
-        "print(*sorted(tops), *(name for name in new - plain if name.startswith('numpy.random')))"
+        "print(*sorted(tops), *(name for name in new if name.startswith('numpy.random')))"
     )
-    path = str(SOURCE.parent)
-    done = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path.insert(0, {path!r})\n{code}"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.split() == ["numpy", "umbel"]
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+
+
+def test_importing_umbel_loads_nothing_and_its_names_numpy_and_the_standard_library_only() -> None:
+    assert loaded_by("import umbel; assert dir(umbel)") == ["umbel"]
+    assert loaded_by("from umbel import *; assert App") == ["numpy", "umbel"]
+    simulates = "import umbel; umbel.FedAvg; umbel.run; umbel.Simulation; assert 'asyncio' not in sys.modules"
+    assert loaded_by(simulates) == ["numpy", "umbel"]
+
+
+def test_what_is_read_is_known_whatever_was_imported_before() -> None:
+    tree = "umbel.core.encoding.decode(bytes.fromhex(sys.argv[1]))"
+    state = encoding.encode(umbel.State({"w": np.zeros(1, np.float32)})).hex()
+    spec = umbel.top_k(0.5).spec()
+    for module, code in (("encoding", tree), ("transform", f"umbel.core.transform.transform_from_spec({spec!r})")):
+        subprocess.run([sys.executable, "-c", f"import sys, umbel.core.{module}; {code}", state], check=True)
+
+
+def test_every_name_of_umbel_is_there_and_no_other() -> None:
+    assert sorted(umbel.__all__) == list(umbel.__all__)
+    assert {name for name in umbel.__all__ if getattr(umbel, name) is not None} <= set(dir(umbel))
+    for node in tree_of(SOURCE / "__init__.py").body:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            typed = {alias.name for each in node.body if isinstance(each, ast.ImportFrom) for alias in each.names}
+    assert typed == set(umbel.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'fedavg'"):
+        _ = umbel.fedavg  # type: ignore[attr-defined]
 
 
 def counterpart(module: str) -> Path:

@@ -1,5 +1,3 @@
-"""Umbel beside its peers: the same models, data, cohorts and seeds on a plain loop, Umbel, flwr and pfl.
-
-`python -m benchmarks.peers` starts each side in an environment of its own, by turns, and prints ratios; `make
-bench-peers` makes the environments first.
+"""The sides that are measured, each in a process of its own and the peers in environments of their own: the same
+models, data, cohorts and seeds on a plain loop, Umbel, flwr and pfl.
 """

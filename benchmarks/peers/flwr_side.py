@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
-FOLDER = os.environ.get("PEERS_FOLDER", "")
+FOLDER = os.environ.get("BENCH_FOLDER", "")
 os.environ.update(
     FLWR_TELEMETRY_ENABLED="0",
     FLWR_DISABLE_UPDATE_CHECK="1",
@@ -27,8 +27,8 @@ from flwr.clientapp import ClientApp  # noqa: E402
 from flwr.serverapp import Grid, ServerApp  # noqa: E402
 from flwr.serverapp.strategy import FedAvg  # noqa: E402
 
-from .meter import Laps, say  # noqa: E402
-from .workloads import Workload, chosen, cohort, data, initial, leave  # noqa: E402
+from ..meter import Laps, say  # noqa: E402
+from ..workloads import Workload, chosen, cohort, data, initial, leave  # noqa: E402
 
 logging.getLogger("flwr").setLevel(logging.ERROR)
 

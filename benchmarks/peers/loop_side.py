@@ -12,16 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..meter import Laps, handling, say
+from ..workloads import Workload, chosen, cohort, data, initial, leave
 from . import nets
-from .meter import Laps, say
-from .workloads import Workload, chosen, cohort, data, initial, leave
 
 State = dict[str, Tensor]
 
 
 def main() -> None:
     """Do all rounds, print what they took, and leave the model in the folder of this run."""
-    workload, processes = chosen(), int(os.environ["PEERS_PROCESSES"])
+    workload, processes = chosen(), int(os.environ["BENCH_PROCESSES"])
     rounds = workload.rounds_of(f"loop-{processes}") + 1
     laps = Laps(rounds)
     model = alone(workload, rounds, laps) if processes == 1 else together(workload, rounds, laps)
@@ -87,8 +87,9 @@ def train(
     """Train clients one after the other, add their models to `total`, and return the sum of their weights."""
     weight = 0.0
     for client in clients:
-        net.load_state_dict(model)
-        nets.fit(net, examples[client], workload)
+        with handling():
+            net.load_state_dict(model)
+            nets.fit(net, examples[client], workload)
         count = len(examples[client][1])
         for name, value in net.state_dict().items():
             total[name].add_(value, alpha=count)
@@ -97,7 +98,9 @@ def train(
 
 
 def ready(workload: Workload) -> list[nets.Tensors]:
-    """The data of all clients as tensors."""
+    """The data of all clients as tensors; no-ops have one number each."""
+    if workload.model == "noop":
+        return [(torch.zeros(1), torch.zeros(1))] * workload.pool
     return [(torch.from_numpy(x), torch.from_numpy(y)) for x, y in data(workload)]
 
 

@@ -22,7 +22,7 @@ def main() -> None:
     if "PFL_WORKER_RANK" in os.environ:
         simulate()
         return
-    addresses = ",".join(f"127.0.0.1:{port}" for port in _free_ports(PROCESSES))
+    addresses = ",".join(f"127.0.0.1:{port}" for port in free_ports(PROCESSES))
     os.environ.update(PFL_WORKER_ADDRESSES=addresses, GLOO_SOCKET_IFNAME="lo", PFL_WORKER_RANK="1")
     other = subprocess.Popen([sys.executable, "-c", "from benchmarks.peers import pfl_side; pfl_side.main()"])
     os.environ["PFL_WORKER_RANK"] = "0"
@@ -47,9 +47,9 @@ def simulate() -> None:
     from pfl.metrics import Metrics, Weighted
     from pfl.model.pytorch import PyTorchModel
 
+    from ..meter import Laps, say
+    from ..workloads import chosen, cohort, leave
     from . import nets
-    from .meter import Laps, say
-    from .workloads import chosen, cohort, leave
 
     class NoOp(FederatedAveraging):
         """FedAvg of clients that train nothing."""
@@ -104,7 +104,7 @@ def _dataset(workload: Any) -> Any:
     from pfl.data.federated_dataset import FederatedDataset
     from pfl.data.pytorch import PyTorchTensorDataset
 
-    from .workloads import cohort, data
+    from ..workloads import cohort, data
 
     def draws() -> Iterator[int]:
         for number in count(1):
@@ -120,7 +120,8 @@ def _dataset(workload: Any) -> Any:
     return FederatedDataset(users.__getitem__, draws().__next__)
 
 
-def _free_ports(number: int) -> list[int]:
+def free_ports(number: int) -> list[int]:
+    """Ports that nobody listens at."""
     sockets = [socket.socket() for _ in range(number)]
     for each in sockets:
         each.bind(("127.0.0.1", 0))

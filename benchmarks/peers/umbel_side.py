@@ -1,8 +1,7 @@
-"""Umbel: `umbel.Simulation` with two worker processes."""
+"""Umbel: `umbel.Simulation` in this process, or with worker processes."""
 
 from __future__ import annotations
 
-import inspect
 import os
 from dataclasses import replace
 from functools import cache
@@ -11,8 +10,8 @@ from typing import Any
 
 import umbel
 
-from .meter import Laps, say
-from .workloads import Workload, chosen, cohort, data, initial, leave
+from ..meter import Laps, handling, say
+from ..workloads import Workload, chosen, cohort, data, initial, leave
 
 client = umbel.Client()
 
@@ -34,41 +33,43 @@ def net() -> Any:
 @client.data
 def load(source: Any) -> Any:
     """A client's data, as tensors."""
-    if workload().model == "noop":
-        return None
-    import torch
+    with handling():
+        if workload().model == "noop":
+            return None
+        import torch
 
-    x, y = data(workload())[source["index"]]
-    return torch.from_numpy(x), torch.from_numpy(y)
+        x, y = data(workload())[source["index"]]
+        return torch.from_numpy(x), torch.from_numpy(y)
 
 
 @client.train
 def train(model: umbel.Arrays, examples: Any, ctx: umbel.Context) -> umbel.Update:
     """One epoch, or nothing at all."""
-    if workload().model == "noop":
-        return umbel.Update(model)
-    from umbel import torch as adapter
+    with handling():
+        if workload().model == "noop":
+            return umbel.Update(model)
+        from umbel import torch as adapter
 
-    from . import nets
+        from . import nets
 
-    nets.fit(adapter.load_(net(), model), examples, workload())
-    return umbel.Update(adapter.arrays(net()), weight=len(examples[1]))
+        nets.fit(adapter.load_(net(), model), examples, workload())
+        return umbel.Update(adapter.arrays(net()), weight=len(examples[1]))
 
 
 class Given(umbel.FedAvg):
     """FedAvg that asks the cohorts of the workload."""
 
     def ask(self, state: umbel.State, r: int) -> umbel.Ask:
-        return replace(super().ask(state, r), clients=cohort(workload(), r))
+        asked, task = super().ask(state, r), workload()
+        return asked if task.cohort == task.pool else replace(asked, clients=cohort(task, r))
 
 
 def main() -> None:
     """Do all rounds, print what they took, and leave the model in the folder of this run."""
-    folder, task = Path(os.environ["PEERS_FOLDER"]), workload()
+    folder, task = Path(os.environ["BENCH_FOLDER"]), workload()
     rounds = task.rounds_of("umbel") + 1
     laps = Laps(rounds)
-    settings: dict[str, Any] = {"workers": 2} if "workers" in inspect.signature(umbel.Simulation).parameters else {}
-    where = "two worker processes" if settings else "ONE process: this Umbel has no workers yet"
+    workers = int(os.environ["BENCH_WORKERS"])
     app = umbel.App(
         client,
         model=lambda: umbel.Arrays(initial(task)),
@@ -82,8 +83,9 @@ def main() -> None:
             laps.lap()
 
     result = umbel.run(
-        app, on=umbel.Simulation(task.pool, **settings), folder=folder / "runs", observers=[watch], seed=1
+        app, on=umbel.Simulation(task.pool, workers=workers), folder=folder / "runs", observers=[watch], seed=1
     )
+    where = f"{workers} worker processes" if workers else "one process"
     includes = f"{where}; every update checked, exact sums, the event log and a checkpoint every round on disk"
     say(laps.report("umbel", "torch", "numpy", includes=includes))
     leave(result.model)

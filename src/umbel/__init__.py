@@ -1,80 +1,71 @@
-"""Umbel: train, evaluate and query models on data that never leaves its holder."""
+"""Umbel: train, evaluate and query models on data that never leaves its holder.
+
+A name is imported when it is first used, so that `import umbel` takes no longer than what is used of it.
+"""
 
 from __future__ import annotations
 
-import sys
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-from .core.answer import Answer
-from .core.app import App, EarlyStop, KeepBest
-from .core.arrays import Arrays
-from .core.ask import Ask, Correction
-from .core.client import Client, Context
-from .core.elementwise import mean, weighted_mean
-from .core.strategy import State, Strategy
-from .core.transform import Transform, chain
-from .core.update import Free, Like, Metrics, Update
-from .core.window import Window
-from .errors import UmbelError
-from .folds.collect import collect
-from .folds.total import total
-from .remote.federation import Remote
-from .runs import events
-from .runs.run import Result, load_model, resume, run
-from .samplers.fixed import Everyone, Fixed
-from .samplers.poisson import Poisson
-from .samplers.uniform import Fraction, Uniform
-from .samplers.weighted import Weighted
-from .simulation import Simulation
-from .strategies import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedProx, FedYogi
-from .transforms.clip_by_norm import clip_by_norm
-from .transforms.top_k import top_k
-
-sys.modules[f"{__name__}.events"] = events  # what an observer imports stays where it was
+if TYPE_CHECKING:
+    from . import errors, events
+    from .core.answer import Answer
+    from .core.app import App, EarlyStop, KeepBest
+    from .core.arrays import Arrays
+    from .core.ask import Ask, Correction
+    from .core.client import Client, Context
+    from .core.elementwise import mean, weighted_mean
+    from .core.strategy import State, Strategy
+    from .core.transform import Transform, chain
+    from .core.update import Free, Like, Metrics, Update
+    from .core.window import Window
+    from .errors import UmbelError
+    from .folds.collect import collect
+    from .folds.total import total
+    from .remote.federation import Remote
+    from .runs.run import Result, load_model, resume, run
+    from .samplers.fixed import Everyone, Fixed
+    from .samplers.poisson import Poisson
+    from .samplers.uniform import Fraction, Uniform
+    from .samplers.weighted import Weighted
+    from .simulation.federation import Simulation
+    from .strategies import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedProx, FedYogi
+    from .transforms.clip_by_norm import clip_by_norm
+    from .transforms.top_k import top_k
 
 __version__ = "0.1.0.dev0"
 __all__ = [
-    "Answer",
-    "App",
-    "Arrays",
-    "Ask",
-    "Client",
-    "Context",
-    "Correction",
-    "EarlyStop",
-    "Everyone",
-    "FedAdagrad",
-    "FedAdam",
-    "FedAvg",
-    "FedAvgM",
-    "FedProx",
-    "FedYogi",
-    "Fixed",
-    "Fraction",
-    "Free",
-    "KeepBest",
-    "Like",
-    "Metrics",
-    "Poisson",
-    "Remote",
-    "Result",
-    "Simulation",
-    "State",
-    "Strategy",
-    "Transform",
-    "UmbelError",
-    "Uniform",
-    "Update",
-    "Weighted",
-    "Window",
-    "chain",
-    "clip_by_norm",
-    "collect",
-    "events",
-    "load_model",
-    "mean",
-    "resume",
-    "run",
-    "top_k",
-    "total",
-    "weighted_mean",
-]
+    "Answer", "App", "Arrays", "Ask", "Client", "Context", "Correction", "EarlyStop", "Everyone", "FedAdagrad",
+    "FedAdam", "FedAvg", "FedAvgM", "FedProx", "FedYogi", "Fixed", "Fraction", "Free", "KeepBest", "Like", "Metrics",
+    "Poisson", "Remote", "Result", "Simulation", "State", "Strategy", "Transform", "UmbelError", "Uniform", "Update",
+    "Weighted", "Window", "chain", "clip_by_norm", "collect", "errors", "events", "load_model", "mean", "resume", "run",
+    "top_k", "total", "weighted_mean",
+]  # fmt: skip
+_PLACES = {
+    "core.answer": "Answer", "core.app": "App EarlyStop KeepBest", "core.arrays": "Arrays",
+    "core.ask": "Ask Correction", "core.client": "Client Context", "core.elementwise": "mean weighted_mean",
+    "core.strategy": "State Strategy", "core.transform": "Transform chain", "core.update": "Free Like Metrics Update",
+    "core.window": "Window", "errors": "UmbelError", "folds.collect": "collect", "folds.total": "total",
+    "remote.federation": "Remote", "runs.run": "Result load_model resume run", "samplers.fixed": "Everyone Fixed",
+    "samplers.poisson": "Poisson", "samplers.uniform": "Fraction Uniform", "samplers.weighted": "Weighted",
+    "simulation.federation": "Simulation", "strategies": "FedAdagrad FedAdam FedAvg FedAvgM FedProx FedYogi",
+    "transforms.clip_by_norm": "clip_by_norm", "transforms.top_k": "top_k",
+}  # fmt: skip
+
+if not TYPE_CHECKING:  # else every name would be taken to be there
+
+    def __getattr__(name: str) -> object:
+        place = next((place for place, names in _PLACES.items() if name in names.split()), None)
+        try:
+            module = import_module(f".{place or name}", __name__)
+        except ModuleNotFoundError as error:
+            if error.name != f"{__name__}.{name}":
+                raise
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+        value = globals()[name] = module if place is None else getattr(module, name)
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -12,6 +12,7 @@ from tests.conftest import PATIENCE
 from typer.main import get_command
 
 from umbel import __version__
+from umbel.cli.overview import OVERVIEW
 from umbel.cli.program import program
 
 SOURCE = Path(__file__).parents[2] / "src"
@@ -73,14 +74,31 @@ def python(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_overview_loads_neither_rich_nor_a_framework() -> None:
+def test_the_overview_loads_nothing_that_it_does_not_print() -> None:
     code = (
-        "import sys\nsys.argv = ['umbel', '--help']\n"
-        "from umbel.cli import main\n"
+        "import sys\nsys.argv = ['umbel', '--help']\nfrom umbel.cli import main\n"
         "try: main()\nexcept SystemExit: print(*sys.modules)"
     )
     loaded = set(python("-c", code).stdout.splitlines()[-1].split())
-    assert not loaded & {"rich.console", "torch", "matplotlib", "safetensors", "numpy.random"}
+    assert not loaded & {"typer", "click", "rich", "numpy", "umbel.errors"}
+
+
+def test_a_command_line_is_read_without_rich_and_without_numpy() -> None:
+    loaded = set(python("-c", "import sys, umbel.cli.program; print(*sys.modules)").stdout.split())
+    assert not loaded & {"rich.console", "numpy", "asyncio"}
+
+
+def test_the_overview_has_every_command_in_order_with_the_beginning_of_its_help() -> None:
+    shown = OVERVIEW.partition("Commands:\n")[2].partition("\n\n")[0].splitlines()
+    commands = get_command(program).commands  # type: ignore[attr-defined]
+    assert [line.split()[0] for line in shown] == list(commands)
+    for line, command in zip(shown, commands.values(), strict=True):
+        assert command.help.startswith(line.split(maxsplit=1)[1].removesuffix("..."))
+
+
+def test_the_overview_is_the_help_of_the_program(umbel: Command) -> None:
+    assert umbel("--help").out == OVERVIEW
+    assert python("-m", "umbel.cli", "-h").stdout == OVERVIEW
 
 
 def test_the_module_runs_as_a_program() -> None:

@@ -49,7 +49,7 @@ INTERRUPTED = 128 + signal.SIGINT
 
 
 def exit_code(error: BaseException) -> int:
-    """The exit code of an error; see the table of `umbel.cli`."""
+    """The exit code of an error; see `OVERVIEW`."""
     if isinstance(error, errors.RunInterrupted):
         return exit_code(error.__context__) if isinstance(error.__context__, KeyboardInterrupt) else INTERRUPTED
     if isinstance(error, KeyboardInterrupt):

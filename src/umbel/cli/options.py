@@ -12,13 +12,14 @@ from typer.core import TyperGroup
 
 from ..errors import SettingError
 from .faults import UsageError, print_json
+from .overview import OVERVIEW
 
 RUNS = Path("umbel-runs")
 SERVER = Path("umbel-server")
 
 
 class Commands(TyperGroup):
-    """All commands. Their overview is plain text: loading rich to draw it would take longer than all else. A wrong
+    """All commands. What lists them is plain text: loading rich to draw it would take longer than all else. A wrong
     command line, too, is said as JSON where that was asked for.
     """
 
@@ -33,6 +34,9 @@ class Commands(TyperGroup):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the overview into `formatter`."""
+        if ctx.parent is None:
+            formatter.write(OVERVIEW)
+            return
         self.rich_markup_mode = None
         super().format_help(ctx, formatter)
 

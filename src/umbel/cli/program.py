@@ -14,24 +14,9 @@ from . import deployment
 from .faults import reported
 from .options import RUNS, Commands, Debug, Folder, Json, On, RemoteRun, Rounds, Run, TableJson, Token, Workers, refuse
 
-EXIT_CODES = """\b
-Exit codes:
-  0    done
-  1    a bug in Umbel: --debug shows where
-  2    a wrong command line
-  3    something to change: the app, its strategy, a setting, the data
-  4    the run failed: its clients brought no update
-  5    the disk: full, not writable, a damaged file
-  6    the server: not reached, or lost
-  7    the server says no: an unknown token, a role that may not
-  130  stopped by Ctrl-C, 143 by SIGTERM: umbel resume goes on
-With --json, what failed is an object "error" on stdout.
-"""
-
 program = typer.Typer(
     cls=Commands,
     name="umbel",
-    epilog=EXIT_CODES,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
+from importlib import import_module
 from typing import Any, ClassVar, TypeVar
 
 from ..errors import StrategyError, UmbelError
@@ -102,7 +103,10 @@ def known_transforms() -> list[tuple[str, int]]:
 
 def transform_from_spec(spec: Mapping[str, Any]) -> Transform:
     """Rebuild a transform from what its `spec` described. Raises `StrategyError` for one that is not known here."""
-    kind = _registry.get((spec["name"], spec["version"]))
+    place = spec["name"], spec["version"]
+    if place not in _registry:
+        import_module("umbel.transforms")  # the catalogue, of which nobody need have used anything so far
+    kind = _registry.get(place)
     if kind is None:
         raise StrategyError(f"the transform {spec['name']!r} version {spec['version']} is not known here")
     try:

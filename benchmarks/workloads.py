@@ -1,4 +1,6 @@
-"""What every side computes: models, data and cohorts, made by seed with numpy alone, so that all environments agree."""
+"""What every side of a simulation computes: models, data and cohorts, made by seed with numpy alone, so that all
+environments agree.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ Examples = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
 Model = dict[str, npt.NDArray[np.float32]]
 
 SEED = 20
-PIXELS, CLASSES, TESTS = 28, 10, 2_000
+PIXELS, CLASSES = 28, 10
 SIGNAL = {"regression": 0.12, "cnn": 0.35}
 """How far a class's picture stands out of noise of standard deviation 1."""
 
@@ -34,7 +36,6 @@ class Workload:
     model: str
     pool: int
     cohort: int
-    sides: tuple[str, ...]
     rounds: int
     fewer: Mapping[str, int] = field(default_factory=dict)
     samples: int = 1
@@ -46,7 +47,6 @@ class Workload:
         return self.fewer.get(side, self.rounds)
 
 
-LOOPS = ("loop-1", "loop-2")
 ALL = (
     Workload(
         "regression",
@@ -54,8 +54,7 @@ ALL = (
         "regression",
         pool=1_000,
         cohort=100,
-        sides=(*LOOPS, "umbel", "flwr", "pfl"),
-        rounds=40,
+        rounds=100,
         samples=10,
         batch=10,
         rate=0.1,
@@ -66,48 +65,25 @@ ALL = (
         "cnn",
         pool=100,
         cohort=50,
-        sides=(*LOOPS, "umbel", "flwr", "pfl"),
         rounds=3,
         samples=100,
         batch=20,
         rate=0.05,
     ),
-    *(
-        Workload(
-            f"noop-{cohort}",
-            f"no-op clients, model of 4 KB, all of {cohort:,} clients",
-            "noop",
-            pool=cohort,
-            cohort=cohort,
-            sides=("umbel", "flwr", "pfl"),
-            rounds=10,
-            fewer={"flwr": rounds},
-        )
-        for cohort, rounds in ((100, 10), (1_000, 2), (3_000, 1))
-    ),
     Workload(
-        "pool-100000",
-        "no-op clients, model of 4 KB, 1,000 of 100,000 clients",
         "noop",
-        pool=100_000,
-        cohort=1_000,
-        sides=("umbel", "flwr", "pfl"),
+        "no-op clients, 4 KB, all of 3,000 clients",
+        "noop",
+        pool=3_000,
+        cohort=3_000,
         rounds=10,
         fewer={"flwr": 1},
     ),
     Workload(
-        "pool-15000000",
-        "no-op clients, model of 4 KB, 1,000 of 15,000,000 clients",
-        "noop",
-        pool=15_000_000,
-        cohort=1_000,
-        sides=("umbel", "pfl"),
-        rounds=10,
+        "millions", "no-op clients, 4 KB, 1,000 of 15,000,000 clients", "noop", pool=15_000_000, cohort=1_000, rounds=10
     ),
 )
 WORKLOADS = {workload.name: workload for workload in ALL}
-SLOW = {("pool-100000", "flwr")}
-"""What takes minutes a round, and is left out unless asked for."""
 
 
 def quick(workload: Workload) -> Workload:
@@ -119,8 +95,8 @@ def quick(workload: Workload) -> Workload:
 
 def chosen() -> Workload:
     """The workload that the driver told this process to do."""
-    workload = WORKLOADS[os.environ["PEERS_WORKLOAD"]]
-    return quick(workload) if os.environ.get("PEERS_QUICK") else workload
+    workload = WORKLOADS[os.environ["BENCH_WORKLOAD"]]
+    return quick(workload) if os.environ.get("BENCH_QUICK") else workload
 
 
 def cohort(workload: Workload, number: int) -> tuple[int, ...]:
@@ -151,12 +127,6 @@ def data(workload: Workload) -> list[Examples]:
     return everyone(workload.name, workload.pool)
 
 
-def held_out(workload: Workload) -> Examples:
-    """The test set: every class equally often."""
-    generator = np.random.default_rng([SEED, 3])
-    return _pictures(workload, np.arange(TESTS) % CLASSES, generator)
-
-
 def initial(workload: Workload) -> Model:
     """The model to begin with, by the names that PyTorch gives the parameters of `nets.net`."""
     generator = np.random.default_rng([SEED, 4])
@@ -181,7 +151,7 @@ def initial(workload: Workload) -> Model:
 def leave(model: Mapping[str, Any]) -> None:
     """Leave the final model for the driver, in the folder of this run."""
     parts: dict[str, Any] = dict(model)
-    np.savez(Path(os.environ["PEERS_FOLDER"]) / "model.npz", **parts)
+    np.savez(Path(os.environ["BENCH_FOLDER"]) / "model.npz", **parts)
 
 
 def _pictures(workload: Workload, classes: npt.NDArray[np.int64], generator: np.random.Generator) -> Examples:
