@@ -74,6 +74,15 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+def linked(path: Path, place: Path) -> bool:
+    """Whether a file could be given a second name."""
+    try:
+        os.link(path, place)
+    except OSError:
+        return False
+    return True
+
+
 def mapped(path: str | Path) -> memoryview:
     """All of a file, mapped read-only; a file below 1 MiB is read. Raises OSError; see `reading`."""
     with open(path, "rb") as file:

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InternalError, StorageError, UmbelError
-from ..files import opened_below
-from ..store.blobs import Blobs, linked
+from ..files import linked, opened_below
+from ..store.blobs import Blobs
 from ..store.patience import Patience
 from ..transport.tasks import Tasks
 from ..wire import messages as m

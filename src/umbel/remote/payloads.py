@@ -14,7 +14,7 @@ from ..core.ask import SENT, Ask, for_client
 from ..core.task import Task
 from ..core.update import LONGEST_NAME, Free
 from ..errors import ClientId, StrategyError
-from ..store.blobs import linked
+from ..files import linked
 from ..wire import messages as m
 from ..wire.limits import SPEC_BYTES
 from ..wire.names import client_text

@@ -336,7 +336,8 @@ class RunAsks:
         rows = self._rows(command.late)
         # What a transform drew must survive a power cut: drawn again over the same sum, it would be a second release.
         durable, saved = bool(item.ask.transform.parts), None
-        if (isinstance(reply, Answer) or rows) and not self._is_kept(item, reply, failed, durable or bool(rows)):
+        elsewhere = self._session.keeps_answers and not (durable or rows or failed) and _can_be_made_again(item, reply)
+        if (isinstance(reply, Answer) or rows) and not elsewhere:
             kept = (reply if isinstance(reply, Answer) else None, state, rows)
             saved = self._journal.save(f"answers/ask-{item.id:06d}.safetensors", kept, durable=durable)
             kept = self._journal.mapped(saved, kept)
@@ -351,14 +352,6 @@ class RunAsks:
         for name, (count, clients) in event.skipped.items():
             self._publisher.warn_once(r, _not_finite(name, count, clients), about=f"metric {name}")
         self._publisher.tell(replace(event, answer=saved), durable=durable)
-
-    def _is_kept(self, item: AskUnderway, reply: Reply, failed: Mapping[ClientId, str], ours: bool) -> bool:
-        """Whether an answer that is large can be made again of what others keep, the same to the bit, until its round
-        is committed.
-        """
-        value = getattr(reply, "value", None)
-        large = isinstance(value, Arrays) and value.nbytes >= LARGE
-        return large and self._session.keeps_answers and item.ask.window.takes_all and not failed and not ours
 
     def _told(
         self, item: AskUnderway, r: int, command: Close, closed: ClosedAsk, failed: Mapping[ClientId, str]
@@ -430,6 +423,12 @@ def nothing_came(served: Sequence[AskUnderway]) -> str | None:
 def bounded(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """So many of them as an event can hold."""
     return dict(islice(metrics.items(), MOST_METRICS))
+
+
+def _can_be_made_again(item: AskUnderway, reply: Reply) -> bool:
+    """Whether an answer is so large that it is rather made again of what came, to the same bits."""
+    value = getattr(reply, "value", None)
+    return isinstance(value, Arrays) and value.nbytes >= LARGE and item.ask.window.takes_all
 
 
 def _failed(item: AskUnderway, command: Close, closed: ClosedAsk) -> dict[ClientId, str]:

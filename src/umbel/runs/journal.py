@@ -28,7 +28,6 @@ from ..core import encoding
 from ..core.arrays import Arrays, Stored
 from ..core.strategy import State
 from ..errors import CorruptFile, JournalMissing, StorageError
-from ..store.blobs import linked
 from ..store.patience import Patience
 from .events import AskClosed, RoundCommitted, RunEvent, RunFinished, RunResumed, RunStarted
 from .schema import event_of
@@ -209,7 +208,7 @@ class Journal:
         assert self.folder is not None
         folder, stored = self.folder / ARRAYS, arrays.stored
         if stored is None or not (
-            (place := place_of(self.folder, stored.sha256)).exists() or linked(stored.path, place)
+            (place := place_of(self.folder, stored.sha256)).exists() or files.linked(stored.path, place)
         ):
             aside = folder / "new"
             sha256, size = arrays.to_file(aside)

@@ -27,7 +27,7 @@ from types import TracebackType
 from typing import Self
 
 from ..errors import CorruptFile, InternalError, ProtocolError, StorageError
-from ..files import sync_folder
+from ..files import linked, sync_folder
 from ..wire import messages as m
 
 PIECE = 1 << 20
@@ -58,12 +58,10 @@ class Blobs:
     def __init__(self, folder: str | os.PathLike[str], quota: int | None = None, *, given: Path | None = None) -> None:
         self.folder = Path(folder)
         self.given = given
-        self._given: dict[bytes, Path] = {}
         self.quota = quota
         self._lock = threading.RLock()
         self._numbers = itertools.count(1)
-        self._complete: dict[bytes, dict[str, int]] = {}  # by the giver's mark; a second name of a file has 0 bytes
-        self._bytes = 0
+        self._files = _Files(self.folder)
         self._idle: dict[tuple[bytes, str], int] = {}
         self._open: set[PartialBlob] = set()
         self._holders: dict[bytes, set[str]] = {}
@@ -78,7 +76,7 @@ class Blobs:
     def used(self) -> int:
         """The bytes of all that is complete, of parts left on the disk, and of the whole of those being received."""
         with self._lock:
-            return self._bytes + sum(self._idle.values()) + sum(part.blob.size for part in self._open)
+            return self._files.bytes + sum(self._idle.values()) + sum(part.blob.size for part in self._open)
 
     def room(self, wanted: m.Blob | int, giver: str = "") -> bool:
         """Whether so many bytes more, or what is lacking of a blob that this `giver` brings, stay within the quota."""
@@ -89,32 +87,32 @@ class Blobs:
                 lacking = wanted
             else:
                 begun = self._idle.get((wanted.sha256, _mark(giver)), 0)
-                lacking = 0 if self._is_complete(wanted.sha256) else wanted.size - begun
+                lacking = 0 if self._files.has(wanted.sha256) else wanted.size - begun
             return self.used + lacking <= self.quota
 
     def has(self, sha256: bytes) -> bool:
         """Whether anything of a blob is here, or is being received."""
         with self._lock:
             here = [part.blob.sha256 for part in self._open] + [idle for idle, _ in self._idle]
-            return sha256 in self._complete or sha256 in here
+            return sha256 in self._files.sizes or sha256 in here
 
     def path(self, sha256: bytes, giver: str = "") -> Path | None:
         """The file of a complete blob, None where there is none, or where this `giver` has not brought it."""
         with self._lock:
-            if not self._is_complete(sha256, mark := _mark(giver)):
+            if not self._files.has(sha256, mark := _mark(giver)):
                 return None
-            path = self._place(sha256, mark)
+            path = self._files.place(sha256, mark)
             if path.exists():
                 return path
-            self._gone(sha256, mark)
+            self._files.gone(sha256, mark)
             return None
 
     def gave(self, sha256: bytes, giver: str) -> None:
         """Note that a `giver` has brought a blob, which is complete. Raises `StorageError`."""
         mark = _mark(giver)
         with self._lock, _reaching(self.folder):
-            if mark and self._complete[sha256].get(mark) != 0:
-                self._name(sha256, mark)
+            if mark and self._files.sizes[sha256].get(mark) != 0:
+                self._files.name(sha256, mark)
 
     def put(self, data: bytes | bytearray | memoryview, owner: str = "") -> m.Blob:
         """Keep bytes, held by `owner` if one is named; free where they are there already. Raises `StorageError`."""
@@ -181,7 +179,7 @@ class Blobs:
                 raise _failed(path, error) from error
             self._copy(path, blob, giver)
             path.unlink(missing_ok=True)
-        return self._place(blob.sha256, mark)
+        return self._files.place(blob.sha256, mark)
 
     def place(self, blob: m.Blob, folder: Path | None = None) -> Path:
         """A path at which another process on this machine may link its file of a blob, for `linked`; in a `folder` of
@@ -202,12 +200,12 @@ class Blobs:
                 place.unlink()
                 raise _wrong(blob, f"{place} of {size} bytes")
             with self._lock:
-                if self._is_complete(blob.sha256):
+                if self._files.has(blob.sha256):
                     place.unlink()
                 else:
-                    self._given[blob.sha256] = place
+                    self._files.given[blob.sha256] = place
                     self._completed(blob)
-        return self._place(blob.sha256)
+        return self._files.place(blob.sha256)
 
     def lend(self, sha256: bytes, place: str | os.PathLike[str]) -> bool:
         """Link a complete blob to the `place` that another process has named; False where that cannot be.
@@ -255,10 +253,10 @@ class Blobs:
         """Remove what nobody holds and nobody is receiving, and return how many bytes that was."""
         with self._lock, _reaching(self.folder):
             freed = 0
-            for sha256 in [sha256 for sha256 in self._complete if sha256 not in self._holders]:
-                for mark in list(self._complete[sha256]):
-                    self._place(sha256, mark).unlink(missing_ok=True)
-                    freed += self._gone(sha256, mark)
+            for sha256 in [sha256 for sha256 in self._files.sizes if sha256 not in self._holders]:
+                for mark in list(self._files.sizes[sha256]):
+                    self._files.place(sha256, mark).unlink(missing_ok=True)
+                    freed += self._files.gone(sha256, mark)
             for sha256, mark in [idle for idle in self._idle if idle[0] not in self._holders]:
                 (self._partial / _name(sha256, mark)).unlink(missing_ok=True)
                 freed += self._idle.pop((sha256, mark))
@@ -268,39 +266,9 @@ class Blobs:
     def _partial(self) -> Path:
         return self.folder / "partial"
 
-    def _place(self, sha256: bytes, mark: str = "") -> Path:
-        name = _name(sha256, mark)
-        return (None if mark else self._given.get(sha256)) or self.folder / name[:2] / name
-
-    def _name(self, sha256: bytes, mark: str) -> None:
-        """Give a verified blob the name of one more giver."""
-        place = self._place(sha256, mark)
-        place.unlink(missing_ok=True)
-        if not linked(self._place(sha256), place):  # a file system without second names
-            shutil.copyfile(self._place(sha256), place)
-        self._named(sha256, mark, 0)
-
-    def _is_complete(self, sha256: bytes, mark: str = "") -> bool:
-        return mark in self._complete.get(sha256, ())
-
-    def _named(self, sha256: bytes, mark: str, size: int) -> None:
-        self._bytes += size - self._complete.get(sha256, {}).get(mark, 0)
-        self._complete.setdefault(sha256, {})[mark] = size
-
-    def _gone(self, sha256: bytes, mark: str) -> int:
-        """A file is not there any more; how many bytes it had."""
-        names = self._complete[sha256]
-        size = names.pop(mark)
-        self._bytes -= size
-        if not names:
-            del self._complete[sha256]
-        if not mark:
-            self._given.pop(sha256, None)
-        return size
-
     def _completed(self, blob: m.Blob, mark: str = "") -> None:
         """A blob is here by this name, and so nobody need go on with what is there of it."""
-        self._named(blob.sha256, mark, blob.size)
+        self._files.note(blob.sha256, mark, blob.size)
         done = [idle for idle in self._idle if idle[0] == blob.sha256 and mark in ("", idle[1])]
         for sha256, of in done:
             del self._idle[sha256, of]
@@ -312,13 +280,15 @@ class Blobs:
             for path in sorted(folder.iterdir()):
                 if found := _STORED.fullmatch(path.name):
                     sha256, mark, stored = bytes.fromhex(found[1]), found[2] or "", path.stat()
-                    self._named(sha256, mark, 0 if stored.st_ino in seen else stored.st_size)
+                    self._files.note(sha256, mark, 0 if stored.st_ino in seen else stored.st_size)
                     seen.add(stored.st_ino)
-                    if mark and not stored.st_size and self._complete[sha256].get(""):  # a note of an earlier release
-                        self._name(sha256, mark)
+                    if (
+                        mark and not stored.st_size and self._files.sizes[sha256].get("")
+                    ):  # a note of an earlier release
+                        self._files.name(sha256, mark)
         for file in os.scandir(self._partial):
             found = _STORED.fullmatch(file.name)
-            if found and not self._is_complete(bytes.fromhex(found[1]), found[2] or ""):
+            if found and not self._files.has(bytes.fromhex(found[1]), found[2] or ""):
                 self._idle[bytes.fromhex(found[1]), found[2] or ""] = file.stat().st_size
             else:
                 os.unlink(file)
@@ -356,7 +326,7 @@ class Blobs:
         """Give a file that is as it should be its name, so that it outlives a loss of power; the name of its giver
         alone where that has a `mark`.
         """
-        place = self._place(blob.sha256, mark)
+        place = self._files.place(blob.sha256, mark)
         with open(os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0)), "rb") as file:
             os.fsync(file.fileno())
         with self._lock:
@@ -376,10 +346,52 @@ class Blobs:
     def _closed(self, part: PartialBlob, left: int) -> None:
         with self._lock:
             self._open.discard(part)
-            if left and not self._is_complete(part.blob.sha256):
+            if left and not self._files.has(part.blob.sha256):
                 self._idle[part.blob.sha256, _mark(part.giver)] = left
             else:
                 part.path.unlink(missing_ok=True)
+
+
+class _Files:
+    """The files of complete blobs, by hash and by the mark of their giver, with their sizes: a second name of a file
+    has none. Those that are `given` lie elsewhere.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.given: dict[bytes, Path] = {}
+        self.sizes: dict[bytes, dict[str, int]] = {}
+        self.bytes = 0
+        self._folder = folder
+
+    def place(self, sha256: bytes, mark: str = "") -> Path:
+        name = _name(sha256, mark)
+        return (None if mark else self.given.get(sha256)) or self._folder / name[:2] / name
+
+    def has(self, sha256: bytes, mark: str = "") -> bool:
+        return mark in self.sizes.get(sha256, ())
+
+    def note(self, sha256: bytes, mark: str, size: int) -> None:
+        names = self.sizes.setdefault(sha256, {})
+        self.bytes += size - names.get(mark, 0)
+        names[mark] = size
+
+    def gone(self, sha256: bytes, mark: str) -> int:
+        """A file is not there any more; how many bytes it had."""
+        size = self.sizes[sha256].pop(mark)
+        self.bytes -= size
+        if not self.sizes[sha256]:
+            del self.sizes[sha256]
+        if not mark:
+            self.given.pop(sha256, None)
+        return size
+
+    def name(self, sha256: bytes, mark: str) -> None:
+        """Give a verified blob the name of one more giver."""
+        place = self.place(sha256, mark)
+        place.unlink(missing_ok=True)
+        if not linked(self.place(sha256), place):  # a file system without second names
+            shutil.copyfile(self.place(sha256), place)
+        self.note(sha256, mark, 0)
 
 
 class PartialBlob:
@@ -435,7 +447,7 @@ class PartialBlob:
         if self.offset != self.blob.size or self._hash.digest() != self.blob.sha256:
             self._end()
             raise _wrong(self.blob, f"{self.offset} bytes with the hash {self._hash.hexdigest()}")
-        place = self._blobs._place(self.blob.sha256)
+        place = self._blobs._files.place(self.blob.sha256)
         with _reaching(self.path):
             self._blobs._move(self.path, self.blob, self.giver)
             os.chmod(place, 0o400)  # others may link it: nobody is to write to it again
@@ -536,12 +548,3 @@ def _reaching(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise _failed(path, error) from error
-
-
-def linked(path: Path, place: Path) -> bool:
-    """Whether a file could be given a second name."""
-    try:
-        os.link(path, place)
-    except OSError:
-        return False
-    return True
