@@ -156,6 +156,7 @@ def test_a_repr_is_short():
     arrays = Arrays({f"layer.{i}": np.zeros((3, 4), np.float32) for i in range(100)})
     assert "layer.0: float32[3, 4]" in repr(arrays)
     assert "94 more" in repr(arrays)
+    assert repr(arrays).count("float32") == 6
     assert arrays.nbytes == arrays.schema.nbytes == 4800
 
 

@@ -476,3 +476,15 @@ def test_ml_dtypes_is_not_imported():
     )
     source = str(Path(sums.__file__).parents[2])
     subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, {source!r}); {code}"], check=True)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_sum_at_the_lowest_level_is_read_again(dtype):
+    total = ArraySum((1,), dtype)
+    total.add(np.array([np.finfo(dtype).smallest_subnormal], dtype))
+    total.add(np.array([0.0], dtype), 1e-300)
+    again = ArraySum.decode(total.encode())
+    assert again.value()[0] == np.finfo(dtype).smallest_subnormal
+    lowest = ArraySum((1,), "float64")
+    lowest.add(np.array([5e-324]))
+    assert ArraySum.decode(lowest.encode()).value()[0] == 5e-324

@@ -191,3 +191,9 @@ def test_aux_arrays_have_their_own_bounds():
 def test_a_metric_beyond_the_range_of_a_float_is_rejected():
     with pytest.raises(UpdateRejected, match="'steps' is a int"):
         check_metrics({"steps": 10**400}, "metrics")
+
+
+def test_of_many_names_that_are_wrong_the_first_are_listed():
+    expected = Arrays({f"w{i}": np.zeros(1) for i in range(8)})
+    with pytest.raises(UpdateRejected, match=r"lacks array 'w0', 'w1', 'w2', 'w3', 'w4' and 3 more"):
+        as_delta(Update({}), Like(), expected)

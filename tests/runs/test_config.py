@@ -9,7 +9,7 @@ import umbel
 from umbel import App, Client, FedAvg, Simulation, Update
 from umbel.cli import settings
 from umbel.errors import SettingError
-from umbel.runs.config import laid_over
+from umbel.runs.config import atom, laid_over
 from umbel.runs.preflight import preflight
 
 CONFIG = {
@@ -106,3 +106,12 @@ def test_nor_does_a_server_hear_of_it():
 def test_a_config_that_is_no_dictionary_is_an_error(config):
     with pytest.raises(SettingError, match="a config is a dictionary"):
         from_python(config)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [(True, bool), ("x", str), (np.str_("x"), None), (np.bool_(1), None), (np.int8(1), int), (np.float32(1), float),
+     (None, None), ([], None)],
+)  # fmt: skip
+def test_what_is_plain(value, kind):
+    assert atom(value) is kind

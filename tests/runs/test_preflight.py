@@ -39,6 +39,20 @@ def test_one_client_tells_what_a_run_takes():
     assert found.seconds > 0
 
 
+def test_of_many_clients_a_hundred_evaluate_and_who_is_sent_nothing_takes_no_bytes():
+    class Facts(umbel.Strategy):
+        def round(self, state, r):
+            yield umbel.Ask(kind="train", clients=150, expects=umbel.Free(), model=None)
+            return state
+
+    made = app_of(lambda model, data, ctx: umbel.Update({"w": np.ones(3)}))
+    made = umbel.App(made.client, model=made.initial_model(), strategy=Facts(), rounds=1, evaluate_every=0)
+    (asked,) = preflight(made, on=umbel.Simulation(200)).parts
+    assert (asked.clients, asked.bytes_down, asked.bytes_up) == (150, 0, 0)
+    _, evaluate = preflight(app_of(add_one, evaluate_every=1), on=umbel.Simulation(200)).parts
+    assert evaluate.clients == 100
+
+
 def test_work_is_shared_by_workers_and_the_test_is_not():
     slow = app_of(add_one, evaluate=False)
     one, four = (preflight(slow, on=umbel.Simulation(20, workers=w)) for w in (1, 4))
