@@ -11,7 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
+from collections import deque
 from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -107,8 +110,8 @@ class _Computed(Mapping[str, Array]):
     def __getitem__(self, name: str) -> Array:
         shape, dtype, _ = self.schema[name]
         made = np.empty(math.prod(shape), dtype)
-        for start, stretch in self.stretches(name):
-            made[start : start + stretch.size] = stretch
+        for start, stop in self.places(name):
+            made[start:stop] = self.make(name, start, stop)
         made.flags.writeable = False
         return made.reshape(shape)
 
@@ -121,10 +124,9 @@ class _Computed(Mapping[str, Array]):
     def __len__(self) -> int:
         return len(self.schema)
 
-    def stretches(self, name: str) -> Iterator[tuple[int, Array]]:
+    def places(self, name: str) -> list[tuple[int, int]]:
         size = math.prod(self.schema[name].shape)
-        for start in range(0, size, STRETCH):
-            yield start, self.make(name, start, min(start + STRETCH, size))
+        return [(start, min(start + STRETCH, size)) for start in range(0, size, STRETCH)]
 
 
 class Unmade:
@@ -136,9 +138,22 @@ class Unmade:
         self._arrays, self._name = arrays, name
 
     def pieces(self) -> Iterator[Bytes]:
-        """The array's memory, one stretch after the other."""
-        for _, stretch in self._arrays.stretches(self._name):
-            yield _raw(stretch)
+        """The array's memory, one stretch after the other; all cores make those that come next."""
+        places = self._arrays.places(self._name)
+        make = partial(self._arrays.make, self._name)
+        if len(places) < 2:
+            yield from (_raw(make(*place)) for place in places)
+            return
+        from concurrent.futures import Future, ThreadPoolExecutor
+
+        with ThreadPoolExecutor(cores := os.cpu_count() or 1, "umbel-arrays") as pool:
+            ahead: deque[Future[Array]] = deque()
+            for place in places:
+                ahead.append(pool.submit(make, *place))
+                if len(ahead) > 2 * cores:
+                    yield _raw(ahead.popleft().result())
+            while ahead:
+                yield _raw(ahead.popleft().result())
 
 
 class Arrays(Mapping[str, Array]):
@@ -208,7 +223,7 @@ class Arrays(Mapping[str, Array]):
     def stretches(self, name: str) -> Iterator[Array]:
         """The elements of an array, as many at a time as are made of a computed one."""
         if isinstance(self._arrays, _Computed):
-            return (stretch for _, stretch in self._arrays.stretches(name))
+            return (self._arrays.make(name, *place) for place in self._arrays.places(name))
         return iter((self._arrays[name],))
 
     def stretch(self, name: str, start: int, stop: int) -> Array:
