@@ -14,6 +14,7 @@ from safetensors import deserialize
 from safetensors.numpy import save
 
 from umbel.core import arrays as core_arrays
+from umbel.core import encoding
 from umbel.core.arrays import Arrays, difference, read_safetensors, safetensors_pieces, wide, write_safetensors
 from umbel.errors import CorruptFile, StorageError, StrategyError
 
@@ -321,3 +322,28 @@ def test_no_header_is_written_that_would_not_be_read(monkeypatch, tmp_path):
         with pytest.raises(StrategyError, match=f"header of {size:,} bytes, of at most {size - 8:,}"):
             refused.to_file(tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
+
+
+@given(chosen=MANY, stretch=st.sampled_from([1, 2, 1 << 18]))
+def test_computed_arrays_are_those_that_they_are_made_of_and_are_not_made_to_be_described(chosen, stretch):
+    arrays, looked_at = Arrays(made(chosen)), []
+
+    def make(name, start, stop):
+        looked_at.append(name)
+        return arrays.stretch(name, start, stop)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(core_arrays, "STRETCH", stretch)
+        computed = Arrays.computed(arrays.schema, make)
+        described = (list(computed), computed.nbytes, computed.schema.items(), "no such" in computed, len(computed))
+        assert described == (list(arrays), arrays.nbytes, arrays.schema.items(), False, len(arrays))
+        assert computed.select(computed).is_computed
+        assert computed.as_given().keys() == arrays.as_given().keys()
+        assert looked_at == []
+        assert computed.to_bytes() == arrays.to_bytes()
+        assert computed.sha256 == arrays.sha256
+        assert computed == arrays
+        assert encoding.encode({"a": computed}) == encoding.encode({"a": arrays})
+        for name in computed:
+            assert not computed[name].flags.writeable
+            assert sum(each.size for each in computed.stretches(name)) == arrays[name].size

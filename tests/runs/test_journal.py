@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import zlib
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -16,9 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from umbel import Arrays, State, files
+from umbel.core.arrays import Stored
 from umbel.errors import CorruptFile, JournalMissing, StorageError
 from umbel.runs.events import AskClosed, RoundCommitted, RoundStarted, RunFinished, RunResumed, RunStarted
 from umbel.runs.journal import FORMAT, LOG, Journal, LogChain, load_checked, read_log, sealed, write_whole
+from umbel.runs.run import load_model
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=10),
@@ -389,3 +392,75 @@ def test_a_real_limit_on_file_sizes(folder):
     assert "big cannot be written: File too large" in file
     assert (folder / LOG).read_bytes() == before
     assert not list((folder / "checkpoints").iterdir())
+
+
+# What is large
+
+
+@pytest.fixture
+def large(monkeypatch):
+    monkeypatch.setattr(files, "LARGE", 1)
+    return Arrays({"b": np.arange(5.0), "a": np.ones((2, 3), np.float32)})
+
+
+def test_what_is_large_has_a_file_of_its_own_that_is_written_once(tmp_path, large):
+    with closing(Journal(tmp_path)) as journal:
+        kept = journal.kept(Arrays.computed(large.schema, large.stretch))
+        assert kept == large
+        assert list(kept) == ["b", "a"]  # a file has an order of its own
+        (path,) = (tmp_path / "arrays").iterdir()
+        assert (path, path.read_bytes()) == (kept.stored.path, large.to_bytes())
+        written = path.stat().st_mtime_ns, path.stat().st_ino
+        saved = journal.save("checkpoints/round-0001.safetensors", {"state": State(kept)}, durable=True)
+        assert journal.mapped(saved, None)["state"].model.stored == kept.stored
+        again = journal.save("checkpoints/round-0002.safetensors", {"state": State(kept)})
+        assert journal.load(again)["state"].model == large
+        assert [(path.stat().st_mtime_ns, path.stat().st_ino)] == [written]
+        journal.save("checkpoints/round-0003.safetensors", {"state": State(Arrays({"w": np.ones(2)}))})
+        journal.keep_checkpoints(["checkpoints/round-0001.safetensors", "checkpoints/round-0003.safetensors"])
+        assert len(list((tmp_path / "arrays").iterdir())) == 2
+    with closing(Journal(tmp_path)) as journal:  # which has to look what files name
+        journal.keep_checkpoints(["checkpoints/round-0003.safetensors"])
+        assert not path.exists()
+        assert len(list((tmp_path / "arrays").iterdir())) == 1
+
+
+def test_what_is_there_under_another_name_is_linked(tmp_path, large):
+    sha256, size = large.to_file(tmp_path / "elsewhere")
+    large.stored = Stored(tmp_path / "elsewhere", sha256, size)
+    (tmp_path / "run").mkdir()
+    with closing(Journal(tmp_path / "run")) as journal:
+        journal.save("initial.safetensors", {"state": {"model": large}})
+    (path,) = (tmp_path / "run" / "arrays").iterdir()
+    assert path.samefile(tmp_path / "elsewhere")
+
+
+def test_a_file_of_arrays_that_is_gone_or_changed_is_said_to_be(tmp_path, large):
+    with closing(Journal(tmp_path)) as journal:
+        saved = journal.save("initial.safetensors", {"state": {"model": large}})
+        (path,) = (tmp_path / "arrays").iterdir()
+        path.write_bytes(path.read_bytes()[:-1] + b"x")
+        with pytest.raises(CorruptFile, match="its hash is not its name"):
+            journal.load(saved)
+        path.unlink()
+        with pytest.raises(CorruptFile, match="is missing or cannot be read"):
+            journal.load(saved)
+    with pytest.raises(CorruptFile, match=r"names arrays that are not in a folder arrays beside it\n.*umbel export"):
+        load_model(tmp_path / "initial.safetensors")
+
+
+def test_nothing_goes_while_an_old_checkpoint_cannot_be_read(tmp_path, large):
+    with closing(Journal(tmp_path)) as journal:
+        journal.save("checkpoints/round-0001.safetensors", {"state": State(large)})
+        (tmp_path / "checkpoints" / "round-0000.safetensors").write_bytes(b"damaged")
+        kept = {f"checkpoints/round-000{r}.safetensors" for r in (0, 1)}
+        journal.kept(Arrays.computed(large.schema, lambda *at: large.stretch(*at) + 1))
+        journal.keep_checkpoints(kept)
+        assert len(list((tmp_path / "arrays").iterdir())) == 2
+
+
+def test_without_a_folder_it_is_kept_in_memory(large):
+    kept = Journal(None).kept(State(large, slots={"m": Arrays.computed(large.schema, large.stretch)}))
+    assert kept.model is large
+    assert not kept.slots["m"].is_computed
+    assert kept.slots["m"] == large

@@ -119,8 +119,8 @@ class Journal:
         self._named: dict[str, set[str]] = {}
         if folder is not None:
             with files.writing(folder):
-                for name in ("checkpoints", "answers", ARRAYS):
-                    (folder / name).mkdir(parents=True, exist_ok=True)
+                (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+                (folder / "answers").mkdir(exist_ok=True)
                 self._log = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             try:
                 if not files.locked(self._log):
@@ -207,6 +207,8 @@ class Journal:
         """Have arrays in a file of the run, and give its hash: what a file holds already is not written again."""
         assert self.folder is not None
         folder, stored = self.folder / ARRAYS, arrays.stored
+        with files.writing(folder):
+            folder.mkdir(exist_ok=True)
         if stored is None or not (
             (place := place_of(self.folder, stored.sha256)).exists() or files.linked(stored.path, place)
         ):
