@@ -195,7 +195,7 @@ class Coordinator:
             self._send(lane, [task], lane.number - age, commands)
         for held in lane.held:
             if not self._is_full(ask):
-                self._admit(lane, ask, held, Step.ADMIT, commands)
+                self._admit(lane, ask, [held], Step.ADMIT, commands)
         lane.held = [task for task in lane.held if task in lane.out]
 
     def _register(self, tasks: Sequence[Task], lane: _Lane) -> None:
@@ -208,21 +208,23 @@ class Coordinator:
     def _is_full(self, ask: _Ask) -> bool:
         return ask.window.close_after is not None and len(ask.admitted) >= ask.window.close_after
 
-    def _admit(self, lane: _Lane, ask: _Ask, task: str, step: Step, commands: list[Command]) -> None:
-        sent, number = lane.out.pop(task)
-        lane.flying.discard(sent.client)
-        _move(lane, [task], step)
-        ask.admitted.append(task)
-        ask.contributed.add(sent.client)
-        if ask.failed:
-            ask.failed.pop(sent.client, None)  # an older task of this client failed while this ask was open
-        staleness, last = ask.number - number, commands[-1] if commands else None
-        if isinstance(last, Admit) and (last.ask, last.staleness) == (ask.id, staleness):
-            last.tasks.append(task)
-        else:
-            commands.append(Admit([task], ask.id, staleness, ask.window.discount(staleness)))
+    def _admit(self, lane: _Lane, ask: _Ask, tasks: list[str], step: Step, commands: list[Command]) -> None:
+        _move(lane, tasks, step)
+        ask.admitted += tasks
+        for task in tasks:
+            sent, number = lane.out.pop(task)
+            lane.flying.discard(sent.client)
+            ask.contributed.add(sent.client)
+            if ask.failed:
+                ask.failed.pop(sent.client, None)  # an older task of this client failed while this ask was open
+            staleness, last = ask.number - number, commands[-1] if commands else None
+            if isinstance(last, Admit) and last.ask == ask.id and last.staleness == staleness:
+                last.tasks.append(task)
+            else:
+                commands.append(Admit([task], ask.id, staleness, ask.window.discount(staleness)))
 
     def _finish(self, tasks: Sequence[str], now: float, commands: list[Command]) -> None:
+        together: dict[str, _Lane] = {}
         for task in tasks:
             lane = self._known(task)
             state = lane.states.get(task)
@@ -232,10 +234,14 @@ class Coordinator:
             elif lane.open is None:
                 _move(lane, [task], Step.HOLD)
                 lane.held.append(task)
-            else:
-                self._admit(lane, lane.open, task, Step.FINISH, commands)
-                if not lane.open.window.unbounded:  # it may be full, or have room for another task
-                    self._advance(lane, lane.open, now, commands)
+            elif lane.open.window.unbounded:
+                together[task] = lane
+            else:  # it may be full, or have room for another task
+                self._admit(lane, lane.open, [task], Step.FINISH, commands)
+                self._advance(lane, lane.open, now, commands)
+        for lane in self._open_lanes.values() if together else ():
+            if lane.open is not None and (mine := [task for task, of in together.items() if of is lane]):
+                self._admit(lane, lane.open, mine, Step.FINISH, commands)
 
     def _fail(self, event: Failed, commands: list[Command]) -> None:
         lane = self._known(event.task)

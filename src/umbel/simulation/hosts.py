@@ -91,6 +91,8 @@ class Local:
             )
         for ticket, outcome in zip(tickets, outcomes, strict=False):
             ticket.done, ticket.holder, ticket.failed = True, self, outcome
+            if sent.done is not None:
+                sent.done.append(ticket)
 
     def _open(self, sent: SimulatedAsk) -> None:
         if sent.id not in self._known:
