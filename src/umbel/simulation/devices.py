@@ -220,20 +220,23 @@ class Kind:
 
     def draw(self, bits: int) -> Device:
         """The device that 384 random bits make of it; the lowest 64 of them are left to the choice of the kind."""
-        speed, download, upload, opens = self.speed, self.download, self.upload, self.opens
+        speed, download, upload = self.speed, self.download, self.upload
         if isinstance(speed, Spread):
             speed = speed.at(_normal(bits >> 64 & WORD, bits >> 128 & WORD))
         if isinstance(download, Spread) or isinstance(upload, Spread):
             link = _normal(bits >> 192 & WORD, bits >> 256 & WORD)
             download = download.at(link) if isinstance(download, Spread) else download
             upload = upload.at(link) if isinstance(upload, Spread) else upload
-        if isinstance(opens, tuple):
-            first, last = opens
-            last += DAY if last < first else 0.0
-            opens = (first + uniform(bits >> 320 & WORD) * (last - first)) % DAY
-        return Device(
-            self.name, speed, download, upload, self.watts, self.radio_watts, self.drop_out, opens, self.lasts
-        )
+        hours = self.opening(bits), self.lasts
+        return Device(self.name, speed, download, upload, self.watts, self.radio_watts, self.drop_out, *hours)
+
+    def opening(self, bits: int) -> float:
+        """The `opens` of the device that these bits make of it."""
+        if not isinstance(self.opens, tuple):
+            return self.opens
+        first, last = self.opens
+        last += DAY if last < first else 0.0
+        return (first + uniform(bits >> 320 & WORD) * (last - first)) % DAY
 
     def spec(self) -> dict[str, Any]:
         """The kind as a plain dict that JSON can hold, without what is as it is by default."""

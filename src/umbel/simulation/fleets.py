@@ -130,6 +130,11 @@ class Fleet:
             drawn.move_to_end(client)
         return device
 
+    def online(self, client: ClientId, at: float) -> bool:
+        """Whether the client's device is available at a virtual time."""
+        device = self._drawn.get(client)
+        return self._source.online(client, self._key, at) if device is None else device.online(at)
+
     def reference_seconds(self, client: ClientId, kind: str, config: Mapping[str, Any]) -> float:
         """For how many seconds the reference machine computes such a task, by the fleet's `work`."""
         if callable(self._work):
@@ -195,8 +200,17 @@ class Mixture:
 
     def device(self, client: ClientId, key: Key) -> Device:
         """The client's device under a fleet's key."""
+        kind, bits = self._dealt(client, key)
+        return kind.draw(bits)
+
+    def online(self, client: ClientId, key: Key, at: float) -> bool:
+        """Whether that device is available at a virtual time; all else of it need not be drawn for that."""
+        kind, bits = self._dealt(client, key)
+        return kind.lasts >= DAY or Device(opens=kind.opening(bits), lasts=kind.lasts).online(at)
+
+    def _dealt(self, client: ClientId, key: Key) -> tuple[Kind, int]:
         bits = key.derive("device", client).integer(384)
-        return self._kinds[bisect_right(self._upto, uniform(bits & WORD))].draw(bits)
+        return self._kinds[bisect_right(self._upto, uniform(bits & WORD))], bits
 
     def always_online(self) -> bool:
         """Whether every kind is always available."""

@@ -76,6 +76,10 @@ class Lines:
         word = key.derive("device", client).integer(64)
         return self._dealt[int(uniform(word) * len(self._dealt))]
 
+    def online(self, client: ClientId, key: Key, at: float) -> bool:
+        """Whether that device is available at a virtual time."""
+        return self.device(client, key).online(at)
+
     def always_online(self) -> bool:
         """Whether every line's device is always available."""
         return all(device.lasts >= DAY for device in (*self._tied.values(), *self._dealt))
