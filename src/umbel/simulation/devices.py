@@ -101,31 +101,37 @@ class Device:
 
     def online(self, at: float) -> bool:
         """Whether it is available at a virtual time; the end of an availability is outside of it."""
-        return self.lasts >= DAY or at < self._opening(at) + self.lasts
+        return available(self.opens, self.lasts, at)
 
     def online_until(self, at: float) -> float:
         """The end of the availability that holds at `at`: infinity where it always is, `at` itself where none holds."""
         if self.lasts >= DAY:
             return math.inf
-        end = self._opening(at) + self.lasts
+        end = opening_before(self.opens, at) + self.lasts
         return end if at < end else at
 
     def next_online(self, at: float) -> float:
         """The first time from `at` on at which it is available: `at` itself, or the next opening."""
         if self.lasts >= DAY:
             return at
-        opening = self._opening(at)
+        opening = opening_before(self.opens, at)
         return at if at < opening + self.lasts else self.opens + (round((opening - self.opens) / DAY) + 1) * DAY
 
-    def _opening(self, at: float) -> float:
-        """The last opening that is not after `at`."""
-        # A remainder would be shorter, and its rounding puts the moment of opening just before itself.
-        day = math.floor((at - self.opens) / DAY)
-        if self.opens + day * DAY > at:
-            day -= 1
-        elif self.opens + (day + 1) * DAY <= at:
-            day += 1
-        return self.opens + day * DAY
+
+def available(opens: float, lasts: float, at: float) -> bool:
+    """Whether a device that is available for so long from this second of each day on is that at a virtual time."""
+    return lasts >= DAY or at < opening_before(opens, at) + lasts
+
+
+def opening_before(opens: float, at: float) -> float:
+    """The last opening that is not after `at`."""
+    # A remainder would be shorter, and its rounding puts the moment of opening just before itself.
+    day = math.floor((at - opens) / DAY)
+    if opens + day * DAY > at:
+        day -= 1
+    elif opens + (day + 1) * DAY <= at:
+        day += 1
+    return opens + day * DAY
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,9 +76,10 @@ class Lines:
         word = key.derive("device", client).integer(64)
         return self._dealt[int(uniform(word) * len(self._dealt))]
 
-    def online(self, client: ClientId, key: Key, at: float) -> bool:
-        """Whether that device is available at a virtual time."""
-        return self.device(client, key).online(at)
+    def hours(self, client: ClientId, key: Key) -> tuple[float, float]:
+        """The `opens` and the `lasts` of that device."""
+        device = self.device(client, key)
+        return device.opens, device.lasts
 
     def always_online(self) -> bool:
         """Whether every line's device is always available."""
