@@ -552,24 +552,18 @@ def _placed(part: memoryview, dtype: np.dtype[Any], shape: list[int], views: boo
     return array if views and array.flags.aligned else array.copy()
 
 
-def difference(new: Arrays, old: Arrays, schema: Schema, out: Mapping[str, Array] | None = None) -> Arrays:
-    """The arrays of `schema`: `new - old` for parameters, in float32 (float64 for float64); all others as in `new`.
-    They are written to `out`, if that is given.
-    """
+def difference(new: Arrays, old: Arrays, schema: Schema) -> Arrays:
+    """The arrays of `schema`: `new - old` for parameters, in float32 (float64 for float64); all others as in `new`."""
     mine, theirs = new._arrays, old._arrays
     result: dict[str, Array] = {}
     for name, role in schema.roles.items():
-        value, into = mine[name], None if out is None else out[name]
-        if role == "parameter":
-            alike = value.dtype.itemsize >= 4 and value.dtype == theirs[name].dtype
-            dtype = None if alike else wide(value.dtype)
-            # A scalar where there is no dimension.
-            result[name] = np.asarray(np.subtract(value, theirs[name], out=into, dtype=dtype))
-        elif into is None:
+        value = mine[name]
+        if role != "parameter":
             result[name] = value
+        elif value.dtype.itemsize >= 4 and value.dtype == theirs[name].dtype:
+            result[name] = np.asarray(np.subtract(value, theirs[name]))  # a scalar where there is no dimension
         else:
-            into[...] = value
-            result[name] = into
+            result[name] = np.asarray(np.subtract(value, theirs[name], dtype=wide(value.dtype)))
     return Arrays.trusted(result, schema.roles)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from .. import files
 from ..errors import ClientId, StrategyError, UpdateRejected
 from . import encoding
-from .arrays import Array, Arrays, Schema, computed_difference, difference, wide
+from .arrays import Arrays, Schema, computed_difference, difference, wide
 from .sums import magnitude, magnitudes
 
 NO_ARRAYS = Arrays()
@@ -190,44 +190,39 @@ def _rows(arrays: Arrays, at: Any) -> Arrays:
     return Arrays.trusted({name: array[at] for name, array in arrays.items()}, arrays.roles)
 
 
-def as_delta(
-    update: Update,
-    expects: Expectation,
-    sent: Arrays | None,
-    out: Mapping[str, Array] | None = None,
-    *,
-    at_once: bool = False,
-) -> Update:
+def as_delta(update: Update, expects: Expectation, sent: Arrays | None, *, at_once: bool = False) -> Update:
     """Check what a handler returned and bring it into the form that the ask expects; runs where the data is.
 
     Roles come from the model. Arrays that are personal, by the model or by their own role, and arrays that were not
-    asked for although the model has them are left out; any other name that was not asked for is an error. What `out`
-    has arrays for is written there. Where the update is used `at_once`, before its arrays may change, large differences
-    are computed. Raises `UpdateRejected`.
+    asked for although the model has them are left out; any other name that was not asked for is an error. Where the
+    update is used `at_once`, before its arrays may change, large differences are computed. Raises `UpdateRejected`.
     """
-    schema = expects.schema(sent)
     aux = _own(_shared(_as_arrays(update.aux, "aux array"), sent)) if len(update.aux) else NO_ARRAYS
-    arrays = _shared(_as_arrays(update.arrays, "array"), sent)
+    arrays, schema = _asked_for(update, expects, sent)
     if schema is None:
         return Update(_own(arrays), update.weight, update.metrics, aux, update.delta)
-    known = expects.model if isinstance(expects, Like) and expects.model is not None else sent
-    if len(arrays) != len(schema) and known is not None:
-        arrays = arrays.select(n for n in arrays if n in schema or n not in known)
-    _check_schema(arrays, schema, "array", delta=update.delta)
     if expects.delta and not update.delta:
-        old = check_agreement(expects, sent)
         large = at_once and schema.nbytes >= files.LARGE
-        arrays = computed_difference(arrays, old, schema) if large else difference(arrays, old, schema, out)
+        arrays = (computed_difference if large else difference)(arrays, check_agreement(expects, sent), schema)
     elif update.delta and not expects.delta:
         raise UpdateRejected(
             "the update is a difference (delta=True), but the ask expects values", hint="Return the new values."
         )
     else:
         arrays = _typed(arrays, schema, delta=update.delta)
-        for name, array in out.items() if out is not None else ():
-            array[...] = arrays[name]
-    mine = arrays if at_once or out is not None else _own(arrays)
-    return Update(mine, update.weight, update.metrics, aux, expects.delta)
+    return Update(arrays if at_once else _own(arrays), update.weight, update.metrics, aux, expects.delta)
+
+
+def _asked_for(update: Update, expects: Expectation, sent: Arrays | None) -> tuple[Arrays, Schema | None]:
+    """The arrays of an update that were asked for, as they are, and their schema."""
+    schema = expects.schema(sent)
+    arrays = _shared(_as_arrays(update.arrays, "array"), sent)
+    if schema is not None:
+        known = expects.model if isinstance(expects, Like) and expects.model is not None else sent
+        if len(arrays) != len(schema) and known is not None:
+            arrays = arrays.select(n for n in arrays if n in schema or n not in known)
+        _check_schema(arrays, schema, "array", delta=update.delta)
+    return arrays, schema
 
 
 def check_agreement(expects: Expectation, sent: Arrays | None) -> Arrays:
@@ -273,7 +268,7 @@ def check(update: Update, expects: Expectation, sent: Arrays | None, client: Cli
 
 def check_values(update: Update, expects: Expectation, client: ClientId) -> Contribution:
     """The part of `check` that `as_delta` has not done: values, weight and aux arrays."""
-    weight = check_weight(update.weight)
+    weight = _check_weight(update.weight)
     arrays = _as_arrays(update.arrays, "array")
     aux = _check_aux(update, expects)
     sizes, aux_sizes = _magnitudes(arrays, "array"), _magnitudes(aux, "aux array")
@@ -283,21 +278,45 @@ def check_values(update: Update, expects: Expectation, client: ClientId) -> Cont
     return Contribution(client, arrays, aux, weight, sizes, aux_sizes)
 
 
-def room_for(count: int, expects: Like, schema: Schema) -> dict[str, Array]:
-    """Stacked arrays to which `as_delta` can write so many updates."""
-    wider = [name for name, spec in schema.items() if expects.delta and spec.role == "parameter"]
-    return {n: np.empty((count, *s.shape), wide(s.dtype) if n in wider else s.dtype) for n, s in schema.items()}
-
-
-def stacked(clients: list[ClientId], arrays: dict[str, Array], updates: Sequence[Update]) -> tuple[Stack, list[int]]:
-    """Updates that `as_delta` wrote to these arrays and whose weights are checked; and the places of those among them
-    that `check_values` refuses.
+class Room:
+    """Where updates are stacked as handlers return them, for `check_values` and the difference to the model that was
+    sent to be had for all at once.
     """
-    weights, sizes = [update.weight for update in updates], {n: magnitudes(a) for n, a in arrays.items()}
-    roles = updates[0].arrays.roles  # type: ignore[attr-defined]
-    worst = [max(weight, 1.0) for weight in weights]
-    bad = {i for each in sizes.values() for i, size in enumerate(each) if not size * worst[i] < LARGEST}
-    return Stack(clients, Arrays.trusted(arrays, roles), NO_ARRAYS, weights, sizes, {}), sorted(bad)
+
+    __slots__ = ("_expects", "_schema", "_sent", "stacks")
+
+    def __init__(self, count: int, expects: Like, sent: Arrays | None) -> None:
+        self._expects, self._sent, self._schema = expects, sent, expects.schema(sent)
+        wider = [name for name, spec in self._schema.items() if expects.delta and spec.role == "parameter"]
+        self.stacks = {
+            name: np.empty((count, *shape), wide(dtype) if name in wider else dtype)
+            for name, (shape, dtype, _) in self._schema.items()
+        }
+
+    def take(self, place: int, update: Update) -> bool:
+        """Take an update in as it is now; False for one that has to be checked by itself. Raises `UpdateRejected`."""
+        plain = isinstance(update.weight, int | float) and 0 <= update.weight < LARGEST
+        if not plain or update.delta or len(update.aux):
+            return False
+        arrays, _ = _asked_for(update, self._expects, self._sent)
+        for name, stack in self.stacks.items():
+            stack[place] = arrays[name]
+        return True
+
+    def checked(self, clients: dict[int, ClientId], weights: list[float]) -> tuple[Stack, dict[int, Update]]:
+        """The updates that were taken in at these places; by themselves those that `check_values` does not let pass."""
+        places, roles = list(clients), self._schema.roles
+        stacks = {n: stack if len(stack) == len(places) else stack[places] for n, stack in self.stacks.items()}
+        with np.errstate(all="ignore"):  # what is not finite is rejected by name
+            for name, stack in stacks.items() if self._expects.delta else ():
+                if roles[name] == "parameter":
+                    np.subtract(stack, self._sent[name].astype(stack.dtype, copy=False), out=stack)  # type: ignore[index]
+            sizes = {name: magnitudes(stack) for name, stack in stacks.items()}
+        factors = [max(weight, 1.0) for weight in weights]
+        bad = {i for each in sizes.values() for i, size in enumerate(each) if not size * factors[i] < LARGEST}
+        made = Stack(list(clients.values()), Arrays.trusted(stacks, roles), NO_ARRAYS, weights, sizes, {})
+        alone = {places[i]: Update(_rows(made.arrays, (i, ...)), weights[i], delta=self._expects.delta) for i in bad}
+        return made.rows([i for i in range(len(places)) if i not in bad]) if bad else made, alone
 
 
 def check_metrics(metrics: Any, where: str) -> dict[str, float]:
@@ -322,8 +341,7 @@ def check_metrics(metrics: Any, where: str) -> dict[str, float]:
     return result
 
 
-def check_weight(weight: Any) -> float:
-    """The weight that an update claims. Raises `UpdateRejected` for one that is none."""
+def _check_weight(weight: Any) -> float:
     try:
         value = float(weight)
     except OverflowError:

@@ -321,7 +321,7 @@ class RunAsks:
         for task in tasks:
             if self._coordinator.state_of(task) not in (TaskState.QUEUED, TaskState.SENT):  # else it is tried again
                 ask = int(task.split(".", 1)[0])
-                self._publisher.tell(TaskEnded(ask=ask, task=task, reason=reason, trace=trace))
+                self._publisher.announce(TaskEnded(ask=ask, task=task, reason=reason, trace=trace))
 
     # Closed
 

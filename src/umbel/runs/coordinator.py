@@ -192,10 +192,10 @@ class Coordinator:
             commands.append(Wake(closes_at))
         self._register([task for task, _ in event.late], lane)
         for task, age in event.late:
-            self._send(lane, task, lane.number - age, commands)
+            self._send(lane, [task], lane.number - age, commands)
         for held in lane.held:
             if not self._is_full(ask):
-                self._admit(lane, ask, held, Step.ADMIT, commands)
+                self._admit(lane, ask, [held], Step.ADMIT, commands)
         lane.held = [task for task in lane.held if task in lane.out]
 
     def _register(self, tasks: Sequence[Task], lane: _Lane) -> None:
@@ -208,21 +208,23 @@ class Coordinator:
     def _is_full(self, ask: _Ask) -> bool:
         return ask.window.close_after is not None and len(ask.admitted) >= ask.window.close_after
 
-    def _admit(self, lane: _Lane, ask: _Ask, task: str, step: Step, commands: list[Command]) -> None:
-        sent, number = lane.out.pop(task)
-        lane.flying.discard(sent.client)
-        _move(lane, task, step)
-        ask.admitted.append(task)
-        ask.contributed.add(sent.client)
-        if ask.failed:
-            ask.failed.pop(sent.client, None)  # an older task of this client failed while this ask was open
-        staleness, last = ask.number - number, commands[-1] if commands else None
-        if isinstance(last, Admit) and (last.ask, last.staleness) == (ask.id, staleness):
-            last.tasks.append(task)
-        else:
-            commands.append(Admit([task], ask.id, staleness, ask.window.discount(staleness)))
+    def _admit(self, lane: _Lane, ask: _Ask, tasks: list[str], step: Step, commands: list[Command]) -> None:
+        _move(lane, tasks, step)
+        ask.admitted += tasks
+        for task in tasks:
+            sent, number = lane.out.pop(task)
+            lane.flying.discard(sent.client)
+            ask.contributed.add(sent.client)
+            if ask.failed:
+                ask.failed.pop(sent.client, None)  # an older task of this client failed while this ask was open
+            staleness, last = ask.number - number, commands[-1] if commands else None
+            if isinstance(last, Admit) and last.ask == ask.id and last.staleness == staleness:
+                last.tasks.append(task)
+            else:
+                commands.append(Admit([task], ask.id, staleness, ask.window.discount(staleness)))
 
     def _finish(self, tasks: Sequence[str], now: float, commands: list[Command]) -> None:
+        together: dict[str, _Lane] = {}
         for task in tasks:
             lane = self._known(task)
             state = lane.states.get(task)
@@ -230,12 +232,16 @@ class Coordinator:
                 if state is not TaskState.ADMITTED and state is not TaskState.HELD:
                     commands.append(Cancel([task]))  # late, or never asked for: let go of the result
             elif lane.open is None:
-                _move(lane, task, Step.HOLD)
+                _move(lane, [task], Step.HOLD)
                 lane.held.append(task)
-            else:
-                self._admit(lane, lane.open, task, Step.FINISH, commands)
-                if not lane.open.window.unbounded:  # it may be full, or have room for another task
-                    self._advance(lane, lane.open, now, commands)
+            elif lane.open.window.unbounded:
+                together[task] = lane
+            else:  # it may be full, or have room for another task
+                self._admit(lane, lane.open, [task], Step.FINISH, commands)
+                self._advance(lane, lane.open, now, commands)
+        for lane in self._open_lanes.values() if together else ():
+            if lane.open is not None and (mine := [task for task, of in together.items() if of is lane]):
+                self._admit(lane, lane.open, mine, Step.FINISH, commands)
 
     def _fail(self, event: Failed, commands: list[Command]) -> None:
         lane = self._known(event.task)
@@ -244,14 +250,14 @@ class Coordinator:
         task, number = lane.out.pop(event.task)
         lane.flying.discard(task.client)
         if event.retry and task.attempt < self._attempts:
-            _move(lane, task.id, Step.RETRY)
+            _move(lane, [task.id], Step.RETRY)
             again = task._replace(attempt=task.attempt + 1)
             if lane.open is not None and task.ask == lane.open.id:
                 lane.open.queue.appendleft(again)
             else:
-                self._send(lane, again, number, commands)  # a late task goes on, whether or not an ask is open
+                self._send(lane, [again], number, commands)  # a late task goes on, whether or not an ask is open
             return
-        _move(lane, task.id, Step.FAIL)
+        _move(lane, [task.id], Step.FAIL)
         if lane.open is not None:
             lane.open.failed[task.client] = lane.open.reasons.keep(event.reason)
         if lane.open is None or task.ask != lane.open.id:
@@ -267,32 +273,34 @@ class Coordinator:
 
     def _dispatch(self, lane: _Lane, ask: _Ask, commands: list[Command]) -> None:
         most = ask.window.in_flight
-        while ask.queue and (most is None or len(lane.out) < most):
+        tasks: list[Task] = []
+        while ask.queue and (most is None or len(lane.out) + len(tasks) < most):
             task = ask.queue.popleft()
             if task.client in lane.flying or task.client in ask.contributed:
                 # A client works on one task of a lane at a time, and counts once in an ask.
-                _move(lane, task.id, Step.DROP)
-                continue
-            self._send(lane, task, ask.number, commands)
+                _move(lane, [task.id], Step.DROP)
+            else:
+                tasks.append(task)
+        if tasks:
+            self._send(lane, tasks, ask.number, commands)
 
-    def _send(self, lane: _Lane, task: Task, number: int, commands: list[Command]) -> None:
-        _move(lane, task.id, Step.SEND)
-        lane.out[task.id] = (task, number)
-        lane.flying.add(task.client)
+    def _send(self, lane: _Lane, tasks: list[Task], number: int, commands: list[Command]) -> None:
+        _move(lane, [task.id for task in tasks], Step.SEND)
+        for task in tasks:
+            lane.out[task.id] = (task, number)
+            lane.flying.add(task.client)
         if commands and isinstance(commands[-1], Send):
-            commands[-1].tasks.append(task)
+            commands[-1].tasks.extend(tasks)
         else:
-            commands.append(Send([task]))
+            commands.append(Send(tasks))
 
     def _close(self, lane: _Lane, ask: _Ask, commands: list[Command]) -> None:
-        for task in ask.queue:
-            _move(lane, task.id, Step.DROP)
+        _move(lane, [task.id for task in ask.queue], Step.DROP)
         ended = ask.contributed | ask.failed.keys()
         over = [*(task.id for task in ask.tasks), *ask.admitted]
         if ask.window.late == "drop" and lane.out:
             ended |= lane.flying
-            for id in lane.out:
-                _move(lane, id, Step.DROP)
+            _move(lane, list(lane.out), Step.DROP)
             commands.append(Cancel(list(lane.out)))
             over += lane.out
             lane.out.clear()
@@ -320,12 +328,16 @@ class Coordinator:
 _NOWHERE = _Lane()
 
 
-def _move(lane: _Lane, task: str, step: Step) -> None:
-    before = lane.states[task]
-    try:
-        lane.states[task] = TRANSITIONS[before, step]
-    except KeyError:
-        raise InternalError(f"task {task} is {before.value}, which does not allow: {step.value}") from None
+def _move(lane: _Lane, tasks: list[str], step: Step) -> None:
+    """Have tasks take a step."""
+    states = lane.states
+    for before in {states[task] for task in tasks}:
+        try:
+            after = TRANSITIONS[before, step]
+        except KeyError:
+            which = next(task for task in tasks if states[task] is before)
+            raise InternalError(f"task {which} is {before.value}, which does not allow: {step.value}") from None
+        states.update((task, after) for task in tasks if states[task] is before)
 
 
 def diagram() -> str:

@@ -124,6 +124,10 @@ class TaskEnded(RunEvent):
     reason: str | None = None
     trace: str = ""
 
+    def __post_init__(self) -> None:
+        if self.reason is not None:  # there are many without
+            super().__post_init__()
+
 
 @dataclass(frozen=True, kw_only=True)
 class AskClosed(RunEvent):

@@ -101,7 +101,7 @@ class SimulationSession(Session):
                 for_client(getattr(sent.ask, name), task.client)
         if sent.plain is None:
             sent.plain = sent.ask.window.takes_all and (len(self._open) == 1 or not self._turns.overlap(self._open))
-            if sent.plain and self._backlog is not None and self.virtual is None:
+            if sent.plain and self.virtual is None:
                 sent.done = deque()
         if not self._turns.add(ticket) or self._backlog is None:
             return  # nothing will come of it; or it is done when its turn has come

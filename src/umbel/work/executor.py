@@ -13,11 +13,11 @@ import numpy as np
 
 from ..core import encoding
 from ..core.answer import Receipts
-from ..core.arrays import Array, Arrays
+from ..core.arrays import Arrays
 from ..core.ask import Ask
 from ..core.client import Client, Context, LocalCorrection, Unwanted
 from ..core.randomness import Key
-from ..core.task import Failed, Finished, Task
+from ..core.task import Failed, Task
 from ..core.transform import place
 from ..core.update import (
     NO_ARRAYS,
@@ -25,12 +25,11 @@ from ..core.update import (
     Like,
     Metrics,
     Receipt,
+    Room,
     Update,
     as_delta,
     check_metrics,
     check_values,
-    check_weight,
-    stacked,
 )
 from ..errors import (
     AppError,
@@ -69,6 +68,7 @@ class Job:
     update: Any = None
     metrics: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    stacked: bool = False
     state: bytes | None = None
     at_once: bool = False
 
@@ -198,13 +198,6 @@ class Executor(Intake):
             )
         super().open(id, ask, round, number, params)
 
-    def run(self, task: Task) -> Finished | Failed:
-        """Do a task and keep its checked result.
-
-        Errors of the client fail the task; errors of the caller are raised.
-        """
-        return self.run_all(task.ask, [task.client])[0] or Finished([task.id])
-
     def run_all(
         self,
         id: int,
@@ -214,7 +207,7 @@ class Executor(Intake):
         fold: bool = False,
     ) -> list[Failed | None]:
         """Do the tasks of these clients one after the other, then check what they returned, and keep it, or with `fold`
-        fold it; gives why those failed that did. See `run`.
+        fold it; gives why those failed that did. Errors of a client fail its task; errors of the caller are raised.
 
         `begins` is called before each handler; where it says no, or a handler's `ctx.step()` raises `Unwanted`, that
         task and all after it are left undone, and have no outcome.
@@ -239,8 +232,7 @@ class Executor(Intake):
             before, last = last, clock()
             self.seconds.append(last - before)
             if found is None:
-                into = None if room is None else {name: array[at, ...] for name, array in room.items()}
-                found = self._attempt(opened, client, self._take, job, into)
+                found = self._attempt(opened, client, self._take, job, room, at)
             done.append(found or job)
         loading = self.data.seconds - loading
         self._account.data += loading
@@ -250,7 +242,7 @@ class Executor(Intake):
         return outcomes
 
     def answer(self, task: Task) -> EncodedAnswer | Failed:
-        """Do a task whose result is folded elsewhere, and give what is to be sent there; see `run`."""
+        """Do a task whose result is folded elsewhere, and give what is to be sent there; see `run_all`."""
         opened, client = self._origin[task.ask], task.client
         job = self._attempt(opened, client, self._prepare, opened, client)
         if isinstance(job, Job):
@@ -285,7 +277,7 @@ class Executor(Intake):
         return opened.at_once
 
     def _checked(
-        self, opened: OpenAsk, done: Sequence[Job | Failed], room: dict[str, Array] | None, fold: bool
+        self, opened: OpenAsk, done: Sequence[Job | Failed], room: Room | None, fold: bool
     ) -> list[Failed | None]:
         """Check what came of jobs and keep or fold it; what was stacked is checked and folded as it stands there."""
         outcomes: list[Failed | None] = [job if isinstance(job, Failed) else None for job in done]
@@ -304,24 +296,22 @@ class Executor(Intake):
                 self._results[f"{opened.id}.{item.client}"] = result
         return outcomes
 
-    def _fold_stacked(self, opened: OpenAsk, jobs: dict[int, Job], room: dict[str, Array]) -> None:
-        """Fold the updates that are stacked and sound, and take them out of the jobs."""
-        places = [at for at, job in jobs.items() if not len(job.update.aux)]
-        if not places:
+    def _fold_stacked(self, opened: OpenAsk, jobs: dict[int, Job], room: Room) -> None:
+        """Fold the updates that are stacked and pass, and take them out of the jobs."""
+        there = {at: job.ctx.client for at, job in jobs.items() if job.stacked}
+        if not there:
             return
-        arrays = {name: array if len(array) == len(places) else array[places] for name, array in room.items()}
-        clients = [jobs[at].ctx.client for at in places]
-        items, bad = stacked(clients, arrays, [jobs[at].update for at in places])
-        if bad:
-            good = [at for at in range(len(places)) if at not in bad]
-            items, places = items.rows(good), [places[at] for at in good]
-        sound = [jobs.pop(at) for at in places]
+        items, alone = room.checked(there, [float(jobs[at].update.weight) for at in there])
+        for at, update in alone.items():
+            jobs[at].update = update
+        found = [jobs.pop(at) for at in there if at not in alone]
+        if not found:
+            return
         tasks = [f"{opened.id}.{client}" for client in items.clients]
-        metrics, seconds = [job.metrics for job in sound], [job.seconds for job in sound]
-        receipts = Receipts((tasks, items.clients, items.weights, metrics, seconds, [0] * len(sound)))
-        states = {job.ctx.client: job.state for job in sound if job.state is not None}
-        if sound:
-            self._fold(self._asks[opened.id], Checked(items, receipts, states))
+        metrics, seconds = [job.metrics for job in found], [job.seconds for job in found]
+        receipts = Receipts((tasks, items.clients, items.weights, metrics, seconds, [0] * len(found)))
+        states = {job.ctx.client: job.state for job in found if job.state is not None}
+        self._fold(self._asks[opened.id], Checked(items, receipts, states))
 
     def _receipt(self, job: Job, item: Contribution) -> Receipt:
         return Receipt(f"{job.opened.id}.{item.client}", item.client, item.weight, job.metrics, job.seconds)
@@ -358,9 +348,9 @@ class Executor(Intake):
                 "to the gradient.",
             )
 
-    def _take(self, job: Job, out: dict[str, Array] | None = None) -> None:
+    def _take(self, job: Job, room: Room | None = None, at: int = 0) -> None:
         try:
-            self._bring(job, out)
+            self._bring(job, room, at)
         except UmbelError:
             raise
         except Exception as error:
@@ -368,21 +358,21 @@ class Executor(Intake):
             why = f"{type(error).__name__}: {told(error)}"
             raise UpdateRejected(f"what its {kind} handler left cannot be used: {why}") from error
 
-    def _bring(self, job: Job, out: dict[str, Array] | None) -> None:
-        """Bring what a handler returned into the form that the ask expects; into `out`, where that is given."""
+    def _bring(self, job: Job, room: Room | None, at: int) -> None:
+        """Stack what a handler returned, or bring it into the form that the ask expects."""
         ask, kept, ctx = job.opened.ask, job.kept, job.ctx
         model, expects = job.sent[0], job.sent[4]
         update = _as_update(job.update, ask.kind)
         job.metrics = check_metrics(update.metrics, "the update's metrics")
         local = kept.get("local", {}) if kept else {}
-        with np.errstate(all="ignore"):  # what is not finite is rejected by name
-            if ask.kind != "evaluate":
-                update = as_delta(update, expects, model, out, at_once=job.at_once)
-            if ask.transform.parts:
-                where = place(str(ask.lane), ask.transform, expects.schema(model))
-                update, local = self._encode(ask, update, job.opened.params, local, where, ctx.key)
-        if out is not None:
-            update = Update(update.arrays, check_weight(update.weight), {}, update.aux, update.delta)
+        job.stacked = room is not None and room.take(at, update)
+        if not job.stacked:
+            with np.errstate(all="ignore"):  # what is not finite is rejected by name
+                if ask.kind != "evaluate":
+                    update = as_delta(update, expects, model, at_once=job.at_once)
+                if ask.transform.parts:
+                    where = place(str(ask.lane), ask.transform, expects.schema(model))
+                    update, local = self._encode(ask, update, job.opened.params, local, where, ctx.key)
         user = dict(ctx.state) if ctx.state else {}
         job.state = _encoded(user, local, ctx.client) if kept or user or local else None
         job.update = update
