@@ -34,6 +34,7 @@ from umbel.trust.identity import SigningKey, node_id
 from umbel.trust.proofs import NodeProof, TokenProof
 from umbel.trust.servers import KnownServer
 from umbel.wire import messages as m
+from umbel.wire.blobs import run_giver
 
 MODEL = Arrays({"w": np.zeros(20_000, np.float32)})
 
@@ -80,6 +81,7 @@ class Hosts:
         effect = self.started.pop(client)
         assert self.blobs.path(effect.ask.model.blob.sha256) is not None
         blob = self.blobs.put(encoding.encode(update_of(int(client))))
+        self.blobs.gave(blob.sha256, run_giver(effect.run))
         self.blobs.hold(blob.sha256, holder(effect.run, blob.sha256))
         done = m.Done(receipt=m.Receipt(weight=int(client) + 1.0), update=m.Payload(blob=blob))
         event = TaskDone(effect.run, effect.task.task, effect.task.attempt, done, b"state")
