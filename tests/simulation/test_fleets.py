@@ -329,3 +329,11 @@ def test_a_board_s_cpu_takes_longer_than_its_gpu() -> None:
 def test_a_preset_that_does_not_exist() -> None:
     with pytest.raises(SettingError, match="no preset 'tablets' of devices; there are phones, boards, workstations"):
         Fleet.preset("tablets")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("fleet", [Fleet.preset("phones"), Fleet(Kind(opens=(79200, 7200), lasts=9000)), Fleet(Kind())])
+def test_who_is_online_is_known_without_the_rest_of_the_device(fleet):
+    for client in range(60):
+        for at in (0.0, 81000.0, 300000.5):
+            before = fleet.online(client, at)
+            assert before == fleet.device(client).online(at) == fleet.online(client, at)

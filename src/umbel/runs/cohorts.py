@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -24,14 +25,13 @@ def draw(
     others are drawn, as far as the sampler finds any. Raises `SamplingError`.
     """
     cohort = drawn_by(sampler, clients, key)
-    if all(map(online, cohort)):
-        return cohort, len(cohort)
     wanted, found = len(cohort), dict.fromkeys(filter(online, cohort))
     for again in range(REDRAWS):
-        if len(found) >= wanted:
+        if len(found) == wanted:
             break
-        found.update(dict.fromkeys(filter(online, drawn_by(sampler, clients, key.derive("again", again)))))
-    return tuple(found)[:wanted], wanted
+        others = (c for c in drawn_by(sampler, clients, key.derive("again", again)) if c not in found and online(c))
+        found.update(dict.fromkeys(islice(others, wanted - len(found))))
+    return tuple(found), wanted
 
 
 def drawn_by(sampler: Any, clients: Sequence[ClientId], key: Key) -> tuple[ClientId, ...]:

@@ -101,31 +101,37 @@ class Device:
 
     def online(self, at: float) -> bool:
         """Whether it is available at a virtual time; the end of an availability is outside of it."""
-        return self.lasts >= DAY or at < self._opening(at) + self.lasts
+        return available(self.opens, self.lasts, at)
 
     def online_until(self, at: float) -> float:
         """The end of the availability that holds at `at`: infinity where it always is, `at` itself where none holds."""
         if self.lasts >= DAY:
             return math.inf
-        end = self._opening(at) + self.lasts
+        end = opening_before(self.opens, at) + self.lasts
         return end if at < end else at
 
     def next_online(self, at: float) -> float:
         """The first time from `at` on at which it is available: `at` itself, or the next opening."""
         if self.lasts >= DAY:
             return at
-        opening = self._opening(at)
+        opening = opening_before(self.opens, at)
         return at if at < opening + self.lasts else self.opens + (round((opening - self.opens) / DAY) + 1) * DAY
 
-    def _opening(self, at: float) -> float:
-        """The last opening that is not after `at`."""
-        # A remainder would be shorter, and its rounding puts the moment of opening just before itself.
-        day = math.floor((at - self.opens) / DAY)
-        if self.opens + day * DAY > at:
-            day -= 1
-        elif self.opens + (day + 1) * DAY <= at:
-            day += 1
-        return self.opens + day * DAY
+
+def available(opens: float, lasts: float, at: float) -> bool:
+    """Whether a device that is available for so long from this second of each day on is that at a virtual time."""
+    return lasts >= DAY or at < opening_before(opens, at) + lasts
+
+
+def opening_before(opens: float, at: float) -> float:
+    """The last opening that is not after `at`."""
+    # A remainder would be shorter, and its rounding puts the moment of opening just before itself.
+    day = math.floor((at - opens) / DAY)
+    if opens + day * DAY > at:
+        day -= 1
+    elif opens + (day + 1) * DAY <= at:
+        day += 1
+    return opens + day * DAY
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,20 +226,23 @@ class Kind:
 
     def draw(self, bits: int) -> Device:
         """The device that 384 random bits make of it; the lowest 64 of them are left to the choice of the kind."""
-        speed, download, upload, opens = self.speed, self.download, self.upload, self.opens
+        speed, download, upload = self.speed, self.download, self.upload
         if isinstance(speed, Spread):
             speed = speed.at(_normal(bits >> 64 & WORD, bits >> 128 & WORD))
         if isinstance(download, Spread) or isinstance(upload, Spread):
             link = _normal(bits >> 192 & WORD, bits >> 256 & WORD)
             download = download.at(link) if isinstance(download, Spread) else download
             upload = upload.at(link) if isinstance(upload, Spread) else upload
-        if isinstance(opens, tuple):
-            first, last = opens
-            last += DAY if last < first else 0.0
-            opens = (first + uniform(bits >> 320 & WORD) * (last - first)) % DAY
-        return Device(
-            self.name, speed, download, upload, self.watts, self.radio_watts, self.drop_out, opens, self.lasts
-        )
+        hours = self.opening(bits), self.lasts
+        return Device(self.name, speed, download, upload, self.watts, self.radio_watts, self.drop_out, *hours)
+
+    def opening(self, bits: int) -> float:
+        """The `opens` of the device that these bits make of it."""
+        if not isinstance(self.opens, tuple):
+            return self.opens
+        first, last = self.opens
+        last += DAY if last < first else 0.0
+        return (first + uniform(bits >> 320 & WORD) * (last - first)) % DAY
 
     def spec(self) -> dict[str, Any]:
         """The kind as a plain dict that JSON can hold, without what is as it is by default."""

@@ -18,11 +18,13 @@ from typing import Any, Literal, TypeAlias
 
 from ..core.randomness import Key
 from ..errors import ClientId, SettingError
-from .devices import DAY, WORD, Device, Kind, Spread, TaskFate, uniform
+from .devices import DAY, WORD, Device, Kind, Spread, TaskFate, available, uniform
 from .traces import Lines
 
 CACHED = 10_000
 """How many devices a fleet remembers; any other is drawn again, and is the same again."""
+HOURS = 50_000
+"""Of how many devices it remembers when they are available."""
 
 Work: TypeAlias = float | Callable[[ClientId, str, Mapping[str, Any]], float]
 """Reference seconds of a task: a number, or a function of the client, the ask's kind and its config."""
@@ -37,7 +39,7 @@ class Fleet:
       has no backward pass. A function of (client, kind of ask, config) says it for each task.
     - `seed`: any integer. Equal seeds, kinds and clients give equal devices, in whatever order they are asked for.
 
-    A client's device takes some ten microseconds to draw; 10,000 are remembered.
+    A client's device takes some ten microseconds to draw; 10,000 are remembered, and of 50,000 when they are available.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Fleet:
         self._seed = seed
         self._key = Key.from_seed(seed)
         self._drawn: OrderedDict[ClientId, Device] = OrderedDict()
+        self._hours: dict[ClientId, tuple[float, float]] = {}
 
     @classmethod
     def preset(cls, name: Literal["phones", "boards", "workstations"], *, work: Work = 1.0, seed: int = 0) -> Fleet:
@@ -102,7 +105,7 @@ class Fleet:
         return f"Fleet{self._source!r}, work={work}, seed={self._seed})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_drawn": OrderedDict()}
+        return {**self.__dict__, "_drawn": OrderedDict(), "_hours": {}}
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -129,6 +132,15 @@ class Fleet:
         else:
             drawn.move_to_end(client)
         return device
+
+    def online(self, client: ClientId, at: float) -> bool:
+        """Whether the client's device is available at a virtual time."""
+        hours = self._hours.get(client)
+        if hours is None:
+            if len(self._hours) >= HOURS:
+                self._hours.clear()
+            hours = self._hours[client] = self._source.hours(client, self._key)
+        return available(*hours, at)
 
     def reference_seconds(self, client: ClientId, kind: str, config: Mapping[str, Any]) -> float:
         """For how many seconds the reference machine computes such a task, by the fleet's `work`."""
@@ -195,8 +207,17 @@ class Mixture:
 
     def device(self, client: ClientId, key: Key) -> Device:
         """The client's device under a fleet's key."""
+        kind, bits = self._dealt(client, key)
+        return kind.draw(bits)
+
+    def hours(self, client: ClientId, key: Key) -> tuple[float, float]:
+        """The `opens` and the `lasts` of that device, for which the rest of it need not be drawn."""
+        kind, bits = self._dealt(client, key)
+        return kind.opening(bits), kind.lasts
+
+    def _dealt(self, client: ClientId, key: Key) -> tuple[Kind, int]:
         bits = key.derive("device", client).integer(384)
-        return self._kinds[bisect_right(self._upto, uniform(bits & WORD))].draw(bits)
+        return self._kinds[bisect_right(self._upto, uniform(bits & WORD))], bits
 
     def always_online(self) -> bool:
         """Whether every kind is always available."""

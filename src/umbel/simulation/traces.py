@@ -76,6 +76,11 @@ class Lines:
         word = key.derive("device", client).integer(64)
         return self._dealt[int(uniform(word) * len(self._dealt))]
 
+    def hours(self, client: ClientId, key: Key) -> tuple[float, float]:
+        """The `opens` and the `lasts` of that device."""
+        device = self.device(client, key)
+        return device.opens, device.lasts
+
     def always_online(self) -> bool:
         """Whether every line's device is always available."""
         return all(device.lasts >= DAY for device in (*self._tied.values(), *self._dealt))

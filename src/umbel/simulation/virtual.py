@@ -117,7 +117,7 @@ class DeviceTurns(VirtualTime):
         self._sent[task] = at
 
     def online(self, client: ClientId) -> bool:
-        return self._fleet.device(client).online(self._now)
+        return self._fleet.online(client, self._now)
 
     # Turns
 
