@@ -6,6 +6,7 @@ import functools
 import itertools
 import math
 import sys
+from dataclasses import dataclass
 from fractions import Fraction
 
 import ml_dtypes
@@ -20,7 +21,7 @@ from umbel.core.arrays import Arrays
 from umbel.core.elementwise import mean, weighted_mean
 from umbel.core.fold import Fold
 from umbel.core.partial import Partial
-from umbel.core.update import Contribution, Free, Like, Receipt, Update, check
+from umbel.core.update import NO_ARRAYS, Contribution, Free, Like, Receipt, Stack, Update, check
 from umbel.errors import NothingToFold, StrategyError, UpdateRejected
 from umbel.folds.catalogue import fold_from_spec
 from umbel.folds.collect import collect
@@ -695,3 +696,28 @@ def test_an_answer_comes_back_as_it_was(ids, clients, metrics):
 def test_an_answer_of_many_clients_takes_few_bytes_for_each():
     receipts = tuple(Receipt(f"7.{i}", i, 1.0, {"loss": 0.1}, 0.5) for i in range(10_000))
     assert len(encoding.encode(Answer({}, receipts=receipts))) < 60 * len(receipts)
+
+
+def test_a_fold_with_an_add_of_its_own_sees_every_update():
+    seen = []
+
+    @dataclass(frozen=True)
+    class watched(mean):
+        def add(self, acc, item, factor=1.0):
+            seen.append(item.client)
+            return super().add(acc, item, factor / 2)
+
+    items = Stack([1, 2], Arrays({"x": np.ones((2, 3))}), NO_ARRAYS, [1.0, 1.0], {"x": [1.0, 1.0]}, {})
+    partial = Partial(watched())
+    partial.add_stack(items, Receipts.of([receipt(1), receipt(2)]))
+    assert seen == [1, 2]
+    assert partial.finish().value["x"].tolist() == [0.5] * 3
+
+
+def test_a_fold_that_raises_is_told_of_by_the_step_that_users_know():
+    class Broken(collect):
+        def add(self, acc, item, factor=1.0):
+            raise KeyError("x")
+
+    with pytest.raises(StrategyError, match=r"add\b(?!_stack)"):
+        Partial(Broken()).add(contribution(0, {"x": np.ones(1)}), receipt(0))

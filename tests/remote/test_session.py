@@ -26,6 +26,7 @@ from umbel.remote.session import PARTING, Arrived, Down, Missing, RemoteSession,
 from umbel.runs.coordinator import Wake
 from umbel.runs.events import AskClosed, RoundCommitted, RoundStarted, RunFinished, RunInterruption, RunResumed
 from umbel.wire import messages as m
+from umbel.wire.portions import PORTION_BYTES
 from umbel.work.executor import RunKeys
 
 MODEL = Arrays({"w": np.zeros(2)})
@@ -281,6 +282,18 @@ def test_a_cancelled_task_is_not_waited_for(asked):
     asked.session.do(Cancel(["0.1"]))
     assert asked.said() == []
     assert asked.session.next_event() is None
+
+
+def test_many_are_cancelled_in_messages_that_fit_into_a_frame(stage):
+    names = [f"{number:0250}" for number in range(5000)]
+    stage.open(cohort=names)
+    stage.send(*names)
+    stage.said()
+    stage.session.do(Cancel([f"0.{name}" for name in names]))
+    told = stage.said("cancel")
+    assert [task for each in told for task in each.tasks] == [f"0.{name}" for name in names]
+    assert len(told) == 2
+    assert all(each.ByteSize() < PORTION_BYTES + 1000 for each in told)
 
 
 def test_moments_are_told_of_when_they_have_come(asked):

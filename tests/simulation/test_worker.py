@@ -166,7 +166,7 @@ def test_a_partial_has_the_bits_that_this_process_would_give(bench):
     executor.open(0, sent.ask, 1, 0, None)
     with generators_kept():
         for number in (9, 3, 1):
-            executor.run(Task(f"0.{number}", 0, number))
+            executor.run_all(0, [number])
             executor.admit(Admit([f"0.{number}"], 0))
     assert folded.finish().value == executor.close(0).partial.finish().value
     states.close()

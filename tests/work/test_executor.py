@@ -86,7 +86,7 @@ class Bench:
         return id
 
     def run(self, id, client):
-        return self.executor.run(Task(f"{id}.{client}", id, client))
+        return self.executor.run_all(id, [client])[0] or Finished([f"{id}.{client}"])
 
     def round(self, *clients, round=1, number=0, **asked):
         """Ask these clients, admit whoever finished, commit their states and return what was closed."""

@@ -118,6 +118,10 @@ class Elementwise(Fold):
     exact_integers: ClassVar[bool] = False
     stacks: ClassVar[bool] = True
 
+    def __init_subclass__(cls) -> None:
+        if cls.add is not Elementwise.add:  # it wants to see every update
+            cls.stacks, cls.add_stack = False, Fold.add_stack  # type: ignore[method-assign]
+
     def weigh(self, weight: float, factor: float) -> float:
         """What the arrays of an update are multiplied by that claims this weight."""
         return factor
@@ -128,7 +132,7 @@ class Elementwise(Fold):
 
     def add(self, acc: Sums, item: Contribution, factor: float = 1.0) -> Sums:
         """Fold one checked update. Raises `Unlike` where its arrays differ from those of the first."""
-        return self.add_stack(acc, Stack.of(item), factor)
+        return Elementwise.add_stack(self, acc, Stack.of(item), factor)
 
     def add_stack(self, acc: Sums, items: Stack, factor: float = 1.0) -> Sums:
         weights = [self.weigh(weight, factor) for weight in items.weights]

@@ -57,7 +57,7 @@ class Partial:
         except UmbelError:
             raise
         except Exception as error:
-            raise StrategyError.raised(f"the fold {self.fold.name}", error, step) from error
+            raise StrategyError.raised(f"the fold {self.fold.name}", error, step.removesuffix("_stack")) from error
 
     def add(self, item: Contribution, receipt: Receipt, factor: float = 1.0) -> None:
         """Fold one checked update under its receipt; the same task twice is an error."""

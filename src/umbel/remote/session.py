@@ -27,7 +27,9 @@ from ..runs.federation import Session
 from ..wire import messages as m
 from ..wire.blobs import most_of_answer
 from ..wire.bodies import tasks_of
+from ..wire.limits import CANCEL_TASKS
 from ..wire.names import client_id
+from ..wire.portions import portions, text_bytes
 from ..work.executor import Keys
 from ..work.intake import ClosedAsk, Intake
 from ..work.late import lasting, load_ask, save_ask
@@ -252,8 +254,9 @@ class RemoteSession(Session):
             over = set(command.tasks)
             self._blocked = [task for task in self._blocked if task.id not in over]
             self._freed = [task for task in self._freed if task.id not in over]
-            if out := [task for task in command.tasks if self._out.remove(task) is not None]:
-                self._say(cancel=m.Cancel(run=self._run, tasks=out))
+            out = (task for task in command.tasks if self._out.remove(task) is not None)
+            for tasks in portions(out, text_bytes, most=CANCEL_TASKS):
+                self._say(cancel=m.Cancel(run=self._run, tasks=tasks))
             self._intake.cancel(command.tasks)
         else:
             self._wakes.append(command.at)

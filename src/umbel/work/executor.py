@@ -17,7 +17,7 @@ from ..core.arrays import Arrays
 from ..core.ask import Ask
 from ..core.client import Client, Context, LocalCorrection, Unwanted
 from ..core.randomness import Key
-from ..core.task import Failed, Finished, Task
+from ..core.task import Failed, Task
 from ..core.transform import place
 from ..core.update import (
     NO_ARRAYS,
@@ -196,13 +196,6 @@ class Executor(Intake):
             )
         super().open(id, ask, round, number, params)
 
-    def run(self, task: Task) -> Finished | Failed:
-        """Do a task and keep its checked result.
-
-        Errors of the client fail the task; errors of the caller are raised.
-        """
-        return self.run_all(task.ask, [task.client])[0] or Finished([task.id])
-
     def run_all(
         self,
         id: int,
@@ -212,7 +205,7 @@ class Executor(Intake):
         fold: bool = False,
     ) -> list[Failed | None]:
         """Do the tasks of these clients one after the other, then check what they returned, and keep it, or with `fold`
-        fold it; gives why those failed that did. See `run`.
+        fold it; gives why those failed that did. Errors of a client fail its task; errors of the caller are raised.
 
         `begins` is called before each handler; where it says no, or a handler's `ctx.step()` raises `Unwanted`, that
         task and all after it are left undone, and have no outcome.
@@ -247,7 +240,7 @@ class Executor(Intake):
         return outcomes
 
     def answer(self, task: Task) -> EncodedAnswer | Failed:
-        """Do a task whose result is folded elsewhere, and give what is to be sent there; see `run`."""
+        """Do a task whose result is folded elsewhere, and give what is to be sent there; see `run_all`."""
         opened, client = self._origin[task.ask], task.client
         job = self._attempt(opened, client, self._prepare, opened, client)
         for step in (self._handle, self._take):
