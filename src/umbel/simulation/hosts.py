@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 MOMENT = 0.02
 """For how many seconds, about, tasks are done in this process before the first of them is told of."""
 
+BLOCKS = 16
+"""So many blocks of small tasks are done at most before the first is told of."""
+
 
 class Usage(Protocol):
     """What a system says of a process. Both raise EOFError where it never came to be."""
@@ -78,21 +81,29 @@ class Local:
     def at_once(self, sent: SimulatedAsk) -> int:
         """How many tasks of an ask may be done before the first is told of."""
         self._open(sent)
-        return self._executor.at_once(sent.id)
+        block = self._executor.at_once(sent.id)
+        return BLOCKS * block if block > 1 else 1
 
     def do(self, tickets: Sequence[Ticket], until: float) -> None:
         """Do the first of these now, and as many others as can be begun until then."""
-        sent = tickets[0].sent
+        sent, first = tickets[0].sent, iter([True])
         self._open(sent)
-        first, clients = iter([True]), [ticket.task.client for ticket in tickets]
+        block = self._executor.at_once(sent.id)
         with self._one_thread():
-            outcomes = self._executor.run_all(
-                sent.id, clients, lambda: next(first, False) or time.perf_counter() <= until, fold=bool(sent.plain)
-            )
-        for ticket, outcome in zip(tickets, outcomes, strict=False):
-            ticket.done, ticket.holder, ticket.failed = True, self, outcome
-            if sent.done is not None:
-                sent.done.append(ticket)
+            for start in range(0, len(tickets), block):
+                part = tickets[start : start + block]
+                outcomes = self._executor.run_all(
+                    sent.id,
+                    [ticket.task.client for ticket in part],
+                    lambda: next(first, False) or time.perf_counter() <= until,
+                    fold=bool(sent.plain),
+                )
+                for ticket, outcome in zip(part, outcomes, strict=False):
+                    ticket.done, ticket.holder, ticket.failed = True, self, outcome
+                    if sent.done is not None:
+                        sent.done.append(ticket)
+                if len(outcomes) < len(part):
+                    break
 
     def _open(self, sent: SimulatedAsk) -> None:
         if sent.id not in self._known:
