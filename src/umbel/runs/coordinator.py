@@ -7,7 +7,7 @@ Every change of a task's state is a row of `TRANSITIONS`; the diagram in the doc
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -111,8 +111,8 @@ class _Ask:
     window: Window
     lane: str
     closes_at: float | None
-    tasks: list[Task]
-    queue: deque[Task]
+    queue: deque[ClientId | Task]  # clients whose turn is still to come, and tasks to be tried again
+    tasks: list[Task] = field(default_factory=list)
     admitted: list[str] = field(default_factory=list)
     contributed: set[ClientId] = field(default_factory=set)
     failed: dict[ClientId, str] = field(default_factory=dict)
@@ -169,7 +169,7 @@ class Coordinator:
         return commands
 
     def state_of(self, task: str) -> TaskState | None:
-        """Where a task is; None for one that is not known, or forgotten because its ask is over."""
+        """Where a task is; None for one that was never sent, or that is forgotten because its ask is over."""
         return self._known(task).states.get(task)
 
     def _known(self, task: str) -> _Lane:
@@ -184,26 +184,23 @@ class Coordinator:
         lane.number += 1
         window = event.window
         closes_at = None if window.deadline is None else now + window.deadline
-        tasks = [Task(f"{event.ask}.{client}", event.ask, client) for client in event.clients]
-        self._open_lanes[event.ask] = lane
-        lane.open = ask = _Ask(event.ask, lane.number, window, event.lane, closes_at, tasks, deque(tasks))
-        self._register(tasks, lane)
+        self._open_lanes[event.ask] = self._lane_of[str(event.ask)] = lane
+        lane.open = ask = _Ask(event.ask, lane.number, window, event.lane, closes_at, deque(event.clients))
+        if len({*event.clients}) < len(event.clients):
+            twice = next(client for client, count in Counter(event.clients).items() if count > 1)
+            raise InternalError(f"task {event.ask}.{twice} exists already")
         if closes_at is not None:
             commands.append(Wake(closes_at))
-        self._register([task for task, _ in event.late], lane)
         for task, age in event.late:
+            self._lane_of[str(task.ask)] = lane
+            if task.id in lane.states:
+                raise InternalError(f"task {task.id} exists already")
+            lane.states[task.id] = TaskState.QUEUED
             self._send(lane, [task], lane.number - age, commands)
         for held in lane.held:
             if not self._is_full(ask):
                 self._admit(lane, ask, [held], Step.ADMIT, commands)
         lane.held = [task for task in lane.held if task in lane.out]
-
-    def _register(self, tasks: Sequence[Task], lane: _Lane) -> None:
-        self._lane_of.update((str(ask), lane) for ask in {task.ask for task in tasks})
-        for task in tasks:
-            if task.id in lane.states:
-                raise InternalError(f"task {task.id} exists already")
-            lane.states[task.id] = TaskState.QUEUED
 
     def _is_full(self, ask: _Ask) -> bool:
         return ask.window.close_after is not None and len(ask.admitted) >= ask.window.close_after
@@ -224,24 +221,24 @@ class Coordinator:
                 commands.append(Admit([task], ask.id, staleness, ask.window.discount(staleness)))
 
     def _finish(self, tasks: Sequence[str], now: float, commands: list[Command]) -> None:
-        together: dict[str, _Lane] = {}
+        together: dict[str, None] = {}
+        of = _NOWHERE
         for task in tasks:
             lane = self._known(task)
-            state = lane.states.get(task)
+            state, ask = lane.states.get(task), lane.open
             if state is not TaskState.SENT:
                 if state is not TaskState.ADMITTED and state is not TaskState.HELD:
                     commands.append(Cancel([task]))  # late, or never asked for: let go of the result
-            elif lane.open is None:
+            elif ask is None:
                 _move(lane, [task], Step.HOLD)
                 lane.held.append(task)
-            elif lane.open.window.unbounded:
-                together[task] = lane
+            elif ask.window.unbounded and (not together or lane is of):
+                together[task], of = None, lane
             else:  # it may be full, or have room for another task
-                self._admit(lane, lane.open, [task], Step.FINISH, commands)
-                self._advance(lane, lane.open, now, commands)
-        for lane in self._open_lanes.values() if together else ():
-            if lane.open is not None and (mine := [task for task, of in together.items() if of is lane]):
-                self._admit(lane, lane.open, mine, Step.FINISH, commands)
+                self._admit(lane, ask, [task], Step.FINISH, commands)
+                self._advance(lane, ask, now, commands)
+        if of.open is not None:
+            self._admit(of, of.open, list(together), Step.FINISH, commands)
 
     def _fail(self, event: Failed, commands: list[Command]) -> None:
         lane = self._known(event.task)
@@ -276,6 +273,10 @@ class Coordinator:
         tasks: list[Task] = []
         while ask.queue and (most is None or len(lane.out) + len(tasks) < most):
             task = ask.queue.popleft()
+            if not isinstance(task, Task):
+                task = Task(f"{ask.id}.{task}", ask.id, task)
+                ask.tasks.append(task)
+                lane.states[task.id] = TaskState.QUEUED
             if task.client in lane.flying or task.client in ask.contributed:
                 # A client works on one task of a lane at a time, and counts once in an ask.
                 _move(lane, [task.id], Step.DROP)
@@ -295,7 +296,7 @@ class Coordinator:
             commands.append(Send(tasks))
 
     def _close(self, lane: _Lane, ask: _Ask, commands: list[Command]) -> None:
-        _move(lane, [task.id for task in ask.queue], Step.DROP)
+        _move(lane, [task.id for task in ask.queue if isinstance(task, Task)], Step.DROP)
         ended = ask.contributed | ask.failed.keys()
         over = [*(task.id for task in ask.tasks), *ask.admitted]
         if ask.window.late == "drop" and lane.out:
@@ -330,14 +331,14 @@ _NOWHERE = _Lane()
 
 def _move(lane: _Lane, tasks: list[str], step: Step) -> None:
     """Have tasks take a step."""
-    states = lane.states
-    for before in {states[task] for task in tasks}:
-        try:
-            after = TRANSITIONS[before, step]
-        except KeyError:
-            which = next(task for task in tasks if states[task] is before)
-            raise InternalError(f"task {which} is {before.value}, which does not allow: {step.value}") from None
-        states.update((task, after) for task in tasks if states[task] is before)
+    states, before, after = lane.states, None, None
+    for task in tasks:
+        if states[task] is not before:
+            before = states[task]
+            after = TRANSITIONS.get((before, step))
+        if after is None:
+            raise InternalError(f"task {task} is {states[task].value}, which does not allow: {step.value}")
+        states[task] = after
 
 
 def diagram() -> str:

@@ -39,7 +39,7 @@ class Fleet:
       has no backward pass. A function of (client, kind of ask, config) says it for each task.
     - `seed`: any integer. Equal seeds, kinds and clients give equal devices, in whatever order they are asked for.
 
-    A client's device takes some ten microseconds to draw; 10,000 are remembered.
+    A client's device takes some ten microseconds to draw; 10,000 are remembered, and of 50,000 when they are available.
     """
 
     def __init__(
