@@ -262,7 +262,7 @@ def test_results_have_the_bits_of_a_simulation(child, transforms):
     state = strategy.start(MODEL)
     for r in (1, 2, 3):
         state = remote.round(strategy, state, r)
-    assert state.model.digest == expected.digest
+    assert state.model.sha256 == expected.sha256
 
 
 def test_evaluation_and_what_only_one_client_gets(child):
