@@ -22,6 +22,7 @@ class NeededBlobs:
     def __init__(self, do: Callable[[Effect], None]) -> None:
         self._do = do
         self._users: dict[tuple[str, bytes], set[str]] = {}
+        self._of: dict[tuple[str, str], dict[bytes, None]] = {}  # by run and user
         self._missing: dict[tuple[str, bytes], m.Blob] = {}
 
     def add(self, run: str, blob: m.Blob, user: str, *, here: bool = False) -> None:
@@ -29,6 +30,7 @@ class NeededBlobs:
         key = (run, blob.sha256)
         known = key in self._users
         self._users.setdefault(key, set()).add(user)
+        self._of.setdefault((run, user), {})[blob.sha256] = None
         if here:
             self._missing.pop(key, None)
         elif not known:
@@ -37,12 +39,11 @@ class NeededBlobs:
 
     def drop(self, run: str, users: Collection[str]) -> None:
         """These need nothing any more; what nothing needs is released."""
-        for key in [key for key, found in self._users.items() if key[0] == run and not found.isdisjoint(users)]:
-            self._users[key].difference_update(users)
-            if not self._users[key]:
-                del self._users[key]
-                self._missing.pop(key, None)
-                self._do(ReleaseBlob(*key))
+        for user in sorted(users):
+            for sha in self._of.pop((run, user), ()):
+                self._users[run, sha].discard(user)
+                if not self._users[run, sha]:
+                    self.lost(run, sha)
 
     def drop_run(self, run: str, *, but: Collection[str] = ()) -> None:
         """A run needs nothing any more, but for these users."""
@@ -56,7 +57,9 @@ class NeededBlobs:
     def lost(self, run: str, sha: bytes) -> None:
         """A blob is not to be had; whoever needs it next has it fetched again."""
         self._missing.pop((run, sha), None)
-        if self._users.pop((run, sha), None) is not None:
+        for user in (users := self._users.pop((run, sha), None)) or ():
+            self._of[run, user].pop(sha)
+        if users is not None:
             self._do(ReleaseBlob(run, sha))
 
     def users(self, run: str, sha: bytes) -> set[str]:

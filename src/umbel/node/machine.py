@@ -263,8 +263,10 @@ class NodeMachine:
 
     def _fetched(self, run_id: str, sha: bytes) -> None:
         self._blobs.arrived(run_id, sha)
-        if run_id in self._runs and "archive" in self._blobs.users(run_id, sha):
-            self._runs[run_id].hosting.fetched()
+        if (run := self._runs.get(run_id)) is not None:
+            run.arrived(sha)
+            if "archive" in self._blobs.users(run_id, sha):
+                run.hosting.fetched()
 
     def _not_fetched(self, run_id: str, sha: bytes, reason: str) -> None:
         run = self._runs.get(run_id)

@@ -46,7 +46,7 @@ class Child:
         self.stopped = False
         self.clients: set[str] = set()
         self.asks: OrderedDict[int, int] = OrderedDict()  # with their bytes, the one used last at the end
-        self.ticks = 0
+        self.ticks: int | None = None
         self.timer: asyncio.TimerHandle | None = None
         self.fault = ""
         self._limit: asyncio.TimerHandle | None = None
@@ -201,15 +201,17 @@ class Child:
         if self._rested is None or self._limit is not None:
             return 0.0
         self.progressed()
-        return (self.ticks - self._rested) / os.sysconf("SC_CLK_TCK")
+        return ((self.ticks or 0) - self._rested) / os.sysconf("SC_CLK_TCK")
 
     def progressed(self) -> bool:
-        """Whether it, or what it has started, has used processor time since this was last asked."""
+        """Whether it, or what it has started, has used processor time since this was last asked; False where that was
+        forgotten.
+        """
         if self._process is None:
             return False
         pid = self._process.pid
         before, self.ticks = self.ticks, sum(map(_ticks, (pid, *below(pid))))
-        return self.ticks > before
+        return before is not None and self.ticks > before
 
     @property
     def memory(self) -> int:

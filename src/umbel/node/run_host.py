@@ -120,7 +120,7 @@ class RunHost:
         child.task, child.stopped = effect, False
         child.result = self._path("results")
         child.clients.add(task.client)
-        child.progressed()
+        child.ticks = None  # what it used before is no progress of this task
         seconds = self._settings.limits.task_time
         child.kill_at(seconds, f"took longer than the {seconds} seconds that this node's owner allows")
         child.tell_of(effect.ask, self._part)

@@ -323,11 +323,15 @@ class NodeService:
         for effect in self._machine.handle(event, self._loop.time()):
             self._carry_out(effect)
         self._commits.later()
-        if self._tick is not None:
-            self._tick.cancel()
-            self._tick = None
-        if self._machine.next_tick is not None:
-            self._tick = self._loop.call_at(self._machine.next_tick, self._told, Ticked())
+        at = self._machine.next_tick
+        if at != (self._tick.when() if self._tick is not None else None):
+            if self._tick is not None:
+                self._tick.cancel()
+            self._tick = None if at is None else self._loop.call_at(at, self._ticked)
+
+    def _ticked(self) -> None:
+        self._tick = None
+        self._told(Ticked())
 
     def _say(self, held: tuple[Connection | None, m.Message]) -> None:
         """Say what is on disk by now, unless its session is over."""

@@ -117,6 +117,8 @@ class Spool:
             lost="Move the file away and start the node again; answers and client states in it are lost.",
         )
         self._lock = threading.Lock()
+        self._ended = {row[0] for row in self._database.rows("SELECT run FROM ended")}
+        self._stateful = set(self._database.rows("SELECT DISTINCT run, client FROM states"))
         self.crash()
 
     def crash(self) -> None:
@@ -132,6 +134,8 @@ class Spool:
             self._unwritten.append(step)
             if isinstance(step, StoredAnswer):
                 self._answered[step.run, step.task] = step
+                if step.state is not None:
+                    self._stateful.add((step.run, step.client))
             elif isinstance(step, Ended):
                 self._ending.add(step.run)
 
@@ -159,6 +163,8 @@ class Spool:
             for step in batch:
                 if isinstance(step, StoredAnswer) and self._answered.get((step.run, step.task)) is step:
                     del self._answered[step.run, step.task]
+                elif isinstance(step, Ended):
+                    self._ended.add(step.run)
 
     def commit(self) -> None:
         """Take and write."""
@@ -193,7 +199,11 @@ class Spool:
 
     def ended(self, run: str) -> bool:
         """Whether a run is over for good; queued ones count."""
-        return run in self._ending or bool(self._database.rows("SELECT 1 FROM ended WHERE run = ?", run))
+        return run in self._ending or run in self._ended
+
+    def has_states(self, run: str, client: str) -> bool:
+        """Whether tasks have left states at a client, which may be gone by now; queued ones count."""
+        return (run, client) in self._stateful
 
     def noted(self, above: int, did: str | None = None) -> list[dict[str, Any]]:
         """The records of the audit on disk after a number, of one kind where that is said."""
