@@ -67,6 +67,27 @@ def test_nothing_is_acknowledged_before_it_is_on_disk(tmp_path):
     play(act, tmp_path)
 
 
+def test_what_is_stored_together_is_acknowledged_together(tmp_path):
+    async def act(here):
+        node, run = await here.ready("0", "1", "2")
+        run.say(ask_spec=ASK)
+        for client in "012":
+            run.say(task=task_of(client))
+        await node.hears("task", 3)
+        gate = Gate(here.service)
+        node.say(result=done_of("0"))
+        await gate.reached()
+        node.say(result=done_of("1"))
+        node.say(result=done_of("2"))
+        await run.hears("result", 3)
+        gate.open.set()
+        await node.hears("ack", 2)
+        # What comes while a batch is written is not on disk with it, and not said with it.
+        assert [list(ack.tasks) for ack in node.named("ack")] == [["0.0"], ["0.1", "0.2"]]
+
+    play(act, tmp_path)
+
+
 def test_a_store_that_cannot_be_written_is_a_problem_that_may_pass(tmp_path, monkeypatch):
     monkeypatch.setattr(commits, "RETRY_SECONDS", 0.0)
 

@@ -102,13 +102,15 @@ class OwedAnswers:
         """What needs blobs for answers to a run, or to one ask."""
         return {f"answer {task}" for of, task in self._keys(run, ask)}
 
-    def keep(self, result: m.Result, digest: bytes | None = None, state: bytes | None = None) -> None:
+    def keep(
+        self, result: m.Result, digest: bytes | None = None, state: bytes | None = None, lazy: float = 0.0
+    ) -> None:
         """Keep a result until it is acknowledged, let go of what its task needed, and say it."""
         data = result.SerializeToString(deterministic=True)
         self._spool.put(StoredAnswer(result.run, result.ask, result.client, result.task, data, digest, state))
         self._hold(result)
         self._blobs.drop(result.run, {f"task {result.task}"})
-        self._say(result, durable=True)
+        self._say(result, durable=True, lazy=lazy)
 
     def fail(self, task: m.Task, reason: str, *, retry: bool) -> None:
         """Keep that a task has failed, and say it."""
@@ -160,8 +162,8 @@ class OwedAnswers:
         if blob is not None:
             self._blobs.add(result.run, blob, f"answer {result.task}", here=True)
 
-    def _say(self, result: m.Result, *, durable: bool) -> None:
-        self._session.say(durable=durable, result=result)
+    def _say(self, result: m.Result, *, durable: bool, lazy: float = 0.0) -> None:
+        self._session.say(durable=durable, lazy=lazy, result=result)
 
 
 def outcome(task: m.Task) -> m.Result:

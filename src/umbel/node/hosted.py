@@ -88,7 +88,17 @@ class HostedRun:
         """The tasks that wait for nothing but a slot; or those that wait, for that or more, and need this blob."""
         if sha is not None:
             return [task for task, held in self._queue.items() if sha in held.blobs]
-        return list(self._startable) if self.hosting.ready else []
+        return list(self._startable) if self.startable else []
+
+    @property
+    def startable(self) -> bool:
+        """Whether tasks wait for nothing but a slot."""
+        return bool(self._startable) and self.hosting.ready
+
+    @property
+    def has_more(self) -> bool:
+        """Whether tasks are at work, or can be."""
+        return bool(self._busy or self._startable)
 
     def slots(self) -> int:
         """How many slots its tasks have."""
@@ -165,7 +175,7 @@ class HostedRun:
 
     def start(self, now: float) -> bool | None:
         """Start a task; whether it has a slot now, None where no task can be started."""
-        ready = self._startable.values() if self.hosting.ready else ()
+        ready = self._startable.values() if self.startable else ()
         held = next((each for each in ready if each.task.client not in self._busy), None)
         if held is None:
             return None

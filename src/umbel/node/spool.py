@@ -117,8 +117,6 @@ class Spool:
             lost="Move the file away and start the node again; answers and client states in it are lost.",
         )
         self._lock = threading.Lock()
-        self._ended = {row[0] for row in self._database.rows("SELECT run FROM ended")}
-        self._stateful = set(self._database.rows("SELECT DISTINCT run, client FROM states"))
         self.crash()
 
     def crash(self) -> None:
@@ -126,7 +124,8 @@ class Spool:
         self._unwritten: list[Step] = []
         self._taken = 0
         self._answered: dict[tuple[str, str], StoredAnswer] = {}
-        self._ending: set[str] = set()
+        self._ended = {row[0] for row in self._database.rows("SELECT run FROM ended")}
+        self._stateful = set(self._database.rows("SELECT DISTINCT run, client FROM states"))
 
     def put(self, step: Step) -> None:
         """Queue a write."""
@@ -137,7 +136,7 @@ class Spool:
                 if step.state is not None:
                     self._stateful.add((step.run, step.client))
             elif isinstance(step, Ended):
-                self._ending.add(step.run)
+                self._ended.add(step.run)
 
     def take(self) -> Batch:
         """All that is queued and was not taken yet; batches have to be written in the order in which they are taken."""
@@ -163,8 +162,6 @@ class Spool:
             for step in batch:
                 if isinstance(step, StoredAnswer) and self._answered.get((step.run, step.task)) is step:
                     del self._answered[step.run, step.task]
-                elif isinstance(step, Ended):
-                    self._ended.add(step.run)
 
     def commit(self) -> None:
         """Take and write."""
@@ -199,7 +196,7 @@ class Spool:
 
     def ended(self, run: str) -> bool:
         """Whether a run is over for good; queued ones count."""
-        return run in self._ending or run in self._ended
+        return run in self._ended
 
     def has_states(self, run: str, client: str) -> bool:
         """Whether tasks have left states at a client, which may be gone by now; queued ones count."""

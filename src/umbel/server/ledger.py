@@ -110,12 +110,13 @@ class AnswerEntry:
 @dataclass(slots=True)
 class AskEntry:
     """An ask that is open: `theirs` are its tasks by node, `own` counts the blobs that its tasks name, by node; `named`
-    are the blobs of answers that its run was told of.
+    are the blobs of answers that its run was told of; `unanswered` are tasks without an answer.
     """
 
     spec: m.AskSpec
     named: set[bytes] = field(default_factory=set)
     cancelled: set[str] = field(default_factory=set)
+    unanswered: set[str] = field(default_factory=set)
     tasks: dict[str, TaskEntry] = field(default_factory=dict)
     answers: dict[str, AnswerEntry] = field(default_factory=dict)
     theirs: dict[str, dict[str, TaskEntry]] = field(default_factory=dict)
@@ -126,13 +127,21 @@ class AskEntry:
         id = task.message.task
         self.remove(id)
         self.tasks[id] = task
+        self.answer(id, task.answer)
         self.theirs.setdefault(task.node, {})[id] = task
         self.own[task.node, task.message.own.blob.sha256] += 1
         return task
 
+    def answer(self, id: str, answer: str | None) -> TaskEntry:
+        """A task has this answer, or none any more."""
+        (self.unanswered.add if answer is None else self.unanswered.discard)(id)
+        self.tasks[id].answer = answer
+        return self.tasks[id]
+
     def remove(self, id: str) -> TaskEntry | None:
         """Remove a task, and give it, if it is there."""
         task = self.tasks.pop(id, None)
+        self.unanswered.discard(id)
         if task is not None:
             del self.theirs[task.node][id]
             if not self.theirs[task.node]:
