@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.node.bench import Bench, of, payload, refused, said, started
 
-from umbel.node.signals import ReleaseBlob, Start, Stepped, Stop, TaskDone
+from umbel.node.signals import ReleaseBlob, SayToServer, ServerSaid, Start, Stepped, Stop, TaskDone
 from umbel.wire import messages as m
 
 
@@ -133,3 +133,30 @@ def test_the_run_that_has_used_the_least_goes_first_then_the_older():
         run, task = order[-1]
         order += started(bench(TaskDone(run, task, 1, m.Done(), None), bench.now + seconds))
     assert order == [("r", "1.a"), ("q", "1.a"), ("q", "1.b"), ("q", "1.c"), ("r", "1.b"), ("r", "1.c")]
+
+
+def test_an_update_waits_for_others_only_while_its_window_takes_all_and_there_is_more_to_do():
+    def lazy(effects):
+        return [effect.lazy > 0 for effect in of(effects, SayToServer)]
+
+    bench = Bench(slots=1)
+    bench.host()
+    bench.ask(1, whole=True)
+    for client in "abc":
+        bench.task(client)
+    assert lazy(bench.done("a")) == [True]
+    assert lazy(bench.failed("b")) == [False]
+    assert lazy(bench.done("c")) == [False]
+    bench.ask(2)
+    bench.task("a", 2)
+    bench.task("b", 2)
+    assert lazy(bench.done("a", 2)) == [False]
+
+
+def test_tasks_are_begun_once_all_of_their_frame_was_heard(hosted):
+    def said(more, **fields):
+        task = m.Task(run="r", ask=1, attempt=1, key=bytes(32), data_key=bytes(32), **fields)
+        return hosted(ServerSaid(m.Message(task=task), more))
+
+    assert started(said(True, client="a", task="1.a")) == []
+    assert started(said(False, client="b", task="1.b")) == [("r", "1.a"), ("r", "1.b")]

@@ -6,7 +6,8 @@ import random
 from collections import defaultdict, deque
 
 import pytest
-from tests.node.bench import KINDS, PLAIN, STEPS, blob_of, of, payload, refused, said, started
+from tests.effort import lines
+from tests.node.bench import KINDS, PLAIN, STEPS, Bench, blob_of, of, payload, refused, said, started
 
 from umbel.errors import ProtocolError
 from umbel.node import machine
@@ -432,3 +433,23 @@ def test_random_schedules(block):
         assert world.spool.runs() == set(), where
         assert world.machine.needed() == set(), where
         assert world.running == {}, where
+
+
+def test_what_is_said_of_one_task_looks_at_no_other():
+    def effort(count):
+        bench = Bench(clients=[str(client) for client in range(count + 3)])
+        bench.host()
+        bench.ask(shared=payload("s"))
+        for client in range(count):
+            bench.task(str(client), own=payload(f"o{client}"))
+            bench(Fetched("r", blob_of(f"o{client}").sha256))
+        waiting = lines(lambda: bench.task(str(count), own=payload("o")))
+        bench(Fetched("r", blob_of("s").sha256))
+        for client in range(count // 2):
+            bench.done(str(client), update=payload(f"u{client}"), state=b"s")
+        last = str(count // 2)
+        told = [lines(lambda: bench.done(last, update=payload("u"), state=b"s")), lines(lambda: bench.ack(f"1.{last}"))]
+        return [waiting, *told, lines(lambda: bench.task(str(count + 1)))]
+
+    few, many = effort(20), effort(300)
+    assert all(b <= 1.2 * a for a, b in zip(few, many, strict=True)), (few, many)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.effort import lines
 
 from umbel import Arrays, Free, Window, mean, total, weighted_mean
 from umbel.core import encoding
@@ -732,3 +733,22 @@ def test_whatever_a_relay_sends_costs_it_its_tasks_at_the_most(place, junk):
         message["partial"].partial.inline = forged(message["partial"].partial.inline, place, junk)
         assert isinstance(stage.next(message), Finished | Failed)
         stage.session.close(0)
+
+
+@pytest.mark.parametrize("what", ["result", "alive", "cancel", "nothing"])
+def test_what_comes_of_one_task_looks_at_no_other(tmp_path, what):
+    def effort(count):
+        stage = Stage(tmp_path)
+        stage.open(0, tuple(range(count)))
+        stage.open(1, tuple(range(count)))
+        stage.send(*range(count))
+        stage.send(*range(count), ask=1)  # these wait for their clients
+        alive = {"alive": m.Alive(run="r", tasks=["0.0", "0.1"])}
+        stage.comes(
+            *{"result": [done(0)], "alive": [alive, done(0)], "cancel": [done(0)], "nothing": [5.0, done(0)]}[what]
+        )
+        if what == "cancel":
+            return lines(lambda: stage.session.do(Cancel("1.5")))
+        return lines(stage.session.next_event)
+
+    assert effort(300) <= 1.2 * effort(10)

@@ -6,6 +6,7 @@ import pytest
 from tests.server.routing import (
     UPDATE,
     World,
+    ask_of,
     asked,
     blob_of,
     done_of,
@@ -15,7 +16,7 @@ from tests.server.routing import (
     two_nodes,
 )
 
-from umbel.server.signals import Drop, Fetch, Hold
+from umbel.server.signals import Drop, Fetch, Hold, Say
 from umbel.wire import messages as m
 from umbel.wire.blobs import NotFetched, node_giver
 
@@ -226,3 +227,21 @@ def test_a_partial_of_an_ask_that_is_over_is_acknowledged(world):
     world.say("r1", close_ask=m.CloseAsk(run="r", ask=0))
     world.say("a1", partial=partial_of("0", "1"))
     assert world.said("a1", "ack")[0].tasks == ["0.0", "0.1"]
+
+
+def test_an_update_waits_for_others_while_its_ask_cannot_close_without_them():
+    def lazy(result):
+        world.say("a1", result=result)
+        return [effect.lazy > 0 for effect in world.of(Say) if effect.peer == "r1"]
+
+    world = two_nodes()
+    for ask, whole in ((0, True), (1, False)):
+        world.say("r1", ask_spec=ask_of(ask, whole=whole))
+        for client in "012":
+            world.say("r1", task=task_of(client, ask))
+    assert lazy(done_of("0")) == [True]
+    assert lazy(failed_of("1")) == [False]
+    world.say("r1", cancel=m.Cancel(run="r", tasks=["0.2"]))
+    world.say("r1", task=task_of("1", attempt=2))
+    assert lazy(done_of("1", attempt=2)) == [False]
+    assert lazy(done_of("0", 1)) == [False]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.effort import lines
 from tests.server.routing import (
     KEY,
     World,
@@ -334,5 +335,22 @@ def test_tasks_are_known_by_node_for_as_long_as_they_are_there():
     assert not world.router.may_read("a1", "r", b"o" * 32)
     assert world.router.may_read("b1", "r", b"o" * 32)
     assert set(ask.theirs) == {"b"}
+    world.say("b1", result=done_of("2"))
     world.start()
     assert set(world.router.ledger.runs["r"].asks[0].theirs) == {"b"}
+
+
+def test_what_comes_of_one_task_looks_at_no_other():
+    def effort(count):
+        world = World()
+        world.node("a", *map(str, range(count + 1)))
+        world.run()
+        world.ready("a1")
+        world.say("r1", ask_spec=ask_of())
+        for client in range(count):
+            world.say("r1", task=task_of(str(client)))
+        asked = lines(lambda: world.say("r1", task=task_of(str(count))))
+        return [asked, lines(lambda: world.say("a1", result=done_of("7")))]
+
+    few, many = effort(20), effort(300)
+    assert all(b <= 1.2 * a for a, b in zip(few, many, strict=True)), (few, many)

@@ -105,6 +105,24 @@ def test_what_nobody_waits_for_is_written_after_a_while():
     assert asyncio.run(run()) == [["step"]]
 
 
+def test_what_may_wait_less_goes_with_what_may_wait_longer():
+    async def run():
+        store = Steps()
+        store.may.set()
+        commits = GroupCommit(store, print, lazy=PATIENCE, log=logging.getLogger("umbel.test"))
+        commits.begin()
+        store.steps.append("later")
+        commits.later()
+        store.steps.append("sooner")
+        commits.later(0.0)
+        commits.later()
+        await asyncio.wait_for(asyncio.to_thread(store.writing.wait), PATIENCE)
+        await commits.close()
+        return store.written
+
+    assert asyncio.run(run()) == [["later", "sooner"]]
+
+
 def test_who_has_to_know_of_a_problem_is_told_that_it_is_there_and_that_it_is_over(monkeypatch):
     monkeypatch.setattr(module, "RETRY_SECONDS", 0.0)
     problems = []

@@ -60,6 +60,23 @@ def test_messages_arrive_in_order_and_in_few_frames() -> None:
     asyncio.run(main())
 
 
+def test_a_lazy_message_goes_with_the_next_or_by_its_time() -> None:
+    async def main() -> None:
+        one, other = connected()
+        one.post(event(0), lazy=PATIENCE)
+        one.post(event(1))
+        assert [message.log_event.number for message in await other.receive()] == [0, 1]
+        one.post(event(2), lazy=PATIENCE)
+        one.post(event(3), lazy=0.0001)
+        one.post(event(4), lazy=PATIENCE)
+        assert [message.log_event.number for message in await other.receive()] == [2, 3, 4]
+        assert one.sent.frames == 2
+        await one.close()
+        await end_of(other)
+
+    asyncio.run(main())
+
+
 def test_a_frame_is_closed_at_64_kib_and_where_it_is_asked_for() -> None:
     async def main() -> None:
         one, other = connected()

@@ -304,14 +304,15 @@ def answered(size: int) -> bool:
     result = m.Message(result=m.Result(run="r", failure=m.Failure(reason="x" * size)))
     result.result.failure.reason = "x" * (2 * size - result.ByteSize())
     assert result.ByteSize() == size
-    return not fields.too_large(AnswerEntry("0.0", result, ("0.0",), "a"), m.AskSpec(), 1 << 40)
+    return not fields.too_large(AnswerEntry("0.0", result, ("0.0",), "a"), m.AskSpec(), lambda role: 1 << 40)
 
 
 def folded(size: int) -> bool:
     """Whether a partial is kept whose blob has so much beside twice an update."""
     blob = m.Payload(blob=m.Blob(sha256=bytes(32), size=2000 + size))
     partial = m.Message(partial=m.Partial(run="r", partial=blob))
-    return not fields.too_large(AnswerEntry("p", partial, ("0.0",), "a"), m.AskSpec(most_bytes=1000), 1 << 40)
+    ask = m.AskSpec(most_bytes=1000)
+    return not fields.too_large(AnswerEntry("p", partial, ("0.0",), "a"), ask, lambda role: 1 << 40)
 
 
 def taken(kind: str, body: Any) -> bool:

@@ -22,6 +22,7 @@ class NeededBlobs:
     def __init__(self, do: Callable[[Effect], None]) -> None:
         self._do = do
         self._users: dict[tuple[str, bytes], set[str]] = {}
+        self._of: dict[tuple[str, str], dict[bytes, None]] = {}  # by run and user
         self._missing: dict[tuple[str, bytes], m.Blob] = {}
 
     def add(self, run: str, blob: m.Blob, user: str, *, here: bool = False) -> None:
@@ -29,6 +30,7 @@ class NeededBlobs:
         key = (run, blob.sha256)
         known = key in self._users
         self._users.setdefault(key, set()).add(user)
+        self._of.setdefault((run, user), {})[blob.sha256] = None
         if here:
             self._missing.pop(key, None)
         elif not known:
@@ -37,12 +39,11 @@ class NeededBlobs:
 
     def drop(self, run: str, users: Collection[str]) -> None:
         """These need nothing any more; what nothing needs is released."""
-        for key in [key for key, found in self._users.items() if key[0] == run and not found.isdisjoint(users)]:
-            self._users[key].difference_update(users)
-            if not self._users[key]:
-                del self._users[key]
-                self._missing.pop(key, None)
-                self._do(ReleaseBlob(*key))
+        for user in sorted(users):
+            for sha in self._of.pop((run, user), ()):
+                self._users[run, sha].discard(user)
+                if not self._users[run, sha]:
+                    self.lost(run, sha)
 
     def drop_run(self, run: str, *, but: Collection[str] = ()) -> None:
         """A run needs nothing any more, but for these users."""
@@ -56,7 +57,9 @@ class NeededBlobs:
     def lost(self, run: str, sha: bytes) -> None:
         """A blob is not to be had; whoever needs it next has it fetched again."""
         self._missing.pop((run, sha), None)
-        if self._users.pop((run, sha), None) is not None:
+        for user in (users := self._users.pop((run, sha), None)) or ():
+            self._of[run, user].pop(sha)
+        if users is not None:
             self._do(ReleaseBlob(run, sha))
 
     def users(self, run: str, sha: bytes) -> set[str]:
@@ -99,13 +102,15 @@ class OwedAnswers:
         """What needs blobs for answers to a run, or to one ask."""
         return {f"answer {task}" for of, task in self._keys(run, ask)}
 
-    def keep(self, result: m.Result, digest: bytes | None = None, state: bytes | None = None) -> None:
+    def keep(
+        self, result: m.Result, digest: bytes | None = None, state: bytes | None = None, lazy: float = 0.0
+    ) -> None:
         """Keep a result until it is acknowledged, let go of what its task needed, and say it."""
         data = result.SerializeToString(deterministic=True)
         self._spool.put(StoredAnswer(result.run, result.ask, result.client, result.task, data, digest, state))
         self._hold(result)
         self._blobs.drop(result.run, {f"task {result.task}"})
-        self._say(result, durable=True)
+        self._say(result, durable=True, lazy=lazy)
 
     def fail(self, task: m.Task, reason: str, *, retry: bool) -> None:
         """Keep that a task has failed, and say it."""
@@ -157,8 +162,8 @@ class OwedAnswers:
         if blob is not None:
             self._blobs.add(result.run, blob, f"answer {result.task}", here=True)
 
-    def _say(self, result: m.Result, *, durable: bool) -> None:
-        self._session.say(durable=durable, result=result)
+    def _say(self, result: m.Result, *, durable: bool, lazy: float = 0.0) -> None:
+        self._session.say(durable=durable, lazy=lazy, result=result)
 
 
 def outcome(task: m.Task) -> m.Result:

@@ -49,6 +49,8 @@ class HostedRun:
         self._answers = answers
         self._do = do
         self._queue: dict[str, HostedTask] = {}
+        self._startable: dict[str, HostedTask] = {}  # of the queue, those whose blobs are here
+        self._queued: dict[str, set[str]] = {}  # of the queue, by client
         self._busy: dict[str, HostedTask] = {}
         self._past = 0.0
         self._newest = -1
@@ -86,7 +88,17 @@ class HostedRun:
         """The tasks that wait for nothing but a slot; or those that wait, for that or more, and need this blob."""
         if sha is not None:
             return [task for task, held in self._queue.items() if sha in held.blobs]
-        return [task for task, held in self._queue.items() if self.hosting.ready and self._is_here(held)]
+        return list(self._startable) if self.startable else []
+
+    @property
+    def startable(self) -> bool:
+        """Whether tasks wait for nothing but a slot."""
+        return bool(self._startable) and self.hosting.ready
+
+    @property
+    def has_more(self) -> bool:
+        """Whether tasks are at work, or can be."""
+        return bool(self._busy or self._startable)
 
     def slots(self) -> int:
         """How many slots its tasks have."""
@@ -129,29 +141,53 @@ class HostedRun:
                 blobs.append(blob.sha256)
                 self._blobs.add(self.id, blob, user)
         standing = Standing(f"attempt {task.attempt} of task {task.task} of run {self.id}", TASKS, TaskStanding.QUEUED)
-        self._queue[task.task] = HostedTask(task, ask, tuple(blobs), standing)
+        self._wait(HostedTask(task, ask, tuple(blobs), standing))
         # The oldest open ask is asked with the newest state that was admitted by then; so what was settled before it,
         # and is another, is older. Tasks of older asks might still have to be done with it, tasks of newer ones never.
-        if task.ask == min(self.asks):
-            held = (each.task for tasks in (self._queue, self._busy) for each in tasks.values())
-            bases = {each.base for each in held if each.client == task.client and each.base}
+        if task.ask == min(self.asks) and self._spool.has_states(self.id, task.client):
+            held = [self._queue[each] for each in self._queued[task.client]]
+            held += [self._busy[task.client]] if task.client in self._busy else []
+            bases = {each.task.base for each in held if each.task.base}
             self._spool.put(Advanced(self.id, task.client, task.ask, tuple(sorted(bases))))
+
+    def arrived(self, sha: bytes) -> None:
+        """A blob is here: what waited for nothing else can be started."""
+        for task in self.waiting(sha):
+            if self._blobs.here(self.id, (held := self._queue[task]).blobs):
+                self._startable[task] = held
+
+    def _wait(self, held: HostedTask) -> None:
+        self._queue[held.task.task] = held
+        self._queued.setdefault(held.task.client, set()).add(held.task.task)
+        if self._blobs.here(self.id, held.blobs):
+            self._startable[held.task.task] = held
+
+    def _unqueue(self, task: str) -> HostedTask | None:
+        """A task does not wait for a slot any more; None if it did not."""
+        held = self._queue.pop(task, None)
+        if held is not None:
+            self._startable.pop(task, None)
+            mine = self._queued[held.task.client]
+            mine.discard(task)
+            if not mine:
+                del self._queued[held.task.client]
+        return held
 
     def start(self, now: float) -> bool | None:
         """Start a task; whether it has a slot now, None where no task can be started."""
-        for held in self._queue.values() if self.hosting.ready else ():
-            task = held.task
-            if task.client not in self._busy and self._is_here(held):
-                break
-        else:
+        ready = self._startable.values() if self.startable else ()
+        held = next((each for each in ready if each.task.client not in self._busy), None)
+        if held is None:
             return None
+        task = held.task
         base = self._spool.state(self.id, task.base) if task.base else None
         if task.base and base is None:
             self._refuse(held, _lost(task))
             return False
         held.standing.take(TaskStep.START)
         held.since = now
-        self._busy[task.client] = self._queue.pop(task.task)
+        self._unqueue(task.task)
+        self._busy[task.client] = held
         self._do(Start(self.id, task, held.ask, base))
         return True
 
@@ -168,7 +204,7 @@ class HostedRun:
         """Tasks are not wanted any more: those that wait never start, those that have a slot keep it until they end."""
         gone: set[str] = set()
         for task in tasks:
-            for held in (self.at_work(task), self._queue.pop(task, None)):
+            for held in (self.at_work(task), self._unqueue(task)):
                 if held is not None:
                     gone.add(f"task {task}")
                     if held.standing.take(TaskStep.DROP) is TaskStanding.STOPPING:
@@ -192,14 +228,15 @@ class HostedRun:
         self._past = self.seconds(now)
         busy, self._busy = self._busy.values(), {}
         again = [held for held in busy if held.standing.take(TaskStep.KILL) is TaskStanding.QUEUED]
-        self._queue = {held.task.task: held for held in again} | self._queue
+        waiting = list(self._queue.values())
+        for held in waiting:
+            self._unqueue(held.task.task)
+        for held in again + waiting:
+            self._wait(held)
 
     def _refuse(self, held: HostedTask, reason: str, *, retry: bool = False) -> None:
         self.let_go([held.task.task])
         self._answers.refuse(held.task, reason, retry=retry)
-
-    def _is_here(self, held: HostedTask) -> bool:
-        return self._blobs.here(self.id, held.blobs)
 
 
 def _lost(task: m.Task) -> str:

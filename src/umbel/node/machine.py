@@ -38,6 +38,8 @@ from .signals import (
 )
 from .spool import Ended, Settled, Spool
 
+TOGETHER = 0.02
+"""So many seconds an update waits for others to be on disk with, while its run has more to do here."""
 FINISHED = 32
 """So many finished runs are kept for those who want further rounds of them."""
 
@@ -95,8 +97,10 @@ class NodeMachine:
                 self._connect()
             case SessionEnded():
                 self._session.end()
-            case ServerSaid(message):
+            case ServerSaid(message, more):
                 self._hear(message)
+                if more:
+                    return list(self._out)
             case Fetched(run, sha):
                 self._fetched(run, sha)
             case NotFetched(run, sha, reason):
@@ -120,9 +124,9 @@ class NodeMachine:
         for hosted in self._runs.values():
             hosted.hosting.try_again(now)
         self._fill()
-        alive_at = self._session.tell_alive(now, lambda: {run.id: run.waiting() for run in self._runs.values()})
-        times = (alive_at, *(run.hosting.again_at for run in self._runs.values()))
-        self.next_tick = min((at for at in times if at is not None), default=None)
+        times = [self._session.tell_alive(now, lambda: {run.id: run.waiting() for run in self._runs.values()})]
+        times += [run.hosting.again_at for run in self._runs.values()]
+        self.next_tick = min([at for at in times if at is not None], default=None)
         return list(self._out)
 
     def needed(self) -> set[tuple[str, bytes]]:
@@ -263,8 +267,10 @@ class NodeMachine:
 
     def _fetched(self, run_id: str, sha: bytes) -> None:
         self._blobs.arrived(run_id, sha)
-        if run_id in self._runs and "archive" in self._blobs.users(run_id, sha):
-            self._runs[run_id].hosting.fetched()
+        if (run := self._runs.get(run_id)) is not None:
+            run.arrived(sha)
+            if "archive" in self._blobs.users(run_id, sha):
+                run.hosting.fetched()
 
     def _not_fetched(self, run_id: str, sha: bytes, reason: str) -> None:
         run = self._runs.get(run_id)
@@ -287,9 +293,9 @@ class NodeMachine:
 
     def _fill(self) -> None:
         """Start what can be started; of runs that have used as much the older goes first."""
-        free = self._slots - sum(run.slots() for run in self._runs.values())
-        while free > 0:
-            runs = sorted(self._runs.values(), key=lambda run: run.seconds(self._now))
+        free = self._slots - sum([run.slots() for run in self._runs.values()])
+        while free > 0 and (runs := [run for run in self._runs.values() if run.startable]):
+            runs.sort(key=lambda run: run.seconds(self._now))
             started = next((it for run in runs if (it := run.start(self._now)) is not None), None)
             if started is None:
                 return
@@ -312,4 +318,5 @@ class NodeMachine:
         result.done.receipt.task = held.task.task
         result.done.receipt.client = held.task.client
         result.done.receipt.kept = event.state is not None
-        self._answers.keep(result, held.ask.digest, event.state)
+        more = held.ask.whole and self._runs[event.run].has_more
+        self._answers.keep(result, held.ask.digest, event.state, TOGETHER if more else 0.0)

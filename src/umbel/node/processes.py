@@ -42,11 +42,11 @@ class Child:
     def __init__(self, slot: int) -> None:
         self.slot = slot
         self.task: Start | None = None
-        self.result = Path()
+        self.result = ""
         self.stopped = False
         self.clients: set[str] = set()
         self.asks: OrderedDict[int, int] = OrderedDict()  # with their bytes, the one used last at the end
-        self.ticks = 0
+        self.ticks: int | None = None
         self.timer: asyncio.TimerHandle | None = None
         self.fault = ""
         self._limit: asyncio.TimerHandle | None = None
@@ -82,38 +82,24 @@ class Child:
         finally:
             os.close(theirs_in)
             os.close(theirs_out)
-        lines = asyncio.StreamReader(limit=LINE_BYTES)
-        reading, _ = await loop.connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(lines), os.fdopen(ours_in, "rb", 0)
-        )
+        lines = _Lines(self, heard)
+        reading, _ = await loop.connect_read_pipe(lambda: lines, os.fdopen(ours_in, "rb", 0))
         self._orders, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, os.fdopen(ours_out, "wb", 0))
         for data in self._waiting:
             self._orders.write(data)
         if self._doomed:
             self.kill()
-        listening = loop.create_task(self._listen(lines, heard))
         try:
             status = await self._process.wait()
-            await asyncio.wait({listening}, timeout=1)  # what a client has forked may keep the pipe open
+            await asyncio.wait({lines.over}, timeout=1)  # what a client has forked may keep the pipe open
         finally:
             self.kill()
-            listening.cancel()
-            with suppress(asyncio.CancelledError):
-                await listening
+            lines.close()
             reading.close()
             if not self._orders.is_closing():
                 self._orders.abort()
             await asyncio.sleep(0)  # in which the pipes close
         return self.fault or described(status)
-
-    async def _listen(self, lines: asyncio.StreamReader, heard: Callable[[Message], None]) -> None:
-        try:
-            while line := await lines.readline():
-                if line.endswith(b"\n"):
-                    heard(read(line))
-        except Exception:
-            log.exception("a child process is ended, for what it says cannot be understood")
-            self.kill("said what this node cannot understand")
 
     def does(self, task: str, attempt: int) -> bool:
         """Whether it is at this attempt of a task."""
@@ -201,15 +187,17 @@ class Child:
         if self._rested is None or self._limit is not None:
             return 0.0
         self.progressed()
-        return (self.ticks - self._rested) / os.sysconf("SC_CLK_TCK")
+        return ((self.ticks or 0) - self._rested) / os.sysconf("SC_CLK_TCK")
 
     def progressed(self) -> bool:
-        """Whether it, or what it has started, has used processor time since this was last asked."""
+        """Whether it, or what it has started, has used processor time since this was last asked; False where that was
+        forgotten.
+        """
         if self._process is None:
             return False
         pid = self._process.pid
         before, self.ticks = self.ticks, sum(map(_ticks, (pid, *below(pid))))
-        return self.ticks > before
+        return before is not None and self.ticks > before
 
     @property
     def memory(self) -> int:
@@ -217,10 +205,42 @@ class Child:
         return 0 if self._process is None else sum(map(_resident, below(self._process.pid)))
 
 
+class _Lines(asyncio.Protocol):
+    """What a child says, line by line, as it comes; `over` is done once it says no more."""
+
+    def __init__(self, child: Child, heard: Callable[[Message], None]) -> None:
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._child, self._heard = child, heard
+        self._rest = b""
+
+    def data_received(self, data: bytes) -> None:
+        *lines, self._rest = (self._rest + data).split(b"\n") if b"\n" in data else (self._rest + data,)
+        try:
+            for line in lines:
+                if not self.over.done():
+                    self._heard(read(line))
+            if len(self._rest) > LINE_BYTES:
+                read(self._rest)
+        except Exception:
+            log.exception("a child process is ended, for what it says cannot be understood")
+            self._child.kill("said what this node cannot understand")
+            self.close()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hear no more."""
+        if not self.over.done():
+            self.over.set_result(None)
+
+
 def read(line: bytes) -> Message:
     """What a child says, as `umbel.node.child` has it. A client's code can speak in its place: whatever else it is
     raises, of whatever kind, before the node relies on it or passes it on.
     """
+    if len(line) > LINE_BYTES:
+        raise ValueError(f"a line of {len(line)} bytes")
     said: Message = read_json(line, "what a child says", dict)
     match said["type"]:
         case "ready":

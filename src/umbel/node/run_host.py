@@ -120,7 +120,7 @@ class RunHost:
         child.task, child.stopped = effect, False
         child.result = self._path("results")
         child.clients.add(task.client)
-        child.progressed()
+        child.ticks = None  # what it used before is no progress of this task
         seconds = self._settings.limits.task_time
         child.kill_at(seconds, f"took longer than the {seconds} seconds that this node's owner allows")
         child.tell_of(effect.ask, self._part)
@@ -134,7 +134,7 @@ class RunHost:
             data_key=task.data_key.hex(),
             base=base,
             own=self._part(task.own) if task.HasField("own") else None,
-            result=str(child.result),
+            result=child.result,
         )
 
     def stop(self, effect: Stop) -> None:
@@ -282,7 +282,7 @@ class RunHost:
     def _failed(self, start: Start, reason: str, *, retry: bool) -> None:
         self._tell(TaskFailed(self._run, start.task.task, start.task.attempt, reason, retry))
 
-    def _done(self, start: Start, result: Path, message: Message) -> None:
+    def _done(self, start: Start, result: str, message: Message) -> None:
         receipt = m.Receipt(
             task=start.task.task,
             client=start.task.client,
@@ -296,7 +296,7 @@ class RunHost:
         else:
             self._finished(start, receipt, *self._taken_in(result, message))
 
-    async def _stored(self, start: Start, result: Path, receipt: m.Receipt, message: Message) -> None:
+    async def _stored(self, start: Start, result: str, receipt: m.Receipt, message: Message) -> None:
         try:
             update, state = await self._patience.later(lambda: asyncio.to_thread(self._taken_in, result, message))
         except Exception as error:  # the client's code may leave anything there
@@ -306,7 +306,7 @@ class RunHost:
             if self._ended and update.HasField("blob"):  # the run was over first, and nobody is told of it
                 self._blobs.release(holder(self._run, update.blob.sha256))
 
-    def _taken_in(self, result: Path, message: Message) -> tuple[m.Payload, bytes | None]:
+    def _taken_in(self, result: str, message: Message) -> tuple[m.Payload, bytes | None]:
         update, state = message["update"], message["state"]
         payload = m.Payload()
         if "file" in update:
@@ -321,7 +321,7 @@ class RunHost:
             return payload, None
         if "base64" in state:
             return payload, base64.b64decode(state["base64"])
-        with opened_below(result.parent, f"{result.name}.state") as file:
+        with opened_below(*_below(f"{result}.state")) as file:
             if (size := os.fstat(file.fileno()).st_size) > LARGEST_STATE:
                 raise ValueError(f"the client keeps {size:,} bytes in ctx.state, and {LARGEST_STATE:,} are the most")
             data = file.read(size)
@@ -334,30 +334,35 @@ class RunHost:
 
     # what children are sent
 
-    def _path(self, kind: str) -> Path:
-        return self._folder / kind / str(next(self._numbers))
+    def _path(self, kind: str) -> str:
+        return f"{self._folder}/{kind}/{next(self._numbers)}"
 
     def _part(self, payload: m.Payload) -> Message:
         if payload.WhichOneof("at") == "inline":
             return _inline(payload.inline)
         path = self._blobs.path(payload.blob.sha256)
         given = self._path("given")
-        if path is not None and not linked(path, given):
+        if path is not None and not linked(path, Path(given)):
             with suppress(OSError):  # the child finds nothing then, and says so
                 shutil.copyfile(path, given)
-        return {"file": str(given), "given": True}
+        return {"file": given, "given": True}
 
     def _base(self, base: bytes) -> Message:
         if len(base) <= INLINE_BYTES:
             return _inline(base)
         path = self._path("given")
-        path.write_bytes(base)
-        return {"file": str(path), "given": True}
+        Path(path).write_bytes(base)
+        return {"file": path, "given": True}
 
 
 def holder(run: str, sha256: bytes) -> str:
     """The name under which a run holds a blob."""
     return f"{run}/{sha256.hex()}"
+
+
+def _below(path: str) -> tuple[Path, str]:
+    folder, _, name = path.rpartition("/")
+    return Path(folder), name
 
 
 def _inline(data: bytes) -> Message:

@@ -80,6 +80,8 @@ log = logging.getLogger("umbel.node")
 IDLE_COMMIT = 1.0
 """What nobody waits for is on disk after so many seconds."""
 
+QUICK_COMMIT = 0.1
+"""What takes longer to be on disk is written in a thread: until then nothing that a node does is worth one."""
 FIRST_WAIT, LONGEST_WAIT = 0.1, 30.0
 MOVED_EVERY = 1.0
 FREE_SHARE = 0.8
@@ -221,6 +223,7 @@ class NodeService:
             spool,
             self._say,
             lazy=IDLE_COMMIT,
+            quick=QUICK_COMMIT,
             log=log,
             timed=lambda seconds: self._audit.settle(),
             troubled=self._say_problem,
@@ -266,13 +269,14 @@ class NodeService:
             self._handle(SessionBegun(welcome))
             if self._problem:
                 self._say_problem()
-            async for message in connection.messages():
-                self._settings.server.acknowledged(message.ack.epoch)
-                try:
-                    self._handle(ServerSaid(message))
-                except ProtocolError as error:
-                    await connection.close(error)
-                    raise
+            async for batch in connection.batches():
+                for left, message in zip(range(len(batch) - 1, -1, -1), batch, strict=True):
+                    self._settings.server.acknowledged(message.ack.epoch)
+                    try:
+                        self._handle(ServerSaid(message, left > 0))
+                    except ProtocolError as error:
+                        await connection.close(error)
+                        raise
         finally:
             exchange, self._connection, self._exchange = self._exchange, None, None
             if exchange is not None:
@@ -324,11 +328,15 @@ class NodeService:
         for effect in self._machine.handle(event, self._loop.time()):
             self._carry_out(effect)
         self._commits.later()
-        if self._tick is not None:
-            self._tick.cancel()
-            self._tick = None
-        if self._machine.next_tick is not None:
-            self._tick = self._loop.call_at(self._machine.next_tick, self._told, Ticked())
+        at = self._machine.next_tick
+        if at != (self._tick.when() if self._tick is not None else None):
+            if self._tick is not None:
+                self._tick.cancel()
+            self._tick = None if at is None else self._loop.call_at(at, self._ticked)
+
+    def _ticked(self) -> None:
+        self._tick = None
+        self._told(Ticked())
 
     def _say(self, held: tuple[Connection | None, m.Message]) -> None:
         """Say what is on disk by now, unless its session is over."""
@@ -338,10 +346,13 @@ class NodeService:
 
     def _carry_out(self, effect: Effect) -> None:
         match effect:
-            case SayToServer(message, durable):
+            case SayToServer(message, durable, lazy):
                 if durable:
                     self._commits.hold((self._connection, message))
-                    self._commits.soon()
+                    if lazy:
+                        self._commits.later(lazy)
+                    else:
+                        self._commits.soon()
                 elif self._connection is not None:
                     self._connection.post(message)
             case FetchBlob(run, blob):

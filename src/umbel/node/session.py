@@ -37,10 +37,12 @@ class ServerSession:
         """The session is over."""
         self._open = False
 
-    def say(self, *, durable: bool = False, **body: Any) -> None:
-        """Say something, if somebody hears it; what is `durable` once all that the spool has by now is on disk."""
+    def say(self, *, durable: bool = False, lazy: float = 0.0, **body: Any) -> None:
+        """Say something, if somebody hears it; what is `durable` once all that the spool has by now is on disk, which
+        may take `lazy` seconds.
+        """
         if self._open:
-            self._do(SayToServer(m.Message(**body), durable))
+            self._do(SayToServer(m.Message(**body), durable, lazy))
 
     def moved(self, run: str, *tasks: str) -> None:
         """These tasks, or what they need or came to, have made progress."""

@@ -24,9 +24,12 @@ class SessionEnded:
 
 @dataclass(frozen=True, slots=True)
 class ServerSaid:
-    """A message from the server, other than those of the handshake, of blobs, pings and problems."""
+    """A message from the server, other than those of the handshake, of blobs, pings and problems; there may be `more`
+    of its frame to come, with which tasks are begun.
+    """
 
     message: m.Message
+    more: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +141,13 @@ Event: TypeAlias = (
 
 @dataclass(frozen=True, slots=True)
 class SayToServer:
-    """Send a message in this session; a durable one only once all that the spool was given before it is on disk."""
+    """Send a message in this session; a durable one only once all that the spool was given before it is on disk, for
+    which there are `lazy` seconds.
+    """
 
     message: m.Message
     durable: bool = False
+    lazy: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,7 +124,8 @@ class Spool:
         self._unwritten: list[Step] = []
         self._taken = 0
         self._answered: dict[tuple[str, str], StoredAnswer] = {}
-        self._ending: set[str] = set()
+        self._ended = {row[0] for row in self._database.rows("SELECT run FROM ended")}
+        self._stateful = set(self._database.rows("SELECT DISTINCT run, client FROM states"))
 
     def put(self, step: Step) -> None:
         """Queue a write."""
@@ -132,8 +133,10 @@ class Spool:
             self._unwritten.append(step)
             if isinstance(step, StoredAnswer):
                 self._answered[step.run, step.task] = step
+                if step.state is not None:
+                    self._stateful.add((step.run, step.client))
             elif isinstance(step, Ended):
-                self._ending.add(step.run)
+                self._ended.add(step.run)
 
     def take(self) -> Batch:
         """All that is queued and was not taken yet; batches have to be written in the order in which they are taken."""
@@ -193,7 +196,11 @@ class Spool:
 
     def ended(self, run: str) -> bool:
         """Whether a run is over for good; queued ones count."""
-        return run in self._ending or bool(self._database.rows("SELECT 1 FROM ended WHERE run = ?", run))
+        return run in self._ended
+
+    def has_states(self, run: str, client: str) -> bool:
+        """Whether tasks have left states at a client, which may be gone by now; queued ones count."""
+        return (run, client) in self._stateful
 
     def noted(self, above: int, did: str | None = None) -> list[dict[str, Any]]:
         """The records of the audit on disk after a number, of one kind where that is said."""

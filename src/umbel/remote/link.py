@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -73,7 +74,8 @@ class ServerLink:
         self._patience = Patience(None, _LOG.warning)
         stored = stored_in(self._blobs.folder, self._adopt, INLINE)
         self.store: Stored = lambda value: self._patience(stored, value)
-        self._items: queue.SimpleQueue[Item | UmbelError] = queue.SimpleQueue()
+        self._items: queue.SimpleQueue[Item | UmbelError | list[m.Message]] = queue.SimpleQueue()
+        self._here: deque[m.Message] = deque()
         self._up = False
         self._since = 0.0
         self._before = 0.0
@@ -156,7 +158,12 @@ class ServerLink:
             shutil.rmtree(self._own, ignore_errors=True)
 
     def _next(self, timeout: float | None) -> Item:
+        if self._here:
+            return self._here.popleft()
         item = self._items.get(timeout=None if timeout is None else min(timeout, LONGEST_WAIT))
+        if isinstance(item, list):
+            self._here.extend(item)
+            return self._here.popleft()
         if isinstance(item, UmbelError):
             raise item
         if isinstance(item, Up):
@@ -213,8 +220,7 @@ class ServerLink:
             self._items.put(Up())
             try:
                 while True:
-                    for message in await connection.receive():
-                        self._items.put(message)
+                    self._items.put(await connection.receive())
             except PeerError as error:
                 self._items.put(Down())
                 if not self._closing and isinstance(error, Refused) and not error.retry:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -12,7 +13,6 @@ from ..core.task import Task
 class _Sent:
     task: Task
     seen: float
-    warned: bool = False
 
 
 class Outstanding:
@@ -24,6 +24,8 @@ class Outstanding:
         self.stall = stall
         self._clock = clock
         self._sent: dict[str, _Sent] = {}
+        # Those that were not warned of, and those that were, the longest silent first: nobody else need be looked at.
+        self._calm, self._warned = OrderedDict[str, _Sent](), OrderedDict[str, _Sent]()
 
     def __contains__(self, id: object) -> bool:
         return id in self._sent
@@ -39,18 +41,25 @@ class Outstanding:
 
     def add(self, task: Task) -> None:
         """A task is sent."""
-        self._sent[task.id] = _Sent(task, self._clock())
+        self.remove(task.id)
+        self._sent[task.id] = self._calm[task.id] = _Sent(task, self._clock())
 
     def remove(self, id: str) -> Task | None:
         """A task is over; None where it was that before."""
         sent = self._sent.pop(id, None)
-        return None if sent is None else sent.task
+        if sent is None:
+            return None
+        (self._calm if id in self._calm else self._warned).pop(id)
+        return sent.task
 
     def seen(self, ids: Iterable[str]) -> None:
         """The clients of these tasks have shown a sign of life."""
         for id in ids:
-            if id in self._sent:
-                self._sent[id].seen, self._sent[id].warned = self._clock(), False
+            if (sent := self._sent.get(id)) is not None:
+                sent.seen = self._clock()
+                self._warned.pop(id, None)
+                self._calm[id] = sent
+                self._calm.move_to_end(id)
 
     def count_anew(self) -> None:
         """All clients could not be heard until now."""
@@ -62,19 +71,21 @@ class Outstanding:
         by that: it is over then. A task is told of once as a warning.
         """
         now = self._clock()
-        for sent in list(self._sent.values()):
-            silent = now - sent.seen
-            if silent >= self.stall:
-                del self._sent[sent.task.id]
-                yield sent.task, silent, True
-            elif silent >= self.stall / 2 and not sent.warned:
-                sent.warned = True
-                yield sent.task, silent, False
+        for among, most in ((self._calm, self.stall / 2), (self._warned, self.stall)):
+            while (sent := _first(among)) is not None and (silent := now - sent.seen) >= most:
+                id = sent.task.id
+                if silent >= self.stall:
+                    self.remove(id)
+                else:
+                    self._warned[id] = self._calm.pop(id)
+                yield sent.task, silent, silent >= self.stall
 
     def until(self) -> list[float]:
         """When somebody may come to be silent for too long."""
-        if not self._sent:
-            return []
-        unwarned = [sent.seen for sent in self._sent.values() if not sent.warned]
-        times = [min(sent.seen for sent in self._sent.values()) + self.stall]
-        return [*times, min(unwarned) + self.stall / 2] if unwarned else times
+        calm, warned = _first(self._calm), _first(self._warned)
+        times = [min(sent.seen for sent in (calm, warned) if sent is not None) + self.stall] if self._sent else []
+        return times if calm is None else [*times, calm.seen + self.stall / 2]
+
+
+def _first(among: OrderedDict[str, _Sent]) -> _Sent | None:
+    return next(iter(among.values()), None)

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from ..core import encoding
@@ -27,7 +28,7 @@ Stored = Callable[[Any], m.Payload]
 """What turns a tree, or `Arrays`, into a payload."""
 
 
-@dataclass(slots=True)
+@dataclass
 class RemoteAsk:
     """An ask as a run has sent it: the round it belongs to, its place in it, its transforms' parameters, its digest."""
 
@@ -40,7 +41,12 @@ class RemoteAsk:
     cohort: tuple[ClientId, ...]
     spec: m.AskSpec | None = None
 
-    @property
+    @cached_property
+    def clients(self) -> frozenset[ClientId]:
+        """Who is asked."""
+        return frozenset(self.cohort)
+
+    @cached_property
     def routed(self) -> tuple[str, ...]:
         """The fields that each client gets its own of."""
         return tuple(name for name in SENT if callable(getattr(self.ask, name)))

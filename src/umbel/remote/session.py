@@ -180,7 +180,7 @@ class RemoteSession(Session):
         self._asks: dict[int, RemoteAsk] = {}
         self._open: set[int] = set()
         self._out = Outstanding(stall, link.served)
-        self._blocked: list[Task] = []
+        self._blocked: dict[str, Task] = {}
         self._merged: set[str] = set()
         self._blobs = AskBlobs(link)
         self._done: set[int] = set()
@@ -188,7 +188,7 @@ class RemoteSession(Session):
         self._wakes: list[float] = []
         self._up = True
         self._left = link.served()
-        self._freed: list[Task] = []
+        self._freed: dict[str, Task] = {}
         self._report = ServerReporting(spec.run, self._say)
         self.members: dict[ClientId, tuple[int, str]] = {}
         since: set[int] = set()
@@ -252,10 +252,12 @@ class RemoteSession(Session):
             if here := [task for task in command.tasks if task not in self._merged]:
                 self._intake.admit(replace(command, tasks=here))
         elif isinstance(command, Cancel):
-            over = set(command.tasks)
-            self._blocked = [task for task in self._blocked if task.id not in over]
-            self._freed = [task for task in self._freed if task.id not in over]
-            out = (task for task in command.tasks if self._out.remove(task) is not None)
+            out = []
+            for id in command.tasks:
+                self._blocked.pop(id, None)
+                self._freed.pop(id, None)
+                if self._out.remove(id) is not None:
+                    out.append(id)
             for tasks in portions(out, text_bytes, most=CANCEL_TASKS):
                 self._say(cancel=m.Cancel(run=self._run, tasks=tasks))
             self._intake.cancel(command.tasks)
@@ -264,8 +266,8 @@ class RemoteSession(Session):
 
     def _send(self, task: Task) -> None:
         # The client has to be done with another ask first, whose state it goes on from.
-        if any(id < task.ask and task.client in self._asks[id].cohort for id in self._open):
-            self._blocked.append(task)
+        if any(id < task.ask and task.client in self._asks[id].clients for id in self._open):
+            self._blocked[task.id] = task
             return
         self._out.add(task)
         self._say(task=self._message(task))
@@ -467,14 +469,14 @@ class RemoteSession(Session):
         self._open.discard(id)
         closed = ClosedAsk(opened.partial, opened.states, opened.refused, self._intake.take_account())
         self._done.add(id)
-        self._freed += self._blocked
-        self._blocked = []
+        self._freed |= self._blocked
+        self._blocked = {}
         return closed
 
     def _flush(self) -> None:
         """Send the tasks that had to wait until the conductor recorded how an ask ended."""
-        freed, self._freed = self._freed, []
-        for task in freed:
+        freed, self._freed = self._freed, {}
+        for task in freed.values():
             self._send(task)
 
     def forget(self, keep: set[int]) -> None:

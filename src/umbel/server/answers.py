@@ -9,9 +9,12 @@ from ..store.records import Store
 from ..wire import messages as m
 from ..wire.blobs import Fetched, NotFetched, node_giver
 from . import fields, ledger
-from .ledger import AnswerEntry, AskEntry, NodeEntry, RunEntry, TaskEntry
+from .ledger import AnswerEntry, AskEntry, NodeEntry, RunEntry, TaskEntry, payload_of
 from .nodes import Nodes
 from .signals import Fetch, Hold, Outbox, Say
+
+TOGETHER = 0.004
+"""So many seconds an update waits for others to go with, where its ask cannot close before others have come."""
 
 
 class NodeAnswers:
@@ -105,8 +108,8 @@ class NodeAnswers:
 
     def _take(self, node: NodeEntry, run: RunEntry, ask: AskEntry, answer: AnswerEntry) -> None:
         """An answer is here, or will be once its blob is."""
-        payload = ledger.payload_of(answer.message)
-        if reason := fields.too_large(answer, ask.spec, self._largest("node")):
+        payload = payload_of(answer.message)
+        if reason := fields.too_large(answer, ask.spec, self._largest):
             for id in answer.tasks:
                 self.fail(run, ask, ask.tasks[id], f"client {ask.tasks[id].message.client}: {reason}")
             self._acknowledge(node, answer.body)
@@ -135,17 +138,15 @@ class NodeAnswers:
             self._out.effects.append(Hold(sha, f"{run.id}/{ask.spec.ask}"))
         self._put(run, ask, answer)
         for id in answer.tasks:
-            task = ask.tasks[id]
-            task.answer = answer.id
-            self._nodes.settle(task)
-            self._store.put("tasks", {"run": run.id, "task": id, "answer": answer.id})
-        self.pass_on(run, answer)
+            self._nodes.settle(ask.answer(id, answer.id))
+        waits = ask.spec.whole and ask.unanswered and payload_of(answer.message) is not None
+        self.pass_on(run, answer, TOGETHER if waits else 0.0)
         self._acknowledge(self._nodes.by_id.get(answer.node), answer.body)
 
     def _put(self, run: RunEntry, ask: AskEntry, answer: AnswerEntry) -> None:
         ask.answers[answer.id] = answer
-        row = {"run": run.id, "id": answer.id, "ask": ask.spec.ask, "message": answer.message.SerializeToString()}
-        self._store.put("answers", row)
+        row = {"run": run.id, "id": answer.id, "ask": ask.spec.ask, "node": answer.node}
+        self._store.put("answers", {**row, "message": answer.message.SerializeToString()})
 
     def fail(self, run: RunEntry, ask: AskEntry, task: TaskEntry, reason: str) -> None:
         """Answer a task in place of a node."""
@@ -154,15 +155,14 @@ class NodeAnswers:
         result = m.Result(run=run.id, task=t.task, ask=t.ask, client=t.client, attempt=t.attempt, failure=failure)
         answer = AnswerEntry(t.task, m.Message(result=result), (t.task,), "")
         self._nodes.settle(task)
-        task.answer = answer.id
-        self._store.put("tasks", ledger.task_row(run, task))
+        ask.answer(t.task, answer.id)
         self._put(run, ask, answer)
         self.pass_on(run, answer)
 
-    def pass_on(self, run: RunEntry, answer: AnswerEntry) -> None:
+    def pass_on(self, run: RunEntry, answer: AnswerEntry, lazy: float = 0.0) -> None:
         """Say an answer to whoever drives the run."""
         if run.peer is not None:
-            self._out.effects.append(Say(run.peer, answer.message))
+            self._out.effects.append(Say(run.peer, answer.message, lazy=lazy))
 
     def _acknowledge(self, node: NodeEntry | None, body: m.Result | m.Partial) -> None:
         if node is None:
@@ -195,10 +195,9 @@ class NodeAnswers:
                 continue
             if (node := self._nodes.by_id.get(answer.node)) is not None:
                 refold = m.Refold(run=run.id, ask=body.ask, without=sorted(without))
-                self._out.say(node.peer, durable=True, refold=refold)
+                self._out.say(node.peer, refold=refold)
             for id in unwanted:
-                if ask.remove(id) is not None:  # if the run asks for it yet, the relay still has its answer
-                    self._store.delete("tasks", run=run.id, task=id)
+                ask.remove(id)  # if the run asks for it yet, the relay still has its answer
             self._drop(run, ask, answer.id)
 
     def _drop(self, run: RunEntry, ask: AskEntry, id: str, besides: frozenset[str] = frozenset()) -> None:
@@ -211,9 +210,10 @@ class NodeAnswers:
             task = ask.tasks.get(name)
             if task is None or name in besides:
                 continue
-            task.answer = None
-            self._nodes.wait(task)
-            self._store.put("tasks", {"run": run.id, "task": name, "answer": None})
+            if not task.message.key:  # it was not asked for since a restart
+                ask.remove(name)
+                continue
+            self._nodes.wait(ask.answer(name, None))
             self._nodes.dispatch(run, ask, task)
 
 

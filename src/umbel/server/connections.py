@@ -27,8 +27,8 @@ from .signals import Connected, Lost, Received
 from .supervision import Places
 
 _LOG = logging.getLogger("umbel.server")
-LAZY = frozenset({"ack", "log_ack", "close_ask"})
-"""Messages that nobody waits for."""
+LAZY = dict.fromkeys(("ack", "log_ack", "close_ask"), 0.05)
+"""Messages that nobody waits for, and for how many seconds they wait for others to go with."""
 SLICE = 64
 """After so many messages of one peer it is the others' turn."""
 VIOLATIONS = frozenset({m.CODE_MALFORMED, m.CODE_TOO_LARGE, m.CODE_NOT_ALLOWED, m.CODE_OUT_OF_ORDER, m.CODE_INTERNAL})
@@ -80,14 +80,14 @@ class PeerConnection:
         self._around.blobs.hold(blob.sha256, self.id)
         self._offered.add(blob.sha256)
 
-    def say(self, message: m.Message) -> None:
-        """Send a message; one that no frame can hold is lost."""
+    def say(self, message: m.Message, lazy: float = 0.0) -> None:
+        """Send a message, within `lazy` seconds; one that no frame can hold is lost."""
         if self.connection.budget is not None:
             self.connection.budget.asked += message.HasField("task")
         if message.HasField("ack"):
             message.ack.epoch = self._around.epoch.number
         try:
-            self.connection.post(message, lazy=message.WhichOneof("body") in LAZY)
+            self.connection.post(message, lazy=LAZY.get(message.WhichOneof("body") or "", lazy))
         except ProtocolError as error:  # whoever made it so large has to do without
             _LOG.error("what %s is to be told is lost: %s", self.id, error.message)
 

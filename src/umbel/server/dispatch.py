@@ -6,12 +6,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..errors import ConnectionLost, CorruptFile, ProtocolError, Refused, StorageError
 from ..store.commits import RETRY_SECONDS
 from ..wire import messages as m
 from ..wire.blobs import Fetched, NotFetched
+from ..wire.limits import ALIVE_TASKS
 from .connections import LAZY, Connections
 from .programs import Surroundings
 from .signals import Drop, Effect, Event, Fetch, Hold, Release, RunBegun, RunEnded, Say, Tell
@@ -39,6 +40,8 @@ class Dispatch:
         self._fetching: set[tuple[str, str, bytes]] = set()
         self._again: set[tuple[str, str, bytes]] = set()
         self._problems: dict[tuple[str, str, bytes], str] = {}
+        self._held: list[Say] = []
+        self._acks: dict[tuple[Any, ...], m.Ack] = {}
         self.insiders: dict[str, InternalPeer] = {}
 
     @property
@@ -56,8 +59,9 @@ class Dispatch:
         for effect in effects:
             if isinstance(effect, Say):
                 if effect.durable:
-                    self._around.commits.hold(effect)
                     soon = soon or effect.message.WhichOneof("body") not in LAZY
+                    if not self._joins(effect):
+                        self._around.commits.hold(effect)
                 else:
                     self.post(effect)
             elif isinstance(effect, Fetch):
@@ -83,12 +87,25 @@ class Dispatch:
         else:
             self._around.commits.later()
 
+    def _joins(self, say: Say) -> bool:
+        """Whether an acknowledgement goes with one that waits for the same commit."""
+        if not say.message.HasField("ack"):
+            return False
+        if self._held is not (held := self._around.commits.held):
+            self._held, self._acks = held, {}
+        ack = say.message.ack
+        first = self._acks.setdefault((say.peer, ack.run, ack.attempt, ack.failed), ack)
+        if first is ack or len(first.tasks) + len(ack.tasks) > ALIVE_TASKS:
+            return False
+        first.tasks.extend(ack.tasks)
+        return True
+
     def post(self, say: Say) -> None:
         """Say something now, if whoever is to hear it is there."""
         if (insider := self.insiders.get(say.peer)) is not None:
             insider.say(say.peer, say.message)
         elif (peer := self._connections.peers.get(say.peer)) is not None:
-            peer.say(say.message)
+            peer.say(say.message, say.lazy)
 
     async def _fetch(self, fetch: Fetch) -> None:
         key = (fetch.peer, fetch.run, fetch.blob.sha256)

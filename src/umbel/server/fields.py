@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ..errors import ProtocolError
@@ -15,7 +16,11 @@ from ..wire.portions import text_bytes
 from ..wire.texts import read_json
 from .ledger import AnswerEntry, payload_of
 
-_NUMBERS = ("ask", "attempt", "number", "round")
+_NUMBERS = {
+    body.name: [name for name in ("ask", "attempt", "number", "round") if name in body.message_type.fields_by_name]
+    for body in m.Message.DESCRIPTOR.fields
+    if body.message_type is not None
+}
 
 
 _LISTS: dict[str, tuple[tuple[str, int], ...]] = {
@@ -36,9 +41,9 @@ def _bytes(part: Any) -> int:
 
 def check(kind: str, body: Any) -> None:
     """Raise `ProtocolError` for a message of this kind that lacks a field, or has one that is too large."""
-    numbers = [getattr(body, name, 0) for name in _NUMBERS]
-    if max(numbers) >= MOST:
-        raise ProtocolError(f"a {kind} with the number {max(numbers)}; they are below 2^63", m.CODE_MALFORMED)
+    for name in _NUMBERS.get(kind, ()):
+        if (number := getattr(body, name)) >= MOST:
+            raise ProtocolError(f"a {kind} with the number {number}; they are below 2^63", m.CODE_MALFORMED)
     if kind == "log_event" and len(body.event.encode()) > EVENT_BYTES:
         raise ProtocolError(f"an event of more than {EVENT_BYTES} bytes", m.CODE_TOO_LARGE)
     for name, most in _LISTS.get(kind, ()):
@@ -61,21 +66,23 @@ def event_in(text: str, *, plain: bool = False) -> RunEvent | None:
         raise ProtocolError(f"the event of a log_event is none: {error}", m.CODE_MALFORMED) from None
 
 
-def too_large(answer: AnswerEntry, ask: m.AskSpec, largest: int) -> str:
-    """Why an answer of a node is too large to be kept; empty where it is not."""
+def too_large(answer: AnswerEntry, ask: m.AskSpec, largest: Callable[[str], int]) -> str:
+    """Why an answer of a node is too large to be kept; empty where it is not. `largest` is as a `Router` has it."""
     size, most = answer.message.ByteSize(), ANSWER_BYTES * len(answer.tasks)
     if size > most:
         return (
             f"its answer has {size:,} bytes beside its arrays, such as metrics or a reason; at most {most:,} are kept"
         )
     payload = payload_of(answer.message)
-    size = payload.blob.size if payload is not None else 0
+    if payload is None or not payload.HasField("blob"):
+        return ""
+    size, most = payload.blob.size, largest("node")
     expected = most_of_answer(ask.most_bytes, partial=answer.message.WhichOneof("body") == "partial")
     if expected and size > expected:
         return f"its answer has {size:,} bytes, and what ask {ask.ask} expects has at most {expected:,}"
-    if size > largest:
+    if size > most:
         return (
-            f"its answer has {size:,} bytes, and the server takes at most {largest:,} of one node "
+            f"its answer has {size:,} bytes, and the server takes at most {most:,} of one node "
             "(see --quota, --node-quota and --largest-answer of `umbel server`)"
         )
     return ""

@@ -56,7 +56,7 @@ from .storage import Storage
 _LOG = logging.getLogger("umbel.server")
 EPOCH_SECONDS = 600.0
 """So often the number goes up by which nodes notice that they meet an older copy of the server's folder."""
-LAZY_COMMIT = 0.02
+LAZY_COMMIT = 0.1
 """So long what nobody waits for may wait to be written with something else."""
 
 

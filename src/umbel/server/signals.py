@@ -65,11 +65,14 @@ Event = Connected | Lost | Received | Fetched | NotFetched | Revoked | Bounded |
 
 @dataclass(frozen=True, slots=True)
 class Say:
-    """Effect: send a message; `durable`: not before the store is on disk."""
+    """Effect: send a message; `durable`: not before the store is on disk; `lazy`: for how many seconds it may wait for
+    others to go with.
+    """
 
     peer: str
     message: m.Message
     durable: bool = False
+    lazy: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

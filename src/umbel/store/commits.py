@@ -66,6 +66,11 @@ class GroupCommit(Generic[Batch, Said]):
         self._writing = asyncio.get_running_loop().create_task(self._write_always())
         return self._writing
 
+    @property
+    def held(self) -> list[Said]:
+        """What is said once the next batch is on disk."""
+        return self._held
+
     def hold(self, said: Said) -> None:
         """Say this once what is in the store by now is on disk."""
         self._held.append(said)
@@ -74,10 +79,16 @@ class GroupCommit(Generic[Batch, Said]):
         """Somebody waits for what was put into the store."""
         self._dirty.set()
 
-    def later(self) -> None:
-        """Something was put into the store for which nobody waits."""
-        if self._later is None:
-            self._later = asyncio.get_running_loop().call_later(self._lazy, self._dirty.set)
+    def later(self, seconds: float | None = None) -> None:
+        """Something was put into the store that may wait for something else, so many seconds, or as `lazy` says."""
+        if seconds is None and self._later is not None:
+            return
+        loop = asyncio.get_running_loop()
+        at = loop.time() + (self._lazy if seconds is None else seconds)
+        if self._later is None or self._later.when() > at:
+            if self._later is not None:
+                self._later.cancel()
+            self._later = loop.call_at(at, self._dirty.set)
 
     async def done(self) -> None:
         """Return when all that was put into the store is on disk."""

@@ -21,8 +21,6 @@ from .stream import Stream
 BATCH_BYTES = 64 << 10
 BULK = 2
 """Bulk messages that may wait to be sent."""
-LAZY_SECONDS = 0.05
-"""So long a lazy message waits for others to go with."""
 GRACE = 2.0
 """Seconds for a peer to take the last words."""
 
@@ -96,6 +94,7 @@ class Connection:
         self._held = False
         self._ending: asyncio.Task[None] | None = None
         self._end: PeerError | None = None
+        self._loop = asyncio.get_running_loop()
         self._writer = asyncio.create_task(self._write())
         self._timer: asyncio.TimerHandle | None = None
         self._lazy: asyncio.TimerHandle | None = None
@@ -111,11 +110,11 @@ class Connection:
         """Why it is over; None while it is not."""
         return self._end
 
-    def post(self, message: m.Message | bytes, *, lazy: bool = False) -> None:
+    def post(self, message: m.Message | bytes, *, lazy: float = 0.0) -> None:
         """Have a message sent, soon and before chunks, without waiting; when the connection is over nothing happens.
 
-        A message that goes to many can be given as its bytes. A `lazy` one waits a moment for others to go with, since
-        each frame has its price. Raises `ProtocolError` for one that no frame can hold.
+        A message that goes to many can be given as its bytes. A `lazy` one waits so many seconds for others to go with,
+        since each frame has its price. Raises `ProtocolError` for one that no frame can hold.
         """
         if self._end is not None:
             return
@@ -129,8 +128,10 @@ class Connection:
         self.queued += len(data)
         if not lazy:
             self._wake.set()
-        elif self._lazy is None:
-            self._lazy = asyncio.get_running_loop().call_later(LAZY_SECONDS, self._hurry)
+        elif self._lazy is None or self._lazy.when() > self._loop.time() + lazy:
+            if self._lazy is not None:
+                self._lazy.cancel()
+            self._lazy = self._loop.call_later(lazy, self._hurry)
         if self.queued > QUEUE_BYTES:  # whatever counts is sent again
             self._give_up(ConnectionLost(f"{self.peer} does not read what it is sent", m.CODE_TOO_SLOW))
 
@@ -162,15 +163,19 @@ class Connection:
 
         Raises `Refused`, `ProtocolError` or `ConnectionLost` where it ends otherwise.
         """
+        async for batch in self.batches():
+            for message in batch:
+                yield message
+
+    async def batches(self) -> AsyncIterator[list[m.Message]]:
+        """The same, by the frame."""
         while True:
             try:
-                batch = await self.receive()
+                yield await self.receive()
             except PeerError as error:
                 if isinstance(error, _Closed):
                     return
                 raise
-            for message in batch:
-                yield message
 
     async def receive(self) -> list[m.Message]:
         """The messages of the next frame that holds any for the caller; raises as `messages` does, and a

@@ -18,6 +18,7 @@ import json
 import time
 from collections.abc import Container
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 from ..errors import AppError
@@ -63,6 +64,7 @@ class Statement:
         return sign_statement(key, self.text())
 
     @classmethod
+    @lru_cache(maxsize=64)
     def read(cls, author: bytes, text: bytes, signature: bytes) -> Statement:
         """A statement that this author has signed. Raises `AppError`."""
         if not check_statement(author, text, signature):

@@ -1392,14 +1392,14 @@ class Ack(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     run: _builtins.str
     attempt: _builtins.int
-    """of the Result"""
+    """of the Results"""
     failed: _builtins.bool
-    """whether the Result is a failure"""
+    """whether the Results are failures"""
     epoch: _builtins.int
     """of the server, as in Welcome; 0: as before"""
     @_builtins.property
     def tasks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """the answer to these is stored: a Result to the one, or a Partial to all"""
+        """the answer to these is stored: a Result to each, or a Partial to all"""
 
     def __init__(
         self,

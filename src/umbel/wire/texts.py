@@ -9,6 +9,8 @@ from ..errors import ProtocolError
 from . import messages as m
 from .limits import JSON_DEPTH
 
+NO_STEPS = "[]"
+
 
 def read_json(text: str | bytes, what: str, kind: type[Any] | None = None, *, plain: bool = False) -> Any:
     """The value of a text that a peer has sent, which is of a `kind` if one is named.
@@ -17,12 +19,13 @@ def read_json(text: str | bytes, what: str, kind: type[Any] | None = None, *, pl
     where it is to be `plain`, also for NaN and Infinity, which other languages do not read.
     """
     try:
+        text = text.decode() if isinstance(text, bytes) else text
         found = json.loads(text, parse_constant=_refused if plain else None)
     except (ValueError, RecursionError):
         raise ProtocolError(f"{what} is no JSON", m.CODE_MALFORMED) from None
     if kind is not None and type(found) is not kind:
         raise ProtocolError(f"{what} is not a JSON {'object' if kind is dict else 'list'}", m.CODE_MALFORMED)
-    if _is_deep(found):
+    if text.count("[") + text.count("{") > JSON_DEPTH and _is_deep(found):
         raise ProtocolError(f"{what} is nested deeper than {JSON_DEPTH}", m.CODE_TOO_LARGE)
     return found
 
@@ -33,6 +36,8 @@ def _refused(word: str) -> Any:
 
 def read_steps(text: str, what: str) -> list[tuple[str, int]]:
     """The names and versions of transforms that a peer has described. Raises `ProtocolError`."""
+    if text == NO_STEPS:
+        return []
     found = []
     for spec in read_json(text, what, list):
         name, version = (spec.get("name"), spec.get("version")) if type(spec) is dict else (None, None)
