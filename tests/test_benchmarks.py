@@ -318,6 +318,17 @@ def test_members_are_those_with_the_token_and_all_below_them_whatever_their_envi
 
 
 @LINUX
+def test_cpu_seconds_are_those_of_a_process_and_its_children() -> None:
+    def mine() -> float:
+        return sum(os.times()[:4])
+
+    subprocess.run([sys.executable, "-c", "sum(range(10**7))"], check=True)
+    before, found, after = mine(), meter.cpu_seconds([os.getpid(), 0]), mine()
+    assert before - 0.05 <= found <= after + 0.05
+    assert found > 0.05
+
+
+@LINUX
 def test_the_disk_counts_what_was_synced(tmp_path: Path) -> None:
     try:
         before = meter.disk_bytes(tmp_path)
