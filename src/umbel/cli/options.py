@@ -41,11 +41,8 @@ class Commands(TyperGroup):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the overview into `formatter`."""
-        if ctx.parent is None:
-            formatter.write(OVERVIEW)
-            return
         self.rich_markup_mode = None
-        super().format_help(ctx, formatter)
+        formatter.write(OVERVIEW) if ctx.parent is None else super().format_help(ctx, formatter)
 
 
 def group(name: str, help: str, *, alone: bool = False) -> typer.Typer:
