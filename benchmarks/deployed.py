@@ -26,6 +26,8 @@ from .launch import ONE_THREAD
 from .meter import TOKEN
 
 OPEN_FILES = 16_000
+SILENT = 5.0
+"""Of a run whose log does not grow for so many seconds the server is asked whether it has failed."""
 
 HOLDER = """
 import umbel
@@ -143,11 +145,18 @@ class Deployment(Machines):
         log. RuntimeError where it fails.
         """
         log = run / "run" / "events.jsonl"
-        until = time.monotonic() + seconds
+        since = time.monotonic()
+        until, seen = since + seconds, 0
         while True:
-            if (run / "home" / "error.json").exists():
-                raise RuntimeError(f"the run failed: {(run / 'home' / 'error.json').read_text()}")
             size = log.stat().st_size if log.exists() else 0
+            if size != seen:
+                seen, since = size, time.monotonic()
+            elif time.monotonic() - since > SILENT:
+                since = time.monotonic()
+                with self.office() as office:
+                    shown = office.call("runs.show", run=run.name)
+                if shown["status"] == "failed":
+                    raise RuntimeError(f"the run failed: {shown['exit']}")
             if size:
                 with open(log, "rb") as file:
                     file.seek(max(0, size - 4096))

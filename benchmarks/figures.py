@@ -82,7 +82,11 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """Whether the bar is held; `noisy` where the spread is larger than what lies between the median and the bar."""
+        """Whether the bar is held; `noisy` where the spread is larger than what lies between the median and the bar,
+        `FAILED` where Umbel did not come to its end in a turn.
+        """
+        if None in self.ours:
+            return "FAILED"
         values = self.values
         if not values:
             return "not measured"

@@ -107,7 +107,7 @@ def run(command: Sequence[str], settings: Mapping[str, str] | None = None, limit
 
     SideFailed, with what it said, if it fails or takes longer than `limit` seconds.
     """
-    token, folder = secrets.token_hex(8), Path(tempfile.mkdtemp(prefix="umbel-bench-"))
+    token, folder = secrets.token_hex(8), Path(tempfile.mkdtemp(prefix="umbel-side-"))
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("BENCH_", "PYTHON"))}
     environment |= {**ONE_THREAD, **(settings or {}), meter.TOKEN: token, "BENCH_FOLDER": str(folder)}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), str(ROOT)])

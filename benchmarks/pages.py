@@ -38,8 +38,8 @@ on your machine (`make bench-peers` makes the environments of flwr and pfl first
 - Limit, peer and Umbel take turns, every second time in reverse order; figures are medians of the turns, and the half
   of them that lies in the middle reaches as far as stands behind `±`. Where something is judged as a ratio, the ratios
   are those within the turns.
-- **Verdict**: a row says `noisy` where the turns reach further than what lies between their median and the bar. In a
-  picture what is left of the red line, which is the bar, holds it.
+- **Verdict**: a row says `noisy` where the turns reach further than what lies between their median and the bar, and
+  `FAILED` where Umbel did not come to its end. In a picture what is left of the red line, which is the bar, holds it.
 - TLS is on and everything is durable, as in any deployment of Umbel; flwr runs without either.
 """
 

@@ -8,12 +8,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from operator import attrgetter
-from statistics import median
 
 import numpy as np
 
 from . import folding, regression
-from .figures import ROOT, Row, turns
+from .figures import ROOT, Row, turns, with_spread
 from .launch import Outcome, Side, call, launch, run
 from .workloads import WORKLOADS, Model, Workload, initial, quick
 
@@ -66,8 +65,8 @@ def each(outcomes: Outcomes, of: Callable[[Outcome], float], scale: float = 1.0)
     return [None if done is None else scale * of(done) for done in outcomes]
 
 
-def _half(values: Sequence[float | None]) -> float:
-    return median([value for value in values if value is not None] or [float("nan")])
+def _told(name: str, values: Sequence[float | None], unit: str) -> str:
+    return f"{name} {with_spread([value for value in values if value is not None], unit)}"
 
 
 # Beside others
@@ -89,7 +88,8 @@ def overhead(smoke: bool, times: int) -> Iterator[Row]:
                 outside(ours),
                 outside(loop),
                 limit_is=f"({SIDES[f'loop{suffix}'].title}, outside the handlers)",
-                beside=f"all that a client costs: Umbel {_half(whole[0]):.0f} us, the loop {_half(whole[1]):.0f} us",
+                beside="all that a client costs: "
+                f"{_told('Umbel', whole[0], 'us')}, {_told('the loop', whole[1], 'us')}",
             )
 
 
@@ -99,7 +99,7 @@ def noop(smoke: bool, times: int) -> Iterator[Row]:
     wall = partial(each, of=attrgetter("wall"), scale=workload.cohort)
     yield Row(
         "noop", f"{workload.title}, 2 workers: a round", "s", 0.06, wall(found["umbel-2"]), wall(found["loop-2"]),
-        wall(found["pfl"]), "(a PyTorch loop)", "(pfl)", beside=f"flwr {_half(wall(found['flwr'])):.3g} s",
+        wall(found["pfl"]), "(a PyTorch loop)", "(pfl)", beside=_told("flwr", wall(found["flwr"]), "s"),
     )  # fmt: skip
 
 
@@ -110,7 +110,7 @@ def cnn(smoke: bool, times: int) -> Iterator[Row]:
     yield Row(
         "cnn", f"{workload.title}, 2 workers: CPU a client", "ms", 1.06, spent(found["umbel-2"]),
         spent(found["loop-2"]), spent(found["pfl"]), "(a PyTorch loop)", "(pfl)", "over",
-        beside=f"flwr {_half(spent(found['flwr'])):.3g} ms",
+        beside=_told("flwr", spent(found["flwr"]), "ms"),
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ A name is imported when it is first used, so that `import umbel` takes no longer
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -56,14 +57,11 @@ _PLACES = {
 if not TYPE_CHECKING:  # else every name would be taken to be there
 
     def __getattr__(name: str) -> object:
-        place = next((place for place, names in _PLACES.items() if name in names.split()), None)
-        try:
-            module = import_module(f".{place or name}", __name__)
-        except ModuleNotFoundError as error:
-            if error.name != f"{__name__}.{name}":
-                raise
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
-        value = globals()[name] = module if place is None else getattr(module, name)
+        place = next((place for place, names in _PLACES.items() if name in names.split()), name)
+        if find_spec(f".{place}", __name__) is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module = import_module(f".{place}", __name__)
+        value = globals()[name] = module if place == name else getattr(module, name)
         return value
 
 

@@ -83,6 +83,13 @@ def test_the_overview_loads_nothing_that_it_does_not_print() -> None:
     assert not loaded & {"typer", "click", "rich", "numpy", "umbel.errors"}
 
 
+@pytest.mark.parametrize("path", [(), ("nodes",), ("operators",)])
+def test_no_command_is_a_wrong_command_line_and_shows_which_there_are(umbel: Command, path: tuple[str, ...]) -> None:
+    done = umbel(*path)
+    assert done.code == 2
+    assert "Commands:" in done.err
+
+
 def test_a_command_line_is_read_without_rich_and_without_numpy() -> None:
     loaded = set(python("-c", "import sys, umbel.cli.program; print(*sys.modules)").stdout.split())
     assert not loaded & {"rich.console", "numpy", "asyncio"}

@@ -1,8 +1,4 @@
-"""The command line. `OVERVIEW` lists its commands and its exit codes.
-
-With ``--json`` a command that fails prints, besides, one line of JSON on stdout: an object ``error`` with ``kind``,
-``message``, ``hint``, ``notes``, ``run``, ``round``, ``client`` and ``exit_code``.
-"""
+"""The command line: `overview` lists its commands and exit codes, `faults` says how errors are shown."""
 
 from __future__ import annotations
 

@@ -32,13 +32,17 @@ class Commands(TyperGroup):
                 print_json(error)
             raise
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read a command line; one that is empty is answered with the overview, which rich would not be given."""
+        if not args and self.no_args_is_help:
+            typer.echo(ctx.get_help(), err=True)
+            ctx.exit(2)
+        return super().parse_args(ctx, args)
+
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the overview into `formatter`."""
-        if ctx.parent is None:
-            formatter.write(OVERVIEW)
-            return
         self.rich_markup_mode = None
-        super().format_help(ctx, formatter)
+        formatter.write(OVERVIEW) if ctx.parent is None else super().format_help(ctx, formatter)
 
 
 def group(name: str, help: str, *, alone: bool = False) -> typer.Typer:

@@ -1,7 +1,5 @@
 """What `umbel --help` prints, by itself: what reads a command line takes longer to load than this takes to say."""
 
-from __future__ import annotations
-
 OVERVIEW = """\
 Usage: umbel [OPTIONS] COMMAND [ARGS]...
 

@@ -12,16 +12,9 @@ import typer
 
 from . import deployment
 from .faults import reported
-from .options import RUNS, Commands, Debug, Folder, Json, On, RemoteRun, Rounds, Run, TableJson, Token, Workers, refuse
+from .options import RUNS, Debug, Folder, Json, On, RemoteRun, Rounds, Run, TableJson, Token, Workers, group, refuse
 
-program = typer.Typer(
-    cls=Commands,
-    name="umbel",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+program = group("umbel", "Train, evaluate and query models on data that never leaves its holder.")
 
 
 class Framework(StrEnum):

@@ -7,16 +7,6 @@ from .partition import Partition, by, dirichlet, iid, shards
 from .picture import draw, table
 
 __all__ = [
-    "HEART_COLUMNS",
-    "HOSPITALS",
-    "Partition",
-    "by",
-    "digits",
-    "dirichlet",
-    "draw",
-    "heart",
-    "iid",
-    "mnist5k",
-    "shards",
+    "HEART_COLUMNS", "HOSPITALS", "Partition", "by", "digits", "dirichlet", "draw", "heart", "iid", "mnist5k", "shards",
     "table",
-]
+]  # fmt: skip

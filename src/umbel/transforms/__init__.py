@@ -14,12 +14,6 @@ from .clip_by_norm import clip_by_norm
 from .top_k import top_k
 
 __all__ = [
-    "Transform",
-    "chain",
-    "chain_from_spec",
-    "clip_by_norm",
-    "known_transforms",
-    "register_transform",
-    "top_k",
+    "Transform", "chain", "chain_from_spec", "clip_by_norm", "known_transforms", "register_transform", "top_k",
     "transform_from_spec",
-]
+]  # fmt: skip
