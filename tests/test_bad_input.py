@@ -778,7 +778,7 @@ def test_a_log_of_another_release_is_refused(place):
     chain = LogChain()
     first, *rest = map(chain.unseal, (place / LOG).read_bytes().splitlines(keepends=True))
     (place / LOG).write_bytes(sealed([{**first, "format": 99}, *rest]))
-    with pytest.raises(CorruptFile, match=r"has format 99; this release reads 3 to 4\n.* --init"):
+    with pytest.raises(CorruptFile, match=r"has format 99; this release reads 3 to 5\n.* --init"):
         resume(app_of(), place)
 
 
