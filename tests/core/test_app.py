@@ -10,7 +10,7 @@ import pytest
 from umbel.core.app import App, EarlyStop, KeepBest
 from umbel.core.arrays import Arrays
 from umbel.core.client import Client
-from umbel.core.update import Metrics
+from umbel.core.update import Metrics, Update
 from umbel.errors import AppError, SettingError
 from umbel.strategies import FedAvg
 
@@ -157,3 +157,21 @@ def test_a_test_that_cannot_be_called_with_the_model_is_an_error_at_once(handler
     with pytest.raises(AppError, match="test handler"):
         made.test(handler)
     assert made.run_test(Arrays(MODEL)) is None
+
+
+def test_a_contract_takes_the_model_that_was_just_made_and_makes_none_beside_it():
+    made = []
+
+    def model():
+        made.append(1)
+        return {"w": np.zeros(3)}
+
+    client = Client()
+    client.train(lambda model, data, ctx: Update(model))
+    app = App(client, model=model, strategy=FedAvg())
+    held = app.initial_model()
+    first = app.contract()
+    assert len(made) == 1
+    del held
+    assert app.contract() == first
+    assert len(made) == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
+from weakref import ref
 
 from ..errors import AppError, SettingError, StrategyError, UpdateRejected
 from .arrays import Arrays
@@ -101,6 +102,7 @@ class App:
         self.max_failed_rounds = _whole("max_failed_rounds", max_failed_rounds, 1)
         self.federation = federation
         self._test: Callable[[Arrays], Any] | None = None
+        self._made: Callable[[], Arrays | None] = lambda: None
 
     def test(self, handler: Test) -> Test:
         """Register the operator's own evaluation: `(model) -> Metrics` or a dictionary of numbers."""
@@ -122,7 +124,9 @@ class App:
                 hint="For a PyTorch module return umbel.torch.arrays(net).",
             )
         try:
-            return made if isinstance(made, Arrays) else Arrays(made)
+            model = made if isinstance(made, Arrays) else Arrays(made)
+            self._made = ref(model)
+            return model
         except StrategyError as error:
             raise AppError(f"the initial model: {error.message}", hint=error.hint) from error
 
@@ -130,7 +134,8 @@ class App:
         """What a client has to bring to take part, as JSON: see `umbel.core.contract`. Raises `AppError` and
         `StrategyError`.
         """
-        model, evaluates = self.initial_model(), self.evaluate_every > 0
+        model, evaluates = self._made(), self.evaluate_every > 0
+        model = self.initial_model() if model is None else model  # a large one is not held twice
         return contract(model, self.strategy, self.client.handlers, self.config, evaluates)
 
     def run_test(self, model: Arrays) -> dict[str, float] | None:
