@@ -140,6 +140,13 @@ late = app(umbel.FedAvg(cohort=4, fold=umbel.mean(), window=umbel.Window(close_a
 whole = app(umbel.FedAvg(cohort=umbel.Everyone()), rounds=6)
 gated = app(umbel.FedAvg(cohort=umbel.Everyone()), rounds=3, config={"gate": ""})
 big = umbel.App(client, model={"w": np.ones(30_000_000 // 8)}, strategy=Large(), rounds=1, evaluate_every=0)
+huge = umbel.App(
+    client,
+    model={"w": np.ones(9_000_000)},
+    strategy=umbel.FedAdam(cohort=2),
+    rounds=3,
+    evaluate_every=0,
+)
 shapes = umbel.App(
     client,
     model=umbel.Arrays(

@@ -32,6 +32,7 @@ from tests.deployment.conftest import APP, app_of
 from tests.deployment.lives import HOW, Stop, lived, populate
 
 import umbel
+from umbel.core.encoding import named_files
 from umbel.office.operator import Operator
 from umbel.testing.machines import SECONDS, MachineProcess, Machines
 from umbel.testing.strikes import KINDS
@@ -187,6 +188,14 @@ RUN = [
     ("umbel.runs.journal:Journal.append", "after", 1, "RunFinished("),
 ]
 
+HUGE = [
+    ("umbel.runs.journal:Journal.append", "after", 1, "AskClosed("),  # no file has its answer
+    ("umbel.core.arrays:Unmade.pieces", "after", 2, ""),  # in the middle of a next state
+    ("umbel.runs.journal:Journal.append", "before", 1, "RoundCommitted(round=2"),
+    ("umbel.runs.journal:Journal._write", "after", 2, ""),
+    ("umbel.runs.journal:Journal._collect", "before", 1, ""),
+]
+
 
 def follower(machines: Machines) -> Operator:
     """Follows a run closely, also while the server dies and comes back."""
@@ -231,6 +240,20 @@ def test_of_the_runs_process_at_points_of_its_code(four):
     run = begun(four, "long", 13)
     finishes_undisturbed(four, run, "long", 13)
     points.passed()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_of_the_process_of_a_run_with_a_large_model(four):
+    four.server.stop()
+    points = Points(four, "run", HUGE)
+    four.start_server(point=points.arguments)
+    run = begun(four, "huge", 14)
+    finishes_undisturbed(four, run, "huge", 14)
+    points.passed()
+    kept = {path.stem for path in (four.folder / "server" / "runs" / run / "run" / "arrays").iterdir()}
+    named = four.folder.glob(f"server/runs/{run}/run/**/[ir]*.safetensors")
+    assert kept == set().union(*map(named_files, named))
 
 
 @pytest.mark.slow
