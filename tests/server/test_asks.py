@@ -24,13 +24,13 @@ def world():
     return two_nodes()
 
 
-def test_a_task_goes_to_its_node_at_once_and_is_not_kept(world):
+def test_a_task_goes_to_its_node_once_it_is_on_disk(world):
     world.say("r1", ask_spec=ask_of())
     assert world.effects == []
     world.say("r1", task=task_of("0"))
     assert world.said("a1") == [("ask_spec", ask_of()), ("task", task_of("0"))]
-    assert not world.durable("task")
-    assert not world.durable("ask_spec")
+    assert world.durable("task")
+    assert world.durable("ask_spec")
     world.say("r1", task=task_of("1"))
     assert world.said("a1") == [("task", task_of("1"))]
     assert world.router.ledger.waiting("r") == 2
@@ -104,6 +104,7 @@ def test_a_task_of_a_partial_that_is_cancelled_leaves_the_others_open(world):
     assert world.router.ledger.waiting("r") == 1
     world.store.commit()
     assert world.store.rows("answers") == []
+    assert [(row["task"], row["answer"]) for row in world.store.rows("tasks")] == [("0.0", None)]
 
 
 def test_an_ask_that_is_over_is_forgotten(world):
@@ -114,7 +115,7 @@ def test_an_ask_that_is_over_is_forgotten(world):
     assert world.said("a1") == world.said("b1") == [("close_ask", m.CloseAsk(run="r", ask=0))]
     assert world.router.ledger.waiting("r") == 0
     world.store.commit()
-    assert [world.store.rows(table) for table in ("asks", "answers")] == [[], []]
+    assert [world.store.rows(table) for table in ("asks", "tasks", "answers")] == [[], [], []]
     world.say("b1", result=done_of("2"))
     assert [kind for kind, _ in world.said("b1")] == ["ack"]
     assert world.say("r1", close_ask=m.CloseAsk(run="r", ask=0)) == []

@@ -46,13 +46,17 @@ ROWS = {
         "members": {"0": ["READY", ""]},
     },
     "asks": {"run": "q", "ask": 0, "spec": ask_of().SerializeToString()},
-    "answers": {
+    "tasks": {
         "run": "q",
-        "id": "0.0",
+        "task": "0.0",
         "ask": 0,
-        "message": m.Message(result=done_of("0")).SerializeToString(),
+        "client": "0",
         "node": "a",
+        "attempt": 1,
+        "message": task_of("0").SerializeToString(),
+        "answer": "0.0",
     },
+    "answers": {"run": "q", "id": "0.0", "ask": 0, "message": m.Message(result=done_of("0")).SerializeToString()},
     "events": {"run": "q", "number": 1, "at": 1.0, "body": '{"event": "run_started"}'},
     "audit": {"number": 1, "at": 1.0, "who": "ann", "did": "nodes.approve", "what": {}},
 }
@@ -100,9 +104,13 @@ def broken(folder: Path, faults: list[tuple[tuple[str, str], object]]) -> None:
     honest = m.RunSpec(run="r", clients=["2"])
     store.put("runs", {"id": "r", "status": "running", "owner": "ann", "name": "r", "spec": honest.SerializeToString()})
     store.put("asks", {"run": "r", "ask": 0, "spec": ask_of().SerializeToString()})
+    message = task_of("2").SerializeToString()
+    store.put(
+        "tasks", {"run": "r", "task": "0.2", "ask": 0, "client": "2", "node": "b", "attempt": 1, "message": message}
+    )
     store.commit()
     store.close()
-    keys = {"nodes": "id = 'a'", "runs": "id = 'q'", "asks": "run = 'q'"}
+    keys = {"nodes": "id = 'a'", "runs": "id = 'q'", "asks": "run = 'q'", "tasks": "run = 'q'"}
     connection = sqlite3.connect(folder / "server.db")
     for (table, column), value in faults:
         with contextlib.suppress(sqlite3.IntegrityError):

@@ -53,15 +53,16 @@ def test_after_a_restart_it_asks_about_all_that_its_router_has():
     store.put("runs", {"id": "r", "status": "running", "owner": OWNER, "spec": SPEC.SerializeToString()})
     store.put("runs", {"id": "own", "status": "running", "owner": "an operator", "spec": SPEC.SerializeToString()})
     store.put("asks", {"run": "r", "ask": 1, "spec": ask_of().SerializeToString()})
+    row = {"run": "r", "ask": 1, "node": "n", "attempt": 1, "answer": None}
     for client in "01":
-        answer = m.Message(result=done_of(client)).SerializeToString()
-        store.put("answers", {"run": "r", "ask": 1, "id": f"1.{client}", "node": "n", "message": answer})
+        task = task_of(client)
+        store.put("tasks", {**row, "task": task.task, "client": client, "message": task.SerializeToString()})
     store.commit()
     world = World(store)
     world.put(Reached(CLIENTS))
     assert world.said("alive") == [m.Alive(run="r", tasks=["1.0", "1.1"])]
-    world.asked(cancel=m.Cancel(run="r", tasks=["1.0", "1.1"]))  # others, without an answer, may be asked for yet
-    assert [kind for kind, _ in world.told()] == ["Connected", "cancel"]
+    world.asked(cancel=m.Cancel(run="r", tasks=["1.0", "1.1"]))  # it was closed meanwhile
+    assert [kind for kind, _ in world.told()] == ["Connected", "cancel", "close_ask"]
     world.asked(run_spec=SPEC)
     world.answered(members=members_of(c0=OFFLINE, c1=OFFLINE, c2=OFFLINE))
     assert world.said("run_answer") == [m.RunAnswer(run="r", ready=True, clients=["0", "1"])]

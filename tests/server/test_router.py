@@ -335,7 +335,6 @@ def test_tasks_are_known_by_node_for_as_long_as_they_are_there():
     assert not world.router.may_read("a1", "r", b"o" * 32)
     assert world.router.may_read("b1", "r", b"o" * 32)
     assert set(ask.theirs) == {"b"}
-    world.say("b1", result=done_of("2"))
     world.start()
     assert set(world.router.ledger.runs["r"].asks[0].theirs) == {"b"}
 

@@ -53,7 +53,12 @@ def test_nothing_is_acknowledged_before_it_is_on_disk(tmp_path):
         gate = Gate(here.service)
         run.say(ask_spec=ASK)
         run.say(task=task_of("0"))
+        await gate.reached()
+        await run.settled()
+        assert node.named("task") == []
+        gate.open.set()
         await node.hears("task")
+        gate.open.clear()
         node.say(result=done_of("0"))
         await run.hears("result")
         await gate.reached()
@@ -180,10 +185,9 @@ def test_a_server_that_starts_again_goes_on(tmp_path):
         node, run = await here.node(key, "0", "1", join=False), await here.run()
         assert await node.hears("run_spec") == SPEC
         node.say(run_answer=m.RunAnswer(run="r", ready=True))
+        assert await node.hears("task") == task_of("1")
         run.say(run_spec=SPEC)
         run.say(ask_spec=ASK)
-        run.say(task=task_of("1"))
-        assert await node.hears("task") == task_of("1")
         run.say(task=task_of("0"))
         update = (await run.hears("result")).done.update
         assert (await run.exchange.fetch(update.blob, "r")).read_bytes() == b"u" * 50_000

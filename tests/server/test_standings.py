@@ -33,6 +33,7 @@ def test_a_run_learns_who_takes_part():
     (member, _) = world.said("r1", "members")[0].members
     assert member.node == "node a"
     assert world.said("a1", "run_spec") == [SPEC]
+    assert world.durable("run_spec")
     world.ready("a1", clients=["0"])
     assert world.standings() == {"0": (m.STANDING_READY, "")}
     world.say("a1", run_answer=m.RunAnswer(run="r", reason="no data", clients=["1"]))

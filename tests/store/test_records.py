@@ -53,7 +53,7 @@ def store(opened):
 
 
 def answer(run, id, ask=1, message=b"m"):
-    return {"run": run, "id": id, "ask": ask, "message": message, "node": "n"}
+    return {"run": run, "id": id, "ask": ask, "message": message}
 
 
 # What a store does
@@ -94,33 +94,33 @@ def test_a_row_is_laid_over_the_one_with_its_key(store):
 
 
 def test_changes_of_one_table_keep_their_order(store):
-    store.put("answers", {"run": "r", "id": "1", "ask": 1})
-    store.delete("answers", run="r")
-    store.put("answers", {"run": "r", "id": "2", "ask": 1, "node": "c"})
-    store.put("answers", {"run": "r", "id": "2", "node": "d"})
-    store.put("answers", {"run": "r", "id": "3", "ask": 2})
-    store.delete("answers", run="r", ask=2)
+    store.put("tasks", {"run": "r", "task": "1", "ask": 1})
+    store.delete("tasks", run="r")
+    store.put("tasks", {"run": "r", "task": "2", "ask": 1, "client": "c"})
+    store.put("tasks", {"run": "r", "task": "2", "client": "d"})
+    store.put("tasks", {"run": "r", "task": "3", "ask": 2})
+    store.delete("tasks", run="r", ask=2)
     store.commit()
-    assert [(row["id"], row["node"]) for row in store.rows("answers")] == [("2", "d")]
+    assert [(row["task"], row["client"]) for row in store.rows("tasks")] == [("2", "d")]
 
 
 def test_rows_are_found_by_any_columns_and_sorted_by_key(store):
-    for run, id, node in (("b", "2", "x"), ("a", "10", None), ("a", "9", "x"), ("ä", "1", "x")):
-        store.put("answers", {"run": run, "id": id, "node": node})
+    for run, task, node in (("b", "2", "x"), ("a", "10", None), ("a", "9", "x"), ("ä", "1", "x")):
+        store.put("tasks", {"run": run, "task": task, "node": node})
     store.commit()
-    assert [(row["run"], row["id"]) for row in store.rows("answers")] == [
+    assert [(row["run"], row["task"]) for row in store.rows("tasks")] == [
         ("a", "10"),
         ("a", "9"),
         ("b", "2"),
         ("ä", "1"),
     ]
-    assert [row["id"] for row in store.rows("answers", run="a", node="x")] == ["9"]
-    assert [row["id"] for row in store.rows("answers", node=None)] == ["10"]
-    assert store.rows("answers", run="a", id="9", node="y") == []
-    store.delete("answers", node=None)
-    store.delete("answers", run="b", id="2", node="y")
+    assert [row["task"] for row in store.rows("tasks", run="a", node="x")] == ["9"]
+    assert [row["task"] for row in store.rows("tasks", node=None)] == ["10"]
+    assert store.rows("tasks", run="a", task="9", node="y") == []
+    store.delete("tasks", node=None)
+    store.delete("tasks", run="b", task="2", node="y")
     store.commit()
-    assert len(store.rows("answers")) == 3
+    assert len(store.rows("tasks")) == 3
 
 
 def test_numbered_rows_are_read_in_pieces(store):
@@ -221,13 +221,13 @@ NUMBERS = st.integers(0, 3)
 PUTS = st.tuples(
     st.just("put"),
     st.fixed_dictionaries(
-        {"run": NAMES, "id": NAMES},
+        {"run": NAMES, "task": NAMES},
         optional={"ask": st.none() | NUMBERS, "node": st.none() | NAMES, "message": st.binary(max_size=3)},
     ),
 )
 DELETES = st.tuples(
     st.just("delete"),
-    st.fixed_dictionaries({}, optional={"run": NAMES, "id": NAMES, "ask": NUMBERS, "node": st.none() | NAMES}),
+    st.fixed_dictionaries({}, optional={"run": NAMES, "task": NAMES, "ask": NUMBERS, "node": st.none() | NAMES}),
 )
 STEPS = st.lists(PUTS | PUTS | DELETES | st.tuples(st.sampled_from(["commit", "crash"]), st.none()), max_size=25)
 
@@ -240,8 +240,8 @@ class Model:
 
     def step(self, what, values):
         if what == "put":
-            key = (values["run"], values["id"])
-            blank = dict.fromkeys(TableSchema(TABLES).table("answers").columns)
+            key = (values["run"], values["task"])
+            blank = dict.fromkeys(TableSchema(TABLES).table("tasks").columns)
             self.rows[key] = {**self.rows.get(key, blank), **values}
         elif what == "delete":
             gone = [key for key, row in self.rows.items() if values.items() <= row.items()]
@@ -262,13 +262,13 @@ def test_any_steps_leave_what_a_dictionary_would_hold(kind, steps, tmp_path_fact
         for what, values in steps:
             model.step(what, values)
             if what == "put":
-                opened.store.put("answers", values)
+                opened.store.put("tasks", values)
             elif what == "delete":
-                opened.store.delete("answers", **values)
+                opened.store.delete("tasks", **values)
             elif what == "commit":
                 opened.store.commit()
             else:
                 opened.again()
-            assert opened.store.rows("answers") == [model.kept[key] for key in sorted(model.kept)]
+            assert opened.store.rows("tasks") == [model.kept[key] for key in sorted(model.kept)]
     finally:
         opened.store.close()

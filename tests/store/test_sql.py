@@ -25,12 +25,9 @@ ADDED = {
     *(("audit", name) for name in ("peer", "before", "seal")),
     *(("runs", name) for name in ("summary", "logged", "log")),
     ("events", "round"),
-    ("answers", "node"),
 }
 """Columns that the first version of the tables had not."""
 ADDED_TABLES = {"claims"}
-TASKS = Table("tasks", {"run": "text", "task": "text", "node": "text", "answer": "text"}, ("run", "task"))
-"""A table that there was once."""
 
 
 @pytest.fixture
@@ -117,14 +114,12 @@ def test_tables_of_the_first_version_become_those_of_this_one(path):
         for table in TABLES
         if table.name not in ADDED_TABLES
     ]
-    store = SqlStore(path, tables=[*first, TASKS], version=1)
+    store = SqlStore(path, tables=first, version=1)
     row = {"id": "a", "name": "ward", "key": b"k", "status": "approved", "clients": ["1"], "capabilities": {}}
     store.put("tokens", {"id": "t", "kind": "operator", "name": "ann"})
     store.put("nodes", row)
     store.put("nodes", {**row, "id": "0", "status": "revoked", "clients": ["1", "2"]})
     store.put("events", {"run": "r", "number": 1, "body": "{}"})
-    store.put("tasks", {"run": "r", "task": "0.1", "node": "a", "answer": "0.1"})
-    store.put("answers", {"run": "r", "id": "0.1", "ask": 0, "message": b"m"})
     store.commit()
     store.close()
     for _ in range(2):
@@ -134,7 +129,6 @@ def test_tables_of_the_first_version_become_those_of_this_one(path):
             assert store.rows("claims") == [{"client": "1", "node": "a"}, {"client": "2", "node": "0"}]
             assert store.rows("events", run="r", round=1) == []
             assert store.rows("events", run="r")[0]["round"] is None
-            assert [(row["id"], row["node"]) for row in store.rows("answers")] == [("0.1", "a")]
 
 
 def test_a_migration_that_fails_changes_nothing(path):

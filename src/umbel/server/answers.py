@@ -139,14 +139,15 @@ class NodeAnswers:
         self._put(run, ask, answer)
         for id in answer.tasks:
             self._nodes.settle(ask.answer(id, answer.id))
+            self._store.put("tasks", {"run": run.id, "task": id, "answer": answer.id})
         waits = ask.spec.whole and ask.unanswered and payload_of(answer.message) is not None
         self.pass_on(run, answer, TOGETHER if waits else 0.0)
         self._acknowledge(self._nodes.by_id.get(answer.node), answer.body)
 
     def _put(self, run: RunEntry, ask: AskEntry, answer: AnswerEntry) -> None:
         ask.answers[answer.id] = answer
-        row = {"run": run.id, "id": answer.id, "ask": ask.spec.ask, "node": answer.node}
-        self._store.put("answers", {**row, "message": answer.message.SerializeToString()})
+        row = {"run": run.id, "id": answer.id, "ask": ask.spec.ask, "message": answer.message.SerializeToString()}
+        self._store.put("answers", row)
 
     def fail(self, run: RunEntry, ask: AskEntry, task: TaskEntry, reason: str) -> None:
         """Answer a task in place of a node."""
@@ -156,6 +157,7 @@ class NodeAnswers:
         answer = AnswerEntry(t.task, m.Message(result=result), (t.task,), "")
         self._nodes.settle(task)
         ask.answer(t.task, answer.id)
+        self._store.put("tasks", ledger.task_row(run, task))
         self._put(run, ask, answer)
         self.pass_on(run, answer)
 
@@ -195,9 +197,10 @@ class NodeAnswers:
                 continue
             if (node := self._nodes.by_id.get(answer.node)) is not None:
                 refold = m.Refold(run=run.id, ask=body.ask, without=sorted(without))
-                self._out.say(node.peer, refold=refold)
+                self._out.say(node.peer, durable=True, refold=refold)
             for id in unwanted:
-                ask.remove(id)  # if the run asks for it yet, the relay still has its answer
+                if ask.remove(id) is not None:  # if the run asks for it yet, the relay still has its answer
+                    self._store.delete("tasks", run=run.id, task=id)
             self._drop(run, ask, answer.id)
 
     def _drop(self, run: RunEntry, ask: AskEntry, id: str, besides: frozenset[str] = frozenset()) -> None:
@@ -210,10 +213,8 @@ class NodeAnswers:
             task = ask.tasks.get(name)
             if task is None or name in besides:
                 continue
-            if not task.message.key:  # it was not asked for since a restart
-                ask.remove(name)
-                continue
             self._nodes.wait(ask.answer(name, None))
+            self._store.put("tasks", {"run": run.id, "task": name, "answer": None})
             self._nodes.dispatch(run, ask, task)
 
 

@@ -56,9 +56,6 @@ class RoutedAsks:
         known = ask.tasks.get(message.task)
         ask.cancelled.discard(message.task)
         if known is not None and (known.message.attempt >= message.attempt or self._stands(ask, known)):
-            if not known.message.key:
-                message.attempt = max(message.attempt, known.message.attempt)
-                known = ask.add(TaskEntry(message, known.node, known.answer))
             self.need(run, known.message.own, f"{run.id}/{message.ask}")
             answer = ask.answers.get(known.answer or "")
             if answer is not None and answer.complete:
@@ -71,11 +68,13 @@ class RoutedAsks:
             self._answers.fail(run, ask, task, why_not)
             return
         self._nodes.wait(task)
+        self._store.put("tasks", ledger.task_row(run, task))
         self.need(run, message.own, f"{run.id}/{message.ask}")
         self._nodes.dispatch(run, ask, task)
 
     def cancel(self, run: RunEntry, body: m.Cancel) -> None:
         """A run wants no answer to some tasks."""
+        # Durable, as the tasks are: none may overtake the word that it is not wanted, and come after its ask is closed.
         gone: dict[str, list[str]] = {}
         besides = frozenset(body.tasks)
         for id in body.tasks:
@@ -87,10 +86,11 @@ class RoutedAsks:
             if task is None:
                 continue
             self._answers.forget(run, ask, task, besides)
+            self._store.delete("tasks", run=run.id, task=id)
             gone.setdefault(task.node, []).append(id)
         for name, tasks in gone.items():
             if (node := self._nodes.by_id.get(name)) is not None:
-                self._out.say(node.peer, cancel=m.Cancel(run=run.id, tasks=tasks))
+                self._out.say(node.peer, durable=True, cancel=m.Cancel(run=run.id, tasks=tasks))
 
     def close(self, run: RunEntry, id: int) -> None:
         """An ask is over: all is forgotten of it."""
@@ -100,7 +100,7 @@ class RoutedAsks:
         run.closed = max(run.closed, id)
         self._store.put("runs", {"id": run.id, "closed": run.closed})
         self._answers.close_ask(run, ask)
-        for table in ("asks", "answers"):
+        for table in ("asks", "tasks", "answers"):
             self._store.delete(table, run=run.id, ask=id)
         self._out.effects.append(Release(f"{run.id}/{id}"))
         self._nodes.close_ask(run, ask)

@@ -9,7 +9,6 @@ from typing import Any
 
 from ..store.records import Readers, Store
 from ..wire import messages as m
-from ..wire.bodies import tasks_of
 from .signals import Hold, Outbox, RunBegun, RunEnded
 
 ENDED = ("finished", "failed", "stopped")
@@ -70,6 +69,8 @@ READERS: Readers = {
     ("runs", "members"): _or_none(_standings),
     ("runs", "spec"): _or_none(m.RunSpec.FromString),
     ("asks", "spec"): m.AskSpec.FromString,
+    ("tasks", "client"): _text,
+    ("tasks", "message"): m.Task.FromString,
     ("answers", "message"): m.Message.FromString,
     ("events", "body"): _text,
 }
@@ -78,9 +79,7 @@ READERS: Readers = {
 
 @dataclass(slots=True)
 class TaskEntry:
-    """A task, who has it, and the id of its answer; `waiting` while it counts for its node's mailbox. Of one that is
-    known by its answer alone, since a restart, the `message` has no keys.
-    """
+    """A task, who has it, and the id of its answer; `waiting` while it counts for its node's mailbox."""
 
     message: m.Task
     node: str
@@ -291,37 +290,42 @@ class Ledger:
         self._out.effects.append(RunEnded(run.id, status))
 
     def _shed(self, run: RunEntry) -> None:
-        """Keep its updates; let go of failures, and of what is still under way: the run asks for it again."""
+        """Keep its updates; let go of failures, and of what is still under way."""
         for ask in run.asks.values():
             for answer in list(ask.answers.values()):
-                if not answer.complete or payload_of(answer.message) is None:
-                    del ask.answers[answer.id]
-                    self._store.delete("answers", run=run.id, id=answer.id)
-            for id in [id for id, task in ask.tasks.items() if task.answer not in ask.answers]:
-                ask.remove(id)
+                if answer.complete and payload_of(answer.message) is not None:
+                    continue
+                del ask.answers[answer.id]
+                self._store.delete("answers", run=run.id, id=answer.id)
+                for name in answer.tasks if answer.complete else ():
+                    ask.answer(name, None)
+                    self._store.put("tasks", {"run": run.id, "task": name, "answer": None})
 
 
 def _restored(store: Store, row: Mapping[str, Any]) -> RunEntry:
-    """A run as it is on disk, by its row, with the tasks that were answered."""
+    """A run as it is on disk, by its row; none of its tasks is `waiting` yet."""
     run = RunEntry(row["id"], m.RunSpec.FromString(row["spec"]) if row["spec"] else None)
     run.log = max(store.greatest("events", run=run.id), row["log"] or 0)
     run.closed = -1 if row["closed"] is None else row["closed"]
     for row in store.rows("asks", run=run.id):
         run.asks[row["ask"]] = AskEntry(m.AskSpec.FromString(row["spec"]))
+    for row in store.rows("tasks", run=run.id):
+        if (ask := run.asks.get(row["ask"])) is not None:
+            ask.add(TaskEntry(m.Task.FromString(row["message"]), row["node"], row["answer"]))
+    answered: dict[tuple[int, str | None], list[str]] = {}
+    for ask, task in run.tasks():
+        answered.setdefault((ask.spec.ask, task.answer), []).append(task.message.task)
     for row in store.rows("answers", run=run.id):
         if (ask := run.asks.get(row["ask"])) is not None:
-            answer = _answer(row)
-            ask.answers[answer.id] = answer
+            message = m.Message.FromString(row["message"])
+            tasks = tuple(answered.get((row["ask"], row["id"]), ()))
+            node = ask.tasks[tasks[0]].node if tasks else ""
+            answer = ask.answers[row["id"]] = AnswerEntry(row["id"], message, tasks, node)
             ask.named.add(sha_of(answer))
-            for id in answer.tasks:
-                task = m.Task(run=run.id, task=id, ask=row["ask"], client=client_of(id), attempt=attempt_of(answer))
-                ask.add(TaskEntry(task, answer.node, answer.id))
+    for ask in run.asks.values():  # an answer that was set aside is not there: its tasks wait again
+        for task in ask.tasks.values():
+            ask.answer(task.message.task, task.answer if task.answer in ask.answers else None)
     return run
-
-
-def _answer(row: Mapping[str, Any]) -> AnswerEntry:
-    message = m.Message.FromString(row["message"])
-    return AnswerEntry(row["id"], message, tuple(tasks_of(message)), row["node"] or "")
 
 
 def payload_of(message: m.Message) -> m.Payload | None:
@@ -343,11 +347,21 @@ def ask_of(task: str) -> int:
     return int(head) if head.isascii() and head.isdecimal() and len(head) < 19 else -1
 
 
-def client_of(task: str) -> str:
-    """The client that a task is for, by its id."""
-    return task.partition(".")[2]
-
-
 def attempt_of(answer: AnswerEntry) -> int:
     """Which attempt at a task has given an answer; 0 for a partial."""
     return answer.message.result.attempt if answer.message.WhichOneof("body") == "result" else 0
+
+
+def task_row(run: RunEntry, task: TaskEntry) -> dict[str, Any]:
+    """A task as the store has it."""
+    message = task.message
+    return {
+        "run": run.id,
+        "task": message.task,
+        "ask": message.ask,
+        "client": message.client,
+        "node": task.node,
+        "attempt": message.attempt,
+        "message": message.SerializeToString(),
+        "answer": task.answer,
+    }

@@ -139,8 +139,8 @@ class Nodes:
             return
         if (run.id, ask.spec.ask) not in node.asks:
             node.asks.add((run.id, ask.spec.ask))
-            self._out.say(node.peer, ask_spec=ask.spec)
-        self._out.say(node.peer, task=task.message)
+            self._out.say(node.peer, durable=True, ask_spec=ask.spec)
+        self._out.say(node.peer, durable=True, task=task.message)
 
     def close_ask(self, run: RunEntry, ask: AskEntry) -> None:
         """No task of an ask waits any more; all nodes that had to do with it are told that it is over."""
@@ -150,7 +150,7 @@ class Nodes:
         for node in self.by_id.values():
             if (run.id, id) in node.asks or node.id in theirs:  # it may have answered in an earlier session
                 node.asks.discard((run.id, id))
-                self._out.say(node.peer, close_ask=m.CloseAsk(run=run.id, ask=id))
+                self._out.say(node.peer, durable=True, close_ask=m.CloseAsk(run=run.id, ask=id))
 
     def close_run(self, run: RunEntry, status: str, clients: Iterable[str]) -> None:
         """No task of a run waits any more; the nodes of these clients are told that it is over."""
@@ -160,4 +160,4 @@ class Nodes:
         for node in self.by_id.values():
             node.asks = {(of, ask) for of, ask in node.asks if of != run.id}
             if node.id in theirs:
-                self._out.say(node.peer, close_run=m.CloseRun(run=run.id, status=status))
+                self._out.say(node.peer, durable=True, close_run=m.CloseRun(run=run.id, status=status))

@@ -29,14 +29,12 @@ class RelayedAsk:
     """An ask of the server above: `tasks` are its tasks with their attempts, `bundles` what goes up of their answers.
 
     `tell` tells the router in the name of its run. It is not `open` while none of its clients is asked: the router has
-    closed it then. After a restart it is `resumed`: of its tasks those are known that were answered, and others may be
-    asked for again, so it is closed by word of that alone.
+    closed it then.
     """
 
     def __init__(self, spec: m.AskSpec, uplink: Uplink, tell: Callable[..., None]) -> None:
         self.spec = spec
         self.open = True
-        self.resumed = False
         self.tasks: dict[str, int] = {}
         self.bundles = BundledAnswers(spec, uplink)
         self._uplink, self._tell = uplink, tell
@@ -48,11 +46,6 @@ class RelayedAsk:
         # Partials from below, some of whose tasks the server above may still be about to ask for again.
         self._early: dict[str, m.Message] = {}
         self._answers: dict[str, m.Message] = {}
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether none of its clients is asked."""
-        return not (self.tasks or self.resumed)
 
     # From above
 
@@ -128,7 +121,7 @@ class RelayedAsk:
             run, id, client, attempt = self.spec.run, self.spec.ask, task.partition(".")[2], self.tasks.pop(task)
             failed = m.Result(run=run, task=task, ask=id, client=client, attempt=attempt, failure=why)
             self._uplink.say(result=failed)
-        if gone and self.is_idle:  # asked again, it is opened again, and what it needs is fetched
+        if gone and not self.tasks:  # asked again, it is opened again, and what it needs is fetched
             self.open = False
             self._tell(close_ask=m.CloseAsk(run=self.spec.run, ask=self.spec.ask))
         self._changed = True
@@ -266,7 +259,7 @@ class RelayedRun:
         for number, gone in known.items():
             ask = self.asks[number]
             ask.cancel(gone)
-            if ask.is_idle:
+            if not ask.tasks:
                 # Asked about none of its clients any more, or closed unheard. If more are asked, it is opened again.
                 self._drop(number)
                 self.open_ask(ask.spec).open = False

@@ -13,11 +13,10 @@ from ..core.task import Ticked
 from ..errors import ProtocolError
 from ..store.records import Store
 from ..wire import messages as m
-from ..wire.bodies import tasks_of
 from ..wire.limits import HOSTED_BYTES, NODE_CLIENTS
 from ..wire.portions import portions, text_bytes
 from . import signals
-from .ledger import ENDED, client_of
+from .ledger import ENDED
 from .relayed import OWNER, RelayedRun
 from .signals import RelayEffect, RelayEvent
 from .uplink import Uplink
@@ -44,14 +43,12 @@ class Relaying:
                 self._known(m.RunSpec.FromString(row["spec"]))
         for row in store.rows("asks"):
             if row["run"] in self._runs:
-                self._runs[row["run"]].open_ask(m.AskSpec.FromString(row["spec"])).resumed = True
-        for row in store.rows("answers"):
+                self._runs[row["run"]].open_ask(m.AskSpec.FromString(row["spec"]))
+        for row in store.rows("tasks"):
             run = self._runs.get(row["run"])
             if run is not None and row["ask"] in run.asks:
-                message = m.Message.FromString(row["message"])
-                for task in tasks_of(message):
-                    run.asks[row["ask"]].tasks[task] = message.result.attempt
-                    run.clients.add(client_of(task))
+                run.asks[row["ask"]].tasks[row["task"]] = row["attempt"]
+                run.clients.add(row["client"])
 
     def _known(self, spec: m.RunSpec) -> RelayedRun:
         if spec.run not in self._runs:

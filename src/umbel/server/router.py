@@ -80,6 +80,8 @@ class Router:
         }
         for run in self.ledger.runs.values():
             run.standings.update((client, (m.STANDING_OFFLINE, "")) for client in self._standings.clients(run))
+            for _, task in run.tasks():
+                self.nodes.wait(task)
 
     # Events
 
@@ -153,6 +155,8 @@ class Router:
             run = self.ledger.runs.get(event.id)
             if run is None:
                 run = self.ledger.begin(event.id, event.name, now)
+                for _, task in run.tasks():
+                    self.nodes.wait(task)
             self._supersede(run.peer, event.peer)
             run.peer = event.peer
             self._out.say(event.peer, durable=True, log_ack=m.LogAck(run=run.id, number=run.log))
@@ -226,8 +230,9 @@ class Router:
                 return
             run = self.ledger.runs.get(body.run)
             if body.run in self.ledger.ended:
+                # Durable, as all that may be on its way to the node about this run: it must come last.
                 status, _ = self.ledger.ended[body.run]
-                self._out.say(peer, close_run=m.CloseRun(run=body.run, status=status))
+                self._out.say(peer, durable=True, close_run=m.CloseRun(run=body.run, status=status))
             if run is not None and self._standings.involves(run, node):
                 self._from_nodes[kind](node, run, body)
             # else not known yet after a restart, over, or none of this node's business

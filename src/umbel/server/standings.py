@@ -56,7 +56,7 @@ class Standings:
     def invite(self, run: RunEntry, node: NodeEntry) -> None:
         """Have a node prepare for a run that is about clients of it."""
         if node.peer is not None and run.spec is not None and (mine := self.clients(run, node.id)):
-            self._out.say(node.peer, run_spec=run.spec)
+            self._out.say(node.peer, durable=True, run_spec=run.spec)
             self.stand(run, mine, m.STANDING_PREPARING)
 
     def leave(self, run: RunEntry, gone: Iterable[str]) -> None:

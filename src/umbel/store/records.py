@@ -54,12 +54,18 @@ TABLES = (
         " members:json closed:int summary:json logged:int log:int",
     ),
     _table("asks", "run:text ask:int spec:bytes", 2),
-    _table("answers", "run:text id:text ask:int message:bytes node:text", 2, ("run", "ask")),
+    _table(
+        "tasks",
+        "run:text task:text ask:int client:text node:text attempt:int message:bytes answer:text",
+        2,
+        ("run", "ask"),
+    ),
+    _table("answers", "run:text id:text ask:int message:bytes", 2, ("run", "ask")),
     _table("events", "run:text number:int at:real body:text round:int", 2, ("run", "round")),
     _table("audit", "number:int at:real who:text did:text what:json peer:text before:bytes seal:bytes"),
 )
 """The tables of a server."""
-VERSION = 6
+VERSION = 5
 """Their version; it is written into the file."""
 MIGRATIONS: Mapping[int, tuple[str, ...]] = {
     1: ("ALTER TABLE nodes ADD COLUMN relay INTEGER",),
@@ -82,11 +88,6 @@ MIGRATIONS: Mapping[int, tuple[str, ...]] = {
         "ALTER TABLE runs ADD COLUMN log INTEGER",
         "ALTER TABLE events ADD COLUMN round INTEGER",
         "CREATE INDEX events_by_run_round ON events (run, round)",
-    ),
-    5: (
-        "ALTER TABLE answers ADD COLUMN node TEXT",
-        "UPDATE answers SET node = (SELECT node FROM tasks WHERE tasks.run = answers.run AND answer = answers.id)",
-        "DROP TABLE tasks",  # whoever asked says again what was not answered
     ),
 }
 """What makes tables of the next version out of those of each version before."""
