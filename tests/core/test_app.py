@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import pickle
 
 import numpy as np
 import pytest
@@ -175,3 +176,18 @@ def test_a_contract_takes_the_model_that_was_just_made_and_makes_none_beside_it(
     del held
     assert app.contract() == first
     assert len(made) == 2
+
+
+def alike(model, data, ctx):
+    return Update(model)
+
+
+def test_an_app_can_be_pickled_before_and_after_it_made_a_model():
+    client = Client()
+    client.train(alike)
+    app = App(client, model={"w": np.zeros(3)}, strategy=FedAvg())
+    for _ in range(2):
+        again = pickle.loads(pickle.dumps(app))
+        assert again.contract() == app.contract()
+        held = app.initial_model()
+    assert held == again.initial_model()

@@ -425,6 +425,16 @@ def test_what_is_large_has_a_file_of_its_own_that_is_written_once(tmp_path, larg
         assert len(list((tmp_path / "arrays").iterdir())) == 1
 
 
+def test_what_has_reached_the_disk_names_no_arrays_that_have_not(tmp_path, large, monkeypatch):
+    synced, fsync = [], os.fsync
+    with closing(Journal(tmp_path)) as journal:
+        journal.save("answers/a", large)
+        (path,) = (tmp_path / "arrays").iterdir()
+        monkeypatch.setattr(os, "fsync", lambda file: (synced.append(os.fstat(file).st_ino), fsync(file)))
+        journal.save("answers/b", {}, durable=True)  # and so is the one before it
+    assert {path.stat().st_ino, path.parent.stat().st_ino, (tmp_path / "answers" / "a").stat().st_ino} <= {*synced}
+
+
 def test_what_is_there_under_another_name_is_linked(tmp_path, large):
     sha256, size = large.to_file(tmp_path / "elsewhere")
     large.stored = Stored(tmp_path / "elsewhere", sha256, size)

@@ -392,9 +392,14 @@ def test_notes_of_an_earlier_release_become_names(blobs, folder):
     (name,) = folder.glob("??/*.*")
     name.unlink()
     name.touch()
+    alone = folder / "ab" / f"{'ab' * 32}.{name.suffix[1:]}"  # its blob never came, or went first
+    alone.parent.mkdir()
+    alone.touch()
     again = Blobs(folder)
     assert again.path(blob.sha256, "somebody").read_bytes() == b"what it is"
     assert again.used == blob.size
+    assert not again.has(bytes.fromhex("ab" * 32))
+    assert not alone.exists()
 
 
 def test_what_nobody_holds_goes(blobs, folder):

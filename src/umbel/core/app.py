@@ -17,6 +17,10 @@ from .update import Metrics, check_metrics
 Test = TypeVar("Test", bound=Callable[[Arrays], Any])
 
 
+def _nothing() -> None:
+    return None
+
+
 @dataclass(frozen=True)
 class EarlyStop:
     """Stop once `metric` has not improved by more than `min_change` for `patience` evaluations in a row.
@@ -102,7 +106,10 @@ class App:
         self.max_failed_rounds = _whole("max_failed_rounds", max_failed_rounds, 1)
         self.federation = federation
         self._test: Callable[[Arrays], Any] | None = None
-        self._made: Callable[[], Arrays | None] = lambda: None
+        self._made: Callable[[], Arrays | None] = _nothing
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_made": _nothing}  # what was made stays where it is
 
     def test(self, handler: Test) -> Test:
         """Register the operator's own evaluation: `(model) -> Metrics` or a dictionary of numbers."""

@@ -278,7 +278,7 @@ def check_values(update: Update, expects: Expectation, client: ClientId) -> Cont
     return Contribution(client, arrays, aux, weight, sizes, aux_sizes)
 
 
-class Room:
+class Stacking:
     """Where updates are stacked as handlers return them, for `check_values` and the difference to the model that was
     sent to be had for all at once.
     """

@@ -187,8 +187,12 @@ class Journal:
 
     def _save(self, path: Path, name: str, tree: Any, durable: bool) -> dict[str, str]:
         if durable:
-            files.sync(beside for beside in self._unsynced if beside.parent == path.parent)
-            self._unsynced = [other for other in self._unsynced if other.parent != path.parent]
+            assert self.folder is not None
+            arrays = self.folder / ARRAYS  # what the files beside it name
+            files.sync(beside for beside in self._unsynced if beside.parent in (path.parent, arrays))
+            self._unsynced = [other for other in self._unsynced if other.parent not in (path.parent, arrays)]
+            if arrays.exists():
+                files.sync_folder(arrays)
         else:
             self._unsynced.append(path)
         named: set[str] = set()
@@ -221,6 +225,8 @@ class Journal:
         if durable:
             files.sync([place])
             files.sync_folder(folder)
+        else:
+            self._unsynced.append(place)
         return stored.sha256
 
     def mapped(self, reference: Mapping[str, str] | None, tree: Any) -> Any:

@@ -111,7 +111,7 @@ class Places:
 
     @property
     def handed(self) -> Path:
-        """Where the run links files that the server is to copy."""
+        """Where the run links files that it hands over."""
         return self.folder / "link" / "handed"
 
     def make(self) -> None:

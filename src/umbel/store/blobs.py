@@ -37,6 +37,7 @@ LENDING = ("partial", "given", "handed")
 """How the folders are called in which another process may have files linked."""
 _STORED = re.compile("([0-9a-f]{64})(?:[.]([0-9a-f]{16}))?")
 _LINK = "-link-"
+_EMPTY = hashlib.sha256().digest()
 
 
 def digest(path: str | os.PathLike[str]) -> m.Blob:
@@ -280,12 +281,14 @@ class Blobs:
             for path in sorted(folder.iterdir()):
                 if found := _STORED.fullmatch(path.name):
                     sha256, mark, stored = bytes.fromhex(found[1]), found[2] or "", path.stat()
+                    if mark and not stored.st_size and sha256 != _EMPTY:  # a note of an earlier release
+                        if self._files.has(sha256):
+                            self._files.name(sha256, mark)
+                        else:
+                            path.unlink()
+                        continue
                     self._files.note(sha256, mark, 0 if stored.st_ino in seen else stored.st_size)
                     seen.add(stored.st_ino)
-                    if (
-                        mark and not stored.st_size and self._files.sizes[sha256].get("")
-                    ):  # a note of an earlier release
-                        self._files.name(sha256, mark)
         for file in os.scandir(self._partial):
             found = _STORED.fullmatch(file.name)
             if found and not self._files.has(bytes.fromhex(found[1]), found[2] or ""):

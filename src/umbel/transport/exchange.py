@@ -154,8 +154,8 @@ class Exchange:
 
     - `may_read(run, blob)`: whether the peer was granted a blob; others are not to be had.
     - `same_machine`: ask the peer to link its files instead of sending them; where that fails they are sent.
-    - `handed`: a folder of the peer's own, where it is to link them; they are copied from there, as the peer may write
-      to them still. Without it they are linked into the store.
+    - `handed`: a folder of the peer's own, where it is to link them; they are its own alone, unverified, as it may
+      write to them still. Without it they are linked into the store.
     - `given`: the one folder of the peer's where files are linked for it, in place of all of the depot's.
     - `giver(run)`: in whose name the peer brings what is fetched for a run. What others have brought is not taken for
       its own: who has but heard of a hash would else get the bytes. By default whatever is here will do.

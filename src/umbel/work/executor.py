@@ -25,7 +25,7 @@ from ..core.update import (
     Like,
     Metrics,
     Receipt,
-    Room,
+    Stacking,
     Update,
     as_delta,
     check_metrics,
@@ -277,7 +277,7 @@ class Executor(Intake):
         return opened.at_once
 
     def _checked(
-        self, opened: OpenAsk, done: Sequence[Job | Failed], room: Room | None, fold: bool
+        self, opened: OpenAsk, done: Sequence[Job | Failed], room: Stacking | None, fold: bool
     ) -> list[Failed | None]:
         """Check what came of jobs and keep or fold it; what was stacked is checked and folded as it stands there."""
         outcomes: list[Failed | None] = [job if isinstance(job, Failed) else None for job in done]
@@ -296,7 +296,7 @@ class Executor(Intake):
                 self._results[f"{opened.id}.{item.client}"] = result
         return outcomes
 
-    def _fold_stacked(self, opened: OpenAsk, jobs: dict[int, Job], room: Room) -> None:
+    def _fold_stacked(self, opened: OpenAsk, jobs: dict[int, Job], room: Stacking) -> None:
         """Fold the updates that are stacked and pass, and take them out of the jobs."""
         there = {at: job.ctx.client for at, job in jobs.items() if job.stacked}
         if not there:
@@ -348,7 +348,7 @@ class Executor(Intake):
                 "to the gradient.",
             )
 
-    def _take(self, job: Job, room: Room | None = None, at: int = 0) -> None:
+    def _take(self, job: Job, room: Stacking | None = None, at: int = 0) -> None:
         try:
             self._bring(job, room, at)
         except UmbelError:
@@ -358,7 +358,7 @@ class Executor(Intake):
             why = f"{type(error).__name__}: {told(error)}"
             raise UpdateRejected(f"what its {kind} handler left cannot be used: {why}") from error
 
-    def _bring(self, job: Job, room: Room | None, at: int) -> None:
+    def _bring(self, job: Job, room: Stacking | None, at: int) -> None:
         """Stack what a handler returned, or bring it into the form that the ask expects."""
         ask, kept, ctx = job.opened.ask, job.kept, job.ctx
         model, expects = job.sent[0], job.sent[4]

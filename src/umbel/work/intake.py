@@ -14,7 +14,7 @@ from ..core.arrays import Arrays
 from ..core.ask import Ask, for_client
 from ..core.partial import Partial
 from ..core.task import Admit, Failed, Finished, Task
-from ..core.update import Contribution, Like, Receipt, Room, Stack, Update, check, check_metrics
+from ..core.update import Contribution, Like, Receipt, Stack, Stacking, Update, check, check_metrics
 from ..errors import CallerError, ClientError, ClientId, UmbelError, UpdateRejected
 from .account import Account
 from .blame import traced
@@ -54,13 +54,13 @@ class OpenAsk:
         ask.agreed(sent[0], sent[4])
         return sent
 
-    def room_for(self, count: int) -> Room | None:
+    def room_for(self, count: int) -> Stacking | None:
         """Where so many updates can be stacked; None where they are to be checked and folded one by one."""
         ask: Any = self.ask
         alike = isinstance(ask.expects, Like) and ask.expects.aux is None and not callable(ask.model)
         if count < 2 or not alike or ask.transform.parts or not ask.fold.stacks:
             return None
-        return Room(count, ask.expects, ask.model)
+        return Stacking(count, ask.expects, ask.model)
 
     def given(self, model: Any) -> Any:
         """What handlers get of a model; the same object for the same, which frameworks load faster."""
