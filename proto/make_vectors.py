@@ -938,6 +938,11 @@ def exchange_vectors() -> dict[str, Any]:
     talk.say("sender", "nothing more of it will come", m.Unwanted(sha256=sha))
     talk.say("receiver", "on one machine", m.Want(blob=blob, run=RUN, credit=64, place="/var/lib/umbel/parts/7"))
     talk.say("sender", "the whole file is at that place", m.Linked(sha256=sha))
+    ticket = bytes(range(32))
+    talk.say("receiver", "a server's, by a side stream or not", m.Want(blob=blob, run=RUN, credit=64, ticket=ticket))
+    talk.say("sender", "without one", chunk(0, 64))
+    talk.say("receiver", "a client's, which can dial", m.Want(blob=blob, run=RUN, credit=64, dials=True))
+    talk.say("sender", "by a side stream", m.Linked(sha256=sha, ticket=ticket))
     return {
         "about": "A blob of 200 bytes goes from a sender to a receiver under these limits, is cut, and resumed.",
         "limits": meaning(small_limits()),

@@ -468,6 +468,7 @@ class Slow:
 
     def __init__(self, stream: Stream) -> None:
         self.peer, self.receive, self.finish, self.close = stream.peer, stream.receive, stream.finish, stream.close
+        self.beside = stream.beside
         self._stream = stream
 
     async def send(self, data: bytes) -> None:

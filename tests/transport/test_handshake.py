@@ -186,6 +186,7 @@ def test_what_is_changed_on_the_way_is_noticed() -> None:
             self.peer, self.receive, self.finish, self.close = (
                 stream.peer, stream.receive, stream.finish, stream.close,
             )  # fmt: skip
+            self.beside = stream.beside
             self._stream = stream
 
         async def send(self, data: bytes) -> None:

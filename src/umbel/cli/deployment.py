@@ -69,6 +69,12 @@ def server(
         str | None,
         typer.Option("--window", metavar="SIZE", help="How much of what a node sends may be under way; 256KiB."),
     ] = None,
+    blobs_port: Annotated[
+        int | None,
+        typer.Option(
+            "--blobs-port", metavar="N", min=0, max=65535, help="Where large blobs go, beside; 7422, 0 for nowhere."
+        ),
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Be a server: nodes and operators connect to it."""
@@ -78,7 +84,7 @@ def server(
         from .server_commands import serve, settings
 
         sizes = (quota, node_quota, largest_answer, log_quota, window)
-        serve(settings(dir, listen, http, name or [], insecure, force_insecure, *sizes))
+        serve(settings(dir, listen, http, name or [], insecure, force_insecure, *sizes, blobs_port=blobs_port))
 
 
 @servers.command("doctor")

@@ -32,6 +32,8 @@ def settings(
     largest_answer: str | None = None,
     log_quota: str | None = None,
     window: str | None = None,
+    *,
+    blobs_port: int | None = None,
 ) -> ServerSettings:
     """What the command line says of a server. Raises `SettingError`."""
     given: dict[str, Any] = {}
@@ -53,6 +55,7 @@ def settings(
         names=tuple(names),
         insecure=insecure,
         force_insecure=force_insecure,
+        blobs_port=blobs_port,
     )
 
 

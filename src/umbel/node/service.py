@@ -31,6 +31,7 @@ from ..transport.connection import Connection
 from ..transport.dialer import Dialer
 from ..transport.exchange import Depot, Exchange
 from ..transport.handshake import introduce
+from ..transport.side import SideDialer
 from ..transport.stream import Stream
 from ..transport.tasks import Tasks
 from ..trust import archive as archives
@@ -265,6 +266,7 @@ class NodeService:
                 progress=self._progressed,
                 giver=run_giver,
                 source=run_giver,
+                side=SideDialer(connection.beside, welcome.side_port),
             )
             self._handle(SessionBegun(welcome))
             if self._problem:

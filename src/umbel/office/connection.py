@@ -9,6 +9,7 @@ from ..store.blobs import Blobs
 from ..transport.connection import Connection
 from ..transport.exchange import Exchange
 from ..transport.handshake import introduce
+from ..transport.side import SideDialer
 from ..transport.stream import Stream
 from ..trust.credentials import SUCCESSORS, Credentials, home
 from ..trust.proofs import TokenProof
@@ -54,7 +55,8 @@ class OperatorConnection:
             hello = m.Hello(role=m.ROLE_OPERATOR, token=token.id)
             welcome = await introduce(connection, TokenProof(token), hello)
             Successors(home() / SUCCESSORS).learn(credentials.join.authority, welcome.endorsements)
-            exchange = Exchange(connection, blobs, lambda run, blob: blobs.path(blob.sha256) is not None)
+            side = SideDialer(connection.beside, welcome.side_port)
+            exchange = Exchange(connection, blobs, lambda run, blob: blobs.path(blob.sha256) is not None, side=side)
             return cls(connection, exchange)
         except BaseException:
             await connection.close()

@@ -23,6 +23,7 @@ from ..transport.connection import Connection
 from ..transport.dialer import Dialer
 from ..transport.exchange import Depot, Exchange
 from ..transport.handshake import introduce
+from ..transport.side import SideDialer
 from ..transport.stream import Stream
 from ..transport.tasks import Tasks
 from ..trust.credentials import SUCCESSORS, Credentials, find, home
@@ -214,7 +215,8 @@ class ServerLink:
             welcome = await introduce(connection, TokenProof(token), hello)
             dialer.welcomed(connection, welcome)
             depot = Depot(self._blobs, lends_below=Path("/"))
-            self._exchange = Exchange(connection, depot, self._has, same_machine=welcome.same_machine)
+            side = SideDialer(connection.beside, welcome.side_port)
+            self._exchange = Exchange(connection, depot, self._has, same_machine=welcome.same_machine, side=side)
             self._connections += 1
             self._connection = connection
             self._items.put(Up())

@@ -59,6 +59,7 @@ class PeerConnection:
             room=room,
             giver=lambda run: giver,
             source=run_giver if identity.role == m.ROLE_NODE else lambda run: "",
+            side=around.side,
         )
 
     @property

@@ -19,6 +19,7 @@ from ..store.blobs import Blobs
 from ..store.commits import GroupCommit
 from ..store.records import Row, Store
 from ..transport.exchange import Depot
+from ..transport.side import SideStreams
 from ..transport.tasks import Tasks
 from ..trust import archive
 from ..trust.epochs import Epoch
@@ -52,6 +53,7 @@ class Surroundings:
     store: Store
     blobs: Blobs
     depot: Depot
+    side: SideStreams
     storage: Storage
     registry: Registry
     router: Router

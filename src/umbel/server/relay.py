@@ -18,6 +18,7 @@ from ..transport.connection import Connection
 from ..transport.dialer import Dialer
 from ..transport.exchange import Exchange
 from ..transport.handshake import introduce
+from ..transport.side import SideDialer
 from ..transport.stream import Stream
 from ..transport.tasks import Tasks
 from ..trust import keyfile
@@ -143,6 +144,7 @@ class Relay:
                 same_machine=welcome.same_machine,
                 progress=self._progressed,
                 giver=run_giver,
+                side=SideDialer(connection.beside, welcome.side_port),
             )
             self.put(signals.Reached(frozenset(hello.clients)))
             async for message in connection.messages():

@@ -30,6 +30,7 @@ from ..store.sql import SqlStore
 from ..transport import grpc
 from ..transport.exchange import Depot
 from ..transport.handshake import Identity
+from ..transport.side import SideStreams
 from ..transport.stream import Listener
 from ..transport.tasks import Tasks
 from ..trust.authority import Authority, JoinText
@@ -80,7 +81,7 @@ class Service:
         self.epoch, self.boot, self._tasks = Epoch(folder / "epoch"), secrets.token_hex(8), Tasks()
         self.store = SqlStore(folder / "server.db", after_commit=after_commit, readers=READERS)
         self.blobs = Blobs(folder / "blobs")
-        self.depot = Depot(self.blobs)
+        self.depot, self.side = Depot(self.blobs), SideStreams()
         self.registry = Registry(self.store, time.time, folder=folder / "authority")
         self.storage = Storage(
             self.blobs,
@@ -106,6 +107,7 @@ class Service:
             store=self.store,
             blobs=self.blobs,
             depot=self.depot,
+            side=self.side,
             storage=self.storage,
             registry=self.registry,
             router=self.router,
@@ -121,10 +123,9 @@ class Service:
         )
         self.programs = Programs(around)
         self.start, self.stop = self.programs.start, self.programs.stop
-        nodes, ledger = self.router.nodes, self.router.ledger
+        nodes = self.router.nodes
         self.online, self.denied, self.host = nodes.online, nodes.refused, nodes.by_client.get
-        self.ails = nodes.problem
-        self.standings = ledger.standings
+        self.ails, self.standings = nodes.problem, self.router.ledger.standings
         self.desk = Desk(self)
         self.connections = Connections(around, self.programs, self.desk, self._greeting)
         self.registry.held = self._held
@@ -170,6 +171,7 @@ class Service:
             self.settings.listen, certificate, key, heard, renewed=renewed, window=self.settings.window
         )
         self.address = self._listener.address
+        self.side.open(host_and_port(self.settings.listen)[0], self.settings.ports_for_blobs(), renewed)
         self.epoch.raised()
         self._tasks.begin(self._count_up())
         self.commits.begin()
@@ -188,6 +190,7 @@ class Service:
         """End run processes and connections, and write what is left."""
         await self.programs.close()
         await self.connections.close()
+        await self.side.close()
         if self._listener is not None:
             await self._listener.close()
         await self._tasks.close()
@@ -202,11 +205,13 @@ class Service:
         """What this server says of itself to whom it lets in."""
         successor = self.authority.successor
         named = [self.authority.endorse("successor", successor)] if successor else []
+        port = self.side.port
         if who.role != m.ROLE_NODE:
-            return m.Welcome(endorsements=named)
+            return m.Welcome(endorsements=named, side_port=port)
         below = who.hello.authority if who.relay else b""
         said = [self.authority.endorse("relay", below)] if below else []
-        return m.Welcome(epoch=self.epoch.number, boot=self.boot, endorsements=[*self.endorsements, *said, *named])
+        told = [*self.endorsements, *said, *named]
+        return m.Welcome(epoch=self.epoch.number, boot=self.boot, endorsements=told, side_port=port)
 
     async def _count_up(self) -> None:
         """Raise the epoch from time to time, so that a copy of the folder is older soon after it was made."""

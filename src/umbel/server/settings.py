@@ -10,6 +10,7 @@ from ..errors import SettingError
 from ..wire.addresses import PORT, host_and_port, is_loopback
 from ..wire.limits import LEAST_WINDOW_BYTES, LOG_BYTES, WINDOW_BYTES
 
+BLOBS_PORT = 7422
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
@@ -26,6 +27,8 @@ class ServerSettings:
     - `quota`: how many bytes its blobs may take; None for what they have at its start and four fifths of what is free.
     - `node_quota`: how many of these may come from one node; None for half where there are several nodes.
     - `log_quota`: how many bytes the log of a run may take; what comes beyond is not kept.
+    - `blobs_port`: where large blobs come and go, beside; 0 for nowhere, None for `BLOBS_PORT` where `listen` is
+      at the port for that, and else, or if that is taken, for any that is free.
     - `window`: how many bytes of what a connection brings may lie in memory unread.
     - `largest_answer`: how many bytes one answer of a node may have; None for as many as the node may.
 
@@ -43,6 +46,7 @@ class ServerSettings:
     largest_answer: int | None = None
     log_quota: int = LOG_BYTES
     window: int = WINDOW_BYTES
+    blobs_port: int | None = None
 
     def __post_init__(self) -> None:
         host, _ = host_and_port(self.listen)
@@ -56,8 +60,16 @@ class ServerSettings:
         for most in (self.quota, self.node_quota, self.largest_answer, self.log_quota):
             if most is not None and most < 1:
                 raise SettingError(f"a quota of {most} bytes leaves room for nothing")
+        if not 0 <= (self.blobs_port or 0) <= 65535:
+            raise SettingError(f"{self.blobs_port} is no port")
         if not LEAST_WINDOW_BYTES <= self.window < 1 << 31:
             raise SettingError(f"a window of {self.window} bytes; it has from {LEAST_WINDOW_BYTES} to 2 GiB")
+
+    def ports_for_blobs(self) -> tuple[int, ...]:
+        """Where to listen for large blobs, whichever can be had first."""
+        if self.blobs_port is not None:
+            return (self.blobs_port,) if self.blobs_port else ()
+        return (BLOBS_PORT, 0) if host_and_port(self.listen)[1] == PORT else (0,)
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ class FaultyStream:
     """A `Stream` with the faults of a `FaultPlan`; `log` says what was done to each frame that was sent."""
 
     def __init__(self, stream: Stream, plan: FaultPlan, name: str = "") -> None:
-        self.peer = stream.peer
+        self.peer, self.beside = stream.peer, stream.beside
         self.log: list[str] = []
         self._stream = stream
         self._plan = plan

@@ -67,7 +67,7 @@ class Connection:
         clock: Callable[[], float] = time.monotonic,
         grace: float = GRACE,
     ) -> None:
-        self.peer = stream.peer
+        self.peer, self.beside = stream.peer, stream.beside
         self.clock = clock
         self.limits = limits if limits is not None else frames.standard_limits()
         self.allowed: frozenset[str] | None = None

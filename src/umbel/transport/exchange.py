@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
-from contextlib import suppress
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -15,17 +14,17 @@ from weakref import WeakValueDictionary
 
 from ..errors import ConnectionLost, PeerError, ProtocolError, Refused, StorageError
 from ..wire import messages as m
-from ..wire.limits import WANTS
+from ..wire.limits import PEER_SIDE_STREAMS, WANTS
 from . import frames
 from .connection import Connection
+from .side import LEAST_BYTES, Claim, SideDialer, SideStreams
+from .transfers import Incoming, Outgoing
 
 T = TypeVar("T")
 
 WINDOW = 8 << 20
 """Bytes of a blob that may be under way; it is less while so much would take long, so that other messages need not
 wait behind it."""
-FIRST_WINDOW = 1 << 20
-SMALLEST_CHUNK = 64 << 10
 AT_ONCE = 16
 """Blobs that are fetched from one peer at the same time in the name of one giver, who may never bring them."""
 
@@ -35,7 +34,7 @@ class IncomingBlob(Protocol):
 
     offset: int
 
-    def write(self, data: bytes) -> None: ...
+    def write(self, data: bytes | memoryview) -> None: ...
     def finish(self) -> Path: ...
     def close(self) -> None: ...
 
@@ -162,6 +161,7 @@ class Exchange:
     - `source(run)`: who must have brought what the peer wants for a run; by default anybody.
     - `progress(sha256, offset)`: called whenever a blob has moved on, in either direction.
     - `room`: who has room for what comes; by default all blobs have room up to their quota.
+    - `side`: where large blobs go by side streams: a server's, or what dials those of the peer.
     """
 
     def __init__(
@@ -178,6 +178,7 @@ class Exchange:
         room: Room | None = None,
         giver: Callable[[str], str] = lambda run: "",
         source: Callable[[str], str] = lambda run: "",
+        side: SideStreams | SideDialer | None = None,
     ) -> None:
         self.connection = connection
         self.depot = blobs if isinstance(blobs, Depot) else Depot(blobs)
@@ -190,12 +191,15 @@ class Exchange:
         self._room = room
         self._giver, self._source = giver, source
         self._givers: dict[bytes, str] = {}
-        self._incoming: dict[bytes, _Transfer] = {}
+        self._incoming: dict[bytes, Incoming] = {}
         self._abandoned: dict[bytes, asyncio.Event] = {}
         self._fetching: dict[bytes, asyncio.Task[Path]] = {}
-        self._outgoing: dict[bytes, _Outgoing] = {}
+        self._outgoing: dict[bytes, Outgoing] = {}
         self._serving: dict[bytes, asyncio.Task[None]] = {}
         self._parting: dict[bytes, asyncio.Task[None]] = {}
+        self._dialer = side if isinstance(side, SideDialer) else None
+        self._streams = side if isinstance(side, SideStreams) else None
+        self._claims = 0
         self._places: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._all_places = asyncio.Semaphore(WANTS // 2)  # the peer may still be at what was given up
         connection.on_blob = self._take
@@ -223,7 +227,7 @@ class Exchange:
             task = asyncio.create_task(self._fetch(blob, run))
             self._fetching[blob.sha256], self._givers[blob.sha256] = task, giver
             task.add_done_callback(lambda done: self._fetched(blob.sha256, done))
-        incoming = self._incoming.setdefault(blob.sha256, _Transfer(blob, self._window, self.connection.clock))
+        incoming = self._incoming.setdefault(blob.sha256, Incoming(blob, self._window, self.connection.clock))
         if progress is not None:
             incoming.watchers.append(progress)
         incoming.fetchers += 1
@@ -246,6 +250,8 @@ class Exchange:
         tasks = [*self._fetching.values(), *self._serving.values(), *self._parting.values()]
         await asyncio.gather(*tasks, return_exceptions=True)
         self._may_read = lambda run, blob: False  # whoever said it holds this
+        if self._dialer is not None:
+            self._dialer.close()
 
     def _over(self, end: PeerError) -> None:
         self._stop(ConnectionLost(f"the connection ended during a transfer: {end.message}", end.code))
@@ -269,7 +275,7 @@ class Exchange:
             return outgoing is not None
         if name == "linked":
             if (incoming := self._incoming.get(message.linked.sha256)) is not None:
-                incoming.link()
+                incoming.link(message.linked.ticket)
             return incoming is not None
         return self._given_up(message.unwanted.sha256, message.unwanted.reason)
 
@@ -311,14 +317,14 @@ class Exchange:
             return False
         if (before := self._serving.get(sha256)) is not None:
             before.cancel()
-        outgoing = _Outgoing(want, self.connection.clock)
+        outgoing = Outgoing(want, self.connection.clock)
         task = asyncio.create_task(self._serve(outgoing))
         self._outgoing[sha256] = outgoing
         self._serving[sha256] = task
         task.add_done_callback(lambda done: self._served(outgoing, done))
         return before is None
 
-    def _served(self, outgoing: _Outgoing, task: asyncio.Task[None]) -> None:
+    def _served(self, outgoing: Outgoing, task: asyncio.Task[None]) -> None:
         sha256 = outgoing.want.blob.sha256
         if self._serving.get(sha256) is task:
             del self._serving[sha256], self._outgoing[sha256]
@@ -332,7 +338,7 @@ class Exchange:
     def _deny(self, sha256: bytes, reason: str) -> None:
         self.connection.post(m.Message(unwanted=m.Unwanted(sha256=sha256, reason=reason)))
 
-    async def _serve(self, outgoing: _Outgoing) -> None:
+    async def _serve(self, outgoing: Outgoing) -> None:
         want = outgoing.want
         sha256, size = want.blob.sha256, want.blob.size
         while (path := await self.depot.ready(sha256, self._source(want.run))) is None:
@@ -346,6 +352,8 @@ class Exchange:
             if os.fstat(file.fileno()).st_size != size:
                 self._deny(sha256, "it has another size")
                 return
+            if await self._sent_beside(want, file.fileno()):
+                return
             offset = want.offset
             while offset < size:
                 length = await outgoing.take(min(size - offset, self.connection.limits.chunk_bytes))
@@ -356,8 +364,46 @@ class Exchange:
                 outgoing.credit += length - len(data)
                 await self.connection.send(frames.chunk(sha256, offset, data))
                 offset += len(data)
-                if self._progress is not None:
-                    self._progress(sha256, offset)
+                self._moved(sha256, offset)
+
+    async def _sent_beside(self, want: m.Want, file: int) -> bool:
+        """Whether a blob goes by a side stream: if that breaks, the peer wants the rest once more."""
+        sha256, size = want.blob.sha256, want.blob.size
+        with self._claim(size - want.offset if want.dials else 0) as claim:
+            stream = None
+            if want.ticket and self._dialer is not None and self._dialer.works:
+                stream = await self._dialer.dial(want.ticket)
+            elif claim is not None:
+                self.connection.post(m.Message(linked=m.Linked(sha256=sha256, ticket=claim.ticket)))
+                await asyncio.wait({claim.came})
+                stream = claim.stream
+            if stream is not None:
+                with closing(stream), suppress(ConnectionLost):
+                    await stream.send(file, want.offset, size, partial(self._moved, sha256))
+            return stream is not None or claim is not None
+
+    @contextmanager
+    def _claim(self, left: int) -> Iterator[Claim | None]:
+        """A ticket for a blob of which so much is left, if there is one to be had, while in the block."""
+        claim = None
+        if self._streams is not None and left >= LEAST_BYTES and self._claims < PEER_SIDE_STREAMS:
+            claim = self._streams.claim()
+        if claim is None:
+            yield None
+            return
+        self._claims += 1
+        try:
+            yield claim
+        finally:
+            self._claims -= 1
+            claim.close()
+
+    def _moved(self, sha256: bytes, offset: int) -> None:
+        incoming = self._incoming.get(sha256)
+        for watcher in incoming.watchers if incoming is not None else ():
+            watcher(offset)
+        if self._progress is not None:
+            self._progress(sha256, offset)
 
     async def _lent(self, sha256: bytes, place: Path) -> bool:
         if not self.depot.may_lend(place, self._given) or self._given not in (None, place.parent):
@@ -389,30 +435,47 @@ class Exchange:
             finally:
                 await self.depot.aside(part.close)
 
-    async def _received(self, incoming: _Transfer, part: IncomingBlob, run: str) -> Path:
+    async def _received(self, incoming: Incoming, part: IncomingBlob, run: str) -> Path:
         blob = incoming.blob
         place = self.depot.blobs.place(blob, self._handed) if self.same_machine else None
-        if part.offset < blob.size:
-            self._ask(incoming, run, part.offset, place)
+        beside = True
         while part.offset < blob.size:
-            chunks = await incoming.next()
-            if not chunks:
+            with self._claim(blob.size - part.offset if beside and place is None else 0) as claim:
+                self._ask(incoming, run, part.offset, place, beside, claim)
+                while not incoming.is_linked and not incoming.streams and part.offset < blob.size:
+                    await self._consumed(incoming, part, await incoming.next())
+                if incoming.streams:
+                    await self._received_beside(incoming, part)
+                    beside = False
+            if incoming.is_linked:
                 if place is not None and (path := await self._linked(place, blob, run)) is not None:
                     incoming.asked = False
                     return path
                 place = None
-                self._ask(incoming, run, part.offset, None)
-                continue
-            await self.depot.aside(_write, part, chunks)
-            credit = incoming.consumed(sum(map(len, chunks)), part.offset)
-            if part.offset < blob.size:
-                self.connection.post(m.Message(credit=m.Credit(sha256=blob.sha256, bytes=credit)))
-            for watcher in incoming.watchers:
-                watcher(part.offset)
-            if self._progress is not None:
-                self._progress(blob.sha256, part.offset)
         incoming.asked = False
         return await self.depot.aside(part.finish)
+
+    async def _consumed(self, incoming: Incoming, part: IncomingBlob, chunks: Sequence[bytes]) -> None:
+        """Write what has come over the connection, and let as much come again."""
+        if not chunks:
+            return
+        if incoming.claim is not None:
+            incoming.claim.close()
+        sha256 = incoming.blob.sha256
+        await self.depot.aside(_write, part, chunks)
+        credit = incoming.consumed(sum(map(len, chunks)), part.offset)
+        if part.offset < incoming.blob.size:
+            self.connection.post(m.Message(credit=m.Credit(sha256=sha256, bytes=credit)))
+        self._moved(sha256, part.offset)
+
+    async def _received_beside(self, incoming: Incoming, part: IncomingBlob) -> None:
+        """Receive what is left of a blob by a side stream, or as much as comes."""
+        stream = incoming.claim.stream if incoming.claim is not None else None
+        if stream is None and self._dialer is not None and self._dialer.works:
+            stream = await self._dialer.dial(incoming.ticket)
+        if stream is not None:
+            with closing(stream), suppress(ConnectionLost):
+                await stream.receive(part, incoming.blob.size, partial(self._moved, incoming.blob.sha256))
 
     async def _linked(self, place: Path, blob: m.Blob, run: str) -> Path | None:
         try:
@@ -421,10 +484,17 @@ class Exchange:
         except StorageError:  # for example not the same machine after all
             return None
 
-    def _ask(self, incoming: _Transfer, run: str, offset: int, place: Path | None) -> None:
-        incoming.ask(offset)
-        there = "" if place is None else str(place)
-        want = m.Want(blob=incoming.blob, run=run, offset=offset, credit=incoming.window, place=there)
+    def _ask(
+        self, incoming: Incoming, run: str, offset: int, place: Path | None, beside: bool, claim: Claim | None
+    ) -> None:
+        incoming.ask(offset, claim)
+        want = m.Want(blob=incoming.blob, run=run, offset=offset, credit=incoming.window)
+        if place is not None:
+            want.place = str(place)
+        elif beside and self._dialer is not None and self._dialer.works:
+            want.dials = incoming.blob.size - offset >= LEAST_BYTES
+        if claim is not None:
+            want.ticket = claim.ticket
         self.connection.post(m.Message(want=want))
 
     def _arrived(self, chunk: m.Chunk) -> bool:
@@ -450,107 +520,3 @@ async def _finished(work: asyncio.Future[Any]) -> None:
 def _write(part: IncomingBlob, chunks: Sequence[bytes]) -> None:
     for data in chunks:
         part.write(data)
-
-
-class _Outgoing:
-    """What is sent of one blob: how much the peer lets us send, and how fast it takes it."""
-
-    def __init__(self, want: m.Want, clock: Callable[[], float]) -> None:
-        self.want = want
-        self.credit = want.credit
-        self._most = want.credit
-        self._clock = clock
-        self._since = clock()
-        self._taken = 0
-        self._changed = asyncio.Event()
-
-    def granted(self, size: int) -> None:
-        self.credit += size
-        self._taken += size
-        self._most = max(self._most, self.credit)
-        self._changed.set()
-
-    async def take(self, most: int) -> int:
-        """How much to send now, as soon as it is worth a chunk: about a quarter of a second's worth, at `most` so many
-        bytes. The receiver hears from us with every chunk, also on a slow line.
-        """
-        rate = self._taken / max(self._clock() - self._since, 1e-3)
-        size = min(most, max(SMALLEST_CHUNK, int(rate / 4)))
-        while self.credit < max(1, min(size, self._most // 4)):
-            self._changed.clear()
-            await self._changed.wait()
-        size = min(size, self.credit)
-        self.credit -= size
-        return size
-
-
-class _Transfer:
-    """What has come of one blob and is not written yet, and how much more may come."""
-
-    def __init__(self, blob: m.Blob, window: int, clock: Callable[[], float]) -> None:
-        self.blob = blob
-        self.window = min(window, FIRST_WINDOW)
-        self.watchers: list[Callable[[int], None]] = []
-        self.fetchers = 0
-        self.asked = False
-        self.is_linked = False
-        self._widest = window
-        self._clock = clock
-        self._since = 0.0
-        self._from = 0
-        self._due = 0
-        self._credit = 0
-        self._chunks: deque[bytes] = deque()
-        self.error: PeerError | None = None
-        self._changed = asyncio.Event()
-
-    def ask(self, offset: int) -> None:
-        self.asked, self.is_linked = True, False
-        self._due = self._from = offset
-        self._credit = self.window
-        self._since = self._clock()
-        self._chunks.clear()
-
-    def take(self, offset: int, data: bytes) -> None:
-        size = len(data)
-        if offset != self._due:
-            raise ProtocolError(f"a chunk from {offset} where {self._due} is due", m.CODE_OUT_OF_ORDER)
-        if not 0 < size <= min(self._credit, self.blob.size - self._due):
-            raise ProtocolError(f"a chunk of {size} bytes; {self._credit} may be sent", m.CODE_TOO_LARGE)
-        self._due += size
-        self._credit -= size
-        self._chunks.append(data)
-        self._changed.set()
-
-    def link(self) -> None:
-        self.is_linked = True
-        self._changed.set()
-
-    def fail(self, error: PeerError) -> None:
-        self.error = self.error or error
-        self._changed.set()
-
-    def check(self) -> None:
-        if self.error is not None:
-            raise self.error
-
-    def consumed(self, size: int, offset: int) -> int:
-        """How much more may be sent after `size` bytes are written: more than that, where it comes so quickly that two
-        seconds' worth is more than the window.
-        """
-        rate = (offset - self._from) / max(self._clock() - self._since, 1e-3)
-        more = max(0, min(int(2 * rate), self._widest) - self.window)
-        self.window += more
-        self._credit += size + more
-        return size + more
-
-    async def next(self) -> list[bytes]:
-        """What has come since, at least something; none if the file is linked."""
-        while not (self._chunks or self.is_linked):
-            self.check()
-            self._changed.clear()
-            await self._changed.wait()
-        self.check()
-        chunks = list(self._chunks)
-        self._chunks.clear()
-        return chunks

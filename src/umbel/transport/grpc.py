@@ -20,7 +20,7 @@ import grpc.aio
 
 from ..errors import ConnectionLost, SettingError
 from ..wire.limits import MESSAGE_BYTES, WINDOW_BYTES
-from .stream import Listener, OnStream, Stream, served
+from .stream import Beside, Listener, OnStream, Stream, served
 
 METHOD = "/umbel.v1alpha.Umbel/Connect"
 PIECE_BYTES = MESSAGE_BYTES - 1
@@ -89,8 +89,9 @@ def _pieces(data: bytes) -> Iterator[bytes]:
 class _Call:
     """The client's end."""
 
-    def __init__(self, channel: Any, call: Any, peer: str) -> None:
+    def __init__(self, channel: Any, call: Any, peer: str, roots: bytes | None) -> None:
         self.peer = peer
+        self.beside: Beside | None = Beside(peer.rpartition(":")[0].strip("[]"), SERVER_NAME, roots)
         self._channel = channel
         self._call = call
         self._pieces = _Pieces()
@@ -152,6 +153,8 @@ class _Call:
 
 class _ServerStream:
     """The server's end: the call is over when its handler returns, which is when the stream is closed."""
+
+    beside: Beside | None = None
 
     def __init__(self, context: Any) -> None:
         self.peer = str(context.peer())
@@ -271,7 +274,7 @@ async def connect(address: str, ca_pem: bytes | None) -> Stream:
         call.cancel()
         await channel.close()
         raise
-    return _Call(channel, call, address)
+    return _Call(channel, call, address, ca_pem)
 
 
 async def serve(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from ..errors import ConnectionLost, PeerError
@@ -13,10 +14,21 @@ OnStream = Callable[["Stream"], Awaitable[None]]
 """What serves a stream that somebody has opened; the stream is closed when it returns."""
 
 
+@dataclass(frozen=True)
+class Beside:
+    """What it takes to connect once more to where a stream leads, at another port: the `host`, and the certificates
+    `roots` (PEM) of who may say that it is `name`; without them there is no TLS.
+    """
+
+    host: str
+    name: str
+    roots: bytes | None
+
+
 class Stream(Protocol):
     """One end of a duplex stream of byte strings, which arrive whole, once, and in order, or not at all.
 
-    - `peer`: where the other end is, in words.
+    - `peer`: where the other end is, in words; `beside`: how to connect there once more, if that can be.
     - `send` waits while the peer does not read, and raises `ConnectionLost` once it cannot receive any more.
     - `receive` gives what comes next, None at the end: the peer has finished or is gone, or this side has closed.
     - `finish`: no more is sent; what was sent still arrives, then the peer's `receive` gives None.
@@ -26,6 +38,7 @@ class Stream(Protocol):
     """
 
     peer: str
+    beside: Beside | None
 
     async def send(self, data: bytes) -> None: ...
     async def receive(self) -> bytes | None: ...
@@ -78,6 +91,8 @@ class _Way:
 
 
 class _MemoryStream:
+    beside: Beside | None = None
+
     def __init__(self, peer: str, outgoing: _Way, incoming: _Way) -> None:
         self.peer = peer
         self._outgoing = outgoing

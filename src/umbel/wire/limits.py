@@ -104,6 +104,16 @@ HOSTED_BYTES = _limit(
 )
 MAILBOX = _limit("MAILBOX", 10_000, "tasks", "those that wait for one node", "the task fails")
 WANTS = _limit("WANTS", 1024, "blobs", "those that a peer wants at once, or gives up", "the connection ends: busy")
+SIDE_PENDING = _limit(
+    "SIDE_PENDING", 64, "connections", "those at the port for side streams that have said no ticket",
+    "one more is closed",
+)  # fmt: skip
+SIDE_STREAMS = _limit(
+    "SIDE_STREAMS", 32, "side streams", "those of a server that go on, or are waited for 20 s",
+    "blobs go over the connection",
+)  # fmt: skip
+PEER_SIDE_STREAMS = _limit("PEER_SIDE_STREAMS", 4, "side streams", "those of one peer", "blobs go over the connection")
+SIDE_SECONDS = _limit("SIDE_SECONDS", 30, "seconds", "how long nothing moves on a side stream", "it is closed")
 ANSWER_BYTES = _limit(
     "ANSWER_BYTES", 128 << 10, "bytes", "an answer without its blob, for each client in it", "its tasks fail"
 )

@@ -560,6 +560,7 @@ class Welcome(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     BOOT_FIELD_NUMBER: _builtins.int
     ENDORSEMENTS_FIELD_NUMBER: _builtins.int
+    SIDE_PORT_FIELD_NUMBER: _builtins.int
     session: _builtins.str
     id: _builtins.str
     """by which the server knows who connected"""
@@ -571,6 +572,8 @@ class Welcome(_message.Message):
     """a number that the server's folder keeps, greater at each start and every few minutes"""
     boot: _builtins.str
     """of this start of the server: two starts have different ones"""
+    side_port: _builtins.int
+    """where side streams are dialled; 0: nowhere"""
     @_builtins.property
     def limits(self) -> Global___Limits: ...
     @_builtins.property
@@ -586,10 +589,11 @@ class Welcome(_message.Message):
         epoch: _builtins.int = ...,
         boot: _builtins.str = ...,
         endorsements: _abc.Iterable[Global___Endorsement] | None = ...,
+        side_port: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot", b"boot", "endorsements", b"endorsements", "epoch", b"epoch", "id", b"id", "limits", b"limits", "name", b"name", "same_machine", b"same_machine", "session", b"session"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot", b"boot", "endorsements", b"endorsements", "epoch", b"epoch", "id", b"id", "limits", b"limits", "name", b"name", "same_machine", b"same_machine", "session", b"session", "side_port", b"side_port"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -753,6 +757,8 @@ class Want(_message.Message):
     OFFSET_FIELD_NUMBER: _builtins.int
     CREDIT_FIELD_NUMBER: _builtins.int
     PLACE_FIELD_NUMBER: _builtins.int
+    TICKET_FIELD_NUMBER: _builtins.int
+    DIALS_FIELD_NUMBER: _builtins.int
     run: _builtins.str
     """on whose behalf"""
     offset: _builtins.int
@@ -760,6 +766,10 @@ class Want(_message.Message):
     """bytes that may be sent"""
     place: _builtins.str
     """where a sender on the same machine may link the file"""
+    ticket: _builtins.bytes
+    """of a server: for a side stream by which it may come"""
+    dials: _builtins.bool
+    """to a server: a side stream will do"""
     @_builtins.property
     def blob(self) -> Global___Blob: ...
     def __init__(
@@ -770,10 +780,12 @@ class Want(_message.Message):
         offset: _builtins.int = ...,
         credit: _builtins.int = ...,
         place: _builtins.str = ...,
+        ticket: _builtins.bytes = ...,
+        dials: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["blob", b"blob"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob", b"blob", "credit", b"credit", "offset", b"offset", "place", b"place", "run", b"run"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob", b"blob", "credit", b"credit", "dials", b"dials", "offset", b"offset", "place", b"place", "run", b"run", "ticket", b"ticket"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -832,15 +844,19 @@ class Linked(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SHA256_FIELD_NUMBER: _builtins.int
+    TICKET_FIELD_NUMBER: _builtins.int
     sha256: _builtins.bytes
+    ticket: _builtins.bytes
+    """for a side stream by which it comes; without one the file is there"""
     def __init__(
         self,
         *,
         sha256: _builtins.bytes = ...,
+        ticket: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["sha256", b"sha256"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sha256", b"sha256", "ticket", b"ticket"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,347 @@
+"""Side streams: TCP connections with TLS that carry one large blob each, beside the connection of a peer.
+
+Whoever connects says a ticket, which a server has given it over its connection and which is good once, and is answered
+one byte; then come the bytes of the blob, and nothing else. Threads serve them, in which reading, encrypting, writing
+and hashing wait for nobody's Python. Nothing depends on them: where none comes about, or one breaks, the rest of the
+blob goes over the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+import ssl
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import suppress
+from typing import Protocol
+
+from ..errors import ConnectionLost, SettingError
+from ..wire.limits import PEER_SIDE_STREAMS, SIDE_PENDING, SIDE_SECONDS, SIDE_STREAMS
+from .stream import Beside
+
+LEAST_BYTES = 4 << 20
+"""What has less left goes over the connection."""
+TICKET_BYTES = 32
+CONNECT_SECONDS = 5.0
+"""So long it takes at the most to connect, to prove who one is, and to be taken at one's ticket, each."""
+CLAIM_SECONDS = 20.0
+"""For so many seconds a ticket is good."""
+_ACCEPTED = b"\1"
+_PIECE = 1 << 20
+_SENT_AT_ONCE = 128 << 10
+"""So much has to move in `SIDE_SECONDS`."""
+
+Pair = Callable[[], tuple[bytes, bytes]]
+Moved = Callable[[int], None]
+
+
+class Sink(Protocol):
+    """What takes the bytes of a blob, as an `IncomingBlob` of an exchange does."""
+
+    offset: int
+
+    def write(self, data: bytes | memoryview, /) -> None: ...
+
+
+class SideStream:
+    """A connection that carries the bytes of one blob, one way; it is to be closed."""
+
+    def __init__(self, connection: socket.socket, threads: Executor) -> None:
+        self._socket = connection
+        self._threads = threads
+
+    async def send(self, file: int, offset: int, size: int, moved: Moved) -> None:
+        """Send the bytes of an open file from `offset` to `size`. `moved` is called with how far it is.
+
+        Raises `ConnectionLost` where the other end does not take them all, `OSError` where the file has them no more.
+        """
+        await self._aside(_sent, self._socket, file, offset, size, _from_thread(moved))
+
+    async def receive(self, part: Sink, size: int, moved: Moved) -> None:
+        """Write what comes to `part` until that has `size` bytes. `moved` is called with how far it is.
+
+        Raises `ConnectionLost` where the other end stops before, and what `part` raises; what has come is written then.
+        """
+        await self._aside(_received, self._socket, part, size, _from_thread(moved))
+
+    def close(self) -> None:
+        """End it."""
+        self._cut()
+        self._socket.close()
+
+    def _cut(self) -> None:
+        with suppress(OSError):  # an SSLSocket's own method would go on without TLS
+            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+
+    async def _aside(self, work: Callable[..., None], *args: object) -> None:
+        done = asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
+        try:
+            await asyncio.shield(done)
+        except asyncio.CancelledError:
+            self._cut()
+            while not done.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait({done})
+            done.cancelled() or done.exception()  # looked at, so that nobody complains that it was not
+            raise
+
+
+class SideDialer:
+    """Opens side streams to a server at a `port` of its own, as long as that `works`; it is to be closed."""
+
+    def __init__(self, beside: Beside | None, port: int) -> None:
+        self.works = beside is not None and port > 0
+        self._beside, self._port = beside, port
+        self._threads = ThreadPoolExecutor(PEER_SIDE_STREAMS, "umbel-side")
+        self._context: ssl.SSLContext | None = None
+
+    async def dial(self, ticket: bytes) -> SideStream | None:
+        """A side stream that the server has taken at this ticket; None where none is to be had, now and from now on."""
+        dialled = asyncio.get_running_loop().run_in_executor(self._threads, self._dialled, ticket)
+        try:
+            return SideStream(await asyncio.shield(dialled), self._threads)
+        except OSError:
+            self.works = False
+            return None
+        except asyncio.CancelledError:
+            dialled.add_done_callback(_dropped)
+            raise
+
+    def close(self) -> None:
+        """Open no more."""
+        self.works = False
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _dialled(self, ticket: bytes) -> socket.socket:
+        if self._beside is None:
+            raise ConnectionRefusedError
+        connection = socket.create_connection((self._beside.host, self._port), CONNECT_SECONDS)
+        try:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._beside.roots is not None:
+                context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+                context.minimum_version = ssl.TLSVersion.TLSv1_3
+                context.load_verify_locations(cadata=self._beside.roots.decode())
+                connection = context.wrap_socket(connection, server_hostname=self._beside.name)
+            connection.sendall(ticket)
+            if connection.recv(1) != _ACCEPTED:
+                raise ConnectionResetError("the ticket was not taken")
+            connection.settimeout(SIDE_SECONDS)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+
+class Claim:
+    """A ticket that a server has given, good for `CLAIM_SECONDS`: `came` is done once a `stream` has come for it, or
+    never will. It is to be closed.
+    """
+
+    def __init__(self, streams: SideStreams) -> None:
+        loop = asyncio.get_running_loop()
+        self.ticket = secrets.token_bytes(TICKET_BYTES)
+        self.came: asyncio.Future[None] = loop.create_future()
+        self.stream: SideStream | None = None
+        self._streams = streams
+        self._timer = loop.call_later(CLAIM_SECONDS, self.close)
+
+    def close(self) -> None:
+        """No stream is wanted any more; one that has come ends."""
+        self._timer.cancel()
+        self._streams.forget(self)
+        if not self.came.done():
+            self.came.set_result(None)
+        if self.stream is not None:
+            self.stream.close()
+
+    def arrived(self, stream: SideStream) -> None:
+        """Somebody has come for it."""
+        if self.came.done():
+            stream.close()
+        else:
+            self._timer.cancel()
+            self.stream = stream
+            self.came.set_result(None)
+
+
+class SideStreams:
+    """The side streams of a server, which are dialled at its `port`; that is 0 while there are none. At most `most`
+    have a ticket or go on at a time.
+    """
+
+    def __init__(self, most: int = SIDE_STREAMS) -> None:
+        self.port = 0
+        self._pair: Pair | None = None
+        self._most = most
+        self._tls: tuple[tuple[bytes, bytes], ssl.SSLContext] | None = None
+        self._waiting: dict[bytes, Claim] = {}
+        self._claims: set[Claim] = set()
+        self._doors = ThreadPoolExecutor(SIDE_PENDING, "umbel-side-door")
+        self._threads = ThreadPoolExecutor(most, "umbel-side")
+        self._pending: set[asyncio.Future[None]] = set()
+        self._listener: socket.socket | None = None
+        self._accepting: asyncio.Task[None] | None = None
+
+    def open(self, host: str, ports: Sequence[int], pair: Pair | None) -> None:
+        """Listen at the first of these ports that can be had, 0 being any that is free; without ports nowhere.
+
+        `pair` gives the certificate and key, as PEM, for whoever connects now; without it there is no TLS. Raises
+        `SettingError`.
+        """
+        self._pair = pair
+        for port in ports:
+            try:
+                family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+                self._listener = socket.create_server((host, port), family=family, backlog=SIDE_PENDING)
+                break
+            except OSError as error:
+                if port == ports[-1]:
+                    text = f"cannot listen at {host}:{port} for blobs: {error.strerror or error}"
+                    raise SettingError(text, hint="Choose another --blobs-port, or 0 for none.") from None
+        if self._listener is not None:
+            self._listener.setblocking(False)
+            self.port = self._listener.getsockname()[1]
+            self._accepting = asyncio.create_task(self._accept(self._listener))
+
+    def claim(self) -> Claim | None:
+        """A ticket for one side stream; None where none is to be had just now."""
+        if not self.port or len(self._claims) >= self._most:
+            return None
+        claim = Claim(self)
+        self._claims.add(claim)
+        self._waiting[claim.ticket] = claim
+        return claim
+
+    def forget(self, claim: Claim) -> None:
+        """A ticket is good no more, and its stream, if it had one, is over."""
+        self._waiting.pop(claim.ticket, None)
+        self._claims.discard(claim)
+
+    async def close(self) -> None:
+        """Listen no more; those that go on are ended by whoever has claimed them."""
+        self.port = 0
+        if self._accepting is not None and self._listener is not None:
+            self._accepting.cancel()
+            await asyncio.wait({self._accepting})
+            self._listener.close()
+        self._waiting.clear()
+        while self._pending:
+            await asyncio.wait(self._pending)
+        self._doors.shutdown(wait=False)
+        self._threads.shutdown(wait=False)
+
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, _ = await loop.sock_accept(listener)
+            except OSError:  # for example as many files are open as may be
+                await asyncio.sleep(1.0)
+                continue
+            if len(self._pending) >= SIDE_PENDING:
+                connection.close()
+                continue
+            task = loop.run_in_executor(self._doors, self._heard, connection, loop)
+            self._pending.add(task)
+            task.add_done_callback(self._pending.discard)
+
+    # In a thread
+
+    def _heard(self, connection: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
+        """Hear the ticket of whoever has come, and give the stream to whom the ticket is from."""
+        try:
+            connection.settimeout(CONNECT_SECONDS)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._pair is not None:
+                connection = self._context(self._pair()).wrap_socket(connection, server_side=True)
+            ticket = bytearray(TICKET_BYTES)
+            if _filled(connection, memoryview(ticket)) and (claim := self._waiting.pop(bytes(ticket), None)):
+                connection.sendall(_ACCEPTED)
+                connection.settimeout(SIDE_SECONDS)
+                loop.call_soon_threadsafe(claim.arrived, SideStream(connection, self._threads))
+                return
+        except (OSError, RuntimeError):  # it is gone, is somebody else, or the loop has ended
+            pass
+        connection.close()
+
+    def _context(self, pair: tuple[bytes, bytes]) -> ssl.SSLContext:
+        held = self._tls
+        if held is None or held[0] != pair:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.minimum_version = ssl.TLSVersion.TLSv1_3
+            context.num_tickets = 0  # nobody reads them, and what is unread as a connection ends takes the rest along
+            with tempfile.NamedTemporaryFile() as file:  # its library reads keys from files alone
+                file.write(pair[0] + b"\n" + pair[1])
+                file.flush()
+                context.load_cert_chain(file.name)
+            held = self._tls = (pair, context)
+        return held[1]
+
+
+def _dropped(dialled: asyncio.Future[socket.socket]) -> None:
+    if not dialled.cancelled() and dialled.exception() is None:
+        dialled.result().close()
+
+
+def _from_thread(moved: Moved) -> Moved:
+    loop = asyncio.get_running_loop()
+
+    def tell(offset: int) -> None:
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(moved, offset)
+
+    return tell
+
+
+def _sent(connection: socket.socket, file: int, offset: int, size: int, moved: Moved) -> None:
+    while offset < size:
+        data = os.pread(file, min(_PIECE, size - offset), offset)
+        if not data:
+            raise OSError("the file has become shorter")
+        try:
+            for at in range(0, len(data), _SENT_AT_ONCE):
+                connection.sendall(memoryview(data)[at : at + _SENT_AT_ONCE])
+        except OSError as error:
+            raise ConnectionLost(f"a side stream broke: {error}") from None
+        offset += len(data)
+        moved(offset)
+    with suppress(OSError):
+        connection.recv(1)  # until the other end has it all, and ends
+
+
+def _received(connection: socket.socket, part: Sink, size: int, moved: Moved) -> None:
+    """Read into one buffer while the other is written and hashed."""
+    buffers, offset = (bytearray(_PIECE), bytearray(_PIECE)), part.offset
+    written: Future[None] | None = None
+    with ThreadPoolExecutor(1, "umbel-side-disk") as disk:
+        while offset < size:
+            view = memoryview(buffers[0])[: size - offset]
+            count = _filled(connection, view)
+            if written is not None:
+                written.result()
+                moved(offset)
+            if count:
+                written = disk.submit(part.write, view[:count])
+                offset += count
+                buffers = buffers[::-1]
+            if count < len(view):
+                break
+        if written is not None:
+            written.result()
+            moved(offset)
+    if offset < size:
+        raise ConnectionLost(f"a side stream ended after {offset} of {size} bytes")
+
+
+def _filled(connection: socket.socket, view: memoryview) -> int:
+    """Fill a buffer, as far as bytes come; how many that were."""
+    count = 0
+    with suppress(OSError):
+        while count < len(view) and (more := connection.recv_into(view[count:])):
+            count += more
+    return count

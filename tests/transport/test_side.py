@@ -1,0 +1,365 @@
+"""Side streams: large blobs go by them where they can, and over the connection where they cannot."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.conftest import PATIENCE
+
+from umbel.errors import ConnectionLost, PeerError, SettingError, StorageError
+from umbel.store.blobs import Blobs
+from umbel.testing import Proxy
+from umbel.transport import side
+from umbel.transport.connection import Connection
+from umbel.transport.exchange import Exchange
+from umbel.transport.side import LEAST_BYTES, SideDialer, SideStreams
+from umbel.transport.stream import Beside, pair
+from umbel.trust.authority import SERVER_NAME, Authority
+from umbel.wire import messages as m
+from umbel.wire.limits import PEER_SIDE_STREAMS, SIDE_PENDING, SIDE_SECONDS, SIDE_STREAMS
+
+SIZE = LEAST_BYTES + 123_457
+
+
+class Pair:
+    """A node and a server that exchange blobs, and have side streams beside; `chunks` counts what goes without."""
+
+    def __init__(self, folder: Path) -> None:
+        self.node, self.server = Blobs(folder / "node"), Blobs(folder / "server")
+        self.streams = SideStreams()
+        self.chunks = 0
+
+    async def begin(self, beside: Beside | None, port: int | None = None) -> None:
+        one, other = pair()
+        self.dialer = SideDialer(beside, self.streams.port if port is None else port)
+        self.connections = [Connection(stream, grace=PATIENCE) for stream in (one, other)]
+        self.at_node = Exchange(self.connections[0], self.node, lambda run, blob: True, side=self.dialer)
+        self.at_server = Exchange(self.connections[1], self.server, lambda run, blob: True, side=self.streams)
+        self.reading = [asyncio.create_task(self.read(connection)) for connection in self.connections]
+
+    async def read(self, connection: Connection) -> None:
+        takes = connection.on_blob
+        assert takes is not None
+
+        def counted(message: m.Message) -> bool:
+            self.chunks += message.HasField("chunk")
+            return takes(message)
+
+        connection.on_blob = counted
+        try:
+            async for _ in connection.messages():
+                pass
+        except PeerError:
+            pass
+
+    async def close(self) -> None:
+        for connection in self.connections:
+            await connection.close()
+        await asyncio.gather(*self.reading)
+        await self.at_node.close()
+        await self.at_server.close()
+        await self.streams.close()
+
+
+@asynccontextmanager
+async def exchanging(
+    folder: Path, *, tls: bool = True, port: int | None = None, roots: bytes | None = None
+) -> AsyncIterator[Pair]:
+    own = Authority(folder / "authority")
+    serving = own.serving()
+    both = Pair(folder)
+    both.streams.open("127.0.0.1", (0,), (lambda: (serving.certificate, serving.key)) if tls else None)
+    await both.begin(Beside("127.0.0.1", SERVER_NAME, (roots or own.root()) if tls else None), port)
+    try:
+        yield both
+    finally:
+        await both.close()
+
+
+@pytest.mark.parametrize("tls", [True, False])
+def test_a_large_blob_goes_by_a_side_stream_either_way(tmp_path: Path, tls: bool) -> None:
+    async def main() -> None:
+        async with exchanging(tmp_path, tls=tls) as both:
+            told: list[int] = []
+            up, down = os.urandom(SIZE), os.urandom(SIZE)
+            path = await both.at_server.fetch(both.node.put(up), "run", progress=told.append)
+            assert path.read_bytes() == up
+            path = await both.at_node.fetch(both.server.put(down), "run")
+            assert path.read_bytes() == down
+            assert both.chunks == 0
+            assert told == sorted(told)
+            assert both.dialer.works
+            assert not both.streams._claims
+            small = both.node.put(os.urandom(LEAST_BYTES - 1))
+            await both.at_server.fetch(small, "run")
+            assert both.chunks > 0
+
+    asyncio.run(main())
+
+
+def test_what_is_there_already_is_not_sent_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[int] = []
+    plain = side._sent
+
+    def noted(connection: socket.socket, file: int, offset: int, size: int, moved: Any) -> None:
+        sent.append(size - offset)
+        plain(connection, file, offset, size, moved)
+
+    async def main() -> None:
+        monkeypatch.setattr(side, "_sent", noted)
+        async with exchanging(tmp_path) as both:
+            data = os.urandom(LEAST_BYTES + SIZE)
+            blob = both.node.put(data)
+            with both.server.part(blob) as part:
+                part.write(data[:1000])
+            assert (await both.at_server.fetch(blob, "run")).read_bytes() == data
+        assert sent == [len(data) - 1000]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("way", ["up", "down"])
+def test_where_no_side_stream_comes_about_it_goes_over_the_connection(tmp_path: Path, way: str) -> None:
+    async def main() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as silent:  # it listens, and does not accept: as a firewall would
+            silent.listen(0)
+            port = silent.getsockname()[1]
+            silent.close()
+            async with exchanging(tmp_path, port=port) as both:
+                for _ in range(2):
+                    data = os.urandom(SIZE)
+                    giver, taker = (both.node, both.at_server) if way == "up" else (both.server, both.at_node)
+                    assert (await taker.fetch(giver.put(data), "run")).read_bytes() == data
+                assert both.chunks > 1
+                assert not both.dialer.works
+                assert not both.streams._claims
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("way", ["up", "down"])
+def test_who_is_not_the_server_gets_nothing(tmp_path: Path, way: str) -> None:
+    async def main() -> None:
+        other = Authority(tmp_path / "other").root()
+        async with exchanging(tmp_path, roots=other) as both:
+            data = os.urandom(SIZE)
+            giver, taker = (both.node, both.at_server) if way == "up" else (both.server, both.at_node)
+            assert (await taker.fetch(giver.put(data), "run")).read_bytes() == data
+            assert both.chunks > 1
+            assert not both.dialer.works
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("way", ["up", "down"])
+def test_where_a_side_stream_breaks_the_rest_goes_over_the_connection(tmp_path: Path, way: str) -> None:
+    async def main() -> None:
+        async with exchanging(tmp_path) as both, Proxy(f"127.0.0.1:{both.streams.port}") as proxy:
+            both.dialer._port = int(proxy.address.rpartition(":")[2])
+            proxy.cut_after(LEAST_BYTES // 2)
+            data = os.urandom(2 * SIZE)
+            giver, taker = (both.node, both.at_server) if way == "up" else (both.server, both.at_node)
+            told: list[int] = []
+            assert (await taker.fetch(giver.put(data), "run", progress=told.append)).read_bytes() == data
+            assert proxy.cuts == 1
+            assert both.chunks > 0
+            assert told == sorted(told)
+            assert not both.streams._claims
+            assert (await taker.fetch(giver.put(data[::-1]), "run")).read_bytes() == data[::-1]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("way", ["up", "down"])
+def test_who_gives_a_blob_up_ends_its_side_stream(tmp_path: Path, way: str) -> None:
+    async def main() -> None:
+        async with exchanging(tmp_path) as both, Proxy(f"127.0.0.1:{both.streams.port}") as proxy:
+            both.dialer._port = int(proxy.address.rpartition(":")[2])
+            proxy.allow(LEAST_BYTES // 2)
+            data = os.urandom(2 * SIZE)
+            giver, taker = (both.node, both.at_server) if way == "up" else (both.server, both.at_node)
+            blob = giver.put(data)
+            fetching = asyncio.ensure_future(taker.fetch(blob, "run"))
+            await proxy.reached(LEAST_BYTES // 2)
+            fetching.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await fetching
+            proxy.allow(None)
+            assert (await taker.fetch(blob, "run")).read_bytes() == data
+            assert not both.streams._claims
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("way", ["up", "down"])
+def test_the_end_of_the_connection_ends_its_side_streams(tmp_path: Path, way: str) -> None:
+    async def main() -> None:
+        async with exchanging(tmp_path) as both, Proxy(f"127.0.0.1:{both.streams.port}") as proxy:
+            both.dialer._port = int(proxy.address.rpartition(":")[2])
+            proxy.allow(LEAST_BYTES // 2)
+            giver, taker = (both.node, both.at_server) if way == "up" else (both.server, both.at_node)
+            fetching = asyncio.ensure_future(taker.fetch(giver.put(os.urandom(2 * SIZE)), "run"))
+            await proxy.reached(LEAST_BYTES // 2)
+            await both.connections[0].close()
+            with pytest.raises(ConnectionLost):
+                await fetching
+            await both.at_node.close()
+            await both.at_server.close()
+            assert not both.streams._claims
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("way", ["up", "down"])
+def test_where_nothing_moves_the_rest_goes_over_the_connection(
+    tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        assert SIDE_SECONDS == side.SIDE_SECONDS
+        monkeypatch.setattr(side, "SIDE_SECONDS", 0.1)
+        async with exchanging(tmp_path) as both, Proxy(f"127.0.0.1:{both.streams.port}") as proxy:
+            both.dialer._port = int(proxy.address.rpartition(":")[2])
+            proxy.allow(LEAST_BYTES // 2)
+            data = os.urandom(2 * SIZE)
+            giver, taker = (both.node, both.at_server) if way == "up" else (both.server, both.at_node)
+            assert (await taker.fetch(giver.put(data), "run")).read_bytes() == data
+            assert proxy.held > 0
+            assert both.chunks > 0
+
+    asyncio.run(main())
+
+
+def test_a_full_disk_is_told_and_the_rest_comes_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with exchanging(tmp_path) as both:
+            data = os.urandom(2 * SIZE)
+            blob = both.node.put(data)
+            written: list[int] = []
+            plain = os.write
+
+            def full(file: int, view: Any) -> int:
+                if len(view) > 1000 and sum(written) > SIZE:
+                    raise OSError(28, "No space left on device")
+                written.append(count := plain(file, view))
+                return count
+
+            with monkeypatch.context() as patched:
+                patched.setattr(os, "write", full)
+                with pytest.raises(StorageError, match="No space left"):
+                    await both.at_server.fetch(blob, "run")
+            assert (await both.at_server.fetch(blob, "run")).read_bytes() == data
+
+    asyncio.run(main())
+
+
+async def knock(streams: SideStreams, roots: bytes, said: bytes) -> bytes:
+    """What somebody hears who says this at the port for side streams."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(cadata=roots.decode())
+    reader, writer = await asyncio.open_connection("127.0.0.1", streams.port, ssl=context, server_hostname=SERVER_NAME)
+    writer.write(said)
+    heard = b""
+    with suppress(ConnectionError):
+        heard = await reader.read(1)
+    writer.transport.abort()
+    return heard
+
+
+def test_a_ticket_is_good_once_and_only_while_it_is_wanted(tmp_path: Path) -> None:
+    async def main() -> None:
+        own = Authority(tmp_path / "own")
+        serving = own.serving()
+        streams = SideStreams()
+        streams.open("127.0.0.1", (0,), lambda: (serving.certificate, serving.key))
+        claim, other = streams.claim(), streams.claim()
+        assert claim is not None
+        assert other is not None
+        assert await knock(streams, own.root(), bytes(32)) == b""
+        assert await knock(streams, own.root(), claim.ticket) == b"\1"
+        await claim.came
+        assert claim.stream is not None
+        assert await knock(streams, own.root(), claim.ticket) == b""
+        other.close()
+        assert await knock(streams, own.root(), other.ticket) == b""
+        assert other.stream is None
+        claim.close()
+        await streams.close()
+
+    asyncio.run(main())
+
+
+def test_there_are_no_more_side_streams_than_a_server_has(tmp_path: Path) -> None:
+    async def main() -> None:
+        streams = SideStreams()
+        assert streams.claim() is None  # it listens nowhere
+        streams.open("127.0.0.1", (0,), None)
+        claims = [streams.claim() for _ in range(SIDE_STREAMS)]
+        assert all(claims)
+        assert streams.claim() is None
+        assert claims[0] is not None
+        claims[0].close()
+        assert streams.claim() is not None
+        await streams.close()
+
+    asyncio.run(main())
+
+
+def test_a_peer_has_no_more_than_its_share(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with exchanging(tmp_path) as both:
+            exchange = both.at_server
+            with exchange._claim(LEAST_BYTES) as first, exchange._claim(LEAST_BYTES), exchange._claim(LEAST_BYTES):
+                assert PEER_SIDE_STREAMS == 4
+                assert first is not None
+                with exchange._claim(LEAST_BYTES) as fourth, exchange._claim(LEAST_BYTES) as fifth:
+                    assert fourth is not None
+                    assert fifth is None
+                with exchange._claim(LEAST_BYTES - 1) as small:
+                    assert small is None
+
+    asyncio.run(main())
+
+
+def test_who_says_no_ticket_keeps_nobody_out_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        monkeypatch.setattr(side, "CONNECT_SECONDS", 0.05)
+        streams = SideStreams()
+        streams.open("127.0.0.1", (0,), None)
+        silent = [await asyncio.open_connection("127.0.0.1", streams.port) for _ in range(SIDE_PENDING + 5)]
+        for reader, writer in silent:  # those beyond at once, the others after their time
+            assert await reader.read(1) == b""
+            writer.transport.abort()
+        claim = streams.claim()
+        assert claim is not None
+        reader, writer = await asyncio.open_connection("127.0.0.1", streams.port)
+        writer.write(claim.ticket)
+        assert await reader.read(1) == b"\1"
+        writer.transport.abort()
+        await claim.came
+        claim.close()
+        await streams.close()
+
+    asyncio.run(main())
+
+
+def test_a_port_that_is_taken_is_an_error_unless_another_will_do() -> None:
+    async def main() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            streams = SideStreams()
+            with pytest.raises(SettingError, match=f"cannot listen at 127.0.0.1:{port} for blobs"):
+                streams.open("127.0.0.1", (port,), None)
+            assert streams.port == 0
+            streams.open("127.0.0.1", (port, 0), None)
+            assert streams.port not in (0, port)
+            await streams.close()
+
+    asyncio.run(main())
