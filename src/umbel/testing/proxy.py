@@ -13,7 +13,8 @@ PIECE = 64 << 10
 
 
 class Proxy:
-    """Passes TCP connections on to `target`, ``host:port``, under the control of a test; use it with ``async with``.
+    """Passes TCP connections on to `target`, ``host:port``, under the control of a test; use it with ``async with``. It
+    listens `at` another address of loopback.
 
     - `address`: where to connect to instead.
     - `passed`: bytes let through so far, both directions together. `held`: how often some had to wait to be allowed.
@@ -24,8 +25,8 @@ class Proxy:
     - `reached(n)`: waits until so many bytes have got through in all.
     """
 
-    def __init__(self, target: str) -> None:
-        self.address = ""
+    def __init__(self, target: str, at: str = "127.0.0.1:0") -> None:
+        self.address = at
         self.passed = 0
         self.cuts = 0
         self.held = 0
@@ -40,8 +41,9 @@ class Proxy:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accepted, "127.0.0.1", 0)
-        self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        host, _, port = self.address.rpartition(":")
+        self._server = await asyncio.start_server(self._accepted, host, int(port))
+        self.address = f"{host}:{self._server.sockets[0].getsockname()[1]}"
         return self
 
     async def __aexit__(
