@@ -41,6 +41,9 @@ def train(model, data, ctx):
     return umbel.Update({{**model, **changed}} if changed else model)
 """
 APP = """
+import mmap
+import tempfile
+
 import numpy as np
 import umbel
 from holder import client
@@ -48,7 +51,12 @@ from holder import client
 
 def model():
     draws = np.random.default_rng({seed})
-    return {{f"w{{i}}": draws.random({size}, dtype=np.float32) for i in range({arrays})}}
+    with tempfile.TemporaryFile() as file:  # it may be larger than the memory
+        for _ in range({arrays}):
+            file.write(draws.random({size}, dtype=np.float32))
+        file.flush()
+        mapped = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.float32)
+    return {{f"w{{i}}": mapped[i * {size} : (i + 1) * {size}] for i in range({arrays})}}
 
 
 app = umbel.App(client, model=model, strategy=umbel.FedAvg(cohort=1.0), rounds={rounds}, evaluate_every=0)

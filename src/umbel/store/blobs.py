@@ -27,7 +27,7 @@ from types import TracebackType
 from typing import Self
 
 from ..errors import CorruptFile, InternalError, ProtocolError, StorageError
-from ..files import linked, sync_folder
+from ..files import WRITE_BACK, linked, sync_folder, write_back
 from ..wire import messages as m
 
 PIECE = 1 << 20
@@ -411,6 +411,7 @@ class PartialBlob:
         self.offset = 0
         self._blobs = blobs
         self._hash = hashlib.sha256()
+        self._going = 0
         self._file: int | None = None
 
     def __enter__(self) -> Self:
@@ -439,6 +440,9 @@ class PartialBlob:
                 raise
         self._hash.update(view)
         self.offset += len(view)
+        if self.offset - self._going >= WRITE_BACK:
+            write_back(file, self._going, self.offset - self._going)
+            self._going = self.offset
 
     def finish(self) -> Path:
         """Check the whole, make it a complete blob, on the disk, and return its file.
