@@ -15,6 +15,7 @@ import os
 import tempfile
 import time
 from collections.abc import Coroutine
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from umbel.store.blobs import Blobs
 from umbel.transport import frames, grpc
 from umbel.transport.connection import Connection
 from umbel.transport.handshake import introduce
+from umbel.transport.side import SideDialer
 from umbel.trust.authority import JoinText
 from umbel.trust.credentials import find
 from umbel.trust.identity import SigningKey
@@ -48,6 +50,7 @@ class LightNode:
         self.name = name
         self.clients = clients
         self.connection: Connection
+        self.dialer: SideDialer
         self._key = SigningKey.new()
         self._token_used = False
 
@@ -62,7 +65,8 @@ class LightNode:
             token=token.id if token else "",
             clients=self.clients,
         )
-        await introduce(self.connection, NodeProof(self._key, token), hello)
+        welcome = await introduce(self.connection, NodeProof(self._key, token), hello)
+        self.dialer = SideDialer(self.connection.beside, welcome.side_port)
         self._token_used = True
         self.connection.on_blob = self.blob
 
@@ -269,6 +273,13 @@ async def _begun(folder: str, join: JoinText, clients: int) -> tuple[Connection,
 # Large models
 
 
+class _Nowhere:
+    offset = 0
+
+    def write(self, data: bytes | memoryview) -> None:
+        self.offset += len(data)
+
+
 class _Streamer(LightNode):
     """Takes in the model without keeping it, and answers from a file, whose first bytes are its own."""
 
@@ -283,7 +294,7 @@ class _Streamer(LightNode):
         self._model: m.Blob | None = None
         self._credit = 0
         self._granted = asyncio.Event()
-        self._sending: asyncio.Task[None] | None = None
+        self._moving: asyncio.Task[None] | None = None
 
     def heard(self, message: m.Message) -> None:
         super().heard(message)
@@ -294,7 +305,7 @@ class _Streamer(LightNode):
             self._task = message.task
             self._model = self._asks[message.task.ask].model.blob
             self.began = time.perf_counter()
-            self.say(want=m.Want(blob=self._model, run=message.task.run, credit=WINDOW))
+            self.say(want=m.Want(blob=self._model, run=message.task.run, credit=WINDOW, dials=True))
         elif kind == "ack":
             self.acknowledged.set()
 
@@ -308,18 +319,14 @@ class _Streamer(LightNode):
             self.down += size
             if self.down < self._model.size:
                 self.say(credit=m.Credit(sha256=self._model.sha256, bytes=size))
-                return True
-            task = self._task
-            receipt = m.Receipt(task=task.task, client=task.client, weight=1.0)
-            done = m.Done(receipt=receipt, update=m.Payload(blob=self._update))
-            self.say(
-                result=m.Result(
-                    run=task.run, task=task.task, ask=task.ask, client=task.client, attempt=task.attempt, done=done
-                )
-            )
+            else:
+                self._answer()
+        elif kind == "linked":
+            self._moving = asyncio.create_task(self._receive_beside(message.linked.ticket))
         elif kind == "want":
             self._credit = message.want.credit
-            self._sending = asyncio.create_task(self._send(message.want.offset))
+            way = self._send_beside(message.want) if message.want.ticket else self._send(message.want.offset)
+            self._moving = asyncio.create_task(way)
         elif kind == "credit":
             self._credit += message.credit.bytes
             self._granted.set()
@@ -327,15 +334,53 @@ class _Streamer(LightNode):
             raise RuntimeError(f"{kind} came where blobs are sent")
         return True
 
+    def _answer(self) -> None:
+        task = self._task
+        assert task is not None
+        done = m.Done(
+            receipt=m.Receipt(task=task.task, client=task.client, weight=1.0), update=m.Payload(blob=self._update)
+        )
+        self.say(
+            result=m.Result(
+                run=task.run, task=task.task, ask=task.ask, client=task.client, attempt=task.attempt, done=done
+            )
+        )
+
+    async def _receive_beside(self, ticket: bytes) -> None:
+        stream = await self.dialer.dial(ticket)
+        assert stream is not None
+        assert self._model is not None
+        with closing(stream):
+            await stream.receive(_Nowhere(), self._model.size, lambda offset: None)
+        self.down = self._model.size
+        self._answer()
+
+    async def _send_beside(self, want: m.Want) -> None:
+        stream = await self.dialer.dial(want.ticket)
+        assert stream is not None
+
+        def send() -> None:
+            for offset in range(want.offset, want.blob.size, 1 << 20):
+                stream._socket.sendall(self._read(offset, min(1 << 20, want.blob.size - offset)))
+            stream._socket.recv(1)
+
+        with closing(stream):
+            await asyncio.to_thread(send)
+        self.up = want.blob.size
+
+    def _read(self, offset: int, size: int) -> bytes:
+        data = os.pread(self._file, size, offset)
+        if offset < len(self._head):
+            data = self._head[offset : offset + len(data)] + data[max(0, len(self._head) - offset) :]
+        return data
+
     async def _send(self, offset: int) -> None:
         size = self._update.size
         while offset < size:
             while not self._credit:
                 self._granted.clear()
                 await self._granted.wait()
-            data = os.pread(self._file, min(1 << 20, size - offset, self._credit), offset)
-            if offset < len(self._head):
-                data = self._head[offset : offset + len(data)] + data[max(0, len(self._head) - offset) :]
+            data = self._read(offset, min(1 << 20, size - offset, self._credit))
             self._credit -= len(data)
             await self.connection.send(frames.chunk(self._update.sha256, offset, data))
             offset += len(data)
