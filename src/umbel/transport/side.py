@@ -97,7 +97,6 @@ class SideDialer:
         self.works = beside is not None and port > 0
         self._beside, self._port = beside, port
         self._threads = ThreadPoolExecutor(PEER_SIDE_STREAMS, "umbel-side")
-        self._context: ssl.SSLContext | None = None
 
     async def dial(self, ticket: bytes) -> SideStream | None:
         """A side stream that the server has taken at this ticket; None where none is to be had, now and from now on."""
