@@ -29,7 +29,7 @@ from umbel.store.blobs import Blobs
 from umbel.transport import frames, grpc
 from umbel.transport.connection import Connection
 from umbel.transport.handshake import introduce
-from umbel.transport.side import SideDialer
+from umbel.transport.side import PIECE, SideDialer
 from umbel.trust.authority import JoinText
 from umbel.trust.credentials import find
 from umbel.trust.identity import SigningKey
@@ -279,6 +279,9 @@ class _Nowhere:
     def write(self, data: bytes | memoryview) -> None:
         self.offset += len(data)
 
+    def skip(self, count: int) -> None:
+        self.offset += count
+
 
 class _Streamer(LightNode):
     """Takes in the model without keeping it, and answers from a file, whose first bytes are its own."""
@@ -360,8 +363,8 @@ class _Streamer(LightNode):
         assert stream is not None
 
         def send() -> None:
-            for offset in range(want.offset, want.blob.size, 1 << 20):
-                stream._socket.sendall(self._read(offset, min(1 << 20, want.blob.size - offset)))
+            for offset in range(want.offset, want.blob.size, PIECE):
+                stream._socket.sendall(b"\0" + self._read(offset, min(PIECE, want.blob.size - offset)))
             stream._socket.recv(1)
 
         with closing(stream):

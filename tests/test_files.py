@@ -6,8 +6,12 @@ import errno
 import hashlib
 import mmap
 import os
+import tempfile
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from umbel import files
 from umbel.errors import StorageError
@@ -26,6 +30,16 @@ def test_pieces_become_one_file_and_its_hash(tmp_path, durable):
 def broken_off():
     yield b"new"
     raise KeyboardInterrupt
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 3)), max_size=6), st.integers(-1, 1), st.booleans())
+def test_zeros_leave_holes_and_the_file_is_the_same(pieces, more, durable):
+    made = [(bytes if zero else lambda size: b"x" * size)(max(0, (mib << 20) + more)) for zero, mib in pieces]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "file"
+        sha256, size = files.write_pieces(path, map(memoryview, made), durable=durable)
+        assert path.read_bytes() == b"".join(made)
+        assert (sha256, size) == (hashlib.sha256(b"".join(made)).hexdigest(), sum(map(len, made)))
 
 
 def test_an_older_file_stays_whole_whatever_interrupts(tmp_path, monkeypatch):

@@ -29,6 +29,7 @@ LARGE = 64 << 20
 """From this size in bytes on files are mapped instead of read."""
 _SMALL = 1 << 20
 _STEP = 1 << 20  # a piece is hashed and written in steps that stay in cache in between
+_ZEROS = bytes(_STEP)
 WRITE_BACK = 8 << 20
 """So many bytes are written before they are sent on to the disk."""
 
@@ -57,11 +58,15 @@ def write_pieces(path: str | Path, pieces: Iterable[Bytes], *, durable: bool = F
                             file.write(step)
                         else:
                             hashing = beside.submit(hashed.update, step)
-                            file.write(step)
+                            if step[0] or step != _ZEROS:
+                                file.write(step)
+                            else:
+                                file.seek(_STEP, os.SEEK_CUR)  # which takes no room on a disk
                             hashing.result()
                     if size - going >= WRITE_BACK:
                         write_back(file.fileno(), going, size - going)
                         going = size
+                file.truncate()
                 file.flush()
                 if durable:
                     os.fsync(file.fileno())

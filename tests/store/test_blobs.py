@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import tempfile
 import threading
 
 import pytest
@@ -335,6 +336,22 @@ def test_room_counts_what_is_there_what_was_begun_and_what_is_promised(folder):
     blobs.put(DATA)  # finished work is never refused
     assert blobs.used == 10_000
     assert Blobs(folder).room(1 << 60)
+
+
+@given(st.lists(st.integers(0, 3 << 20), max_size=5))
+def test_zeros_that_are_skipped_are_there(sizes):
+    with tempfile.TemporaryDirectory() as folder:
+        blobs = Blobs(folder)
+        data = b"".join(bytes(size) if number % 2 else b"x" * size for number, size in enumerate(sizes))
+        blob = blob_of(data)
+        for _ in range(2):  # the second time it is but compared
+            with blobs.part(blob, giver="run r") as part:
+                for number, size in enumerate(sizes):
+                    part.skip(size) if number % 2 else part.write(b"x" * size)
+                with pytest.raises(CorruptFile):
+                    part.skip(1)
+                path = part.finish()
+        assert path.read_bytes() == data
 
 
 # Garbage

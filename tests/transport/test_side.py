@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import socket
 import ssl
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests.conftest import PATIENCE
 
-from umbel.errors import ConnectionLost, PeerError, SettingError, StorageError
+from umbel.errors import ConnectionLost, CorruptFile, PeerError, SettingError, StorageError
 from umbel.store.blobs import Blobs
 from umbel.testing import Proxy
 from umbel.transport import side
 from umbel.transport.connection import Connection
 from umbel.transport.exchange import Exchange
-from umbel.transport.side import LEAST_BYTES, SideDialer, SideStreams
+from umbel.transport.side import LEAST_BYTES, PIECE, SideDialer, SideStreams
 from umbel.transport.stream import Beside, pair
 from umbel.trust.authority import SERVER_NAME, Authority
 from umbel.wire import messages as m
+from umbel.wire.blobs import run_giver
 from umbel.wire.limits import PEER_SIDE_STREAMS, SIDE_PENDING, SIDE_SECONDS, SIDE_STREAMS
 
 SIZE = LEAST_BYTES + 123_457
@@ -109,9 +114,9 @@ def test_what_is_there_already_is_not_sent_again(tmp_path: Path, monkeypatch: py
     sent: list[int] = []
     plain = side._sent
 
-    def noted(connection: socket.socket, file: int, offset: int, size: int, moved: Any) -> None:
+    def noted(connection: socket.socket, file: int, offset: int, size: int, *rest: Any) -> None:
         sent.append(size - offset)
-        plain(connection, file, offset, size, moved)
+        plain(connection, file, offset, size, *rest)
 
     async def main() -> None:
         monkeypatch.setattr(side, "_sent", noted)
@@ -122,6 +127,75 @@ def test_what_is_there_already_is_not_sent_again(tmp_path: Path, monkeypatch: py
                 part.write(data[:1000])
             assert (await both.at_server.fetch(blob, "run")).read_bytes() == data
         assert sent == [len(data) - 1000]
+
+    asyncio.run(main())
+
+
+def patched(base: bytes, kinds: list[int]) -> bytes:
+    """Bytes with pieces that are new (0), zero (1), or as in the base (2)."""
+    made = bytearray()
+    for at, kind in zip(range(0, len(base), PIECE), itertools.cycle(kinds), strict=False):
+        own = base[at : at + PIECE]
+        made += (bytes(reversed(own)), bytes(len(own)), own)[kind]
+    return bytes(made)
+
+
+@pytest.mark.parametrize("way", ["up", "down"])
+@settings(max_examples=10)
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=7), st.integers(LEAST_BYTES, SIZE))
+def test_pieces_that_are_zero_or_there_already_are_not_sent(way: str, kinds: list[int], size: int) -> None:
+    async def main(folder: Path) -> None:
+        async with exchanging(folder) as both, Proxy(f"127.0.0.1:{both.streams.port}") as proxy:
+            both.dialer._port = int(proxy.address.rpartition(":")[2])
+            both.at_node._giver = both.at_server._giver = both.at_node._source = both.at_server._source = run_giver
+            giver, taker = (both.node, both.at_server) if way == "up" else (both.server, both.at_node)
+            first = os.urandom(size)
+            then = patched(first, kinds)
+            blobs = [giver.put(first), giver.put(then)]
+            for blob in blobs:
+                giver.gave(blob.sha256, run_giver("r"))
+            await taker.fetch(blobs[0], "r")
+            before = proxy.passed
+            path = await taker.fetch(blobs[1], "r")
+            assert path.read_bytes() == then
+            due = [kind for _, kind in zip(range(0, size, PIECE), itertools.cycle(kinds), strict=False)].count(0)
+            assert due * PIECE - PIECE < proxy.passed - before < due * PIECE * 1.01 + 20_000
+            assert both.chunks == 0
+
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(main(Path(folder)))
+
+
+def test_what_is_in_another_name_is_no_base(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with exchanging(tmp_path) as both:
+            both.at_node._giver = both.at_node._source = both.at_server._source = run_giver
+            data = os.urandom(SIZE)
+            blobs = [both.server.put(data), both.server.put(data[:-1] + b"x")]
+            for blob, run in zip(blobs, ("one", "other"), strict=True):
+                both.server.gave(blob.sha256, run_giver(run))
+                await both.at_node.fetch(blob, run)
+                assert both.node.alike.find(blobs[1], run_giver(run)) == (blobs[0].sha256 if run == "one" else b"")
+            with both.at_server._base(blobs[0].sha256, run_giver("other")) as base:
+                assert base is None
+
+    asyncio.run(main())
+
+
+def test_a_base_that_is_not_what_it_was_costs_but_time(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with exchanging(tmp_path) as both:
+            both.at_node._giver = both.at_node._source = both.at_server._source = run_giver
+            data = os.urandom(SIZE)
+            blobs = [both.server.put(data), both.server.put(data[:-1] + b"x")]
+            for blob in blobs:
+                both.server.gave(blob.sha256, run_giver("r"))
+            path = await both.at_node.fetch(blobs[0], "r")
+            path.chmod(0o600)
+            path.write_bytes(data[::-1])
+            with pytest.raises(CorruptFile):
+                await both.at_node.fetch(blobs[1], "r")
+            assert (await both.at_node.fetch(blobs[1], "r")).read_bytes() == data[:-1] + b"x"
 
     asyncio.run(main())
 

@@ -383,6 +383,7 @@ class NodeService:
                     preparing.cancel()
                 self._hosts.end_run(run)
                 self._blobs.release(f"{run}/archive")
+                self._blobs.alike.over(run_giver(run))
                 self._collect()
             case Note(text):
                 log.info("%s", text)

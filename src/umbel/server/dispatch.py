@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from ..errors import ConnectionLost, CorruptFile, ProtocolError, Refused, StorageError
 from ..store.commits import RETRY_SECONDS
 from ..wire import messages as m
-from ..wire.blobs import Fetched, NotFetched
+from ..wire.blobs import Fetched, NotFetched, run_giver
 from ..wire.limits import ALIVE_TASKS
 from .connections import LAZY, Connections
 from .programs import Surroundings
@@ -81,6 +81,8 @@ class Dispatch:
                 self._around.feeds.begun(effect.run)
             elif isinstance(effect, RunEnded):
                 self._around.registry.tokens.end_run(effect.run)
+                self._around.blobs.alike.over(run_giver(effect.run))
+                self._around.let_go()
                 self._around.begin(self._follow_no_more(effect.run))
         if soon:
             self._around.commits.soon()

@@ -29,6 +29,7 @@ from typing import Self
 from ..errors import CorruptFile, InternalError, ProtocolError, StorageError
 from ..files import WRITE_BACK, linked, sync_folder, write_back
 from ..wire import messages as m
+from .alike import AlikeBlobs
 
 PIECE = 1 << 20
 """Bytes read at a time."""
@@ -38,6 +39,7 @@ LENDING = ("partial", "given", "handed")
 _STORED = re.compile("([0-9a-f]{64})(?:[.]([0-9a-f]{16}))?")
 _LINK = "-link-"
 _EMPTY = hashlib.sha256().digest()
+_NOTHING = bytes(PIECE)
 
 
 def digest(path: str | os.PathLike[str]) -> m.Blob:
@@ -54,6 +56,8 @@ class Blobs:
     them and not write to them. `quota` bounds nothing by itself: it is what `room` answers by, so that a receiver can
     wait with asking for more. Who needs a blob holds it; what nobody holds goes when `collect` is called. Holds are not
     on the disk: after a start, hold again before the first `collect`.
+
+    What is `alike` stays unheld until its run is over or room is needed.
     """
 
     def __init__(self, folder: str | os.PathLike[str], quota: int | None = None, *, given: Path | None = None) -> None:
@@ -67,6 +71,7 @@ class Blobs:
         self._open: set[PartialBlob] = set()
         self._holders: dict[bytes, set[str]] = {}
         self._held: dict[str, set[bytes]] = {}
+        self.alike = AlikeBlobs()
         with _reaching(self.folder):
             self._partial.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._scan()
@@ -89,6 +94,8 @@ class Blobs:
             else:
                 begun = self._idle.get((wanted.sha256, _mark(giver)), 0)
                 lacking = 0 if self._files.has(wanted.sha256) else wanted.size - begun
+            if self.used + lacking > self.quota and self.alike.clear():
+                self.collect()
             return self.used + lacking <= self.quota
 
     def has(self, sha256: bytes) -> bool:
@@ -193,6 +200,7 @@ class Blobs:
         its own, since it may still write to that, and from a folder `given`, whose owner has verified it. Errors as
         those of `adopt`.
         """
+        self.alike.brought(blob, giver)
         if self.given is None:
             return self.adopt(place, blob, giver, verify=not handed)
         place = Path(place)
@@ -254,7 +262,8 @@ class Blobs:
         """Remove what nobody holds and nobody is receiving, and return how many bytes that was."""
         with self._lock, _reaching(self.folder):
             freed = 0
-            for sha256 in [sha256 for sha256 in self._files.sizes if sha256 not in self._holders]:
+            kept = self._holders.keys() | self.alike.kept()
+            for sha256 in [sha256 for sha256 in self._files.sizes if sha256 not in kept]:
                 for mark in list(self._files.sizes[sha256]):
                     self._files.place(sha256, mark).unlink(missing_ok=True)
                     freed += self._files.gone(sha256, mark)
@@ -444,6 +453,18 @@ class PartialBlob:
             write_back(file, self._going, self.offset - self._going)
             self._going = self.offset
 
+    def skip(self, count: int) -> None:
+        """Add so many zeros, which take no room on a disk that can do without. Errors as those of `write`."""
+        if self.offset + count > self.blob.size:
+            raise _wrong(self.blob, f"{self.offset + count} bytes")
+        file = self._opened()
+        with _reaching(self.path):
+            os.ftruncate(file, self.offset + count)
+            os.lseek(file, 0, os.SEEK_END)
+        for start in range(0, count, PIECE):
+            self._hash.update(_NOTHING[: count - start])
+        self.offset += count
+
     def finish(self) -> Path:
         """Check the whole, make it a complete blob, on the disk, and return its file.
 
@@ -452,12 +473,14 @@ class PartialBlob:
         """
         self._opened()
         if self.offset != self.blob.size or self._hash.digest() != self.blob.sha256:
+            self._blobs.alike.forget(self.blob, self.giver)
             self._end()
             raise _wrong(self.blob, f"{self.offset} bytes with the hash {self._hash.hexdigest()}")
         place = self._blobs._files.place(self.blob.sha256)
         with _reaching(self.path):
             self._blobs._move(self.path, self.blob, self.giver)
             os.chmod(place, 0o400)  # others may link it: nobody is to write to it again
+        self._blobs.alike.brought(self.blob, self.giver)
         self._end()
         return place
 
@@ -510,6 +533,11 @@ class RepeatedBlob:
             raise _wrong(self.blob, f"{self.offset + size} bytes")
         self._hash.update(data)
         self.offset += size
+
+    def skip(self, count: int) -> None:
+        """Take so many bytes that are zero."""
+        for start in range(0, count, PIECE):
+            self.write(_NOTHING[: count - start])
 
     def finish(self) -> Path:
         """Note that the giver has it, and give its file. Raises `CorruptFile`, and `StorageError` where it is gone."""

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 from ..errors import ConnectionLost, PeerError, ProtocolError, Refused, StorageError
+from ..store.alike import AlikeBlobs
 from ..wire import messages as m
 from ..wire.limits import PEER_SIDE_STREAMS, WANTS
 from . import frames
@@ -35,12 +36,15 @@ class IncomingBlob(Protocol):
     offset: int
 
     def write(self, data: bytes | memoryview) -> None: ...
+    def skip(self, count: int) -> None: ...
     def finish(self) -> Path: ...
     def close(self) -> None: ...
 
 
 class BlobStore(Protocol):
     """Where blobs are kept, as `umbel.store.blobs.Blobs` does."""
+
+    alike: AlikeBlobs
 
     def path(self, sha256: bytes, giver: str = "", /) -> Path | None: ...
     def room(self, wanted: m.Blob, giver: str = "", /) -> bool: ...
@@ -378,9 +382,22 @@ class Exchange:
                 await asyncio.wait({claim.came})
                 stream = claim.stream
             if stream is not None:
-                with closing(stream), suppress(ConnectionLost):
-                    await stream.send(file, want.offset, size, partial(self._moved, sha256))
+                with closing(stream), self._base(want.base, self._source(want.run)) as base, suppress(ConnectionLost):
+                    await stream.send(file, want.offset, size, partial(self._moved, sha256), base)
             return stream is not None or claim is not None
+
+    @contextmanager
+    def _base(self, sha256: bytes, giver: str) -> Iterator[int | None]:
+        """The open file of a blob of which the other side knows that this one has it, if it has."""
+        file = None
+        if sha256 and (path := self.depot.blobs.path(sha256, giver)) is not None:
+            with suppress(OSError):
+                file = os.open(path, os.O_RDONLY)
+        try:
+            yield file
+        finally:
+            if file is not None:
+                os.close(file)
 
     @contextmanager
     def _claim(self, left: int) -> Iterator[Claim | None]:
@@ -474,8 +491,9 @@ class Exchange:
         if stream is None and self._dialer is not None and self._dialer.works:
             stream = await self._dialer.dial(incoming.ticket)
         if stream is not None:
-            with closing(stream), suppress(ConnectionLost):
-                await stream.receive(part, incoming.blob.size, partial(self._moved, incoming.blob.sha256))
+            giver, moved = self._givers[incoming.blob.sha256], partial(self._moved, incoming.blob.sha256)
+            with closing(stream), self._base(incoming.base, giver) as base, suppress(ConnectionLost):
+                await stream.receive(part, incoming.blob.size, moved, base)
 
     async def _linked(self, place: Path, blob: m.Blob, run: str) -> Path | None:
         try:
@@ -489,6 +507,7 @@ class Exchange:
     ) -> None:
         incoming.ask(offset, claim)
         want = m.Want(blob=incoming.blob, run=run, offset=offset, credit=incoming.window)
+        incoming.base = want.base = self.depot.blobs.alike.find(incoming.blob, self._giver(run)) if not offset else b""
         if place is not None:
             want.place = str(place)
         elif beside and self._dialer is not None and self._dialer.works:

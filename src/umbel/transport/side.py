@@ -1,9 +1,9 @@
 """Side streams: TCP connections with TLS that carry one large blob each, beside the connection of a peer.
 
 Whoever connects says a ticket, which a server has given it over its connection and which is good once, and is answered
-one byte; then come the bytes of the blob, and nothing else. Threads serve them, in which reading, encrypting, writing
-and hashing wait for nobody's Python. Nothing depends on them: where none comes about, or one breaks, the rest of the
-blob goes over the connection.
+one byte; then come the pieces of the blob, and nothing else: what is zero, or as in a blob that the receiver has, need
+not be sent. Threads serve them, in which reading, encrypting, writing and hashing wait for nobody's Python. Nothing
+depends on them: where none comes about, or one breaks, the rest of the blob goes over the connection.
 """
 
 from __future__ import annotations
@@ -31,20 +31,22 @@ CONNECT_SECONDS = 5.0
 CLAIM_SECONDS = 20.0
 """For so many seconds a ticket is good."""
 _ACCEPTED = b"\1"
-_PIECE = 1 << 20
-_SENT_AT_ONCE = 128 << 10
-"""So much has to move in `SIDE_SECONDS`."""
+PIECE = 256 << 10
+"""The bytes of each piece but the last; so much has to move in `SIDE_SECONDS`."""
+_DATA, _ZEROS, _SAME = b"\0", b"\1", b"\2"
+_NOTHING = bytes(PIECE)
 
 Pair = Callable[[], tuple[bytes, bytes]]
 Moved = Callable[[int], None]
 
 
 class Sink(Protocol):
-    """What takes the bytes of a blob, as an `IncomingBlob` of an exchange does."""
+    """What takes the bytes of a blob, as an `IncomingBlob` of an exchange does; `skip` takes so many zeros."""
 
     offset: int
 
     def write(self, data: bytes | memoryview, /) -> None: ...
+    def skip(self, count: int, /) -> None: ...
 
 
 class SideStream:
@@ -54,19 +56,21 @@ class SideStream:
         self._socket = connection
         self._threads = threads
 
-    async def send(self, file: int, offset: int, size: int, moved: Moved) -> None:
-        """Send the bytes of an open file from `offset` to `size`. `moved` is called with how far it is.
+    async def send(self, file: int, offset: int, size: int, moved: Moved, base: int | None = None) -> None:
+        """Send the bytes of an open file from `offset` to `size`. `moved` is called with how far it is. The receiver
+        has the open file `base`, of the same size.
 
         Raises `ConnectionLost` where the other end does not take them all, `OSError` where the file has them no more.
         """
-        await self._aside(_sent, self._socket, file, offset, size, _from_thread(moved))
+        await self._aside(_sent, self._socket, file, offset, size, base, _from_thread(moved))
 
-    async def receive(self, part: Sink, size: int, moved: Moved) -> None:
-        """Write what comes to `part` until that has `size` bytes. `moved` is called with how far it is.
+    async def receive(self, part: Sink, size: int, moved: Moved, base: int | None = None) -> None:
+        """Write what comes to `part` until that has `size` bytes. `moved` is called with how far it is. `base` is the
+        open file that the sender was told of.
 
         Raises `ConnectionLost` where the other end stops before, and what `part` raises; what has come is written then.
         """
-        await self._aside(_received, self._socket, part, size, _from_thread(moved))
+        await self._aside(_received, self._socket, part, size, base, _from_thread(moved))
 
     def close(self) -> None:
         """End it."""
@@ -297,14 +301,17 @@ def _from_thread(moved: Moved) -> Moved:
     return tell
 
 
-def _sent(connection: socket.socket, file: int, offset: int, size: int, moved: Moved) -> None:
+def _sent(connection: socket.socket, file: int, offset: int, size: int, base: int | None, moved: Moved) -> None:
     while offset < size:
-        data = os.pread(file, min(_PIECE, size - offset), offset)
-        if not data:
+        data = os.pread(file, min(PIECE, size - offset), offset)
+        if len(data) < min(PIECE, size - offset):
             raise OSError("the file has become shorter")
+        if base is not None and data == os.pread(base, len(data), offset):
+            said = _SAME
+        else:
+            said = _ZEROS if data == _NOTHING[: len(data)] else _DATA + data
         try:
-            for at in range(0, len(data), _SENT_AT_ONCE):
-                connection.sendall(memoryview(data)[at : at + _SENT_AT_ONCE])
+            connection.sendall(said)
         except OSError as error:
             raise ConnectionLost(f"a side stream broke: {error}") from None
         offset += len(data)
@@ -313,22 +320,32 @@ def _sent(connection: socket.socket, file: int, offset: int, size: int, moved: M
         connection.recv(1)  # until the other end has it all, and ends
 
 
-def _received(connection: socket.socket, part: Sink, size: int, moved: Moved) -> None:
-    """Read into one buffer while the other is written and hashed."""
-    buffers, offset = (bytearray(_PIECE), bytearray(_PIECE)), part.offset
+def _received(connection: socket.socket, part: Sink, size: int, base: int | None, moved: Moved) -> None:
+    """Read one piece while the one before is written and hashed."""
+    buffers, kind, offset = (bytearray(PIECE), bytearray(PIECE)), memoryview(bytearray(1)), part.offset
     written: Future[None] | None = None
     with ThreadPoolExecutor(1, "umbel-side-disk") as disk:
         while offset < size:
-            view = memoryview(buffers[0])[: size - offset]
-            count = _filled(connection, view)
+            due = min(PIECE, size - offset)
+            view: bytes | memoryview = memoryview(buffers[0])[:due]
+            count = due
+            if not _filled(connection, kind):
+                count = 0
+            elif kind == _DATA:
+                count = _filled(connection, memoryview(buffers[0])[:due])
+            elif kind == _SAME and base is not None:
+                view = os.pread(base, due, offset)
+                count = len(view)
+            elif kind != _ZEROS:
+                count = 0
             if written is not None:
                 written.result()
                 moved(offset)
             if count:
-                written = disk.submit(part.write, view[:count])
+                written = disk.submit(part.skip, due) if kind == _ZEROS else disk.submit(part.write, view[:count])
                 offset += count
                 buffers = buffers[::-1]
-            if count < len(view):
+            if count < due:
                 break
         if written is not None:
             written.result()

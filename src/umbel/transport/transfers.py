@@ -58,6 +58,7 @@ class Incoming:
         self.asked = False
         self.is_linked = False
         self.ticket = b""
+        self.base = b""
         self.claim: Claim | None = None
         self._widest = window
         self._clock = clock

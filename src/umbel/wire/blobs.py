@@ -12,6 +12,11 @@ def run_giver(run: str) -> str:
     return f"run {run}"
 
 
+def of_run(giver: str) -> bool:
+    """Whether that is the name of a run."""
+    return giver.startswith("run ")
+
+
 def node_giver(node: str) -> str:
     """The name in which a node brings blobs, by its id."""
     return f"node {node}"

@@ -759,6 +759,7 @@ class Want(_message.Message):
     PLACE_FIELD_NUMBER: _builtins.int
     TICKET_FIELD_NUMBER: _builtins.int
     DIALS_FIELD_NUMBER: _builtins.int
+    BASE_FIELD_NUMBER: _builtins.int
     run: _builtins.str
     """on whose behalf"""
     offset: _builtins.int
@@ -770,6 +771,8 @@ class Want(_message.Message):
     """of a server: for a side stream by which it may come"""
     dials: _builtins.bool
     """to a server: a side stream will do"""
+    base: _builtins.bytes
+    """SHA-256 of a blob that the receiver has, of the same size"""
     @_builtins.property
     def blob(self) -> Global___Blob: ...
     def __init__(
@@ -782,10 +785,11 @@ class Want(_message.Message):
         place: _builtins.str = ...,
         ticket: _builtins.bytes = ...,
         dials: _builtins.bool = ...,
+        base: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["blob", b"blob"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob", b"blob", "credit", b"credit", "dials", b"dials", "offset", b"offset", "place", b"place", "run", b"run", "ticket", b"ticket"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "blob", b"blob", "credit", b"credit", "dials", b"dials", "offset", b"offset", "place", b"place", "run", b"run", "ticket", b"ticket"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
