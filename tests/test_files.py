@@ -6,6 +6,8 @@ import errno
 import hashlib
 import mmap
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -25,6 +27,37 @@ def test_pieces_become_one_file_and_its_hash(tmp_path, durable):
     assert data == b"".join(pieces)
     assert (sha256, size) == (hashlib.sha256(data).hexdigest(), len(data))
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_file_is_written_also_while_the_interpreter_ends(tmp_path):
+    script = f"""
+import atexit, threading
+from umbel import files
+
+def write(name):
+    sha256, size = files.write_pieces({str(tmp_path)!r} + name, [bytes(3 << 20), b"tail"])
+    print(sha256, size)
+
+def later():
+    threading.main_thread().join()
+    write("/thread")
+
+atexit.register(write, "/atexit")
+threading.Thread(target=later).start()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    data = bytes(3 << 20) + b"tail"
+    assert done.stdout.splitlines() == [f"{hashlib.sha256(data).hexdigest()} {len(data)}"] * 2, done.stderr
+    assert (tmp_path / "thread").read_bytes() == data
+
+
+@given(st.lists(st.sampled_from([0, 1, 1000, files._STEP - 1, files._STEP, files._STEP + 1, 2 * files._STEP + 5])))
+def test_pieces_of_any_sizes_are_hashed_in_their_order(sizes):
+    pieces = [memoryview(bytes([number % 251]) * size) for number, size in enumerate(sizes)]
+    with tempfile.TemporaryDirectory() as folder:
+        sha256, size = files.write_pieces(Path(folder) / "file", iter(pieces))
+        assert (Path(folder) / "file").read_bytes() == b"".join(pieces)
+    assert (sha256, size) == (hashlib.sha256(b"".join(pieces)).hexdigest(), sum(sizes))
 
 
 def broken_off():

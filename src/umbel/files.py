@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import StorageError
 
 if TYPE_CHECKING:
-    from concurrent.futures import ThreadPoolExecutor
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 Bytes = bytes | memoryview
 
@@ -46,23 +46,21 @@ def write_pieces(path: str | Path, pieces: Iterable[Bytes], *, durable: bool = F
     with writing(path):
         try:
             with open(aside, "wb") as file, ExitStack() as stack:
-                beside, going = None, 0
+                beside, going = _Beside(stack), 0
                 for piece in pieces:
                     size += len(piece)
-                    if beside is None and len(piece) >= _STEP:
-                        beside = stack.enter_context(_one_thread())
                     for start in range(0, len(piece), _STEP):
                         step = piece[start : start + _STEP]
-                        if beside is None or len(step) < _STEP:
+                        hashing = beside.begun(hashed.update, step) if len(step) == _STEP else None
+                        if hashing is None:
+                            file.write(step)
                             hashed.update(step)
+                            continue
+                        if step[0] or step != _ZEROS:
                             file.write(step)
                         else:
-                            hashing = beside.submit(hashed.update, step)
-                            if step[0] or step != _ZEROS:
-                                file.write(step)
-                            else:
-                                file.seek(_STEP, os.SEEK_CUR)  # which takes no room on a disk
-                            hashing.result()
+                            file.seek(_STEP, os.SEEK_CUR)  # which takes no room on a disk
+                        hashing.result()
                     if size - going >= WRITE_BACK:
                         write_back(file.fileno(), going, size - going)
                         going = size
@@ -87,10 +85,27 @@ def write_back(file: int, offset: int, size: int) -> None:
         start(file, offset, size, 2)  # SYNC_FILE_RANGE_WRITE
 
 
-def _one_thread() -> ThreadPoolExecutor:
-    from concurrent.futures import ThreadPoolExecutor
+class _Beside:
+    """A thread beside, from when it is first needed until the end of a `stack`; none where none can be had any more."""
 
-    return ThreadPoolExecutor(1)
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+        self._thread: ThreadPoolExecutor | None = None
+        self._none = False
+
+    def begun(self, work: Callable[[Bytes], object], data: Bytes) -> Future[object] | None:
+        """Work that goes on; None where it has not begun."""
+        if self._none:
+            return None
+        try:
+            if self._thread is None:
+                from concurrent.futures import ThreadPoolExecutor
+
+                self._thread = self._stack.enter_context(ThreadPoolExecutor(1))
+            return self._thread.submit(work, data)
+        except RuntimeError:  # the interpreter ends, or there are as many threads as may be
+            self._none = True
+            return None
 
 
 @functools.cache

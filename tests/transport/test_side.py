@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import itertools
 import os
 import socket
 import ssl
 import tempfile
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -252,6 +254,98 @@ def test_where_a_side_stream_breaks_the_rest_goes_over_the_connection(tmp_path: 
     asyncio.run(main())
 
 
+def test_who_was_taken_at_its_ticket_and_does_not_know_sends_chunks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a line that stands still for as long as it takes to dial: the server waits for the stream meanwhile."""
+    taken, under_way = threading.Event(), threading.Event()
+    offered, arrived, received = side._offered, side.Claim.arrived, side._received
+
+    def deaf(connection: socket.socket, ticket: bytes) -> bool:
+        assert offered(connection, ticket)
+        assert taken.wait(PATIENCE)
+        raise TimeoutError
+
+    def noted(self: side.Claim, stream: side.SideStream) -> None:
+        arrived(self, stream)
+        taken.set()
+
+    def late(*args: Any) -> None:
+        assert under_way.wait(PATIENCE)
+        received(*args)
+
+    async def main() -> None:
+        monkeypatch.setattr(side, "_offered", deaf)
+        monkeypatch.setattr(side.Claim, "arrived", noted)
+        monkeypatch.setattr(side, "_received", late)
+        async with exchanging(tmp_path) as both:
+            asked_again = asyncio.Event()
+            one, other = both.connections
+            send, post, takes = one.send, other.post, other._stream.receive
+            sent = 0
+
+            async def sending(pieces: Sequence[bytes]) -> None:
+                nonlocal sent
+                await send(pieces)
+                sent += 1
+                if sent == 6:
+                    under_way.set()
+
+            def posting(message: m.Message | bytes, **lazy: float) -> None:
+                post(message, **lazy)
+                if taken.is_set():
+                    asked_again.set()
+
+            async def receiving() -> bytes | None:
+                if taken.is_set():  # what is under way stays so until the blob is wanted anew
+                    await asked_again.wait()
+                return await takes()
+
+            monkeypatch.setattr(one, "send", sending)
+            monkeypatch.setattr(other, "post", posting)
+            monkeypatch.setattr(other._stream, "receive", receiving)
+            data = os.urandom(SIZE)
+            assert (await both.at_server.fetch(both.node.put(data), "run")).read_bytes() == data
+            assert not both.streams._claims
+
+    asyncio.run(main())
+
+
+def test_who_says_tickets_that_nobody_asked_for_is_not_asked_once_more(tmp_path: Path) -> None:
+    async def main() -> None:
+        one, other = pair()
+        data = os.urandom(1000)
+        blob = m.Blob(sha256=hashlib.sha256(data).digest(), size=len(data))
+        connection, peer = Connection(one, grace=PATIENCE), Connection(other, grace=PATIENCE)
+        exchange = Exchange(connection, Blobs(tmp_path), lambda run, blob: True)
+        heard: list[str | None] = []
+
+        def hears(message: m.Message) -> bool:
+            heard.append(message.WhichOneof("body"))
+            return True
+
+        peer.on_blob = hears
+        fetching = asyncio.ensure_future(exchange.fetch(blob))
+        reading = [asyncio.ensure_future(connection.receive()), asyncio.ensure_future(peer.receive())]
+        while not heard:
+            await asyncio.sleep(0)
+        for ticket in (bytes(32), b""):
+            answers = peer.received.frames
+            peer.post(m.Message(linked=m.Linked(sha256=blob.sha256, ticket=ticket)))
+            peer.post(m.Message(ping=m.Ping(id=1)))
+            while peer.received.frames == answers:
+                await asyncio.sleep(0)
+        peer.post(m.Message(chunk=m.Chunk(sha256=blob.sha256, data=data)))
+        assert (await fetching).read_bytes() == data
+        await connection.close()
+        await peer.close()
+        await asyncio.gather(*reading, return_exceptions=True)
+        await exchange.close()
+        assert heard == ["want"]
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("way", ["up", "down"])
 def test_who_gives_a_blob_up_ends_its_side_stream(tmp_path: Path, way: str) -> None:
     async def main() -> None:
@@ -420,6 +514,70 @@ def test_who_says_no_ticket_keeps_nobody_out_for_long(tmp_path: Path, monkeypatc
         await claim.came
         claim.close()
         await streams.close()
+
+    asyncio.run(main())
+
+
+def test_a_server_that_ends_waits_for_nobody_at_its_door(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        monkeypatch.setattr(side, "CONNECT_SECONDS", 1000 * PATIENCE)
+        streams = SideStreams()
+        streams.open("127.0.0.1", (0,), None)
+        reader, writer = await asyncio.open_connection("127.0.0.1", streams.port)
+        writer.write(b"half a ticket")
+        while not streams._pending:
+            await asyncio.sleep(0)
+        await streams.close()
+        assert await reader.read(1) == b""
+        writer.transport.abort()
+
+    asyncio.run(main())
+
+
+def test_who_says_a_ticket_slowly_is_put_out_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        monkeypatch.setattr(side, "CONNECT_SECONDS", 0.2)
+        streams = SideStreams()
+        streams.open("127.0.0.1", (0,), None)
+        reader, writer = await asyncio.open_connection("127.0.0.1", streams.port)
+        said = 0
+        while not reader.at_eof():
+            writer.write(b"x")
+            said += 1
+            with suppress(TimeoutError, ConnectionError):
+                await asyncio.wait_for(reader.read(1), 0.05)
+        assert said < side.TICKET_BYTES
+        writer.transport.abort()
+        await streams.close()
+
+    asyncio.run(main())
+
+
+def test_who_gives_up_as_it_dials_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        monkeypatch.setattr(side, "CONNECT_SECONDS", 1000 * PATIENCE)
+        with socket.create_server(("127.0.0.1", 0)) as silent:  # as a port where no server is
+            dialer = SideDialer(Beside("127.0.0.1", SERVER_NAME, None), silent.getsockname()[1])
+            dialling = asyncio.ensure_future(dialer.dial(bytes(32)))
+            silent.setblocking(False)
+            connection, _ = await asyncio.get_running_loop().sock_accept(silent)
+            with connection:
+                assert await asyncio.get_running_loop().sock_recv(connection, 32) == bytes(32)
+                dialling.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await dialling
+                assert await asyncio.get_running_loop().sock_recv(connection, 1) == b""
+            assert dialer.works
+            dialer.close()
+
+    asyncio.run(main())
+
+
+def test_a_ticket_that_is_not_taken_says_nothing_of_others(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with exchanging(tmp_path) as both:
+            assert await both.dialer.dial(bytes(32)) is None
+            assert both.dialer.works
 
     asyncio.run(main())
 

@@ -25,7 +25,7 @@ class Clock:
 def test_a_chunk_has_to_be_the_next_and_within_its_credit(offset: int, size: int) -> None:
     async def main() -> None:
         incoming = Incoming(BLOB, 8 << 20, Clock())
-        incoming.ask(0)
+        incoming.ask(m.Want())
         with pytest.raises(ProtocolError):
             incoming.take(offset, bytes(size))
         incoming.take(0, bytes(10))
@@ -37,7 +37,7 @@ def test_a_chunk_has_to_be_the_next_and_within_its_credit(offset: int, size: int
 def test_what_comes_quickly_is_given_a_wider_window() -> None:
     clock = Clock()
     incoming = Incoming(BLOB, 8 << 20, clock)
-    incoming.ask(0)
+    incoming.ask(m.Want())
     clock.now = 10.0
     assert incoming.consumed(1 << 20, 1 << 20) == 1 << 20  # 100 kB/s: no wider
     clock.now = 10.5
@@ -48,7 +48,7 @@ def test_what_comes_quickly_is_given_a_wider_window() -> None:
 def test_who_waits_for_a_transfer_that_has_failed_is_told_why() -> None:
     async def main() -> None:
         incoming = Incoming(BLOB, 8 << 20, Clock())
-        incoming.ask(0)
+        incoming.ask(m.Want())
         waiting: Any = asyncio.ensure_future(incoming.next())
         await asyncio.sleep(0)
         incoming.fail(ConnectionLost("it is gone"))

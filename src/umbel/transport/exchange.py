@@ -278,9 +278,8 @@ class Exchange:
                 outgoing.granted(message.credit.bytes)
             return outgoing is not None
         if name == "linked":
-            if (incoming := self._incoming.get(message.linked.sha256)) is not None:
-                incoming.link(message.linked.ticket)
-            return incoming is not None
+            incoming = self._incoming.get(message.linked.sha256)
+            return incoming is not None and incoming.link(message.linked.ticket)
         return self._given_up(message.unwanted.sha256, message.unwanted.reason)
 
     def _given_up(self, sha256: bytes, reason: str) -> bool:
@@ -464,6 +463,8 @@ class Exchange:
                 if incoming.streams:
                     await self._received_beside(incoming, part)
                     beside = False
+            if not beside and part.offset < blob.size:
+                await self._quiet(incoming)
             if incoming.is_linked:
                 if place is not None and (path := await self._linked(place, blob, run)) is not None:
                     incoming.asked = False
@@ -495,6 +496,16 @@ class Exchange:
             with closing(stream), self._base(incoming.base, giver) as base, suppress(ConnectionLost):
                 await stream.receive(part, incoming.blob.size, moved, base)
 
+    async def _quiet(self, incoming: Incoming) -> None:
+        """Have no more of a blob sent, and wait until nothing of it is under way: a peer whose side stream was taken
+        and which has not heard of that sends chunks.
+        """
+        incoming.check()
+        incoming.asked = False
+        self._abandoned[incoming.blob.sha256] = quiet = asyncio.Event()
+        self._deny(incoming.blob.sha256, "its side stream has broken")
+        await quiet.wait()
+
     async def _linked(self, place: Path, blob: m.Blob, run: str) -> Path | None:
         try:
             handed = self._handed is not None
@@ -505,7 +516,6 @@ class Exchange:
     def _ask(
         self, incoming: Incoming, run: str, offset: int, place: Path | None, beside: bool, claim: Claim | None
     ) -> None:
-        incoming.ask(offset, claim)
         want = m.Want(blob=incoming.blob, run=run, offset=offset, credit=incoming.window)
         incoming.base = want.base = self.depot.blobs.alike.find(incoming.blob, self._giver(run)) if not offset else b""
         if place is not None:
@@ -514,6 +524,7 @@ class Exchange:
             want.dials = incoming.blob.size - offset >= LEAST_BYTES
         if claim is not None:
             want.ticket = claim.ticket
+        incoming.ask(want, claim)
         self.connection.post(m.Message(want=want))
 
     def _arrived(self, chunk: m.Chunk) -> bool:

@@ -17,11 +17,13 @@ import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from ..errors import ConnectionLost, SettingError
 from ..wire.limits import PEER_SIDE_STREAMS, SIDE_PENDING, SIDE_SECONDS, SIDE_STREAMS
 from .stream import Beside
+
+T = TypeVar("T")
 
 LEAST_BYTES = 4 << 20
 """What has less left goes over the connection."""
@@ -56,6 +58,10 @@ class SideStream:
         self._socket = connection
         self._threads = threads
 
+    async def offered(self, ticket: bytes) -> bool:
+        """Say a ticket; whether the other end has taken it. Raises `OSError` where there is no server that says so."""
+        return await self._aside(_offered, self._socket, ticket)
+
     async def send(self, file: int, offset: int, size: int, moved: Moved, base: int | None = None) -> None:
         """Send the bytes of an open file from `offset` to `size`. `moved` is called with how far it is. The receiver
         has the open file `base`, of the same size.
@@ -74,19 +80,15 @@ class SideStream:
 
     def close(self) -> None:
         """End it."""
-        self._cut()
+        _cut(self._socket)
         self._socket.close()
 
-    def _cut(self) -> None:
-        with suppress(OSError):  # an SSLSocket's own method would go on without TLS
-            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
-
-    async def _aside(self, work: Callable[..., None], *args: object) -> None:
+    async def _aside(self, work: Callable[..., T], *args: object) -> T:
         done = asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
         try:
-            await asyncio.shield(done)
+            return await asyncio.shield(done)
         except asyncio.CancelledError:
-            self._cut()
+            _cut(self._socket)
             while not done.done():
                 with suppress(asyncio.CancelledError):
                     await asyncio.wait({done})
@@ -103,41 +105,60 @@ class SideDialer:
         self._threads = ThreadPoolExecutor(PEER_SIDE_STREAMS, "umbel-side")
 
     async def dial(self, ticket: bytes) -> SideStream | None:
-        """A side stream that the server has taken at this ticket; None where none is to be had, now and from now on."""
-        dialled = asyncio.get_running_loop().run_in_executor(self._threads, self._dialled, ticket)
+        """A side stream that the server has taken at this ticket; None where none is to be had."""
         try:
-            return SideStream(await asyncio.shield(dialled), self._threads)
+            stream = SideStream(await self._connected(), self._threads)
         except OSError:
             self.works = False
             return None
-        except asyncio.CancelledError:
-            dialled.add_done_callback(_dropped)
+        try:
+            if await stream.offered(ticket):
+                return stream
+        except OSError:
+            self.works = False
+        except BaseException:
+            stream.close()
             raise
+        stream.close()
+        return None
 
     def close(self) -> None:
         """Open no more."""
         self.works = False
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _dialled(self, ticket: bytes) -> socket.socket:
+    async def _connected(self) -> socket.socket:
+        """A connection on which nothing was said yet."""
         if self._beside is None:
             raise ConnectionRefusedError
-        connection = socket.create_connection((self._beside.host, self._port), CONNECT_SECONDS)
-        try:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if self._beside.roots is not None:
-                context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-                context.minimum_version = ssl.TLSVersion.TLSv1_3
-                context.load_verify_locations(cadata=self._beside.roots.decode())
-                connection = context.wrap_socket(connection, server_hostname=self._beside.name)
-            connection.sendall(ticket)
-            if connection.recv(1) != _ACCEPTED:
-                raise ConnectionResetError("the ticket was not taken")
-            connection.settimeout(SIDE_SECONDS)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+        loop = asyncio.get_running_loop()
+        failed: OSError = ConnectionRefusedError()
+        for family, kind, protocol, _, address in await loop.getaddrinfo(
+            self._beside.host, self._port, type=socket.SOCK_STREAM
+        ):
+            connection = socket.socket(family, kind, protocol)
+            try:
+                connection.setblocking(False)
+                async with asyncio.timeout(CONNECT_SECONDS):
+                    await loop.sock_connect(connection, address)
+                connection.settimeout(CONNECT_SECONDS)
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                return self._secured(connection, self._beside)
+            except OSError as error:
+                connection.close()
+                failed = error
+            except BaseException:
+                connection.close()
+                raise
+        raise failed
+
+    def _secured(self, connection: socket.socket, beside: Beside) -> socket.socket:
+        if beside.roots is None:
+            return connection
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.load_verify_locations(cadata=beside.roots.decode())
+        return context.wrap_socket(connection, server_hostname=beside.name, do_handshake_on_connect=False)
 
 
 class Claim:
@@ -186,7 +207,7 @@ class SideStreams:
         self._claims: set[Claim] = set()
         self._doors = ThreadPoolExecutor(SIDE_PENDING, "umbel-side-door")
         self._threads = ThreadPoolExecutor(most, "umbel-side")
-        self._pending: set[asyncio.Future[None]] = set()
+        self._pending: dict[asyncio.Future[None], socket.socket] = {}
         self._listener: socket.socket | None = None
         self._accepting: asyncio.Task[None] | None = None
 
@@ -234,6 +255,8 @@ class SideStreams:
             self._listener.close()
         self._waiting.clear()
         while self._pending:
+            for door in self._pending.values():
+                _cut(door)
             await asyncio.wait(self._pending)
         self._doors.shutdown(wait=False)
         self._threads.shutdown(wait=False)
@@ -243,15 +266,28 @@ class SideStreams:
         while True:
             try:
                 connection, _ = await loop.sock_accept(listener)
+                if len(self._pending) >= SIDE_PENDING:
+                    connection.close()
+                else:
+                    self._let_in(connection, loop)
             except OSError:  # for example as many files are open as may be
                 await asyncio.sleep(1.0)
-                continue
-            if len(self._pending) >= SIDE_PENDING:
-                connection.close()
-                continue
-            task = loop.run_in_executor(self._doors, self._heard, connection, loop)
-            self._pending.add(task)
-            task.add_done_callback(self._pending.discard)
+
+    def _let_in(self, connection: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            door = connection.dup()  # by which it is ended, whatever a thread does with the other
+        except OSError:
+            connection.close()
+            raise
+        task = loop.run_in_executor(self._doors, self._heard, connection, loop)
+        self._pending[task] = door
+        late = loop.call_later(2 * CONNECT_SECONDS, _cut, door)
+
+        def gone(task: asyncio.Future[None]) -> None:
+            late.cancel()
+            self._pending.pop(task).close()
+
+        task.add_done_callback(gone)
 
     # In a thread
 
@@ -286,9 +322,9 @@ class SideStreams:
         return held[1]
 
 
-def _dropped(dialled: asyncio.Future[socket.socket]) -> None:
-    if not dialled.cancelled() and dialled.exception() is None:
-        dialled.result().close()
+def _cut(connection: socket.socket) -> None:
+    with suppress(OSError):  # an SSLSocket's own method would go on without TLS
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
 
 def _from_thread(moved: Moved) -> Moved:
@@ -299,6 +335,15 @@ def _from_thread(moved: Moved) -> Moved:
             loop.call_soon_threadsafe(moved, offset)
 
     return tell
+
+
+def _offered(connection: socket.socket, ticket: bytes) -> bool:
+    if isinstance(connection, ssl.SSLSocket):
+        connection.do_handshake()
+    connection.sendall(ticket)
+    taken = connection.recv(1) == _ACCEPTED
+    connection.settimeout(SIDE_SECONDS)
+    return taken
 
 
 def _sent(connection: socket.socket, file: int, offset: int, size: int, base: int | None, moved: Moved) -> None:

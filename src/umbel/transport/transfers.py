@@ -56,6 +56,7 @@ class Incoming:
         self.watchers: list[Callable[[int], None]] = []
         self.fetchers = 0
         self.asked = False
+        self.want = m.Want()
         self.is_linked = False
         self.ticket = b""
         self.base = b""
@@ -70,13 +71,13 @@ class Incoming:
         self.error: PeerError | None = None
         self._changed = asyncio.Event()
 
-    def ask(self, offset: int, claim: Claim | None = None) -> None:
-        """From now on it comes from `offset`, or by a side stream for the `claim`."""
-        self.asked, self.is_linked, self.ticket = True, False, b""
+    def ask(self, want: m.Want, claim: Claim | None = None) -> None:
+        """From now on it comes as this says, or by a side stream for the `claim`."""
+        self.asked, self.want, self.is_linked, self.ticket = True, want, False, b""
         self.claim = claim
         if claim is not None:
             claim.came.add_done_callback(lambda came: self._changed.set())
-        self._due = self._from = offset
+        self._due = self._from = want.offset
         self._credit = self.window
         self._since = self._clock()
         self._chunks.clear()
@@ -93,10 +94,13 @@ class Incoming:
         self._chunks.append(data)
         self._changed.set()
 
-    def link(self, ticket: bytes = b"") -> None:
-        """The peer has linked the file, or has given a ticket for it."""
+    def link(self, ticket: bytes = b"") -> bool:
+        """The peer has linked the file, or has given a ticket for it; False where that was not asked for."""
+        if not self.asked or not (self.want.dials if ticket else self.want.place):
+            return False
         self.is_linked, self.ticket = not ticket, ticket
         self._changed.set()
+        return True
 
     @property
     def streams(self) -> bool:
