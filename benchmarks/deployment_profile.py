@@ -80,7 +80,7 @@ def print_profile(files: Iterable[Path], rounds: int, top: int) -> None:
         loaded = 0
         for *stack, count in (row for seen in all_seen for row in seen):
             names = [str(name) for name in stack]
-            if any("importlib" in name for name in names):
+            if not names or any("importlib" in name for name in names):
                 loaded += int(count)
                 continue
             alone[_short(names[0])] += int(count)

@@ -126,6 +126,7 @@ class Spool:
         self._answered: dict[tuple[str, str], StoredAnswer] = {}
         self._ended = {row[0] for row in self._database.rows("SELECT run FROM ended")}
         self._stateful = set(self._database.rows("SELECT DISTINCT run, client FROM states"))
+        self._newest = dict(self._database.rows("SELECT run, max(CAST(task AS INTEGER)) FROM digests GROUP BY run"))
 
     def put(self, step: Step) -> None:
         """Queue a write."""
@@ -133,6 +134,7 @@ class Spool:
             self._unwritten.append(step)
             if isinstance(step, StoredAnswer):
                 self._answered[step.run, step.task] = step
+                self._newest[step.run] = max(self._newest.get(step.run, step.ask), step.ask)
                 if step.state is not None:
                     self._stateful.add((step.run, step.client))
             elif isinstance(step, Ended):
@@ -182,6 +184,8 @@ class Spool:
 
     def digest(self, run: str, task: str) -> bytes | None:
         """The digest of the question that a task has answered; queued ones count."""
+        if int(task.partition(".")[0]) > self._newest.get(run, -1):
+            return None  # nothing so new is on disk: most tasks need not be looked for
         queued = self._answered.get((run, task))
         if queued is not None and queued.digest:
             return queued.digest

@@ -167,8 +167,7 @@ def _blob_check(blob: m.Blob, limits: m.Limits) -> None:
 
 
 def _payload_check(payload: m.Payload, limits: m.Limits) -> None:
-    if len(payload.inline) > limits.inline_bytes:
-        size = len(payload.inline)
+    if (size := len(payload.inline) or len(payload.message)) > limits.inline_bytes:
         raise ProtocolError(f"{size} bytes inline; from {limits.inline_bytes} on it is a blob", m.CODE_TOO_LARGE)
     if payload.HasField("blob"):
         _blob_check(payload.blob, limits)
