@@ -36,7 +36,8 @@ def same(found, expected):
     for name, array in expected.items():
         assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape)
         assert found[name].tobytes() == array.tobytes()
-        assert found[name].flags.aligned and not found[name].flags.writeable
+        assert found[name].flags.aligned
+        assert not found[name].flags.writeable
 
 
 def test_arrays_of_every_kind_are_read_as_they_were(tmp_path):

@@ -246,9 +246,10 @@ class Connections:
                 while True:
                     batch = await connection.receive()
                     for number, message in enumerate(batch, 1):
-                        began = budget.timer()
+                        asked = budget.was_asked(len(tasks_of(message)))
+                        began = 0.0 if asked else budget.timer()
                         self._around.tell(Received(peer.id, message))
-                        if not budget.was_asked(len(tasks_of(message))):
+                        if not asked:
                             budget.spend(budget.timer() - began + connection.read_seconds / len(batch))
                         if number % SLICE == 0:
                             await asyncio.sleep(0)
