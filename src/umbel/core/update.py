@@ -163,6 +163,15 @@ class Stack:
         arrays, aux = (_rows(each, None) for each in (item.arrays, item.aux))
         return cls([item.client], arrays, aux, [item.weight], of_arrays, of_aux, item.mapped)
 
+    @classmethod
+    def joined(cls, stacks: Sequence[Stack]) -> Stack:
+        """Stacks without aux arrays that have the same arrays, in one."""
+        first = stacks[0]
+        arrays = {name: np.concatenate([each.arrays[name] for each in stacks]) for name in first.arrays}
+        sizes = {name: [size for each in stacks for size in each.magnitudes[name]] for name in first.magnitudes}
+        clients, weights = ([row for each in stacks for row in getattr(each, of)] for of in ("clients", "weights"))
+        return cls(clients, Arrays.trusted(arrays, first.arrays.roles), NO_ARRAYS, weights, sizes, {})
+
     def of_aux(self) -> Stack:
         """The aux arrays as arrays, each update counting alike."""
         return Stack(self.clients, self.aux, NO_ARRAYS, [1.0] * len(self), self.aux_magnitudes, {}, self.mapped)

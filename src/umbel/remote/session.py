@@ -42,6 +42,10 @@ PARTING = 10.0
 """For how many seconds a run that is over waits until the server has stored its log."""
 
 
+TOGETHER = 256
+"""So many messages that are here are taken before the coordinator hears of what they say."""
+
+
 @dataclass(frozen=True, slots=True)
 class Up:
     """The server can be reached, for the first time or again."""
@@ -312,7 +316,17 @@ class RemoteSession(Session):
             item = self._link.receive(max(0.0, min(times) - served) if times else None)
             if item is not None:
                 self._take(item)
-        return self._events.popleft() if self._events else Ticked()
+            for _ in range(TOGETHER):  # what is here already is told of as one block
+                if not (self._events and self._up) or (item := self._link.receive(0.0)) is None:
+                    break
+                self._take(item)
+        event = self._events.popleft() if self._events else Ticked()
+        if isinstance(event, Finished):
+            together = [*event.tasks]
+            while self._events and isinstance(self._events[0], Finished):
+                together += self._events.popleft().tasks  # type: ignore[union-attr]
+            event = Finished(together)
+        return event
 
     def _stalled(self) -> bool:
         """Look for clients that have shown no sign of life; whether any task failed for it."""
