@@ -66,10 +66,11 @@ def test_an_update_is_read_as_it_was(tmp_path):
 
 
 GIVEN = {
-    "model": MANY, "inbox": Arrays({"x": np.ones(1)}), "config": {"lr": 0.1, "sizes": (1, 2)}, "params": {"k": 3},
+    "model": MANY, "inbox": Arrays({"x": np.ones(1)}), "config": {"lr": 0.1, "sizes": (1, 2)},
+    "params": ({"k": 3}, None),
     "correction": Correction(np.float64(0.5), Arrays({"x": np.ones(1)})), "expects": Free(100),
 }  # fmt: skip
-USUAL = {"model": None, "inbox": None, "config": {}, "params": None, "correction": None, "expects": Like()}
+USUAL = {"model": None, "inbox": None, "config": {}, "params": (), "correction": None, "expects": Like()}
 
 
 @pytest.mark.parametrize("name", GIVEN)

@@ -130,7 +130,9 @@ def against_start(gate: Gate, start: Start, config: str, path: Callable[[bytes],
         sent = contents.given(task.own, _file(task.own, path)) if task.HasField("own") else {}
         sent.update(contents.given(ask.shared, _file(ask.shared, path)))
         if ask.HasField("model"):
-            sent["model"] = contents.arrays(ask.model, _file(ask.model, path))
+            file = _file(ask.model, path)
+            gone = ask.model.HasField("blob") and file is None
+            sent["model"] = None if gone else contents.arrays(ask.model, file)
         own = json.loads(config or "{}")
         sent["config"] = {**own, **sent.get("config", {})}
         sent["laid_over"] = sorted(key for key, value in sent["config"].items() if key not in own or own[key] != value)

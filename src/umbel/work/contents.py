@@ -21,7 +21,7 @@ _TYPES: dict[int, str] = {
 _NUMBERS = {name: number for number, name in _TYPES.items()}
 _ROLES: dict[int, Any] = {n: name.removeprefix("ARRAY_ROLE_").lower() for name, n in m.ArrayRole.items() if n}
 _ROLE_NUMBERS = {name: number for number, name in _ROLES.items()}
-_USUAL: dict[str, Any] = {"config": {}, "correction": None, "expects": Like(), "params": None}
+_USUAL: dict[str, Any] = {"config": {}, "correction": None, "expects": Like(), "params": ()}
 """What of that which clients get is not said where it is this."""
 
 
@@ -51,11 +51,11 @@ def in_message(value: Any) -> bytes:
         if value.get(name) is not None:
             getattr(given, name).MergeFrom(_arrays(value[name]))
             getattr(given, name).SetInParent()
-    rest = {name: value[name] for name in _USUAL if value.get(name) is not None}
-    if rest.get("config") == {}:
-        del rest["config"]
-    if type(expects := rest.get("expects")) is Like and expects == _USUAL["expects"]:
-        del rest["expects"]
+    rest = {
+        name: value[name]
+        for name, usual in _USUAL.items()
+        if name in value and not (type(value[name]) is type(usual) and value[name] == usual)
+    }
     if rest:
         given.rest = encoding.encode(rest)
     return given.SerializeToString()
