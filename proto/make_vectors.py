@@ -270,7 +270,7 @@ def messages_vectors() -> dict[str, Any]:
         "whole numbers that are trained": [{**whole, "dtype": m.DTYPE_INT32, "role": m.ARRAY_ROLE_PARAMETER}],
     }
     return {
-        "about": "vectors: what a payload carries, and the message of the schema that it becomes. wrong: Arrays to refuse.",
+        "about": "vectors: what a payload carries, and the message that it becomes. wrong: Arrays to refuse.",
         "vectors": vectors,
         "wrong": [
             {"name": name, "bytes": m.Arrays(arrays=[m.Array(**row) for row in rows]).SerializeToString().hex()}

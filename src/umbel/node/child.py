@@ -250,7 +250,7 @@ class ChildProgram:
             if isinstance(found, Failed):
                 self._say("failed", **names, reason=found.reason, retry=found.retry, trace=found.trace)
             else:
-                self._say("done", **names, **_written(found, Path(message["result"])))
+                self._say("done", **names, **_written(found, message["result"]))
         except Unwanted:
             self._say("cancelled", **names)
         except OSError as error:
@@ -319,7 +319,7 @@ def load_client(folder: Path, module: str, attribute: str) -> Client:
     return client
 
 
-def _written(answered: EncodedAnswer, result: Path) -> Message:
+def _written(answered: EncodedAnswer, result: str) -> Message:
     """What is told of an answer, its larger parts in files."""
     update, receipt = answered.update, answered.receipt
     small = _nbytes(update.arrays) + _nbytes(update.aux) <= INLINE_BYTES
@@ -328,7 +328,7 @@ def _written(answered: EncodedAnswer, result: Path) -> Message:
         part: Message = _inline(m.Payload(message=data).SerializeToString())
     else:
         sha256, size = _PATIENCE(encoding.save_file, result, update)
-        part = {"file": str(result), "sha256": sha256, "size": size}
+        part = {"file": result, "sha256": sha256, "size": size}
     state: Message | None = None
     if answered.state is not None and len(answered.state) > INLINE_BYTES:
         path = Path(f"{result}.state")
