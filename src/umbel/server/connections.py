@@ -27,7 +27,7 @@ from .signals import Connected, Lost, Received
 from .supervision import Places
 
 _LOG = logging.getLogger("umbel.server")
-LAZY = dict.fromkeys(("ack", "log_ack", "close_ask"), 0.05)
+LAZY = {"ack": 0.25, "close_ask": 0.25, "log_ack": 0.05}
 """Messages that nobody waits for, and for how many seconds they wait for others to go with."""
 SLICE = 64
 """After so many messages of one peer it is the others' turn."""
