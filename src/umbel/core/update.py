@@ -416,6 +416,7 @@ def _typed(arrays: Arrays, schema: Schema, *, delta: bool) -> Arrays:
 
 
 def as_arrays(value: Any, what: str) -> Arrays:
+    """A mapping that a handler returned as `Arrays`; `what` names one of them. Raises `UpdateRejected`."""
     if isinstance(value, Arrays):
         return value
     if not isinstance(value, Mapping):
