@@ -138,10 +138,9 @@ class Deployment(Machines):
         arrays change in each round.
         """
         app = Path(tempfile.mkdtemp(prefix="app-", dir=self.folder))
-        (app / "holder.py").write_text(HOLDER.format(changed=changed))
-        first = ""
-        if self._site is not None:
-            first = f"exec(open({str(self._site / 'sitecustomize.py')!r}).read())\n"
+        # Runs and clients are confined: they cannot read the site.
+        first = "" if self._site is None else (self._site / "sitecustomize.py").read_text() + "\n"
+        (app / "holder.py").write_text(first + HOLDER.format(changed=changed))
         drawn = APP.format(size=floats // arrays, arrays=arrays, rounds=rounds, seed=seed)
         (app / "app.py").write_text(first + drawn)
         return self.place / "runs" / self.submit(str(app / "app.py"))

@@ -1,7 +1,8 @@
 """Where the time of a deployment goes: `python -m benchmarks.deployment_profile [round | transfer] [--size BYTES]`.
 
 Each process of the server, the nodes, their children and the run looks at its own main thread whenever the process has
-had another millisecond of processor time, and leaves what it saw when it ends. Printed are the seconds of a kind of
+had another millisecond of processor time, and leaves what it saw when it ends: in a file, or in its log where it is
+confined. Printed are the seconds of a kind of
 process by function, those that were called from it included, and by line, those alone.
 """
 
@@ -10,12 +11,15 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 from .deployed import Deployment
 
+ENDING = 3.0
+"""So many seconds a run and its clients' processes have to end."""
 KINDS = {"umbel.cli.runner": "run", "umbel.node.child": "child", "server": "server", "node": "node"}
 SITE = """
 def _watch():
@@ -31,9 +35,12 @@ def _watch():
     def tell():
         signal.setitimer(signal.ITIMER_PROF, 0)
         said = {"argv": began or sys.orig_argv, "cpu": sum(os.times()[:2]), "seen": [[*k, v] for k, v in seen.items()]}
-        with open(f"FOLDER/{os.getpid()}.part", "w") as file:
-            file.write(json.dumps(said))
-        os.rename(file.name, f"FOLDER/{os.getpid()}.json")
+        try:
+            with open(f"FOLDER/{os.getpid()}.part", "w") as file:
+                file.write(json.dumps(said))
+            os.rename(file.name, f"FOLDER/{os.getpid()}.json")
+        except OSError:
+            print("profile", json.dumps(said), flush=True)
     atexit.register(tell)
     began += sys.orig_argv
     signal.signal(signal.SIGPROF, look)
@@ -60,6 +67,10 @@ def main() -> None:
             deployed.join(chosen.nodes or (10 if small else 1))
             floats, rounds, arrays = (10, chosen.rounds, 1) if small else (chosen.size // 4, 1, 10)
             log = deployed.followed(deployed.run(floats=floats, rounds=rounds, arrays=arrays))
+            time.sleep(ENDING)
+            told = [line for path in deployed.folder.rglob("*.log") for line in path.read_text().splitlines()]
+            for number, line in enumerate(line for line in told if line.startswith("profile ")):
+                (site / f"said-{number}.json").write_text(line.removeprefix("profile "))
         ends = [event["at"] for event in log if event["event"] == "round_committed"]
         print(f"{rounds} rounds in {ends[-1] - log[0]['at']:.3f} s")
         print_profile(site.glob("*.json"), rounds, chosen.top)
@@ -80,7 +91,7 @@ def print_profile(files: Iterable[Path], rounds: int, top: int) -> None:
         loaded = 0
         for *stack, count in (row for seen in all_seen for row in seen):
             names = [str(name) for name in stack]
-            if any("importlib" in name for name in names):
+            if not names or any("importlib" in name for name in names):
                 loaded += int(count)
                 continue
             alone[_short(names[0])] += int(count)

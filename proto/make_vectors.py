@@ -34,6 +34,7 @@ from umbel.folds.total import total
 from umbel.transforms.clip_by_norm import clip_by_norm
 from umbel.transforms.top_k import top_k
 from umbel.wire import messages as m
+from umbel.work.contents import in_message
 
 FOLDER = Path(__file__).parent / "umbel" / "v1alpha" / "vectors"
 RUN, NODE_SEED, AUTHOR_SEED = "2026-red-fox", bytes(range(32)), bytes(range(32, 64))
@@ -226,6 +227,55 @@ def _wrong_trees() -> dict[str, bytes]:
         "no JSON": written('{"version": 1, "tree": '),
         "an unknown tag": written('{"version": 1, "tree": {"~": "pickle", "parts": []}}'),
         "an array that is not there": written('{"version": 1, "tree": {"~": "array", "at": "w"}}'),
+    }
+
+
+# messages.json
+
+
+def messages_vectors() -> dict[str, Any]:
+    """What payloads carry where it is small, and messages to refuse."""
+    arrays = Arrays(
+        {
+            "w": np.array([[0.5, -1.0]], np.float32),
+            "n": np.array(3),
+            "running": np.zeros((0, 2)),
+            "é": np.array([True]),
+        },
+        {"running": "buffer"},
+    )
+    shared: dict[str, Any] = {"config": {}, "inbox": None, "correction": None, "expects": Like(), "params": ()}
+    cases = {
+        "arrays": arrays,
+        "no arrays": Arrays(),
+        "brain floats": Arrays({"w": np.array([1.5], BFLOAT16)}),
+        "a personal array": Arrays({"own": np.zeros(0, np.float32)}, {"own": "personal"}),
+        "an update": Update(arrays, 2.5, {}, Arrays(), True),
+        "an update with aux arrays": Update(Arrays(), 1.0, {}, arrays),
+        "what all clients get, and it is the usual": shared,
+        "settings, and what a transform needs": {**shared, "config": {"lr": 0.5}, "params": ({"k": 3},)},
+        "an inbox, and anything is expected": {**shared, "inbox": arrays, "expects": Free(100)},
+        "tasks have models of their own": {**shared, "own": ["model"]},
+    }
+    vectors = []
+    for name, value in cases.items():
+        kind = "Given" if isinstance(value, dict) else type(value).__name__
+        vectors.append({"name": name, "message": kind, "tree": described(value), "bytes": in_message(value).hex()})
+    whole = {"name": "w", "dtype": m.DTYPE_FLOAT32, "shape": [2], "values": bytes(8)}
+    wrong = {
+        "values that do not fit the shape": [{**whole, "shape": [3]}],
+        "no dtype": [{**whole, "dtype": 0}],
+        "a name that is none": [{**whole, "name": ""}],
+        "a name twice": [whole, whole],
+        "whole numbers that are trained": [{**whole, "dtype": m.DTYPE_INT32, "role": m.ARRAY_ROLE_PARAMETER}],
+    }
+    return {
+        "about": "vectors: what a payload carries, and the message that it becomes. wrong: Arrays to refuse.",
+        "vectors": vectors,
+        "wrong": [
+            {"name": name, "bytes": m.Arrays(arrays=[m.Array(**row) for row in rows]).SerializeToString().hex()}
+            for name, rows in wrong.items()
+        ],
     }
 
 
@@ -1027,11 +1077,11 @@ def _small_update() -> Update:
 
 
 def _asked() -> tuple[Any, Any]:
-    shared = {"config": {"epochs": 1}, "inbox": None, "correction": None, "expects": Like(), "params": None}
+    shared = {"config": {"epochs": 1}, "inbox": None, "correction": None, "expects": Like(), "params": ()}
     ask = m.AskSpec(
         run=RUN, ask=3, round=2, number=0, kind="train", lane="train", digest=hashlib.sha256(b"an ask").digest(),
         cohort=10, whole=True, fold=json.dumps(weighted_mean().spec()), transforms="[]",
-        model=m.Payload(inline=_small_model().to_bytes()), shared=m.Payload(inline=encoding.encode(shared)),
+        model=m.Payload(message=in_message(_small_model())), shared=m.Payload(message=in_message(shared)),
     )  # fmt: skip
     keys = Key.from_seed(20240229).derive("task")
     task = m.Task(
@@ -1044,7 +1094,7 @@ def _asked() -> tuple[Any, Any]:
 def _answered(task: Any) -> Any:
     update = as_delta(_small_update(), Like(), _small_model())
     receipt = m.Receipt(task=task.task, client=task.client, weight=8.0, metrics={"loss": 0.25}, seconds=1.25, kept=True)
-    done = m.Done(receipt=receipt, update=m.Payload(inline=encoding.encode(update)))
+    done = m.Done(receipt=receipt, update=m.Payload(message=in_message(update)))
     return m.Result(run=RUN, task=task.task, ask=task.ask, client=task.client, attempt=task.attempt, done=done)
 
 
@@ -1056,6 +1106,7 @@ def _refusal(task: Any) -> Any:
 FILES: dict[str, Callable[[], dict[str, Any]]] = {
     "arrays": arrays_vectors,
     "trees": trees_vectors,
+    "messages": messages_vectors,
     "draws": draws_vectors,
     "updates": updates_vectors,
     "partials": partials_vectors,

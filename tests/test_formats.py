@@ -16,6 +16,8 @@ from umbel.errors import StorageError
 from umbel.node.spool import Spool
 from umbel.runs.events import AskClosed
 from umbel.runs.journal import FORMAT, LOG, LogChain, read_log
+from umbel.server.ledger import Ledger
+from umbel.server.signals import Outbox
 from umbel.store.blobs import Blobs
 from umbel.store.records import VERSION
 from umbel.store.sql import SqlStore
@@ -114,7 +116,15 @@ def test_what_a_server_has_kept_is_there(tmp_path):
     assert store.rows("runs")[0]["owner"] == "ann"
     assert store.rows("events", run="r")[0]["body"] == "{}"
     store.close()
-    assert VERSION == 5  # a new one needs a file of its own here
+    store = SqlStore(database(FORMATS / "server-5.sql", tmp_path / "later.db"))
+    (ask,) = Ledger(store, Outbox()).runs["r"].asks.values()  # an answer is found by what it says
+    assert ({id: task.answer for id, task in ask.tasks.items()}, ask.unanswered) == (
+        {"0.1": "0.1", "0.2": None},
+        {"0.2"},
+    )
+    assert (ask.answers["0.1"].tasks, ask.answers["0.1"].node) == (("0.1",), "a")
+    store.close()
+    assert VERSION == 6  # a new one needs a file of its own here
 
 
 def test_blobs_are_there(tmp_path):

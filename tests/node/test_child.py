@@ -24,6 +24,9 @@ from umbel.core.task import Admit, Finished, Task
 from umbel.core.transform import Chain
 from umbel.core.update import Receipt
 from umbel.node.child import ChildProgram
+from umbel.wire import messages as m
+from umbel.work import contents
+from umbel.work.contents import in_message
 from umbel.work.executor import RunKeys
 from umbel.work.intake import Intake
 
@@ -144,28 +147,28 @@ class Process:
         inline = ask.model is None or "model" in own
         if ask.model is None:
             shared["model"] = None
-        model = None if inline else self.part("model", ask.model.to_bytes())
+        model = None if inline else self.part("model", ask.model, ask.model.to_bytes())
         self.send(
             "ask", id=id, round=round, number=number, kind=ask.kind, lane=ask.lane, model=model,
             transforms=json.dumps(ask.transform.spec()),
-            shared=self.part("shared", encoding.encode({**shared, "params": params})),
+            shared=self.part("shared", {**shared, "params": params, "own": own}),
         )  # fmt: skip
 
-    def part(self, name, data):
-        """Bytes as a part: some in files, some in the message."""
+    def part(self, name, value, data=None):
+        """A value as a part: some in files, some in the message."""
         self._count += 1
         if self._count % 2:
-            return {"base64": base64.b64encode(data).decode()}
+            return inline(value)
         path = self.folder / f"{name}-{self._count}"
-        path.write_bytes(data)
+        path.write_bytes(data or encoding.encode(value))
         return {"file": str(path)}
 
     def task(self, id, client, *, attempt=1, key=None, base=None, own=None):
         self.send(
             "task", ask=id, task=f"{id}.{client}", client=str(client), attempt=attempt,
             key=(key or Key.from_seed(5)).hex(), data_key=KEYS.of_data(client).hex(),
-            base=self.part("base", base) if base else None,
-            own=self.part("own", encoding.encode(own)) if own else None,
+            base={"base64": base64.b64encode(base).decode()} if base else None,
+            own=self.part("own", own) if own else None,
             result=str(self.folder / f"result-{id}.{client}"),
         )  # fmt: skip
 
@@ -184,6 +187,13 @@ class Process:
         code = self.process.wait(PATIENCE)
         self._lines.close()
         return code
+
+
+def update_of(told):
+    part = told["update"]
+    if "file" in part:
+        return encoding.load_file(part["file"])
+    return contents.answer(m.Payload.FromString(base64.b64decode(part["base64"])))
 
 
 def bytes_of(part):
@@ -239,7 +249,7 @@ class Remote:
             told = self.child.done(self.id, client, key=key, base=self.states.get(client))
             assert told["type"] == "done", told
             task = Task(told["task"], self.id, client)
-            update = encoding.decode(bytes_of(told["update"]))
+            update = update_of(told)
             receipt = Receipt(task.id, client, told["weight"], told["metrics"], told["seconds"])
             assert intake.arrived(task, update, receipt, None) == Finished([task.id])
             intake.admit(Admit([task.id], self.id))
@@ -272,7 +282,7 @@ def test_evaluation_and_what_only_one_client_gets(child):
     told = child.done(1, 2, own=own)
     assert (told["type"], told["weight"], told["metrics"]) == ("done", 2.0, {"sum": 3.0, "inbox": 1.0})
     assert told["state"] is None
-    update = encoding.decode(bytes_of(told["update"]))
+    update = update_of(told)
     assert isinstance(update, Update)
     assert len(update.arrays) == 0
     told = child.done(1, 2)
@@ -299,7 +309,7 @@ def test_a_handler_that_raises_fails_its_task_alone(child):
     child.open(4, question("place"))
     told = child.done(4, 1)
     assert told["metrics"] == {"argv": 1.0}
-    assert encoding.decode(bytes_of(told["update"])).arrays["t"] == 1
+    assert update_of(told).arrays["t"] == 1
 
 
 def test_an_ask_that_cannot_be_done_fails_its_tasks(child):
@@ -307,7 +317,7 @@ def test_an_ask_that_cannot_be_done_fails_its_tasks(child):
     assert "has no handler for that" in child.done(5, 0)["reason"]
     child.send("ask", id=6, round=1, number=0, kind="train", lane="train", model=None,
                transforms='[{"name": "unheard", "version": 1, "settings": {}}]',
-               shared=child.part("shared", encoding.encode({"params": None})))  # fmt: skip
+               shared=child.part("shared", {"params": None}))  # fmt: skip
     assert "the transform 'unheard' version 1 is not known here" in child.done(6, 0)["reason"]
     child.open(7, Ask(clients=(), model=MODEL, correction=umbel.Correction(proximal=1.0), expects=Like()))
     assert "the training loop never took it" in child.done(7, 0)["reason"]
@@ -362,7 +372,7 @@ def told_of(program, ask, folder):
     shared = {name: getattr(ask, name) for name in SENT}
     program.hear(
         {"type": "ask", "id": 1, "round": 1, "number": 0, "kind": ask.kind, "lane": ask.lane, "model": None,
-         "transforms": "", "shared": inline(encoding.encode({**shared, "params": None}))}
+         "transforms": "", "shared": inline({**shared, "params": None})}
     )  # fmt: skip
     key = Key.from_seed(5).hex()
     program.hear(
@@ -371,8 +381,9 @@ def told_of(program, ask, folder):
     )  # fmt: skip
 
 
-def inline(data):
-    return {"base64": base64.b64encode(data).decode()}
+def inline(value):
+    payload = m.Payload(message=in_message(value))
+    return {"base64": base64.b64encode(payload.SerializeToString()).decode()}
 
 
 def test_the_program_of_a_child_needs_no_process(tmp_path):
@@ -388,7 +399,7 @@ def test_the_program_of_a_child_needs_no_process(tmp_path):
     told_of(program, question("double"), tmp_path)
     kind, told = said[-1]
     assert (kind, told["task"], told["state"]) == ("done", "1.0", None)
-    assert encoding.decode(bytes_of(told["update"])).arrays["x"] == 3.0
+    assert update_of(told).arrays["x"] == 3.0
 
 
 def test_a_task_that_is_unwanted_is_not_begun(tmp_path):

@@ -28,6 +28,7 @@ from umbel.store.blobs import Blobs
 from umbel.wire import messages as m
 from umbel.wire.blobs import run_giver
 from umbel.wire.limits import PRINTED_BYTES
+from umbel.work import contents
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="there is a guard on Linux alone")
 MODEL = Arrays({"w": np.arange(4, dtype=np.float32)})
@@ -198,7 +199,7 @@ async def test_a_warm_child_does_task_after_task(tmp_path):
         assert (first.run, first.task, first.attempt) == ("r", "1.3", 1)
         receipt = first.result.receipt
         assert (receipt.task, receipt.client, receipt.weight, receipt.kept) == ("1.3", "3", 1.0, True)
-        assert encoding.decode(first.result.update.inline).arrays["w"].tolist() == [2, 2, 2, 2]
+        assert contents.answer(first.result.update).arrays["w"].tolist() == [2, 2, 2, 2]
         for ask in range(2, 8):
             again = await b.done(b.ask(ask, blob=True), 3, base=first.state)
             assert dict(again.result.receipt.metrics) == {"x": 3, "loads": ask + 1, "pid": receipt.metrics["pid"],
@@ -267,7 +268,7 @@ def liar(model, data, ctx):
         if frame.f_code.co_name == "_do":
             order = frame.f_locals["message"]
     result, names = order["result"], {name: order[name] for name in ("task", "attempt")}
-    done = {**names, "weight": 1.0, "metrics": {}, "seconds": 0.0, "update": {"base64": ""}, "state": None}
+    done = {**names, "weight": 1.0, "metrics": {}, "seconds": 0.0, "update": {"base64": "GgA="}, "state": None}
     file = {"file": result, "sha256": hashlib.sha256(b"x").hexdigest(), "size": 1}
     {does}
     os.write(frame.f_locals["pipes"]._answers, json.dumps({says}).encode() + b"\\n")
@@ -286,7 +287,8 @@ LIES = {
     "odd_metric": '{**done, "type": "done", "metrics": {"x": []}}',
     "many_metrics": '{**done, "type": "done", "metrics": {str(i): 0.0 for i in range(100000)}}',
     "long_name": '{**done, "type": "done", "metrics": {"x" * 257: 0.0}}',
-    "large_inline": '{**done, "type": "done", "update": {"base64": "A" * 30000}}',
+    "large_inline": '{**done, "type": "done", "update": {"base64": "GrDqAQ==" + "A" * 40000}}',
+    "blob": '{**done, "type": "done", "update": {"base64": "EgA="}}',
     "no_update": '{**done, "type": "done", "update": {}}',
     "odd_hash": '{**done, "type": "done", "update": {**file, "sha256": 5}}',
     "odd_size": '{**done, "type": "done", "update": {**file, "size": -1}}',
@@ -491,7 +493,7 @@ async def test_secrets_of_the_environment_stay_with_the_node(tmp_path):
     try:
         async with bench(tmp_path, environment={"GIVEN": "y"}) as b:
             await b.ready()
-            update = encoding.decode((await b.done(b.ask(1, "query:environment"))).result.update.inline)
+            update = contents.answer((await b.done(b.ask(1, "query:environment"))).result.update)
     finally:
         del os.environ["UMBEL_TOKEN"], os.environ["LC_TEST"]
     assert {"GIVEN", "LC_TEST", "PATH", "OMP_NUM_THREADS"} <= set(update.arrays)

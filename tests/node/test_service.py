@@ -35,6 +35,7 @@ from umbel.trust.statement import Statement
 from umbel.trust.tokens import Token
 from umbel.wire import messages as m
 from umbel.wire.blobs import run_giver
+from umbel.work import contents
 
 MODEL = Arrays({"w": np.arange(4, dtype=np.float32)})
 CLIENT = b"""
@@ -585,7 +586,7 @@ async def test_a_signed_archive_trains_in_a_child(tmp_path):
         server.post(ask_spec=ask())
         server.post(task=task(client=2))
         result = await server.hear("result")
-        assert encoding.decode(result.done.update.inline).arrays["w"].tolist() == [2, 2, 2, 2]
+        assert contents.answer(result.done.update).arrays["w"].tolist() == [2, 2, 2, 2]
         large = ask(2, "query:large")
         server.post(ask_spec=large)
         server.post(task=task(2))

@@ -16,6 +16,8 @@ from umbel.core.task import Task
 from umbel.errors import StrategyError
 from umbel.remote.payloads import RemoteAsk, ask_spec, stored_in, task_message
 from umbel.wire import messages as m
+from umbel.work import contents
+from umbel.work.contents import in_message
 from umbel.work.executor import RunKeys
 
 MODEL = Arrays({"w": np.arange(3.0)})
@@ -23,8 +25,7 @@ KEYS = RunKeys(Key.from_seed(1))
 
 
 def stored(value):
-    data = value.to_bytes() if isinstance(value, Arrays) else encoding.encode(value)
-    return m.Payload(inline=data)
+    return m.Payload(message=in_message(value))
 
 
 def sent(params=None, **fields):
@@ -43,9 +44,9 @@ def test_what_all_clients_get_is_in_the_ask():
     spec = ask_spec("r", made, stored)
     assert (spec.run, spec.ask, spec.round, spec.number, spec.kind, spec.lane) == ("r", 7, 2, 1, "train", "train")
     assert (spec.digest, spec.cohort, spec.whole) == (b"d" * 32, 2, True)
-    assert Arrays.from_bytes(spec.model.inline).sha256 == MODEL.sha256
-    shared = encoding.decode(spec.shared.inline)
-    assert set(shared) == {"config", "inbox", "correction", "expects", "params", "order"}
+    assert contents.arrays(spec.model).sha256 == MODEL.sha256
+    shared = contents.given(spec.shared)
+    assert set(shared) == {"config", "inbox", "correction", "expects", "params", "model"}
     assert (shared["config"], shared["correction"], shared["params"]) == ({"lr": 0.5}, Correction(0.1), [1])
     assert list(shared["inbox"]) == ["c"]
     assert not message_of(made, 0).HasField("own")
@@ -57,18 +58,18 @@ def test_what_differs_by_client_is_in_its_task():
     )
     spec = ask_spec("r", made, stored)
     assert not spec.HasField("model")
-    assert set(encoding.decode(spec.shared.inline)) == {"correction", "expects", "params"}
-    own = encoding.decode(message_of(made, "clinic").own.inline)
+    assert set(contents.given(spec.shared)) == {"correction", "expects", "params"}
+    own = contents.given(message_of(made, "clinic").own)
     assert own["config"] == {"who": "clinic"}
     assert list(own["inbox"]) == ["i"]
     assert own["model"].sha256 == MODEL.sha256
-    assert encoding.decode(message_of(made, 0).own.inline)["inbox"] is None
+    assert contents.given(message_of(made, 0).own)["inbox"] is None
 
 
 def test_an_ask_without_a_model_says_so():
     spec = ask_spec("r", sent(model=None, kind="query:count", expects=Free()), stored)
     assert not spec.HasField("model")
-    assert encoding.decode(spec.shared.inline)["model"] is None
+    assert contents.given(spec.shared)["model"] is None
 
 
 def test_a_task_has_its_own_keys():
@@ -108,12 +109,11 @@ def test_settings_that_are_not_plain_are_the_strategys_fault():
         ask_spec("r", sent(fold=Odd()), stored)
 
 
-@pytest.mark.parametrize("value", [Arrays({"w": np.arange(100.0)}), {"text": "x" * 1000}])
+@pytest.mark.parametrize("value", [Arrays({"w": np.arange(100.0)}), {"params": "x" * 1000}])
 def test_what_is_large_becomes_a_file(tmp_path, value):
     adopted = []
     store = stored_in(tmp_path, lambda *found: adopted.append(found), 300)
-    small = store({"a": 1})
-    assert encoding.decode(small.inline) == {"a": 1}
+    assert contents.given(store({"params": 1}))["params"] == 1
     assert adopted == []
     payload = store(value)
     ((path, sha, size),) = adopted
@@ -121,7 +121,7 @@ def test_what_is_large_becomes_a_file(tmp_path, value):
     assert path.parent == tmp_path
     data = path.read_bytes()
     assert (hashlib.sha256(data).digest(), len(data)) == (sha, size)
-    assert data == stored(value).inline
+    assert data == (value.to_bytes() if isinstance(value, Arrays) else encoding.encode(value))
 
 
 def test_how_large_an_answer_may_be_goes_by_what_is_expected():
@@ -157,3 +157,11 @@ def test_what_no_peer_would_take_is_refused_where_it_is_asked():
 class LargeFold(mean):
     def spec(self):
         return ["large", {"table": "x" * (1 << 20)}]
+
+
+def test_the_order_of_a_model_in_a_file_is_said_beside_it():
+    blob = m.Payload(blob=m.Blob(sha256=bytes(32), size=9))
+    model = Arrays({"w": np.zeros(2), "a": np.zeros(1)})
+    spec = ask_spec("r", sent(model=model), lambda value: blob if isinstance(value, Arrays) else stored(value))
+    assert contents.given(spec.shared)["order"] == ["w", "a"]
+    assert list(contents.arrays(ask_spec("r", sent(model=model), stored).model)) == ["w", "a"]

@@ -54,7 +54,6 @@ ROWS = {
         "node": "a",
         "attempt": 1,
         "message": task_of("0").SerializeToString(),
-        "answer": "0.0",
     },
     "answers": {"run": "q", "id": "0.0", "ask": 0, "message": m.Message(result=done_of("0")).SerializeToString()},
     "events": {"run": "q", "number": 1, "at": 1.0, "body": '{"event": "run_started"}'},

@@ -28,7 +28,7 @@ def test_a_task_goes_to_its_node_and_its_result_to_the_run(tmp_path):
         node.say(result=done_of("0"))
         assert await run.hears("result") == done_of("0")
         assert (await node.hears("ack")).tasks == ["0.0"]
-        assert [row["answer"] for row in here.service.store.rows("tasks")] == ["0.0"]
+        assert [row["id"] for row in here.service.store.rows("answers")] == ["0.0"]
         run.say(close_ask=m.CloseAsk(run="r", ask=0))
         await node.hears("close_ask")
 

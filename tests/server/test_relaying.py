@@ -53,7 +53,7 @@ def test_after_a_restart_it_asks_about_all_that_its_router_has():
     store.put("runs", {"id": "r", "status": "running", "owner": OWNER, "spec": SPEC.SerializeToString()})
     store.put("runs", {"id": "own", "status": "running", "owner": "an operator", "spec": SPEC.SerializeToString()})
     store.put("asks", {"run": "r", "ask": 1, "spec": ask_of().SerializeToString()})
-    row = {"run": "r", "ask": 1, "node": "n", "attempt": 1, "answer": None}
+    row = {"run": "r", "ask": 1, "node": "n", "attempt": 1}
     for client in "01":
         task = task_of(client)
         store.put("tasks", {**row, "task": task.task, "client": client, "message": task.SerializeToString()})

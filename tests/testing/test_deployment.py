@@ -8,13 +8,11 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import replace
-from unittest.mock import patch
 
 import numpy as np
 import pytest
 
 import umbel
-from umbel import files
 from umbel.errors import RunFailed
 from umbel.node.spool import Spool
 from umbel.store.sql import SqlStore
@@ -83,9 +81,7 @@ def live(tmp_path, seed, undisturbed, kind="", **settings):
     folder = tmp_path / str(seed)
     folder.mkdir()
     world = Deployment(app_of(kind), NODES, seed=seed, scratch=folder, **settings)
-    large = 0 if seed % 8 >= 4 else files.LARGE  # every second life: no answer has a file where the server keeps them
-    with patch("umbel.runs.asks.LARGE", large):
-        result = world.run(folder, seed=5)
+    result = world.run(folder, seed=5)
     sha, series = undisturbed[kind]
     assert result.model_sha256 == sha, f"seed {seed}: {world.happened}"
     assert {name: result.history.series(name) for name in result.history.names} == series, f"seed {seed}"

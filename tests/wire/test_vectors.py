@@ -20,13 +20,14 @@ from umbel.core.randomness import Key
 from umbel.core.sums import ArraySum, ExactScalar
 from umbel.core.transform import chain_from_spec
 from umbel.core.update import Like, as_delta, check
-from umbel.errors import CorruptFile, ProtocolError, UpdateRejected
+from umbel.errors import CorruptFile, ProtocolError, UmbelError, UpdateRejected
 from umbel.folds.catalogue import fold_from_spec
 from umbel.transport import frames
 from umbel.trust import identity, tokens
 from umbel.trust.statement import Statement
 from umbel.wire import messages as m
 from umbel.wire import roles
+from umbel.work import contents
 
 PROTO = Path(__file__).parents[2] / "proto"
 FOLDER = PROTO / "umbel" / "v1alpha" / "vectors"
@@ -95,6 +96,31 @@ def test_trees(row: dict[str, Any]) -> None:
 def test_wrong_trees(row: dict[str, Any]) -> None:
     with pytest.raises(CorruptFile):
         encoding.decode(bytes.fromhex(row["bytes"]))
+
+
+@each("messages")
+def test_messages(row: dict[str, Any]) -> None:
+    data, tree = bytes.fromhex(row["bytes"]), make.tree_of(row["tree"])
+    assert contents.in_message(tree) == data
+    payload = m.Payload(message=data)
+    if row["message"] == "Arrays":
+        assert contents.arrays(payload) == tree
+    elif row["message"] == "Update":
+        assert same(contents.answer(payload), tree)
+    else:
+        own = tree.pop("own", [])
+        everything = {"model": None, "order": [], **tree}
+        found = {"order": [], **contents.given(payload)}
+        assert same(
+            {name: found[name] for name in sorted(found)},
+            {name: everything[name] for name in sorted(everything) if name not in own},
+        )
+
+
+@each("messages", "wrong")
+def test_wrong_messages(row: dict[str, Any]) -> None:
+    with pytest.raises(UmbelError):
+        contents.arrays(m.Payload(message=bytes.fromhex(row["bytes"])))
 
 
 def part_of(part: dict[str, str]) -> str | int | bytes:
@@ -292,11 +318,11 @@ def test_an_update_of_a_dialogue_is_the_one_described() -> None:
     model, returned = make.tree_of(file["model"]), make.tree_of(file["returned"])
     said = messages("task")
     asks = [message.ask_spec for message in said if message.HasField("ask_spec")]
-    assert Arrays.from_bytes(asks[0].model.inline) == model
-    assert same(encoding.decode(asks[0].shared.inline)["expects"], Like())
+    assert contents.arrays(asks[0].model) == model
+    assert same(contents.given(asks[0].shared)["expects"], Like())
     results = [message.result.done for message in said if message.result.HasField("done")]
     assert {done.SerializeToString(deterministic=True) for done in results} == {make.written(results[0])}
-    assert results[0].update.inline == encoding.encode(as_delta(returned, Like(), model))
+    assert results[0].update.message == contents.in_message(as_delta(returned, Like(), model))
 
 
 def test_a_transfer_brings_its_blob_within_credit() -> None:

@@ -33,9 +33,10 @@ from umbel.core import arrays as core_arrays
 from umbel.core import encoding
 from umbel.core.randomness import Key
 from umbel.core.task import Admit, Failed, Finished, Task
-from umbel.core.update import Receipt
+from umbel.core.update import Receipt, Stack
 from umbel.errors import AppError, SettingError, UnusedCorrection
 from umbel.work import executor
+from umbel.work import intake as intakes
 from umbel.work.executor import DataCache, Executor, RunKeys
 from umbel.work.intake import LONGEST_REASON, LONGEST_TRACE, ClosedAsk, Intake
 from umbel.work.late import load_ask, save_ask
@@ -717,3 +718,36 @@ def test_an_answer_that_is_computed_where_it_is_written_has_the_same_bytes(state
     told = {"a": start["a"], "b": start["b"], "c": start["c"].astype(np.float32), "n": start["n"] * 2}
     assert update.arrays.to_bytes() == Arrays(told).to_bytes()
     assert "'a' holds infinity" in bench.executor.answer(Task(f"{id}.1", id, 1)).reason
+
+
+@pytest.mark.parametrize("fold", [mean(), weighted_mean(), total(), collect()], ids=lambda fold: fold.name)
+def test_what_is_admitted_as_one_block_is_folded_as_if_one_by_one(monkeypatch, fold):
+    monkeypatch.setattr(intakes, "JOINED", 4)
+    stacked = []
+    monkeypatch.setattr(Stack, "joined", lambda stacks, real=Stack.joined: stacked.append(len(stacks)) or real(stacks))
+    found = []
+    for together in (True, False):
+        intake = Intake()
+        for id, aux in ((1, Free()), (2, None)):  # the second ask of the lane wants less
+            model = Arrays({"w": np.zeros(3, np.float32)})
+            intake.open(id, Ask(clients=9, model=model, expects=Like(aux=aux), fold=fold), id, 0, ())
+        for id, clients in ((1, [42, 43]), (2, range(9))):
+            for client in clients:
+                values = np.random.default_rng(10 * id + client).normal(size=3).astype(np.float32)
+                update = Update({"w": values}, 1.0 + client, aux={"a": values} if id == 1 else {}, delta=True)
+                receipt = Receipt(f"{id}.{client}", client, 1.0, {"m": float(client)})
+                state = b"kept" if client == 3 else None
+                assert isinstance(intake.arrived(Task(receipt.task, id, client), update, receipt, state), Finished)
+        tasks = [f"2.{client}" for client in range(9)]
+        for some in [tasks] if together else [[task] for task in tasks]:
+            intake.admit(Admit(some, 2))
+        late = ["1.42", "1.43"]
+        for some in [late] if together else [[task] for task in late]:
+            intake.admit(Admit(some, 2, staleness=1, factor=0.5))
+        opened = intake.close(2)
+        opened.partial.agree()
+        found.append((opened.states, encoding.encode(opened.partial.to_tree()) if fold.name != "collect" else None))
+        assert {*tasks} <= opened.partial.receipts.keys()
+    assert found[0] == found[1]
+    assert found[0][0] == {3: b"kept"}
+    assert stacked == ([4, 4] if fold.stacks else [])

@@ -163,6 +163,15 @@ class Stack:
         arrays, aux = (_rows(each, None) for each in (item.arrays, item.aux))
         return cls([item.client], arrays, aux, [item.weight], of_arrays, of_aux, item.mapped)
 
+    @classmethod
+    def joined(cls, stacks: Sequence[Stack]) -> Stack:
+        """Stacks without aux arrays that have the same arrays, in one."""
+        first = stacks[0]
+        arrays = {name: np.concatenate([each.arrays[name] for each in stacks]) for name in first.arrays}
+        sizes = {name: [size for each in stacks for size in each.magnitudes[name]] for name in first.magnitudes}
+        clients, weights = ([row for each in stacks for row in getattr(each, of)] for of in ("clients", "weights"))
+        return cls(clients, Arrays.trusted(arrays, first.arrays.roles), NO_ARRAYS, weights, sizes, {})
+
     def of_aux(self) -> Stack:
         """The aux arrays as arrays, each update counting alike."""
         return Stack(self.clients, self.aux, NO_ARRAYS, [1.0] * len(self), self.aux_magnitudes, {}, self.mapped)
@@ -197,7 +206,7 @@ def as_delta(update: Update, expects: Expectation, sent: Arrays | None, *, at_on
     asked for although the model has them are left out; any other name that was not asked for is an error. Where the
     update is used `at_once`, before its arrays may change, large differences are computed. Raises `UpdateRejected`.
     """
-    aux = _own(_shared(_as_arrays(update.aux, "aux array"), sent)) if len(update.aux) else NO_ARRAYS
+    aux = _own(_shared(as_arrays(update.aux, "aux array"), sent)) if len(update.aux) else NO_ARRAYS
     arrays, schema = _asked_for(update, expects, sent)
     if schema is None:
         return Update(_own(arrays), update.weight, update.metrics, aux, update.delta)
@@ -216,7 +225,7 @@ def as_delta(update: Update, expects: Expectation, sent: Arrays | None, *, at_on
 def _asked_for(update: Update, expects: Expectation, sent: Arrays | None) -> tuple[Arrays, Schema | None]:
     """The arrays of an update that were asked for, as they are, and their schema."""
     schema = expects.schema(sent)
-    arrays = _shared(_as_arrays(update.arrays, "array"), sent)
+    arrays = _shared(as_arrays(update.arrays, "array"), sent)
     if schema is not None:
         known = expects.model if isinstance(expects, Like) and expects.model is not None else sent
         if len(arrays) != len(schema) and known is not None:
@@ -250,7 +259,7 @@ def check(update: Update, expects: Expectation, sent: Arrays | None, client: Cli
     Raises `UpdateRejected` for a missing, extra or repeated name, a wrong shape or dtype, NaN, infinity, or a weight
     that is negative or not finite.
     """
-    arrays = _as_arrays(update.arrays, "array")
+    arrays = as_arrays(update.arrays, "array")
     schema = expects.schema(sent)
     if not isinstance(update.delta, bool | np.bool_):
         raise UpdateRejected(f"the update's delta is {update.delta!r:.60}, not true or false")
@@ -269,7 +278,7 @@ def check(update: Update, expects: Expectation, sent: Arrays | None, client: Cli
 def check_values(update: Update, expects: Expectation, client: ClientId) -> Contribution:
     """The part of `check` that `as_delta` has not done: values, weight and aux arrays."""
     weight = _check_weight(update.weight)
-    arrays = _as_arrays(update.arrays, "array")
+    arrays = as_arrays(update.arrays, "array")
     aux = _check_aux(update, expects)
     sizes, aux_sizes = _magnitudes(arrays, "array"), _magnitudes(aux, "aux array")
     largest = max(sizes.values(), default=0.0) * max(weight, 1.0)
@@ -357,7 +366,7 @@ def _check_weight(weight: Any) -> float:
 
 
 def _check_aux(update: Update, expects: Expectation) -> Arrays:
-    aux = _as_arrays(update.aux, "aux array")
+    aux = as_arrays(update.aux, "aux array")
     if expects.aux is None:
         if len(aux):
             raise UpdateRejected(f"the update holds aux arrays ({', '.join(aux)}), but the ask expects none")
@@ -406,7 +415,8 @@ def _typed(arrays: Arrays, schema: Schema, *, delta: bool) -> Arrays:
     return Arrays.trusted(widened, schema.roles)
 
 
-def _as_arrays(value: Any, what: str) -> Arrays:
+def as_arrays(value: Any, what: str) -> Arrays:
+    """A mapping that a handler returned as `Arrays`; `what` names one of them. Raises `UpdateRejected`."""
     if isinstance(value, Arrays):
         return value
     if not isinstance(value, Mapping):
@@ -467,7 +477,7 @@ def _names(names: list[str]) -> str:
 encoding.register(
     Update,
     "update",
-    lambda u: [_as_arrays(u.arrays, "array"), u.weight, dict(u.metrics), _as_arrays(u.aux, "aux array"), u.delta],
+    lambda u: [as_arrays(u.arrays, "array"), u.weight, dict(u.metrics), as_arrays(u.aux, "aux array"), u.delta],
     lambda p: Update(*p),
 )
 encoding.register(

@@ -2,17 +2,18 @@
 
 The node and its child talk in lines of JSON over two pipes of their own, since what clients print goes to the standard
 output, which is the run's log. Each line is an object with a `type`. What is large lies in files: a *part* is
-``{"file": path}``, ``{"base64": text}``, or null for nothing. With ``"given": true`` a file is the child's to remove
-once it has read it. Nothing is pickled.
+``{"file": path}``, ``{"base64": text}``, of a state as it is and of all else as an encoded `Payload`, or null for
+nothing. With ``"given": true`` a file is the child's to remove once it has read it. Nothing is pickled.
 
 To the child:
 
 - ``begin``: `folder`, `module`, `attribute`: where the client is; `config`; `sources` by client; `device`, `slot`,
   `data_cache`
 - ``ask``: `id`, `round`, `number`, `kind`, `lane`, `transforms` (a spec, as JSON text), `model` (a part: arrays),
-  `shared` (a part: a tree)
+  `shared` (a part: what all clients get)
 - ``task``: `ask`, `task`, `client`, `attempt`, `key`, `data_key` (hexadecimal), `base` (a part: the client's state),
-  `own` (a part: a tree), `result`: the path for what it comes to; a state that is large gets the suffix ``.state``
+  `own` (a part: what this client gets), `result`: the path for what it comes to; a large state's has the suffix
+  ``.state``
 - ``cancel``: `task`. It ends the task at its next ``ctx.step()``
 - ``forget``: `asks` that are over
 - ``end``
@@ -38,12 +39,13 @@ import gc
 import importlib
 import json
 import os
-import queue
+import select
 import signal
 import sys
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Container, Mapping
 from contextlib import suppress
 from operator import attrgetter
@@ -60,7 +62,9 @@ from ..core.randomness import Key
 from ..core.task import Failed, Task
 from ..errors import AppError, ClientId, UmbelError
 from ..store.patience import Patience
+from ..wire import messages as m
 from ..wire.names import client_id
+from ..work import contents
 from ..work.executor import EncodedAnswer, Executor
 from ..work.intake import told
 from ..work.processes import device_of
@@ -78,21 +82,39 @@ _PATIENCE = Patience(None, lambda text: print(text, file=sys.stderr))
 
 
 class Pipes:
-    """The two pipes as the child sees them; a thread reads, so that cancels are seen while a task is done."""
+    """The two pipes as the child sees them. A thread sees when the node is gone; orders are read by whoever waits for
+    them, and while a task is done by whoever asks whether that is `in` what is not wanted any more.
+    """
 
     def __init__(self, orders: int, answers: int) -> None:
         for descriptor in (orders, answers):
             os.set_inheritable(descriptor, False)
         self._orders, self._answers = orders, answers
-        self._waiting: queue.SimpleQueue[Message] = queue.SimpleQueue()
-        self.unwanted: set[str] = set()
+        self._rest = b""
+        self._waiting: deque[Message] = deque()
+        self._unwanted: set[str] = set()
+        self._reading = threading.Lock()
+        self._come = select.poll()
+        self._come.register(orders, select.POLLIN)
         if hasattr(os, "register_at_fork"):  # a process that a client forks must not keep the pipes open
             os.register_at_fork(after_in_child=self._let_go)
-        threading.Thread(target=self._read, daemon=True).start()
+        threading.Thread(target=self._watch, daemon=True).start()
 
     def next(self) -> Message:
         """The next message that is not a cancel."""
-        return self._waiting.get()
+        with self._reading:
+            while not self._waiting:
+                self._read()
+        return self._waiting.popleft()
+
+    def __contains__(self, task: object) -> bool:
+        """Whether a task is not wanted any more."""
+        if self._reading.acquire(blocking=False):
+            with suppress(OSError):
+                while self._come.poll(0):
+                    self._read()
+            self._reading.release()
+        return task in self._unwanted
 
     def send(self, type: str, **message: Any) -> None:
         """Tell the node something."""
@@ -101,21 +123,29 @@ class Pipes:
             data = data[os.write(self._answers, data) :]
 
     def _read(self) -> None:
-        try:
-            with open(self._orders, "rb", closefd=False) as lines:
-                for line in lines:
-                    message = json.loads(line)
-                    if message["type"] == "cancel":
-                        self.unwanted.add(message["task"])
-                        continue
-                    if message["type"] == "task":
-                        self.unwanted.discard(message["task"])  # a cancel of an earlier attempt
-                    self._waiting.put(message)
-        finally:
-            os._exit(1)  # the node is gone, and with it all that anything could be done for
+        data = os.read(self._orders, 1 << 18)
+        if not data:
+            os._exit(1)
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            message = json.loads(line)
+            if message["type"] == "cancel":
+                self._unwanted.add(message["task"])
+                continue
+            if message["type"] == "task":
+                self._unwanted.discard(message["task"])  # a cancel of an earlier attempt
+            self._waiting.append(message)
+
+    def _watch(self) -> None:
+        gone = select.poll()
+        gone.register(self._orders, 0)
+        gone.poll()
+        os._exit(1)  # the node is gone, and with it all that anything could be done for
 
     def _let_go(self) -> None:
-        for descriptor in (self._orders, self._answers):
+        descriptors, self._orders, self._answers = (self._orders, self._answers), -1, -1
+        self._come = select.poll()
+        for descriptor in descriptors:
             with suppress(OSError):
                 os.close(descriptor)
 
@@ -194,10 +224,10 @@ class ChildProgram:
         id = message["id"]
         self._asks.add(id)
         try:
-            sent = _tree(message["shared"])
+            sent = _read(contents.given, message["shared"])
             params = sent.get("params")
             if message["model"] is not None:
-                model = _arrays(message["model"])
+                model = _read(contents.arrays, message["model"])
                 sent["model"] = model.select(sent["order"]) if "order" in sent else model
             given: dict[str, Any] = {name: sent[name] if name in sent else self._owned(name) for name in SENT}
             steps = transforms.chain_from_spec(json.loads(message["transforms"] or "[]"))
@@ -220,7 +250,7 @@ class ChildProgram:
             if isinstance(found, Failed):
                 self._say("failed", **names, reason=found.reason, retry=found.retry, trace=found.trace)
             else:
-                self._say("done", **names, **_written(found, Path(message["result"])))
+                self._say("done", **names, **_written(found, message["result"]))
         except Unwanted:
             self._say("cancelled", **names)
         except OSError as error:
@@ -243,7 +273,7 @@ class ChildProgram:
         self._keys.task = Key(bytes.fromhex(message["key"]))
         self._keys.data = Key(bytes.fromhex(message["data_key"]))
         self._state.part = message["base"]
-        self._own = {} if message["own"] is None else _tree(message["own"])
+        self._own = {} if message["own"] is None else _read(contents.given, message["own"])
         return self._executor.answer(task)
 
     def _step(self) -> None:
@@ -289,16 +319,16 @@ def load_client(folder: Path, module: str, attribute: str) -> Client:
     return client
 
 
-def _written(answered: EncodedAnswer, result: Path) -> Message:
+def _written(answered: EncodedAnswer, result: str) -> Message:
     """What is told of an answer, its larger parts in files."""
     update, receipt = answered.update, answered.receipt
     small = _nbytes(update.arrays) + _nbytes(update.aux) <= INLINE_BYTES
-    data = encoding.encode(update) if small else b""
+    data = contents.in_message(update) if small else b""
     if small and len(data) <= INLINE_BYTES:
-        part: Message = _inline(data)
+        part: Message = _inline(m.Payload(message=data).SerializeToString())
     else:
         sha256, size = _PATIENCE(encoding.save_file, result, update)
-        part = {"file": str(result), "sha256": sha256, "size": size}
+        part = {"file": result, "sha256": sha256, "size": size}
     state: Message | None = None
     if answered.state is not None and len(answered.state) > INLINE_BYTES:
         path = Path(f"{result}.state")
@@ -323,15 +353,10 @@ def _nbytes(arrays: Mapping[str, Any]) -> int:
     return arrays.nbytes if isinstance(arrays, Arrays) else sum(array.nbytes for array in arrays.values())
 
 
-def _tree(part: Message) -> dict[str, Any]:
-    """A tree, whose arrays may be mapped files."""
-    found = encoding.load_file(part["file"]) if "file" in part else encoding.decode(base64.b64decode(part["base64"]))
-    _taken(part)
-    return dict(found)
-
-
-def _arrays(part: Message) -> Arrays:
-    found = Arrays.from_file(part["file"]) if "file" in part else Arrays.from_bytes(base64.b64decode(part["base64"]))
+def _read(read: Callable[[m.Payload, Path | None], Any], part: Message) -> Any:
+    """What a payload has, or its file, whose arrays are mapped then."""
+    payload = m.Payload() if "file" in part else m.Payload.FromString(base64.b64decode(part["base64"]))
+    found = read(payload, Path(part["file"]) if "file" in part else None)
     _taken(part)
     return found
 
@@ -359,7 +384,7 @@ def main(orders: int, answers: int) -> None:
     sys.argv[:] = [beginning["module"]]
     try:
         client = load_client(Path(beginning["folder"]), beginning["module"], beginning["attribute"])
-        program = ChildProgram(client, beginning, say=pipes.send, unwanted=pipes.unwanted)
+        program = ChildProgram(client, beginning, say=pipes.send, unwanted=pipes)
     except UmbelError as error:
         traceback.print_exception(error)
         pipes.send("refused", reason=_said(error))

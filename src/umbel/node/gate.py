@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from ..core import encoding
-from ..core.arrays import Arrays
 from ..core.contract import mismatch
 from ..errors import UmbelError
 from ..trust import archive as archives
@@ -18,6 +16,7 @@ from ..trust.policy import Policy, archive_sha256
 from ..trust.statement import Statement
 from ..trust.versions import Versions
 from ..wire import messages as m
+from ..work import contents
 from .signals import HostReady, Start
 
 
@@ -127,9 +126,13 @@ def against_start(gate: Gate, start: Start, config: str, path: Callable[[bytes],
         return ""
     try:
         # As the child takes them: what the ask sends to all is not replaced by what a task says.
-        sent = {**_tree(start.task.own, path), **_tree(start.ask.shared, path)}
-        if start.ask.HasField("model"):
-            sent["model"] = _model(start.ask.model, path)
+        task, ask = start.task, start.ask
+        sent = contents.given(task.own, _file(task.own, path)) if task.HasField("own") else {}
+        sent.update(contents.given(ask.shared, _file(ask.shared, path)))
+        if ask.HasField("model"):
+            file = _file(ask.model, path)
+            gone = ask.model.HasField("blob") and file is None
+            sent["model"] = None if gone else contents.arrays(ask.model, file)
         own = json.loads(config or "{}")
         sent["config"] = {**own, **sent.get("config", {})}
         sent["laid_over"] = sorted(key for key, value in sent["config"].items() if key not in own or own[key] != value)
@@ -138,15 +141,5 @@ def against_start(gate: Gate, start: Start, config: str, path: Callable[[bytes],
         return f"what is sent with it cannot be read: {error}"
 
 
-def _model(payload: m.Payload, path: Callable[[bytes], Path | None]) -> Arrays | None:
-    if payload.WhichOneof("at") != "blob":
-        return Arrays.from_bytes(payload.inline)
-    file = path(payload.blob.sha256)
-    return None if file is None else Arrays.from_file(file)
-
-
-def _tree(payload: m.Payload, path: Callable[[bytes], Path | None]) -> dict[str, Any]:
-    if payload.WhichOneof("at") == "blob":
-        file = path(payload.blob.sha256)
-        return {} if file is None else dict(encoding.load_file(file))
-    return dict(encoding.decode(payload.inline)) if payload.inline else {}
+def _file(payload: m.Payload, path: Callable[[bytes], Path | None]) -> Path | None:
+    return path(payload.blob.sha256) if payload.HasField("blob") else None

@@ -52,7 +52,7 @@ class HostedRun:
         self._startable: dict[str, HostedTask] = {}  # of the queue, those whose blobs are here
         self._queued: dict[str, set[str]] = {}  # of the queue, by client
         self._busy: dict[str, HostedTask] = {}
-        self._past = 0.0
+        self._past = self._since = 0.0  # what tasks have taken that are over, and the sum of when the others began
         self._newest = -1
         self._fed = False  # whether asks have come in this session
 
@@ -106,7 +106,7 @@ class HostedRun:
 
     def seconds(self, now: float) -> float:
         """How long its tasks have had slots."""
-        return self._past + sum(now - held.since for held in self._busy.values())
+        return self._past + len(self._busy) * now - self._since
 
     def at_work(self, task: str) -> HostedTask | None:
         """A task if it has a slot and is wanted."""
@@ -186,6 +186,7 @@ class HostedRun:
             return False
         held.standing.take(TaskStep.START)
         held.since = now
+        self._since += now
         self._unqueue(task.task)
         self._busy[task.client] = held
         self._do(Start(self.id, task, held.ask, base))
@@ -197,6 +198,7 @@ class HostedRun:
         if held is None or (held.task.task, held.task.attempt) != (task, attempt):
             return None
         self._past += now - held.since
+        self._since -= held.since
         del self._busy[held.task.client]
         return held if held.standing.take(TaskStep.END) is TaskStanding.ANSWERED else None
 
@@ -225,7 +227,7 @@ class HostedRun:
 
     def kill(self, now: float) -> None:
         """The child is ended: those of its tasks that are wanted wait again, before all others."""
-        self._past = self.seconds(now)
+        self._past, self._since = self.seconds(now), 0.0
         busy, self._busy = self._busy.values(), {}
         again = [held for held in busy if held.standing.take(TaskStep.KILL) is TaskStanding.QUEUED]
         waiting = list(self._queue.values())

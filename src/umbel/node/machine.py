@@ -38,7 +38,7 @@ from .signals import (
 )
 from .spool import Ended, Settled, Spool
 
-TOGETHER = 0.02
+TOGETHER = 0.05
 """So many seconds an update waits for others to be on disk with, while its run has more to do here."""
 FINISHED = 32
 """So many finished runs are kept for those who want further rounds of them."""

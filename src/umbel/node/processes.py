@@ -257,8 +257,10 @@ def read(line: bytes) -> Message:
             update, state = said["update"], said["state"]
             if "file" in update:
                 m.Blob(sha256=bytes.fromhex(update["sha256"]), size=update["size"])
-            elif len(base64.b64decode(update["base64"])) > INLINE_BYTES:
-                raise ValueError("an update that should be in a file")
+            else:
+                payload = m.Payload.FromString(base64.b64decode(update["base64"]))
+                if payload.WhichOneof("at") != "message" or len(payload.message) > INLINE_BYTES:
+                    raise ValueError("an update that should be in a file, or is none")
             if state is not None and "file" not in state:
                 base64.b64decode(state["base64"])
         case "stepped" | "cancelled":

@@ -316,7 +316,7 @@ class RunHost:
             self._blobs.adopt(result, blob, run_giver(self._run), verify=False)
             payload.blob.CopyFrom(blob)
         else:
-            payload.inline = base64.b64decode(update["base64"])
+            payload = m.Payload.FromString(base64.b64decode(update["base64"]))
         if state is None:
             return payload, None
         if "base64" in state:
@@ -338,8 +338,8 @@ class RunHost:
         return f"{self._folder}/{kind}/{next(self._numbers)}"
 
     def _part(self, payload: m.Payload) -> Message:
-        if payload.WhichOneof("at") == "inline":
-            return _inline(payload.inline)
+        if payload.WhichOneof("at") != "blob":
+            return _inline(payload.SerializeToString())
         path = self._blobs.path(payload.blob.sha256)
         given = self._path("given")
         if path is not None and not linked(path, Path(given)):

@@ -126,6 +126,9 @@ class Spool:
         self._answered: dict[tuple[str, str], StoredAnswer] = {}
         self._ended = {row[0] for row in self._database.rows("SELECT run FROM ended")}
         self._stateful = set(self._database.rows("SELECT DISTINCT run, client FROM states"))
+        # The newest ask of which a digest is kept, and its tasks where all are known: most need not be looked for.
+        newest = self._database.rows("SELECT run, max(CAST(task AS INTEGER)) FROM digests GROUP BY run")
+        self._newest: dict[str, tuple[int, set[str] | None]] = {run: (ask, None) for run, ask in newest}
 
     def put(self, step: Step) -> None:
         """Queue a write."""
@@ -133,6 +136,11 @@ class Spool:
             self._unwritten.append(step)
             if isinstance(step, StoredAnswer):
                 self._answered[step.run, step.task] = step
+                if step.ask > self._newest.get(step.run, (-1, None))[0]:
+                    self._newest[step.run] = (step.ask, set())
+                newest, tasks = self._newest[step.run]
+                if tasks is not None and step.ask == newest and step.digest is not None:
+                    tasks.add(step.task)
                 if step.state is not None:
                     self._stateful.add((step.run, step.client))
             elif isinstance(step, Ended):
@@ -182,6 +190,9 @@ class Spool:
 
     def digest(self, run: str, task: str) -> bytes | None:
         """The digest of the question that a task has answered; queued ones count."""
+        ask, (newest, tasks) = int(task.partition(".")[0]), self._newest.get(run, (-1, None))
+        if ask > newest or (ask == newest and tasks is not None and task not in tasks):
+            return None
         queued = self._answered.get((run, task))
         if queued is not None and queued.digest:
             return queued.digest

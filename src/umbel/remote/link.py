@@ -35,7 +35,7 @@ from .session import Arrived, Down, Item, Missing, Up
 
 _LOG = logging.getLogger("umbel.runs")
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0
-TOGETHER = 0.02
+TOGETHER = 0.1
 """For so many seconds messages are gathered, unless somebody waits."""
 INLINE = 12 << 10
 """What is larger is sent once as a blob, however many get it."""
@@ -81,6 +81,7 @@ class ServerLink:
         self._since = 0.0
         self._before = 0.0
         self._outgoing: list[tuple[int, m.Message]] = []
+        self._looking = False
         self._connections, self._known = 0, 0
         self._lock = threading.Lock()
         self._connection: Connection | None = None
@@ -116,9 +117,9 @@ class ServerLink:
         """Send a message; while there is no connection it is lost."""
         with self._lock:
             self._outgoing.append((self._known, message))
-            first = len(self._outgoing) == 1
-        if first and not self._closing:
-            self._loop.call_soon_threadsafe(self._flush_later)
+            asleep, self._looking = not self._looking, True
+        if asleep and not self._closing:
+            self._loop.call_soon_threadsafe(self._look_later)
 
     def receive(self, timeout: float | None) -> Item | None:
         """What comes next, within so many seconds of served time. Raises `Refused` where the server says no."""
@@ -237,9 +238,17 @@ class ServerLink:
         """A run has all that it names, until it lets go of it."""
         return self._blobs.path(blob.sha256) is not None
 
-    def _flush_later(self) -> None:
+    def _look_later(self) -> None:
         """What is sent together goes together; whoever waits for an answer has it go at once."""
-        self._loop.call_later(TOGETHER, self._flush)
+        self._loop.call_later(TOGETHER, self._look)
+
+    def _look(self) -> None:
+        """Send what nobody waits for, and look again for as long as there is something: to be woken takes longer."""
+        with self._lock:
+            self._looking = bool(self._outgoing)
+        if self._looking:
+            self._flush()
+            self._look_later()
 
     def _flush(self) -> None:
         with self._lock:

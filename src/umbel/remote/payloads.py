@@ -19,6 +19,7 @@ from ..files import linked
 from ..wire import messages as m
 from ..wire.limits import SPEC_BYTES
 from ..wire.names import client_text
+from ..work.contents import in_message
 from ..work.executor import Keys
 
 ELEMENT_BYTES, ARRAY_BYTES, ANSWER_BYTES = 32, 4 << 10, 64 << 10
@@ -64,6 +65,8 @@ def ask_spec(run: str, sent: RemoteAsk, store: Stored) -> m.AskSpec:
     ask = sent.ask
     shared = {name: getattr(ask, name) for name in SENT if name not in sent.routed and name != "model"}
     shared = {**shared, "params": sent.params}
+    if sent.routed:
+        shared["own"] = list(sent.routed)
     if "config" in shared:
         shared["config"] = dict(shared["config"])
     model = None
@@ -73,7 +76,8 @@ def ask_spec(run: str, sent: RemoteAsk, store: Stored) -> m.AskSpec:
         else:
             assert isinstance(ask.model, Arrays)
             model = store(ask.model)
-            shared["order"] = list(ask.model)  # a file of arrays has an order of its own
+            if model.HasField("blob"):
+                shared["order"] = list(ask.model)  # a file of arrays has an order of its own
     sent.spec = m.AskSpec(
         run=run,
         ask=sent.id,
@@ -155,14 +159,16 @@ def _json(spec: Any, what: str) -> str:
 
 
 def stored_in(folder: Any, adopt: Callable[[Any, bytes, int], None], inline: int) -> Stored:
-    """A `Stored` that keeps what is large as a file below `folder`, and tells `adopt` of it."""
+    """A `Stored` that keeps what is large as a file below `folder`, and tells `adopt` of it; what has up to `inline`
+    bytes goes in the message.
+    """
 
     def store(value: Any) -> m.Payload:
         arrays = isinstance(value, Arrays)
         if not arrays or value.nbytes <= inline:
-            data = value.to_bytes() if arrays else encoding.encode(value)
+            data = in_message(value)
             if len(data) <= inline:
-                return m.Payload(inline=data)
+                return m.Payload(message=data)
         import secrets
 
         path = folder / f"outgoing-{secrets.token_hex(8)}"

@@ -30,6 +30,7 @@ from ..wire.bodies import tasks_of
 from ..wire.limits import CANCEL_TASKS
 from ..wire.names import client_id
 from ..wire.portions import portions, text_bytes
+from ..work import contents
 from ..work.executor import Keys
 from ..work.intake import ClosedAsk, Intake
 from ..work.late import lasting, load_ask, save_ask
@@ -39,6 +40,10 @@ from .reporting import ServerReporting
 
 PARTING = 10.0
 """For how many seconds a run that is over waits until the server has stored its log."""
+
+
+TOGETHER = 256
+"""So many messages that are here are taken before the coordinator hears of what they say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,7 +316,17 @@ class RemoteSession(Session):
             item = self._link.receive(max(0.0, min(times) - served) if times else None)
             if item is not None:
                 self._take(item)
-        return self._events.popleft() if self._events else Ticked()
+            for _ in range(TOGETHER):  # what is here already is told of as one block
+                if not (self._events and self._up) or (item := self._link.receive(0.0)) is None:
+                    break
+                self._take(item)
+        event = self._events.popleft() if self._events else Ticked()
+        if isinstance(event, Finished):
+            together = [*event.tasks]
+            while self._events and isinstance(self._events[0], Finished):
+                together += self._events.popleft().tasks  # type: ignore[union-attr]
+            event = Finished(together)
+        return event
 
     def _stalled(self) -> bool:
         """Look for clients that have shown no sign of life; whether any task failed for it."""
@@ -411,7 +426,7 @@ class RemoteSession(Session):
                 self._fail(result.task, result.failure.reason, retry=result.failure.retry)
             return
         try:
-            update = _loaded(result.done.update, path)
+            update = contents.answer(result.done.update, path)
             if not isinstance(update, Update):
                 raise UpdateRejected(f"its answer holds a {type(update).__name__}, not an update")
             state = _marker(task.id) if claimed.kept else None
@@ -440,7 +455,8 @@ class RemoteSession(Session):
                 raise UpdateRejected("the window of this ask does not take partials")
             expects, model = for_client(sent.ask.expects, None), for_client(sent.ask.model, None)
             bound = sent.ask.transform.bound
-            partial = Partial.from_tree(sent.ask.fold, _loaded(body.partial, path), expects, model, bound)
+            tree = contents.answer(body.partial, path)
+            partial = Partial.from_tree(sent.ask.fold, tree, expects, model, bound)
             clients = {id: self._out[id].client for id in ids}
             if {id: receipt.client for id, receipt in partial.receipts.items()} != clients:
                 raise UpdateRejected("a partial does not hold what its receipts say")
@@ -539,10 +555,6 @@ def _is_own(error: Exception) -> bool:
 
 def _said(error: Exception) -> str:
     return error.message if isinstance(error, UmbelError) else f"{error!r:.200}"
-
-
-def _loaded(payload: m.Payload, path: Path | None) -> Any:
-    return encoding.load_file(path) if path is not None else encoding.decode(payload.inline)
 
 
 def _receipt(claimed: m.Receipt) -> Receipt:

@@ -18,7 +18,6 @@ from ..core.task import Failed, Finished, Task, Ticked
 from ..core.transform import place
 from ..core.update import MOST_METRICS
 from ..errors import ClientId, CorruptFile, InternalError, NondeterministicStrategy, NothingToFold
-from ..files import LARGE
 from ..work.account import Account
 from ..work.intake import ClosedAsk
 from ..work.late import call_for, lasting
@@ -336,7 +335,8 @@ class RunAsks:
         rows = self._rows(command.late)
         # What a transform drew must survive a power cut: drawn again over the same sum, it would be a second release.
         durable, saved = bool(item.ask.transform.parts), None
-        elsewhere = self._session.keeps_answers and not (durable or rows or failed) and _can_be_made_again(item, reply)
+        again = isinstance(reply, Answer) and item.ask.window.takes_all  # of what came it is made to the same bits
+        elsewhere = self._session.keeps_answers and again and not (durable or rows or failed)
         if (isinstance(reply, Answer) or rows) and not elsewhere:
             kept = (reply if isinstance(reply, Answer) else None, state, rows)
             saved = self._journal.save(f"answers/ask-{item.id:06d}.safetensors", kept, durable=durable)
@@ -423,12 +423,6 @@ def nothing_came(served: Sequence[AskUnderway]) -> str | None:
 def bounded(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """So many of them as an event can hold."""
     return dict(islice(metrics.items(), MOST_METRICS))
-
-
-def _can_be_made_again(item: AskUnderway, reply: Reply) -> bool:
-    """Whether an answer is so large that it is rather made again of what came, to the same bits."""
-    value = getattr(reply, "value", None)
-    return isinstance(value, Arrays) and value.nbytes >= LARGE and item.ask.window.takes_all
 
 
 def _failed(item: AskUnderway, command: Close, closed: ClosedAsk) -> dict[ClientId, str]:

@@ -139,7 +139,6 @@ class NodeAnswers:
         self._put(run, ask, answer)
         for id in answer.tasks:
             self._nodes.settle(ask.answer(id, answer.id))
-            self._store.put("tasks", {"run": run.id, "task": id, "answer": answer.id})
         waits = ask.spec.whole and ask.unanswered and payload_of(answer.message) is not None
         self.pass_on(run, answer, TOGETHER if waits else 0.0)
         self._acknowledge(self._nodes.by_id.get(answer.node), answer.body)
@@ -214,7 +213,6 @@ class NodeAnswers:
             if task is None or name in besides:
                 continue
             self._nodes.wait(ask.answer(name, None))
-            self._store.put("tasks", {"run": run.id, "task": name, "answer": None})
             self._nodes.dispatch(run, ask, task)
 
 

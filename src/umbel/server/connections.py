@@ -27,7 +27,7 @@ from .signals import Connected, Lost, Received
 from .supervision import Places
 
 _LOG = logging.getLogger("umbel.server")
-LAZY = dict.fromkeys(("ack", "log_ack", "close_ask"), 0.05)
+LAZY = {"ack": 0.25, "close_ask": 0.25, "log_ack": 0.05}
 """Messages that nobody waits for, and for how many seconds they wait for others to go with."""
 SLICE = 64
 """After so many messages of one peer it is the others' turn."""
@@ -247,9 +247,10 @@ class Connections:
                 while True:
                     batch = await connection.receive()
                     for number, message in enumerate(batch, 1):
-                        began = budget.timer()
+                        asked = budget.was_asked(len(tasks_of(message)))
+                        began = 0.0 if asked else budget.timer()
                         self._around.tell(Received(peer.id, message))
-                        if not budget.was_asked(len(tasks_of(message))):
+                        if not asked:
                             budget.spend(budget.timer() - began + connection.read_seconds / len(batch))
                         if number % SLICE == 0:
                             await asyncio.sleep(0)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..core import encoding
-from ..core.arrays import Arrays
 from ..core.ask import Ask
 from ..core.partial import Partial
 from ..core.task import Admit, Failed, Task
@@ -20,6 +18,7 @@ from ..folds.catalogue import fold_from_spec
 from ..wire import messages as m
 from ..wire.names import client_id
 from ..wire.texts import read_json
+from ..work import contents
 from ..work.intake import Intake
 from .uplink import receipts_of
 
@@ -38,7 +37,6 @@ def bundle(spec: m.AskSpec, answers: Sequence[m.Message], path: Callable[[bytes]
 
     `path` gives the file of a blob. The same answers give the same bytes.
     """
-    read = partial(_tree, path)
     try:
         ask, params = _ask(spec, path)
     except Exception:
@@ -50,10 +48,12 @@ def bundle(spec: m.AskSpec, answers: Sequence[m.Message], path: Callable[[bytes]
         claimed.update((receipt.task, receipt) for receipt in receipts_of(message))
         try:
             if message.WhichOneof("body") == "partial":
-                _merge(intake, spec.ask, ask, message.partial, read(message.partial.partial))
+                payload = message.partial.partial
+                _merge(intake, spec.ask, ask, message.partial, contents.answer(payload, _file(path, payload)))
             else:
                 payload = message.result.done.update
-                _admit(intake, message.result, read(payload), mapped=payload.HasField("blob"))
+                found = contents.answer(payload, _file(path, payload))
+                _admit(intake, message.result, found, mapped=payload.HasField("blob"))
         except Exception:
             continue  # the run is to say what is wrong with it
     folded = intake.close(spec.ask).partial
@@ -80,21 +80,12 @@ def _file(path: Callable[[bytes], Path | None], payload: m.Payload) -> Path | No
     return found
 
 
-def _tree(path: Callable[[bytes], Path | None], payload: m.Payload) -> Any:
-    file = _file(path, payload)
-    return encoding.load_file(file) if file is not None else encoding.decode(payload.inline)
-
-
 def _ask(spec: m.AskSpec, path: Callable[[bytes], Path | None]) -> tuple[Ask, Any]:
-    shared = _tree(path, spec.shared)
+    shared = contents.given(spec.shared, _file(path, spec.shared))
     fold = fold_from_spec(read_json(spec.fold, "its fold", list))
     if fold is None:
         raise ValueError("the fold is not known here")
-    if spec.HasField("model"):
-        file = _file(path, spec.model)
-        model = Arrays.from_file(file) if file is not None else Arrays.from_bytes(spec.model.inline)
-    else:
-        model = shared["model"]
+    model = contents.arrays(spec.model, _file(path, spec.model)) if spec.HasField("model") else shared["model"]
     made = Ask(
         clients=(),
         kind=spec.kind,

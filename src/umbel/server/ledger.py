@@ -9,6 +9,7 @@ from typing import Any
 
 from ..store.records import Readers, Store
 from ..wire import messages as m
+from ..wire.bodies import tasks_of
 from .signals import Hold, Outbox, RunBegun, RunEnded
 
 ENDED = ("finished", "failed", "stopped")
@@ -299,7 +300,6 @@ class Ledger:
                 self._store.delete("answers", run=run.id, id=answer.id)
                 for name in answer.tasks if answer.complete else ():
                     ask.answer(name, None)
-                    self._store.put("tasks", {"run": run.id, "task": name, "answer": None})
 
 
 def _restored(store: Store, row: Mapping[str, Any]) -> RunEntry:
@@ -311,20 +311,16 @@ def _restored(store: Store, row: Mapping[str, Any]) -> RunEntry:
         run.asks[row["ask"]] = AskEntry(m.AskSpec.FromString(row["spec"]))
     for row in store.rows("tasks", run=run.id):
         if (ask := run.asks.get(row["ask"])) is not None:
-            ask.add(TaskEntry(m.Task.FromString(row["message"]), row["node"], row["answer"]))
-    answered: dict[tuple[int, str | None], list[str]] = {}
-    for ask, task in run.tasks():
-        answered.setdefault((ask.spec.ask, task.answer), []).append(task.message.task)
+            ask.add(TaskEntry(m.Task.FromString(row["message"]), row["node"]))
     for row in store.rows("answers", run=run.id):
         if (ask := run.asks.get(row["ask"])) is not None:
             message = m.Message.FromString(row["message"])
-            tasks = tuple(answered.get((row["ask"], row["id"]), ()))
+            tasks = tuple(task for task in tasks_of(message) if task in ask.tasks)
             node = ask.tasks[tasks[0]].node if tasks else ""
             answer = ask.answers[row["id"]] = AnswerEntry(row["id"], message, tasks, node)
             ask.named.add(sha_of(answer))
-    for ask in run.asks.values():  # an answer that was set aside is not there: its tasks wait again
-        for task in ask.tasks.values():
-            ask.answer(task.message.task, task.answer if task.answer in ask.answers else None)
+            for task in tasks:
+                ask.answer(task, answer.id)
     return run
 
 
@@ -363,5 +359,4 @@ def task_row(run: RunEntry, task: TaskEntry) -> dict[str, Any]:
         "node": task.node,
         "attempt": message.attempt,
         "message": message.SerializeToString(),
-        "answer": task.answer,
     }

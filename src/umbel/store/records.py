@@ -56,7 +56,7 @@ TABLES = (
     _table("asks", "run:text ask:int spec:bytes", 2),
     _table(
         "tasks",
-        "run:text task:text ask:int client:text node:text attempt:int message:bytes answer:text",
+        "run:text task:text ask:int client:text node:text attempt:int message:bytes",
         2,
         ("run", "ask"),
     ),
@@ -65,7 +65,7 @@ TABLES = (
     _table("audit", "number:int at:real who:text did:text what:json peer:text before:bytes seal:bytes"),
 )
 """The tables of a server."""
-VERSION = 5
+VERSION = 6
 """Their version; it is written into the file."""
 MIGRATIONS: Mapping[int, tuple[str, ...]] = {
     1: ("ALTER TABLE nodes ADD COLUMN relay INTEGER",),
@@ -89,6 +89,7 @@ MIGRATIONS: Mapping[int, tuple[str, ...]] = {
         "ALTER TABLE events ADD COLUMN round INTEGER",
         "CREATE INDEX events_by_run_round ON events (run, round)",
     ),
+    5: ("ALTER TABLE tasks DROP COLUMN answer",),  # an answer says itself which tasks it is to
 }
 """What makes tables of the next version out of those of each version before."""
 

@@ -11,7 +11,8 @@ from ..core.arrays import Arrays
 from ..remote.session import Arrived, Down, Item, Link, Up
 from ..server.signals import Connected
 from ..wire import messages as m
-from .network import GoneBlob, HeldBlobs, Network, WireEnd
+from ..work.contents import in_message
+from .network import INLINE, GoneBlob, HeldBlobs, Network, WireEnd
 from .station import Station
 
 
@@ -83,6 +84,8 @@ class RunLink(Link, WireEnd):
         return m.Payload(inline=data)
 
     def store(self, value: Any) -> m.Payload:
+        if len(data := in_message(value)) <= INLINE:
+            return m.Payload(message=data)
         return self._blobs.payload(value.to_bytes() if isinstance(value, Arrays) else encoding.encode(value))
 
     def send(self, message: m.Message) -> None:

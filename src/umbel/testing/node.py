@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..core import encoding
 from ..core.client import Client
 from ..core.task import Ticked
 from ..node import signals as nodes
@@ -16,7 +17,8 @@ from ..node.machine import NodeMachine
 from ..server.signals import Connected
 from ..wire import messages as m
 from ..wire.blobs import Fetched
-from .network import HeldBlobs, Network, WireEnd
+from ..work import contents
+from .network import INLINE, HeldBlobs, Network, WireEnd
 from .station import Station
 
 
@@ -84,7 +86,7 @@ class LocalChild:
             metrics=told["metrics"],
             kept=state is not None,
         )
-        done = m.Done(receipt=receipt, update=self._blobs.payload(_data(told["update"])))
+        done = m.Done(receipt=receipt, update=self._payload(told["update"]))
         return nodes.TaskDone(self._run, task.task, task.attempt, done, state)
 
     def _open(self, ask: m.AskSpec) -> None:
@@ -107,7 +109,14 @@ class LocalChild:
     def _part(self, payload: m.Payload) -> Message:
         if payload.HasField("blob"):
             return {"file": str(self._blobs.file(payload.blob.sha256))}
-        return _inline(payload.inline)
+        return _inline(payload.SerializeToString())
+
+    def _payload(self, part: Message) -> m.Payload:
+        """An update as a payload; large ones are kept as a blob."""
+        found = m.Payload() if "file" in part else m.Payload.FromString(_data(part))
+        if len(found.message) > INLINE:
+            return self._blobs.payload(encoding.encode(contents.answer(found)))
+        return found if found.message else self._blobs.payload(_data(part))
 
 
 class SimulatedNode(WireEnd):

@@ -86,11 +86,14 @@ def read(data: bytes, number: int, limits: m.Limits) -> list[m.Message]:
         raise ProtocolError("a frame without messages", m.CODE_MALFORMED)
     if len(messages) > limits.messages:
         raise ProtocolError(f"{len(messages)} messages in a frame; the limit is {limits.messages}", m.CODE_TOO_LARGE)
+    least = min(limits.name_bytes, limits.inline_bytes, limits.chunk_bytes)
     for each in messages:
         body = each.WhichOneof("body")
         if body is None:
             raise ProtocolError("a message without a body that is known", m.CODE_MALFORMED)
-        _CHECKS[body](getattr(each, body), limits)
+        # What is no longer as a whole has no part that is longer.
+        if (check := (_CHECKS_OF_SMALL if each.ByteSize() <= least else _CHECKS)[body]) is not None:
+            check(getattr(each, body), limits)
     return messages
 
 
@@ -166,12 +169,15 @@ def _blob_check(blob: m.Blob, limits: m.Limits) -> None:
         raise ProtocolError(f"a blob of {blob.size} bytes", m.CODE_MALFORMED)
 
 
-def _payload_check(payload: m.Payload, limits: m.Limits) -> None:
-    if len(payload.inline) > limits.inline_bytes:
-        size = len(payload.inline)
-        raise ProtocolError(f"{size} bytes inline; from {limits.inline_bytes} on it is a blob", m.CODE_TOO_LARGE)
+def _small_payload_check(payload: m.Payload, limits: m.Limits) -> None:
     if payload.HasField("blob"):
         _blob_check(payload.blob, limits)
+
+
+def _payload_check(payload: m.Payload, limits: m.Limits) -> None:
+    if (size := len(payload.inline) or len(payload.message)) > limits.inline_bytes:
+        raise ProtocolError(f"{size} bytes inline; from {limits.inline_bytes} on it is a blob", m.CODE_TOO_LARGE)
+    _small_payload_check(payload, limits)
 
 
 def _chunk_check(found: Any, limits: m.Limits) -> None:
@@ -182,21 +188,26 @@ def _chunk_check(found: Any, limits: m.Limits) -> None:
         raise ProtocolError(f"a chunk of {size} bytes; the limit is {limits.chunk_bytes}", m.CODE_TOO_LARGE)
 
 
-def _check_of(kind: type[Message]) -> Check:
-    """All that is checked of one kind of message: its names, and what is inside."""
-    special: dict[str, Check] = {"Blob": _blob_check, "Payload": _payload_check, "Chunk": _chunk_check}
+def _check_of(kind: type[Message], small: bool) -> Check | None:
+    """All that is checked of one kind of message: its names, and what is inside. Of those that are `small` the names
+    are not too long, nor is what is inside.
+    """
+    special: dict[str, Check | None] = {"Blob": _blob_check, "Payload": _payload_check, "Chunk": _chunk_check}
+    if small:
+        special |= {"Payload": _small_payload_check, "Chunk": None}
     if kind.DESCRIPTOR.name in special:
         return special[kind.DESCRIPTOR.name]
     checks: list[Check] = []
     for field in kind.DESCRIPTOR.fields:
         repeated = field.is_repeated
         inner = field.message_type
-        if inner is not None and inner.GetOptions().map_entry:
-            checks.append(_name_check(field.name, True))  # its keys
-        elif inner is not None:
-            checks.append(_inner_check(field.name, repeated, _check_of(getattr(m, inner.name))))
-        elif field.type == field.TYPE_STRING and field.name not in _TEXTS:
-            checks.append(_name_check(field.name, repeated))
+        if inner is not None and not inner.GetOptions().map_entry:
+            if (of_inner := _check_of(getattr(m, inner.name), small)) is not None:
+                checks.append(_inner_check(field.name, repeated, of_inner))
+        elif not small and (inner is not None or (field.type == field.TYPE_STRING and field.name not in _TEXTS)):
+            checks.append(_name_check(field.name, repeated))  # of a map its keys
+    if not checks:
+        return None
 
     def check(found: Any, limits: m.Limits) -> None:
         for each in checks:
@@ -205,8 +216,11 @@ def _check_of(kind: type[Message]) -> Check:
     return check
 
 
-_CHECKS: dict[str, Check] = {
-    field.name: _check_of(getattr(m, field.message_type.name))
-    for field in m.Message.DESCRIPTOR.fields
-    if field.message_type is not None
-}
+_CHECKS, _CHECKS_OF_SMALL = (
+    {
+        field.name: _check_of(getattr(m, field.message_type.name), small)
+        for field in m.Message.DESCRIPTOR.fields
+        if field.message_type is not None
+    }
+    for small in (False, True)
+)

@@ -109,6 +109,65 @@ CODE_TOO_SLOW: Code.ValueType  # 14
 """no sign of life for too long"""
 Global___Code: _TypeAlias = Code  # noqa: Y015
 
+class _Dtype:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DtypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Dtype.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DTYPE_UNSPECIFIED: _Dtype.ValueType  # 0
+    DTYPE_BOOL: _Dtype.ValueType  # 1
+    DTYPE_UINT8: _Dtype.ValueType  # 2
+    DTYPE_INT8: _Dtype.ValueType  # 3
+    DTYPE_INT16: _Dtype.ValueType  # 4
+    DTYPE_UINT16: _Dtype.ValueType  # 5
+    DTYPE_FLOAT16: _Dtype.ValueType  # 6
+    DTYPE_BFLOAT16: _Dtype.ValueType  # 7
+    DTYPE_INT32: _Dtype.ValueType  # 8
+    DTYPE_UINT32: _Dtype.ValueType  # 9
+    DTYPE_FLOAT32: _Dtype.ValueType  # 10
+    DTYPE_FLOAT64: _Dtype.ValueType  # 11
+    DTYPE_INT64: _Dtype.ValueType  # 12
+    DTYPE_UINT64: _Dtype.ValueType  # 13
+
+class Dtype(_Dtype, metaclass=_DtypeEnumTypeWrapper): ...
+
+DTYPE_UNSPECIFIED: Dtype.ValueType  # 0
+DTYPE_BOOL: Dtype.ValueType  # 1
+DTYPE_UINT8: Dtype.ValueType  # 2
+DTYPE_INT8: Dtype.ValueType  # 3
+DTYPE_INT16: Dtype.ValueType  # 4
+DTYPE_UINT16: Dtype.ValueType  # 5
+DTYPE_FLOAT16: Dtype.ValueType  # 6
+DTYPE_BFLOAT16: Dtype.ValueType  # 7
+DTYPE_INT32: Dtype.ValueType  # 8
+DTYPE_UINT32: Dtype.ValueType  # 9
+DTYPE_FLOAT32: Dtype.ValueType  # 10
+DTYPE_FLOAT64: Dtype.ValueType  # 11
+DTYPE_INT64: Dtype.ValueType  # 12
+DTYPE_UINT64: Dtype.ValueType  # 13
+Global___Dtype: _TypeAlias = Dtype  # noqa: Y015
+
+class _ArrayRole:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ArrayRoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ArrayRole.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ARRAY_ROLE_UNSPECIFIED: _ArrayRole.ValueType  # 0
+    ARRAY_ROLE_PARAMETER: _ArrayRole.ValueType  # 1
+    ARRAY_ROLE_BUFFER: _ArrayRole.ValueType  # 2
+    ARRAY_ROLE_PERSONAL: _ArrayRole.ValueType  # 3
+
+class ArrayRole(_ArrayRole, metaclass=_ArrayRoleEnumTypeWrapper):
+    """unspecified: a parameter where it is of a floating type, else a buffer"""
+
+ARRAY_ROLE_UNSPECIFIED: ArrayRole.ValueType  # 0
+ARRAY_ROLE_PARAMETER: ArrayRole.ValueType  # 1
+ARRAY_ROLE_BUFFER: ArrayRole.ValueType  # 2
+ARRAY_ROLE_PERSONAL: ArrayRole.ValueType  # 3
+Global___ArrayRole: _TypeAlias = ArrayRole  # noqa: Y015
+
 class _Standing:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -727,24 +786,161 @@ class Payload(_message.Message):
 
     INLINE_FIELD_NUMBER: _builtins.int
     BLOB_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
     inline: _builtins.bytes
+    """the bytes of a file"""
+    message: _builtins.bytes
+    """what is small: an encoded Arrays, Given or Update"""
     @_builtins.property
-    def blob(self) -> Global___Blob: ...
+    def blob(self) -> Global___Blob:
+        """a file"""
+
     def __init__(
         self,
         *,
         inline: _builtins.bytes = ...,
         blob: Global___Blob | None = ...,
+        message: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "blob", b"blob", "inline", b"inline"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "blob", b"blob", "inline", b"inline", "message", b"message"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "blob", b"blob", "inline", b"inline"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "blob", b"blob", "inline", b"inline", "message", b"message"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_at: _TypeAlias = _typing.Literal["inline", "blob"]  # noqa: Y015
+    _WhichOneofReturnType_at: _TypeAlias = _typing.Literal["inline", "blob", "message"]  # noqa: Y015
     _WhichOneofArgType_at: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_at) -> _WhichOneofReturnType_at | None: ...
 
 Global___Payload: _TypeAlias = Payload  # noqa: Y015
+
+@_typing.final
+class Array(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DTYPE_FIELD_NUMBER: _builtins.int
+    SHAPE_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    dtype: Global___Dtype.ValueType
+    values: _builtins.bytes
+    """little-endian, row by row"""
+    role: Global___ArrayRole.ValueType
+    @_builtins.property
+    def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        dtype: Global___Dtype.ValueType = ...,
+        shape: _abc.Iterable[_builtins.int] | None = ...,
+        values: _builtins.bytes = ...,
+        role: Global___ArrayRole.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "name", b"name", "role", b"role", "shape", b"shape", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Array: _TypeAlias = Array  # noqa: Y015
+
+@_typing.final
+class Arrays(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ARRAYS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def arrays(self) -> _containers.RepeatedCompositeFieldContainer[Global___Array]:
+        """in their order; no name twice"""
+
+    def __init__(
+        self,
+        *,
+        arrays: _abc.Iterable[Global___Array] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrays", b"arrays"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Arrays: _TypeAlias = Arrays  # noqa: Y015
+
+@_typing.final
+class Update(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ARRAYS_FIELD_NUMBER: _builtins.int
+    AUX_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    DELTA_FIELD_NUMBER: _builtins.int
+    weight: _builtins.float
+    delta: _builtins.bool
+    """differences to the model that was sent"""
+    @_builtins.property
+    def arrays(self) -> Global___Arrays: ...
+    @_builtins.property
+    def aux(self) -> Global___Arrays: ...
+    def __init__(
+        self,
+        *,
+        arrays: Global___Arrays | None = ...,
+        aux: Global___Arrays | None = ...,
+        weight: _builtins.float = ...,
+        delta: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["arrays", b"arrays", "aux", b"aux"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrays", b"arrays", "aux", b"aux", "delta", b"delta", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Update: _TypeAlias = Update  # noqa: Y015
+
+@_typing.final
+class Given(_message.Message):
+    """what a client gets; what is left out is the default"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OWN_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    INBOX_FIELD_NUMBER: _builtins.int
+    ORDER_FIELD_NUMBER: _builtins.int
+    REST_FIELD_NUMBER: _builtins.int
+    rest: _builtins.bytes
+    """a tree: a dictionary of config, correction, expects and params, those that are no default"""
+    @_builtins.property
+    def own(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """of an ask: what each of its tasks gives instead"""
+
+    @_builtins.property
+    def model(self) -> Global___Arrays:
+        """where it differs by client"""
+
+    @_builtins.property
+    def inbox(self) -> Global___Arrays: ...
+    @_builtins.property
+    def order(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """of an ask: the names of its model's arrays, where that is a file"""
+
+    def __init__(
+        self,
+        *,
+        own: _abc.Iterable[_builtins.str] | None = ...,
+        model: Global___Arrays | None = ...,
+        inbox: Global___Arrays | None = ...,
+        order: _abc.Iterable[_builtins.str] | None = ...,
+        rest: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["inbox", b"inbox", "model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["inbox", b"inbox", "model", b"model", "order", b"order", "own", b"own", "rest", b"rest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Given: _TypeAlias = Given  # noqa: Y015
 
 @_typing.final
 class Want(_message.Message):
@@ -983,11 +1179,11 @@ class AskSpec(_message.Message):
     """no client's answer is larger; 0: that is not known"""
     @_builtins.property
     def model(self) -> Global___Payload:
-        """arrays; absent where it differs by client"""
+        """arrays; absent where it differs by client, or there is none"""
 
     @_builtins.property
     def shared(self) -> Global___Payload:
-        """a tree: what all clients get beside the model"""
+        """a Given, or a tree: what all clients get beside the model"""
 
     def __init__(
         self,
@@ -1041,7 +1237,7 @@ class Task(_message.Message):
     """the task that left the state to begin with; empty: none"""
     @_builtins.property
     def own(self) -> Global___Payload:
-        """a tree: what only this client gets"""
+        """a Given, or a tree: what only this client gets"""
 
     def __init__(
         self,
@@ -1237,7 +1433,7 @@ class Done(_message.Message):
     def receipt(self) -> Global___Receipt: ...
     @_builtins.property
     def update(self) -> Global___Payload:
-        """a tree"""
+        """an Update, or a tree"""
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,8 @@ from .blame import traced
 
 MOST_TRACES = 10
 """Of so many reasons why clients failed a traceback is kept."""
+JOINED, JOINED_BYTES = 16, 1 << 20
+"""So many results, and no more bytes, are folded as one stack."""
 LONGEST_REASON, LONGEST_TRACE = 2000, 20_000
 """So many characters of a reason are kept, and the last of a traceback."""
 
@@ -57,10 +59,14 @@ class OpenAsk:
     def room_for(self, count: int) -> Stacking | None:
         """Where so many updates can be stacked; None where they are to be checked and folded one by one."""
         ask: Any = self.ask
+        return Stacking(count, ask.expects, ask.model) if count > 1 and self.stacks else None
+
+    @property
+    def stacks(self) -> bool:
+        """Whether updates that have passed the check are all alike, and may be folded as one stack."""
+        ask: Any = self.ask
         alike = isinstance(ask.expects, Like) and ask.expects.aux is None and not callable(ask.model)
-        if count < 2 or not alike or ask.transform.parts or not ask.fold.stacks:
-            return None
-        return Stacking(count, ask.expects, ask.model)
+        return alike and not ask.transform.parts and ask.fold.stacks
 
     def given(self, model: Any) -> Any:
         """What handlers get of a model; the same object for the same, which frameworks load faster."""
@@ -99,6 +105,21 @@ class Checked:
     def of(cls, item: Contribution, receipt: Receipt, state: bytes | None) -> Checked:
         """One result."""
         return cls(Stack.of(item), Receipts.of([receipt]), {} if state is None else {item.client: state})
+
+    @classmethod
+    def joined(cls, results: Sequence[Checked]) -> Iterator[Checked]:
+        """Results that are all alike, so many small ones in one as are added at a time."""
+        most = max(1, JOINED_BYTES // max(1, results[0].items.arrays.nbytes))
+        for at in range(0, len(results), min(JOINED, most)):
+            some = results[at : at + min(JOINED, most)]
+            if len(some) == 1 or any(result.items.mapped for result in some):
+                yield from some
+                continue
+            receipts = Receipts()
+            for result in some:
+                receipts.add(result.receipts)
+            states = {client: state for result in some for client, state in result.states.items()}
+            yield cls(Stack.joined([result.items for result in some]), receipts, states)
 
 
 class Intake:
@@ -186,10 +207,11 @@ class Intake:
     def admit(self, command: Admit) -> None:
         """Fold results that wait."""
         began = time.perf_counter()
-        for task in command.tasks:
-            result = self._results.pop(task)
+        opened, results = self._asks[command.ask], [self._results.pop(task) for task in command.tasks]
+        together = len(results) > 1 and not command.staleness and opened.stacks  # of this very ask
+        for result in Checked.joined(results) if together else results:
             result.receipts.staleness[:] = [command.staleness] * len(result.items)
-            self._fold(self._asks[command.ask], result, command.factor)
+            self._fold(opened, result, command.factor)
         self._account.folding += time.perf_counter() - began
 
     def _fold(self, opened: OpenAsk, result: Checked, factor: float = 1.0) -> None:

@@ -1,0 +1,107 @@
+PRAGMA application_id = 1431126604;
+PRAGMA user_version = 5;
+BEGIN TRANSACTION;
+CREATE TABLE answers (
+	run TEXT NOT NULL, 
+	id TEXT NOT NULL, 
+	ask INTEGER, 
+	message BLOB, 
+	PRIMARY KEY (run, id)
+);
+INSERT INTO "answers" VALUES('r','0.1',0,X'FA012C0A01721203302E312201312801321D0A110A03302E3112013119000000000000F03F12080A06757064617465');
+CREATE TABLE asks (
+	run TEXT NOT NULL, 
+	ask INTEGER NOT NULL, 
+	spec BLOB, 
+	PRIMARY KEY (run, ask)
+);
+INSERT INTO "asks" VALUES('r',0,X'0A01722A05747261696E3205747261696E3A016440025A025B5D6A060A0474726565');
+CREATE TABLE audit (
+	number INTEGER NOT NULL, 
+	at REAL, 
+	who TEXT, 
+	did TEXT, 
+	what TEXT, 
+	peer TEXT, 
+	"before" BLOB, 
+	seal BLOB, 
+	PRIMARY KEY (number)
+);
+CREATE TABLE claims (
+	client TEXT NOT NULL, 
+	node TEXT, 
+	PRIMARY KEY (client)
+);
+INSERT INTO "claims" VALUES('1','a');
+INSERT INTO "claims" VALUES('2','a');
+CREATE TABLE events (
+	run TEXT NOT NULL, 
+	number INTEGER NOT NULL, 
+	at REAL, 
+	body TEXT, 
+	round INTEGER, 
+	PRIMARY KEY (run, number)
+);
+CREATE TABLE nodes (
+	id TEXT NOT NULL, 
+	name TEXT, 
+	"key" BLOB, 
+	status TEXT, 
+	clients TEXT, 
+	joined_at REAL, 
+	seen_at REAL, 
+	capabilities TEXT, 
+	relay INTEGER, 
+	bounds TEXT, 
+	epoch INTEGER, 
+	boot TEXT, 
+	PRIMARY KEY (id)
+);
+INSERT INTO "nodes" VALUES('a','ward',X'6B','approved','["1","2"]',NULL,NULL,'{}',NULL,NULL,NULL,NULL);
+CREATE TABLE runs (
+	id TEXT NOT NULL, 
+	status TEXT, 
+	owner TEXT, 
+	name TEXT, 
+	created_at REAL, 
+	ended_at REAL, 
+	spec BLOB, 
+	submission TEXT, 
+	exit TEXT, 
+	members TEXT, 
+	closed INTEGER, 
+	summary TEXT, 
+	logged INTEGER, 
+	log INTEGER, 
+	PRIMARY KEY (id)
+);
+INSERT INTO "runs" VALUES('r','running','ann',NULL,NULL,NULL,NULL,NULL,NULL,NULL,-1,NULL,NULL,NULL);
+CREATE TABLE tasks (
+	run TEXT NOT NULL, 
+	task TEXT NOT NULL, 
+	ask INTEGER, 
+	client TEXT, 
+	node TEXT, 
+	attempt INTEGER, 
+	message BLOB, 
+	answer TEXT, 
+	PRIMARY KEY (run, task)
+);
+INSERT INTO "tasks" VALUES('r','0.1',0,'1','a',1,X'0A01721203302E312201312801322000000000000000000000000000000000000000000000000000000000000000003A200000000000000000000000000000000000000000000000000000000000000000','0.1');
+INSERT INTO "tasks" VALUES('r','0.2',0,'2','a',1,X'0A01721203302E322201322801322000000000000000000000000000000000000000000000000000000000000000003A200000000000000000000000000000000000000000000000000000000000000000',NULL);
+CREATE TABLE tokens (
+	id TEXT NOT NULL, 
+	kind TEXT, 
+	public BLOB, 
+	role TEXT, 
+	name TEXT, 
+	run TEXT, 
+	expires_at REAL, 
+	used_at REAL, 
+	bounds TEXT, 
+	PRIMARY KEY (id)
+);
+CREATE INDEX tasks_by_run_ask ON tasks (run, ask);
+CREATE INDEX answers_by_run_ask ON answers (run, ask);
+CREATE INDEX events_by_run_round ON events (run, round);
+COMMIT;
