@@ -297,7 +297,7 @@ class Stacking:
     def take(self, place: int, update: Update) -> bool:
         """Take an update in as it is now; False for one that has to be checked by itself. Raises `UpdateRejected`."""
         plain = isinstance(update.weight, int | float) and 0 <= update.weight < LARGEST
-        if not plain or update.delta or len(update.aux):
+        if not plain or update.delta or (update.aux is not NO_ARRAYS and len(update.aux)):
             return False
         if not self._took(place, update.arrays):
             arrays, _ = _asked_for(update, self._expects, self._sent)
@@ -307,14 +307,18 @@ class Stacking:
 
     def _took(self, place: int, arrays: Mapping[str, Any]) -> bool:
         """Take in arrays that are just those that were asked for, as can be seen at a glance; False for others."""
-        kind, looks = type(arrays), self._looks
-        if len(arrays) != len(looks) or (kind is Arrays and arrays.has_personal) or kind not in (Arrays, dict):  # type: ignore[attr-defined]
+        if type(arrays) is Arrays and not arrays.has_personal:
+            found: Any = arrays.items()
+        elif type(arrays) is dict:
+            found = arrays.items()
+        else:
             return False
-        for name, array in arrays.items():
+        looks = self._looks
+        for name, array in found:
             if type(array) is not np.ndarray or looks.get(name) != (array.shape, array.dtype):
                 return False
             self.stacks[name][place] = array
-        return True
+        return len(found) == len(looks)
 
     def checked(self, clients: dict[int, ClientId], weights: list[float]) -> tuple[Stack, dict[int, Update]]:
         """The updates that were taken in at these places; by themselves those that `check_values` does not let pass."""

@@ -259,19 +259,19 @@ class Journal:
         """Remove recorded answers, once the round that they belong to is committed."""
         if self.folder is not None:
             self._unsynced.clear()
-            for path in (self.folder / "answers").iterdir():
-                path.unlink(missing_ok=True)
+            for name in os.listdir(self.folder / "answers"):
+                (self.folder / "answers" / name).unlink(missing_ok=True)
 
     def _collect(self) -> None:
         """Remove the arrays that no file names any more."""
         assert self.folder is not None
-        there = [*self.folder.glob("*.safetensors"), *self.folder.glob("*/*.safetensors")]
-        kept = [path for path in there if path.parent.name == ARRAYS]
+        kept = list((self.folder / ARRAYS).glob("*.safetensors"))
+        there = [*self.folder.glob("*.safetensors"), *self.folder.glob("*/*.safetensors")] if kept else []
         names = {path.relative_to(self.folder).as_posix(): path for path in there if path.parent.name != ARRAYS}
         try:
             self._named = {
                 name: self._named[name] if name in self._named else encoding.named_files(path)
-                for name, path in (names.items() if kept else ())
+                for name, path in names.items()
             }
         except CorruptFile:
             return  # nobody knows what an old checkpoint named that was damaged since
@@ -284,9 +284,9 @@ class Journal:
         """Remove all checkpoints but these."""
         if self.folder is not None:
             kept = set(names)
-            for path in (self.folder / "checkpoints").glob("round-*.safetensors"):
-                if f"checkpoints/{path.name}" not in kept:
-                    path.unlink(missing_ok=True)
+            for name in os.listdir(self.folder / "checkpoints"):
+                if name.startswith("round-") and name.endswith(".safetensors") and f"checkpoints/{name}" not in kept:
+                    (self.folder / "checkpoints" / name).unlink(missing_ok=True)
             self._collect()
 
     def truncate(self, size: int) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 PORTION = 0.25
 """Seconds of work that a worker is handed at most where tasks are short; several such portions make a round."""
-LEAST = 0.005
+LEAST = 0.01
 UNKNOWN = 2 * PORTION
 MOST_AT_ONCE = 256
 NOTED_FROM = 0.005

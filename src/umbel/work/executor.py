@@ -49,6 +49,8 @@ from .seeding import note_generators, seed_all, seed_generators, seed_of
 
 AT_ONCE = 16
 AT_ONCE_BYTES = 1 << 20
+KEYS = 8
+"""Of so many asks it is kept how their tasks' keys derive."""
 LARGEST_STATE = 900_000_000
 """Bytes that a client may keep from task to task: a row of SQLite's holds less than 1,000,000,000."""
 
@@ -101,15 +103,20 @@ class RunKeys:
 
     def of_task(self, kind: str, round: int, number: int, client: ClientId) -> Key:
         """The key of one client's task in the `number`-th ask of a round."""
-        ask = kind, round, number
-        if ask not in self._last:
-            self._last.clear()
-            self._last[ask] = self.key.deriving(*ask)
-        return self._last[ask](client)
+        return self._deriving(kind, round, number)(client)
 
     def of_data(self, client: ClientId) -> Key:
         """The key that a client's data is loaded with."""
-        return self.key.derive("data", client)
+        return self._deriving("data")(client)
+
+    def _deriving(self, *parts: str | int) -> Callable[[ClientId], Key]:
+        """What derives the keys that begin with these parts, of which few are used at a time."""
+        found = self._last.get(parts)
+        if found is None:
+            if len(self._last) > KEYS:
+                self._last.clear()
+            found = self._last[parts] = self.key.deriving(*parts)
+        return found
 
 
 class DataCache:
@@ -262,11 +269,10 @@ class Executor(Intake):
         window takes whatever comes.
         """
         opened = self._origin[id]
-        model = opened.ask.model
-        if not opened.ask.window.takes_all or not isinstance(model, Arrays):
-            return 1
         if opened.at_once is None:
-            opened.at_once = max(1, min(AT_ONCE, AT_ONCE_BYTES // max(1, model.nbytes)))
+            model = opened.ask.model
+            several = opened.ask.window.takes_all and isinstance(model, Arrays)
+            opened.at_once = max(1, min(AT_ONCE, AT_ONCE_BYTES // max(1, model.nbytes))) if several else 1
         return opened.at_once
 
     def _checked(
