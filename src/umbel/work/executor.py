@@ -270,9 +270,9 @@ class Executor(Intake):
         """
         opened = self._origin[id]
         if opened.at_once is None:
-            model = opened.ask.model
-            several = opened.ask.window.takes_all and isinstance(model, Arrays)
-            opened.at_once = max(1, min(AT_ONCE, AT_ONCE_BYTES // max(1, model.nbytes))) if several else 1
+            model, opened.at_once = opened.ask.model, 1
+            if opened.ask.window.takes_all and isinstance(model, Arrays):
+                opened.at_once = max(1, min(AT_ONCE, AT_ONCE_BYTES // max(1, model.nbytes)))
         return opened.at_once
 
     def _checked(
