@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 PORTION = 0.25
 """Seconds of work that a worker is handed at most where tasks are short; several such portions make a round."""
 LEAST = 0.005
-"""Seconds of tasks that have turns, which a worker is handed at most."""
-SHORTEST = 0.01
-"""Seconds of work that it is handed at least, where there is so much."""
 UNKNOWN = 2 * PORTION
 MOST_AT_ONCE = 256
 NOTED_FROM = 0.005
@@ -197,7 +194,7 @@ class Backlog:
         if found := self._again() or self._by_turn():
             return found, sum(self._guess(ticket) or 0.0 for ticket in found)
         self._sort()
-        goal = max(SHORTEST, min(PORTION, sum(self._left) / (2 * self._workers)))
+        goal = max(LEAST, min(PORTION, sum(self._left) / (2 * self._workers)))
         chosen: list[Ticket] = []
         seconds = unknown = 0.0
         while len(chosen) < MOST_AT_ONCE:
