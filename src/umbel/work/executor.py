@@ -230,7 +230,7 @@ class Executor(Intake):
             if begins is not None and not begins():
                 break
             try:
-                failed = job if isinstance(job, Failed) else self._attempt(opened, client, self._do, job, room, at)
+                failed = job if isinstance(job, Failed) else self._attempt(opened, client, self._handle, job, room, at)
             except Unwanted:
                 break
             self.seconds.append(0.0 if failed is job else job.seconds)
@@ -248,7 +248,7 @@ class Executor(Intake):
         job = self._attempt(opened, client, self._prepare, opened, client)
         if isinstance(job, Job):
             job.at_once = not opened.ask.transform.parts
-        failed = job if isinstance(job, Failed) else self._attempt(opened, client, self._do, job)
+        failed = job if isinstance(job, Failed) else self._attempt(opened, client, self._handle, job)
         if failed is not None:
             return failed
         item = self._attempt(opened, client, self._check, job)
@@ -335,7 +335,7 @@ class Executor(Intake):
         )
         return Job(opened, sent, kept, ctx, seed_of(key))
 
-    def _do(self, job: Job, room: Stacking | None = None, at: int = 0) -> None:
+    def _handle(self, job: Job, room: Stacking | None = None, at: int = 0) -> None:
         """Have a task's handler run, and take in what it returns, which may be changed by the next."""
         ctx, began = job.ctx, time.perf_counter()
         try:
