@@ -307,13 +307,9 @@ class Stacking:
 
     def _took(self, place: int, arrays: Mapping[str, Any]) -> bool:
         """Take in arrays that are just those that were asked for, as can be seen at a glance; False for others."""
-        if type(arrays) is Arrays and not arrays.has_personal:
-            found: Any = arrays.items()
-        elif type(arrays) is dict:
-            found = arrays.items()
-        else:
+        if type(arrays) is not dict and (type(arrays) is not Arrays or arrays.has_personal):
             return False
-        looks = self._looks
+        found, looks = arrays.items(), self._looks
         for name, array in found:
             if type(array) is not np.ndarray or looks.get(name) != (array.shape, array.dtype):
                 return False

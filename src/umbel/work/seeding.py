@@ -99,8 +99,7 @@ def seed_all(seed: int) -> None:
 
 
 def _seed(seed: int, arrived: str = "") -> None:
-    here = _arrivals.here
-    if here is None:
+    if (here := _arrivals.here) is None:
         here = _loaded(arrived)
         if not any(_is_arriving(sys.modules[name]) for name in _FRAMEWORKS if name in sys.modules):
             _arrivals.here = here
