@@ -6,6 +6,7 @@ import json
 import random
 import sqlite3
 from dataclasses import make_dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -644,10 +645,48 @@ RETURNED = {
     "too large": lambda new, client: Update({"w": new["w"] + 1e300, "n": new["n"]}, weight=1e9),
     "aux": lambda new, client: Update(new, aux={"more": np.ones(1)}),
     "another shape": lambda new, client: Update({"w": np.zeros(3), "n": new["n"]}),
+    "lists": lambda new, client: Update({"w": new["w"].tolist(), "n": new["n"]}),
+    "a masked array": lambda new, client: Update({"w": np.ma.masked_less(new["w"], 0.5), "n": new["n"]}),
+    "steps in memory": lambda new, client: Update({"w": np.repeat(new["w"], 2)[::2], "n": new["n"]}),
+    "another byte order": lambda new, client: Update({"w": new["w"].astype(">f8"), "n": new["n"]}),
+    "a name more": lambda new, client: Update({**new, "more": np.ones(1)}),
+    "a name less": lambda new, client: Update({"w": new["w"]}),
+    "another name": lambda new, client: Update({"w": new["w"], "m": new["n"]}),
+    "personal": lambda new, client: Update(Arrays(new, {"w": "personal"})),
+    "another mapping": lambda new, client: Update(MappingProxyType(dict(new))),
     "nothing": lambda new, client: None,
     "an error": lambda new, client: 1 / 0,
 }
 SHARED = Arrays({"w": np.zeros(2), "n": np.array(5)})
+
+
+def done(kinds, fold, expects, left, *, one_by_one):
+    """All that comes of tasks whose handlers return these kinds of things, of which so many are begun."""
+
+    def train(model, data, ctx):
+        if ctx.client == 3:
+            ctx.state["seen"] = ctx.round
+        new = Arrays({"w": model["w"] + ctx.rng.random(2), "n": model["n"] + ctx.client})
+        return RETURNED[kinds[ctx.client]](new, ctx.client)
+
+    states = ClientStates()
+    bench = Bench(states, train=train)
+    id, clients = bench.open(fold=fold, expects=expects), range(len(kinds))
+    begun = iter([True] * left)
+    if one_by_one:
+        failed = [bench.run(id, client) for client in clients[:left]]
+        for outcome in failed:
+            if isinstance(outcome, Finished):
+                bench.executor.admit(Admit(outcome.tasks, id))
+    else:
+        failed = bench.executor.run_all(id, clients, lambda: next(begun, False), fold=True)
+    closed = bench.executor.close(id)
+    states.close()
+    rows = [(r.task, r.client, r.weight, r.metrics, r.staleness) for r in closed.partial.in_order()]
+    reasons = [replace(f, trace="") if isinstance(f, Failed) else None for f in failed]
+    answer = closed.partial.finish() if any(r[2] for r in rows) else None
+    value = None if answer is None else encoding.encode([answer.value, answer.aux, answer.failed])
+    return reasons, rows, closed.states, closed.refused, value
 
 
 @settings(max_examples=60)
@@ -658,33 +697,13 @@ SHARED = Arrays({"w": np.zeros(2), "n": np.array(5)})
     st.integers(0, 9),
 )
 def test_done_together_tasks_come_to_the_same_as_one_by_one(kinds, fold, expects, left):
-    def train(model, data, ctx):
-        if ctx.client == 3:
-            ctx.state["seen"] = ctx.round
-        new = Arrays({"w": model["w"] + ctx.rng.random(2), "n": model["n"] + ctx.client})
-        return RETURNED[kinds[ctx.client]](new, ctx.client)
+    assert done(kinds, fold, expects, left, one_by_one=True) == done(kinds, fold, expects, left, one_by_one=False)
 
-    def close(one_by_one):
-        states = ClientStates()
-        bench = Bench(states, train=train)
-        id, clients = bench.open(fold=fold, expects=expects), range(len(kinds))
-        begun = iter([True] * left)
-        if one_by_one:
-            failed = [bench.run(id, client) for client in clients[:left]]
-            for outcome in failed:
-                if isinstance(outcome, Finished):
-                    bench.executor.admit(Admit(outcome.tasks, id))
-        else:
-            failed = bench.executor.run_all(id, clients, lambda: next(begun, False), fold=True)
-        closed = bench.executor.close(id)
-        states.close()
-        rows = [(r.task, r.client, r.weight, r.metrics, r.staleness) for r in closed.partial.in_order()]
-        reasons = [replace(f, trace="") if isinstance(f, Failed) else None for f in failed]
-        answer = closed.partial.finish() if any(r[2] for r in rows) else None
-        value = None if answer is None else encoding.encode([answer.value, answer.aux, answer.failed])
-        return reasons, rows, closed.states, closed.refused, value
 
-    assert close(one_by_one=True) == close(one_by_one=False)
+@pytest.mark.parametrize("kind", RETURNED)
+def test_whatever_comes_between_plain_updates_comes_to_the_same(kind):
+    asked = (["arrays", kind, "a dictionary"], weighted_mean(), Like(), 3)
+    assert done(*asked, one_by_one=True) == done(*asked, one_by_one=False)
 
 
 def test_what_handlers_return_is_kept_as_it_was_then(states):

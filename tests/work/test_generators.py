@@ -190,8 +190,12 @@ def test_a_framework_that_a_task_loads_is_seeded_at_once(monkeypatch, tmp_path):
             assert importlib.import_module("keras").state == 11
             draws.append((random.random(), np.random.random()))
         assert draws[0] == draws[1]
+        seed_all(12)
+        assert sys.modules["keras"].state == 12
     assert sys.meta_path == kept
     del sys.modules["keras"]
+    with generators_kept():
+        seed_all(13)
 
 
 REAL = """

@@ -281,15 +281,16 @@ def _count(value: int, name: str) -> int:
 def _encode(parts: tuple[str | int | bytes, ...]) -> bytes:
     encoded = b""
     for part in parts:
-        if isinstance(part, str):
+        if isinstance(part, int | np.integer):
+            data = b"%d" % (part if type(part) is int else _not_bool(part))
+            encoded += b"i%d:%b" % (len(data), data)
+        elif isinstance(part, str):
             data = part.encode()
             encoded += b"s%d:%b" % (len(data), data)
         elif isinstance(part, bytes):
             encoded += b"b%d:%b" % (len(part), part)
-        elif type(part) is int or isinstance(_not_bool(part), int | np.integer):
-            data = b"%d" % part
-            encoded += b"i%d:%b" % (len(data), data)
         else:
+            _not_bool(part)
             raise TypeError(f"a key derives from text, integers and bytes, not from {type(part).__name__}")
     return encoded
 

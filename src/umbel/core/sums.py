@@ -46,7 +46,8 @@ _HALF = 1 << (_WIDTH - 1)
 _MAX_EXPONENT = 960  # leaves room for 2**63 terms below the float64 limit
 _TOP_LEVEL = 53  # the level of a term just under 2**960
 _BLOCK = 16384  # elements: scratch and bins of one block stay in a 1 MiB L2 cache; smaller blocks cost more calls
-_SHORT = _BLOCK // 4  # elements: shorter arrays are stacked to fill a block; for others that costs more than the calls
+_STACK = 2 * _BLOCK  # elements: of several arrays at once, whose bins are few
+_SHORT = _STACK // 16  # elements: of each of several arrays at least, for shorter rows cost more calls
 _STRIDE = 4 * _BLOCK  # elements that a search for the magnitude reads at a time; it needs no scratch
 
 _BINS = {
@@ -377,13 +378,13 @@ class ArraySum:
         self._level = max(level, self._level)
 
     def _fold(self, flats: Any, weights: Sequence[float]) -> None:
-        """Split every term and add the parts to the bins, block by block; small arrays are stacked to fill a block."""
+        """Split every term and add the parts to the bins, block by block; of several arrays as many at once as fit."""
         splitters = [_splitter(self._level - j)[0] for j in range(len(self._bins))]
-        for start in range(0, self._size, _BLOCK):
-            block = slice(start, min(start + _BLOCK, self._size))
-            size = block.stop - start
+        width = min(self._size, _BLOCK, max(_STACK // len(weights), _SHORT))
+        many = _STACK // width
+        for start in range(0, self._size, width):
+            block = slice(start, start + width)
             bins = [row[block] for row in self._bins]
-            many = _BLOCK // size if size <= _SHORT else 1
             for first in range(0, len(weights), many):
                 _split(flats[first : first + many], weights[first : first + many], block, splitters, bins)
 
@@ -441,7 +442,7 @@ class _Scratch(threading.local):
     """Blocks to work in, one set per thread, so that an addition allocates nothing."""
 
     def __init__(self) -> None:
-        self.term, self.part = np.empty(_BLOCK), np.empty(_BLOCK)
+        self.term, self.part = np.empty(_STACK), np.empty(_STACK)
         self.column = np.empty(_BLOCK, np.int64)
 
 
@@ -469,7 +470,7 @@ def _split(
     left of t gets the last bin's M, m, as t - ((t + M) - (M + m)): M + m, too, is a multiple of u, and only the last
     step rounds.
     """
-    shape = (len(weights), block.stop - block.start) if len(weights) > 1 else (block.stop - block.start,)
+    shape = (len(weights), len(bins[0])) if len(weights) > 1 else (len(bins[0]),)
     term, part = (buffer[: math.prod(shape)].reshape(shape) for buffer in (_scratch.term, _scratch.part))
     if len(weights) == 1:
         term[...] = flats[0][block]

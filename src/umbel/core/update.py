@@ -292,7 +292,7 @@ class Stacking:
     sent to be had for all at once.
     """
 
-    __slots__ = ("_expects", "_schema", "_sent", "stacks")
+    __slots__ = ("_expects", "_looks", "_schema", "_sent", "stacks")
 
     def __init__(self, count: int, expects: Like, sent: Arrays | None) -> None:
         self._expects, self._sent, self._schema = expects, sent, expects.schema(sent)
@@ -301,16 +301,29 @@ class Stacking:
             name: np.empty((count, *shape), wide(dtype) if name in wider else dtype)
             for name, (shape, dtype, _) in self._schema.items()
         }
+        self._looks = {name: (shape, dtype) for name, (shape, dtype, _) in self._schema.items()}
 
     def take(self, place: int, update: Update) -> bool:
         """Take an update in as it is now; False for one that has to be checked by itself. Raises `UpdateRejected`."""
         plain = isinstance(update.weight, int | float) and 0 <= update.weight < LARGEST
-        if not plain or update.delta or len(update.aux):
+        if not plain or update.delta or (update.aux is not NO_ARRAYS and len(update.aux)):
             return False
-        arrays, _ = _asked_for(update, self._expects, self._sent)
-        for name, stack in self.stacks.items():
-            stack[place] = arrays[name]
+        if not self._took(place, update.arrays):
+            arrays, _ = _asked_for(update, self._expects, self._sent)
+            for name, stack in self.stacks.items():
+                stack[place] = arrays[name]
         return True
+
+    def _took(self, place: int, arrays: Mapping[str, Any]) -> bool:
+        """Take in arrays that are just those that were asked for, as can be seen at a glance; False for others."""
+        if type(arrays) is not dict and (type(arrays) is not Arrays or arrays.has_personal):
+            return False
+        found, looks = arrays.items(), self._looks
+        for name, array in found:
+            if type(array) is not np.ndarray or looks.get(name) != (array.shape, array.dtype):
+                return False
+            self.stacks[name][place] = array
+        return len(found) == len(looks)
 
     def checked(self, clients: dict[int, ClientId], weights: list[float]) -> tuple[Stack, dict[int, Update]]:
         """The updates that were taken in at these places; by themselves those that `check_values` does not let pass."""

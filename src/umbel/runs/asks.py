@@ -317,8 +317,9 @@ class RunAsks:
 
     def _tell_ended(self, event: Event, tasks: Sequence[str]) -> None:
         reason, trace = (short(event.reason), event.trace) if isinstance(event, Failed) else (None, "")
+        over, again = isinstance(event, Finished), (TaskState.QUEUED, TaskState.SENT)
         for task in tasks:
-            if self._coordinator.state_of(task) not in (TaskState.QUEUED, TaskState.SENT):  # else it is tried again
+            if over or self._coordinator.state_of(task) not in again:
                 ask = int(task.split(".", 1)[0])
                 self._publisher.announce(TaskEnded(ask=ask, task=task, reason=reason, trace=trace))
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .virtual import DeviceTurns
     from .worker import Portion, Report
 
-MOMENT = 0.02
+MOMENT = 0.1
 """For how many seconds, about, tasks are done in this process before the first of them is told of."""
 
 BLOCKS = 16

@@ -49,6 +49,8 @@ from .seeding import note_generators, seed_all, seed_generators, seed_of
 
 AT_ONCE = 16
 AT_ONCE_BYTES = 1 << 20
+KEYS = 8
+"""Of so many asks it is kept how their tasks' keys derive."""
 LARGEST_STATE = 900_000_000
 """Bytes that a client may keep from task to task: a row of SQLite's holds less than 1,000,000,000."""
 
@@ -57,7 +59,7 @@ LARGEST_STATE = 900_000_000
 class Job:
     """A client's share of an ask as it is done: what the client was sent and keeps, what its handler returned, then the
     update in the form that the ask expects, and the client's next state. Where it is sent `at_once`, nothing large of
-    it is held.
+    it is held. Of one that is stacked there is its `weight`, and no update.
     """
 
     opened: OpenAsk
@@ -66,9 +68,9 @@ class Job:
     ctx: Context
     seed: int
     update: Any = None
+    weight: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
-    stacked: bool = False
     state: bytes | None = None
     at_once: bool = False
 
@@ -101,15 +103,20 @@ class RunKeys:
 
     def of_task(self, kind: str, round: int, number: int, client: ClientId) -> Key:
         """The key of one client's task in the `number`-th ask of a round."""
-        ask = kind, round, number
-        if ask not in self._last:
-            self._last.clear()
-            self._last[ask] = self.key.deriving(*ask)
-        return self._last[ask](client)
+        return self._deriving(kind, round, number)(client)
 
     def of_data(self, client: ClientId) -> Key:
         """The key that a client's data is loaded with."""
-        return self.key.derive("data", client)
+        return self._deriving("data")(client)
+
+    def _deriving(self, *parts: str | int) -> Callable[[ClientId], Key]:
+        """What derives the keys that begin with these parts, of which few are used at a time."""
+        found = self._last.get(parts)
+        if found is None:
+            if len(self._last) > KEYS:
+                self._last.clear()
+            found = self._last[parts] = self.key.deriving(*parts)
+        return found
 
 
 class DataCache:
@@ -214,31 +221,25 @@ class Executor(Intake):
         """
         # Whatever comes between two handlers finds the processor's caches full of the handler's code and data. So it is
         # as little as can be: all is prepared before, and checked after.
-        clock, self.seconds = time.perf_counter, []
-        began = clock()
+        began, self.seconds, loading = time.perf_counter(), [], self.data.seconds
         opened = self._origin[id]
         jobs = [self._attempt(opened, client, self._prepare, opened, client) for client in clients]
         room = opened.room_for(len(jobs)) if fold else None
-        loading, last = self.data.seconds, clock()
-        self._account.folding += last - began
         done: list[Job | Failed] = []
         for at, (client, job) in enumerate(zip(clients, jobs, strict=True)):
             if begins is not None and not begins():
                 break
             try:
-                found = job if isinstance(job, Failed) else self._attempt(opened, client, self._handle, job)
+                failed = job if isinstance(job, Failed) else self._attempt(opened, client, self._handle, job, room, at)
             except Unwanted:
                 break
-            before, last = last, clock()
-            self.seconds.append(last - before)
-            if found is None:
-                found = self._attempt(opened, client, self._take, job, room, at)
-            done.append(found or job)
-        loading = self.data.seconds - loading
-        self._account.data += loading
-        self._account.training += sum(self.seconds) - loading
+            self.seconds.append(0.0 if failed is job else job.seconds)
+            done.append(failed or job)
         outcomes = self._checked(opened, done, room, fold)
-        self._account.folding += clock() - last
+        handlers, loading = sum(self.seconds), self.data.seconds - loading
+        self._account.data += loading
+        self._account.training += handlers - loading
+        self._account.folding += time.perf_counter() - began - handlers
         return outcomes
 
     def answer(self, task: Task) -> EncodedAnswer | Failed:
@@ -247,10 +248,9 @@ class Executor(Intake):
         job = self._attempt(opened, client, self._prepare, opened, client)
         if isinstance(job, Job):
             job.at_once = not opened.ask.transform.parts
-        for step in (self._handle, self._take):
-            failed = job if isinstance(job, Failed) else self._attempt(opened, client, step, job)
-            if failed is not None:
-                return failed
+        failed = job if isinstance(job, Failed) else self._attempt(opened, client, self._handle, job)
+        if failed is not None:
+            return failed
         item = self._attempt(opened, client, self._check, job)
         if isinstance(item, Failed):
             return item
@@ -269,11 +269,10 @@ class Executor(Intake):
         window takes whatever comes.
         """
         opened = self._origin[id]
-        model = opened.ask.model
-        if not opened.ask.window.takes_all or not isinstance(model, Arrays):
-            return 1
         if opened.at_once is None:
-            opened.at_once = max(1, min(AT_ONCE, AT_ONCE_BYTES // max(1, model.nbytes)))
+            model, opened.at_once = opened.ask.model, 1
+            if opened.ask.window.takes_all and isinstance(model, Arrays):
+                opened.at_once = max(1, min(AT_ONCE, AT_ONCE_BYTES // max(1, model.nbytes)))
         return opened.at_once
 
     def _checked(
@@ -298,13 +297,13 @@ class Executor(Intake):
 
     def _fold_stacked(self, opened: OpenAsk, jobs: dict[int, Job], room: Stacking) -> None:
         """Fold the updates that are stacked and pass, and take them out of the jobs."""
-        there = {at: job.ctx.client for at, job in jobs.items() if job.stacked}
-        if not there:
+        weights = {at: job.weight for at, job in jobs.items() if job.weight is not None}
+        if not weights:
             return
-        items, alone = room.checked(there, [float(jobs[at].update.weight) for at in there])
+        items, alone = room.checked({at: jobs[at].ctx.client for at in weights}, list(weights.values()))
         for at, update in alone.items():
             jobs[at].update = update
-        found = [jobs.pop(at) for at in there if at not in alone]
+        found = [jobs.pop(at) for at in weights if at not in alone]
         if not found:
             return
         tasks = [f"{opened.id}.{client}" for client in items.clients]
@@ -336,46 +335,46 @@ class Executor(Intake):
         )
         return Job(opened, sent, kept, ctx, seed_of(key))
 
-    def _handle(self, job: Job) -> None:
-        ctx = job.ctx
-        began = time.perf_counter()
-        job.update = self._call(ctx.kind, job.opened.given(job.sent[0]), ctx, job.seed)
-        job.seconds = time.perf_counter() - began
+    def _handle(self, job: Job, room: Stacking | None = None, at: int = 0) -> None:
+        """Have a task's handler run, and take in what it returns, which may be changed by the next."""
+        ctx, began = job.ctx, time.perf_counter()
+        try:
+            returned = self._call(ctx.kind, job.opened.given(job.sent[0]), ctx, job.seed)
+        finally:
+            job.seconds = time.perf_counter() - began
         if ctx.correction is not None and not ctx.correction.taken:
             raise UnusedCorrection(
                 "the strategy needs a correction in the local loss, but the training loop never took it",
                 hint="Add umbel.torch.correction_loss(net, ctx) to the loss, or ctx.correction.gradient(weights) "
                 "to the gradient.",
             )
-
-    def _take(self, job: Job, room: Stacking | None = None, at: int = 0) -> None:
         try:
-            self._bring(job, room, at)
+            self._take(job, returned, room, at)
         except UmbelError:
             raise
         except Exception as error:
-            kind = job.ctx.kind
             why = f"{type(error).__name__}: {told(error)}"
-            raise UpdateRejected(f"what its {kind} handler left cannot be used: {why}") from error
+            raise UpdateRejected(f"what its {ctx.kind} handler left cannot be used: {why}") from error
 
-    def _bring(self, job: Job, room: Stacking | None, at: int) -> None:
+    def _take(self, job: Job, returned: Any, room: Stacking | None, at: int) -> None:
         """Stack what a handler returned, or bring it into the form that the ask expects."""
         ask, kept, ctx = job.opened.ask, job.kept, job.ctx
-        model, expects = job.sent[0], job.sent[4]
-        update = _as_update(job.update, ask.kind)
+        update = _as_update(returned, ask.kind)
         job.metrics = check_metrics(update.metrics, "the update's metrics")
         local = kept.get("local", {}) if kept else {}
-        job.stacked = room is not None and room.take(at, update)
-        if not job.stacked:
+        if room is not None and room.take(at, update):
+            job.weight = float(update.weight)
+        else:
+            model, expects = job.sent[0], job.sent[4]
             with np.errstate(all="ignore"):  # what is not finite is rejected by name
                 if ask.kind != "evaluate":
                     update = as_delta(update, expects, model, at_once=job.at_once)
                 if ask.transform.parts:
                     where = place(str(ask.lane), ask.transform, expects.schema(model))
                     update, local = self._encode(ask, update, job.opened.params, local, where, ctx.key)
+            job.update = update
         user = dict(ctx.state) if ctx.state else {}
         job.state = _encoded(user, local, ctx.client) if kept or user or local else None
-        job.update = update
 
     def _check(self, job: Job) -> Contribution:
         update, client, expects = job.update, job.ctx.client, job.sent[4]
@@ -394,10 +393,10 @@ class Executor(Intake):
         return update, after
 
     def _call(self, kind: str, model: Arrays | None, ctx: Context, seed: int) -> Any:
-        step = "loading its data"
+        loaded = False
         try:
             data = self.data.get(ctx.client)
-            step = f"its {kind} handler"
+            loaded = True
             seed_all(seed)
             return self._client.handlers[kind](model, data, ctx)
         except (CallerError, ClientError):
@@ -405,6 +404,7 @@ class Executor(Intake):
         except (Exception, SystemExit, GeneratorExit) as error:
             frame = own_frame(error) or traceback.extract_tb(error.__traceback__)[-1]
             place = f"{frame.filename.rsplit('/', 1)[-1]}:{frame.lineno}"
+            step = f"its {kind} handler" if loaded else "loading its data"
             raise HandlerFailed(f"{step} raised {type(error).__name__}: {told(error)} ({place})") from error
 
 

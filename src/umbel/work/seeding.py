@@ -51,6 +51,7 @@ class _Arrivals(MetaPathFinder):
 
     def __init__(self) -> None:
         self.seed: int | None = None
+        self.here: list[Generators] | None = None  # what handles the frameworks that are loaded, while none other comes
         self._looking = False
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
@@ -68,6 +69,7 @@ class _Arrivals(MetaPathFinder):
 
         def loaded(module: ModuleType) -> None:
             load(module)
+            self.here = None
             if self.seed is not None:
                 _seed(self.seed, name)
 
@@ -97,7 +99,11 @@ def seed_all(seed: int) -> None:
 
 
 def _seed(seed: int, arrived: str = "") -> None:
-    for generators in _loaded(arrived):
+    if (here := _arrivals.here) is None:
+        here = _loaded(arrived)
+        if not any(_is_arriving(sys.modules[name]) for name in _FRAMEWORKS if name in sys.modules):
+            _arrivals.here = here
+    for generators in here:
         generators.seed(seed)
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)
@@ -123,7 +129,7 @@ def generators_kept() -> Iterator[None]:
             generators.restore_rng(state)
         if seed is None and _arrivals.seed is not None:
             sys.meta_path.remove(_arrivals)
-        _arrivals.seed = seed
+        _arrivals.seed, _arrivals.here = seed, None
 
 
 def _loaded(arrived: str = "") -> list[Generators]:
