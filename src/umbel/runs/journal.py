@@ -192,7 +192,8 @@ class Journal:
             files.sync(beside for beside in self._unsynced if beside.parent in (path.parent, arrays))
             self._unsynced = [other for other in self._unsynced if other.parent not in (path.parent, arrays)]
             if arrays.exists():
-                files.sync_folder(arrays)
+                with files.writing(arrays):
+                    files.sync_folder(arrays)
         else:
             self._unsynced.append(path)
         named: set[str] = set()
@@ -224,7 +225,8 @@ class Journal:
             arrays.stored = stored = Stored(place, sha256, size)
         if durable:
             files.sync([place])
-            files.sync_folder(folder)
+            with files.writing(folder):
+                files.sync_folder(folder)
         else:
             self._unsynced.append(place)
         return stored.sha256
