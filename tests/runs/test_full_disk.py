@@ -67,8 +67,9 @@ class Disk:
         return work
 
 
-@pytest.fixture
-def disk(monkeypatch, tmp_path):
+@pytest.fixture(params=[files.LARGE, 1], ids=["small", "large"])
+def disk(monkeypatch, tmp_path, request):
+    monkeypatch.setattr(files, "LARGE", request.param)  # what is large has files of its own
     if not os.path.isdir("/proc/self/fd"):
         pytest.skip("this system does not say where open files are")
     return Disk(monkeypatch, tmp_path)

@@ -425,6 +425,19 @@ def test_what_is_large_has_a_file_of_its_own_that_is_written_once(tmp_path, larg
         assert len(list((tmp_path / "arrays").iterdir())) == 1
 
 
+def test_what_a_loss_of_power_has_left_is_not_taken_for_arrays_of_that_name(tmp_path, large):
+    sha256, size = large.to_file(tmp_path / "given")
+    large.stored = Stored(tmp_path / "given", sha256, size)
+    with closing(Journal(tmp_path)) as journal:
+        (tmp_path / "arrays").mkdir()
+        (tmp_path / "arrays" / f"{sha256}.safetensors").write_bytes(bytes(size))
+        for number in (1, 2):
+            saved = journal.save(f"checkpoints/{number}", {"model": large})
+            assert journal.load(saved)["model"] == large
+        assert [path.stem for path in (tmp_path / "arrays").iterdir()] == [sha256]
+        assert (tmp_path / "given").samefile(large.stored.path)
+
+
 def test_what_has_reached_the_disk_names_no_arrays_that_have_not(tmp_path, large, monkeypatch):
     synced, fsync = [], os.fsync
     with closing(Journal(tmp_path)) as journal:

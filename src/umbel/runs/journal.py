@@ -192,7 +192,8 @@ class Journal:
             files.sync(beside for beside in self._unsynced if beside.parent in (path.parent, arrays))
             self._unsynced = [other for other in self._unsynced if other.parent not in (path.parent, arrays)]
             if arrays.exists():
-                files.sync_folder(arrays)
+                with files.writing(arrays):
+                    files.sync_folder(arrays)
         else:
             self._unsynced.append(path)
         named: set[str] = set()
@@ -213,18 +214,23 @@ class Journal:
         folder, stored = self.folder / ARRAYS, arrays.stored
         with files.writing(folder):
             folder.mkdir(exist_ok=True)
-        if stored is None or not (
-            (place := place_of(self.folder, stored.sha256)).exists() or files.linked(stored.path, place)
-        ):
+        place = folder if stored is None else place_of(self.folder, stored.sha256)
+        if stored is None or stored.path != place or not place.exists():
             aside = folder / "new"
-            sha256, size = arrays.to_file(aside)
-            place = place_of(self.folder, sha256)
-            with files.writing(place):
+            with files.writing(aside):
+                aside.unlink(missing_ok=True)
+            if stored is None or not files.linked(stored.path, aside):
+                # What it takes the place of may be on the disk already.
+                stored = Stored(place, *arrays.to_file(aside, durable=stored is not None))
+            place = place_of(self.folder, stored.sha256)
+            with files.writing(place):  # what is there by this name may be what a loss of power has left
                 os.replace(aside, place)
-            arrays.stored = stored = Stored(place, sha256, size)
+                aside.unlink(missing_ok=True)  # another name of the same file
+            arrays.stored = stored = stored._replace(path=place)
         if durable:
             files.sync([place])
-            files.sync_folder(folder)
+            with files.writing(folder):
+                files.sync_folder(folder)
         else:
             self._unsynced.append(place)
         return stored.sha256
