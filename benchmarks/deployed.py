@@ -38,7 +38,7 @@ client = umbel.Client()
 @client.train
 def train(model, data, ctx):
     changed = {{name: model[name] + 1 for name in list(model)[:{changed}]}}
-    return umbel.Update({{**model, **changed}} if changed else model)
+    return umbel.Update({{**model, **changed}} if changed else model, delta={delta})
 """
 APP = """
 import mmap
@@ -133,14 +133,16 @@ class Deployment(Machines):
             seconds.append(time.perf_counter() - node.began)
         return nodes, seconds
 
-    def run(self, *, floats: int, rounds: int, arrays: int = 1, seed: int = 0, changed: int = 0) -> Path:
+    def run(
+        self, *, floats: int, rounds: int, arrays: int = 1, seed: int = 0, changed: int = 0, delta: bool = False
+    ) -> Path:
         """Have the server begin a run with a model of so many numbers, drawn from a seed; its folder. So many of its
-        arrays change in each round.
+        arrays change in each round; with `delta` all do: an update is the model itself, of which nothing is zero.
         """
         app = Path(tempfile.mkdtemp(prefix="app-", dir=self.folder))
         # Runs and clients are confined: they cannot read the site.
         first = "" if self._site is None else (self._site / "sitecustomize.py").read_text() + "\n"
-        (app / "holder.py").write_text(first + HOLDER.format(changed=changed))
+        (app / "holder.py").write_text(first + HOLDER.format(changed=changed, delta=delta))
         drawn = APP.format(size=floats // arrays, arrays=arrays, rounds=rounds, seed=seed)
         (app / "app.py").write_text(first + drawn)
         return self.place / "runs" / self.submit(str(app / "app.py"))

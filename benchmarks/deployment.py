@@ -227,7 +227,7 @@ def _phase(deployed: Deployment, size: int, seed: int = 0) -> tuple[float, float
         begun or begun.append(disk_bytes(deployed.folder))
 
     log = deployed.followed(
-        deployed.run(floats=size // FLOAT, rounds=1, arrays=10, seed=seed), between=look, every=0.02
+        deployed.run(floats=size // FLOAT, rounds=1, arrays=10, seed=seed, delta=True), between=look, every=0.02
     )
     (ask,) = (event for event in log if event["event"] == "ask_closed")
     return ask["seconds"], log[-1]["at"] - log[0]["at"], disk_bytes(deployed.folder) - begun[0]

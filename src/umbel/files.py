@@ -56,7 +56,7 @@ def write_pieces(path: str | Path, pieces: Iterable[Bytes], *, durable: bool = F
                             file.write(step)
                             hashed.update(step)
                             continue
-                        if step[0] or step != _ZEROS:
+                        if step[0] or bytes(step) != _ZEROS:  # a view would be compared byte by byte
                             file.write(step)
                         else:
                             file.seek(_STEP, os.SEEK_CUR)  # which takes no room on a disk
