@@ -375,6 +375,7 @@ def test_unverified_or_not_only_plain_files_of_the_right_size_are_taken(blobs, f
             blobs.adopt(path, blob, "liar", verify=False)
         assert not os.path.lexists(path)
 
+
 @pytest.mark.parametrize("last", ["link", "pipe", "folder"])
 def test_what_is_exchanged_while_it_is_taken_is_not_taken(blobs, folder, tmp_path, monkeypatch, last):
     """By whoever has left it there: whoever opened it later would read what it may not, or wait for ever."""
