@@ -7,6 +7,7 @@ import hashlib
 import os
 import tempfile
 import threading
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -390,17 +391,44 @@ def test_unverified_or_not_only_plain_files_of_the_right_size_are_taken(blobs, f
         with pytest.raises(CorruptFile):
             blobs.adopt(path, blob, "liar", verify=False)
         assert not os.path.lexists(path)
-    real = os.replace
+
+
+@pytest.mark.parametrize("last", ["link", "pipe", "folder"])
+def test_what_is_exchanged_while_it_is_taken_is_not_taken(blobs, folder, tmp_path, monkeypatch, last):
+    """By whoever has left it there: whoever opened it later would read what it may not, or wait for ever."""
+    blob, secret, path, real = blob_of(b"12345"), tmp_path / "secret", tmp_path / "it", os.replace
+    secret.write_bytes(b"12345")
 
     def exchanged(source, target):
         os.unlink(source)
-        os.symlink(secret, source)
+        {"link": lambda: os.symlink(secret, source), "pipe": lambda: os.mkfifo(source), "folder": filled}[last]()
         real(source, target)
 
-    monkeypatch.setattr(os, "replace", exchanged)  # by whoever has left it there, at the last moment
+    def filled():
+        path.mkdir()
+        (path / "more").write_bytes(b"1")
+
+    monkeypatch.setattr(os, "replace", exchanged)
     with pytest.raises(CorruptFile):
         brought(blobs, path, blob, "liar")
     assert (left(folder), secret.read_bytes()) == ([], b"12345")
+    assert not list(folder.glob("??/*"))
+
+
+def test_nobody_waits_for_a_pipe_that_takes_the_place_of_a_file(blobs, folder, tmp_path, monkeypatch):
+    path, look = tmp_path / "it", Path.lstat
+
+    def exchanged(self):
+        found = look(self)
+        if self == path and not path.is_fifo():
+            path.unlink()
+            os.mkfifo(path)
+        return found
+
+    monkeypatch.setattr(Path, "lstat", exchanged)
+    with pytest.raises((CorruptFile, StorageError)):
+        brought(blobs, path, blob_of(b"12345"), "liar")
+    assert left(folder) == []
 
 
 def test_notes_of_an_earlier_release_become_names(blobs, folder):

@@ -339,16 +339,17 @@ class Blobs:
         alone where that has a `mark`.
         """
         place = self._files.place(blob.sha256, mark)
-        with open(os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0)), "rb") as file:
+        flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # nobody waits for a pipe
+        with open(os.open(path, flags), "rb") as file:
             os.fsync(file.fileno())
         with self._lock:
             if not place.parent.is_dir():
                 place.parent.mkdir(mode=0o700, exist_ok=True)
                 sync_folder(self.folder)
             os.replace(path, place)
-            if place.is_symlink():  # who has left it there has been at it since
-                place.unlink()
-                raise _wrong(blob, "a link")
+            if not stat.S_ISREG(place.lstat().st_mode):  # who has left it there has been at it since
+                shutil.rmtree(place) if place.is_dir() and not place.is_symlink() else place.unlink()
+                raise _wrong(blob, "no plain file")
             path.unlink(missing_ok=True)  # renaming one link of a file to another of the same file leaves both
             self._completed(blob, mark)
         if not mark:
