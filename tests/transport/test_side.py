@@ -178,8 +178,11 @@ def test_what_is_in_another_name_is_no_base(tmp_path: Path) -> None:
                 both.server.gave(blob.sha256, run_giver(run))
                 await both.at_node.fetch(blob, run)
                 assert both.node.alike.find(blobs[1], run_giver(run)) == (blobs[0].sha256 if run == "one" else b"")
-            with both.at_server._base(blobs[0].sha256, run_giver("other")) as base:
-                assert base is None
+            for giver in (run_giver("other"), ""):
+                with both.at_server._base(blobs[0].sha256, giver) as base:
+                    assert base is None
+            with both.at_server._base(blobs[0].sha256, run_giver("one")) as base:
+                assert base is not None
 
     asyncio.run(main())
 

@@ -387,9 +387,9 @@ class Exchange:
 
     @contextmanager
     def _base(self, sha256: bytes, giver: str) -> Iterator[int | None]:
-        """The open file of a blob of which the other side knows that this one has it, if it has."""
+        """The open file of a blob that this `giver` has brought to both sides, if it is here."""
         file = None
-        if sha256 and (path := self.depot.blobs.path(sha256, giver)) is not None:
+        if sha256 and giver and (path := self.depot.blobs.path(sha256, giver)) is not None:
             with suppress(OSError):
                 file = os.open(path, os.O_RDONLY)
         try:
@@ -517,7 +517,9 @@ class Exchange:
         self, incoming: Incoming, run: str, offset: int, place: Path | None, beside: bool, claim: Claim | None
     ) -> None:
         want = m.Want(blob=incoming.blob, run=run, offset=offset, credit=incoming.window)
-        incoming.base = want.base = self.depot.blobs.alike.find(incoming.blob, self._giver(run)) if not offset else b""
+        giver, blobs = self._giver(run), self.depot.blobs
+        base = blobs.alike.find(incoming.blob, giver)
+        incoming.base = want.base = base if offset == 0 and blobs.path(base, giver) is not None else b""
         if place is not None:
             want.place = str(place)
         elif beside and self._dialer is not None and self._dialer.works:
