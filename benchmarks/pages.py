@@ -40,6 +40,8 @@ on your machine (`make bench-peers` makes the environments of flwr and pfl first
   are those within the turns.
 - **Verdict**: a row says `noisy` where the turns reach further than what lies between their median and the bar, and
   `FAILED` where Umbel did not come to its end. In a picture what is left of the red line, which is the bar, holds it.
+- Names are measured apart from each other, on days when the same machine may be half as quick: a row is to be read
+  beside its own limit, not beside other rows.
 - TLS is on and everything is durable, as in any deployment of Umbel; flwr runs without either.
 """
 
