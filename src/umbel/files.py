@@ -29,7 +29,7 @@ LARGE = 64 << 20
 """From this size in bytes on files are mapped instead of read."""
 _SMALL = 1 << 20
 _STEP = 1 << 20  # a piece is hashed and written in steps that stay in cache in between
-_ZEROS = bytes(_STEP)
+ZEROS = bytes(_STEP)
 WRITE_BACK = 8 << 20
 """So many bytes are written before they are sent on to the disk."""
 
@@ -56,7 +56,7 @@ def write_pieces(path: str | Path, pieces: Iterable[Bytes], *, durable: bool = F
                             file.write(step)
                             hashed.update(step)
                             continue
-                        if step[0] or bytes(step) != _ZEROS:  # a view would be compared byte by byte
+                        if step[0] or bytes(step) != ZEROS:  # a view would be compared byte by byte
                             file.write(step)
                         else:
                             file.seek(_STEP, os.SEEK_CUR)  # which takes no room on a disk

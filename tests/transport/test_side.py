@@ -26,14 +26,14 @@ from umbel.testing import Proxy
 from umbel.transport import side
 from umbel.transport.connection import Connection
 from umbel.transport.exchange import Exchange
-from umbel.transport.side import LEAST_BYTES, PIECE, SideDialer, SideStreams
+from umbel.transport.side import PIECE, SideDialer, SideStreams
 from umbel.transport.stream import Beside, pair
 from umbel.trust.authority import SERVER_NAME, Authority
 from umbel.wire import messages as m
-from umbel.wire.blobs import run_giver
+from umbel.wire.blobs import LARGE_BLOB, run_giver
 from umbel.wire.limits import PEER_SIDE_STREAMS, SIDE_PENDING, SIDE_SECONDS, SIDE_STREAMS
 
-SIZE = LEAST_BYTES + 123_457
+SIZE = LARGE_BLOB + 123_457
 
 
 class Pair:
@@ -51,6 +51,14 @@ class Pair:
         self.at_node = Exchange(self.connections[0], self.node, lambda run, blob: True, side=self.dialer)
         self.at_server = Exchange(self.connections[1], self.server, lambda run, blob: True, side=self.streams)
         self.reading = [asyncio.create_task(self.read(connection)) for connection in self.connections]
+
+    def ends(self, way: str) -> tuple[Blobs, Exchange]:
+        """Who has what goes this way, and who fetches it."""
+        return (self.node, self.at_server) if way == "up" else (self.server, self.at_node)
+
+    def dial(self, proxy: Proxy) -> None:
+        """Have the node's side streams go through a proxy."""
+        self.dialer._port = int(proxy.address.rpartition(":")[2])
 
     async def read(self, connection: Connection) -> None:
         takes = connection.on_blob
@@ -105,7 +113,7 @@ def test_a_large_blob_goes_by_a_side_stream_either_way(tmp_path: Path, tls: bool
             assert told == sorted(told)
             assert both.dialer.works
             assert not both.streams._claims
-            small = both.node.put(os.urandom(LEAST_BYTES - 1))
+            small = both.node.put(os.urandom(LARGE_BLOB - 1))
             await both.at_server.fetch(small, "run")
             assert both.chunks > 0
 
@@ -123,7 +131,7 @@ def test_what_is_there_already_is_not_sent_again(tmp_path: Path, monkeypatch: py
     async def main() -> None:
         monkeypatch.setattr(side, "_sent", noted)
         async with exchanging(tmp_path) as both:
-            data = os.urandom(LEAST_BYTES + SIZE)
+            data = os.urandom(LARGE_BLOB + SIZE)
             blob = both.node.put(data)
             with both.server.part(blob) as part:
                 part.write(data[:1000])
@@ -144,13 +152,13 @@ def patched(base: bytes, kinds: list[int]) -> bytes:
 
 @pytest.mark.parametrize("way", ["up", "down"])
 @settings(max_examples=10)
-@given(st.lists(st.integers(0, 2), min_size=1, max_size=7), st.integers(LEAST_BYTES, SIZE))
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=7), st.integers(LARGE_BLOB, SIZE))
 def test_pieces_that_are_zero_or_there_already_are_not_sent(way: str, kinds: list[int], size: int) -> None:
     async def main(folder: Path) -> None:
         async with exchanging(folder) as both, Proxy(f"127.0.0.1:{both.streams.port}") as proxy:
-            both.dialer._port = int(proxy.address.rpartition(":")[2])
+            both.dial(proxy)
             both.at_node._giver = both.at_server._giver = both.at_node._source = both.at_server._source = run_giver
-            giver, taker = (both.node, both.at_server) if way == "up" else (both.server, both.at_node)
+            giver, taker = both.ends(way)
             first = os.urandom(size)
             then = patched(first, kinds)
             blobs = [giver.put(first), giver.put(then)]
@@ -215,7 +223,7 @@ def test_where_no_side_stream_comes_about_it_goes_over_the_connection(tmp_path: 
             async with exchanging(tmp_path, port=port) as both:
                 for _ in range(2):
                     data = os.urandom(SIZE)
-                    giver, taker = (both.node, both.at_server) if way == "up" else (both.server, both.at_node)
+                    giver, taker = both.ends(way)
                     assert (await taker.fetch(giver.put(data), "run")).read_bytes() == data
                 assert both.chunks > 1
                 assert not both.dialer.works
@@ -230,7 +238,7 @@ def test_who_is_not_the_server_gets_nothing(tmp_path: Path, way: str) -> None:
         other = Authority(tmp_path / "other").root()
         async with exchanging(tmp_path, roots=other) as both:
             data = os.urandom(SIZE)
-            giver, taker = (both.node, both.at_server) if way == "up" else (both.server, both.at_node)
+            giver, taker = both.ends(way)
             assert (await taker.fetch(giver.put(data), "run")).read_bytes() == data
             assert both.chunks > 1
             assert not both.dialer.works
@@ -242,10 +250,10 @@ def test_who_is_not_the_server_gets_nothing(tmp_path: Path, way: str) -> None:
 def test_where_a_side_stream_breaks_the_rest_goes_over_the_connection(tmp_path: Path, way: str) -> None:
     async def main() -> None:
         async with exchanging(tmp_path) as both, Proxy(f"127.0.0.1:{both.streams.port}") as proxy:
-            both.dialer._port = int(proxy.address.rpartition(":")[2])
-            proxy.cut_after(LEAST_BYTES // 2)
+            both.dial(proxy)
+            proxy.cut_after(LARGE_BLOB // 2)
             data = os.urandom(2 * SIZE)
-            giver, taker = (both.node, both.at_server) if way == "up" else (both.server, both.at_node)
+            giver, taker = both.ends(way)
             told: list[int] = []
             assert (await taker.fetch(giver.put(data), "run", progress=told.append)).read_bytes() == data
             assert proxy.cuts == 1
@@ -353,13 +361,13 @@ def test_who_says_tickets_that_nobody_asked_for_is_not_asked_once_more(tmp_path:
 def test_who_gives_a_blob_up_ends_its_side_stream(tmp_path: Path, way: str) -> None:
     async def main() -> None:
         async with exchanging(tmp_path) as both, Proxy(f"127.0.0.1:{both.streams.port}") as proxy:
-            both.dialer._port = int(proxy.address.rpartition(":")[2])
-            proxy.allow(LEAST_BYTES // 2)
+            both.dial(proxy)
+            proxy.allow(LARGE_BLOB // 2)
             data = os.urandom(2 * SIZE)
-            giver, taker = (both.node, both.at_server) if way == "up" else (both.server, both.at_node)
+            giver, taker = both.ends(way)
             blob = giver.put(data)
             fetching = asyncio.ensure_future(taker.fetch(blob, "run"))
-            await proxy.reached(LEAST_BYTES // 2)
+            await proxy.reached(LARGE_BLOB // 2)
             fetching.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await fetching
@@ -374,11 +382,11 @@ def test_who_gives_a_blob_up_ends_its_side_stream(tmp_path: Path, way: str) -> N
 def test_the_end_of_the_connection_ends_its_side_streams(tmp_path: Path, way: str) -> None:
     async def main() -> None:
         async with exchanging(tmp_path) as both, Proxy(f"127.0.0.1:{both.streams.port}") as proxy:
-            both.dialer._port = int(proxy.address.rpartition(":")[2])
-            proxy.allow(LEAST_BYTES // 2)
-            giver, taker = (both.node, both.at_server) if way == "up" else (both.server, both.at_node)
+            both.dial(proxy)
+            proxy.allow(LARGE_BLOB // 2)
+            giver, taker = both.ends(way)
             fetching = asyncio.ensure_future(taker.fetch(giver.put(os.urandom(2 * SIZE)), "run"))
-            await proxy.reached(LEAST_BYTES // 2)
+            await proxy.reached(LARGE_BLOB // 2)
             await both.connections[0].close()
             with pytest.raises(ConnectionLost):
                 await fetching
@@ -397,10 +405,10 @@ def test_where_nothing_moves_the_rest_goes_over_the_connection(
         assert SIDE_SECONDS == side.SIDE_SECONDS
         monkeypatch.setattr(side, "SIDE_SECONDS", 0.1)
         async with exchanging(tmp_path) as both, Proxy(f"127.0.0.1:{both.streams.port}") as proxy:
-            both.dialer._port = int(proxy.address.rpartition(":")[2])
-            proxy.allow(LEAST_BYTES // 2)
+            both.dial(proxy)
+            proxy.allow(LARGE_BLOB // 2)
             data = os.urandom(2 * SIZE)
-            giver, taker = (both.node, both.at_server) if way == "up" else (both.server, both.at_node)
+            giver, taker = both.ends(way)
             assert (await taker.fetch(giver.put(data), "run")).read_bytes() == data
             assert proxy.held > 0
             assert both.chunks > 0
@@ -487,13 +495,13 @@ def test_a_peer_has_no_more_than_its_share(tmp_path: Path) -> None:
     async def main() -> None:
         async with exchanging(tmp_path) as both:
             exchange = both.at_server
-            with exchange._claim(LEAST_BYTES) as first, exchange._claim(LEAST_BYTES), exchange._claim(LEAST_BYTES):
+            with exchange._claim(LARGE_BLOB) as first, exchange._claim(LARGE_BLOB), exchange._claim(LARGE_BLOB):
                 assert PEER_SIDE_STREAMS == 4
                 assert first is not None
-                with exchange._claim(LEAST_BYTES) as fourth, exchange._claim(LEAST_BYTES) as fifth:
+                with exchange._claim(LARGE_BLOB) as fourth, exchange._claim(LARGE_BLOB) as fifth:
                     assert fourth is not None
                     assert fifth is None
-                with exchange._claim(LEAST_BYTES - 1) as small:
+                with exchange._claim(LARGE_BLOB - 1) as small:
                     assert small is None
 
     asyncio.run(main())

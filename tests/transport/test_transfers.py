@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from umbel.errors import ConnectionLost, ProtocolError
-from umbel.transport.transfers import FIRST_WINDOW, SMALLEST_CHUNK, Incoming, Outgoing
+from umbel.transport.transfers import FIRST_WINDOW, SMALLEST_CHUNK, IncomingTransfer, OutgoingTransfer
 from umbel.wire import messages as m
 
 BLOB = m.Blob(sha256=bytes(32), size=64 << 20)
@@ -24,7 +24,7 @@ class Clock:
 @pytest.mark.parametrize(("offset", "size"), [(1, 10), (0, 0), (0, FIRST_WINDOW + 1)])
 def test_a_chunk_has_to_be_the_next_and_within_its_credit(offset: int, size: int) -> None:
     async def main() -> None:
-        incoming = Incoming(BLOB, 8 << 20, Clock())
+        incoming = IncomingTransfer(BLOB, 8 << 20, Clock())
         incoming.ask(m.Want())
         with pytest.raises(ProtocolError):
             incoming.take(offset, bytes(size))
@@ -36,7 +36,7 @@ def test_a_chunk_has_to_be_the_next_and_within_its_credit(offset: int, size: int
 
 def test_what_comes_quickly_is_given_a_wider_window() -> None:
     clock = Clock()
-    incoming = Incoming(BLOB, 8 << 20, clock)
+    incoming = IncomingTransfer(BLOB, 8 << 20, clock)
     incoming.ask(m.Want())
     clock.now = 10.0
     assert incoming.consumed(1 << 20, 1 << 20) == 1 << 20  # 100 kB/s: no wider
@@ -47,7 +47,7 @@ def test_what_comes_quickly_is_given_a_wider_window() -> None:
 
 def test_who_waits_for_a_transfer_that_has_failed_is_told_why() -> None:
     async def main() -> None:
-        incoming = Incoming(BLOB, 8 << 20, Clock())
+        incoming = IncomingTransfer(BLOB, 8 << 20, Clock())
         incoming.ask(m.Want())
         waiting: Any = asyncio.ensure_future(incoming.next())
         await asyncio.sleep(0)
@@ -61,7 +61,7 @@ def test_who_waits_for_a_transfer_that_has_failed_is_told_why() -> None:
 
 def test_a_sender_waits_for_credit_that_is_worth_a_chunk() -> None:
     async def main() -> None:
-        outgoing = Outgoing(m.Want(blob=BLOB, credit=SMALLEST_CHUNK), Clock())
+        outgoing = OutgoingTransfer(m.Want(blob=BLOB, credit=SMALLEST_CHUNK), Clock())
         assert await outgoing.take(1 << 20) == SMALLEST_CHUNK
         waiting = asyncio.ensure_future(outgoing.take(1 << 20))
         await asyncio.sleep(0)

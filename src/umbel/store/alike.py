@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from ..wire import messages as m
-from ..wire.blobs import of_run
-
-LEAST_ALIKE = 4 << 20
-"""Smaller blobs do not stay for the sake of others."""
+from ..wire.blobs import LARGE_BLOB, of_run
 
 
 class AlikeBlobs:
@@ -17,7 +14,7 @@ class AlikeBlobs:
 
     def brought(self, blob: m.Blob, giver: str) -> None:
         """A `giver` has brought a blob."""
-        if of_run(giver) and blob.size >= LEAST_ALIKE:
+        if of_run(giver) and blob.size >= LARGE_BLOB:
             self._last[giver, blob.size] = blob.sha256
 
     def find(self, blob: m.Blob, giver: str) -> bytes:

@@ -27,7 +27,7 @@ from types import TracebackType
 from typing import Self
 
 from ..errors import CorruptFile, InternalError, ProtocolError, StorageError
-from ..files import WRITE_BACK, linked, sync_folder, write_back
+from ..files import WRITE_BACK, ZEROS, linked, sync_folder, write_back
 from ..wire import messages as m
 from .alike import AlikeBlobs
 
@@ -39,7 +39,6 @@ LENDING = ("partial", "given", "handed")
 _STORED = re.compile("([0-9a-f]{64})(?:[.]([0-9a-f]{16}))?")
 _LINK = "-link-"
 _EMPTY = hashlib.sha256().digest()
-_NOTHING = bytes(PIECE)
 
 
 def digest(path: str | os.PathLike[str]) -> m.Blob:
@@ -200,9 +199,10 @@ class Blobs:
         its own, since it may still write to that, and from a folder `given`, whose owner has verified it. Errors as
         those of `adopt`.
         """
-        self.alike.brought(blob, giver)
         if self.given is None:
-            return self.adopt(place, blob, giver, verify=not handed)
+            path = self.adopt(place, blob, giver, verify=not handed)
+            self.alike.brought(blob, giver)
+            return path
         place = Path(place)
         with _reaching(place):
             if (size := place.stat().st_size) != blob.size:
@@ -463,7 +463,7 @@ class PartialBlob:
             os.ftruncate(file, self.offset + count)
             os.lseek(file, 0, os.SEEK_END)
         for start in range(0, count, PIECE):
-            self._hash.update(_NOTHING[: count - start])
+            self._hash.update(ZEROS[: count - start])
         self.offset += count
 
     def finish(self) -> Path:
@@ -538,7 +538,7 @@ class RepeatedBlob:
     def skip(self, count: int) -> None:
         """Take so many bytes that are zero."""
         for start in range(0, count, PIECE):
-            self.write(_NOTHING[: count - start])
+            self.write(ZEROS[: count - start])
 
     def finish(self) -> Path:
         """Note that the giver has it, and give its file. Raises `CorruptFile`, and `StorageError` where it is gone."""

@@ -15,11 +15,12 @@ from weakref import WeakValueDictionary
 from ..errors import ConnectionLost, PeerError, ProtocolError, Refused, StorageError
 from ..store.alike import AlikeBlobs
 from ..wire import messages as m
+from ..wire.blobs import LARGE_BLOB
 from ..wire.limits import PEER_SIDE_STREAMS, WANTS
 from . import frames
 from .connection import Connection
-from .side import LEAST_BYTES, Claim, SideDialer, SideStreams
-from .transfers import Incoming, Outgoing
+from .side import Claim, SideDialer, SideStreams
+from .transfers import IncomingTransfer, OutgoingTransfer
 
 T = TypeVar("T")
 
@@ -195,10 +196,10 @@ class Exchange:
         self._room = room
         self._giver, self._source = giver, source
         self._givers: dict[bytes, str] = {}
-        self._incoming: dict[bytes, Incoming] = {}
+        self._incoming: dict[bytes, IncomingTransfer] = {}
         self._abandoned: dict[bytes, asyncio.Event] = {}
         self._fetching: dict[bytes, asyncio.Task[Path]] = {}
-        self._outgoing: dict[bytes, Outgoing] = {}
+        self._outgoing: dict[bytes, OutgoingTransfer] = {}
         self._serving: dict[bytes, asyncio.Task[None]] = {}
         self._parting: dict[bytes, asyncio.Task[None]] = {}
         self._dialer = side if isinstance(side, SideDialer) else None
@@ -231,7 +232,7 @@ class Exchange:
             task = asyncio.create_task(self._fetch(blob, run))
             self._fetching[blob.sha256], self._givers[blob.sha256] = task, giver
             task.add_done_callback(lambda done: self._fetched(blob.sha256, done))
-        incoming = self._incoming.setdefault(blob.sha256, Incoming(blob, self._window, self.connection.clock))
+        incoming = self._incoming.setdefault(blob.sha256, IncomingTransfer(blob, self._window, self.connection.clock))
         if progress is not None:
             incoming.watchers.append(progress)
         incoming.fetchers += 1
@@ -320,14 +321,14 @@ class Exchange:
             return False
         if (before := self._serving.get(sha256)) is not None:
             before.cancel()
-        outgoing = Outgoing(want, self.connection.clock)
+        outgoing = OutgoingTransfer(want, self.connection.clock)
         task = asyncio.create_task(self._serve(outgoing))
         self._outgoing[sha256] = outgoing
         self._serving[sha256] = task
         task.add_done_callback(lambda done: self._served(outgoing, done))
         return before is None
 
-    def _served(self, outgoing: Outgoing, task: asyncio.Task[None]) -> None:
+    def _served(self, outgoing: OutgoingTransfer, task: asyncio.Task[None]) -> None:
         sha256 = outgoing.want.blob.sha256
         if self._serving.get(sha256) is task:
             del self._serving[sha256], self._outgoing[sha256]
@@ -341,7 +342,7 @@ class Exchange:
     def _deny(self, sha256: bytes, reason: str) -> None:
         self.connection.post(m.Message(unwanted=m.Unwanted(sha256=sha256, reason=reason)))
 
-    async def _serve(self, outgoing: Outgoing) -> None:
+    async def _serve(self, outgoing: OutgoingTransfer) -> None:
         want = outgoing.want
         sha256, size = want.blob.sha256, want.blob.size
         while (path := await self.depot.ready(sha256, self._source(want.run))) is None:
@@ -402,7 +403,7 @@ class Exchange:
     def _claim(self, left: int) -> Iterator[Claim | None]:
         """A ticket for a blob of which so much is left, if there is one to be had, while in the block."""
         claim = None
-        if self._streams is not None and left >= LEAST_BYTES and self._claims < PEER_SIDE_STREAMS:
+        if self._streams is not None and left >= LARGE_BLOB and self._claims < PEER_SIDE_STREAMS:
             claim = self._streams.claim()
         if claim is None:
             yield None
@@ -451,7 +452,7 @@ class Exchange:
             finally:
                 await self.depot.aside(part.close)
 
-    async def _received(self, incoming: Incoming, part: IncomingBlob, run: str) -> Path:
+    async def _received(self, incoming: IncomingTransfer, part: IncomingBlob, run: str) -> Path:
         blob = incoming.blob
         place = self.depot.blobs.place(blob, self._handed) if self.same_machine else None
         beside = True
@@ -473,7 +474,7 @@ class Exchange:
         incoming.asked = False
         return await self.depot.aside(part.finish)
 
-    async def _consumed(self, incoming: Incoming, part: IncomingBlob, chunks: Sequence[bytes]) -> None:
+    async def _consumed(self, incoming: IncomingTransfer, part: IncomingBlob, chunks: Sequence[bytes]) -> None:
         """Write what has come over the connection, and let as much come again."""
         if not chunks:
             return
@@ -486,17 +487,17 @@ class Exchange:
             self.connection.post(m.Message(credit=m.Credit(sha256=sha256, bytes=credit)))
         self._moved(sha256, part.offset)
 
-    async def _received_beside(self, incoming: Incoming, part: IncomingBlob) -> None:
+    async def _received_beside(self, incoming: IncomingTransfer, part: IncomingBlob) -> None:
         """Receive what is left of a blob by a side stream, or as much as comes."""
         stream = incoming.claim.stream if incoming.claim is not None else None
         if stream is None and self._dialer is not None and self._dialer.works:
             stream = await self._dialer.dial(incoming.ticket)
         if stream is not None:
             giver, moved = self._givers[incoming.blob.sha256], partial(self._moved, incoming.blob.sha256)
-            with closing(stream), self._base(incoming.base, giver) as base, suppress(ConnectionLost):
+            with closing(stream), self._base(incoming.want.base, giver) as base, suppress(ConnectionLost):
                 await stream.receive(part, incoming.blob.size, moved, base)
 
-    async def _quiet(self, incoming: Incoming) -> None:
+    async def _quiet(self, incoming: IncomingTransfer) -> None:
         """Have no more of a blob sent, and wait until nothing of it is under way: a peer whose side stream was taken
         and which has not heard of that sends chunks.
         """
@@ -514,16 +515,16 @@ class Exchange:
             return None
 
     def _ask(
-        self, incoming: Incoming, run: str, offset: int, place: Path | None, beside: bool, claim: Claim | None
+        self, incoming: IncomingTransfer, run: str, offset: int, place: Path | None, beside: bool, claim: Claim | None
     ) -> None:
         want = m.Want(blob=incoming.blob, run=run, offset=offset, credit=incoming.window)
         giver, blobs = self._giver(run), self.depot.blobs
         base = blobs.alike.find(incoming.blob, giver)
-        incoming.base = want.base = base if offset == 0 and blobs.path(base, giver) is not None else b""
+        want.base = base if offset == 0 and blobs.path(base, giver) is not None else b""
         if place is not None:
             want.place = str(place)
         elif beside and self._dialer is not None and self._dialer.works:
-            want.dials = incoming.blob.size - offset >= LEAST_BYTES
+            want.dials = incoming.blob.size - offset >= LARGE_BLOB
         if claim is not None:
             want.ticket = claim.ticket
         incoming.ask(want, claim)

@@ -25,8 +25,6 @@ from .stream import Beside
 
 T = TypeVar("T")
 
-LEAST_BYTES = 4 << 20
-"""What has less left goes over the connection."""
 TICKET_BYTES = 32
 CONNECT_SECONDS = 5.0
 """So long it takes at the most to connect, to prove who one is, and to be taken at one's ticket, each."""
@@ -194,19 +192,18 @@ class Claim:
 
 
 class SideStreams:
-    """The side streams of a server, which are dialled at its `port`; that is 0 while there are none. At most `most`
-    have a ticket or go on at a time.
+    """The side streams of a server, which are dialled at its `port`; that is 0 while there are none.
+    `SIDE_STREAMS` have a ticket or go on at a time, at the most.
     """
 
-    def __init__(self, most: int = SIDE_STREAMS) -> None:
+    def __init__(self) -> None:
         self.port = 0
         self._pair: Pair | None = None
-        self._most = most
         self._tls: tuple[tuple[bytes, bytes], ssl.SSLContext] | None = None
         self._waiting: dict[bytes, Claim] = {}
         self._claims: set[Claim] = set()
         self._doors = ThreadPoolExecutor(SIDE_PENDING, "umbel-side-door")
-        self._threads = ThreadPoolExecutor(most, "umbel-side")
+        self._threads = ThreadPoolExecutor(SIDE_STREAMS, "umbel-side")
         self._pending: dict[asyncio.Future[None], socket.socket] = {}
         self._listener: socket.socket | None = None
         self._accepting: asyncio.Task[None] | None = None
@@ -234,7 +231,7 @@ class SideStreams:
 
     def claim(self) -> Claim | None:
         """A ticket for one side stream; None where none is to be had just now."""
-        if not self.port or len(self._claims) >= self._most:
+        if not self.port or len(self._claims) >= SIDE_STREAMS:
             return None
         claim = Claim(self)
         self._claims.add(claim)

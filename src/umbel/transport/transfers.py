@@ -14,7 +14,7 @@ FIRST_WINDOW = 1 << 20
 SMALLEST_CHUNK = 64 << 10
 
 
-class Outgoing:
+class OutgoingTransfer:
     """What is sent of one blob: how much the peer lets us send, and how fast it takes it."""
 
     def __init__(self, want: m.Want, clock: Callable[[], float]) -> None:
@@ -47,7 +47,7 @@ class Outgoing:
         return size
 
 
-class Incoming:
+class IncomingTransfer:
     """What has come of one blob and is not written yet, and how much more may come."""
 
     def __init__(self, blob: m.Blob, window: int, clock: Callable[[], float]) -> None:
@@ -59,7 +59,6 @@ class Incoming:
         self.want = m.Want()
         self.is_linked = False
         self.ticket = b""
-        self.base = b""
         self.claim: Claim | None = None
         self._widest = window
         self._clock = clock

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from .limits import PARTIAL_BYTES
 
+LARGE_BLOB = 4 << 20
+"""From this size on a blob goes by a side stream, and stays for the sake of the next one of its run."""
+
 
 def run_giver(run: str) -> str:
     """The name in which a run brings blobs, and whoever passes on what it has brought."""
