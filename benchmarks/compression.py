@@ -7,7 +7,6 @@ rounds and learning rate. Bytes are those that the run's log has measured, over 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -35,7 +34,7 @@ from umbel.transforms import (
 )
 
 from .figures import VOID, Row, machine, markdown, plain
-from .heterogeneity import DATA, FOLDER, client, images, network, sources
+from .heterogeneity import client, fashion_folder, images, network, sources
 
 PAGE = Path(__file__).resolve().parent / "compression.md"
 APART = 0.5
@@ -162,20 +161,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.name} anew")
     parser.add_argument("--rounds", type=int, help="other than the usual number of rounds")
     parser.add_argument("--seeds", type=int, help="other than the usual number of seeds")
-    parser.add_argument("--data", default=os.environ.get(DATA, FOLDER), help=f"the folder of Fashion-MNIST (or {DATA})")
+    parser.add_argument("--data", help="the folder of Fashion-MNIST; by default where `make data` or Debian puts it")
     parser.add_argument("--workers", type=int, help="worker processes; the figures do not depend on them")
     chosen = parser.parse_args(arguments)
     if chosen.write and (chosen.quick or chosen.names or chosen.rounds or chosen.seeds or chosen.bars):
         parser.error("--write is for full sizes")
-    try:
-        images(chosen.data, "t10k")
-    except umbel.UmbelError as error:
-        raise SystemExit(str(error)) from None
+    folder = fashion_folder(chosen.data)
     size = QUICK if chosen.quick else FULL
     size = replace(size, rounds=chosen.rounds or size.rounds, seeds=size.seeds[: chosen.seeds])
     judged = [name for name, (_, bar) in WAYS.items() if bar is not None]
     names = [PLAIN, *(name for name in chosen.names or (judged if chosen.bars else WAYS) if name != PLAIN)]
-    rows = measure(chosen.data, size, names, "auto" if chosen.workers is None else chosen.workers)
+    rows = measure(folder, size, names, "auto" if chosen.workers is None else chosen.workers)
     print(plain(rows))
     print(VOID if chosen.quick else f"Measured by `python -m benchmarks.compression` on: {machine()}.")
     if chosen.write:

@@ -8,9 +8,7 @@ FedAvg on phones. Data, model and fleets are our own, and so are the figures: wh
 from __future__ import annotations
 
 import argparse
-import gzip
 import math
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -27,14 +25,12 @@ from torch.nn.functional import cross_entropy
 import umbel
 import umbel.torch
 from umbel.data import Partition, dirichlet
+from umbel.data.mnist import idx_folder, idx_part
 from umbel.simulation import Fleet, Kind, Spread
 
 from . import outcomes as pictures
 from .outcomes import Outcome, Point, common_target, points, table
 
-DATA = "UMBEL_FASHION_MNIST"
-"""The environment variable that says where the data is."""
-FOLDER = "/usr/share/datasets/fashion-mnist"
 PICTURES = Path(__file__).resolve().parent.parent / "docs" / "pictures"
 BATCH = 50
 BATCH_SECONDS = 1.2
@@ -66,27 +62,19 @@ QUICK = Size(each=100, epochs=4, clients=4, cutoff=2, seeds=(1,), phones=60, in_
 # The data and the client
 
 
-def read(folder: str, part: str, items: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+@cache
+def images(folder: str, part: str, items: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """The first images [n, 784] from 0 to 1, and their labels, of `part` ("train" or "t10k"). Raises `DataError`."""
-
-    def values(name: str, header: int, each: int) -> np.ndarray:
-        path = Path(folder) / f"{part}-{name}-ubyte.gz"
-        try:
-            with gzip.open(path) as file:
-                raw = file.read(-1 if items is None else header + each * items)
-        except (OSError, EOFError) as error:
-            raise umbel.errors.DataError(
-                f"{path} cannot be read: {error}",
-                hint="On Debian and Ubuntu: apt-get install dataset-fashion-mnist. Elsewhere pass --data FOLDER with "
-                "the four files of github.com/zalandoresearch/fashion-mnist.",
-            ) from error
-        return np.frombuffer(raw, np.uint8, offset=header)
-
-    pixels = values("images-idx3", 16, 784).reshape(-1, 784).astype(np.float32) / np.float32(255)
-    return pixels, values("labels-idx1", 8, 1).astype(np.int64)
+    pixels, labels = idx_part(folder, part)
+    return pixels[:items].reshape(-1, 784).astype(np.float32) / np.float32(255), labels[:items]
 
 
-images = cache(read)
+def fashion_folder(folder: str | None) -> str:
+    """The folder of Fashion-MNIST; a program ends where there is none."""
+    try:
+        return idx_folder("fashion-mnist", folder)
+    except umbel.UmbelError as error:
+        raise SystemExit(str(error)) from None
 
 
 @cache
@@ -307,15 +295,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("parts", nargs="*", choices=[[], *PARTS], metavar="PART", help=f"of {', '.join(PARTS)}")
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it works; the figures are void")
     parser.add_argument("--out", type=Path, help="the pictures' folder; by default docs/pictures, with --quick none")
-    parser.add_argument("--data", default=os.environ.get(DATA, FOLDER), help=f"the folder of Fashion-MNIST (or {DATA})")
+    parser.add_argument("--data", help="the folder of Fashion-MNIST; by default where `make data` or Debian puts it")
     parser.add_argument("--workers", type=int, help="worker processes; the figures do not depend on them")
     chosen = parser.parse_args(arguments)
     out = chosen.out or (None if chosen.quick else PICTURES)
-    lab = Lab(chosen.data, QUICK if chosen.quick else FULL, "auto" if chosen.workers is None else chosen.workers)
-    try:
-        images(lab.folder, "t10k")
-    except umbel.UmbelError as error:
-        raise SystemExit(str(error)) from None
+    workers = "auto" if chosen.workers is None else chosen.workers
+    lab = Lab(fashion_folder(chosen.data), QUICK if chosen.quick else FULL, workers)
     for name in chosen.parts or PARTS:
         run, draw = PARTS[name]
         outcomes = run(lab)

@@ -7,7 +7,6 @@ folder, so that a run that was stopped goes on, and a new strategy costs its own
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -58,8 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these strategies, and not all")
     parser.add_argument("--folder", default="umbel-bench/leaderboard", help="where what is done is kept")
     parser.add_argument("--out", type=Path, help="the page's folder; by default docs, with --quick none")
-    parser.add_argument("--fashion", default=None, help="the folder of Fashion-MNIST")
-    parser.add_argument("--heart", default=os.environ.get("UMBEL_HEART"), help="the folder of the heart disease data")
+    parser.add_argument("--fashion", help="the folder of Fashion-MNIST; by default where `make data` or Debian puts it")
+    parser.add_argument("--heart", help="the folder of the heart disease data; by default heart in UMBEL_DATA")
     parser.add_argument("--workers", default="auto", help="worker processes; the figures do not depend on them")
     chosen = parser.parse_args(arguments)
     size = QUICK if chosen.quick else FULL

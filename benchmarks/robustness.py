@@ -7,7 +7,6 @@ end, and of the back door how often it opens. The page, the table and the pictur
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import sys
 import time
@@ -28,7 +27,7 @@ from umbel.core.randomness import Key
 from umbel.testing import attacks
 
 from .figures import machine
-from .heterogeneity import BATCH, DATA, FOLDER, client, images, network, sources, train
+from .heterogeneity import BATCH, client, fashion_folder, images, network, sources, train
 from .outcomes import canvas
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "robustness.md"
@@ -213,7 +212,7 @@ def page(size: Size, made: str) -> str:
     return f"""# Robust folds against attacks
 
 Made by `python -m benchmarks.robustness` ([benchmarks/robustness.py](../benchmarks/robustness.py)), which needs
-Debian's `dataset-fashion-mnist`, or `--data FOLDER`. {size.clients} clients with {size.each} images of Fashion-MNIST
+`make data` (or Debian's `dataset-fashion-mnist`). {size.clients} clients with {size.each} images of Fashion-MNIST
 each (Dirichlet, alpha = {size.alpha:g}) train a perceptron of 50,890 parameters for {size.rounds} rounds of {batches}
 batches ({epochs:g} epoch); {size.malicious} of them are malicious in every round. Each number is the percentage of the
 test set that is recognised, as a mean over the last three rounds and {size.seeds} seeds; behind that of the back door
@@ -239,18 +238,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it works; the figures are void")
     parser.add_argument("--seeds", type=int, help="how many runs a cell is the mean of")
     parser.add_argument("--out", type=Path, help="the page's place; by default docs/robustness.md, with --quick none")
-    parser.add_argument("--data", default=os.environ.get(DATA, FOLDER), help=f"the folder of Fashion-MNIST (or {DATA})")
+    parser.add_argument("--data", help="the folder of Fashion-MNIST; by default where `make data` or Debian puts it")
     parser.add_argument("--workers", type=int, help="worker processes; the figures do not depend on them")
     chosen = parser.parse_args(arguments)
     size = QUICK if chosen.quick else FULL
     if chosen.seeds:
         size = Size(**{**vars(size), "seeds": chosen.seeds})
     out = chosen.out or (None if chosen.quick or chosen.folds else PAGE)
-    try:
-        images(chosen.data, "t10k")
-    except umbel.UmbelError as error:
-        raise SystemExit(str(error)) from None
-    found = measured(size, chosen.data, "auto" if chosen.workers is None else chosen.workers, chosen.folds)
+    folder = fashion_folder(chosen.data)
+    found = measured(size, folder, "auto" if chosen.workers is None else chosen.workers, chosen.folds)
     made = table(found)
     print(made)
     if out is not None:

@@ -185,7 +185,7 @@ def test_the_command_writes_the_page_and_does_nothing_twice(tmp_path, capsys, mo
 
 
 def test_a_paper_without_its_data_is_said_and_others_go_on(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("UMBEL_SHAKESPEARE", str(tmp_path))
+    monkeypatch.setenv("UMBEL_DATA", str(tmp_path))
     arguments = ["shakespeare", "li", "--quick", "--folder", str(tmp_path / "done"), "--workers", "0"]
     program.main(arguments)
     printed = capsys.readouterr()
@@ -193,20 +193,21 @@ def test_a_paper_without_its_data_is_said_and_others_go_on(tmp_path, capsys, mon
     assert "| mu = 1, 0% stragglers |" in printed.out
 
 
-def test_roles_are_those_who_speak(tmp_path):
-    said = "so they speak, at length, to be heard. " * 4
-    (tmp_path / "play_gut.txt").write_text(
-        f"Title\n\nACT I\n  {said}\n\nHAMLET.\n  {said}\n  {said}\n\nOPHELIA\n  {said}\n\n", "latin-1"
+def test_each_role_has_windows_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("UMBEL_DATA", str(tmp_path))
+    (tmp_path / "shakespeare").mkdir()
+    said = "so they speak, at length, to be heard. " * 14
+    (tmp_path / "shakespeare" / "play_gut.txt").write_text(
+        "".join(f"{role}.\n{said[shorter:]}\n\n" * 2 for shorter, role in enumerate(("HAMLET", "OPHELIA")))
     )
-    found = shakespeare.roles(str(tmp_path))
-    assert {role: text.count("heard") for role, text in found.items()} == {
-        "play_gut/HAMLET": 8, "play_gut/OPHELIA": 4
-    }  # fmt: skip
-    (x, y, tx, ty), held = shakespeare._windows(str(tmp_path), 2)
+    shakespeare.roles.cache_clear()
+    (x, y, tx, ty), held = shakespeare.roles(2)
     assert x.shape[1:] == tx.shape[1:] == (shakespeare.LENGTH,)
     assert sum(map(len, held)) == len(x) == len(y)
+    assert len(held) == 2
     assert len(ty) > 0
     assert y[0] == x[shakespeare.LENGTH // shakespeare.STEP][0]  # the character after a window begins a later one
+    shakespeare.roles.cache_clear()
 
 
 def test_epochs_are_drawn_where_they_are_unequal():

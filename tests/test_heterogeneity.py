@@ -1,17 +1,16 @@
 from __future__ import annotations
 
-import gzip
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from tests.bench import tiny
 
 pytest.importorskip("torch")
 
 from benchmarks import heterogeneity, outcomes
 from benchmarks.outcomes import Outcome, Point, common_target, points, table
 
-import umbel
 from umbel.core.arrays import Arrays
 from umbel.core.strategy import State
 from umbel.simulation import Fleet
@@ -21,17 +20,7 @@ SIZE = heterogeneity.Size(each=20, epochs=3, clients=2, cutoff=2, seeds=(1,), ph
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> str:
-    """Ten classes of images that are noise around a pattern of their own, in the files' format."""
-    place = tmp_path_factory.mktemp("made")
-    rng = np.random.default_rng(0)
-    patterns = rng.integers(0, 256, size=(10, 784))
-    for part, count in (("train", 1200), ("t10k", 100)):
-        labels = np.arange(count) % 10
-        pixels = np.clip(patterns[labels] + rng.normal(scale=60, size=(count, 784)), 0, 255)
-        for name, header, values in (("images-idx3", 16, pixels), ("labels-idx1", 8, labels)):
-            with gzip.open(place / f"{part}-{name}-ubyte.gz", "wb") as file:
-                file.write(bytes(header) + values.astype(np.uint8).tobytes())
-    return str(place)
+    return tiny.images(tmp_path_factory.mktemp("made"))
 
 
 @pytest.fixture(scope="module")
@@ -40,19 +29,17 @@ def lab(folder) -> heterogeneity.Lab:
 
 
 def test_images_are_read_as_far_as_they_are_wanted(folder) -> None:
-    pixels, labels = heterogeneity.read(folder, "train", 30)
+    pixels, labels = heterogeneity.images(folder, "train", 30)
     assert pixels.shape == (30, 784)
     assert pixels.dtype == np.float32
     assert 0 <= pixels.min() < pixels.max() <= 1
-    assert labels.tolist() == [*range(10)] * 3
-    assert len(heterogeneity.read(folder, "t10k")[1]) == 100
+    assert set(labels.tolist()) <= set(range(10))
+    assert len(labels) == 30
+    assert len(heterogeneity.images(folder, "t10k")[1]) == 100
 
 
 def test_without_the_data_it_says_how_to_get_it(tmp_path) -> None:
-    with pytest.raises(umbel.errors.DataError) as caught:
-        heterogeneity.read(str(tmp_path), "train")
-    assert "apt-get install dataset-fashion-mnist" in str(caught.value)
-    with pytest.raises(SystemExit, match="--data"):
+    with pytest.raises(SystemExit, match="apt-get install dataset-fashion-mnist"):
         heterogeneity.main(["--quick", "--data", str(tmp_path)])
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
 from dataclasses import replace
 
-import numpy as np
 import pytest
+from tests.bench import tiny
 
 pytest.importorskip("torch")
 
@@ -22,17 +21,7 @@ SIZE = robustness.Size(clients=7, malicious=1, each=30, rounds=2, seeds=2)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> str:
-    """Ten classes of images that are noise around a pattern of their own, in the files' format."""
-    place = tmp_path_factory.mktemp("made")
-    rng = np.random.default_rng(0)
-    patterns = rng.integers(0, 256, size=(10, 784))
-    for part, count in (("train", 400), ("t10k", 100)):
-        labels = np.arange(count) % 10
-        pixels = np.clip(patterns[labels] + rng.normal(scale=60, size=(count, 784)), 0, 255)
-        for name, header, values in (("images-idx3", 16, pixels), ("labels-idx1", 8, labels)):
-            with gzip.open(place / f"{part}-{name}-ubyte.gz", "wb") as file:
-                file.write(bytes(header) + values.astype(np.uint8).tobytes())
-    return str(place)
+    return tiny.images(tmp_path_factory.mktemp("made"))
 
 
 def test_every_row_and_column_is_there_once_and_can_be_built() -> None:

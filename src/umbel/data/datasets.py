@@ -70,15 +70,15 @@ def digits(seed: int = 0, test: int = 297) -> Split:
     return _split(images, np.asarray(classes, dtype=np.int64), test, seed, "digits")
 
 
-def heart(folder: str | os.PathLike[str]) -> dict[str, tuple[Floats64, Ints]]:
+def heart(folder: str | os.PathLike[str] | None = None) -> dict[str, tuple[Floats64, Ints]]:
     """Read the UCI heart disease data: for each of `HOSPITALS` its (features, target).
 
     Features are float64 [n, 13] in the order of `HEART_COLUMNS`, NaN where the file has nothing or `?`; the target is
-    int64 [n], 1 for any degree of disease. `folder` holds `<hospital>.csv` with a header; a `DataError` names the
-    file and line that is missing or wrong. Janosi, Steinbrunn, Pfisterer & Detrano (1988), UCI Machine Learning
-    Repository, CC BY 4.0.
+    int64 [n], 1 for any degree of disease. `folder` holds `<hospital>.csv` with a header; without it, `heart` in the
+    folder `UMBEL_DATA`. A `DataError` names the file and line that is missing or wrong. Janosi, Steinbrunn, Pfisterer
+    & Detrano (1988), UCI Machine Learning Repository, CC BY 4.0.
     """
-    place = Path(folder)
+    place = data_folder() / "heart" if folder is None else Path(folder)
     if not place.is_dir():
         raise DataError(
             f"there is no folder {place}", hint=f"It has to hold {', '.join(_file(name) for name in HOSPITALS)}."
