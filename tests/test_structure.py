@@ -83,7 +83,7 @@ TESTED_ELSEWHERE = {
     "analytics.cox": "analytics/test_survival.py",
     "analytics.kaplan_meier": "analytics/test_survival.py",
     "bench.classifiers": "bench/test_fashion.py",
-    "bench.entry": "bench/test_comparison.py",
+    "bench.trial": "bench/test_comparison.py",
     "bench.hospitals": "bench/test_fashion.py",
     "bench.picture": "bench/test_table.py",
     "bench.problem": "bench/test_algorithm.py",
@@ -243,6 +243,15 @@ def test_classes_are_one_thing() -> None:
                 methods = [each.name for each in node.body if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)]
                 counts[f"{path.relative_to(SOURCE)}:{node.name}"] = sum(not name.endswith("__") for name in methods)
     expect_none({name: n for name, n in counts.items() if n > MOST_METHODS})
+
+
+def test_no_two_public_classes_share_a_name() -> None:
+    places: dict[str, list[str]] = {}
+    for name, path in MODULES.items():
+        for node in tree_of(path).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(name)
+    expect_none({name: where for name, where in places.items() if len(where) > 1})
 
 
 def test_functions_are_short() -> None:

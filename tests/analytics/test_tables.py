@@ -9,7 +9,7 @@ from tests.analytics.asking import answered, asked
 import umbel
 from umbel import analytics
 from umbel.analytics import Statistics
-from umbel.analytics.table import Table, label
+from umbel.analytics.table import HeldTable, label
 from umbel.errors import AppError, HandlerFailed, RunFailed, StrategyError
 
 VALUES = {"a": [1.5, None, 3.0, 4.0], "g": ["yes", "no", None, "yes"], "n": [1, 0, 1, 1]}
@@ -39,7 +39,7 @@ def kinds():
 
 @pytest.mark.parametrize("data", [pytest.param(table, id=kind) for kind, table in kinds()])
 def test_tables_of_all_kinds_are_alike(data):
-    table = Table(data, "a")
+    table = HeldTable(data, "a")
     assert len(table) == 4
     np.testing.assert_array_equal(table.numbers("a"), [1.5, np.nan, 3.0, 4.0])
     assert table.numbers("n").tolist() == [1, 0, 1, 1]
@@ -70,7 +70,7 @@ def test_labels_of_equal_values_are_equal():
 )
 def test_what_is_wrong_with_a_table_names_client_and_column(data, message):
     with pytest.raises(HandlerFailed, match=message) as caught:
-        Table(data, "clinic").numbers("a")
+        HeldTable(data, "clinic").numbers("a")
     assert caught.value.client == "clinic"
 
 

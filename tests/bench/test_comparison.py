@@ -11,7 +11,7 @@ from tests.bench import tiny
 
 import umbel
 from umbel import bench
-from umbel.bench import comparison, entry
+from umbel.bench import comparison, trial
 from umbel.bench.progress import EVERY, Progress, lasting
 from umbel.runs.events import RoundCommitted
 from umbel.strategies import FedAdam, FedAvg, FedProx
@@ -27,12 +27,12 @@ def compared(algorithms=ALL, folder=None, tell=None, **settings):
 
 @pytest.fixture
 def performed(monkeypatch):
-    """The entries that are run."""
+    """The trials that are run."""
     done = []
 
-    def perform(entry_, *rest):
-        done.append(entry_)
-        return entry.perform(entry_, *rest)
+    def perform(tried, *rest):
+        done.append(tried)
+        return trial.perform(tried, *rest)
 
     monkeypatch.setattr(comparison, "perform", perform)
     return done
@@ -114,7 +114,7 @@ def test_a_personalised_algorithm_is_tuned_by_its_own_metric():
 def test_what_is_done_is_not_done_again(tmp_path, performed):
     whole = compared(folder=tmp_path)
     assert len(performed) == (2 + 4 + 6) + 3 * 2
-    assert len(list((tmp_path / "entries").iterdir())) == len({e.key for e in performed}) == len(performed)
+    assert len(list((tmp_path / "trials").iterdir())) == len({e.key for e in performed}) == len(performed)
     performed.clear()
     assert compared(folder=tmp_path).rows == whole.rows
     assert performed == []
@@ -127,14 +127,14 @@ def test_a_comparison_that_was_killed_goes_on(tmp_path, performed, monkeypatch):
     class Killed(BaseException):
         pass
 
-    def keep(self, entry_, outcome):
+    def keep(self, tried, outcome):
         if len(performed) == 5:
             raise Killed  # after the run, before its file
-        kept(self, entry_, outcome)
+        kept(self, tried, outcome)
 
-    kept = entry.Shelf.keep
+    kept = trial.Shelf.keep
     with monkeypatch.context() as patched:
-        patched.setattr(entry.Shelf, "keep", keep)
+        patched.setattr(trial.Shelf, "keep", keep)
         with pytest.raises(Killed):
             compared(folder=tmp_path)
     before = performed.copy()
@@ -210,7 +210,7 @@ def test_ctrl_c_ends_it_and_what_is_done_is_kept(tmp_path, performed):
 
     with pytest.raises(umbel.errors.RunInterrupted, match="goes on"):
         compared({"FedAvg": FedAvg(), "interrupted": Interrupted()}, folder=tmp_path)
-    assert len(list((tmp_path / "entries").iterdir())) == 4
+    assert len(list((tmp_path / "trials").iterdir())) == 4
 
 
 def test_a_full_disk_ends_it(tmp_path):
@@ -221,8 +221,8 @@ def test_a_full_disk_ends_it(tmp_path):
 
 def test_a_damaged_entry_is_named(tmp_path, performed):
     compared({"a": FedAvg()}, folder=tmp_path)
-    place = tmp_path / "entries" / f"{performed[0].key}.json"
-    assert json.loads(place.read_text())["entry"]["algorithm"] == "a"
+    place = tmp_path / "trials" / f"{performed[0].key}.json"
+    assert json.loads(place.read_text())["trial"]["algorithm"] == "a"
     place.write_text("{")
     with pytest.raises(umbel.errors.CorruptFile, match=performed[0].key):
         compared({"a": FedAvg()}, folder=tmp_path)
@@ -252,7 +252,7 @@ def test_a_long_run_is_told_of_meanwhile():
     lines: list[str] = []
     now = [0.0]
     progress = Progress(1, lines.append, clock=lambda: now[0])
-    watch = progress.watch(bench.Entry("p", "a", "test", 1, 9, 1, {}, "key"))
+    watch = progress.watch(bench.Trial("p", "a", "test", 1, 9, 1, {}, "key"))
     for r in range(1, 4):
         now[0] += 0.6 * EVERY
         watch(RoundCommitted(round=r, asks=1))

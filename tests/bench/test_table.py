@@ -26,9 +26,9 @@ def outcome(values, failed=None, **more):
 def cell(name, *runs, problem, settings=None, tries=()):
     settings = {"client rate": 0.1, **(settings or {})}
     algorithm = bench.Algorithm(FedAvg, {"lr": (0.01, 0.1, 1.0)} if "lr" in settings else {})
-    made = [(bench.Entry(problem.name, name, "test", i, 8, 2, settings, f"k{i}"), run) for i, run in enumerate(runs, 1)]
-    tried = [(bench.Entry(problem.name, name, "validation", 0, 8, 2, settings, "t"), run) for run in tries]
-    return bench.Cell(problem, name, algorithm, settings, tried, made)
+    made = [(bench.Trial(problem.name, name, "test", i, 8, 2, settings, f"k{i}"), run) for i, run in enumerate(runs, 1)]
+    tried = [(bench.Trial(problem.name, name, "validation", 0, 8, 2, settings, "t"), run) for run in tries]
+    return bench.ResultCell(problem, name, algorithm, settings, tried, made)
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def table(problem):
         ),
         cell("half", outcome([0.4, 0.4, 0.4, 0.4]), outcome([], "no"), problem=problem),
     ]
-    return bench.Table([problem], cells, [1, 2])
+    return bench.ResultTable([problem], cells, [1, 2])
 
 
 def test_scores_are_means_of_the_last_three_and_have_their_spread(table):
@@ -117,16 +117,16 @@ def test_an_overview_has_the_mean_ranks(problem):
     other = replace(problem, name="other", goal="min")
     cells = [cell("a", outcome([0.9]), problem=problem), cell("b", outcome([0.5]), problem=problem),
              cell("a", outcome([0.9]), problem=other), cell("b", outcome([], "no"), problem=other)]  # fmt: skip
-    lines = bench.Table([problem, other], cells, [1]).overview().splitlines()
+    lines = bench.ResultTable([problem, other], cells, [1]).overview().splitlines()
     assert lines[0] == "| algorithm | mean rank | tiny | other |"
     assert lines[2:] == ["| a | 1.0 | 0.9000 | 0.9000 |", "| b | 2.0 | 0.5000 | - |"]
-    alike = bench.Table([problem, other], cells, [1]).overview("evaluate.accuracy").splitlines()
+    alike = bench.ResultTable([problem, other], cells, [1]).overview("evaluate.accuracy").splitlines()
     assert alike[2:] == ["| a | 1.0 | 0.2500 | 0.2500 |", "| b | 1.5 | 0.2500 | - |"]
 
 
 def test_what_failed_altogether_has_no_picture(problem, tmp_path):
     pytest.importorskip("matplotlib")
-    table = bench.Table([problem], [cell("gone", outcome([], "why"), problem=problem)], [1])
+    table = bench.ResultTable([problem], [cell("gone", outcome([], "why"), problem=problem)], [1])
     table.write(tmp_path / "page.md")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["page.csv", "page.json", "page.md"]
     assert math.isnan(table.target(problem))

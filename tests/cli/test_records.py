@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from umbel.cli.records import Record, RemoteRecord, find, is_over, log_of, records
+from umbel.cli.records import RemoteRecord, RunRecord, find, is_over, log_of, records
 from umbel.errors import CorruptFile, JournalMissing, SettingError
 from umbel.runs.events import RunEvent, RunFinished, RunInterruption, RunResumed
 from umbel.runs.journal import LOG
@@ -35,21 +35,21 @@ def finished(reason: str = "rounds", **more: object) -> RunFinished:
 def test_the_last_event_says_how_a_run_stands(
     tmp_path: Path, written: Written, ends: tuple[RunEvent, ...], state: str
 ) -> None:
-    assert Record(written(tmp_path, ends=ends)).state == state
+    assert RunRecord(written(tmp_path, ends=ends)).state == state
 
 
 def test_a_record_says_when_and_how_long(tmp_path: Path, written: Written) -> None:
-    record = Record(written(tmp_path))
+    record = RunRecord(written(tmp_path))
     assert record.began == datetime(2026, 1, 2, 3, 4, 5)
     assert record.seconds == 1.5
     assert record.rounds_asked == 3
-    other = Record(written(tmp_path, id="odd-20269999-999999-ab"))
+    other = RunRecord(written(tmp_path, id="odd-20269999-999999-ab"))
     assert other.began == datetime.fromtimestamp(other.touched / 1e9)
 
 
 def test_the_result_is_the_best_round_or_the_last(tmp_path: Path, written: Written) -> None:
     def result(*ends: RunEvent, id: str, rounds: int = 3) -> int | None:
-        found = Record(written(tmp_path, id=id, rounds=rounds, ends=ends)).result
+        found = RunRecord(written(tmp_path, id=id, rounds=rounds, ends=ends)).result
         return None if found is None else found.round
 
     assert result(finished(), id="a") == 3
@@ -111,19 +111,19 @@ def test_a_damaged_log_is_said(three: Path) -> None:
 
 
 def test_a_run_is_over_when_its_rounds_are_done(tmp_path: Path, written: Written) -> None:
-    log = Record(written(tmp_path, id="a", ends=(finished(),))).log
+    log = RunRecord(written(tmp_path, id="a", ends=(finished(),))).log
     assert is_over(log, None)
     assert is_over(log, 2)
     assert not is_over(log, 4)
-    assert not is_over(Record(written(tmp_path, id="b")).log, None)
-    more = Record(written(tmp_path, id="d", ends=(finished(), RunResumed(run=ID, round=3, rounds=9))))
+    assert not is_over(RunRecord(written(tmp_path, id="b")).log, None)
+    more = RunRecord(written(tmp_path, id="d", ends=(finished(), RunResumed(run=ID, round=3, rounds=9))))
     assert not is_over(more.log, None)
     assert more.rounds_asked == 9
-    assert not is_over(Record(written(tmp_path, id="c", ends=(finished("failed", error="none"),))).log, None)
+    assert not is_over(RunRecord(written(tmp_path, id="c", ends=(finished("failed", error="none"),))).log, None)
 
 
 def test_a_log_that_was_heard_is_the_log_that_was_written(tmp_path: Path, written: Written) -> None:
-    here = Record(written(tmp_path, ends=[finished()]))
+    here = RunRecord(written(tmp_path, ends=[finished()]))
     log = log_of(here.log.events)
     assert (log.rounds, log.finished, log.pending) == (here.log.rounds, here.log.finished, here.log.pending)
     there = RemoteRecord.of(here.id, log, "finished", {"server": "h:1"})
@@ -134,7 +134,7 @@ def test_a_log_that_was_heard_is_the_log_that_was_written(tmp_path: Path, writte
 
 
 def test_the_server_knows_more_than_a_log_that_goes_on(tmp_path: Path, written: Written) -> None:
-    log = log_of(Record(written(tmp_path)).log.events)
+    log = log_of(RunRecord(written(tmp_path)).log.events)
     assert RemoteRecord.of(ID, log, "running", {}).state == "running"
 
 

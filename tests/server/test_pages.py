@@ -16,7 +16,7 @@ from tests.conftest import PATIENCE
 
 from umbel.errors import SettingError
 from umbel.server import pages
-from umbel.server.pages import ROWS, Histogram, NodeFacts, RunFacts, ServerFacts, application, html, metrics, serve
+from umbel.server.pages import ROWS, Latencies, NodeFacts, RunFacts, ServerFacts, application, html, metrics, serve
 from umbel.wire.limits import HTTP_BYTES, HTTP_CONNECTIONS
 
 NASTY = """<script>alert("1")</script>&'"""
@@ -189,7 +189,7 @@ def test_a_page_of_many_nodes_stays_short():
 
 
 def test_metrics():
-    commits = Histogram((0.01, 0.1))
+    commits = Latencies((0.01, 0.1))
     for seconds in (0.005, 0.01, 0.05, 3.0):
         commits.observe(seconds)
     counts = {

@@ -20,7 +20,7 @@ from . import (
     order,
     statistics,
 )
-from .table import Table
+from .table import HeldTable
 
 Answer = Callable[..., Mapping[str, Any]]
 QUERIES: Mapping[str, Answer] = {
@@ -77,4 +77,4 @@ def handler(
 def _answered(
     answer: Answer, minimum: int, allowed: frozenset[str] | None, model: Any, data: Any, ctx: Context
 ) -> Update:
-    return Update(answer(Table(data, ctx.client, minimum, allowed), ctx.config, ctx))
+    return Update(answer(HeldTable(data, ctx.client, minimum, allowed), ctx.config, ctx))

@@ -16,10 +16,10 @@ from ..core.client import Context
 from ..errors import StrategyError
 from .analysis import Analysis, Answered, Asking
 from .exact import products, rationals
-from .table import Floats, Table
+from .table import Floats, HeldTable
 
 
-def answer(table: Table, config: Mapping[str, Any], ctx: Context) -> dict[str, Any]:
+def answer(table: HeldTable, config: Mapping[str, Any], ctx: Context) -> dict[str, Any]:
     """How many rows miss nothing, and the sums of products of their columns, the first of which is 1."""
     rows, whole = table.complete(config["columns"])
     with_one = np.column_stack([np.ones(len(rows)), rows])

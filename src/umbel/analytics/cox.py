@@ -16,10 +16,10 @@ from ..core.client import Context
 from . import coefficients, survival
 from .analysis import Analysis, Answered, Asking, check_whole
 from .covariance import moments
-from .table import Floats, Table
+from .table import Floats, HeldTable
 
 
-def answer(table: Table, config: Mapping[str, Any], ctx: Context) -> dict[str, Any]:
+def answer(table: HeldTable, config: Mapping[str, Any], ctx: Context) -> dict[str, Any]:
     """By the time at which rows leave: how many have the event, and the sums over rows of hazard, hazard times columns,
     and hazard times products of columns; and the sum of columns over events.
     """

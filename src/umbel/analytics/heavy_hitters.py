@@ -14,13 +14,13 @@ from ..core.client import Context
 from ..core.randomness import Key
 from ..errors import HandlerFailed, SettingError
 from .analysis import Analysis, Answered, Asking, check_whole
-from .table import Table
+from .table import HeldTable
 
 END = 256
 """The letter after a value's last; all others are bytes of UTF-8."""
 
 
-def answer(table: Table, config: Mapping[str, Any], ctx: Context, *, pinned: bool = False) -> dict[str, Any]:
+def answer(table: HeldTable, config: Mapping[str, Any], ctx: Context, *, pinned: bool = False) -> dict[str, Any]:
     """How many rows' values go on with which letter [prefixes, 257], of a sample where there is a rate below 1."""
     labels, rate, length = table.labels(config["column"]), float(config["rate"]), int(config["length"])
     words = [value.encode()[:length] for value in labels if value is not None]

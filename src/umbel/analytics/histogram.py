@@ -12,10 +12,10 @@ from ..core.client import Context
 from ..errors import SettingError, StrategyError
 from . import order
 from .analysis import Analysis, Answered, Asking, By, check_by, check_whole, finite, group_names
-from .table import Table
+from .table import HeldTable
 
 
-def answer(table: Table, config: Mapping[str, Any], ctx: Context) -> dict[str, Any]:
+def answer(table: HeldTable, config: Mapping[str, Any], ctx: Context) -> dict[str, Any]:
     """Counts [columns, groups, bins + 2], the first and the last of what is below and above all edges."""
     codes, groups = table.groups(config["by"])
     edges = ctx.inbox["edges"]
@@ -69,7 +69,7 @@ class Histogram(Analysis):
         by, columns = check_by(self, self.by), list(self.columns)
         if isinstance(self.bins, int):
             wanted = [
-                order.Wanted(column, 0, share, trimmed=True) for share in (0.0, 1.0) for column in range(len(columns))
+                order.Rank(column, 0, share, trimmed=True) for share in (0.0, 1.0) for column in range(len(columns))
             ]
             low, high, count = yield from order.values(asking, columns, [], wanted)
             if empty := [name for name, n in zip(columns, count, strict=False) if not n]:

@@ -11,10 +11,10 @@ import numpy as np
 from ..core.client import Context
 from . import survival
 from .analysis import Analysis, Answered, Asking, By, check_by, group_names
-from .table import Floats, Ints, Table
+from .table import Floats, HeldTable, Ints
 
 
-def answer(table: Table, config: Mapping[str, Any], ctx: Context) -> dict[str, Any]:
+def answer(table: HeldTable, config: Mapping[str, Any], ctx: Context) -> dict[str, Any]:
     """Events and other exits [groups, times + 1]: at place k of those at risk at just k times."""
     codes, groups = table.groups(config["by"])
     times = ctx.inbox["times"]

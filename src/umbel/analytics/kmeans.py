@@ -15,12 +15,12 @@ from ..core.randomness import Draws, Key
 from .analysis import Analysis, Answered, Asking, check_whole
 from .covariance import moments
 from .exact import products, rationals
-from .table import Floats, Table
+from .table import Floats, HeldTable
 
 STARTS = 10
 
 
-def answer(table: Table, config: Mapping[str, Any], ctx: Context) -> dict[str, Any]:
+def answer(table: HeldTable, config: Mapping[str, Any], ctx: Context) -> dict[str, Any]:
     """By the centre that rows are nearest to: the sums [centres, columns + 2, limbs] of 1, of scaled columns, and of
     squared distances.
     """

@@ -17,10 +17,10 @@ from ..errors import HandlerFailed
 from . import coefficients
 from .analysis import Analysis, Answered, Asking, check_whole
 from .covariance import moments
-from .table import Floats, Table
+from .table import Floats, HeldTable
 
 
-def answer(table: Table, config: Mapping[str, Any], ctx: Context) -> dict[str, Any]:
+def answer(table: HeldTable, config: Mapping[str, Any], ctx: Context) -> dict[str, Any]:
     """The log-likelihood, its gradient and the information at some coefficients of scaled columns."""
     rows, _ = table.complete([*config["columns"], config["target"]])
     y = rows[:, -1]

@@ -16,7 +16,7 @@ from ..core.answer import Answer
 from ..core.ask import Ask
 from ..core.client import Context
 from .analysis import Asking
-from .table import Floats, Ints, Table
+from .table import Floats, HeldTable, Ints
 
 Keys = npt.NDArray[np.uint64]
 _TOP = np.uint64(1 << 63)
@@ -30,7 +30,7 @@ class Cell(NamedTuple):
     prefix: int
 
 
-class Wanted(NamedTuple):
+class Rank(NamedTuple):
     """The value of a rank: the `side`-th after ``floor(share * (count - 1))``, as quantiles need them. A share of 0
     or 1 may be `trimmed`: then rows that holders do not tell of, for there are too few in a cell, do not count at all.
     """
@@ -51,7 +51,7 @@ class Searched(NamedTuple):
     last: int
 
 
-def answer(table: Table, config: Mapping[str, Any], ctx: Context) -> dict[str, Any]:
+def answer(table: HeldTable, config: Mapping[str, Any], ctx: Context) -> dict[str, Any]:
     """Counts [cells asked about, 256] of the rows in their parts."""
     codes, _ = table.groups(config["by"])
     depth = int(config["depth"])
@@ -69,7 +69,7 @@ def answer(table: Table, config: Mapping[str, Any], ctx: Context) -> dict[str, A
 
 
 def values(
-    asking: Asking, columns: list[str], by: Any, wanted: list[Wanted], tolerance: float = 0.0
+    asking: Asking, columns: list[str], by: Any, wanted: list[Rank], tolerance: float = 0.0
 ) -> Generator[Ask, Answer, tuple[Floats, Floats, Ints]]:
     """Bounds, low and high, of each value wanted: equal, or no further apart than the tolerance, but where holders do
     not tell small counts; NaN where there is no value. And how many values there are in its column and group.

@@ -41,7 +41,7 @@ class Quantiles(Analysis):
         by = check_by(self, self.by)
         groups = len(group_names(self.by))
         places = [(c, g, float(q)) for c in range(len(self.columns)) for g in range(groups) for q in self.at]
-        wanted = [order.Wanted(*place, side) for place in places for side in (0, 1)]
+        wanted = [order.Rank(*place, side) for place in places for side in (0, 1)]
         low, high, count = yield from order.values(asking, list(self.columns), by, wanted, float(self.tolerance))
         shape = (len(self.columns), groups, len(self.at))
         n = count[::2].reshape(shape)

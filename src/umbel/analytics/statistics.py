@@ -17,12 +17,12 @@ from ..core.client import Context
 from . import order
 from .analysis import Analysis, Answered, Asking, By, check_by, group_names
 from .exact import powers, rationals
-from .table import Table
+from .table import HeldTable
 
 NUMBERS = ("count", "missing", "withheld", "sum", "mean", "variance", "min", "max")
 
 
-def answer(table: Table, config: Mapping[str, Any], ctx: Context) -> dict[str, Any]:
+def answer(table: HeldTable, config: Mapping[str, Any], ctx: Context) -> dict[str, Any]:
     """Counts [columns, groups], and sums [columns, groups, limbs]; groups of too few rows are withheld."""
     codes, groups = table.groups(config["by"])
     rows = []
@@ -72,7 +72,7 @@ class Statistics(Analysis):
             if n > 1:
                 result["variance"][at] = (squares[at] - sums[at] ** 2 / int(n)) / (int(n) - 1)
         if self.extremes:
-            wanted = [order.Wanted(c, g, q, trimmed=True) for q in (0.0, 1.0) for c, g in np.ndindex(*count.shape)]
+            wanted = [order.Rank(c, g, q, trimmed=True) for q in (0.0, 1.0) for c, g in np.ndindex(*count.shape)]
             low, high, _ = yield from order.values(asking, columns, by, wanted)
             result["min"], result["max"] = (
                 low[: count.size].reshape(count.shape),

@@ -12,10 +12,10 @@ from ..core.ask import Ask
 from ..errors import HandlerFailed, SettingError, StrategyError
 from . import order, tails
 from .analysis import Asking, finite
-from .table import Floats, Ints, Table
+from .table import Floats, HeldTable, Ints
 
 
-def exits(table: Table, config: Mapping[str, Any], times: Floats, kept: Ints) -> tuple[Ints, Ints]:
+def exits(table: HeldTable, config: Mapping[str, Any], times: Floats, kept: Ints) -> tuple[Ints, Ints]:
     """For each row the number of grid times at which it is at risk, and whether its event is at the last of them; -1
     where time or event is missing, or the row is not `kept`.
 

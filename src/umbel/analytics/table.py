@@ -17,7 +17,7 @@ Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Table:
+class HeldTable:
     """Columns by name: a dictionary of arrays, a structured array, or a frame of pandas or polars.
 
     `client` is whose it is; `minimum` is how many rows the holder wants behind whatever it tells; `allowed` are the

@@ -13,14 +13,25 @@ from __future__ import annotations
 
 from .algorithm import SERVER_RATES, Algorithm
 from .comparison import Tuning, run
-from .entry import Entry, Outcome
 from .fashion import fashion_mnist
 from .hospitals import heart_disease
 from .problem import Problem
 from .roster import catalogue
-from .table import Cell, Row, Table
+from .table import ResultCell, ResultRow, ResultTable
+from .trial import Outcome, Trial
 
 __all__ = [
-    "SERVER_RATES", "Algorithm", "Cell", "Entry", "Outcome", "Problem", "Row", "Table", "Tuning", "catalogue",
-    "fashion_mnist", "heart_disease", "run",
+    "SERVER_RATES",
+    "Algorithm",
+    "Outcome",
+    "Problem",
+    "ResultCell",
+    "ResultRow",
+    "ResultTable",
+    "Trial",
+    "Tuning",
+    "catalogue",
+    "fashion_mnist",
+    "heart_disease",
+    "run",
 ]  # fmt: skip

@@ -82,7 +82,7 @@ class Algorithm:
 
 
 CLIENT_RATE = "client rate"
-"""What the clients' learning rate is called among the settings of an entry."""
+"""What the clients' learning rate is called among the settings of a trial."""
 
 
 def as_algorithm(value: Any) -> Algorithm:

@@ -11,11 +11,11 @@ from typing import Any
 from ..core.strategy import Strategy
 from ..errors import SettingError
 from .algorithm import Algorithm, as_algorithm
-from .entry import Entry, Outcome, Shelf, enter, perform
 from .fingerprint import described, versions
 from .problem import Part, Problem
 from .progress import Progress, say
-from .table import Cell, Table
+from .table import ResultCell, ResultTable
+from .trial import Outcome, Shelf, Trial, perform, planned
 
 FOLDER = "umbel-bench"
 
@@ -41,7 +41,7 @@ def run(
     folder: str | os.PathLike[str] | None = FOLDER,
     workers: Any = "auto",
     tell: Callable[[str], None] | None = say,
-) -> Table:
+) -> ResultTable:
     """Compare algorithms: run each on each problem with each seed, and return the table.
 
     - `algorithms`: by name, a strategy, what makes one, or an `Algorithm`, which says what is tuned. One's own is one
@@ -72,27 +72,27 @@ def run(
     progress = Progress(sum(tries) + len(tries) * len(wanted), tell)
     desk = _Desk(Shelf(folder), known, workers, progress)
     cells = [desk.cell(p, name, a, wanted, tuning) for p in listed for name, a in chosen.items()]
-    return Table(listed, cells, wanted)
+    return ResultTable(listed, cells, wanted)
 
 
 @dataclass
 class _Desk:
-    """Does entries that are not done, and tells of them."""
+    """Does trials that are not done, and tells of them."""
 
     shelf: Shelf
     known: Mapping[tuple[str, str], Any]
     workers: Any
     progress: Progress
 
-    def cell(self, p: Problem, name: str, a: Algorithm, seeds: Sequence[int], tuning: Tuning | None) -> Cell:
+    def cell(self, p: Problem, name: str, a: Algorithm, seeds: Sequence[int], tuning: Tuning | None) -> ResultCell:
         """An algorithm on a problem."""
         settings, tries = self.tuned(p, name, a, tuning)
         runs = [self.done(p, name, a, "test", seed, settings) for seed in seeds]
-        return Cell(p, name, a, settings, tries, runs)
+        return ResultCell(p, name, a, settings, tries, runs)
 
     def tuned(
         self, p: Problem, name: str, a: Algorithm, tuning: Tuning | None
-    ) -> tuple[dict[str, Any], list[tuple[Entry, Outcome]]]:
+    ) -> tuple[dict[str, Any], list[tuple[Trial, Outcome]]]:
         """The best settings, and what was tried for them."""
         choices = list(a.choices(p))
         if tuning is None or len(choices) == 1:
@@ -109,23 +109,23 @@ class _Desk:
     def done(
         self, p: Problem, name: str, a: Algorithm, part: Part, seed: int, settings: Mapping[str, Any],
         rounds: int | None = None,
-    ) -> tuple[Entry, Outcome]:  # fmt: skip
-        """An entry, and what came of it: now, or when it was done."""
+    ) -> tuple[Trial, Outcome]:  # fmt: skip
+        """A trial, and what came of it: now, or when it was done."""
         rounds, every = self.rounds(p, name, a, settings, rounds)
         known = self.known[p.name, name]
-        entry = enter(p.name, name, known, part=part, seed=seed, rounds=rounds, every=every, settings=settings)
-        return self.entered(p, a, entry)
+        trial = planned(p.name, name, known, part=part, seed=seed, rounds=rounds, every=every, settings=settings)
+        return self.entered(p, a, trial)
 
-    def entered(self, p: Problem, a: Algorithm, entry: Entry, count: bool = True) -> tuple[Entry, Outcome]:
-        """The outcome of an entry."""
-        outcome = self.shelf.find(entry)
+    def entered(self, p: Problem, a: Algorithm, trial: Trial, count: bool = True) -> tuple[Trial, Outcome]:
+        """The outcome of a trial."""
+        outcome = self.shelf.find(trial)
         fresh = outcome is None
         if outcome is None:
-            outcome = perform(entry, p, a, self.workers, self.progress.watch(entry))
-            self.shelf.keep(entry, outcome)
+            outcome = perform(trial, p, a, self.workers, self.progress.watch(trial))
+            self.shelf.keep(trial, outcome)
         if count:
-            self.progress.done(entry, outcome, outcome.score(a.metric or p.metric), fresh)
-        return entry, outcome
+            self.progress.done(trial, outcome, outcome.score(a.metric or p.metric), fresh)
+        return trial, outcome
 
     def rounds(
         self, p: Problem, name: str, a: Algorithm, settings: Mapping[str, Any], rounds: int | None
@@ -137,7 +137,7 @@ class _Desk:
         if rounds is not None and "cohort" not in a.given:
             return rounds, p.evaluate_every
         known = self.known[p.name, name]
-        pilot = enter(p.name, name, known, part="validation", seed=0, rounds=1, every=1, settings=settings)
+        pilot = planned(p.name, name, known, part="validation", seed=0, rounds=1, every=1, settings=settings)
         each = self.entered(p, a, pilot, count=False)[1].updates or 1
         cohort = p.cohort if isinstance(p.cohort, int) else round((p.cohort or 1) * len(p.federation(0, 0).clients))
         updates = rounds * cohort if rounds is not None else p.updates or 0

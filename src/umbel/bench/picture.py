@@ -8,12 +8,12 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .entry import Outcome
+from .trial import Outcome
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from .table import Table
+    from .table import ResultTable
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#555555")
 STYLES = ("-", "--", ":", "-.")
@@ -21,7 +21,7 @@ COLUMN = 16
 """So many names stand below each other."""
 
 
-def draw(table: Table, problem: str, path: str | os.PathLike[str] | None = None) -> Figure:
+def draw(table: ResultTable, problem: str, path: str | os.PathLike[str] | None = None) -> Figure:
     """Draw the problem's metric by client updates, which rounds of all algorithms have in common: of each algorithm the
     mean over seeds, and shaded their range; the best stands first. Writes `path` where one is given. Needs matplotlib.
     """

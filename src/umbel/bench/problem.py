@@ -16,7 +16,7 @@ from ..simulation.federation import Simulation
 from ..simulation.fleets import Fleet
 
 Part = Literal["validation", "test"]
-"""What an entry is scored on: settings are chosen on the one, and the chosen ones compared on the other."""
+"""What a trial is scored on: settings are chosen on the one, and the chosen ones compared on the other."""
 
 
 @dataclass(frozen=True, kw_only=True)

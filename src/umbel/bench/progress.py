@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from ..runs.events import RoundCommitted, RunEvent
-from .entry import Entry, Outcome
+from .trial import Outcome, Trial
 
 EVERY = 10.0
 """A run that goes on is told of after so many seconds, and again."""
@@ -32,7 +32,7 @@ class Progress:
         self._fresh: list[float] = []
         self._began = self._said = clock()
 
-    def watch(self, entry: Entry) -> Callable[[RunEvent], None]:
+    def watch(self, trial: Trial) -> Callable[[RunEvent], None]:
         """An observer of the run that begins now."""
         self._began = self._said = self._clock()
 
@@ -40,13 +40,13 @@ class Progress:
             now = self._clock()
             if self._tell is not None and isinstance(event, RoundCommitted) and now - self._said >= EVERY:
                 self._said = now
-                self._tell(f"{self._head(entry)}: round {event.round} of {entry.rounds}")
+                self._tell(f"{self._head(trial)}: round {event.round} of {trial.rounds}")
 
         return observe
 
-    def done(self, entry: Entry, outcome: Outcome, score: float, fresh: bool) -> None:
+    def done(self, trial: Trial, outcome: Outcome, score: float, fresh: bool) -> None:
         """A run is done, or was done before."""
-        head = self._head(entry)
+        head = self._head(trial)
         self.count += 1
         if fresh:
             self._fresh.append(self._clock() - self._began)
@@ -58,10 +58,10 @@ class Progress:
         left = (self.runs - self.count) * sum(self._fresh) / len(self._fresh)
         self._tell(f"{head}: {what} ({self._fresh[-1]:.1f} s; {lasting(left)} left)")
 
-    def _head(self, entry: Entry) -> str:
-        settings = ", ".join(f"{name} {value}" for name, value in entry.settings.items())
-        why = "tuning" if entry.part == "validation" else f"seed {entry.seed}"
-        return f"[{self.count + 1}/{self.runs}] {entry.problem}, {entry.algorithm}, {why}, {settings}"
+    def _head(self, trial: Trial) -> str:
+        settings = ", ".join(f"{name} {value}" for name, value in trial.settings.items())
+        why = "tuning" if trial.part == "validation" else f"seed {trial.seed}"
+        return f"[{self.count + 1}/{self.runs}] {trial.problem}, {trial.algorithm}, {why}, {settings}"
 
 
 def lasting(seconds: float) -> str:

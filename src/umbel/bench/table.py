@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 from .. import files
 from ..errors import SettingError
 from .algorithm import CLIENT_RATE, Algorithm
-from .entry import LAST, Entry, Outcome
 from .fingerprint import versions
 from .problem import Problem
+from .trial import LAST, Outcome, Trial
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,19 +29,19 @@ SHARE = 0.95
 
 
 @dataclass(frozen=True)
-class Cell:
+class ResultCell:
     """An algorithm on a problem: the settings that were chosen, the runs that chose them, and a run for each seed."""
 
     problem: Problem
     name: str
     algorithm: Algorithm
     settings: Mapping[str, Any]
-    tries: Sequence[tuple[Entry, Outcome]]
-    runs: Sequence[tuple[Entry, Outcome]]
+    tries: Sequence[tuple[Trial, Outcome]]
+    runs: Sequence[tuple[Trial, Outcome]]
 
 
 @dataclass(frozen=True)
-class Row:
+class ResultRow:
     """A cell in figures, each a mean over the seeds that did not fail.
 
     `spread` is the standard deviation over seeds; `reached` the median of the rounds to `target`, of those `arrived`
@@ -73,13 +73,13 @@ class Row:
     failed: str | None
 
 
-class Table:
+class ResultTable:
     """The rows of a comparison; printed, it is its Markdown.
 
     `cells` have every run with its series, for pictures of one's own.
     """
 
-    def __init__(self, problems: Sequence[Problem], cells: Sequence[Cell], seeds: Sequence[int]) -> None:
+    def __init__(self, problems: Sequence[Problem], cells: Sequence[ResultCell], seeds: Sequence[int]) -> None:
         self.problems = list(problems)
         self.cells = list(cells)
         self.seeds = list(seeds)
@@ -87,7 +87,7 @@ class Table:
     def __str__(self) -> str:
         return self.markdown()
 
-    def of(self, problem: str) -> list[Cell]:
+    def of(self, problem: str) -> list[ResultCell]:
         """The cells of a problem. Raises `SettingError` where there is no such problem."""
         found = [cell for cell in self.cells if cell.problem.name == problem]
         if not found:
@@ -105,11 +105,11 @@ class Table:
         return SHARE * max(best) if problem.goal == "max" else min(best) / SHARE
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[ResultRow]:
         """All rows: problem by problem, the best first, those that failed last."""
         return [row for p in self.problems for row in self._sorted(p)]
 
-    def _sorted(self, problem: Problem) -> list[Row]:
+    def _sorted(self, problem: Problem) -> list[ResultRow]:
         rows = [_row(cell, self.target(problem)) for cell in self.of(problem.name)]
         sign = -1 if problem.goal == "max" else 1
         return sorted(rows, key=lambda row: math.inf if math.isnan(row.score) else sign * row.score)
@@ -156,9 +156,9 @@ class Table:
     def json(self) -> str:
         """The rows, the curves and what they depend on, as JSON."""
         curves = [
-            {"problem": cell.problem.name, "algorithm": cell.name, **asdict(outcome), "seed": entry.seed,
-             "part": entry.part, "settings": entry.settings, "key": entry.key}
-            for cell in self.cells for entry, outcome in (*cell.tries, *cell.runs)
+            {"problem": cell.problem.name, "algorithm": cell.name, **asdict(outcome), "seed": trial.seed,
+             "part": trial.part, "settings": trial.settings, "key": trial.key}
+            for cell in self.cells for trial, outcome in (*cell.tries, *cell.runs)
         ]  # fmt: skip
         tree = {"versions": versions(), "rows": [asdict(row) for row in self.rows], "runs": curves}
         return json.dumps(_finite(tree), indent=1) + "\n"
@@ -213,7 +213,7 @@ to" is the median over seeds, with how many came there if not all; what was neve
 seed, which "tuning" counts with their seconds; a setting marked * is at an end of what was tried."""
 
 
-def _row(cell: Cell, target: float) -> Row:
+def _row(cell: ResultCell, target: float) -> ResultRow:
     p, kept = cell.problem, [outcome for _, outcome in cell.runs if outcome.failed is None]
     scores = _scores(cell)
     reached = [r for o in kept if (r := o.reached(p.metric, target, p.goal)) is not None]
@@ -221,7 +221,7 @@ def _row(cell: Cell, target: float) -> Row:
     if kept and not scores:
         failed.append(f"{p.metric} is not a number at its end, or is not evaluated")
     many = f"{len(failed)} of {len(cell.runs)} seeds: " if failed and scores else ""
-    return Row(
+    return ResultRow(
         problem=p.name,
         algorithm=cell.name,
         metric=p.metric,
@@ -247,12 +247,12 @@ def _row(cell: Cell, target: float) -> Row:
     )
 
 
-def _scores(cell: Cell) -> list[float]:
+def _scores(cell: ResultCell) -> list[float]:
     found = [outcome.score(cell.problem.metric) for _, outcome in cell.runs]
     return [score for score in found if not math.isnan(score)]
 
 
-def _curve(cell: Cell) -> bool:
+def _curve(cell: ResultCell) -> bool:
     return any(outcome.series.get(cell.problem.metric) for _, outcome in cell.runs if outcome.failed is None)
 
 
@@ -267,7 +267,7 @@ def _budget(p: Problem, seeds: int) -> str:
     return f"{budget}{cohort}{config and f'; {config}'}; {seeds} seed{'s' if seeds != 1 else ''}."
 
 
-def _cells(row: Row, p: Problem) -> list[str]:
+def _cells(row: ResultRow, p: Problem) -> list[str]:
     if math.isnan(row.score):
         return [row.algorithm, "failed", *["-"] * (7 + len(p.also)), _settings(row), _tuning(row)]
     to = "-" if row.reached is None else f"{row.reached:g}"
@@ -278,12 +278,12 @@ def _cells(row: Row, p: Problem) -> list[str]:
             _settings(row), _tuning(row)]  # fmt: skip
 
 
-def _settings(row: Row) -> str:
+def _settings(row: ResultRow) -> str:
     own = {("lr" if n == CLIENT_RATE else f"server {n}" if n == "lr" else n, n): v for n, v in row.settings.items()}
     return ", ".join(f"{said} {value}{'*' if name in row.edge else ''}" for (said, name), value in own.items())
 
 
-def _tuning(row: Row) -> str:
+def _tuning(row: ResultRow) -> str:
     return f"{row.tuning_runs} runs, {row.tuning_seconds:.0f} s" if row.tuning_runs else "none"
 
 

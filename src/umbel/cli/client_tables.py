@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import SettingError
-from ..runs.receipts import ClientRow, Clients, Quantiles
+from ..runs.receipts import ClientQuantiles, ClientRow, Clients
 from .progress import WORDS
-from .records import Record
+from .records import RunRecord
 from .terminal import duration, number, plain, stdout
 
 MOST_ROWS = 40
@@ -23,7 +23,7 @@ MOST_COLUMNS = 4
 STATUSES = {"failed": "red", "late": "yellow", "dropped": "dim"}
 
 
-def show_clients(record: Record, round: int | None, *, json: bool) -> None:
+def show_clients(record: RunRecord, round: int | None, *, json: bool) -> None:
     """Print the clients of a round, by default of the last that there is anything of, or, as JSON, of all rounds."""
     clients = Clients(record.log.events)
     known = clients.rounds
@@ -44,7 +44,7 @@ def _plain(row: ClientRow) -> dict[str, Any]:
     return {**asdict(row), "metrics": plain(row.metrics)}
 
 
-def _print(console: Console, record: Record, rows: Sequence[ClientRow], spreads: Sequence[Quantiles]) -> None:
+def _print(console: Console, record: RunRecord, rows: Sequence[ClientRow], spreads: Sequence[ClientQuantiles]) -> None:
     if not rows and not spreads:
         console.print(Text(f"{record.id}: no client has been heard of yet", style="dim"))
         return
@@ -79,7 +79,7 @@ def _rows(rows: Sequence[ClientRow]) -> Table:
     return table
 
 
-def _spreads(spreads: Sequence[Quantiles]) -> Table:
+def _spreads(spreads: Sequence[ClientQuantiles]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False, header_style="dim")
     for title in ("kind", "of", "clients", "least", "25 %", "median", "75 %", "greatest"):
         table.add_column(title, justify="left" if title in ("kind", "of") else "right", overflow="fold")

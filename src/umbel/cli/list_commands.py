@@ -21,7 +21,7 @@ from ..runs.history import History
 from ..runs.journal import load_checked, write_whole
 from .client_tables import show_clients
 from .page import STATES, page
-from .records import Record, find, records
+from .records import RunRecord, find, records
 from .terminal import ago, main_metrics, number, plain, plural, stdout
 
 WIDE = 100
@@ -64,7 +64,7 @@ def show(reference: str, folder: Path, plot: Path | None, part: ClientsView | No
     show_record(find(reference, folder), plot, part)
 
 
-def show_record(record: Record, plot: Path | None, part: ClientsView | None = None) -> None:
+def show_record(record: RunRecord, plot: Path | None, part: ClientsView | None = None) -> None:
     """Print the page of a record, or a part, and draw its curves to a file where one is given. Raises `SettingError`
     where there are none to draw.
     """
@@ -111,7 +111,7 @@ def _loaders(model: Arrays, file: Path) -> Iterator[str]:
     yield f"import safetensors.{kind} as st; model = st.load_file({str(file)!r})  # pip install {packages}"
 
 
-def _row(record: Record) -> dict[str, Any]:
+def _row(record: RunRecord) -> dict[str, Any]:
     started = f"{record.began:%Y-%m-%d %H:%M:%S}"
     try:
         log = record.log
@@ -154,7 +154,7 @@ def _table(rows: list[dict[str, Any]], wide: bool) -> Table:
     return table
 
 
-def _plot(record: Record, file: Path) -> None:
+def _plot(record: RunRecord, file: Path) -> None:
     try:
         History(record.log.rounds).plot(file, title=record.id, failed=record.state == "failed")
     except ImportError as error:
@@ -167,7 +167,7 @@ def _plot(record: Record, file: Path) -> None:
         raise StorageError(f"{file} cannot be written: {error.strerror}") from error
 
 
-def _model(record: Record, round: int | None) -> tuple[Arrays, str]:
+def _model(record: RunRecord, round: int | None) -> tuple[Arrays, str]:
     """The model after a round, or the result, and which it is in words."""
     rounds = record.log.rounds
     if round == 0 or (round is None and not rounds):

@@ -18,7 +18,7 @@ LAST = "last"
 
 
 @dataclass(frozen=True)
-class Record:
+class RunRecord:
     """A run's folder; its log is read when it is asked for, and raises `CorruptFile` where it is damaged."""
 
     folder: Path
@@ -89,7 +89,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class RemoteRecord(Record):
+class RemoteRecord(RunRecord):
     """A run on a server, whose log has been fetched."""
 
     heard: RunLog | None = None
@@ -126,21 +126,21 @@ def log_of(events: Sequence[RunEvent]) -> RunLog:
     return sorted_out(list(events), events[0])
 
 
-def records(folder: Path) -> list[Record]:
+def records(folder: Path) -> list[RunRecord]:
     """All runs in a folder, the one that was last active at the end; where a log is empty, none has begun."""
     if not folder.is_dir():
         return []
-    found = [Record(path) for path in folder.iterdir() if (path / LOG).is_file() and (path / LOG).stat().st_size]
+    found = [RunRecord(path) for path in folder.iterdir() if (path / LOG).is_file() and (path / LOG).stat().st_size]
     return sorted(found, key=lambda record: (record.touched, record.id))
 
 
-def find(reference: str, folder: Path) -> Record:
+def find(reference: str, folder: Path) -> RunRecord:
     """The run that `reference` means: `last`, the path of a run's folder, an id, or the beginning or another part of an
     id that no other run has. Raises `JournalMissing` for none, `SettingError` for several.
     """
     path = Path(reference)
     if (path / LOG).is_file():
-        return Record(path.resolve())
+        return RunRecord(path.resolve())
     known = records(folder)
     if not known:
         raise JournalMissing(f"there are no runs in {folder}", hint="--folder DIR says where else to look.")
@@ -160,7 +160,7 @@ def find(reference: str, folder: Path) -> Record:
     raise JournalMissing(f"there is no run {reference} in {folder}", hint=guess)
 
 
-def _last(known: Sequence[Record], folder: Path) -> Record:
+def _last(known: Sequence[RunRecord], folder: Path) -> RunRecord:
     """The run that was last active, of those that have begun. Raises `JournalMissing` where none has."""
     for record in reversed(known):
         try:

@@ -27,7 +27,7 @@ from .faults import stop_signals, warn
 from .federations import Wanted, start_early
 from .forecast import forecast
 from .progress import progress
-from .records import Record, find, is_over
+from .records import RunRecord, find, is_over
 from .terminal import plural, stderr, stdout
 
 
@@ -124,7 +124,7 @@ def resume(
     _ending(result, record.folder.parent).print(json)
 
 
-def _app_of(record: Record, app: str | None) -> LoadedApp:
+def _app_of(record: RunRecord, app: str | None) -> LoadedApp:
     source = record.log.started.app
     if app is None and "path" not in source:
         raise SettingError(

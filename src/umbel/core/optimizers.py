@@ -85,7 +85,7 @@ class sgd(ServerOptimizer):
 
 
 @dataclass(frozen=True)
-class Adaptive(ServerOptimizer):
+class AdaptiveOptimizer(ServerOptimizer):
     """What adam, yogi and adagrad share: a running mean, and a second moment that divides it; `tau` bounds how far it
     is divided.
 
@@ -130,7 +130,7 @@ class Adaptive(ServerOptimizer):
 
 
 @dataclass(frozen=True)
-class adam(Adaptive):
+class adam(AdaptiveOptimizer):
     """FedAdam's server step."""
 
     def second(self, moment: Array, square: Array) -> Array:
@@ -138,7 +138,7 @@ class adam(Adaptive):
 
 
 @dataclass(frozen=True)
-class yogi(Adaptive):
+class yogi(AdaptiveOptimizer):
     """FedYogi's server step: the second moment moves towards the square by a bounded amount."""
 
     def second(self, moment: Array, square: Array) -> Array:
@@ -147,7 +147,7 @@ class yogi(Adaptive):
 
 
 @dataclass(frozen=True)
-class adagrad(Adaptive):
+class adagrad(AdaptiveOptimizer):
     """FedAdagrad's server step: the second moment is the sum of all squares."""
 
     beta1: float = 0.0

@@ -10,7 +10,7 @@ from ..core.answer import client_order
 from ..core.fold import Fold
 from ..core.update import Contribution, Update
 from ..errors import ClientId, StrategyError
-from .gathered import Gathering, Row
+from .gathered import GatheredRow, Gathering
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,13 @@ class collect(Fold):
 
     def add(self, acc: Gathering, item: Contribution, factor: float = 1.0) -> Gathering:
         held = 0 if item.mapped else item.arrays.nbytes + item.aux.nbytes
-        row = Row(item.client, factor, item.arrays, aux=item.aux, weight=item.weight, held=held)
+        row = GatheredRow(item.client, factor, item.arrays, aux=item.aux, weight=item.weight, held=held)
         return self._with(acc, [row])
 
     def merge(self, acc: Gathering, other: Gathering) -> Gathering:
         return self._with(acc, other.rows)
 
-    def _with(self, acc: Gathering, rows: Sequence[Row]) -> Gathering:
+    def _with(self, acc: Gathering, rows: Sequence[GatheredRow]) -> Gathering:
         if twice := sorted((row.client for row in rows if row.client in acc.clients), key=client_order):
             raise StrategyError(f"clients {twice} have two updates in one collection")
         acc.take(rows)

@@ -39,7 +39,7 @@ _NARROW = 256  # elements of one update at a time at least
 
 
 @dataclass(slots=True)
-class Row:
+class GatheredRow:
     """One update: what its client said, by how much it is discounted, the largest element of each array, and how many
     bytes of memory it holds.
     """
@@ -57,7 +57,7 @@ class Row:
 class Gathering:
     """The accumulator: updates with the same arrays, in whatever order they came."""
 
-    rows: list[Row] = field(default_factory=list)
+    rows: list[GatheredRow] = field(default_factory=list)
     schema: Schema = field(default_factory=lambda: Schema({}))
     clients: set[ClientId] = field(default_factory=set)
     held: int = 0
@@ -77,7 +77,7 @@ class Gathering:
         """The shape of each array."""
         return {name: spec.shape for name, spec in self.schema.items()}
 
-    def take(self, rows: Sequence[Row]) -> None:
+    def take(self, rows: Sequence[GatheredRow]) -> None:
         """Take in updates, and move what is in memory to a file once it is too much."""
         self.rows += rows
         self.clients.update(row.client for row in rows)
@@ -122,7 +122,7 @@ class Gathered(Fold):
         if not acc.rows:
             acc.schema = arrays.schema
         held = 0 if item.mapped else arrays.nbytes
-        acc.take([Row(item.client, factor, arrays, item.magnitudes, held=held)])
+        acc.take([GatheredRow(item.client, factor, arrays, item.magnitudes, held=held)])
         return acc
 
     def merge(self, acc: Gathering, other: Gathering) -> Gathering:
@@ -149,7 +149,7 @@ class Updates:
     """The updates that were gathered, in the order of their clients' ids; `clients` has these."""
 
     def __init__(self, acc: Gathering) -> None:
-        def tied(row: Row, other: Row) -> bool:
+        def tied(row: GatheredRow, other: GatheredRow) -> bool:
             return (row.client, row.factor) == (other.client, other.factor)
 
         rows = sorted(acc.rows, key=lambda row: (*client_order(row.client), -row.factor))

@@ -50,7 +50,7 @@ class ClientRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Quantiles:
+class ClientQuantiles:
     """How a number differs between the clients of an ask that are too many for rows of their own.
 
     `name` is `"weight"`, `"seconds"` or, for a metric, `"metrics.loss"`, say; `count` clients have a finite one. `low`
@@ -108,10 +108,10 @@ class Clients(Sequence[ClientRow]):
         return [_row(event, place) for event in asks for place in range(len(event.clients.get("client", ())))]
 
     @property
-    def spreads(self) -> list[Quantiles]:
+    def spreads(self) -> list[ClientQuantiles]:
         """The quantiles of the asks whose clients are too many for rows."""
         return [
-            Quantiles(
+            ClientQuantiles(
                 event.round,
                 event.kind,
                 name,

@@ -41,7 +41,7 @@ NAMED = 5
 """How many failed runs it names first."""
 
 
-class Histogram:
+class Latencies:
     """How often something took how many seconds."""
 
     def __init__(self, bounds: tuple[float, ...] = BOUNDS) -> None:
@@ -103,7 +103,7 @@ class ServerFacts:
     blobs_waiting: int = 0
     store_bytes: int = 0
     disk_free: int | None = None
-    commits: Histogram = field(default_factory=Histogram)
+    commits: Latencies = field(default_factory=Latencies)
     frames_in: int = 0
     frames_out: int = 0
     certificate_until: float | None = None
@@ -324,7 +324,7 @@ def metrics(known: ServerFacts) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _buckets(name: str, text: str, histogram: Histogram) -> Iterator[str]:
+def _buckets(name: str, text: str, histogram: Latencies) -> Iterator[str]:
     yield f"# HELP {name} {text}"
     yield f"# TYPE {name} histogram"
     below = 0

@@ -46,7 +46,7 @@ from .desk import Desk
 from .dispatch import Dispatch
 from .feeds import Feeds
 from .ledger import ENDED, READERS
-from .pages import Histogram
+from .pages import Latencies
 from .programs import Programs, Surroundings
 from .registry import NodeRecord, Registry
 from .router import Router
@@ -98,7 +98,7 @@ class Service:
             log_bytes=settings.log_quota,
         )
         self.feeds = Feeds(self._events, lambda run: self.programs.is_over(run))
-        self.commit_seconds = Histogram()
+        self.commit_seconds = Latencies()
         self.commits = self._group_commit()
         self.commit, self.summaries = self.commits.done, self.router.summaries
         around = Surroundings(

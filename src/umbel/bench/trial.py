@@ -27,7 +27,7 @@ LAST = 3
 
 
 @dataclass(frozen=True)
-class Entry:
+class Trial:
     """One run of a comparison, evaluated `every` so many rounds; `key` is a hash of all that its outcome depends on."""
 
     problem: str
@@ -42,7 +42,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of an entry: the values of each metric by round, what it cost, and why it `failed`, if it did.
+    """What came of a trial: the values of each metric by round, what it cost, and why it `failed`, if it did.
 
     `updates` counts what was folded of clients' updates, as the run's log says; `asks` counts the tasks asked for by
     kind. `bytes_down` and `bytes_up` are what clients were sent and gave back, evaluations aside; `seconds` is the wall
@@ -74,7 +74,7 @@ class Outcome:
         return None
 
 
-def enter(
+def planned(
     problem: str,
     algorithm: str,
     known: Any,
@@ -84,25 +84,25 @@ def enter(
     rounds: int,
     every: int,
     settings: Mapping[str, Any],
-) -> Entry:
-    """The entry of a run; `known` describes problem and algorithm (see `fingerprint.described`)."""
+) -> Trial:
+    """The trial of a run; `known` describes problem and algorithm (see `fingerprint.described`)."""
     key = digest([FORMAT, known, part, seed, rounds, every, described(settings)])[:24]
-    return Entry(problem, algorithm, part, seed, rounds, every, dict(settings), key)
+    return Trial(problem, algorithm, part, seed, rounds, every, dict(settings), key)
 
 
 def perform(
-    entry: Entry, problem: Problem, algorithm: Algorithm, workers: Any, watch: Callable[[RunEvent], None]
+    trial: Trial, problem: Problem, algorithm: Algorithm, workers: Any, watch: Callable[[RunEvent], None]
 ) -> Outcome:
-    """Do an entry's run. What the algorithm, the client or the model does wrong is an outcome that says so; a full disk
+    """Do a trial's run. What the algorithm, the client or the model does wrong is an outcome that says so; a full disk
     or Ctrl-C ends the comparison.
     """
-    ledger = Ledger()
+    ledger = Tally()
     began = time.perf_counter()
     try:
-        settings = {problem.rate: entry.settings[CLIENT_RATE], **algorithm.config}
-        app = problem.app(algorithm.build(problem, entry.settings), entry.rounds, entry.part, settings, entry.every)
-        federation = problem.federation(entry.seed, workers)
-        result = run_app(app, on=federation, seed=entry.seed, folder=None, observers=(ledger.note, watch))
+        settings = {problem.rate: trial.settings[CLIENT_RATE], **algorithm.config}
+        app = problem.app(algorithm.build(problem, trial.settings), trial.rounds, trial.part, settings, trial.every)
+        federation = problem.federation(trial.seed, workers)
+        result = run_app(app, on=federation, seed=trial.seed, folder=None, observers=(ledger.note, watch))
     except RunInterrupted as error:
         error.hint = "The runs that are done are kept in the comparison's folder, if it has one; the next call goes on."
         raise
@@ -121,7 +121,7 @@ def _why(error: Exception) -> str:
     return f"{kind}{said}"[:400]
 
 
-class Ledger:
+class Tally:
     """Counts what a run asks and folds, by its log."""
 
     def __init__(self) -> None:
@@ -159,18 +159,18 @@ class Ledger:
 
 
 class Shelf:
-    """The folder that has a file for each entry that is done; None keeps nothing."""
+    """The folder that has a file for each trial that is done; None keeps nothing."""
 
     def __init__(self, folder: str | os.PathLike[str] | None) -> None:
         self.folder = None if folder is None else Path(folder)
 
-    def place(self, entry: Entry) -> Path | None:
-        """The file of an entry."""
-        return None if self.folder is None else self.folder / "entries" / f"{entry.key}.json"
+    def place(self, trial: Trial) -> Path | None:
+        """The file of a trial."""
+        return None if self.folder is None else self.folder / "trials" / f"{trial.key}.json"
 
-    def find(self, entry: Entry) -> Outcome | None:
-        """What came of an entry, if it is done. Raises `CorruptFile` for a file that is not what was written."""
-        place = self.place(entry)
+    def find(self, trial: Trial) -> Outcome | None:
+        """What came of a trial, if it is done. Raises `CorruptFile` for a file that is not what was written."""
+        place = self.place(trial)
         try:
             if place is None:
                 return None
@@ -179,12 +179,12 @@ class Shelf:
         except FileNotFoundError:
             return None
         except (ValueError, TypeError, KeyError) as error:
-            raise CorruptFile(f"{place} is no entry: {error}", hint="Remove it, and it is done again.") from error
+            raise CorruptFile(f"{place} is no trial: {error}", hint="Remove it, and it is done again.") from error
 
-    def keep(self, entry: Entry, outcome: Outcome) -> None:
-        """Write an entry's file, whole or not at all. Raises `StorageError`."""
-        if (place := self.place(entry)) is None:
+    def keep(self, trial: Trial, outcome: Outcome) -> None:
+        """Write a trial's file, whole or not at all. Raises `StorageError`."""
+        if (place := self.place(trial)) is None:
             return
-        text = json.dumps({"entry": asdict(entry), "outcome": asdict(outcome)}, indent=1)
+        text = json.dumps({"trial": asdict(trial), "outcome": asdict(outcome)}, indent=1)
         place.parent.mkdir(parents=True, exist_ok=True)
         files.write_pieces(place, [text.encode()])
