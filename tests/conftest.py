@@ -33,6 +33,13 @@ settings.register_profile("full", settings.get_profile("quick"), max_examples=40
 settings.load_profile("quick")
 
 
+def some(cases: Iterable[Any], most: int) -> list[Any]:
+    """Parameters of a test that takes long: `most` of the cases, evenly spaced, and the others marked as slow."""
+    listed = [each if isinstance(each, tuple) else (each,) for each in cases]
+    kept = {(2 * i + 1) * len(listed) // (2 * most) for i in range(most)}
+    return [pytest.param(*each, marks=() if at in kept else pytest.mark.slow) for at, each in enumerate(listed)]
+
+
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Say how to have the same order again; pytest-randomly's own line is not printed with -q."""
     terminal = session.config.pluginmanager.get_plugin("terminalreporter")

@@ -82,6 +82,7 @@ def test_the_reference_and_umbel_are_the_same_where_nothing_is_drawn(name):
     assert len({round(loss, 3) for *_, loss in theirs}) == 4
 
 
+@pytest.mark.slow
 def test_workers_change_nothing():
     e = experiment(epochs=[1, 3], batch=8)
     tables = [

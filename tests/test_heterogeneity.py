@@ -98,6 +98,7 @@ def test_the_command_prints_tables_and_draws_where_it_is_told(folder, tmp_path, 
     assert (tmp_path / "new" / "heterogeneity-clients.png").exists()
 
 
+@pytest.mark.slow
 def test_workers_change_nothing(lab) -> None:
     fleet = Fleet([heterogeneity.GPU, heterogeneity.CPU], work=heterogeneity.by_batches)
     config = heterogeneity.plan(SIZE, 2)

@@ -14,6 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+from tests.conftest import some
 
 import umbel
 from umbel import (
@@ -285,7 +286,7 @@ def snapshots(app, tmp_path):
     return whole, taken
 
 
-@pytest.mark.parametrize("name", MAKE)
+@pytest.mark.parametrize("name", some(MAKE, 3))
 def test_a_run_that_dies_at_any_moment_ends_like_one_that_does_not(name, tmp_path):
     whole, taken = snapshots(MAKE[name](), tmp_path)
     assert learned(whole) == learned(run(MAKE[name]()))

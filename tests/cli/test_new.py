@@ -54,7 +54,7 @@ def test_a_new_app_says_its_own_name_and_is_lint_clean(umbel: Command, folder: P
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-QUICK = ("XGBoostBagging", "FedDF", "FedRep", "HeteroFL", "IFCA", "Matched", "Mime", "Moon")
+QUICK = ("XGBoostBagging", "FedDF", "HeteroFL", "Matched")
 """Strategies that need more than the usual; the others are made and run with the slow tests."""
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.conftest import some
 
 import umbel
 from umbel import Arrays, Ask, Correction, FedAvg, Free, Like, State, Strategy, Update, Window, mean
@@ -160,7 +161,7 @@ class Weighs(Strategy):
         return State(state.model.replace({"w": state.model["w"] + answer.value["w"]}))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", some([0, 2], 1))
 @pytest.mark.parametrize(
     ("weight", "expected"),
     [(None, 1.0), (2.0, 1.0), (lambda c: c, 5 / 3), (lambda c: 1.0 if c == 2 else 0.0, 2.0), (lambda c: None, 1.0)],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from tests.conftest import some
 from tests.deployment.conftest import APP, app_of
 
 import umbel
@@ -33,14 +34,14 @@ def test_a_run_on_four_nodes_ends_with_the_simulations_bits(four):
     assert found["metrics"] == expected.metrics
 
 
-@pytest.mark.parametrize("name", ["own", "sparse", "shapes", "shares", "robust", "steps", "variates"])
+@pytest.mark.parametrize("name", some(["own", "sparse", "shapes", "shares", "robust", "steps", "variates"], 3))
 def test_so_does_one_that_asks_in_other_ways(four, name):
     run = four.submit(f"{APP}:{name}", 3)
     with four.office() as office:
         assert four.finished(run, office)["model_sha256"] == simulated(name, 3).model_sha256
 
 
-@pytest.mark.parametrize("name", ["windowed", "late"])
+@pytest.mark.parametrize("name", some(["windowed", "late"], 1))
 def test_one_whose_window_closes_early_comes_to_its_end(four, name):
     run = four.submit(f"{APP}:{name}", 3)
     with four.office() as office:

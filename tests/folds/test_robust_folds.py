@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.conftest import some
 
 import umbel
 from umbel import folds
@@ -593,8 +594,6 @@ def test_the_mean_is_ruined():
     assert accuracy(learned(umbel.mean(), 0, own=True)) < 0.1
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(each, marks=() if each in ("krum", "median") else pytest.mark.slow) for each in LEARNING]
-)
+@pytest.mark.parametrize("name", some(LEARNING, 1))
 def test_two_workers_give_the_same_bits(name):
     assert attacked_run(name, 2).model_sha256 == attacked_run(name, 0).model_sha256

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.conftest import some
 from tests.test_resume import Unsynced, snapshots
 
 import umbel
@@ -184,9 +185,7 @@ def test_nothing_is_kept_where_nobody_looks(tmp_path, monkeypatch):
     assert saved.keys() == {"state", "ask", "transforms", "late", "clock"}
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(each, marks=() if at < 2 else pytest.mark.slow) for at, each in enumerate(SAMPLERS)]
-)
+@pytest.mark.parametrize("name", some(SAMPLERS, 1))
 def test_with_workers_the_run_is_the_same(name):
     results = [run(app(Patient(SAMPLERS[name], OORT)), on=simulation(workers)) for workers in (0, 2)]
     assert len({result.model_sha256 for result in results}) == 1
@@ -263,7 +262,7 @@ def asked(result):
     return result.model_sha256, [(row.round, row.client, row.status, row.metrics) for row in result.clients]
 
 
-@pytest.mark.parametrize("name", MAKE)
+@pytest.mark.parametrize("name", some(MAKE, 2))
 def test_a_run_that_dies_at_any_moment_ends_like_one_that_does_not(name, tmp_path, monkeypatch):
     virtual, told = name == "virtual", []
     monkeypatch.setattr("tests.test_resume.run", partial(run, on=simulation(virtual=virtual)))

@@ -6,6 +6,7 @@ import os
 
 import numpy as np
 import pytest
+from tests.conftest import some
 from tests.server.relays import CLIENTS, OFFLINE, SPEC, World, ask_of, done_of, members_of, task_of, world_of
 
 import umbel
@@ -130,7 +131,7 @@ def live(tmp_path, seed, undisturbed, **settings):
     return world
 
 
-@pytest.mark.parametrize("batch", range(SEEDS // 20))
+@pytest.mark.parametrize("batch", some(range(SEEDS // 20), 1))
 def test_whatever_happens_the_bits_are_those_of_the_simulation(tmp_path, batch, undisturbed):
     for seed in range(20 * batch, 20 * batch + 20):
         live(tmp_path, seed, undisturbed, faults=Faults(relay=10, most=16))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import mmap
 import os
 import pickle
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.conftest import open_files
+from tests.conftest import open_files, some
 
 from umbel import Arrays
 from umbel.errors import StorageError
@@ -251,8 +252,7 @@ def test_what_was_sent_before_the_end_arrives(ends):
 
 
 @counted
-@pytest.mark.parametrize("size", [3, SMALL])
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
+@pytest.mark.parametrize(("size", "share"), some(itertools.product([3, SMALL], [0.0, 0.3, 0.99]), 3))
 def test_an_end_in_the_middle_of_a_message(size, share):
     before = open_files()
     raw, other = socket.socketpair()

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.conftest import PATIENCE, open_files
+from tests.conftest import PATIENCE, open_files, some
 from tests.simulation.test_workers import (
     ASKS,
     ASYNC,
@@ -145,7 +145,7 @@ def killed_at_random(made, clients, count, kills, seed, **on):
     return learned(run(made(), count, clients, observers=[killer], attempts=ENDLESS, **on)), killer.kills
 
 
-@pytest.mark.parametrize("name", [*STRATEGIES])
+@pytest.mark.parametrize("name", some(STRATEGIES, 5))
 def test_workers_killed_at_random_moments(name):
     made = lambda: app_of(STRATEGIES[name](), evaluate_every=1)  # noqa: E731
     found, kills = killed_at_random(made, 10, 1 + len(name) % 3, kills=4, seed=name)
@@ -160,8 +160,7 @@ def test_workers_killed_again_and_again(name):
     assert kills >= 5
 
 
-@pytest.mark.parametrize("window", WINDOWS)
-@pytest.mark.parametrize("fleet", ["alike", "spread"])
+@pytest.mark.parametrize(("fleet", "window"), some(itertools.product(["alike", "spread"], WINDOWS), 4))
 def test_workers_killed_in_virtual_time(window, fleet):
     on = {"devices": FLEETS[fleet]()}
     made = lambda: app_of(FedAvg(cohort=8, window=WINDOWS[window], fold=mean()), evaluate_every=1, rounds=2)  # noqa: E731
@@ -187,7 +186,7 @@ SCENARIOS = {
 }
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize("scenario", some(SCENARIOS, 2))
 def test_workers_killed_just_when_they_are_spoken_to(scenario, monkeypatch):
     made, on = SCENARIOS[scenario]
     whole = learned(run(made(), 0, **on))
@@ -602,7 +601,7 @@ def finished(place, *arguments):
     return json.loads(out)["model_sha256"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", some([signal.SIGINT, signal.SIGKILL, signal.SIGTERM], 1))
 def test_a_command_that_is_stopped_leaves_a_run_that_resumes_and_no_process(number, place):
     whole = finished(place, "run", "app.py", "--seed", "3", "--folder", "whole")
     shared = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tests.conftest import PATIENCE
+from tests.conftest import PATIENCE, some
 from tests.test_resume import MAKE, learned
 
 import umbel
@@ -204,7 +205,7 @@ def the_same(made, clients=10, workers=(1, 3), **on):
     return whole
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", some(STRATEGIES, 7))
 def test_any_number_of_workers_gives_the_same_bits(name):
     _, rounds, _, _ = the_same(lambda: app_of(STRATEGIES[name]()))
     assert len(rounds) == (1 if name == "all clients fail" else 4)
@@ -362,8 +363,7 @@ WINDOWS = {
 }
 
 
-@pytest.mark.parametrize("fleet", FLEETS)
-@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize(("fleet", "window"), some(itertools.product(FLEETS, WINDOWS), 8))
 def test_virtual_time(fleet, window):
     made = lambda: app_of(  # noqa: E731
         FedAvg(cohort=8, window=WINDOWS[window], fold=mean(), transforms=top_k(0.5)), evaluate_every=1
@@ -395,8 +395,9 @@ RESTARTED = {
 }
 
 
-@pytest.mark.parametrize("fleet", ["alike", "part of the day", "phones"])
-@pytest.mark.parametrize("name", RESTARTED)
+@pytest.mark.parametrize(
+    ("fleet", "name"), some(itertools.product(["alike", "part of the day", "phones"], RESTARTED), 4)
+)
 def test_virtual_time_goes_on_after_a_restart(fleet, name, tmp_path):
     """With evaluations between, during which late tasks arrive, and asks that overlap, of which some had closed."""
 

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import itertools
 import os
+import random
 import socket
 import ssl
 import tempfile
@@ -34,6 +35,11 @@ from umbel.wire.blobs import LARGE_BLOB, run_giver
 from umbel.wire.limits import PEER_SIDE_STREAMS, SIDE_PENDING, SIDE_SECONDS, SIDE_STREAMS
 
 SIZE = LARGE_BLOB + 123_457
+
+
+def noise(size: int, seed: int = 1) -> bytes:
+    """Bytes in which nothing is alike; other bytes for another seed."""
+    return random.Random(seed).randbytes(size)
 
 
 class Pair:
@@ -104,7 +110,7 @@ def test_a_large_blob_goes_by_a_side_stream_either_way(tmp_path: Path, tls: bool
     async def main() -> None:
         async with exchanging(tmp_path, tls=tls) as both:
             told: list[int] = []
-            up, down = os.urandom(SIZE), os.urandom(SIZE)
+            up, down = noise(SIZE), noise(SIZE, 2)
             path = await both.at_server.fetch(both.node.put(up), "run", progress=told.append)
             assert path.read_bytes() == up
             path = await both.at_node.fetch(both.server.put(down), "run")
@@ -113,7 +119,7 @@ def test_a_large_blob_goes_by_a_side_stream_either_way(tmp_path: Path, tls: bool
             assert told == sorted(told)
             assert both.dialer.works
             assert not both.streams._claims
-            small = both.node.put(os.urandom(LARGE_BLOB - 1))
+            small = both.node.put(noise(LARGE_BLOB - 1))
             await both.at_server.fetch(small, "run")
             assert both.chunks > 0
 
@@ -131,7 +137,7 @@ def test_what_is_there_already_is_not_sent_again(tmp_path: Path, monkeypatch: py
     async def main() -> None:
         monkeypatch.setattr(side, "_sent", noted)
         async with exchanging(tmp_path) as both:
-            data = os.urandom(LARGE_BLOB + SIZE)
+            data = noise(LARGE_BLOB + SIZE)
             blob = both.node.put(data)
             with both.server.part(blob) as part:
                 part.write(data[:1000])
@@ -159,7 +165,7 @@ def test_pieces_that_are_zero_or_there_already_are_not_sent(way: str, kinds: lis
             both.dial(proxy)
             both.at_node._giver = both.at_server._giver = both.at_node._source = both.at_server._source = run_giver
             giver, taker = both.ends(way)
-            first = os.urandom(size)
+            first = noise(size)
             then = patched(first, kinds)
             blobs = [giver.put(first), giver.put(then)]
             for blob in blobs:
@@ -180,8 +186,9 @@ def test_what_is_in_another_name_is_no_base(tmp_path: Path) -> None:
     async def main() -> None:
         async with exchanging(tmp_path) as both:
             both.at_node._giver = both.at_node._source = both.at_server._source = run_giver
-            data = os.urandom(SIZE)
-            blobs = [both.server.put(data), both.server.put(data[:-1] + b"x")]
+            data = noise(SIZE)
+            changed = data[:-1] + bytes([data[-1] ^ 1])
+            blobs = [both.server.put(data), both.server.put(changed)]
             for blob, run in zip(blobs, ("one", "other"), strict=True):
                 both.server.gave(blob.sha256, run_giver(run))
                 await both.at_node.fetch(blob, run)
@@ -199,8 +206,9 @@ def test_a_base_that_is_not_what_it_was_costs_but_time(tmp_path: Path) -> None:
     async def main() -> None:
         async with exchanging(tmp_path) as both:
             both.at_node._giver = both.at_node._source = both.at_server._source = run_giver
-            data = os.urandom(SIZE)
-            blobs = [both.server.put(data), both.server.put(data[:-1] + b"x")]
+            data = noise(SIZE)
+            changed = data[:-1] + bytes([data[-1] ^ 1])
+            blobs = [both.server.put(data), both.server.put(changed)]
             for blob in blobs:
                 both.server.gave(blob.sha256, run_giver("r"))
             path = await both.at_node.fetch(blobs[0], "r")
@@ -208,7 +216,7 @@ def test_a_base_that_is_not_what_it_was_costs_but_time(tmp_path: Path) -> None:
             path.write_bytes(data[::-1])
             with pytest.raises(CorruptFile):
                 await both.at_node.fetch(blobs[1], "r")
-            assert (await both.at_node.fetch(blobs[1], "r")).read_bytes() == data[:-1] + b"x"
+            assert (await both.at_node.fetch(blobs[1], "r")).read_bytes() == changed
 
     asyncio.run(main())
 
@@ -221,8 +229,8 @@ def test_where_no_side_stream_comes_about_it_goes_over_the_connection(tmp_path: 
             port = silent.getsockname()[1]
             silent.close()
             async with exchanging(tmp_path, port=port) as both:
-                for _ in range(2):
-                    data = os.urandom(SIZE)
+                for seed in range(2):
+                    data = noise(SIZE, seed)
                     giver, taker = both.ends(way)
                     assert (await taker.fetch(giver.put(data), "run")).read_bytes() == data
                 assert both.chunks > 1
@@ -237,7 +245,7 @@ def test_who_is_not_the_server_gets_nothing(tmp_path: Path, way: str) -> None:
     async def main() -> None:
         other = Authority(tmp_path / "other").root()
         async with exchanging(tmp_path, roots=other) as both:
-            data = os.urandom(SIZE)
+            data = noise(SIZE)
             giver, taker = both.ends(way)
             assert (await taker.fetch(giver.put(data), "run")).read_bytes() == data
             assert both.chunks > 1
@@ -252,7 +260,7 @@ def test_where_a_side_stream_breaks_the_rest_goes_over_the_connection(tmp_path: 
         async with exchanging(tmp_path) as both, Proxy(f"127.0.0.1:{both.streams.port}") as proxy:
             both.dial(proxy)
             proxy.cut_after(LARGE_BLOB // 2)
-            data = os.urandom(2 * SIZE)
+            data = noise(2 * SIZE)
             giver, taker = both.ends(way)
             told: list[int] = []
             assert (await taker.fetch(giver.put(data), "run", progress=told.append)).read_bytes() == data
@@ -315,7 +323,7 @@ def test_who_was_taken_at_its_ticket_and_does_not_know_sends_chunks(
             monkeypatch.setattr(one, "send", sending)
             monkeypatch.setattr(other, "post", posting)
             monkeypatch.setattr(other._stream, "receive", receiving)
-            data = os.urandom(SIZE)
+            data = noise(SIZE)
             assert (await both.at_server.fetch(both.node.put(data), "run")).read_bytes() == data
             assert not both.streams._claims
 
@@ -325,7 +333,7 @@ def test_who_was_taken_at_its_ticket_and_does_not_know_sends_chunks(
 def test_who_says_tickets_that_nobody_asked_for_is_not_asked_once_more(tmp_path: Path) -> None:
     async def main() -> None:
         one, other = pair()
-        data = os.urandom(1000)
+        data = noise(1000)
         blob = m.Blob(sha256=hashlib.sha256(data).digest(), size=len(data))
         connection, peer = Connection(one, grace=PATIENCE), Connection(other, grace=PATIENCE)
         exchange = Exchange(connection, Blobs(tmp_path), lambda run, blob: True)
@@ -363,7 +371,7 @@ def test_who_gives_a_blob_up_ends_its_side_stream(tmp_path: Path, way: str) -> N
         async with exchanging(tmp_path) as both, Proxy(f"127.0.0.1:{both.streams.port}") as proxy:
             both.dial(proxy)
             proxy.allow(LARGE_BLOB // 2)
-            data = os.urandom(2 * SIZE)
+            data = noise(2 * SIZE)
             giver, taker = both.ends(way)
             blob = giver.put(data)
             fetching = asyncio.ensure_future(taker.fetch(blob, "run"))
@@ -385,7 +393,7 @@ def test_the_end_of_the_connection_ends_its_side_streams(tmp_path: Path, way: st
             both.dial(proxy)
             proxy.allow(LARGE_BLOB // 2)
             giver, taker = both.ends(way)
-            fetching = asyncio.ensure_future(taker.fetch(giver.put(os.urandom(2 * SIZE)), "run"))
+            fetching = asyncio.ensure_future(taker.fetch(giver.put(noise(2 * SIZE)), "run"))
             await proxy.reached(LARGE_BLOB // 2)
             await both.connections[0].close()
             with pytest.raises(ConnectionLost):
@@ -407,7 +415,7 @@ def test_where_nothing_moves_the_rest_goes_over_the_connection(
         async with exchanging(tmp_path) as both, Proxy(f"127.0.0.1:{both.streams.port}") as proxy:
             both.dial(proxy)
             proxy.allow(LARGE_BLOB // 2)
-            data = os.urandom(2 * SIZE)
+            data = noise(2 * SIZE)
             giver, taker = both.ends(way)
             assert (await taker.fetch(giver.put(data), "run")).read_bytes() == data
             assert proxy.held > 0
@@ -419,7 +427,7 @@ def test_where_nothing_moves_the_rest_goes_over_the_connection(
 def test_a_full_disk_is_told_and_the_rest_comes_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         async with exchanging(tmp_path) as both:
-            data = os.urandom(2 * SIZE)
+            data = noise(2 * SIZE)
             blob = both.node.put(data)
             written: list[int] = []
             plain = os.write
