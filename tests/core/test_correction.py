@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -14,6 +16,7 @@ from umbel.core import encoding
 from umbel.core.client import LocalCorrection
 from umbel.core.transform import chain, checked_aux, with_aux
 from umbel.errors import StrategyError, UnusedCorrection, UpdateRejected
+from umbel.folds import median
 from umbel.strategies import AFL, FedAsync, FedBuff
 from umbel.transforms import control_variates, dynamic_regularizer, extrapolated, fair_weights, quantise, tilted
 
@@ -65,6 +68,14 @@ def test_several_are_one_in_any_order(one, two, three):
     assert left.proximal == pytest.approx(right.proximal)
     assert (left.control, left.reports) == (right.control, right.reports)
     assert one.with_(None) is one
+
+
+def test_linear_terms_of_several_add_up_by_name():
+    one, two = ({"w": np.ones(2), "v": np.ones(1)}, {"u": np.ones(3), "v": np.full(1, 2.0)})
+    for first, second in ((one, two), (two, one)):
+        found = Correction(linear=Arrays(first)).with_(Correction(linear=Arrays(second))).linear
+        assert {name: array.tolist() for name, array in found.items()} == {"w": [1, 1], "v": [3], "u": [1, 1, 1]}
+    assert Correction().with_(Correction(linear=Arrays(two))).linear == Arrays(two)
 
 
 def test_two_ways_to_train_are_not_one():
@@ -125,6 +136,33 @@ def test_an_ask_expects_what_its_transforms_add():
     assert not chain(umbel.top_k(0.5)).corrects
     made = both.correct(MODEL, both.send(both.init(MODEL.schema)), None)
     assert (made.proximal, made.reports) == (0.5, ("lr", "steps"))
+
+
+def test_what_is_expected_of_each_client_has_room_for_aux_arrays_too():
+    by_client = Ask(clients=1, model=MODEL, expects=lambda c: Like(), transforms=control_variates(), fold=mean())
+    assert by_client.expects(0) == Like(aux=Free())
+    assert replace(by_client, lane="b").expects(0) == Like(aux=Free())
+    own = Free(max_bytes=1000)
+    assert (
+        Ask(clients=1, model=MODEL, expects=lambda c: Like(aux=own), transforms=control_variates()).expects(0).aux
+        == own
+    )
+
+
+def test_what_is_measured_of_updates_goes_together_with_their_bound():
+    """Each client's square norm, by which the server steps, is at most that which its update may have."""
+    client = umbel.Client()
+    client.train(lambda model, data, ctx: Update({"w": model["w"] + 10.0 ** (3 * ctx.client)}))
+    steps = (extrapolated(), umbel.clip_by_norm(1.0))
+    strategy = FedAvg(cohort="all", transforms=steps, fold=mean())
+    app = umbel.App(client, model={"w": np.zeros(1)}, strategy=strategy, rounds=1)
+    result = umbel.run(app, on=umbel.Simulation(3, workers=0), folder=None)
+    assert result.model["w"] == pytest.approx(1.0, rel=1e-5)
+    for other in ((control_variates(), umbel.clip_by_norm(1.0)), (fair_weights(), umbel.clip_by_norm(1.0))):
+        with pytest.raises(StrategyError, match="could move it at will"):
+            FedAvg(transforms=other, fold=mean()).ask(State(MODEL), 1)
+    with pytest.raises(StrategyError, match="could move it at will"):
+        FedAvg(transforms=extrapolated(), fold=median()).ask(State(MODEL), 1)
 
 
 def test_a_client_that_sends_wrong_aux_arrays_is_one_that_failed():

@@ -28,6 +28,8 @@ from umbel.core.update import NO_ARRAYS, Contribution, Free, Like, Receipt, Stac
 from umbel.errors import NothingToFold, StrategyError, UpdateRejected
 from umbel.folds.catalogue import fold_from_spec
 from umbel.folds.collect import collect
+from umbel.folds.norm_bounded import norm_bounded
+from umbel.folds.sign_majority import sign_majority
 from umbel.folds.total import total
 
 DTYPES = (np.float16, np.float32, np.float64, ml_dtypes.bfloat16, np.int32, np.uint8, np.bool_)
@@ -239,6 +241,14 @@ def test_staleness_scales_the_weight_in_a_weighted_mean():
     partial.add(contribution(1, {"x": np.array([8.0])}, 2.0), receipt(1, 2.0), factor=0.5)
     assert partial.finish().value["x"] == (3 * 2.0 + 1 * 8.0) / 4
     assert partial.finish().weight == 5.0
+
+
+@pytest.mark.parametrize("fold", [weighted_mean(), mean(), norm_bounded(), sign_majority()], ids=repr)
+def test_buffers_of_stale_updates_count_less_and_do_not_shrink(fold):
+    partial = Partial(fold)
+    for i, factor in enumerate((0.25, 0.5)):
+        partial.add(contribution(i, Arrays({"x": np.full(3, 6.0 * i)}, {"x": "buffer"})), receipt(i), factor=factor)
+    assert partial.finish().value["x"].tolist() == [4.0] * 3  # (0 / 4 + 6 / 2) / (1 / 4 + 1 / 2)
 
 
 @pytest.mark.parametrize("count", [1, 15, 16, 17, 31, 32, 33, 100])

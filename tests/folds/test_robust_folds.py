@@ -597,3 +597,13 @@ def test_the_mean_is_ruined():
 @pytest.mark.parametrize("name", some(LEARNING, 1))
 def test_two_workers_give_the_same_bits(name):
     assert attacked_run(name, 2).model_sha256 == attacked_run(name, 0).model_sha256
+
+
+@pytest.mark.parametrize("fold", [folds.norm_bounded(), folds.sign_majority(), folds.foolsgold()])
+def test_what_needs_differences_takes_no_values(fold):
+    with pytest.raises(StrategyError, match=f"{fold.name} works on differences"):
+        umbel.Ask(clients=1, model=MODEL, fold=fold, expects=umbel.Like(delta=False))
+    asked = umbel.Ask(clients=1, model=MODEL, fold=fold, expects=lambda client: umbel.Like(delta=False))
+    with pytest.raises(StrategyError, match=f"{fold.name} works on differences"):
+        asked.schema(0)
+    assert umbel.Ask(clients=1, model=MODEL, fold=fold).schema(0) is not None

@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 
 import umbel
-from umbel import Arrays, Ask, Correction, Free, Like, Window
+from umbel import Arrays, Ask, Correction, Free, Like, Window, folds, transforms
 from umbel.core.ask import for_client
 from umbel.errors import NothingToFold, StrategyError
 from umbel.samplers.fixed import Fixed
@@ -64,6 +64,8 @@ CORRECTIONS = {
     "proximal": Correction(0.5),
     "linear": Correction(0.0, Arrays({"w": np.ones(6, np.float32)})),
     "by client": lambda c: Correction(0.1 * c, Arrays({"w": np.full(6, c, np.float32)})) if c % 2 else None,
+    "whole": Correction(0.1, scale=0.5, control=True, perturbation=(0.1, 1.0), reports=("steps", "lr")),
+    "procedure": Correction(procedure="own", settings={"mu": 0.5, "at": [1, (2, None)]}),
 }
 EXPECTS = {
     "like": Like(),
@@ -83,13 +85,26 @@ FOLDS = {
     "mean": umbel.mean(),
     "total": umbel.total(),
     "collect": umbel.collect(),
+    "median": folds.median(),
+    "krum": folds.krum(f=0),
+    "signs": folds.sign_majority(),
+    "bounded": folds.norm_bounded(2.0),
 }
+WEIGHTS = {"claimed": None, "same": 2.5, "by client": lambda c: 0.5 * c}
 TRANSFORMS = {
     "none": (),
     "top_k": umbel.top_k(0.3),
     "forgetful": umbel.top_k(0.2, error_feedback=False),
     "clip": umbel.clip_by_norm(0.5),
     "chain": (umbel.top_k(0.3), umbel.clip_by_norm(0.5)),
+    "few bits": (transforms.error_feedback(), transforms.quantise(4)),
+    "rotated": transforms.drive(),
+    "random": transforms.random_k(0.5),
+    "low rank": transforms.power_sgd(1),
+    "sketch": transforms.count_sketch(0.5),
+    "measured": (transforms.extrapolated(), umbel.clip_by_norm(0.5)),
+    "variates": transforms.control_variates(),
+    "fair": transforms.fair_weights(2.0),
 }
 WINDOWS = {
     "all": Window(),
@@ -99,6 +114,7 @@ WINDOWS = {
     "early": Window(in_flight=1, close_after=2),
     "deadline": Window(deadline=1e9),
 }
+REPORTED = {"steps": 3, "lr": 0.1, "initial_loss": 1.5}
 LATE = Window(in_flight=3, close_after=2, late="keep")
 """Begins some tasks that end in a later ask, with whatever their clients have kept by then."""
 LANES = {"own": None, "common": "common"}
@@ -109,6 +125,7 @@ TROUBLES = ("none", "raises", "nan", "shape", "weight", "no weight", "nobody")
 SHAPE = {
     "kind": KINDS, "model": tuple(MODELS), "config": tuple(CONFIGS), "inbox": tuple(INBOXES),
     "correction": tuple(CORRECTIONS), "expects": tuple(EXPECTS), "fold": tuple(FOLDS), "transforms": tuple(TRANSFORMS),
+    "weight": tuple(WEIGHTS),
     "window": tuple(WINDOWS), "lane": tuple(LANES), "cohort": tuple(COHORTS), "returns": RETURNS, "trouble": TROUBLES,
 }  # fmt: skip
 
@@ -123,6 +140,7 @@ def ask_of(shape, model, at):
         inbox=INBOXES[shape["inbox"]],
         correction=CORRECTIONS[shape["correction"]],
         expects=EXPECTS[shape["expects"]],
+        weight=WEIGHTS[shape["weight"]],
         fold=FOLDS[shape["fold"]],
         transforms=TRANSFORMS[shape["transforms"]],
         window=LATE if shape["window"] == "late" else WINDOWS[shape["window"]],
@@ -200,7 +218,7 @@ def app_of(groups):
     def evaluate(model, data, ctx):
         shape = shapes[ctx.config["at"]]
         stumble(shape, ctx)
-        return umbel.Metrics({"seen": seen(model, data, ctx)}, weight=weight_of(shape, ctx.client))
+        return umbel.Metrics({"seen": seen(model, data, ctx), **REPORTED}, weight=weight_of(shape, ctx.client))
 
     def answer(model, data, ctx):
         shape = shapes[ctx.config["at"]]
@@ -250,7 +268,8 @@ def update_of(shape, model, ctx, hashed):
         wanted = {n: np.zeros((2, *a.shape), a.dtype) for n, a in wanted.items()}
     aux = {} if expects.aux is None else like(AUX, ctx)
     weight = weight_of(shape, ctx.client)
-    return umbel.Update(wanted, weight, {"seen": hashed, "n": ctx.state.get("n", 0)}, aux, delta)
+    metrics = {"seen": hashed, "n": ctx.state.get("n", 0), **REPORTED}
+    return umbel.Update(wanted, weight, metrics, aux, delta)
 
 
 def like(arrays, ctx):
@@ -268,7 +287,7 @@ def seen(model, data, ctx):
     correction = None
     if ctx.correction is not None:
         given = ctx.correction.take()
-        correction = (given.proximal, named(given.linear), named(ctx.correction.anchor))
+        correction = (given.proximal, named(given.linear), given.rest(), named(ctx.correction.anchor))
     state = {name: np.asarray(value).tolist() for name, value in ctx.state.items()}
     told = [named(model), data.tolist(), ctx.client, ctx.round, ctx.kind, ctx.config, named(ctx.inbox), correction]
     text = repr([*told, ctx.key.raw, state, float(np.random.random()), random.random()])

@@ -125,10 +125,11 @@ class Ask:
             raise StrategyError(f"{self.fold!r} is not a fold", hint="Write fold=mean(), with the parentheses.")
         if self.kind == "evaluate":
             object.__setattr__(self, "expects", NUMBERS)
-        elif not callable(self.expects):
-            if transforms.brings_aux and self.expects.aux is None:
-                object.__setattr__(self, "expects", replace(self.expects, aux=Free()))
-            transforms.check(self.fold, self.expects)
+        else:
+            if transforms.brings_aux:
+                object.__setattr__(self, "expects", _with_aux(self.expects))
+            if not callable(self.expects):
+                self._check(self.expects)
         if self.lane is None:
             object.__setattr__(self, "lane", self.kind)
 
@@ -151,9 +152,17 @@ class Ask:
         together with the transforms. Raises `StrategyError`.
         """
         if callable(self.expects):
-            self.transform.check(self.fold, expects)
+            self._check(expects)
         check_agreement(expects, model)
         return expects.schema(model)
+
+    def _check(self, expects: Expectation) -> None:
+        """Raise `StrategyError` where updates of this kind go together with the fold or the transforms not at all."""
+        if self.fold.needs_differences and not expects.delta:
+            raise StrategyError(
+                f"{self.fold.name} works on differences, but the ask expects values", hint="Use Like(delta=True)."
+            )
+        self.transform.check(self.fold, expects)
 
     def digest(self, cohort: Sequence[ClientId]) -> str:
         """A hash of everything that is asked; values that are functions are taken for the first client of the
@@ -181,6 +190,13 @@ class Ask:
         if (weight := for_client(self.weight, first)) is not None:
             parts.append(weight)
         return hashlib.sha256(json.dumps(parts, default=repr).encode()).hexdigest()
+
+
+def _with_aux(expects: PerClient[Expectation]) -> PerClient[Expectation]:
+    """The same with room for aux arrays, where there is none."""
+    if callable(expects):
+        return Outgoing(lambda client: _with_aux(expects(client)), "expects")
+    return expects if expects.aux is not None else replace(expects, aux=Free())
 
 
 def for_client(value: Any, client: ClientId | None) -> Any:

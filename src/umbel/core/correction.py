@@ -74,10 +74,12 @@ class Correction:
         for name in ("perturbation", "procedure"):
             if getattr(self, name) is not None and getattr(other, name) is not None:
                 raise StrategyError(f"two corrections of one ask both say what the training loop's {name} is")
-        linear = [each.linear for each in (self, other) if each.linear is not None]
+        linear = self.linear if other.linear is None else other.linear
+        if self.linear is not None and other.linear is not None:
+            linear = _sum(self.linear, other.linear)
         return Correction(
             proximal=self.proximal + other.proximal,
-            linear=linear[0].map(lambda n, a: a + linear[1][n]) if len(linear) == 2 else linear[0] if linear else None,
+            linear=linear,
             scale=self.scale * other.scale,
             control=self.control or other.control,
             perturbation=self.perturbation or other.perturbation,
@@ -96,6 +98,12 @@ class Correction:
         """What a digest says of it."""
         linear, rest = self.linear, self.rest()
         return [self.proximal, linear.sha256 if linear is not None else None, *([rest] if rest else [])]
+
+
+def _sum(one: Arrays, two: Arrays) -> Arrays:
+    """The sum of two linear terms, in which what one of them lacks is zero."""
+    both = {n: a + two[n] if n in two else a for n, a in one.items()}
+    return Arrays({**both, **{n: a for n, a in two.items() if n not in one}}, {**two.roles, **one.roles})
 
 
 encoding.register(

@@ -35,6 +35,9 @@ class Fold(ABC):
     keeps_aux: ClassVar[bool] = False
     """Whether aux arrays stay with their updates, instead of being averaged beside the fold."""
 
+    needs_differences: ClassVar[bool] = False
+    """Whether what it makes of values, in place of differences to the model, would mean nothing."""
+
     @property
     def least(self) -> int:
         """So many updates it needs."""

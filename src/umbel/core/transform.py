@@ -60,6 +60,13 @@ class Transform:
         return False
 
     @property
+    def measures(self) -> bool:
+        """Whether the aux arrays that it brings are made by `decode`, of what is folded: then a bound of updates bounds
+        them too.
+        """
+        return False
+
+    @property
     def keeps_norm(self) -> bool:
         """Whether what leaves `encode` has the norm that `decode` gives, so that a step behind it can bound that."""
         return True
@@ -226,11 +233,11 @@ class Chain(Transform):
         names = [part.name for part, own in zip(self.parts, first, strict=True) if own]
         if len({*names}) < len(names):
             raise StrategyError(f"{', '.join(names)}: a step that has to do with training is there twice")
-        bringing = [part.name for part in self.parts if part.brings_aux]
+        bringing = [part for part in self.parts if part.brings_aux and (fold.single or not part.measures)]
         if bringing and (fold.single or self.bound < math.inf):
             raise StrategyError(
-                f"what {bringing[0]} adds to updates is averaged as it is, so that one client could move it at will, "
-                f"whatever {'the fold ' + fold.name if fold.single else 'the bound'} does",
+                f"what {bringing[0].name} adds to updates is averaged as it is, so that one client could move it at "
+                f"will, whatever {'the fold ' + fold.name if fold.single else 'the bound'} does",
                 hint="Use a fold that sums, and no bound, or another strategy.",
             )
 

@@ -28,6 +28,7 @@ class centred_clipping(Gathered):
     """
 
     name: ClassVar[str] = "centred_clipping"
+    needs_differences: ClassVar[bool] = True
     measures: ClassVar[bool] = True
     radius: float = 10.0
     iterations: int = 1

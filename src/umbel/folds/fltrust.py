@@ -30,6 +30,7 @@ class fltrust(Gathered):
     """
 
     name: ClassVar[str] = "fltrust"
+    needs_differences: ClassVar[bool] = True
     measures: ClassVar[bool] = True
     server: Callable[[Arrays, int], Update | Mapping[str, Any]]
 

@@ -34,6 +34,7 @@ class foolsgold(Gathered):
     """
 
     name: ClassVar[str] = "foolsgold"
+    needs_differences: ClassVar[bool] = True
     measures: ClassVar[bool] = True
     confidence: float = 1.0
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from ..core.arrays import Arrays
-from ..core.elementwise import Elementwise, Sums
+from ..core.elementwise import Sums, mean
 from ..core.sums import magnitude
 from ..core.update import Contribution
 from .gathered import positive
@@ -16,7 +16,7 @@ from .geometry import norm
 
 
 @dataclass(frozen=True)
-class norm_bounded(Elementwise):
+class norm_bounded(mean):
     """The plain mean of the updates, each scaled down, where it is folded, to an L2 norm of `norm` over its parameters.
 
     No malicious client moves the answer by more than norm / n, and none is left out. Unlike the transform
@@ -25,14 +25,12 @@ class norm_bounded(Elementwise):
     """
 
     name: ClassVar[str] = "norm_bounded"
+    needs_differences: ClassVar[bool] = True
     single: ClassVar[bool] = True
     norm: float = 1.0
 
     def __post_init__(self) -> None:
         positive(self, "norm")
-
-    def divisor(self, acc: Sums) -> float:
-        return float(acc.count)
 
     def add(self, acc: Sums, item: Contribution, factor: float = 1.0) -> Sums:
         size = norm(item.arrays)

@@ -8,12 +8,12 @@ from typing import ClassVar
 import numpy as np
 
 from ..core.arrays import Array, Arrays
-from ..core.elementwise import Elementwise, Sums
+from ..core.elementwise import Sums, mean
 from ..core.update import Contribution
 
 
 @dataclass(frozen=True)
-class sign_majority(Elementwise):
+class sign_majority(mean):
     """Of each parameter the sign that most updates have: 1, -1, or 0 where as many have either.
 
     The server's learning rate is the step of every parameter: `FedAvg(fold=sign_majority(), server=sgd(0.001))`. A
@@ -23,10 +23,8 @@ class sign_majority(Elementwise):
     """
 
     name: ClassVar[str] = "sign_majority"
+    needs_differences: ClassVar[bool] = True
     single: ClassVar[bool] = True
-
-    def divisor(self, acc: Sums) -> float:
-        return float(acc.count)
 
     def add(self, acc: Sums, item: Contribution, factor: float = 1.0) -> Sums:
         roles = item.arrays.roles

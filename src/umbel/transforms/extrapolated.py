@@ -35,6 +35,10 @@ class extrapolated(Transform):
     def brings_aux(self) -> bool:
         return True
 
+    @property
+    def measures(self) -> bool:
+        return True
+
     def check(self, fold: Fold, expects: Expectation) -> None:
         needs_differences(self, fold, expects)
 
