@@ -307,9 +307,29 @@ def test_data_comes_as_arrays_as_a_data_set_or_in_a_loader():
     assert np.array_equal(whole[0], stepped(2, np.zeros(F), steps=1)) or np.allclose(
         whole[0], stepped(2, np.zeros(F), steps=1)
     )
-    for data in ("text", 7, (x, y[:-1])):
-        with pytest.raises(AppError, match=r"no data to train on|have to be as many"):
+    for data in ("text", 7, (x, y[:-1]), (x.tolist(), y.tolist()), (np.array([["a"] * F]), np.zeros(1))):
+        with pytest.raises(AppError, match=r"data to train on|have to be as many"):
             fitted(data, lr=LR)
+
+
+def test_frames_are_data_where_their_columns_are_numbers():
+    pandas = pytest.importorskip("pandas")
+    x, y = DATA[2]
+    frame, series = pandas.DataFrame(x), pandas.Series(y)
+    found = fitted((frame, series), lr=LR, batch=0).arrays["weight"]
+    assert np.array_equal(found, fitted((x, y), lr=LR, batch=0).arrays["weight"])
+    for data in (frame, (frame.assign(name="a"), series)):
+        with pytest.raises(AppError, match="data to train on"):
+            fitted(data, lr=LR)
+
+
+def test_a_stream_without_a_length_is_refused():
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter([(torch.zeros(F), 0.0)])
+
+    with pytest.raises(AppError, match="no data to train on"):
+        fitted(torch.utils.data.DataLoader(Stream()), lr=LR)
 
 
 def test_the_update_says_what_was_done():

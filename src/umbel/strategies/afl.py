@@ -16,11 +16,15 @@ from ..core.strategy import Asks, State
 from ..errors import ClientId, SettingError, StrategyError
 from .fedavg import FedAvg
 
+LEAST = 1e-12
+"""What a client without a share counts, so that there is an answer where nobody who has one was asked."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AFL(FedAvg):
     """FedAvg whose clients count by shares that the server moves towards those with a high loss, at the rate `lr`; the
-    shares stay on the simplex. For federations in which all clients are asked, as by default.
+    shares stay on the simplex. For federations in which all clients are asked, as by default: a smaller cohort is
+    weighed by its shares, and whoever was not asked keeps the share that it had, less what others gain.
 
     Needs the metric `initial_loss`. `State.shares` has the shares. With lr = 0 all clients count alike.
     """
@@ -32,7 +36,6 @@ class AFL(FedAvg):
         super().__post_init__()
         if isinstance(self.lr, bool) or not (isinstance(self.lr, int | float) and 0 <= self.lr < float("inf")):
             raise SettingError(f"AFL takes an lr of at least 0, not {self.lr!r:.60}")
-
         if self.fold.weights != "claimed":
             raise StrategyError(
                 f"AFL has clients count by its shares, and {self.fold.name} has all count alike",
@@ -48,7 +51,7 @@ class AFL(FedAvg):
     def ask(self, state: State, r: int) -> Ask:
         shares: Mapping[ClientId, float] = state.shares
         rest = 1 / len(shares) if shares else 1.0  # of those who have not answered so far
-        return replace(super().ask(state, r), weight=lambda client: shares.get(client, rest))
+        return replace(super().ask(state, r), weight=lambda client: max(shares.get(client, rest), LEAST))
 
     def round(self, state: State, r: int) -> Asks:
         answer = yield self.ask(state, r)

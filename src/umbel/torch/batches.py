@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -15,30 +16,30 @@ from ..errors import AppError
 class Batches:
     """Batches of a client's data on a device, in another order each time they are gone through.
 
-    `data` is a pair (or any tuple or list) of tensors or arrays with a row an example, a map-style data set, or a
-    `DataLoader`, which says itself how large its batches are and whether they are shuffled. A `size` of None is one
-    batch of all.
+    `data` is a pair (or any tuple or list) of tensors, arrays or frames with a row an example, a map-style data set, or
+    a `DataLoader` of one, which says itself how large its batches are and whether they are shuffled. A `size` of None
+    is one batch of all. Raises `AppError` for other data.
     """
 
     def __init__(self, data: Any, size: int | None, device: torch.device) -> None:
         self._device, self._size = device, size
         self._rows: tuple[Tensor, ...] | None = None
-        if isinstance(data, DataLoader):
-            self._loader, self.examples = data, len(data.dataset)  # type: ignore[arg-type]
+        if isinstance(data, DataLoader) and hasattr(data.dataset, "__len__"):
+            self._loader, self.examples = data, len(data.dataset)
         elif isinstance(data, tuple | list) and data and all(hasattr(part, "shape") for part in data):
-            self._rows = tuple(torch.as_tensor(part).to(device) for part in data)
+            self._rows = tuple(_tensor(part).to(device) for part in data)
             self.examples = len(self._rows[0])
             if any(len(part) != self.examples for part in self._rows):
                 raise AppError(
                     f"the data's parts have {[len(part) for part in self._rows]} rows: they have to be as many"
                 )
-        elif hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, str | bytes | Mapping):
+        elif hasattr(data, "__getitem__") and hasattr(data, "__len__") and not _is_no_dataset(data):
             self.examples = len(data)
             self._loader = DataLoader(data, size or max(1, self.examples), shuffle=self.examples > 0)
         else:
             raise AppError(
                 f"a {type(data).__name__} is no data to train on",
-                hint="Give (x, y), a torch Dataset with a length, or a DataLoader.",
+                hint="Give (x, y) of arrays, tensors or frames, a torch Dataset with a length, or its DataLoader.",
             )
 
     def __iter__(self) -> Iterator[Any]:
@@ -50,6 +51,20 @@ class Batches:
         order = None if whole else torch.randperm(self.examples).to(self._device)
         for at in range(0, self.examples, size):
             yield self._rows if order is None else tuple(part[order[at : at + size]] for part in self._rows)
+
+
+def _is_no_dataset(data: Any) -> bool:
+    """Whether what has a length and items are no examples: such as the columns of a frame, or lists beside lists."""
+    return isinstance(data, str | bytes | Mapping | tuple) or hasattr(data, "columns")
+
+
+def _tensor(part: Any) -> Tensor:
+    try:
+        return torch.as_tensor(np.array(part) if hasattr(part, "to_numpy") else part)
+    except (TypeError, ValueError) as error:
+        raise AppError(
+            f"a {type(part).__name__} is no part of data to train on: {error}", hint="Its cells have to be numbers."
+        ) from error
 
 
 def rows_of(batch: Any) -> int:
