@@ -317,7 +317,7 @@ def test_frames_are_data_where_their_columns_are_numbers():
     x, y = DATA[2]
     frame, series = pandas.DataFrame(x), pandas.Series(y)
     found = fitted((frame, series), lr=LR, batch=0).arrays["weight"]
-    assert np.array_equal(found, fitted((x, y), lr=LR, batch=0).arrays["weight"])
+    np.testing.assert_allclose(found, fitted((x, y), lr=LR, batch=0).arrays["weight"], rtol=1e-12)
     for data in (frame, (frame.assign(name="a"), series)):
         with pytest.raises(AppError, match="data to train on"):
             fitted(data, lr=LR)

@@ -245,7 +245,7 @@ def test_scaffold_finds_the_optimum_where_fedavg_drifts():
 
 def test_afl_goes_on_where_nobody_who_was_asked_has_a_share():
     """With a rate this high all of it is soon one client's, who is seldom in a cohort of two."""
-    assert len(run(AFL(cohort=2, lr=50.0), rounds=12).history.series("train.count")) == 12
+    assert len(run(AFL(cohort=2, lr=50.0), rounds=12).history.series("train.steps")) == 12
 
 
 def test_one_client_at_a_time_in_fedasync_is_mixed_in():
