@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import NoneType
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from ..errors import ClientId, StrategyError, UmbelError
 from . import encoding
@@ -24,7 +24,18 @@ PerClient: TypeAlias = Value | Callable[[ClientId], Value]
 """A value, or a function of the client that is called when its task is sent."""
 
 
-SENT = ("model", "config", "inbox", "correction", "expects", "weight")
+class Sent(NamedTuple):
+    """What one client gets of an ask."""
+
+    model: Any
+    config: Any
+    inbox: Any
+    correction: Any
+    expects: Any
+    weight: Any
+
+
+SENT = Sent._fields
 """The fields of an ask that its clients get, each a value or a function of the client."""
 
 

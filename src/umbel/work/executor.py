@@ -14,7 +14,7 @@ import numpy as np
 from ..core import encoding
 from ..core.answer import Receipts
 from ..core.arrays import Arrays
-from ..core.ask import Ask
+from ..core.ask import Ask, Sent
 from ..core.client import Client, Context, LocalCorrection, Unwanted
 from ..core.correction import check_reports
 from ..core.randomness import Key
@@ -64,7 +64,7 @@ class Job:
     """
 
     opened: OpenAsk
-    sent: tuple[Any, ...]
+    sent: Sent
     kept: dict[str, Any]
     ctx: Context
     seed: int
@@ -319,20 +319,20 @@ class Executor(Intake):
     def _prepare(self, opened: OpenAsk, client: ClientId) -> Job:
         ask = opened.ask
         sent = opened.sent_to(client)
-        model, config, inbox, correction = sent[:4]
+        model, correction = sent.model, sent.correction
         kept = self._states.get(client)
         key = self._keys.of_task(ask.kind, opened.round, opened.number, client)
         if ask.transform.corrects:
-            local = _local(kept).get(place(str(ask.lane), ask.transform, sent[4].schema(model)))
+            local = _local(kept).get(place(str(ask.lane), ask.transform, sent.expects.schema(model)))
             own = ask.transform.correct(model, opened.params, local)
             correction = own if correction is None or own is None else correction.with_(own)
         ctx = Context(
             client=client,
             round=opened.round,
             kind=ask.kind,
-            config={**self._config, **config},
+            config={**self._config, **sent.config},
             key=key,
-            inbox=NO_ARRAYS if inbox is None else inbox,
+            inbox=NO_ARRAYS if sent.inbox is None else sent.inbox,
             state=kept.get("user", {}) if kept else {},
             correction=None if correction is None else LocalCorrection(correction, opened.given(model)),
             personal=opened.personal(model),
@@ -345,7 +345,7 @@ class Executor(Intake):
         """Have a task's handler run, and take in what it returns, which may be changed by the next."""
         ctx, began = job.ctx, time.perf_counter()
         try:
-            returned = self._call(ctx.kind, job.opened.given(job.sent[0]), ctx, job.seed)
+            returned = self._call(ctx.kind, job.opened.given(job.sent.model), ctx, job.seed)
         finally:
             job.seconds = time.perf_counter() - began
         if ctx.correction is not None and not ctx.correction.taken:
@@ -369,13 +369,13 @@ class Executor(Intake):
         job.metrics = check_metrics(update.metrics, "the update's metrics")
         if ctx.correction is not None:
             check_reports(ctx.correction.reports, job.metrics)
-        if job.sent[5] is not None:
-            update = replace(update, weight=job.sent[5])
+        if job.sent.weight is not None:
+            update = replace(update, weight=job.sent.weight)
         local = _local(kept)
         if room is not None and room.take(at, update):
             job.weight = float(update.weight)
         else:
-            model, expects = job.sent[0], job.sent[4]
+            model, expects = job.sent.model, job.sent.expects
             with np.errstate(all="ignore"):  # what is not finite is rejected by name
                 if ask.kind != "evaluate":
                     update = as_delta(update, expects, model, at_once=job.at_once)
@@ -387,7 +387,7 @@ class Executor(Intake):
         job.state = _encoded(user, local, ctx.client) if kept or user or local else None
 
     def _check(self, job: Job) -> Contribution:
-        update, client, expects = job.update, job.ctx.client, job.sent[4]
+        update, client, expects = job.update, job.ctx.client, job.sent.expects
         if not isinstance(expects, Like) or job.opened.ask.transform.parts:
             return self.decoded(job.opened, update, job.sent, client)
         with np.errstate(all="ignore"):  # names, shapes and dtypes are known to be right

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..core.answer import Receipts
 from ..core.arrays import Arrays
-from ..core.ask import SENT, Ask, for_client
+from ..core.ask import SENT, Ask, Sent, for_client
 from ..core.correction import check_reports
 from ..core.partial import Partial
 from ..core.task import Admit, Failed, Finished, Task
@@ -42,22 +42,20 @@ class OpenAsk:
     states: dict[ClientId, bytes] = field(default_factory=dict)
     refused: dict[ClientId, str] = field(default_factory=dict)
     at_once: int | None = None
-    _shared: tuple[Any, ...] | None = None
+    _shared: Sent | None = None
     _given: tuple[Arrays, Arrays, tuple[str, ...]] | None = None
 
-    def sent_to(self, client: ClientId) -> tuple[Any, ...]:
-        """The model, config, inbox, correction, expectation and weight for one client; computed once if none is a
-        function.
-        """
+    def sent_to(self, client: ClientId) -> Sent:
+        """What one client gets; computed once if nothing is a function."""
         if self._shared is not None:
             return self._shared
         ask = self.ask
-        parts = tuple(getattr(ask, name) for name in SENT)
+        parts = Sent(*(getattr(ask, name) for name in SENT))
         if not any(map(callable, parts)):
             self._shared = parts
             return parts
-        sent = tuple(for_client(part, client) for part in parts)
-        ask.agreed(sent[0], sent[4])
+        sent = Sent(*(for_client(part, client) for part in parts))
+        ask.agreed(sent.model, sent.expects)
         return sent
 
     def room_for(self, count: int) -> Stacking | None:
@@ -167,22 +165,21 @@ class Intake:
         sent = opened.sent_to(task.client)
         item = self.decoded(opened, update, sent, task.client)
         metrics = check_metrics(claimed.metrics, "the update's metrics")
-        wanted = {*opened.ask.transform.reports, *(sent[3].reports if sent[3] is not None else ())}
+        wanted = {*opened.ask.transform.reports, *(sent.correction.reports if sent.correction is not None else ())}
         try:
             check_reports(wanted, metrics)
         except CallerError as error:  # here it is the word of somebody else's process
             raise UpdateRejected(error.message) from error
         return Checked.of(item, Receipt(task.id, task.client, item.weight, metrics, claimed.seconds), state)
 
-    def decoded(self, opened: OpenAsk, update: Update, sent: tuple[Any, ...], client: ClientId) -> Contribution:
+    def decoded(self, opened: OpenAsk, update: Update, sent: Sent, client: ClientId) -> Contribution:
         """An update that crossed the wire, decoded and checked against what its ask expects; it counts what the ask
         says.
         """
-        model, expects, weight = sent[0], sent[4], sent[5]
-        if weight is not None:
-            update = replace(update, weight=weight)
+        if sent.weight is not None:
+            update = replace(update, weight=sent.weight)
         transform = opened.ask.transform
-        schema, step = expects.schema(model), "decoded"
+        schema, step = sent.expects.schema(sent.model), "decoded"
         try:
             with np.errstate(all="ignore"):  # what is not finite is rejected by name
                 if transform.parts:
@@ -190,7 +187,7 @@ class Intake:
                     self._account.update_bytes += update_bytes(encoded)
                     self._account.plain_bytes += update_bytes(update)
                 step = "checked"
-                return check(update, expects, model, client)
+                return check(update, sent.expects, sent.model, client)
         except ClientError:
             raise
         except Exception as error:  # whatever it is, it comes of what one client sent, and costs its update alone
