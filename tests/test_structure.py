@@ -89,6 +89,8 @@ TESTED_ELSEWHERE = {
     "bench.problem": "bench/test_algorithm.py",
     "bench.progress": "bench/test_comparison.py",
     "cli.__main__": "cli/test_program.py",  # runs `python -m umbel.cli`
+    "runs.past": "cli/test_past.py",
+    "cli.drawing": "cli/test_compare_commands.py",
     "cli.overview": "cli/test_program.py",
     "core.answer": "core/test_partial.py",
     "core.elementwise": "folds/test_folds.py",
