@@ -64,7 +64,7 @@ PERSONAL = ("apfl", "ditto", "fedala", "fedbn", "fedgen", "fedper", "fedrep", "l
 LOCAL = ("batches", "distillation", "generators", "loops", "personal", "procedures", "training")
 STEPS = (
     "control_variates", "differences", "drift_correction", "dynamic_regularizer", "extrapolated", "fair_weights",
-    "per_step", "prox_correction", "settings", "tilted",
+    "per_step", "prox_correction", "tilted",
 )  # fmt: skip
 ANALYSES = ("covariance", "histogram", "linear_regression", "logistic_regression", "pca", "quantiles", "statistics")
 ROBUST_FOLDS = (
