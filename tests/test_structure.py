@@ -64,7 +64,7 @@ PERSONAL = ("apfl", "ditto", "fedala", "fedbn", "fedgen", "fedper", "fedrep", "l
 LOCAL = ("batches", "distillation", "generators", "loops", "personal", "procedures", "training")
 STEPS = (
     "control_variates", "differences", "drift_correction", "dynamic_regularizer", "extrapolated", "fair_weights",
-    "per_step", "prox_correction", "settings", "tilted",
+    "per_step", "prox_correction", "tilted",
 )  # fmt: skip
 ANALYSES = ("covariance", "histogram", "linear_regression", "logistic_regression", "pca", "quantiles", "statistics")
 ROBUST_FOLDS = (
@@ -89,6 +89,8 @@ TESTED_ELSEWHERE = {
     "bench.problem": "bench/test_algorithm.py",
     "bench.progress": "bench/test_comparison.py",
     "cli.__main__": "cli/test_program.py",  # runs `python -m umbel.cli`
+    "runs.past": "cli/test_past.py",
+    "cli.drawing": "cli/test_compare_commands.py",
     "cli.overview": "cli/test_program.py",
     "core.answer": "core/test_partial.py",
     "core.elementwise": "folds/test_folds.py",

@@ -673,3 +673,19 @@ assert run() == run()
 def test_the_adapter_may_be_loaded_first_by_a_handler_whose_draws_are_seeded_all_the_same() -> None:
     done = subprocess.run([sys.executable, "-c", FIRST_USE], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_frozen_parameters_can_be_left_out() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    net[0].requires_grad_(False)
+    found = adapter.arrays(net, trainable_only=True, personal=["2.*"])
+    assert set(net.state_dict()) - set(found) == {"0.weight", "0.bias"}
+    assert found.roles["1.running_mean"] == "buffer"
+    before = net[0].weight.clone()
+    adapter.load_(net, found.map(lambda name, array: array + 1), strict=False)
+    assert torch.equal(net[0].weight, before)
+    assert torch.equal(net[1].weight, torch.full((4,), 2.0))
+    with pytest.raises(AppError, match="lacks"):
+        adapter.load_(net, found)
+    with pytest.raises(AppError, match="matches no tensor"):
+        adapter.arrays(net, trainable_only=True, personal=["0.*"])

@@ -24,8 +24,8 @@ command below it. What is done is kept in the folder `umbel-bench/baselines`, an
 Most of the papers' data are in no package, and models and rounds are smaller here, so that a paper's figure is no
 measure of ours. Beside ours stands that of an **independent reference**: a plain loop of the same algorithm in one
 process (`benchmarks/baselines/reference.py`), which uses nothing of Umbel and draws splits, cohorts, batches and
-initial models by generators of its own. "Published" says where the paper has the like; its figures could not be looked
-up where this page was made, so that none is quoted.
+initial models by generators of its own. "Published" says where the paper has the like, and its figure where data,
+model and setting are the same.
 
 Both sides are means over seeds with their standard deviation. They *agree* where they differ by no more than chance
 makes the means of so few seeds differ in 99 of 100 cases (a t-test), or by a point of accuracy, or a tenth of the

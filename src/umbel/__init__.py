@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .core.client import Client, Context
     from .core.correction import Correction
     from .core.elementwise import mean, weighted_mean
+    from .core.schedules import cosine, steps
     from .core.strategy import State, Strategy
     from .core.transform import Transform, chain
     from .core.update import Free, Like, Metrics, Update
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from .folds.collect import collect
     from .folds.total import total
     from .remote.federation import Remote
+    from .runs.past import open
     from .runs.run import Result, load_model, resume, run
     from .samplers.fixed import Everyone, Fixed
     from .samplers.poisson import Poisson
@@ -41,17 +43,19 @@ __all__ = [
     "Answer", "App", "Arrays", "Ask", "Client", "Context", "Correction", "EarlyStop", "Everyone", "FedAdagrad",
     "FedAdam", "FedAvg", "FedAvgM", "FedProx", "FedYogi", "Fixed", "Fraction", "Free", "KeepBest", "Like", "Metrics",
     "Poisson", "Remote", "Result", "Simulation", "State", "Strategy", "Transform", "UmbelError", "Uniform", "Update",
-    "Weighted", "Window", "chain", "clip_by_norm", "collect", "errors", "events", "load_model", "mean", "resume", "run",
-    "top_k", "total", "weighted_mean",
+    "Weighted", "Window", "chain", "clip_by_norm", "collect", "cosine", "errors", "events", "load_model", "mean",
+    "open", "resume", "run", "steps", "top_k", "total", "weighted_mean",
 ]  # fmt: skip
 _PLACES = {
     "core.answer": "Answer", "core.app": "App EarlyStop KeepBest", "core.arrays": "Arrays",
     "core.ask": "Ask", "core.client": "Client Context", "core.correction": "Correction",
     "core.elementwise": "mean weighted_mean", "core.strategy": "State Strategy", "core.transform": "Transform chain",
+    "core.schedules": "cosine steps",
     "core.update": "Free Like Metrics Update", "core.window": "Window", "errors": "UmbelError",
     "folds.collect": "collect", "folds.total": "total",
-    "remote.federation": "Remote", "runs.run": "Result load_model resume run", "samplers.fixed": "Everyone Fixed",
-    "samplers.poisson": "Poisson", "samplers.uniform": "Fraction Uniform", "samplers.weighted": "Weighted",
+    "remote.federation": "Remote", "runs.past": "open", "runs.run": "Result load_model resume run",
+    "samplers.fixed": "Everyone Fixed", "samplers.poisson": "Poisson",
+    "samplers.uniform": "Fraction Uniform", "samplers.weighted": "Weighted",
     "simulation.federation": "Simulation", "strategies": "FedAdagrad FedAdam FedAvg FedAvgM FedProx FedYogi",
     "transforms.clip_by_norm": "clip_by_norm", "transforms.top_k": "top_k",
 }  # fmt: skip

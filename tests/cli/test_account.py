@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from umbel.cli.account import account, processes, size
-from umbel.cli.records import RunRecord
 from umbel.runs.events import RoundCommitted, RunStarted
 from umbel.runs.journal import RunLog
+from umbel.runs.past import PastRun
 
 
-def record_of(rounds: list[RoundCommitted], workers: int = 2) -> RunRecord:
-    record = RunRecord.__new__(RunRecord)
+def record_of(rounds: list[RoundCommitted], workers: int = 2) -> PastRun:
+    record = PastRun.__new__(PastRun)
     started = RunStarted(
         run="r", format=1, seed=0, rounds=2, clients=4, strategy="FedAvg", federation={"workers": workers}
     )

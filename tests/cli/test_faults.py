@@ -140,6 +140,7 @@ FAILING = {
     ("show",): ("show", "last", "--clients"),
     ("runs",): ("runs", "--on", "h:1"),
     ("logs",): ("logs", "last"),
+    ("compare",): ("compare", "last"),
     **{(name,): (name, "gone") for name in ("strategies", "folds", "transforms", "samplers", "partitioners")},
     ("nodes", "invite"): ("nodes", "invite"),
     ("nodes", "ls"): ("nodes", "ls"),

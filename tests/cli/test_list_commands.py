@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from tests.conftest import PATIENCE
 
 from umbel import Arrays, load_model
 from umbel.cli import list_commands
+from umbel.runs.journal import Journal
 
 Command = Callable[..., Any]
 
@@ -228,3 +232,45 @@ def test_a_run_that_could_not_begin_is_listed_with_why(umbel: Command, trained: 
     page = umbel("show", rows[1]["run"]).out
     assert "refused  0 of 3 rounds" in page
     assert rows[1]["error"] in " ".join(page.split())
+
+
+def test_runs_are_removed_by_name(umbel: Command, trained: dict[str, Any], written: Callable[..., Path]) -> None:
+    other = written(Path("umbel-runs"), id="old-20260101-000000-aa")
+    said = umbel("rm", trained["run"], "--dry-run").out
+    assert f"{trained['run']}  " in said
+    assert "1 run would be removed" in said
+    assert len(json.loads(umbel("runs", "--json").out)) == 2
+    assert "1 run removed" in umbel("rm", trained["run"]).out
+    assert [path.name for path in Path("umbel-runs").iterdir()] == [other.name]
+    done = umbel("rm", trained["run"])
+    assert (done.code, "there is no run" in done.said) == (3, True)
+
+
+def test_of_all_runs_the_last_or_the_young_stay(umbel: Command, written: Callable[..., Path]) -> None:
+    now = time.time_ns()
+    for days in range(5):
+        path = written(Path("umbel-runs"), id=f"a-20260101-00000{days}-aa")
+        os.utime(path / "events.jsonl", ns=(0, now - days * 86_400 * 10**9))
+
+    def left() -> list[str]:
+        return [row["run"][-4] for row in json.loads(umbel("runs", "--json").out)]
+
+    assert left() == ["4", "3", "2", "1", "0"]
+    assert "1 run removed" in umbel("rm", "--older-than", "3.5").out
+    assert left() == ["3", "2", "1", "0"]
+    assert "0 runs removed" in umbel("rm", "--older-than", "0.5", "--keep", "4").out
+    assert "1 run removed" in umbel("rm", "--older-than", "2.5", "--keep", "2").out
+    assert "1 run removed" in umbel("rm", "--keep", "2").out
+    assert left() == ["1", "0"]
+    assert "2 runs removed" in umbel("rm", "--keep", "0").out
+    for wrong in ([], ["last", "--keep", "2"]):
+        assert umbel("rm", *wrong).code == 3
+
+
+def test_a_run_that_goes_on_is_not_removed(umbel: Command, written: Callable[..., Path]) -> None:
+    path = written(Path("umbel-runs"), id="a-20260101-000000-aa")
+    with closing(Journal(path)):
+        done = umbel("rm", path.name)
+        assert (done.code, "going on in another process" in done.said) == (5, True)
+        assert "0 runs removed" in umbel("rm", "--keep", "0").out
+    assert path.exists()

@@ -9,16 +9,16 @@ import pytest
 from rich.console import Console
 
 from umbel.cli.page import page
-from umbel.cli.records import RunRecord
 from umbel.runs.events import RoundCommitted, RunFinished
 from umbel.runs.history import History
+from umbel.runs.past import PastRun
 
 Written = Callable[..., Path]
 
 
 def shown(folder: Path, width: int = 80) -> str:
     console = Console(file=io.StringIO(), width=width, highlight=False)
-    console.print(page(RunRecord(folder), width))
+    console.print(page(PastRun(folder), width))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -84,7 +84,7 @@ def test_a_failed_run_says_why(tmp_path: Path, written: Written) -> None:
 
 
 def test_a_run_of_one_metric_has_one_chart(tmp_path: Path, written: Written) -> None:
-    record = RunRecord(written(tmp_path, rounds=1))
+    record = PastRun(written(tmp_path, rounds=1))
     record.log.rounds[:] = [RoundCommitted(round=1, asks=1, train={"loss": 1.0}, failed="nobody answered")]
     console = Console(file=io.StringIO(), width=80)
     console.print(page(record, 80))

@@ -226,9 +226,12 @@ class TestShards:
         assert sizes.sum() == 1003
         assert sizes.max() - sizes.min() <= 3
 
-    @pytest.mark.parametrize("each", [0, -2, 601])
-    def test_refuses_shards_that_cannot_be(self, each: int) -> None:
-        with pytest.raises(DataError, match=f"10 clients with {each} shards each"):
+    @pytest.mark.parametrize(
+        ("each", "why"),
+        [(0, "at least 1, not 0"), (-2, "at least 1, not -2"), (601, "10 clients with 601 shards each")],
+    )
+    def test_refuses_shards_that_cannot_be(self, each: int, why: str) -> None:
+        with pytest.raises(DataError, match=why):
             shards(each)(TEN, 10, 1)
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,23 @@ class TestSources:
             parts.part({"path": "here"})
         with pytest.raises(IndexError, match="one of the 20 clients"):
             parts.part({"index": 20})
+
+    def test_what_splits_and_views_are_made_before(self) -> None:
+        for kind in (iid, dirichlet):
+            with pytest.raises(DataError, match=rf"class {kind.__name__} itself\s+Write {kind.__name__}\(\)"):
+                split((X, Y), kind, 20)
+        for views in ([noise], noise(1.0), [noise(1.0), None], "noise"):
+            with pytest.raises(DataError, match=r"a list such as \[noise"):
+                split((X, Y), iid(), 20, views=views)
+        for seed in (0.5, True, "1", None):
+            for make in (partial(split, (X, Y), iid(), 20), partial(iid(), 100, 20)):
+                with pytest.raises(DataError, match="a seed must be a whole number, not"):
+                    make(seed=seed)
+        for clients in (2.5, "2", -1, True):
+            with pytest.raises(DataError, match="the number of clients must be a whole number"):
+                iid()(100, clients)
+        with pytest.raises(DataError, match="party 2 has the labels, but the 2 parties"):
+            vertical(labelled=2)(X, 2)
 
     def test_a_million_clients_of_one_rule(self) -> None:
         parts = split(10**9, iid(), 10**6, test=0.1)

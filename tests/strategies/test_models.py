@@ -121,12 +121,24 @@ def test_a_fold_remembers_under_strategies_with_rounds_of_their_own():
 
 
 def test_widths_that_do_not_fit_are_refused():
-    for wrong in ({}, {0.0: [0]}, {1.5: [0]}):
-        with pytest.raises(StrategyError, match="levels of widths"):
-            HeteroFL(levels=wrong, shapes=shapes)
-    for made in (lambda width: {"v": (3,)}, lambda width: {"w": (9,)}, lambda width: {"w": (1, 1)}):
+    wrong = ({"v": (3,)}, {"w": (9,)}, {"w": (1, 1)}, {"w": (-1,)}, {"w": (2.0,)}, [("w", (3,))])
+    for made in (lambda width, each=each: each for each in wrong):
         with pytest.raises(StrategyError, match=r"other names|has shape"):
             run(HeteroFL(levels={1.0: "all"}, shapes=made))
+
+
+@pytest.mark.parametrize("kind", [HeteroFL, FjORD])
+def test_what_is_personal_stays_out_of_it_and_has_one_shape(kind):
+    start = Arrays({"w": np.zeros(4), "own": np.ones(4)}, {"own": "personal"})
+    cut = lambda width: {"w": (int(4 * width),), "own": (4,)}  # noqa: E731
+    app = lambda shapes: umbel.App(  # noqa: E731
+        plus, model=start, strategy=kind(levels={1.0: [0], 0.5: [1]}, shapes=shapes), rounds=2, evaluate_every=1
+    )
+    model = umbel.run(app(cut), on=umbel.Simulation(2), folder=None).model
+    assert model["w"][0] > 0
+    assert model["own"].tolist() == [1.0] * 4  # the run's own, which nobody trained
+    with pytest.raises(StrategyError, match=r"'own' is personal, and so has shape .4. at all widths"):
+        umbel.run(app(lambda width: {**cut(width), "own": (int(4 * width),)}), on=umbel.Simulation(2), folder=None)
 
 
 def test_fjord_draws_widths_up_to_a_level_and_the_same_ones_again():
@@ -163,6 +175,39 @@ def test_prototypes_are_means_over_all_and_stay_where_nobody_has_a_class():
     assert state.prototypes["known"].tolist() == [1, 1, 0, 1]
     assert np.array_equal(result.model["w"], START)
     assert result.metrics["train.known"] == 3
+
+
+BAD = {
+    "no counts": {"sums": np.ones((4, 2))},
+    "other names": {"sums": np.ones((4, 2)), "counts": np.ones(4), "more": np.ones(1)},
+    "a vector": {"sums": np.ones(4), "counts": np.ones(4)},
+    "other counts": {"sums": np.ones((4, 2)), "counts": np.ones(3)},
+    "nothing": {"sums": np.ones((0, 2)), "counts": np.ones(0)},
+    "more features": {"sums": np.ones((4, 3)), "counts": np.ones(4)},
+    "more classes": {"sums": np.ones((5, 2)), "counts": np.ones(5)},
+    "too much": {"sums": np.full((4, 2), 1e200), "counts": np.ones(4)},
+    "less than none": {"sums": np.ones((4, 2)), "counts": -np.ones(4)},
+    "too many": {"sums": np.ones((4000, 2000)), "counts": np.ones(4000)},
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+@pytest.mark.parametrize("since", [1, 2])
+def test_one_client_breaks_no_prototypes(what, since):
+    odd = umbel.Client()
+
+    @odd.train
+    def train(model, data, ctx):
+        ctx.correction.take()
+        if data["index"] == 0 and ctx.round >= since:
+            return Update(BAD[what])
+        sums = np.full((4, 2), data["index"] + 1.0)
+        return Update({"sums": sums, "counts": np.ones(4)})
+
+    clients = 3 if what.startswith("more") and since == 1 else 2  # of as many the first counts, while nothing is known
+    state, _ = state_of(FedProto(cohort="all", max_bytes=10**6), rounds=2, apps=odd, clients=clients)
+    expected = np.full((4, 2), np.mean([i + 1 for i in range(1, clients)]))
+    np.testing.assert_array_equal(state.prototypes["prototypes"], expected)
 
 
 # A network that makes models

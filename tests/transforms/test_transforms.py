@@ -13,7 +13,7 @@ from umbel.core.elementwise import mean, weighted_mean
 from umbel.core.randomness import Key
 from umbel.core.transform import Chain, chain, chain_from_spec, register_transform, transform_from_spec
 from umbel.core.update import Free, Like, Update, check
-from umbel.errors import StrategyError, UpdateRejected
+from umbel.errors import SettingError, StrategyError, UpdateRejected
 from umbel.transforms.clip_by_norm import clip_by_norm, parameter_norm
 from umbel.transforms.top_k import top_k
 
@@ -112,7 +112,7 @@ def test_clipping_disagrees_with_claimed_weights_and_with_values():
 
 @pytest.mark.parametrize("norm", [0, -1, math.nan, math.inf, "1"])
 def test_a_norm_has_to_be_positive_and_finite(norm):
-    with pytest.raises(StrategyError, match="positive, finite norm"):
+    with pytest.raises(SettingError, match="finite norm above 0"):
         clip_by_norm(norm)
 
 

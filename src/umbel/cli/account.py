@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ..runs.events import RoundCommitted
-from .records import RunRecord
+from ..runs.past import PastRun
 from .terminal import duration
 
 PARTS = ("training", "data", "folding")
 
 
-def account(record: RunRecord) -> dict[str, str]:
+def account(record: PastRun) -> dict[str, str]:
     """What a run's account says: lines by title; none for a run that has no round."""
     rounds = record.log.rounds
     if not rounds:

@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import SettingError
+from ..runs.past import PastRun
 from ..runs.receipts import ClientQuantiles, ClientRow, Clients
 from .progress import WORDS
-from .records import RunRecord
 from .terminal import duration, number, plain, stdout
 
 MOST_ROWS = 40
@@ -23,7 +23,7 @@ MOST_COLUMNS = 4
 STATUSES = {"failed": "red", "late": "yellow", "dropped": "dim"}
 
 
-def show_clients(record: RunRecord, round: int | None, *, json: bool) -> None:
+def show_clients(record: PastRun, round: int | None, *, json: bool) -> None:
     """Print the clients of a round, by default of the last that there is anything of, or, as JSON, of all rounds."""
     clients = Clients(record.log.events)
     known = clients.rounds
@@ -44,7 +44,7 @@ def _plain(row: ClientRow) -> dict[str, Any]:
     return {**asdict(row), "metrics": plain(row.metrics)}
 
 
-def _print(console: Console, record: RunRecord, rows: Sequence[ClientRow], spreads: Sequence[ClientQuantiles]) -> None:
+def _print(console: Console, record: PastRun, rows: Sequence[ClientRow], spreads: Sequence[ClientQuantiles]) -> None:
     if not rows and not spreads:
         console.print(Text(f"{record.id}: no client has been heard of yet", style="dim"))
         return

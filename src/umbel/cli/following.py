@@ -12,11 +12,11 @@ from ..office.operator import Operator
 from ..runs.events import UNREADABLE, RoundCommitted, RunEvent, RunFinished, RunInterruption, RunStarted
 from ..runs.history import History
 from ..runs.journal import RunLog
+from ..runs.past import log_of
 from ..runs.schema import event_of
 from .ending import Ending
 from .faults import stop_signals, warn
 from .progress import progress
-from .records import log_of
 from .terminal import stderr
 
 

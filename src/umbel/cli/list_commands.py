@@ -1,13 +1,15 @@
-"""`umbel runs`, `umbel show` and `umbel export`: what runs left behind."""
+"""`umbel runs`, `umbel show`, `umbel export` and `umbel rm`: what runs left behind."""
 
 from __future__ import annotations
 
 import hashlib
 import json as jsons
 import shlex
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,14 @@ from rich.table import Table
 from rich.text import Text
 
 from ..core.arrays import Arrays
-from ..errors import CallerError, CorruptFile, SettingError, StorageError
+from ..errors import CorruptFile, SettingError, StorageError
 from ..runs.history import History
-from ..runs.journal import load_checked, write_whole
+from ..runs.journal import write_whole
+from ..runs.past import PastRun, find, past_runs
+from .account import size
 from .client_tables import show_clients
+from .drawing import drawn
 from .page import STATES, page
-from .records import RunRecord, find, records
 from .terminal import ago, main_metrics, number, plain, plural, stdout
 
 WIDE = 100
@@ -34,7 +38,7 @@ LONGEST_WHY = 30
 
 def runs(folder: Path, *, json: bool) -> None:
     """Print the runs of a folder."""
-    rows = [_row(record) for record in records(folder)]
+    rows = [_row(record) for record in past_runs(folder)]
     print_runs(rows, json=json, nothing=f"no runs in {folder}: `umbel run APP --clients 100` makes one")
 
 
@@ -64,7 +68,7 @@ def show(reference: str, folder: Path, plot: Path | None, part: ClientsView | No
     show_record(find(reference, folder), plot, part)
 
 
-def show_record(record: RunRecord, plot: Path | None, part: ClientsView | None = None) -> None:
+def show_record(record: PastRun, plot: Path | None, part: ClientsView | None = None) -> None:
     """Print the page of a record, or a part, and draw its curves to a file where one is given. Raises `SettingError`
     where there are none to draw.
     """
@@ -74,7 +78,8 @@ def show_record(record: RunRecord, plot: Path | None, part: ClientsView | None =
     console = stdout()
     console.print(page(record, console.width))
     if plot is not None:
-        _plot(record, plot)
+        draw = partial(History(record.log.rounds).plot, plot, title=record.id, failed=record.state == "failed")
+        drawn(draw, plot, record.id)
         console.print(Text(f" curves drawn to {plot}"), soft_wrap=True)
 
 
@@ -85,7 +90,8 @@ def export(reference: str, file: Path, folder: Path, *, round: int | None, force
         raise SettingError(f"{file} is a folder", hint=f"Name a file, such as {file / 'model.safetensors'}.")
     if file.exists() and not force:
         raise SettingError(f"{file} exists", hint="--force overwrites it.")
-    model, of = _model(record, round)
+    model, after = record.model(round)
+    of = f"after round {after}" if after else "before round 1"
     data = model.to_bytes()
     try:
         write_whole(file, data)
@@ -102,6 +108,37 @@ def export(reference: str, file: Path, folder: Path, *, round: int | None, force
     console.print(Text(f"  umbel run APP --init {shlex.quote(str(file))}", style="cyan"), soft_wrap=True)
 
 
+def remove(references: Sequence[str], folder: Path, *, keep: int | None, older: float | None, dry: bool) -> None:
+    """Remove runs, those that are named, or of a folder all but the `keep` last active ones and those that were active
+    in the last `older` days; what goes on in another process stays.
+    """
+    if bool(references) == (keep is not None or older is not None):
+        raise SettingError(
+            "umbel rm takes runs, or else says which of all stay",
+            hint="Such as: umbel rm RUN RUN; umbel rm --keep 20; umbel rm --older-than 30.",
+        )
+    found = [find(reference, folder) for reference in references]
+    if not references:
+        kept = past_runs(folder)
+        latest = kept[len(kept) - keep :] if keep else []
+        before = (time.time() - (older or 0.0) * 86400) * 1e9
+        found = [run for run in kept if run not in latest and run.touched <= before]
+    console, freed, removed = stdout(), 0, 0
+    for run in dict.fromkeys(found):
+        taken = sum(path.lstat().st_size for path in run.folder.rglob("*") if path.is_file())
+        try:
+            if not dry:
+                run.remove()
+        except StorageError as error:
+            if references:
+                raise
+            console.print(Text(f"{run.id} stays: {error.message}"), soft_wrap=True)
+            continue
+        freed, removed = freed + taken, removed + 1
+        console.print(Text(f"{run.id}  {size(taken)}", style="dim"), soft_wrap=True)
+    console.print(f"{plural(removed, 'run')} {'would be ' if dry else ''}removed, {size(freed)}")
+
+
 def _loaders(model: Arrays, file: Path) -> Iterator[str]:
     """Lines of Python that load a model from a file."""
     yield f"import umbel; model = umbel.load_model({str(file)!r})"
@@ -111,7 +148,7 @@ def _loaders(model: Arrays, file: Path) -> Iterator[str]:
     yield f"import safetensors.{kind} as st; model = st.load_file({str(file)!r})  # pip install {packages}"
 
 
-def _row(record: RunRecord) -> dict[str, Any]:
+def _row(record: PastRun) -> dict[str, Any]:
     started = f"{record.began:%Y-%m-%d %H:%M:%S}"
     try:
         log = record.log
@@ -128,7 +165,7 @@ def _row(record: RunRecord) -> dict[str, Any]:
         "state": record.state,
         "metrics": plain(history.metrics(record.best_round)),
         "best_round": record.best_round,
-        "error": None if record.state == "unfinished" or log.finished is None else log.finished.error,
+        "error": record.error,
         "began": started,
     }
 
@@ -152,40 +189,3 @@ def _table(rows: list[dict[str, Any]], wide: bool) -> Table:
         rounds = f"{row['rounds']}/{row['asked']}" if row["asked"] else ""  # it has not begun
         table.add_row(row["run"], began, rounds, state, Text("\n".join(shown)), *where)
     return table
-
-
-def _plot(record: RunRecord, file: Path) -> None:
-    try:
-        History(record.log.rounds).plot(file, title=record.id, failed=record.state == "failed")
-    except ImportError as error:
-        raise CallerError(str(error)) from error
-    except SettingError as error:
-        raise error.located(run=record.id) from None
-    except ValueError as error:
-        raise SettingError(f"{file} cannot be drawn: {error}", hint="Name a .png, .svg or .pdf file.") from error
-    except OSError as error:
-        raise StorageError(f"{file} cannot be written: {error.strerror}") from error
-
-
-def _model(record: RunRecord, round: int | None) -> tuple[Arrays, str]:
-    """The model after a round, or the result, and which it is in words."""
-    rounds = record.log.rounds
-    if round == 0 or (round is None and not rounds):
-        started = record.log.started
-        if started.model_file is None:
-            raise CorruptFile(f"{record.folder} has no initial model")
-        tree = load_checked(record.folder, {"file": started.model_file, "sha256": started.model_sha256})
-        return tree["state"]["model"], "before round 1"
-    if round is None:
-        chosen = record.result
-    else:
-        kept = [event for event in rounds if event.checkpoint and (record.folder / event.checkpoint["file"]).exists()]
-        chosen = next((event for event in kept if event.round == round), None)
-        if chosen is None:
-            listed = ", ".join(str(event.round) for event in kept) or "none"
-            raise SettingError(f"the model of round {round} is not kept", hint=f"Rounds whose models are: 0, {listed}.")
-    assert chosen is not None
-    assert chosen.checkpoint is not None
-    model = load_checked(record.folder, chosen.checkpoint)["state"].model
-    assert isinstance(model, Arrays)
-    return model, f"after round {chosen.round}"

@@ -21,10 +21,10 @@ from ..runs.events import (
     Warned,
 )
 from ..runs.journal import LOG, LogChain
+from ..runs.past import find
 from ..wire.names import shown
 from .following import read
 from .progress import WORDS, Watch, failure, heading, round_line, warning
-from .records import find
 from .terminal import duration, plural
 
 PAUSE = 0.2

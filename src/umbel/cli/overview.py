@@ -17,6 +17,8 @@ Commands:
   show          Show a run: its facts, rounds, curves and failures, or its...
   logs          Print what has happened in a run.
   export        Write a run's model to a safetensors file.
+  compare       Show in what runs differ, and what they came to.
+  rm            Remove runs, with their models, for good.
   strategies    List the strategies: how a federation learns.
   folds         List the folds: how updates become one answer.
   transforms    List the transforms: steps on updates at both ends.

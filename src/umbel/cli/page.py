@@ -15,10 +15,10 @@ from rich.text import Text
 
 from ..runs.events import AskClosed, RoundCommitted
 from ..runs.history import History
+from ..runs.past import PastRun
 from .account import account
 from .chart import chart
 from .progress import WORDS
-from .records import RunRecord
 from .terminal import COLOURS, duration, in_order, number, plural
 
 MOST_ROUNDS = 16
@@ -39,7 +39,7 @@ STATES = {
 }
 
 
-def page(record: RunRecord, width: int) -> RenderableType:
+def page(record: PastRun, width: int) -> RenderableType:
     """The whole page, for a terminal of so many columns."""
     history = History(record.log.rounds)
     parts: list[RenderableType] = [_head(record), Text(), _facts(record)]
@@ -50,14 +50,14 @@ def page(record: RunRecord, width: int) -> RenderableType:
     return Padding(Group(*parts), (1, 1), expand=False)
 
 
-def _head(record: RunRecord) -> Text:
+def _head(record: PastRun) -> Text:
     done = f"{len(record.log.rounds)} of {plural(record.rounds_asked, 'round')}"
     done += f" in {duration(record.seconds)}" if record.log.rounds else ""
     state = (record.state, STATES.get(record.state, ""))
     return Text.assemble((record.id, "bold"), "  ", state, f"  {done}")
 
 
-def _facts(record: RunRecord) -> Table:
+def _facts(record: PastRun) -> Table:
     started, finished = record.log.started, record.log.finished
     facts = {
         "app": str(started.app.get("path") or started.app.get("file") or "a program"),
@@ -138,7 +138,7 @@ def _charts(history: History, width: int) -> Iterator[RenderableType]:
         yield Text(f"\nand {plural(len(metrics) - MOST_CHARTS, 'more metric')}: --plot draws all", style="dim")
 
 
-def _failures(record: RunRecord) -> Iterator[RenderableType]:
+def _failures(record: PastRun) -> Iterator[RenderableType]:
     found: dict[str, _Failed] = {}
     counts: Counter[str] = Counter()
     asks = {event.ask: event for event in record.log.events if isinstance(event, AskClosed)}  # the last, if done again

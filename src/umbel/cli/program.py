@@ -299,6 +299,46 @@ def export(
         export(run, file, folder, round=round, force=force)
 
 
+@program.command()
+def compare(
+    runs: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN RUN...]", help="Ids of runs, or parts; by default the last two.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Draw the curves of all to this file.")
+    ] = None,
+    json: TableJson = False,
+    folder: Folder = RUNS,
+    debug: Debug = False,
+) -> None:
+    """Show in what runs differ, and what they came to."""
+    with reported(debug, json):
+        from .compare_commands import compare
+
+        compare(runs or [], folder, plot=plot, json=json)
+
+
+@program.command()
+def rm(
+    runs: Annotated[list[str] | None, typer.Argument(metavar="[RUN...]", help="Ids of runs, or parts of them.")] = None,
+    keep: Annotated[
+        int | None, typer.Option("--keep", metavar="N", min=0, help="Remove all but the N last active ones.")
+    ] = None,
+    older_than: Annotated[
+        float | None,
+        typer.Option("--older-than", metavar="DAYS", min=0, help="Remove those that were not active for so long."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed, and remove nothing.")] = False,
+    folder: Folder = RUNS,
+    debug: Debug = False,
+) -> None:
+    """Remove runs, with their models, for good."""
+    with reported(debug):
+        from .list_commands import remove
+
+        remove(runs or [], folder, keep=keep, older=older_than, dry=dry_run)
+
+
 def catalogue(name: str, help: str) -> None:
     """Make the command that lists a catalogue."""
 

@@ -16,13 +16,13 @@ from ..errors import SettingError
 from ..office.operator import Operator
 from ..office.pulling import pull
 from ..runs.config import laid_over
+from ..runs.past import FetchedRun
 from ..trust import credentials
 from . import settings
 from .application import LoadedApp, load
 from .following import Followed, follow, why_ended
 from .list_commands import ClientsView, print_runs, show_record
 from .log_commands import LogPrinter
-from .records import RemoteRecord
 from .terminal import plural, stderr, stdout
 
 
@@ -162,7 +162,7 @@ def show_on(run: str, on: str, token: str | None, plot: Path | None, part: Clien
         if plot is not None:
             raise SettingError("there is nothing to draw: nothing has happened yet", run=found["run"])
         return
-    show_record(RemoteRecord.of(found["run"], followed.log(), found["status"], facts), plot, part)
+    show_record(FetchedRun.of(found["run"], followed.log(), found["status"], facts), plot, part)
 
 
 def logs_on(run: str, on: str, token: str | None, *, follow: bool, json: bool) -> None:

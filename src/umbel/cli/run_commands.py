@@ -15,6 +15,7 @@ from rich.padding import Padding
 
 from ..errors import AppError, RunFailed, RunInterrupted, SettingError, UmbelError
 from ..runs.events import Observer
+from ..runs.past import PastRun, find, is_over
 from ..runs.preflight import preflight
 from ..runs.run import RUNS, Result
 from ..runs.run import resume as resume_run
@@ -27,7 +28,6 @@ from .faults import stop_signals, warn
 from .federations import Wanted, start_early
 from .forecast import forecast
 from .progress import progress
-from .records import RunRecord, find, is_over
 from .terminal import plural, stderr, stdout
 
 
@@ -124,7 +124,7 @@ def resume(
     _ending(result, record.folder.parent).print(json)
 
 
-def _app_of(record: RunRecord, app: str | None) -> LoadedApp:
+def _app_of(record: PastRun, app: str | None) -> LoadedApp:
     source = record.log.started.app
     if app is None and "path" not in source:
         raise SettingError(

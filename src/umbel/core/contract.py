@@ -48,7 +48,7 @@ def contract(
 def first_asks(strategy: Strategy, model: Arrays) -> Sequence[Ask]:
     """What the strategy asks first in its first round; nothing is sent. Raises `StrategyError`."""
     try:
-        generator = strategy.round(strategy.start(model), 1)
+        generator = strategy.in_round(1).round(strategy.start(model), 1)
         asked = next(generator, None)
         generator.close()
     except UmbelError:

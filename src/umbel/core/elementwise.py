@@ -13,6 +13,7 @@ from .. import files
 from ..errors import NothingToFold, StrategyError, UpdateRejected
 from .arrays import Array, Arrays, Role, Schema, Spec, is_floating, wide
 from .fold import Fold, Unlike
+from .settings import positive
 from .sums import ArraySum, ExactScalar
 from .update import Contribution, Stack
 
@@ -316,6 +317,10 @@ class weighted_mean(Elementwise):
     name: ClassVar[str] = "weighted_mean"
     weights: ClassVar[Literal["claimed", "equal"]] = "claimed"
     max_weight: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_weight is not None:
+            positive(self, "max_weight")
 
     def weigh(self, weight: float, factor: float) -> float:
         return factor * (weight if self.max_weight is None else min(weight, self.max_weight))

@@ -23,6 +23,7 @@ Slots = Mapping[str, Mapping[str, Array]]
 class ServerOptimizer(ABC):
     """Two pure functions: `init` makes the slots for the parameters, `step` turns a mean difference into new parameters
     and slots. One that treats every element alike says that it is `elementwise`: of large models it is given stretches.
+    A rate may be a function of the round, such as `umbel.cosine`.
     """
 
     elementwise: ClassVar[bool] = False
@@ -41,6 +42,8 @@ class ServerOptimizer(ABC):
 def _check_rates(optimizer: Any, **ranges: tuple[float, float]) -> None:
     for name, (low, high) in ranges.items():
         value = getattr(optimizer, name)
+        if callable(value):
+            continue  # it is checked in each round
         if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
             raise SettingError(f"{type(optimizer).__name__} takes a {name} from {low} to {high}, not {value!r}")
 

@@ -76,6 +76,10 @@ class Strategy(ABC):
         model: Arrays = state.model
         return model
 
+    def in_round(self, r: int) -> Strategy:
+        """The strategy of round `r`, whose `round` is called: itself, or with the settings that change by then."""
+        return self
+
     @abstractmethod
     def round(self, state: State, r: int) -> Asks:
         """Round `r` (from 1): yield asks, return the next state."""

@@ -30,6 +30,9 @@ class Partitioner:
 
     def __call__(self, data: Any, clients: int | None = None, seed: int = 0) -> Partition:
         table = as_table(data)
+        check_whole("a seed", seed, -math.inf)
+        if clients is not None:
+            check_whole("the number of clients", clients, 0)
         if clients is None and not self.natural:
             raise DataError(f"{type(self).__name__} has to be told how many clients there are", hint="clients=...")
         found = self.deal(table, 0 if clients is None else clients, Key.from_seed(seed))
@@ -76,11 +79,12 @@ def ranked(values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
 
 def check_positive(name: str, value: float) -> None:
     """Refuse a setting that is no positive number."""
-    if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
+    if isinstance(value, bool) or not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
         raise DataError(f"{name} must be a positive number, not {value}")
 
 
-def check_whole(name: str, value: int, least: int = 1) -> None:
+def check_whole(name: str, value: int, least: float = 1) -> None:
     """Refuse a setting that is no whole number of at least so many."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise DataError(f"{name} must be a whole number of at least {least}, not {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        bound = f" of at least {least}" if least > -math.inf else ""
+        raise DataError(f"{name} must be a whole number{bound}, not {value!r:.60}")

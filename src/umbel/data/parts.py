@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -55,7 +56,7 @@ def split(
 
     The same arguments give the same parts.
     """
-    return Parts(data, by, clients, seed, test, validation, held, label, tuple(views))
+    return Parts(data, by, clients, seed, test, validation, held, label, views)
 
 
 class Parts(Sequence["Part"]):
@@ -71,20 +72,25 @@ class Parts(Sequence["Part"]):
         validation: float,
         held: str,
         label: Any,
-        views: tuple[Any, ...],
+        views: Sequence[Any],
     ) -> None:
         shares = (test, validation)
         if not all(isinstance(share, int | float) and 0 <= share < 1 for share in shares) or sum(shares) >= 1:
             raise DataError(f"test and validation are shares from 0 to below 1 together, not {test} and {validation}")
         if held not in ("random", "last"):
             raise DataError(f"held is 'random' or 'last', not {held!r}")
+        if isinstance(by, type):
+            raise DataError(f"by is the class {by.__name__} itself", hint=f"Write {by.__name__}(), with parentheses.")
         if not callable(by) and not isinstance(by, str | Partition):
             raise DataError(f"by is a partitioner, a column's name or a function, not {by!r:.60}")
         if clients is not None:
             check_whole("the number of clients", clients)
+        check_whole("a seed", seed, -math.inf)
+        if not isinstance(views, Sequence) or any(isinstance(view, type) or not callable(view) for view in views):
+            raise DataError(f"views are a list such as [noise(0.1)], with parentheses, not {views!r:.80}")
         self.by: Any = natural(by) if isinstance(by, str) else by
         self._data, self._clients, self._seed = data, clients, seed
-        self._shares, self._held, self._label, self._views = shares, held, label, views
+        self._shares, self._held, self._label, self._views = shares, held, label, tuple(views)
         self._made: dict[int | None, Partition] = {}
 
     @cached_property

@@ -8,7 +8,8 @@ from typing import ClassVar
 import numpy as np
 
 from ..core.arrays import Array, Arrays
-from .gathered import Gathered, Updates, in_order, middle, whole
+from ..core.settings import whole
+from .gathered import Gathered, Updates, in_order, middle
 from .geometry import added
 from .krum import scores
 

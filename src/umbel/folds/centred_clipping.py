@@ -10,7 +10,8 @@ import numpy as np
 
 from ..core.arrays import Arrays
 from ..core.fold import Fold
-from .gathered import Gathered, Updates, knowing, positive, whole
+from ..core.settings import positive, whole
+from .gathered import Gathered, Updates, knowing
 from .geometry import squared_distances_from
 
 if TYPE_CHECKING:

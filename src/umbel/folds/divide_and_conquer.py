@@ -12,8 +12,8 @@ import numpy as np
 from ..core.arrays import Array, Arrays
 from ..core.fold import Fold
 from ..core.randomness import Key
-from ..errors import SettingError
-from .gathered import Gathered, Updates, knowing, positive, whole
+from ..core.settings import positive, whole
+from .gathered import Gathered, Updates, knowing
 from .geometry import products
 
 
@@ -38,10 +38,8 @@ class divide_and_conquer(Gathered):
     seed: int = field(default=0, repr=False)
 
     def __post_init__(self) -> None:
-        whole(self, f=0, sketch=1, iterations=1)
+        whole(self, f=0, sketch=1, iterations=1, seed=-math.inf)
         positive(self, "share")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise SettingError(f"{self.name} takes a whole seed, not {self.seed!r}")
 
     @property
     def least(self) -> int:

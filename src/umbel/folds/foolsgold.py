@@ -10,8 +10,9 @@ import numpy as np
 
 from ..core.arrays import Array, Arrays
 from ..core.fold import Fold
+from ..core.settings import positive
 from ..core.update import NO_ARRAYS
-from .gathered import Gathered, Gathering, Updates, knowing, positive
+from .gathered import Gathered, Gathering, Updates, knowing
 from .geometry import Floats, cosines, products
 
 if TYPE_CHECKING:

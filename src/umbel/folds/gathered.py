@@ -28,7 +28,7 @@ from ..core.elementwise import check_alike
 from ..core.fold import Fold, Unlike
 from ..core.sums import ArraySum, magnitude
 from ..core.update import NO_ARRAYS, Contribution
-from ..errors import ClientId, NothingToFold, SettingError, UpdateRejected
+from ..errors import ClientId, NothingToFold, UpdateRejected
 from . import geometry
 from .geometry import Floats
 
@@ -250,22 +250,6 @@ def middle(rows: Array) -> Array:
     half = len(rows) // 2
     found: Array = rows[half] if len(rows) % 2 else rows[half - 1] / 2 + rows[half] / 2
     return found
-
-
-def whole(fold: Fold, **settings: Any) -> None:
-    """Raise `SettingError` for settings of a fold that are not whole numbers of at least what stands there."""
-    for name, least in settings.items():
-        value = getattr(fold, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise SettingError(f"{fold.name} takes a whole {name} of at least {least}, not {value!r}")
-
-
-def positive(fold: Fold, *settings: str) -> None:
-    """Raise `SettingError` for settings of a fold that are not positive, finite numbers."""
-    for name in settings:
-        value = getattr(fold, name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise SettingError(f"{fold.name} takes a positive, finite {name}, not {value!r}")
 
 
 def knowing(fold: Gathered, kept: Any) -> Gathered:

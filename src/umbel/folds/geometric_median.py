@@ -9,7 +9,8 @@ from typing import ClassVar
 import numpy as np
 
 from ..core.arrays import Arrays
-from .gathered import Gathered, Updates, positive, whole
+from ..core.settings import positive, whole
+from .gathered import Gathered, Updates
 from .geometry import squared_distances_from
 
 

@@ -8,7 +8,8 @@ from typing import ClassVar
 import numpy as np
 
 from ..core.arrays import Arrays
-from .gathered import Gathered, Updates, whole
+from ..core.settings import whole
+from .gathered import Gathered, Updates
 from .geometry import Floats, added
 
 

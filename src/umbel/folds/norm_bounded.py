@@ -9,9 +9,9 @@ import numpy as np
 
 from ..core.arrays import Arrays
 from ..core.elementwise import Sums, mean
+from ..core.settings import positive
 from ..core.sums import magnitude
 from ..core.update import Contribution
-from .gathered import positive
 from .geometry import norm
 
 

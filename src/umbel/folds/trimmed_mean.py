@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..core.arrays import Array, Arrays
-from .gathered import Gathered, Updates, in_order, whole
+from ..core.settings import whole
+from .gathered import Gathered, Updates, in_order
 from .geometry import added
 
 

@@ -282,7 +282,7 @@ class Conductor:
         )
 
     def _generate(self, r: int, served: list[AskUnderway]) -> State:
-        rounds = self.app.strategy.round(self._state, r)
+        rounds = self.app.strategy.in_round(r).round(self._state, r)
         if not hasattr(rounds, "send"):
             raise StrategyError(
                 f"{self.started.strategy}.round is not a generator", hint="Write `answer = yield Ask(...)` in it."

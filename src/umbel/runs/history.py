@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,11 @@ from .events import RoundCommitted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+
+COUNTED = ("round", "clients", "dropped", "seconds")
+"""Numbers of every round: those who took part, those who were missing, and its time."""
 
 
 class History(Sequence[RoundCommitted]):
@@ -59,25 +65,31 @@ class History(Sequence[RoundCommitted]):
         }
         return dict(sorted(found.items()))
 
+    def columns(self) -> dict[str, list[float]]:
+        """The rounds' numbers, and every metric by its name, as columns with a row a round; NaN where there is none."""
+        found: dict[str, list[float]] = {name: [getattr(r, name) for r in self] for name in COUNTED}
+        for name in self.names:
+            values = dict(self.series(name))
+            found[name] = [values.get(r.round, math.nan) for r in self]
+        return found
+
+    def frame(self) -> DataFrame:
+        """The `columns` as a frame of pandas, by round."""
+        try:
+            from pandas import DataFrame
+        except ImportError as error:
+            raise ImportError("a frame needs pandas: pip install pandas") from error
+        return DataFrame(self.columns()).set_index("round")
+
     def plot(self, path: str | Path | None = None, *, title: str | None = None, failed: bool = False) -> Figure:
         """Draw every metric over the rounds, one panel a metric, and write the picture to `path` where one is given.
 
         Where the run has `failed`, its title says so in red. A notebook shows the `Figure` that is a cell's value.
         Raises `SettingError` where no round has a metric.
         """
-        try:
-            from matplotlib.ticker import MaxNLocator
-
-            from ..core.figure import Picture
-        except ImportError as error:
-            raise ImportError('drawing needs matplotlib: pip install "umbel[plot]"') from error
         metrics = sorted({n.partition(".")[2] for n in self.names})
-        if not metrics:
-            raise SettingError("there is nothing to draw: no round has a metric")
-        rows = len(metrics)
-        figure = Picture(figsize=(7.5, 0.8 + 2.7 * rows), layout="constrained")
-        for number, metric in enumerate(metrics):
-            axes = figure.add_subplot(rows, 1, number + 1)
+        figure = _panels(metrics)
+        for axes, metric in zip(figure.axes, metrics, strict=True):
             for part, colour in (("train", "#0072B2"), ("evaluate", "#E69F00"), ("test", "#009E73")):
                 if f"{part}.{metric}" in self.names:
                     pairs = self.series(f"{part}.{metric}")
@@ -85,13 +97,43 @@ class History(Sequence[RoundCommitted]):
                         part
                     ]
                     axes.plot(*zip(*pairs, strict=True), marker="o", markersize=3, color=colour, label=label)
-            axes.set_ylabel(metric)
-            axes.grid(alpha=0.3)
             axes.legend(frameon=False)
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        figure.axes[-1].set_xlabel("round")
         if title:
             figure.suptitle(f"{title} failed" if failed else title, color="#CC3333" if failed else None)
         if path is not None:
             figure.savefig(path, dpi=130)
         return figure
+
+
+def plot_together(histories: Mapping[str, History], path: str | Path | None = None) -> Figure:
+    """Draw the metrics of several runs, by their names, one panel a metric and one line a run; see `History.plot`."""
+    names = sorted({name for history in histories.values() for name in history.names})
+    figure = _panels(names)
+    for axes, name in zip(figure.axes, names, strict=True):
+        for run, history in histories.items():
+            pairs = history.series(name) if name in history.names else []
+            axes.plot([r for r, _ in pairs], [v for _, v in pairs], marker="o", markersize=3, label=run)
+    figure.axes[0].legend(frameon=False, fontsize=8)
+    if path is not None:
+        figure.savefig(path, dpi=130)
+    return figure
+
+
+def _panels(names: Sequence[str]) -> Figure:
+    """A figure with a panel for each of these, over the rounds. Raises `SettingError` for none."""
+    try:
+        from matplotlib.ticker import MaxNLocator
+
+        from ..core.figure import Picture
+    except ImportError as error:
+        raise ImportError('drawing needs matplotlib: pip install "umbel[plot]"') from error
+    if not names:
+        raise SettingError("there is nothing to draw: no round has a metric")
+    figure = Picture(figsize=(7.5, 0.8 + 2.7 * len(names)), layout="constrained")
+    for number, name in enumerate(names):
+        axes = figure.add_subplot(len(names), 1, number + 1)
+        axes.set_ylabel(name)
+        axes.grid(alpha=0.3)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.axes[-1].set_xlabel("round")
+    return figure

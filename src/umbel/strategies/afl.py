@@ -12,8 +12,9 @@ from ..core.answer import client_order
 from ..core.arrays import Array, Arrays
 from ..core.ask import Ask
 from ..core.correction import Correction
+from ..core.settings import not_negative
 from ..core.strategy import Asks, State
-from ..errors import ClientId, SettingError, StrategyError
+from ..errors import ClientId, StrategyError
 from .fedavg import FedAvg
 
 LEAST = 1e-12
@@ -34,8 +35,7 @@ class AFL(FedAvg):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.lr, bool) or not (isinstance(self.lr, int | float) and 0 <= self.lr < float("inf")):
-            raise SettingError(f"AFL takes an lr of at least 0, not {self.lr!r:.60}")
+        not_negative(self, "lr")
         if self.fold.weights != "claimed":
             raise StrategyError(
                 f"AFL has clients count by its shares, and {self.fold.name} has all count alike",

@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..core.correction import Correction
+from ..core.settings import not_negative
 from .fedavg import FedAvg
 
 
@@ -20,6 +21,10 @@ class APFL(FedAvg):
 
     alpha: float = 0.5
     adaptive: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        not_negative(self, "alpha", most=1)
 
     def correction(self) -> Correction:
         return Correction(procedure="apfl", settings={"alpha": self.alpha, "adaptive": self.adaptive})

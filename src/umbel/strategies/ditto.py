@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..core.correction import Correction
+from ..core.settings import not_negative
 from .fedavg import FedAvg
 
 
@@ -18,6 +19,10 @@ class Ditto(FedAvg):
     """
 
     mu: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        not_negative(self, "mu")
 
     def correction(self) -> Correction:
         return Correction(procedure="ditto", settings={"mu": self.mu})

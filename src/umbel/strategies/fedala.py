@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..core.correction import Correction
+from ..core.settings import positive, whole
 from .fedavg import FedAvg
 
 
@@ -19,6 +20,12 @@ class FedALA(FedAvg):
     layers: int = 2
     eta: float = 1.0
     share: float = 0.8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole(self, layers=1)
+        positive(self, "eta")
+        positive(self, "share", most=1)
 
     def correction(self) -> Correction:
         return Correction(

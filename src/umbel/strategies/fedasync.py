@@ -8,6 +8,7 @@ from ..core.answer import Answer
 from ..core.ask import Ask
 from ..core.elementwise import mean
 from ..core.fold import Fold
+from ..core.settings import positive
 from ..core.strategy import State
 from ..core.update import Like
 from ..core.window import Window
@@ -29,8 +30,7 @@ class FedAsync(FedAvg):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (isinstance(self.alpha, int | float) and 0 < self.alpha <= 1):
-            raise StrategyError(f"FedAsync takes an alpha above 0 and up to 1, not {self.alpha!r:.60}")
+        positive(self, "alpha", most=1)
         if self.window.close_after != 1:
             raise StrategyError(
                 "FedAsync makes a model of each update", hint="Its window has close_after=1; FedBuff waits for several."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..core.correction import Correction
 from ..core.elementwise import weighted_mean
 from ..core.fold import Fold
 from ..core.optimizers import ServerOptimizer, Slots, sgd
+from ..core.schedules import fields_in_round, in_round
 from ..core.strategy import Asks, State, Strategy
 from ..core.sums import magnitude
 from ..core.transform import Transform, chain
@@ -31,8 +32,9 @@ class FedAvg(Strategy):
     """Each round a cohort trains the model; the fold of their differences is what the server optimiser steps by.
 
     `cohort` is a number, a fraction or a sampler of clients. Buffers take the fold of their values. `config` is laid
-    over the app's. A fold, transforms, a server optimiser and a window make most of the field's algorithms out of this
-    one. The server keeps float32 masters of 16-bit parameters. It needs nothing of clients.
+    over the app's; a value of it, and a rate of the server's, may be a function of the round (`umbel.cosine`). A fold,
+    transforms, a server optimiser and a window make most of the field's algorithms out of this one. The server keeps
+    float32 masters of 16-bit parameters. It needs nothing of clients.
     """
 
     cohort: Any = 10
@@ -64,6 +66,11 @@ class FedAvg(Strategy):
     def start(self, model: Arrays) -> State:
         masters = _masters(model)
         return State(model, masters=masters, slots=self.server.init({**model.of_role("parameter"), **masters}))
+
+    def in_round(self, r: int) -> FedAvg:
+        config, server = in_round(self.config, r), fields_in_round(self.server, r)
+        same = config is self.config and server is self.server
+        return self if same else replace(self, config=config, server=server)
 
     def round(self, state: State, r: int) -> Asks:
         answer = yield self.ask(state, r)

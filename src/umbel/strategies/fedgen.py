@@ -12,6 +12,7 @@ from ..core.arrays import Array, Arrays
 from ..core.ask import Ask
 from ..core.correction import Correction
 from ..core.fold import Fold
+from ..core.settings import not_negative
 from ..core.strategy import State
 from ..core.update import Free, Like
 from ..folds.collect import collect
@@ -39,6 +40,10 @@ class FedGen(FedAvg):
     learn: Learn
     weight: float = 1.0
     fold: Fold = field(default_factory=collect)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        not_negative(self, "weight")
 
     def correction(self) -> Correction:
         return Correction(procedure="fedgen", settings={"weight": self.weight})

@@ -39,6 +39,7 @@ def with_personal(model: Arrays, patterns: Sequence[str]) -> Arrays:
                 f"the personal pattern {pattern!r} matches no array of the model", hint=f"Its arrays are {listed}."
             )
         mine.update(dict.fromkeys(found, "personal"))
-    if len(mine) == len(model):
-        raise StrategyError("all arrays of the model are personal: there is nothing to learn together")
+    if len(mine) in (0, len(model)):
+        why = "all arrays of the model are personal: there is nothing to learn together"
+        raise StrategyError(why if mine else "no array of the model is personal", hint=None if mine else "Use FedAvg.")
     return Arrays(model, mine)

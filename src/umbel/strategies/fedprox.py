@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from ..core.correction import Correction
-from ..errors import SettingError
+from ..core.settings import not_negative
 from .fedavg import FedAvg
 
 
@@ -23,8 +22,7 @@ class FedProx(FedAvg):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.mu, bool) or not isinstance(self.mu, int | float) or not 0 <= self.mu < math.inf:
-            raise SettingError(f"FedProx takes a mu of at least 0, not {self.mu!r}")
+        not_negative(self, "mu")
 
     def correction(self) -> Correction:
         return Correction(proximal=self.mu)

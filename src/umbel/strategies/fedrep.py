@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..core.correction import Correction
+from ..core.settings import whole
 from .fedper import FedPer
 
 
@@ -18,6 +19,10 @@ class FedRep(FedPer):
     """
 
     head_epochs: int = 5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole(self, head_epochs=1)
 
     def correction(self) -> Correction:
         return Correction(procedure="fedrep", settings={"head_epochs": self.head_epochs})

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..core.randomness import Key
-from .heterofl import HeteroFL
+from ..core.settings import whole
+from .heterofl import HeteroFL, check_widths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +21,11 @@ class FjORD(HeteroFL):
 
     widths: Sequence[float] = (0.2, 0.4, 0.6, 0.8, 1.0)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_widths(self, "widths", Sequence)
+        whole(self, seed=-math.inf)
 
     def width(self, level: float, r: int) -> float:
         """One of the widths up to the level's."""

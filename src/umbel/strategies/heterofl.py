@@ -12,8 +12,9 @@ import numpy as np
 from ..core.answer import Answer
 from ..core.arrays import Array, Arrays
 from ..core.elementwise import Elementwise
+from ..core.settings import number
 from ..core.strategy import Asks, State
-from ..errors import StrategyError
+from ..errors import SettingError, StrategyError
 from ..samplers.shorthand import as_sampler
 from .fedavg import FedAvg
 
@@ -28,7 +29,7 @@ class HeteroFL(FedAvg):
 
     `levels` says who has which width, such as ``{1.0: Uniform(5), 0.25: ["phone-1", "phone-2"]}``; `cohort` is not
     used. `shapes` gives the shapes of a width's arrays. Clients build the net that fits what they get; scaling and
-    masked cross-entropy are theirs. It needs nothing else of them.
+    masked cross-entropy are theirs. What is personal has one shape at all widths. It needs nothing else of them.
     """
 
     levels: Mapping[float, Any]
@@ -36,8 +37,7 @@ class HeteroFL(FedAvg):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.levels or any(not 0 < width <= 1 for width in self.levels):
-            raise StrategyError(f"levels of widths above 0 and up to 1 are needed, not {list(self.levels)}")
+        check_widths(self, "levels", Mapping)
         for who in self.levels.values():
             as_sampler(who)
 
@@ -61,7 +61,8 @@ class HeteroFL(FedAvg):
         if not answers:
             return state
         weights = [self._weight(answer) for answer in answers]
-        value = state.model.map(lambda n, a: _mean(n, a, state.model.roles[n] == "parameter", answers, weights))
+        model = state.model.select(answers[0].value)  # all but what is personal
+        value = model.map(lambda n, a: _mean(n, a, model.roles[n] == "parameter", answers, weights))
         return self.apply(state, replace(answers[0], value=value))
 
     def _weight(self, answer: Answer) -> float:
@@ -73,13 +74,23 @@ class HeteroFL(FedAvg):
     def cut(self, model: Arrays, width: float) -> Arrays:
         """The leading part of each array that a model of this width has. Raises `StrategyError`."""
         shapes = self.shapes(width)
-        if shapes.keys() != model.keys():
+        if not isinstance(shapes, Mapping) or shapes.keys() != model.keys():
             raise StrategyError(f"the arrays of width {width} have other names than the model's")
         for name, shape in shapes.items():
             whole = model[name].shape
-            if len(shape) != len(whole) or any(a > b for a, b in zip(shape, whole, strict=True)):
-                raise StrategyError(f"array {name!r} has shape {list(shape)} at width {width}, more than {list(whole)}")
+            fits = (isinstance(a, int | np.integer) and 0 <= a <= b for a, b in zip(shape, whole, strict=False))
+            if len(shape) != len(whole) or not all(fits):
+                raise StrategyError(f"array {name!r} has shape {[*shape]} at width {width}, no part of {[*whole]}")
+            if model.roles[name] == "personal" and tuple(shape) != whole:
+                raise StrategyError(f"array {name!r} is personal, and so has shape {[*whole]} at all widths")
         return model.map(lambda n, a: np.array(a[tuple(map(slice, shapes[n]))], order="C"))
+
+
+def check_widths(strategy: HeteroFL, name: str, kind: Any) -> None:
+    """Raise `SettingError` for a setting of another kind, or of widths that are none."""
+    value = getattr(strategy, name)
+    if not (isinstance(value, kind) and value and all(number(width) and 0 < width <= 1 for width in value)):
+        raise SettingError(f"{type(strategy).__name__} takes {name} of widths above 0 and up to 1, not {value!r:.60}")
 
 
 def _mean(name: str, whole: Array, difference: bool, answers: Sequence[Answer], weights: Sequence[float]) -> Array:

@@ -10,6 +10,7 @@ from ..core.answer import Answer
 from ..core.arrays import Array, Arrays
 from ..core.ask import Ask, PerClient
 from ..core.randomness import Key
+from ..core.settings import not_negative, whole
 from ..core.strategy import Asks, State
 from ..errors import ClientId, StrategyError
 from ..folds.total import total
@@ -29,6 +30,11 @@ class IFCA(FedAvg):
     clusters: int = 2
     spread: float = 0.1
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole(self, clusters=1, seed=-math.inf)
+        not_negative(self, "spread")
 
     def start(self, model: Arrays) -> State:
         key = Key.from_seed(self.seed)

@@ -14,6 +14,7 @@ import numpy as np
 from ..core.answer import Answer
 from ..core.arrays import Array, Arrays, is_floating
 from ..core.fold import Fold
+from ..core.settings import whole
 from ..core.strategy import State
 from ..errors import NothingToFold, StrategyError
 from ..folds.collect import collect
@@ -35,6 +36,10 @@ class Matched(FedAvg):
     neurons: Sequence[Sequence[Axis]]
     sweeps: int = 3
     fold: Fold = field(default_factory=collect)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole(self, sweeps=1)
 
     def stepped(self, state: State, answer: Answer) -> State:
         if not answer.count:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 
 from ..core.arrays import Arrays
 from ..core.correction import Correction
+from ..core.settings import number
 from ..core.strategy import Asks, State
-from ..errors import StrategyError
+from ..errors import SettingError
 from .fedavg import FedAvg
 
 
@@ -28,8 +29,8 @@ class Mime(FedAvg):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (isinstance(self.momentum, int | float) and 0 <= self.momentum < 1):
-            raise StrategyError(f"Mime takes a momentum from 0 and below 1, not {self.momentum!r:.60}")
+        if not (number(self.momentum) and 0 <= self.momentum < 1):
+            raise SettingError(f"Mime takes a momentum from 0 and below 1, not {self.momentum!r:.60}")
 
     def start(self, model: Arrays) -> State:
         state = super().start(model)

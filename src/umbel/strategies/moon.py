@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..core.correction import Correction
+from ..core.settings import not_negative, positive
 from .fedavg import FedAvg
 
 
@@ -18,6 +19,11 @@ class Moon(FedAvg):
 
     mu: float = 1.0
     temperature: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        not_negative(self, "mu")
+        positive(self, "temperature")
 
     def correction(self) -> Correction:
         return Correction(procedure="moon", settings={"mu": self.mu, "temperature": self.temperature})

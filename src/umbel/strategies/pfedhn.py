@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from ..core.arrays import Array, Arrays, is_floating, wide
 from ..core.ask import PerClient
 from ..core.fold import Fold
 from ..core.randomness import Key
+from ..core.settings import positive, whole
 from ..core.strategy import Asks, State
 from ..errors import ClientId
 from ..folds.collect import collect
@@ -34,6 +36,11 @@ class PFedHN(FedAvg):
     lr: float = 0.1
     seed: int = 0
     fold: Fold = field(default_factory=collect)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole(self, embedding=1, hidden=1, seed=-math.inf)
+        positive(self, "lr")
 
     def start(self, model: Arrays) -> State:
         draws = Key.from_seed(self.seed).derive("pfedhn").draws()

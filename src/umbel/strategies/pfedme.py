@@ -8,6 +8,7 @@ from ..core.correction import Correction
 from ..core.elementwise import mean
 from ..core.fold import Fold
 from ..core.optimizers import ServerOptimizer, sgd
+from ..core.settings import positive, whole
 from .fedavg import FedAvg
 
 
@@ -29,6 +30,11 @@ class PFedMe(FedAvg):
     lr: float = 0.005
     fold: Fold = field(default_factory=mean)
     server: ServerOptimizer = field(default_factory=_beta)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, "lamda", "lr")
+        whole(self, inner=1)
 
     def correction(self) -> Correction:
         return Correction(procedure="pfedme", settings={"lamda": self.lamda, "inner": self.inner, "lr": self.lr})

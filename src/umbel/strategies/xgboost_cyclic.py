@@ -47,7 +47,7 @@ class XGBoostCyclic(Strategy):
 
     def __post_init__(self) -> None:
         if self.order is not None:
-            object.__setattr__(self, "order", Fixed(tuple(self.order)).clients)
+            object.__setattr__(self, "order", Fixed(self.order).clients)  # type: ignore[arg-type]
 
     def round(self, state: State, r: int) -> Asks:
         who = Turn(r - 1) if self.order is None else [self.order[(r - 1) % len(self.order)]]

@@ -18,12 +18,13 @@ from ..errors import AppError
 Net = TypeVar("Net", bound=nn.Module)
 
 
-def arrays(net: nn.Module, *, personal: Sequence[str] = (), copy: bool = True) -> Arrays:
+def arrays(net: nn.Module, *, personal: Sequence[str] = (), trainable_only: bool = False, copy: bool = True) -> Arrays:
     """The state of a module as arrays, under the names and in the order of its ``state_dict``.
 
     Floating-point parameters, frozen ones included, have the role `parameter`; persistent buffers and integer
     parameters have the role `buffer`; names that match a glob pattern in `personal` (``"head.*"``) have the role
-    `personal`. Tied parameters appear under each of their names.
+    `personal`. Tied parameters appear under each of their names. `trainable_only` leaves out frozen parameters, as of a
+    network whose last layers or adapters are trained alone: load such a model with ``strict=False``.
 
     `copy=False` gives views of tensors that are contiguous in CPU memory: they change when the module is trained. All
     others are always copied, once, into C order.
@@ -32,6 +33,9 @@ def arrays(net: nn.Module, *, personal: Sequence[str] = (), copy: bool = True) -
     extra state of a module), and for a pattern that matches no name.
     """
     tensors, buffers, _ = state_of(net)
+    if trainable_only:
+        frozen = {name for name, w in net.named_parameters(remove_duplicate=False) if not w.requires_grad}
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in frozen}
     values: dict[str, Array] = {}
     roles: dict[str, Role] = {}
     for name, tensor in tensors.items():

@@ -11,6 +11,7 @@ import numpy as np
 from ..core.arrays import Array, Arrays, Schema, wide
 from ..core.fold import Fold
 from ..core.randomness import Key
+from ..core.settings import positive
 from ..core.transform import Transform, as_arrays, register_transform
 from ..core.update import Expectation, Update
 from ..errors import StrategyError, UpdateRejected
@@ -31,8 +32,7 @@ class clip_by_norm(Transform):
     norm: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.norm, int | float) and 0 < self.norm < math.inf):
-            raise StrategyError(f"clip_by_norm takes a positive, finite norm, not {self.norm!r}")
+        positive(self, "norm")
 
     @property
     def bound(self) -> float:

@@ -13,6 +13,7 @@ from ..core.answer import Answer
 from ..core.arrays import Array, Arrays, Spec
 from ..core.fold import Fold
 from ..core.randomness import Key
+from ..core.settings import not_negative
 from ..core.transform import register_transform
 from ..core.update import Expectation
 from ..errors import StrategyError
@@ -46,6 +47,7 @@ class count_sketch(Compression):
     def __post_init__(self) -> None:
         fraction_of("count_sketch", self.size)
         fraction_of("count_sketch", self.fraction)
+        not_negative(self, "momentum")
         if not (whole_number(self.rows, 1) and whole_number(self.seed, 0) and 0 <= self.momentum < 1):
             given = f"{self.rows!r}, {self.seed!r} and {self.momentum!r}"
             raise StrategyError(f"count_sketch takes rows from 1, a seed from 0 and a momentum below 1, not {given}")

@@ -10,10 +10,10 @@ from ..core.arrays import Arrays, Schema
 from ..core.correction import Correction
 from ..core.fold import Fold
 from ..core.randomness import Key
+from ..core.settings import positive
 from ..core.transform import Transform, as_arrays, checked_aux, register_transform, taken_aux, with_aux
 from ..core.update import Expectation, Update
 from .differences import changed, needs_differences, parameters, shapes, zeros
-from .settings import positive
 
 
 @register_transform

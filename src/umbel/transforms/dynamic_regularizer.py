@@ -10,10 +10,10 @@ from ..core.arrays import Arrays, Schema
 from ..core.correction import Correction
 from ..core.fold import Fold
 from ..core.randomness import Key
+from ..core.settings import positive
 from ..core.transform import Transform, as_arrays, register_transform
 from ..core.update import Expectation, Update
 from .differences import changed_answer, needs_differences, parameters, zeros
-from .settings import positive
 
 
 @register_transform

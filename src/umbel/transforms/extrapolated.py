@@ -11,11 +11,11 @@ from ..core.answer import Answer
 from ..core.arrays import Schema
 from ..core.fold import Fold
 from ..core.randomness import Key
+from ..core.settings import positive
 from ..core.transform import Transform, as_arrays, register_transform, taken_aux, with_aux
 from ..core.update import Expectation, Update
 from .clip_by_norm import parameter_norm
 from .differences import changed_answer, needs_differences
-from .settings import positive
 
 
 @register_transform

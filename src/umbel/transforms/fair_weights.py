@@ -12,12 +12,12 @@ from ..core.arrays import Arrays, Schema
 from ..core.correction import REPORTS, Correction
 from ..core.fold import Fold
 from ..core.randomness import Key
+from ..core.settings import not_negative, positive
 from ..core.transform import Transform, as_arrays, checked_aux, register_transform, taken_aux, with_aux
 from ..core.update import Expectation, Update
 from ..errors import StrategyError, UpdateRejected
 from .clip_by_norm import parameter_norm
 from .differences import changed, changed_answer, needs_differences
-from .settings import not_negative, positive
 
 _LEAST = 1e-10  # a loss of zero would make a power below one infinite
 

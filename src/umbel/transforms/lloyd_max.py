@@ -39,7 +39,7 @@ class lloyd_max(Coded):
     block: int = 4096
 
     def __post_init__(self) -> None:
-        if self.bits not in LEVELS or isinstance(self.bits, bool):
+        if type(self.bits) is not int or self.bits not in LEVELS:
             raise StrategyError(f"lloyd_max takes 1, 2 or 4 bits, not {self.bits!r}")
         self.blocks_are_right()
 

@@ -9,11 +9,10 @@ from ..core.arrays import Arrays
 from ..core.correction import Correction
 from ..core.fold import Fold
 from ..core.randomness import Key
+from ..core.settings import not_negative, positive
 from ..core.transform import Transform, as_arrays, register_transform
 from ..core.update import Expectation, Update
-from ..errors import StrategyError
 from .differences import changed, needs_differences, parameters
-from .settings import not_negative, positive
 
 
 @register_transform
@@ -31,9 +30,8 @@ class prox_correction(Transform):
 
     def __post_init__(self) -> None:
         positive(self, "lamda")
-        not_negative(self, "rho", "alpha")
-        if self.alpha > 1:
-            raise StrategyError(f"prox_correction takes an alpha from 0 to 1, not {self.alpha}")
+        not_negative(self, "rho")
+        not_negative(self, "alpha", most=1)
 
     def check(self, fold: Fold, expects: Expectation) -> None:
         needs_differences(self, fold, expects)

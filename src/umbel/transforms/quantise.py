@@ -38,7 +38,7 @@ class quantise(Coded):
     bounded: bool = False
 
     def __post_init__(self) -> None:
-        if self.bits not in BITS or isinstance(self.bits, bool):
+        if type(self.bits) is not int or self.bits not in BITS:
             raise StrategyError(f"quantise takes 1, 2, 4 or 8 bits, not {self.bits!r}")
         if self.kind not in ("uniform", "e3m0") or (self.kind == "e3m0" and self.bits != 4):
             raise StrategyError(

@@ -36,8 +36,9 @@ class continuous(Partitioner):
         check_whole("bins", self.bins)
         if self.alpha is not None:
             check_positive("alpha", self.alpha)
-        if not 0 <= self.mixed <= 1:
-            raise DataError(f"the share of mixed items lies between 0 and 1, not {self.mixed}")
+        check_whole("the minimum of items for a client", self.minimum, 0)
+        if isinstance(self.mixed, bool) or not (isinstance(self.mixed, int | float) and 0 <= self.mixed <= 1):
+            raise DataError(f"the share of mixed items lies between 0 and 1, not {self.mixed!r:.60}")
 
     def deal(self, table: DataTable, clients: int, key: Key) -> Partition:
         values = column_of(table, self.column)

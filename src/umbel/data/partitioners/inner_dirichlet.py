@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...core.randomness import Key
+from ...errors import DataError
 from ..partition import Partition, check_cells, check_clients, dealt_by_class, numbered
 from ..partitioner import Partitioner, check_positive
 from ..skew import filled_counts, log_dirichlet_draws
@@ -30,6 +31,8 @@ class inner_dirichlet(Partitioner):
 
     def __post_init__(self) -> None:
         check_positive("alpha", self.alpha)
+        if not isinstance(self.sizes, client_sizes):
+            raise DataError(f"sizes are said by sizes(...), such as sizes('linear'), not by {self.sizes!r:.60}")
 
     def deal(self, table: DataTable, clients: int, key: Key) -> Partition:
         number, classes = numbered(table[self.label])

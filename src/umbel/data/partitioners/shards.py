@@ -10,7 +10,7 @@ import numpy as np
 from ...core.randomness import Key
 from ...errors import DataError
 from ..partition import Partition, check_clients, dealt_in_order, numbered
-from ..partitioner import Partitioner
+from ..partitioner import Partitioner, check_whole
 from ..tables import DataTable
 
 
@@ -25,14 +25,17 @@ class shards(Partitioner):
     each: int = 2
     label: Any = None
 
+    def __post_init__(self) -> None:
+        check_whole("the shards of a client", self.each)
+
     def deal(self, table: DataTable, clients: int, key: Key) -> Partition:
         number, _ = numbered(table[self.label])
         check_clients(clients, len(number))
         pieces = clients * self.each
-        if self.each < 1 or pieces > len(number):
+        if pieces > len(number):
             raise DataError(
                 f"{clients} clients with {self.each} shards each cannot be made of {len(number)} items",
-                hint="Give each client at least one shard, and not more shards than there are items.",
+                hint="There cannot be more shards than there are items.",
             )
         own = key.derive("partition", "shards")
         holders = np.empty(pieces, dtype=np.int64)

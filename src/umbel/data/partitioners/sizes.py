@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,7 @@ import numpy.typing as npt
 from ...core.randomness import Key
 from ...errors import DataError
 from ..partition import Partition, Spans, check_clients
-from ..partitioner import Partitioner, check_positive
+from ..partitioner import Partitioner, check_positive, check_whole
 from ..shuffling import Shuffle
 from ..skew import log_gamma_draws
 from ..tables import DataTable
@@ -40,7 +41,10 @@ class sizes(Partitioner):
             if self.law not in LAWS:
                 raise DataError(f"there is no law {self.law!r} of sizes", hint=f"There are {', '.join(LAWS)}.")
         else:
-            object.__setattr__(self, "law", tuple(int(size) for size in self.law))
+            given: Any = self.law if isinstance(self.law, Sequence | np.ndarray) else [self.law]
+            for size in given:
+                check_whole("each of the given sizes", size, 0)
+            object.__setattr__(self, "law", tuple(map(int, given)))
 
     def deal(self, table: DataTable, clients: int, key: Key) -> Partition:
         if self.contiguous and self.law == "uniform":

@@ -11,7 +11,7 @@ import numpy as np
 from ...core.randomness import Key
 from ...errors import DataError
 from ..partition import Partition, check_clients
-from ..partitioner import Partitioner
+from ..partitioner import Partitioner, check_whole
 from ..tables import DataTable
 
 
@@ -33,8 +33,13 @@ class vertical(Partitioner):
     labelled: int = 0
     shuffled: bool = False
 
+    def __post_init__(self) -> None:
+        check_whole("the number of the party with the labels", self.labelled, 0)
+
     def deal(self, table: DataTable, clients: int, key: Key) -> Partition:
         divided = self.divided(table)
+        if self.labelled >= (count := clients if self.parties is None else len(self.parties)):
+            raise DataError(f"party {self.labelled} has the labels, but the {count} parties are numbered from 0")
         if self.parties is None:
             check_clients(clients, len(divided))
             holders = np.arange(len(divided)) * clients // len(divided)

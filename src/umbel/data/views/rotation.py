@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,8 +29,9 @@ class rotation:
     axes: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        if not len(self.degrees):
-            raise DataError("rotation needs at least one angle")
+        angles = self.degrees if isinstance(self.degrees, Sequence | np.ndarray) else ()
+        if not len(angles) or not all(isinstance(angle, int | float) and math.isfinite(angle) for angle in angles):
+            raise DataError(f"rotation needs at least one angle, and all of them finite, not {self.degrees!r:.60}")
 
     def __call__(self, columns: Columns, reading: Reading) -> Columns:
         angle = self.degrees[reading.client % len(self.degrees)]

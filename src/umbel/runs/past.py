@@ -1,24 +1,31 @@
-"""The runs in a folder: find one, and say what its log says."""
+"""Runs that were: find one in a folder, open it, remove it; what it comes to is read from its folder alone."""
 
 from __future__ import annotations
 
 import difflib
+import os
 import re
+import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 
+from .. import files
+from ..core.arrays import Arrays
 from ..errors import CorruptFile, JournalMissing, SettingError
-from ..runs.events import RoundCommitted, RunEvent, RunFinished, RunInterruption, RunResumed, RunStarted
-from ..runs.journal import LOG, RunLog, read_log, sorted_out
+from .events import RoundCommitted, RunEvent, RunFinished, RunInterruption, RunResumed, RunStarted
+from .history import History
+from .journal import LOG, Journal, RunLog, load_checked, read_log, sorted_out
+from .run import RUNS, Result
 
 LAST = "last"
 
 
 @dataclass(frozen=True)
-class RunRecord:
+class PastRun:
     """A run's folder; its log is read when it is asked for, and raises `CorruptFile` where it is damaged."""
 
     folder: Path
@@ -83,13 +90,69 @@ class RunRecord:
         return fitting[-1] if fitting else None
 
     @property
+    def error(self) -> str | None:
+        """Why it failed, or could not begin, if it did."""
+        finished = self.log.finished
+        return finished.error if finished is not None and self.state != "unfinished" else None
+
+    @property
     def facts(self) -> Mapping[str, str]:
         """Where it is, by what that is called."""
         return {"folder": str(self.folder)}
 
+    def model(self, round: int | None = None) -> tuple[Arrays, int]:
+        """The model after a round (0: the initial one), by default the result's, and which round that is.
+
+        Raises `SettingError` for a round whose model is not kept, `CorruptFile` for a file that is not what was
+        written.
+        """
+        if round == 0 or (round is None and not self.log.rounds):
+            started = self.log.started
+            if started.model_file is None:
+                raise CorruptFile(f"{self.folder} has no initial model")
+            tree = load_checked(self.folder, {"file": started.model_file, "sha256": started.model_sha256})
+            return tree["state"]["model"], 0
+        kept = [r for r in self.log.rounds if r.checkpoint and (self.folder / r.checkpoint["file"]).exists()]
+        chosen = self.result if round is None else next((event for event in kept if event.round == round), None)
+        if chosen is None:
+            listed = ", ".join(str(event.round) for event in kept) or "none"
+            raise SettingError(f"the model of round {round} is not kept", hint=f"Rounds whose models are: 0, {listed}.")
+        assert chosen.checkpoint is not None
+        model = load_checked(self.folder, chosen.checkpoint)["state"].model
+        assert isinstance(model, Arrays)
+        return model, chosen.round
+
+    def remove(self) -> None:
+        """Remove its folder, for good. Raises `StorageError` where the run goes on in another process."""
+        with closing(Journal(self.folder)), files.writing(self.folder):
+            gone = self.folder.with_name(f".{self.id}.gone")  # at once it is no run any more
+            os.replace(self.folder, gone)
+            shutil.rmtree(gone)
+
+
+def open(reference: str | Path = LAST, folder: str | Path = RUNS) -> Result:
+    """Open a run of the past as what `run` gave: its model, history, clients and why it ended.
+
+    `reference` is ``"last"``, the path of a run's folder, an id, or a part of one that no other run in `folder` has.
+    The app is not needed. A run that is going on, or was killed, has the reason ``"unfinished"`` and what it has
+    learned so far. Raises `JournalMissing`, `SettingError` or `CorruptFile`.
+    """
+    found = find(str(reference), Path(folder))
+    log = found.log
+    return Result(
+        run=found.id,
+        model=found.model()[0],
+        history=History(log.rounds),
+        reason={"finished": "rounds"}.get(found.state, found.state),
+        seconds=found.seconds,
+        folder=found.folder,
+        best_round=found.best_round,
+        failed=found.error,
+    )
+
 
 @dataclass(frozen=True)
-class RemoteRecord(RunRecord):
+class FetchedRun(PastRun):
     """A run on a server, whose log has been fetched."""
 
     heard: RunLog | None = None
@@ -97,7 +160,7 @@ class RemoteRecord(RunRecord):
     about: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, run: str, log: RunLog, status: str, about: Mapping[str, str]) -> RemoteRecord:
+    def of(cls, run: str, log: RunLog, status: str, about: Mapping[str, str]) -> FetchedRun:
         """The record of a run by its id, log and status; `about` says where it is, and so on."""
         return cls(Path(run), log, status, about)
 
@@ -126,22 +189,22 @@ def log_of(events: Sequence[RunEvent]) -> RunLog:
     return sorted_out(list(events), events[0])
 
 
-def records(folder: Path) -> list[RunRecord]:
+def past_runs(folder: Path) -> list[PastRun]:
     """All runs in a folder, the one that was last active at the end; where a log is empty, none has begun."""
     if not folder.is_dir():
         return []
-    found = [RunRecord(path) for path in folder.iterdir() if (path / LOG).is_file() and (path / LOG).stat().st_size]
+    found = [PastRun(path) for path in folder.iterdir() if (path / LOG).is_file() and (path / LOG).stat().st_size]
     return sorted(found, key=lambda record: (record.touched, record.id))
 
 
-def find(reference: str, folder: Path) -> RunRecord:
+def find(reference: str, folder: Path) -> PastRun:
     """The run that `reference` means: `last`, the path of a run's folder, an id, or the beginning or another part of an
     id that no other run has. Raises `JournalMissing` for none, `SettingError` for several.
     """
     path = Path(reference)
     if (path / LOG).is_file():
-        return RunRecord(path.resolve())
-    known = records(folder)
+        return PastRun(path.resolve())
+    known = past_runs(folder)
     if not known:
         raise JournalMissing(f"there are no runs in {folder}", hint="--folder DIR says where else to look.")
     if reference == LAST:
@@ -160,7 +223,7 @@ def find(reference: str, folder: Path) -> RunRecord:
     raise JournalMissing(f"there is no run {reference} in {folder}", hint=guess)
 
 
-def _last(known: Sequence[RunRecord], folder: Path) -> RunRecord:
+def _last(known: Sequence[PastRun], folder: Path) -> PastRun:
     """The run that was last active, of those that have begun. Raises `JournalMissing` where none has."""
     for record in reversed(known):
         try:

@@ -1,0 +1,89 @@
+"""Settings that change from round to round: functions of the round, for a strategy's config or its server optimiser."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, TypeVar
+
+from ..errors import SettingError, StrategyError, UmbelError
+
+Kind = TypeVar("Kind")
+
+
+@dataclass(frozen=True)
+class cosine:
+    """Falls from `first` to `last` over `rounds` rounds along half a cosine (Loshchilov & Hutter 2017, arXiv
+    1608.03983), and stays there; over the first `warm_up` rounds it rises to `first` in equal steps.
+    """
+
+    first: float
+    rounds: int
+    last: float = 0.0
+    warm_up: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self, first=0.0, last=0.0, rounds=1, warm_up=0)
+        if self.warm_up >= self.rounds:
+            raise SettingError(f"cosine warms up for {self.warm_up} of {self.rounds} rounds: nothing is left to fall")
+
+    def __call__(self, r: int) -> float:
+        """The value in round `r`, from 1."""
+        if r <= self.warm_up:
+            return self.first * r / (self.warm_up + 1)
+        done = min(1.0, (r - 1 - self.warm_up) / max(1, self.rounds - 1 - self.warm_up))
+        return self.last + (self.first - self.last) * (1 + math.cos(math.pi * done)) / 2
+
+
+@dataclass(frozen=True)
+class steps:
+    """Is `first`, and `times` as much after every `every` rounds; over the first `warm_up` rounds it rises to `first`,
+    in equal steps.
+    """
+
+    first: float
+    every: int
+    times: float = 0.1
+    warm_up: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self, first=0.0, times=0.0, every=1, warm_up=0)
+
+    def __call__(self, r: int) -> float:
+        """The value in round `r`, from 1."""
+        rising = min(1.0, r / (self.warm_up + 1))
+        return float(self.first * rising * self.times ** ((r - 1) // self.every))
+
+
+def in_round(settings: Mapping[str, Any], r: int) -> Mapping[str, Any]:
+    """The settings of round `r`: those that are functions, called with it. Raises `StrategyError` where one raises."""
+    if not any(map(callable, settings.values())):
+        return settings
+    return {name: _called(name, value, r) if callable(value) else value for name, value in settings.items()}
+
+
+def fields_in_round(settings: Kind, r: int) -> Kind:
+    """The same of a dataclass."""
+    if not is_dataclass(settings) or isinstance(settings, type):
+        return settings
+    before = {field.name: getattr(settings, field.name) for field in fields(settings) if field.init}
+    after = in_round(before, r)
+    return settings if after is before else replace(settings, **after)
+
+
+def _called(name: str, function: Any, r: int) -> Any:
+    try:
+        return function(r)
+    except UmbelError:
+        raise
+    except Exception as error:
+        raise StrategyError.raised(f"{name}, a function of the round,", error, "a setting") from error
+
+
+def _check(schedule: Any, **least: float) -> None:
+    for name, low in least.items():
+        value = getattr(schedule, name)
+        kind = (int,) if isinstance(low, int) else (int, float)
+        if isinstance(value, bool) or not isinstance(value, kind) or not low <= value < math.inf:
+            raise SettingError(f"{type(schedule).__name__} takes a {name} of at least {low:g}, not {value!r:.60}")
