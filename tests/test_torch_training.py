@@ -450,6 +450,27 @@ def test_fedgen_trains_on_what_the_server_imagines_and_the_server_on_what_client
     np.testing.assert_allclose(calls[1][0][0]["0.weight"], weights[0], rtol=1e-9)
 
 
+@pytest.mark.parametrize("wrong", [None, [1.0], [-1.0, 2.0], [[1.0, 1.0]], [0.0, 0.0], [True, True]])
+def test_a_client_that_miscounts_its_labels_teaches_the_generator_nothing(wrong):
+    one, calls = umbel.Client(), []
+
+    @one.train
+    def train(model, data, ctx):
+        ctx.correction.take()
+        labels = [2.0, 1.0] if ctx.client != 1 else wrong
+        aux = {} if labels is None else {"labels": np.array(labels)}
+        return Update({"w": model["w"] + ctx.client}, aux=aux)
+
+    def learn(generator, models, labels):
+        calls.append(([float(model["w"][0]) for model in models], labels.tolist()))
+        return generator
+
+    generator = umbel.Arrays({"g": np.zeros(1)})
+    result = run(FedGen(cohort="all", generator=generator, learn=learn), 1, 3, one, {"w": np.zeros(1)})
+    assert calls == [([0.0, 2.0], [[2.0, 1.0]] * 2)]
+    assert result.model["w"] == 1.0  # of all three
+
+
 @pytest.mark.slow  # the first optimizer of torch.optim in a process loads a compiler
 def test_what_a_generator_makes_is_what_the_heads_call_by_its_label():
     torch.manual_seed(2)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 
 import numpy as np
 
@@ -14,7 +16,7 @@ from ..core.correction import Correction
 from ..core.fold import Fold
 from ..core.settings import not_negative
 from ..core.strategy import State
-from ..core.update import Free, Like
+from ..core.update import Free, Like, Update
 from ..folds.collect import collect
 from .fedavg import FedAvg
 from .feddf import mean_of
@@ -33,7 +35,7 @@ class FedGen(FedAvg):
     `generator` is the generator to begin with, `learn(generator, models, labels)` trains it, such as
     `umbel.torch.FeatureGenerator`. The server holds every update of a round. Needs the procedure `fedgen`:
     `umbel.torch.fit(..., generator=...)` applies it; by hand, updates have as aux array `labels` how many examples of
-    each label there are, and `ctx.inbox` has the generator.
+    each label there are, and `ctx.inbox` has the generator, which learns nothing from those who tell of none.
     """
 
     generator: Arrays
@@ -59,6 +61,18 @@ class FedGen(FedAvg):
         if not answer.count:
             return state
         mean, models = mean_of(state.model, answer)
-        labels = np.array([np.asarray(update.aux["labels"], np.float64) for update in answer.value.values()])
-        generator = self.learn(state.generator, models, labels)
-        return super().stepped(state, mean).replace(generator=generator, learned=True)
+        after, told = super().stepped(state, mean), counts_of(answer.value.values())
+        if not told:
+            return after
+        labels = np.array(list(told.values()))
+        generator = self.learn(state.generator, [models[place] for place in told], labels)
+        return after.replace(generator=generator, learned=True)
+
+
+def counts_of(updates: Iterable[Update]) -> dict[int, Array]:
+    """By its place how many examples of each label an update tells of, where that can be, and as long as most tell."""
+    told = {place: np.asarray(update.aux.get("labels", ())) for place, update in enumerate(updates)}
+    told = {place: row for place, row in told.items() if row.ndim == 1 and row.size and row.dtype.kind in "iuf"}
+    told = {place: row.astype(np.float64) for place, row in told.items() if (row >= 0).all() and row.any()}
+    length, _ = max(Counter(map(len, told.values())).items(), key=itemgetter(1), default=(0, 0))
+    return {place: row for place, row in told.items() if len(row) == length}
