@@ -70,7 +70,14 @@ def test_steps_change_neither_parameters_nor_slots_in_place():
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: sgd(lr=-1), lambda: sgd(momentum=1.5), lambda: adam(tau=0), lambda: adam(beta2="x")]
+    "make",
+    [
+        lambda: sgd(lr=-1),
+        lambda: sgd(momentum=1.5),
+        lambda: adam(tau=0),
+        lambda: adam(beta2="x"),
+        lambda: adam(beta1=1.0),
+    ],
 )
 def test_rates_out_of_range_are_an_error(make):
     with pytest.raises(SettingError, match="takes a"):

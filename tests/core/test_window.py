@@ -37,6 +37,9 @@ def test_the_default_asks_all_at_once_and_waits_for_all():
         {"staleness_exponent": -0.5},
         {"staleness_exponent": math.nan},
         {"staleness_exponent": "half"},
+        {"staleness_exponent": math.inf},
+        {"staleness_exponent": True},
+        {"deadline": True},
     ],
     ids=str,
 )

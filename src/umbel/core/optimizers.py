@@ -7,6 +7,7 @@ float64 models).
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ def _check_rates(optimizer: Any, **ranges: tuple[float, float]) -> None:
 
 _MOST = float(np.finfo(np.float32).max)
 _TINY = 1e-30
+_BELOW_1 = math.nextafter(1.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class AdaptiveOptimizer(ServerOptimizer):
     tau: float = 1e-3
 
     def __post_init__(self) -> None:
-        _check_rates(self, lr=(0.0, _MOST), beta1=(0.0, 1.0), beta2=(0.0, 1.0), tau=(_TINY, _MOST))
+        _check_rates(self, lr=(0.0, _MOST), beta1=(0.0, _BELOW_1), beta2=(0.0, 1.0), tau=(_TINY, _MOST))
 
     def second(self, moment: Array, square: Array) -> Array:
         """The next second moment; `square` is the difference squared."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, TypeVar
 
 from ..errors import SettingError, StrategyError, UmbelError
+from .settings import not_negative, whole
 
 Kind = TypeVar("Kind")
 
@@ -24,7 +25,8 @@ class cosine:
     warm_up: int = 0
 
     def __post_init__(self) -> None:
-        _check(self, first=0.0, last=0.0, rounds=1, warm_up=0)
+        not_negative(self, "first", "last")
+        whole(self, rounds=1, warm_up=0)
         if self.warm_up >= self.rounds:
             raise SettingError(f"cosine warms up for {self.warm_up} of {self.rounds} rounds: nothing is left to fall")
 
@@ -48,7 +50,8 @@ class steps:
     warm_up: int = 0
 
     def __post_init__(self) -> None:
-        _check(self, first=0.0, times=0.0, every=1, warm_up=0)
+        not_negative(self, "first", "times")
+        whole(self, every=1, warm_up=0)
 
     def __call__(self, r: int) -> float:
         """The value in round `r`, from 1."""
@@ -79,11 +82,3 @@ def _called(name: str, function: Any, r: int) -> Any:
         raise
     except Exception as error:
         raise StrategyError.raised(f"{name}, a function of the round,", error, "a setting") from error
-
-
-def _check(schedule: Any, **least: float) -> None:
-    for name, low in least.items():
-        value = getattr(schedule, name)
-        kind = (int,) if isinstance(low, int) else (int, float)
-        if isinstance(value, bool) or not isinstance(value, kind) or not low <= value < math.inf:
-            raise SettingError(f"{type(schedule).__name__} takes a {name} of at least {low:g}, not {value!r:.60}")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..errors import StrategyError
+from .settings import number
 
 
 @dataclass(frozen=True)
@@ -41,17 +42,17 @@ class Window:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise StrategyError(f"a window's {name} is a whole number of at least {least}, not {value!r}")
-        if self.deadline is not None and not (isinstance(self.deadline, int | float) and self.deadline > 0):
-            raise StrategyError(f"a window's deadline is a positive number of seconds, not {self.deadline!r}")
         if self.deadline == math.inf:
             object.__setattr__(self, "deadline", None)
+        if self.deadline is not None and not (number(self.deadline) and self.deadline > 0):
+            raise StrategyError(f"a window's deadline is a positive number of seconds, not {self.deadline!r}")
         if self.close_after is not None and self.quorum > self.close_after:
             raise StrategyError(
                 f"a window that closes after {self.close_after} updates can never reach its quorum of {self.quorum}"
             )
         if self.late not in ("drop", "keep"):
             raise StrategyError(f"a window's late is 'drop' or 'keep', not {self.late!r}")
-        if not (isinstance(self.staleness_exponent, int | float) and self.staleness_exponent >= 0):
+        if not (number(self.staleness_exponent) and self.staleness_exponent >= 0):
             raise StrategyError(
                 f"a window's staleness_exponent is a number that is not negative, not {self.staleness_exponent!r}"
             )
