@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -17,24 +16,19 @@ from .bits import code_bytes, in_blocks, looked_up, packed
 from .compression import Compression, part, whole_number
 
 
-@dataclass(frozen=True)
 class Coded(Compression):
     """A step that sends `bits` for each entry, which name one of its levels, and a scale for each `block` of entries by
     which the receiver multiplies them. Subclasses have these two settings, `levels`, and make codes and scales.
     """
 
+    keeps_norm: ClassVar[bool] = False
+    bits: int  # no field here, so that subclasses have their settings in an order of their own
+    block: int
+
     def blocks_are_right(self) -> None:
         """Raise `StrategyError` for blocks that do not end where bytes do."""
-        if not whole_number(self._block, 8) or self._block % 8:
-            raise StrategyError(f"{self.name} takes blocks of a multiple of 8 entries, not {self._block!r}")
-
-    @property
-    def grows(self) -> bool:
-        return True
-
-    @property
-    def keeps_norm(self) -> bool:
-        return False
+        if not whole_number(self.block, 8) or self.block % 8:
+            raise StrategyError(f"{self.name} takes blocks of a multiple of 8 entries, not {self.block!r}")
 
     @abstractmethod
     def levels(self, dtype: np.dtype[Any]) -> Array:
@@ -45,24 +39,14 @@ class Coded(Compression):
         """A code for each entry of each block, the last of which is filled with zeros, and a scale for each block."""
 
     def layout(self, spec: Spec, count: int) -> dict[str, Spec]:
-        return {"codes": part(code_bytes(count, self._bits)), "scales": part(-(-count // self._block), spec.dtype)}
+        return {"codes": part(code_bytes(count, self.bits)), "scales": part(-(-count // self.block), spec.dtype)}
 
     def pack(self, name: str, flat: Array, spec: Spec, key: Key, params: Any) -> dict[str, Array]:
-        codes, scales = self.coded(*in_blocks(flat, self._block), key)
-        return {"codes": packed(codes.reshape(-1)[: flat.size], self._bits), "scales": scales.astype(flat.dtype)}
+        codes, scales = self.coded(*in_blocks(flat, self.block), key)
+        return {"codes": packed(codes.reshape(-1)[: flat.size], self.bits), "scales": scales.astype(flat.dtype)}
 
     def unpack(self, name: str, parts: Mapping[str, Array], spec: Spec, key: Key, params: Any) -> Array:
         size = math.prod(spec.shape)
-        blocks, _ = in_blocks(looked_up(parts["codes"], self.levels(spec.dtype), size), self._block)
+        blocks, _ = in_blocks(looked_up(parts["codes"], self.levels(spec.dtype), size), self.block)
         blocks *= parts["scales"][:, None]
         return blocks.reshape(-1)[:size]
-
-    @property
-    def _bits(self) -> int:
-        bits: int = self.bits  # type: ignore[attr-defined]
-        return bits
-
-    @property
-    def _block(self) -> int:
-        block: int = self.block  # type: ignore[attr-defined]
-        return block

@@ -6,18 +6,17 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..core.answer import Answer
-from ..core.arrays import Arrays, Schema
+from ..core.arrays import Arrays
 from ..core.correction import Correction
-from ..core.fold import Fold
 from ..core.randomness import Key
-from ..core.transform import Transform, as_arrays, checked_aux, register_transform, taken_aux, with_aux
-from ..core.update import Expectation, Update
-from .differences import needs_differences, parameters, shapes, zeros
+from ..core.transform import as_arrays, register_transform, taken_aux, with_aux
+from ..core.update import Update
+from .differences import PerParameter, parameters, zeros
 
 
 @register_transform
 @dataclass(frozen=True)
-class control_variates(Transform):
+class control_variates(PerParameter):
     """SCAFFOLD's control variates (Karimireddy et al. 2020, arXiv 1910.06378), option II of its algorithm.
 
     Each client keeps an estimate of its own gradient, the server of all clients'; the training loop adds the
@@ -26,23 +25,6 @@ class control_variates(Transform):
     """
 
     name: ClassVar[str] = "control_variates"
-
-    @property
-    def brings_aux(self) -> bool:
-        return True
-
-    @property
-    def reports(self) -> tuple[str, ...]:
-        return ("lr", "steps")
-
-    def check(self, fold: Fold, expects: Expectation) -> None:
-        needs_differences(self, fold, expects)
-
-    def init(self, schema: Schema | None) -> Any:
-        return zeros(schema)
-
-    def send(self, state: Any) -> Any:
-        return state
 
     def correct(self, model: Arrays | None, params: Any, local: Any) -> Correction:
         drift = params if local is None else params.map(lambda n, c: c - local[n])
@@ -55,9 +37,6 @@ class control_variates(Transform):
             return with_aux(update, self, zeros(params.schema)), local
         moved = parameters(as_arrays(update)).map(lambda n, d: -params[n] - d / span)
         return with_aux(update, self, moved), own.map(lambda n, c: c + moved[n])
-
-    def decode(self, update: Update, params: Any, schema: Schema | None = None) -> Update:
-        return checked_aux(update, self, shapes(schema))
 
     def finish(self, answer: Answer, state: Any, key: Key) -> tuple[Answer, Any]:
         moved, answer = taken_aux(answer, self)

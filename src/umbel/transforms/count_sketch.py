@@ -38,6 +38,8 @@ class count_sketch(Compression):
     """
 
     name: ClassVar[str] = "count_sketch"
+    grows: ClassVar[bool] = True
+    keeps_norm: ClassVar[bool] = False
     size: float = 0.1
     fraction: float = 0.01
     rows: int = 5
@@ -51,14 +53,6 @@ class count_sketch(Compression):
         if not (whole_number(self.rows, 1) and whole_number(self.seed, 0) and 0 <= self.momentum < 1):
             given = f"{self.rows!r}, {self.seed!r} and {self.momentum!r}"
             raise StrategyError(f"count_sketch takes rows from 1, a seed from 0 and a momentum below 1, not {given}")
-
-    @property
-    def grows(self) -> bool:
-        return True
-
-    @property
-    def keeps_norm(self) -> bool:
-        return False
 
     def check(self, fold: Fold, expects: Expectation) -> None:
         super().check(fold, expects)

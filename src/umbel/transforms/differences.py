@@ -3,39 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 
 from ..core.answer import Answer
 from ..core.arrays import Array, Arrays, Schema, wide
 from ..core.fold import Fold
-from ..core.transform import Transform
+from ..core.transform import Transform, checked_aux
 from ..core.update import Expectation, Update
 from ..errors import StrategyError
 
 
-def needs_differences(step: Transform, fold: Fold, expects: Expectation) -> None:
-    """Raise `StrategyError` where the ask expects values, or is answered with updates one by one."""
-    if fold.keeps_aux:
-        raise StrategyError(
-            f"{step.name} works on what updates come to, and {fold.name} keeps them apart", hint="Use a fold that sums."
-        )
-    if not expects.delta:
-        raise StrategyError(
-            f"{step.name} works on differences, but the ask expects values", hint="Use Like(delta=True)."
-        )
+@dataclass(frozen=True)
+class OnDifferences(Transform):
+    """A step that works on differences, and on what they come to."""
+
+    def check(self, fold: Fold, expects: Expectation) -> None:
+        if fold.keeps_aux:
+            raise StrategyError(
+                f"{self.name} works on what updates come to, and {fold.name} keeps them apart",
+                hint="Use a fold that sums.",
+            )
+        if not expects.delta:
+            raise StrategyError(
+                f"{self.name} works on differences, but the ask expects values", hint="Use Like(delta=True)."
+            )
+
+
+@dataclass(frozen=True)
+class PerParameter(OnDifferences):
+    """A step whose updates bring an array for each parameter, which is learned a local step; so is the state, which the
+    server sends.
+    """
+
+    brings_aux: ClassVar[bool] = True
+    reports: ClassVar[tuple[str, ...]] = ("lr", "steps")
+
+    def init(self, schema: Schema | None) -> Any:
+        return zeros(schema)
+
+    def send(self, state: Any) -> Any:
+        return state
+
+    def decode(self, update: Update, params: Any, schema: Schema | None = None) -> Update:
+        shapes = {n: s.shape for n, s in (schema or {}).items() if s.role == "parameter"}
+        return checked_aux(update, self, shapes)
 
 
 def zeros(schema: Schema | None) -> Arrays:
     """Zeros like the differences of the parameters."""
-    rows = {} if schema is None else {n: s for n, s in schema.items() if s.role == "parameter"}
-    return Arrays({n: np.zeros(s.shape, wide(s.dtype)) for n, s in rows.items()})
-
-
-def shapes(schema: Schema | None) -> dict[str, tuple[int, ...]]:
-    """The shapes of the parameters."""
-    return {} if schema is None else {n: s.shape for n, s in schema.items() if s.role == "parameter"}
+    return Arrays({n: np.zeros(s.shape, wide(s.dtype)) for n, s in (schema or {}).items() if s.role == "parameter"})
 
 
 def parameters(arrays: Arrays) -> Arrays:

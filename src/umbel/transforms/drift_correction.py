@@ -6,19 +6,18 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..core.answer import Answer
-from ..core.arrays import Arrays, Schema
+from ..core.arrays import Arrays
 from ..core.correction import Correction
-from ..core.fold import Fold
 from ..core.randomness import Key
 from ..core.settings import positive
-from ..core.transform import Transform, as_arrays, checked_aux, register_transform, taken_aux, with_aux
-from ..core.update import Expectation, Update
-from .differences import changed, needs_differences, parameters, shapes, zeros
+from ..core.transform import as_arrays, register_transform, taken_aux, with_aux
+from ..core.update import Update
+from .differences import PerParameter, changed, parameters, zeros
 
 
 @register_transform
 @dataclass(frozen=True)
-class drift_correction(Transform):
+class drift_correction(PerParameter):
     """FedDC's local drift (Gao et al. 2022, arXiv 2203.11751): each client keeps by how much it has moved in all, h;
     the loop adds ``alpha / 2 * |w + h - model|**2`` and a control variate to its loss, and what is sent is moved by h.
 
@@ -30,23 +29,6 @@ class drift_correction(Transform):
 
     def __post_init__(self) -> None:
         positive(self, "alpha")
-
-    @property
-    def brings_aux(self) -> bool:
-        return True
-
-    @property
-    def reports(self) -> tuple[str, ...]:
-        return ("lr", "steps")
-
-    def check(self, fold: Fold, expects: Expectation) -> None:
-        needs_differences(self, fold, expects)
-
-    def init(self, schema: Schema | None) -> Any:
-        return zeros(schema)
-
-    def send(self, state: Any) -> Any:
-        return state
 
     def correct(self, model: Arrays | None, params: Any, local: Any) -> Correction:
         linear = params.map(lambda n, c: -c)
@@ -64,9 +46,6 @@ class drift_correction(Transform):
             drift, own = drift.map(lambda n, h: h + moved[n]), moved.map(lambda n, d: d / span)
         update = changed(update, whole, lambda n, d: d + drift[n])
         return with_aux(update, self, own), (drift, own)
-
-    def decode(self, update: Update, params: Any, schema: Schema | None = None) -> Update:
-        return checked_aux(update, self, shapes(schema))
 
     def finish(self, answer: Answer, state: Any, key: Key) -> tuple[Answer, Any]:
         moved, answer = taken_aux(answer, self)

@@ -8,17 +8,16 @@ from typing import Any, ClassVar
 from ..core.answer import Answer
 from ..core.arrays import Arrays, Schema
 from ..core.correction import Correction
-from ..core.fold import Fold
 from ..core.randomness import Key
 from ..core.settings import positive
-from ..core.transform import Transform, as_arrays, register_transform
-from ..core.update import Expectation, Update
-from .differences import changed_answer, needs_differences, parameters, zeros
+from ..core.transform import as_arrays, register_transform
+from ..core.update import Update
+from .differences import OnDifferences, changed_answer, parameters, zeros
 
 
 @register_transform
 @dataclass(frozen=True)
-class dynamic_regularizer(Transform):
+class dynamic_regularizer(OnDifferences):
     """FedDyn's regulariser (Acar et al. 2021, arXiv 2111.04263): the training loop adds ``-<g, w> + alpha / 2 * |w -
     model|**2`` to its loss, where g is the client's own gradient at its last optimum, which it keeps.
 
@@ -30,9 +29,6 @@ class dynamic_regularizer(Transform):
 
     def __post_init__(self) -> None:
         positive(self, "alpha")
-
-    def check(self, fold: Fold, expects: Expectation) -> None:
-        needs_differences(self, fold, expects)
 
     def init(self, schema: Schema | None) -> Any:
         return zeros(schema)

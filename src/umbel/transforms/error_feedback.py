@@ -26,14 +26,8 @@ class error_feedback(Transform):
     """
 
     name: ClassVar[str] = "error_feedback"
-
-    @property
-    def grows(self) -> bool:
-        return True
-
-    @property
-    def feeds_back(self) -> bool:
-        return True
+    grows: ClassVar[bool] = True
+    feeds_back: ClassVar[bool] = True
 
     def check(self, fold: Fold, expects: Expectation) -> None:
         if not expects.delta:

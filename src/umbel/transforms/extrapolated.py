@@ -9,38 +9,28 @@ import numpy as np
 
 from ..core.answer import Answer
 from ..core.arrays import Schema
-from ..core.fold import Fold
 from ..core.randomness import Key
 from ..core.settings import positive
-from ..core.transform import Transform, as_arrays, register_transform, taken_aux, with_aux
-from ..core.update import Expectation, Update
+from ..core.transform import as_arrays, register_transform, taken_aux, with_aux
+from ..core.update import Update
 from .clip_by_norm import parameter_norm
-from .differences import changed_answer, needs_differences
+from .differences import OnDifferences, changed_answer
 
 
 @register_transform
 @dataclass(frozen=True)
-class extrapolated(Transform):
+class extrapolated(OnDifferences):
     """FedExP's step size (Jhunjhunwala et al. 2023, arXiv 2301.09604): the mean difference d of M clients is taken
     ``max(1, sum |d_i|**2 / (2 M (|d|**2 + epsilon)))`` times. Norms are taken where updates are folded.
     """
 
     name: ClassVar[str] = "extrapolated"
+    brings_aux: ClassVar[bool] = True
+    measures: ClassVar[bool] = True
     epsilon: float = 1e-3
 
     def __post_init__(self) -> None:
         positive(self, "epsilon")
-
-    @property
-    def brings_aux(self) -> bool:
-        return True
-
-    @property
-    def measures(self) -> bool:
-        return True
-
-    def check(self, fold: Fold, expects: Expectation) -> None:
-        needs_differences(self, fold, expects)
 
     def decode(self, update: Update, params: Any, schema: Schema | None = None) -> Update:
         arrays = as_arrays(update)

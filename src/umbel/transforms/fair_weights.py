@@ -13,18 +13,18 @@ from ..core.correction import REPORTS, Correction
 from ..core.fold import Fold
 from ..core.randomness import Key
 from ..core.settings import not_negative, positive
-from ..core.transform import Transform, as_arrays, checked_aux, register_transform, taken_aux, with_aux
+from ..core.transform import as_arrays, checked_aux, register_transform, taken_aux, with_aux
 from ..core.update import Expectation, Update
 from ..errors import StrategyError, UpdateRejected
 from .clip_by_norm import parameter_norm
-from .differences import changed, changed_answer, needs_differences
+from .differences import OnDifferences, changed, changed_answer
 
 _LEAST = 1e-10  # a loss of zero would make a power below one infinite
 
 
 @register_transform
 @dataclass(frozen=True)
-class fair_weights(Transform):
+class fair_weights(OnDifferences):
     """q-FedAvg's weights (Li et al. 2020, arXiv 1905.10497): the difference d of a client whose loss was F counts
     ``F**q``, and their sum is divided by that of ``q F**(q-1) |d|**2 / lr + F**q``, which bounds how curved it is.
 
@@ -32,6 +32,8 @@ class fair_weights(Transform):
     """
 
     name: ClassVar[str] = "fair_weights"
+    brings_aux: ClassVar[bool] = True
+    reports: ClassVar[tuple[str, ...]] = ("initial_loss",)
     q: float = 1.0
     lr: float = 0.1
 
@@ -39,16 +41,8 @@ class fair_weights(Transform):
         not_negative(self, "q")
         positive(self, "lr")
 
-    @property
-    def brings_aux(self) -> bool:
-        return True
-
-    @property
-    def reports(self) -> tuple[str, ...]:
-        return ("initial_loss",)
-
     def check(self, fold: Fold, expects: Expectation) -> None:
-        needs_differences(self, fold, expects)
+        super().check(fold, expects)
         if fold.weights == "claimed":
             raise StrategyError(
                 f"fair_weights weighs clients by their loss, not as {fold.name}", hint="Fold with mean()."

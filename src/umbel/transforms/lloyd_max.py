@@ -35,6 +35,7 @@ class lloyd_max(Coded):
     """
 
     name: ClassVar[str] = "lloyd_max"
+    grows: ClassVar[bool] = True
     bits: int = 4
     block: int = 4096
 

@@ -32,6 +32,7 @@ class low_rank(Compression):
     """
 
     name: ClassVar[str] = "low_rank"
+    keeps_norm: ClassVar[bool] = False
     rank: int = 4
     iterations: int = 1
     warm_start: bool = False
@@ -41,10 +42,6 @@ class low_rank(Compression):
             raise StrategyError(
                 f"low_rank takes a rank and iterations of 1 or more, not {self.rank!r} and {self.iterations!r}"
             )
-
-    @property
-    def keeps_norm(self) -> bool:
-        return False
 
     def layout(self, spec: Spec, count: int) -> dict[str, Spec]:
         if len(spec.shape) < 2:

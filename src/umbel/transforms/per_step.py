@@ -10,15 +10,15 @@ from ..core.arrays import Arrays
 from ..core.correction import Correction
 from ..core.fold import Fold
 from ..core.randomness import Key
-from ..core.transform import Transform, as_arrays, register_transform
+from ..core.transform import as_arrays, register_transform
 from ..core.update import Expectation, Update
 from ..errors import StrategyError
-from .differences import changed, changed_answer, needs_differences
+from .differences import OnDifferences, changed, changed_answer
 
 
 @register_transform
 @dataclass(frozen=True)
-class per_step(Transform):
+class per_step(OnDifferences):
     """FedNova's normalisation (Wang et al. 2020, arXiv 2007.07481): what is folded is by how much each client moved a
     local step, and the mean is taken as many steps far as clients did on average.
 
@@ -27,13 +27,10 @@ class per_step(Transform):
     """
 
     name: ClassVar[str] = "per_step"
-
-    @property
-    def reports(self) -> tuple[str, ...]:
-        return ("steps",)
+    reports: ClassVar[tuple[str, ...]] = ("steps",)
 
     def check(self, fold: Fold, expects: Expectation) -> None:
-        needs_differences(self, fold, expects)
+        super().check(fold, expects)
         if fold.weights != "claimed":
             raise StrategyError(
                 f"per_step averages steps by weight, but {fold.name} has every client count alike",

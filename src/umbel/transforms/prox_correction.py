@@ -7,17 +7,16 @@ from typing import Any, ClassVar
 
 from ..core.arrays import Arrays
 from ..core.correction import Correction
-from ..core.fold import Fold
 from ..core.randomness import Key
 from ..core.settings import not_negative, positive
-from ..core.transform import Transform, as_arrays, register_transform
-from ..core.update import Expectation, Update
-from .differences import changed, needs_differences, parameters
+from ..core.transform import as_arrays, register_transform
+from ..core.update import Update
+from .differences import OnDifferences, changed, parameters
 
 
 @register_transform
 @dataclass(frozen=True)
-class prox_correction(Transform):
+class prox_correction(OnDifferences):
     """FedSpeed's local side (Sun et al. 2023, arXiv 2302.10429): the training loop adds ``|w - model|**2 / (2 *
     lamda)`` less a term that corrects the bias of it, which the client keeps, and mixes into its gradient, by the share
     `alpha`, that at ``w + rho * g``. What is sent is moved by that correction.
@@ -32,9 +31,6 @@ class prox_correction(Transform):
         positive(self, "lamda")
         not_negative(self, "rho")
         not_negative(self, "alpha", most=1)
-
-    def check(self, fold: Fold, expects: Expectation) -> None:
-        needs_differences(self, fold, expects)
 
     def correct(self, model: Arrays | None, params: Any, local: Any) -> Correction:
         return Correction(

@@ -29,15 +29,12 @@ class tilted(Transform):
     """
 
     name: ClassVar[str] = "tilted"
+    reports: ClassVar[tuple[str, ...]] = ("initial_loss",)
     t: float = 1.0
 
     def __post_init__(self) -> None:
         if isinstance(self.t, bool) or not (isinstance(self.t, int | float) and math.isfinite(self.t)):
             raise StrategyError(f"tilted takes a finite t, not {self.t!r:.60}")
-
-    @property
-    def reports(self) -> tuple[str, ...]:
-        return ("initial_loss",)
 
     def check(self, fold: Fold, expects: Expectation) -> None:
         if fold.weights != "claimed":
