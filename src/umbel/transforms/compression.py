@@ -61,7 +61,7 @@ class Compression(Transform):
     def applies(self, spec: Spec) -> bool:
         """Whether a parameter is sent in parts: where they are smaller."""
         least = self.layout(spec, 1 if self.counted else self.entries(math.prod(spec.shape)))
-        return bool(least) and 8 * self.counted + _nbytes(least) < _nbytes({"": spec})
+        return bool(least) and 8 * self.counted + Schema(least).nbytes < Schema({"": spec}).nbytes
 
     def check(self, fold: Fold, expects: Expectation) -> None:
         if not expects.delta:
@@ -158,10 +158,6 @@ def _count(claimed: Array | None, name: str, most: int) -> int:
     if claimed is None or claimed.shape != () or claimed.dtype != PLACES or not 0 <= claimed <= most:
         raise UpdateRejected(f"how many entries of array {name!r} are sent is not a number up to {most}")
     return int(claimed)
-
-
-def _nbytes(parts: Mapping[str, Spec]) -> int:
-    return Schema(parts).nbytes
 
 
 def whole_number(value: Any, least: int, most: int | None = None) -> bool:

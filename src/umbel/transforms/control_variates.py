@@ -11,7 +11,7 @@ from ..core.correction import Correction
 from ..core.randomness import Key
 from ..core.transform import as_arrays, register_transform, taken_aux, with_aux
 from ..core.update import Update
-from .differences import PerParameter, parameters, zeros
+from .differences import PerParameter, zeros
 
 
 @register_transform
@@ -35,7 +35,7 @@ class control_variates(PerParameter):
         span = update.metrics["steps"] * update.metrics["lr"]
         if span == 0:  # it had nothing to learn from
             return with_aux(update, self, zeros(params.schema)), local
-        moved = parameters(as_arrays(update)).map(lambda n, d: -params[n] - d / span)
+        moved = as_arrays(update).of_role("parameter").map(lambda n, d: -params[n] - d / span)
         return with_aux(update, self, moved), own.map(lambda n, c: c + moved[n])
 
     def finish(self, answer: Answer, state: Any, key: Key) -> tuple[Answer, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,14 +12,13 @@ from ..core.arrays import Array, Spec
 from ..core.randomness import Key
 from ..core.transform import register_transform
 from ..errors import StrategyError
-from .bits import place_bytes, places
-from .compression import Compression, part
-from .top_k import scattered
+from .bits import places
+from .top_k import Sparse
 
 
 @register_transform
 @dataclass(frozen=True)
-class delta_mask(Compression):
+class delta_mask(Sparse):
     """Send only entries that have changed, by more than `threshold` in absolute value (Strom 2015; Aji & Heafield 2017,
     arXiv 1704.05021): for clients that train a part of a model, as adapters, rows of embeddings or frozen layers.
 
@@ -39,14 +37,7 @@ class delta_mask(Compression):
         ):
             raise StrategyError(f"delta_mask takes a threshold of 0 or more, not {self.threshold!r}")
 
-    def layout(self, spec: Spec, count: int) -> dict[str, Spec]:
-        size = math.prod(spec.shape)
-        return {"places": part(place_bytes(count, size)), "values": Spec((count,), spec.dtype, "parameter")}
-
     def pack(self, name: str, flat: Array, spec: Spec, key: Key, params: Any) -> dict[str, Array]:
         chosen = np.flatnonzero(np.abs(flat) > self.threshold)
         count = np.array(chosen.size, np.int64)
         return {"count": count, "places": places(chosen, flat.size), "values": flat[chosen]}
-
-    def unpack(self, name: str, parts: Mapping[str, Array], spec: Spec, key: Key, params: Any) -> Array:
-        return scattered(name, parts, spec)

@@ -11,7 +11,7 @@ import numpy as np
 from ..core.answer import Answer
 from ..core.arrays import Array, Arrays, Schema, wide
 from ..core.fold import Fold
-from ..core.transform import Transform, checked_aux
+from ..core.transform import Transform, as_arrays, checked_aux
 from ..core.update import Expectation, Update
 from ..errors import StrategyError
 
@@ -34,9 +34,7 @@ class OnDifferences(Transform):
 
 @dataclass(frozen=True)
 class PerParameter(OnDifferences):
-    """A step whose updates bring an array for each parameter, which is learned a local step; so is the state, which the
-    server sends.
-    """
+    """A step whose updates bring an array for each parameter; the state has one for each, too, which all are sent."""
 
     brings_aux: ClassVar[bool] = True
     reports: ClassVar[tuple[str, ...]] = ("lr", "steps")
@@ -57,18 +55,14 @@ def zeros(schema: Schema | None) -> Arrays:
     return Arrays({n: np.zeros(s.shape, wide(s.dtype)) for n, s in (schema or {}).items() if s.role == "parameter"})
 
 
-def parameters(arrays: Arrays) -> Arrays:
-    """The differences of the parameters."""
-    return arrays.of_role("parameter")
-
-
-def changed(update: Update, arrays: Arrays, change: Callable[[str, Array], Array]) -> Update:
+def changed(update: Update, change: Callable[[str, Array], Array]) -> Update:
     """The update with each parameter's difference changed."""
-    return replace(update, arrays=arrays.replace({n: change(n, a) for n, a in parameters(arrays).items()}))
+    arrays = as_arrays(update)
+    return replace(update, arrays=arrays.replace({n: change(n, a) for n, a in arrays.of_role("parameter").items()}))
 
 
 def changed_answer(answer: Answer, change: Callable[[str, Array], Array]) -> Answer:
     """The answer with each parameter's folded difference changed."""
     value: Arrays = answer.value
-    own = {n: change(n, a).astype(a.dtype, copy=False) for n, a in parameters(value).items()}
+    own = {n: change(n, a).astype(a.dtype, copy=False) for n, a in value.of_role("parameter").items()}
     return replace(answer, value=value.replace(own))

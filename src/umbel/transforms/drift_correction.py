@@ -12,7 +12,7 @@ from ..core.randomness import Key
 from ..core.settings import positive
 from ..core.transform import as_arrays, register_transform, taken_aux, with_aux
 from ..core.update import Update
-from .differences import PerParameter, changed, parameters, zeros
+from .differences import PerParameter, changed, zeros
 
 
 @register_transform
@@ -40,11 +40,10 @@ class drift_correction(PerParameter):
     def encode(self, update: Update, params: Any, local: Any, key: Key) -> tuple[Update, Any]:
         drift, own = local if local is not None else (zeros(params.schema), zeros(params.schema))
         span = update.metrics["steps"] * update.metrics["lr"]
-        whole = as_arrays(update)
         if span > 0:  # else it had nothing to learn from
-            moved = parameters(whole)
+            moved = as_arrays(update).of_role("parameter")
             drift, own = drift.map(lambda n, h: h + moved[n]), moved.map(lambda n, d: d / span)
-        update = changed(update, whole, lambda n, d: d + drift[n])
+        update = changed(update, lambda n, d: d + drift[n])
         return with_aux(update, self, own), (drift, own)
 
     def finish(self, answer: Answer, state: Any, key: Key) -> tuple[Answer, Any]:

@@ -12,7 +12,7 @@ from ..core.randomness import Key
 from ..core.settings import positive
 from ..core.transform import as_arrays, register_transform
 from ..core.update import Update
-from .differences import OnDifferences, changed_answer, parameters, zeros
+from .differences import OnDifferences, changed_answer, zeros
 
 
 @register_transform
@@ -37,7 +37,7 @@ class dynamic_regularizer(OnDifferences):
         return Correction(proximal=self.alpha, linear=None if local is None else local.map(lambda n, g: -g))
 
     def encode(self, update: Update, params: Any, local: Any, key: Key) -> tuple[Update, Any]:
-        moved = parameters(as_arrays(update)).map(lambda n, d: -self.alpha * d)
+        moved = as_arrays(update).of_role("parameter").map(lambda n, d: -self.alpha * d)
         return update, moved if local is None else moved.map(lambda n, g: local[n] + g)
 
     def finish(self, answer: Answer, state: Any, key: Key) -> tuple[Answer, Any]:

@@ -53,7 +53,7 @@ class fair_weights(OnDifferences):
 
     def encode(self, update: Update, params: Any, local: Any, key: Key) -> tuple[Update, Any]:
         loss = max(0.0, update.metrics["initial_loss"]) + _LEAST
-        update = changed(update, as_arrays(update), lambda n, d: d * d.dtype.type(loss**self.q))
+        update = changed(update, lambda n, d: d * d.dtype.type(loss**self.q))
         return with_aux(update, self, {"bend": np.float64(loss)}), local
 
     def decode(self, update: Update, params: Any, schema: Schema | None = None) -> Update:

@@ -10,7 +10,7 @@ from ..core.arrays import Arrays
 from ..core.correction import Correction
 from ..core.fold import Fold
 from ..core.randomness import Key
-from ..core.transform import as_arrays, register_transform
+from ..core.transform import register_transform
 from ..core.update import Expectation, Update
 from ..errors import StrategyError
 from .differences import OnDifferences, changed, changed_answer
@@ -42,7 +42,7 @@ class per_step(OnDifferences):
 
     def encode(self, update: Update, params: Any, local: Any, key: Key) -> tuple[Update, Any]:
         steps = max(1.0, update.metrics["steps"])
-        return changed(update, as_arrays(update), lambda n, d: d / d.dtype.type(steps)), local
+        return changed(update, lambda n, d: d / d.dtype.type(steps)), local
 
     def finish(self, answer: Answer, state: Any, key: Key) -> tuple[Answer, Any]:
         if not answer.count:

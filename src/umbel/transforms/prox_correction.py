@@ -11,7 +11,8 @@ from ..core.randomness import Key
 from ..core.settings import not_negative, positive
 from ..core.transform import as_arrays, register_transform
 from ..core.update import Update
-from .differences import OnDifferences, changed, parameters
+from ..errors import StrategyError
+from .differences import OnDifferences, changed
 
 
 @register_transform
@@ -40,7 +41,6 @@ class prox_correction(OnDifferences):
         )
 
     def encode(self, update: Update, params: Any, local: Any, key: Key) -> tuple[Update, Any]:
-        whole = as_arrays(update)
-        moved = parameters(whole).map(lambda n, d: d / -self.lamda)
+        moved = as_arrays(update).of_role("parameter").map(lambda n, d: d / -self.lamda)
         kept = moved if local is None else moved.map(lambda n, g: local[n] + g)
-        return changed(update, whole, lambda n, d: d - self.lamda * kept[n]), kept
+        return changed(update, lambda n, d: d - self.lamda * kept[n]), kept

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -45,14 +45,12 @@ class rotate(Compression):
         made = np.zeros(self._filled(flat.size), flat.dtype)
         made[: flat.size] = flat
         made *= _signs(key, made.size, flat.dtype)
-        for rows in self._blocks(made):
-            rows[:] = hadamard(rows)
+        self._turn(made)
         return {"rotated": made}
 
     def unpack(self, name: str, parts: Mapping[str, Array], spec: Spec, key: Key, params: Any) -> Array:
         made = parts["rotated"].copy()
-        for rows in self._blocks(made):
-            rows[:] = hadamard(rows)
+        self._turn(made)
         made *= _signs(key, made.size, made.dtype)
         return made[: math.prod(spec.shape)]
 
@@ -60,12 +58,12 @@ class rotate(Compression):
         whole, rest = divmod(size, self.block)
         return whole * self.block + (1 << (rest - 1).bit_length() if rest else 0)
 
-    def _blocks(self, filled: Array) -> Iterator[Array]:
+    def _turn(self, filled: Array) -> None:
+        """Transform whole blocks, and what is left, in place."""
         whole = filled.size // self.block * self.block
-        if whole:
-            yield filled[:whole].reshape(-1, self.block)
-        if whole < filled.size:
-            yield filled[None, whole:]
+        for rows in (filled[:whole].reshape(-1, self.block), filled[None, whole:]):
+            if rows.size:
+                rows[:] = hadamard(rows)
 
 
 def hadamard(rows: Array) -> Array:

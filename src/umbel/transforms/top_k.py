@@ -18,9 +18,24 @@ from .compression import Compression, fraction_of, part
 from .error_feedback import left_out, with_left_out
 
 
+@dataclass(frozen=True)
+class Sparse(Compression):
+    """A step that sends some entries of each parameter, and their places."""
+
+    def layout(self, spec: Spec, count: int) -> dict[str, Spec]:
+        size = math.prod(spec.shape)
+        return {"places": part(place_bytes(count, size)), "values": Spec((count,), spec.dtype, "parameter")}
+
+    def unpack(self, name: str, parts: Mapping[str, Array], spec: Spec, key: Key, params: Any) -> Array:
+        size, values = math.prod(spec.shape), parts["values"]
+        dense = np.zeros(size, spec.dtype)
+        dense[places_read(parts["places"], values.size, size, name)] = values
+        return dense
+
+
 @register_transform
 @dataclass(frozen=True)
-class top_k(Compression):
+class top_k(Sparse):
     """Send only the largest entries of each parameter and keep the rest for the next time (Stich et al. 2018, arXiv
     1809.07599; Karimireddy et al. 2019, arXiv 1901.09847).
 
@@ -49,10 +64,6 @@ class top_k(Compression):
     def entries(self, size: int) -> int:
         return max(1, round(self.fraction * size))
 
-    def layout(self, spec: Spec, count: int) -> dict[str, Spec]:
-        size = math.prod(spec.shape)
-        return {"places": part(place_bytes(count, size)), "values": Spec((count,), spec.dtype, "parameter")}
-
     def encode(self, update: Update, params: Any, local: Any, key: Key) -> tuple[Update, Any]:
         if not self.error_feedback:
             return super().encode(update, params, None, key)
@@ -63,17 +74,6 @@ class top_k(Compression):
     def pack(self, name: str, flat: Array, spec: Spec, key: Key, params: Any) -> dict[str, Array]:
         chosen = largest(flat, self.entries(flat.size))
         return {"places": places(chosen, flat.size), "values": flat[chosen]}
-
-    def unpack(self, name: str, parts: Mapping[str, Array], spec: Spec, key: Key, params: Any) -> Array:
-        return scattered(name, parts, spec)
-
-
-def scattered(name: str, parts: Mapping[str, Array], spec: Spec) -> Array:
-    """Zeros but for the values at their places."""
-    size, values = math.prod(spec.shape), parts["values"]
-    dense = np.zeros(size, spec.dtype)
-    dense[places_read(parts["places"], values.size, size, name)] = values
-    return dense
 
 
 def largest(flat: Array, count: int) -> Array:
