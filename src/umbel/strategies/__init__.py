@@ -46,64 +46,19 @@ if TYPE_CHECKING:
     from .xgboost_bagging import XGBoostBagging
     from .xgboost_cyclic import XGBoostCyclic
 
-_PLACES = {
-    "AFL": "afl", "APFL": "apfl", "Ditto": "ditto", "FedALA": "fedala", "FedAdagrad": "fedadagrad",
-    "FedAdam": "fedadam", "FedAsync": "fedasync", "FedAvg": "fedavg", "FedAvgM": "fedavgm", "FedBN": "fedbn",
-    "FedBuff": "fedbuff", "FedDC": "feddc", "FedDF": "feddf", "FedDyn": "feddyn", "FedExP": "fedexp",
-    "FedGen": "fedgen", "FedNova": "fednova", "FedPer": "fedper", "FedProto": "fedproto", "FedProx": "fedprox",
-    "FedRep": "fedrep", "FedSGD": "fedsgd", "FedSpeed": "fedspeed", "FedYogi": "fedyogi", "FjORD": "fjord",
-    "HeteroFL": "heterofl", "IFCA": "ifca", "LGFedAvg": "lgfedavg", "Matched": "matched", "Mime": "mime",
-    "MimeLite": "mime", "Moon": "moon", "PFedHN": "pfedhn", "PFedMe": "pfedme", "PerFedAvg": "perfedavg",
-    "QFedAvg": "qfedavg", "Scaffold": "scaffold", "TERM": "term", "XGBoostBagging": "xgboost_bagging",
-    "XGBoostCyclic": "xgboost_cyclic",
-}  # fmt: skip
 __all__ = [
-    "AFL",
-    "APFL",
-    "IFCA",
-    "TERM",
-    "Ditto",
-    "FedALA",
-    "FedAdagrad",
-    "FedAdam",
-    "FedAsync",
-    "FedAvg",
-    "FedAvgM",
-    "FedBN",
-    "FedBuff",
-    "FedDC",
-    "FedDF",
-    "FedDyn",
-    "FedExP",
-    "FedGen",
-    "FedNova",
-    "FedPer",
-    "FedProto",
-    "FedProx",
-    "FedRep",
-    "FedSGD",
-    "FedSpeed",
-    "FedYogi",
-    "FjORD",
-    "HeteroFL",
-    "LGFedAvg",
-    "Matched",
-    "Mime",
-    "MimeLite",
-    "Moon",
-    "PFedHN",
-    "PFedMe",
-    "PerFedAvg",
-    "QFedAvg",
-    "Scaffold",
-    "XGBoostBagging",
-    "XGBoostCyclic",
+    "AFL", "APFL", "IFCA", "TERM", "Ditto", "FedALA", "FedAdagrad", "FedAdam", "FedAsync", "FedAvg", "FedAvgM",
+    "FedBN", "FedBuff", "FedDC", "FedDF", "FedDyn", "FedExP", "FedGen", "FedNova", "FedPer", "FedProto", "FedProx",
+    "FedRep", "FedSGD", "FedSpeed", "FedYogi", "FjORD", "HeteroFL", "LGFedAvg", "Matched", "Mime", "MimeLite", "Moon",
+    "PFedHN", "PFedMe", "PerFedAvg", "QFedAvg", "Scaffold", "XGBoostBagging", "XGBoostCyclic",
 ]  # fmt: skip
+_PLACES = {"MimeLite": "mime", "XGBoostBagging": "xgboost_bagging", "XGBoostCyclic": "xgboost_cyclic"}
+"""The modules of names that are not their names in small letters."""
 
 if not TYPE_CHECKING:  # else every name would be taken to be there
 
     def __getattr__(name: str) -> object:
-        if name not in _PLACES:
+        if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = globals()[name] = getattr(import_module(f".{_PLACES[name]}", __name__), name)
+        value = globals()[name] = getattr(import_module(f".{_PLACES.get(name, name.lower())}", __name__), name)
         return value

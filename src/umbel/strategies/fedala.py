@@ -28,6 +28,5 @@ class FedALA(FedAvg):
         positive(self, "share", most=1)
 
     def correction(self) -> Correction:
-        return Correction(
-            procedure="fedala", settings={"layers": self.layers, "eta": self.eta, "share": self.share}
-        )  # fmt: skip
+        settings = {"layers": self.layers, "eta": self.eta, "share": self.share}
+        return Correction(procedure="fedala", settings=settings)

@@ -18,7 +18,5 @@ def FedBuff(
     An update that began s models ago counts by ``1 / (1 + s) ** staleness_exponent``. `lr` is the server's.
     `settings` are those of `FedAvg`. It needs nothing of clients.
     """
-    window = Window(
-        in_flight=concurrency, close_after=buffer, late="keep", staleness_exponent=staleness_exponent
-    )  # fmt: skip
+    window = Window(in_flight=concurrency, close_after=buffer, late="keep", staleness_exponent=staleness_exponent)
     return FedAvg(window=window, **{"cohort": concurrency, "fold": mean(), "server": sgd(lr), **settings})

@@ -50,11 +50,8 @@ def mean_of(sent: Arrays, answer: Answer) -> tuple[Answer, list[Arrays]]:
     acc, models = fold.zero(), []
     for client, update in answer.value.items():
         arrays = update.arrays
-        models.append(sent.replace({n: _value(sent, n, a) for n, a in arrays.items()}))
+        moved = {n: (sent[n] + a).astype(sent[n].dtype) for n, a in arrays.items() if sent.roles[n] == "parameter"}
+        models.append(sent.replace({**arrays, **moved}))
         sizes = {n: float(abs(a).max(initial=0)) for n, a in arrays.items()}
         acc = fold.add(acc, Contribution(client, arrays, Arrays(), update.weight, sizes, {}))
     return Answer(fold.finish(acc)), models
-
-
-def _value(sent: Arrays, name: str, array: object) -> object:
-    return (sent[name] + array).astype(sent[name].dtype) if sent.roles[name] == "parameter" else array

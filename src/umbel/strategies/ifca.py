@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 from ..core.answer import Answer
-from ..core.arrays import Array, Arrays
+from ..core.arrays import Arrays
 from ..core.ask import Ask, PerClient
 from ..core.randomness import Key
 from ..core.settings import not_negative, whole
@@ -37,16 +37,12 @@ class IFCA(FedAvg):
         not_negative(self, "spread")
 
     def start(self, model: Arrays) -> State:
-        key = Key.from_seed(self.seed)
         begun = []
         for j in range(self.clusters):
-            draws = key.derive("ifca", j).draws()
-
-            def moved(name: str, array: Array, draws: object = draws) -> Array:
-                noise = self.spread * draws.normal(array.size).reshape(array.shape)  # type: ignore[attr-defined]
-                return (array + noise).astype(array.dtype) if model.roles[name] == "parameter" else array
-
-            begun.append(super().start(model.map(moved)))
+            draws = Key.from_seed(self.seed).derive("ifca", j).draws()
+            noise = {n: self.spread * draws.normal(a.size).reshape(a.shape) for n, a in model.items()}
+            moved = {n: (a + noise[n]).astype(a.dtype) for n, a in model.of_role("parameter").items()}
+            begun.append(super().start(model.replace(moved)))
         return State(begun[0].model, clusters=begun, members={})
 
     def served(self, state: State) -> PerClient[Arrays]:

@@ -43,8 +43,7 @@ class Mime(FedAvg):
         if not measured.value:
             return state
         beta, kept, gradient = self.momentum, state.momentum, measured.value
-        control = None if self.lite else gradient
-        linear = kept.map(lambda n, m: beta * m + (0 if control is None else (1 - beta) * control[n]))
+        linear = kept.map(lambda n, m: beta * m + (0 if self.lite else (1 - beta) * gradient[n]))
         correction = Correction(linear=linear, scale=1 - beta, control=not self.lite)
         answer = yield replace(ask, clients=measured.clients, correction=correction)
         moved = kept.map(lambda n, m: beta * m + (1 - beta) * gradient[n].astype(m.dtype, copy=False))

@@ -7,13 +7,8 @@ from dataclasses import dataclass, field
 from ..core.correction import Correction
 from ..core.elementwise import mean
 from ..core.fold import Fold
-from ..core.optimizers import ServerOptimizer, sgd
 from ..core.settings import positive, whole
 from .fedavg import FedAvg
-
-
-def _beta() -> ServerOptimizer:
-    return sgd(1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +24,6 @@ class PFedMe(FedAvg):
     inner: int = 5
     lr: float = 0.005
     fold: Fold = field(default_factory=mean)
-    server: ServerOptimizer = field(default_factory=_beta)
 
     def __post_init__(self) -> None:
         super().__post_init__()

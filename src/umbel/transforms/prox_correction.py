@@ -11,7 +11,6 @@ from ..core.randomness import Key
 from ..core.settings import not_negative, positive
 from ..core.transform import as_arrays, register_transform
 from ..core.update import Update
-from ..errors import StrategyError
 from .differences import OnDifferences, changed
 
 
