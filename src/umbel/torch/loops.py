@@ -15,7 +15,7 @@ from ..errors import AppError, UnusedCorrection
 from .batches import Batches, rows_of
 from .generators import FeatureGenerator
 from .modules import arrays
-from .personal import keep_personal, load_personal_
+from .personal import load_personal_
 from .procedures import PROCEDURES, UNCORRECTED, WITH_MODELS
 from .seeds import device
 from .training import Loss, MakeOptimizer, Training, classified
@@ -61,11 +61,8 @@ def fit(
     net.to(device(ctx))
     if ctx.personal:
         load_personal_(net, ctx)
-    training = Training(
-        net, Batches(data, size or None, device(ctx)), ctx, correction, loss or classified(), lr, optimizer
-    )
-    training.generator = generator
-    training.features, training.epochs = features, epochs
+    batches, loss = Batches(data, size or None, device(ctx)), loss or classified()
+    training = Training(net, batches, ctx, correction, loss, lr, epochs, optimizer, features, generator)
     if "initial_loss" in correction.reports:
         training.metrics["initial_loss"] = training.mean_loss()
     if correction.procedure is None:
@@ -79,9 +76,9 @@ def fit(
             hint=f"It knows {', '.join(sorted(PROCEDURES))}. For others write the loop by hand: see umbel.Correction.",
         )
     if ctx.personal:
-        keep_personal(net, ctx, frozenset(ctx.personal).__contains__)
+        ctx.state["personal"] = {n: array for n, array in arrays(net).items() if n in ctx.personal}
     answer = arrays(net) if training.answer is None else training.answer
-    return Update(answer, weight=training.batches.examples, metrics=training.metrics, aux=training.aux)
+    return Update(answer, weight=batches.examples, metrics=training.metrics, aux=training.aux)
 
 
 def _check_procedure(correction: Correction, ctx: Context) -> None:

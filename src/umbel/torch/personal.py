@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..core.arrays import Array
-from .modules import Net, arrays, load_
+from .modules import Net, load_
 from .training import classified
 
-
-class Remembering(Protocol):
-    """A context that has what the client keeps."""
-
-    @property
-    def state(self) -> dict[str, Any]: ...
+if TYPE_CHECKING:
+    from ..core.client import Context
 
 
-def load_personal_(net: Net, ctx: Remembering) -> Net:
+def load_personal_(net: Net, ctx: Context) -> Net:
     """Copy what of the model is this client's own into a module, in place, and return it: personal arrays, or a whole
     personal model (Ditto, APFL, pFedMe). What the client has not trained yet stays as it is in the module.
 
@@ -29,11 +24,6 @@ def load_personal_(net: Net, ctx: Remembering) -> Net:
     """
     own: Mapping[str, Array] = ctx.state.get("personal", {})
     return load_(net, own, strict=False) if own else net
-
-
-def keep_personal(net: nn.Module, ctx: Remembering, names: Callable[[str], bool] = lambda name: True) -> None:
-    """Have the client keep the arrays of these names as its own."""
-    ctx.state["personal"] = {name: np.asarray(array) for name, array in arrays(net).items() if names(name)}
 
 
 def norm_layers(net: nn.Module) -> list[str]:

@@ -14,7 +14,7 @@ from ..core.correction import Correction
 from ..errors import AppError, UpdateRejected
 from .corrections import add_gradients_
 from .modules import arrays, load_
-from .personal import keep_personal, load_personal_
+from .personal import load_personal_
 from .training import Training
 
 Settings = Mapping[str, Any]
@@ -50,7 +50,7 @@ def ditto(training: Training, settings: Settings) -> None:
             add_gradients_(own, near, anchor)
             optimizer.step()
             training.ctx.step()
-    keep_personal(own, training.ctx)
+    training.ctx.state["personal"] = dict(arrays(own))
 
 
 def pfedme(training: Training, settings: Settings) -> None:
@@ -69,10 +69,10 @@ def pfedme(training: Training, settings: Settings) -> None:
             with torch.no_grad():
                 for w, v in pairs:
                     w.sub_(training.lr * lamda * (w - v))
-            training.count(float(loss.detach()))
-            training.ctx.step()
-    _copy_buffers(own, net)
-    keep_personal(own, training.ctx)
+            training.stepped(loss)
+    for mine, theirs in zip(net.buffers(), own.buffers(), strict=True):
+        mine.copy_(theirs)
+    training.ctx.state["personal"] = dict(arrays(own))
 
 
 def apfl(training: Training, settings: Settings) -> None:
@@ -95,12 +95,9 @@ def apfl(training: Training, settings: Settings) -> None:
                     v -= training.lr * alpha * slope
             if adapt:  # once a task
                 alpha, adapt = min(max(alpha - training.lr * turn, 0.0), 1.0), False
-            training.step(net, batch, optimizer, training.loss, corrected=False)
-            training.count(training.last)
-            ctx.step()
+            training.step(batch, optimizer, training.loss)
     _mix(rows, alpha)
-    ctx.state["apfl"] = {"alpha": alpha, "own": {n: np.asarray(a) for n, a in arrays(own).items()}}
-    keep_personal(mixed, ctx)
+    ctx.state |= {"apfl": {"alpha": alpha, "own": dict(arrays(own))}, "personal": dict(arrays(mixed))}
 
 
 def perfedavg(training: Training, settings: Settings) -> None:
@@ -123,18 +120,12 @@ def perfedavg(training: Training, settings: Settings) -> None:
             with torch.no_grad():
                 torch._foreach_copy_(weights, before)
             optimizer.step()
-            training.count(float(loss.detach()))
-            training.ctx.step()
+            training.stepped(loss)
 
 
 def moon(training: Training, settings: Settings) -> None:
     """Train with a contrastive term: features like those of the model that was sent, unlike those of the last one."""
-    features, ctx = training.features, training.ctx
-    if features is None:
-        raise AppError(
-            "MOON compares features, and fit does not know what they are",
-            hint="Pass features=lambda net, batch: net.features(batch[0]), say.",
-        )
+    features, ctx = _features(training, "MOON"), training.ctx
     sent = copy.deepcopy(training.net).eval()
     last = load_(copy.deepcopy(sent), ctx.state["moon"]) if "moon" in ctx.state else None
 
@@ -142,26 +133,22 @@ def moon(training: Training, settings: Settings) -> None:
         plain = training.loss(net, batch)
         if last is None:
             return plain
-        here = features(net, batch).flatten(1)
+        here = features(net, batch)
         with torch.no_grad():
-            others = [features(other, batch).flatten(1) for other in (sent, last)]
+            others = [features(other, batch) for other in (sent, last)]
         alike = torch.stack([nn.functional.cosine_similarity(here, other) for other in others], dim=1)
         wanted = torch.zeros(len(here), dtype=torch.long, device=here.device)
         apart: Tensor = settings["mu"] * nn.functional.cross_entropy(alike / settings["temperature"], wanted)
         return plain + apart
 
     training.train(loss=loss)
-    ctx.state["moon"] = {name: np.asarray(array) for name, array in arrays(training.net).items()}
+    ctx.state["moon"] = dict(arrays(training.net))
 
 
 def fedproto(training: Training, settings: Settings) -> None:
     """Train the client's own model, its features close to their classes' prototypes, and answer with their sums."""
-    features, ctx, net = training.features, training.ctx, load_personal_(training.net, training.ctx)
-    if features is None:
-        raise AppError(
-            "FedProto compares features, and fit does not know what they are",
-            hint="Pass features=lambda net, batch: net.features(batch[0]), say.",
-        )
+    features, ctx = _features(training, "FedProto"), training.ctx
+    net = load_personal_(training.net, ctx)
     where = next(net.parameters()).device
     inbox = {name: torch.as_tensor(np.array(array)).to(where) for name, array in ctx.inbox.items()}
 
@@ -170,7 +157,7 @@ def fedproto(training: Training, settings: Settings) -> None:
         if not inbox:
             return plain
         known, wanted = inbox["known"][batch[1]], inbox["prototypes"][batch[1]]
-        apart = ((features(net, batch).flatten(1) - wanted) ** 2).mean(1)
+        apart = ((features(net, batch) - wanted) ** 2).mean(1)
         pulled: Tensor = settings["weight"] * (apart * known).sum() / known.sum().clamp(min=1)
         return plain + pulled
 
@@ -179,7 +166,7 @@ def fedproto(training: Training, settings: Settings) -> None:
     sums = counts = None
     with torch.no_grad():
         for batch in training.batches:
-            found = features(net, batch).flatten(1)
+            found = features(net, batch)
             if sums is None or counts is None:
                 sums = torch.zeros(net(batch[0]).shape[1], found.shape[1], dtype=torch.float64)
                 counts = torch.zeros(len(sums), dtype=torch.float64)
@@ -187,7 +174,7 @@ def fedproto(training: Training, settings: Settings) -> None:
             counts += torch.bincount(batch[1].cpu(), minlength=len(sums))
     if sums is None or counts is None:
         raise UpdateRejected("this client has no data, of which FedProto could take prototypes")
-    keep_personal(net, ctx)
+    ctx.state["personal"] = dict(arrays(net))
     training.answer = {"sums": sums.numpy(), "counts": counts.numpy()}
 
 
@@ -218,55 +205,57 @@ def fedgen(training: Training, settings: Settings) -> None:
 
 def fedala(training: Training, settings: Settings) -> None:
     """Begin from a learned mixture of the client's last model and the one that was sent."""
-    ctx, net = training.ctx, training.net
-    if "fedala" in ctx.state:
-        kept = ctx.state["fedala"]
-        last = load_(copy.deepcopy(net), kept["model"])
-        names = [n for n, w in net.named_parameters() if w.requires_grad][-settings["layers"] :]
-        ours, olds = dict(net.named_parameters()), dict(last.named_parameters())
-        sent = {n: ours[n].detach().clone() for n in names}
-        shares = {
-            n: torch.as_tensor(np.array(kept["shares"][n])) if n in kept["shares"] else torch.ones_like(sent[n])
-            for n in names
-        }
-        _learn_shares(training, settings, shares, olds, sent, first=not kept["shares"])
-        kept_shares = {n: _saved(share) for n, share in shares.items()}
-    else:
-        kept_shares = {}
+    state = training.ctx.state
+    shares = _mixed(training, settings, **state["fedala"]) if "fedala" in state else {}
     training.train()
-    model = {name: np.asarray(array) for name, array in arrays(net).items()}
-    ctx.state["fedala"] = {"model": model, "shares": kept_shares}
+    kept = {n: _saved(share) for n, share in shares.items()}
+    state["fedala"] = {"model": dict(arrays(training.net)), "shares": kept}
 
 
-def _learn_shares(
-    training: Training, settings: Settings, shares: dict[str, Tensor], olds: Any, sent: Any, *, first: bool
-) -> None:
-    """Move the shares by the gradient of the mixture, and leave the module as the mixture; the first time until the
-    loss stands still, or ten times.
+def _mixed(training: Training, settings: Settings, model: Any, shares: Any) -> dict[str, Tensor]:
+    """Make the module a mixture with the client's last model, and give the shares, moved by the gradient of it; the
+    first time until the loss stands still, or ten times.
     """
     net, ours = training.net, dict(training.net.named_parameters())
-    for _ in range(10 if first else 1):
+    olds = dict(load_(copy.deepcopy(net), model).named_parameters())
+    names = [n for n, w in ours.items() if w.requires_grad][-settings["layers"] :]
+    sent = {n: ours[n].detach().clone() for n in names}
+    moved = {n: torch.as_tensor(np.array(shares[n])) if n in shares else torch.ones_like(sent[n]) for n in names}
+
+    @torch.no_grad()
+    def mix() -> None:
+        for n, share in moved.items():
+            ours[n].copy_(olds[n] + share * (sent[n] - olds[n]))
+
+    for _ in range(1 if shares else 10):
         losses = []
         batches = list(training.batches)
         for batch in batches[: max(1, round(settings["share"] * len(batches)))]:
-            with torch.no_grad():
-                for n, share in shares.items():
-                    ours[n].copy_(olds[n] + share * (sent[n] - olds[n]))
+            mix()
             net.zero_grad()
             loss = training.loss(net, batch)
             torch.autograd.backward(loss)
             losses.append(float(loss.detach()))
             with torch.no_grad():
-                for n, share in shares.items():
+                for n, share in moved.items():
                     slope = ours[n].grad
                     if slope is not None:
                         share.sub_(settings["eta"] * slope * (sent[n] - olds[n])).clamp_(0, 1)
             training.ctx.step()
         if len(losses) > 1 and float(np.std(losses)) < 0.01:
             break
-    with torch.no_grad():
-        for n, share in shares.items():
-            ours[n].copy_(olds[n] + share * (sent[n] - olds[n]))
+    mix()
+    return moved
+
+
+def _features(training: Training, who: str) -> Callable[[nn.Module, Any], Tensor]:
+    """What a module makes of a batch, a row an example."""
+    if (features := training.features) is None:
+        raise AppError(
+            f"{who} compares features, and fit does not know what they are",
+            hint="Pass features=lambda net, batch: net.features(batch[0]), say.",
+        )
+    return lambda net, batch: features(net, batch).flatten(1)
 
 
 def _saved(share: Tensor) -> Any:
@@ -278,11 +267,6 @@ def _mix(rows: Any, alpha: float) -> None:
     with torch.no_grad():
         for w, v, m in rows:
             m.copy_(alpha * v + (1 - alpha) * w)
-
-
-def _copy_buffers(source: nn.Module, target: nn.Module) -> None:
-    for mine, theirs in zip(target.buffers(), source.buffers(), strict=True):
-        mine.copy_(theirs)
 
 
 UNCORRECTED = ("apfl", "perfedavg", "pfedme")

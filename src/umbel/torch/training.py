@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -55,70 +56,63 @@ def classified(criterion: Callable[[Tensor, Tensor], Tensor] = nn.functional.cro
     return lambda net, batch: criterion(net(batch[0]), batch[1])
 
 
+@dataclass
 class Training:
     """One client's training: `step` and `train` apply the correction; procedures make other ways to train of them."""
 
-    def __init__(
-        self,
-        net: nn.Module,
-        batches: Batches,
-        ctx: Context,
-        correction: Correction,
-        loss: Loss,
-        lr: float,
-        optimizer: MakeOptimizer | None,
-    ) -> None:
-        self.net, self.batches, self.ctx, self.loss, self.lr = net, batches, ctx, loss, lr
-        self.correction = correction
-        self.anchor = None if ctx.correction is None else ctx.correction.anchor
-        self.epochs = 1
-        self.answer: dict[str, Any] | None = None
-        self.aux: dict[str, Any] = {}
-        self.generator: FeatureGenerator | None = None
-        self.features: Callable[[nn.Module, Any], Tensor] | None = None
-        self.metrics: dict[str, float] = {"steps": 0, "lr": lr, "loss": 0.0}
-        self._make = optimizer or (lambda weights: Descent(weights, lr))
-        self._sent = copy.deepcopy(net) if correction.control else None
+    net: nn.Module
+    batches: Batches
+    ctx: Context
+    correction: Correction
+    loss: Loss
+    lr: float
+    epochs: int
+    make: MakeOptimizer | None
+    features: Callable[[nn.Module, Any], Tensor] | None
+    generator: FeatureGenerator | None
+    answer: dict[str, Any] | None = None
+    aux: dict[str, Any] = field(default_factory=dict)
 
-    def train(self, epochs: int | None = None, net: nn.Module | None = None, loss: Loss | None = None) -> None:
-        """Train for some epochs; `net` is another module than the common one, which no correction is for."""
-        own = net is None
-        trained = self.net if net is None else net
-        trained.train()
-        optimizer = self.optimizer(trained)
-        if own and (groups := getattr(optimizer, "param_groups", None)):
+    def __post_init__(self) -> None:
+        self.anchor = None if self.ctx.correction is None else self.ctx.correction.anchor
+        self.metrics: dict[str, float] = {"steps": 0, "lr": self.lr, "loss": 0.0}
+        self._sent = copy.deepcopy(self.net) if self.correction.control else None
+
+    def train(self, epochs: int | None = None, loss: Loss | None = None) -> None:
+        """Train for some epochs."""
+        self.net.train()
+        optimizer = self.optimizer(self.net)
+        if groups := getattr(optimizer, "param_groups", None):
             self.metrics["lr"] = float(groups[0]["lr"])
         for _ in range(self.epochs if epochs is None else epochs):
             for batch in self.batches:
-                self.step(trained, batch, optimizer, loss or self.loss, corrected=own)
-                if own:
-                    self.count(self.last)
-                self.ctx.step()
+                self.step(batch, optimizer, loss or self.loss)
 
     def optimizer(self, net: nn.Module) -> Optimizer:
         """An optimizer of what of a module is trained."""
-        return self._make(weight for weight in net.parameters() if weight.requires_grad)
+        weights = (weight for weight in net.parameters() if weight.requires_grad)
+        return Descent(weights, self.lr) if self.make is None else self.make(weights)
 
-    def count(self, loss: float) -> None:
-        """One more step of the common model was done."""
-        self.metrics["steps"] += 1
-        self.metrics["loss"] += (loss - self.metrics["loss"]) / self.metrics["steps"]
-
-    def step(self, net: nn.Module, batch: Any, optimizer: Optimizer, loss: Loss, *, corrected: bool) -> None:
-        """One step on a batch; `last` is its loss after it."""
+    def step(self, batch: Any, optimizer: Optimizer, loss: Loss) -> None:
+        """One step on a batch, corrected."""
         optimizer.zero_grad()
-        found = loss(net, batch)
+        found = loss(self.net, batch)
         torch.autograd.backward(found)
-        self.last = float(found.detach())
-        if corrected:
-            self._correct(net, batch, loss)
+        self._correct(batch, loss)
         optimizer.step()
+        self.stepped(found)
 
-    def _correct(self, net: nn.Module, batch: Any, loss: Loss) -> None:
+    def stepped(self, loss: Tensor) -> None:
+        """The common model was stepped by the gradient of this loss."""
+        self.metrics["steps"] += 1
+        self.metrics["loss"] += (float(loss.detach()) - self.metrics["loss"]) / self.metrics["steps"]
+        self.ctx.step()
+
+    def _correct(self, batch: Any, loss: Loss) -> None:
         correction = self.correction
         if correction.perturbation is not None:
-            self._perturb(net, batch, loss, *correction.perturbation)
-        pairs = [(n, w.grad) for n, w in net.named_parameters() if w.grad is not None]
+            self._perturb(batch, loss, *correction.perturbation)
+        pairs = [(n, w.grad) for n, w in self.net.named_parameters() if w.grad is not None]
         with torch.no_grad():
             if self._sent is not None:
                 self._sent.zero_grad()
@@ -131,16 +125,16 @@ class Training:
             if correction.scale != 1.0:
                 torch._foreach_mul_([slope for _, slope in pairs], correction.scale)
         if self.anchor is not None:
-            add_gradients_(net, correction, self.anchor)
+            add_gradients_(self.net, correction, self.anchor)
 
-    def _perturb(self, net: nn.Module, batch: Any, loss: Loss, step: float, share: float) -> None:
+    def _perturb(self, batch: Any, loss: Loss, step: float, share: float) -> None:
         """Mix into the gradients, by a share, those at the weights that a step along them leads to."""
-        weights: list[Tensor] = [w for w in net.parameters() if w.grad is not None]
+        weights: list[Tensor] = [w for w in self.net.parameters() if w.grad is not None]
         here = [w.grad.detach().clone() for w in weights if w.grad is not None]
         with torch.no_grad():
             torch._foreach_add_(weights, here, alpha=step)
-        net.zero_grad()
-        torch.autograd.backward(loss(net, batch))
+        self.net.zero_grad()
+        torch.autograd.backward(loss(self.net, batch))
         with torch.no_grad():
             torch._foreach_sub_(weights, here, alpha=step)
             for weight, before in zip(weights, here, strict=True):
