@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
@@ -69,7 +70,8 @@ class Analysis(Strategy):
 
     `clients` says who is asked, as the `clients` of an `Ask` do; all of them must answer, or as many as `least` says.
     Those that answered the first question are asked all others, and have to answer these. Settings named `columns`,
-    `column`, `target`, `time`, `event` and `by` are checked here. Raises `SettingError`.
+    `column`, `target`, `time`, `event`, `times`, `by`, `iterations` and `ridge` are checked here. Raises
+    `SettingError`.
     """
 
     clients: Any = field(default="all", kw_only=True)
@@ -78,12 +80,19 @@ class Analysis(Strategy):
     def __post_init__(self) -> None:
         if self.least is not None:
             check_whole(self, least=1)
+        if hasattr(self, "iterations"):
+            check_whole(self, iterations=1)
         if hasattr(self, "columns"):
             object.__setattr__(self, "columns", check_columns(self, self.columns))
         singly = [getattr(self, name) for name in ("column", "target", "time", "event") if hasattr(self, name)]
         if singly:
             check_columns(self, (*getattr(self, "columns", ()), *singly))
         check_by(self, getattr(self, "by", None))
+        if (times := getattr(self, "times", None)) is not None:
+            check_times(times)
+        ridge = getattr(self, "ridge", 0.0)
+        if isinstance(ridge, bool) or not isinstance(ridge, int | float) or not 0 <= ridge < math.inf:
+            raise SettingError(f"{type(self).__name__} takes a ridge of at least 0, not {ridge!r}")
 
     def round(self, state: State, r: int) -> Asks:
         asking = Asking(self.clients, self.least)
@@ -136,6 +145,20 @@ def group_names(by: By | None) -> list[Any]:
     """What groups are called, in their order: a value, or a tuple of one for each column that is grouped by."""
     combined = list(product(*(by or {}).values()))
     return [names[0] if len(names) == 1 else names for names in combined]
+
+
+def by_group(by: By | None, results: Iterable[Any]) -> Any:
+    """What results, one a group, are called: ``{group: result}``, or the one where there are no groups."""
+    found = dict(zip(group_names(by), results, strict=True))
+    return found if by else found[()]
+
+
+def check_times(times: Any) -> Floats:
+    """A grid of times. Raises `SettingError` unless they ascend."""
+    array = finite(list(times) if isinstance(times, Sequence | range) else times, "times")
+    if array.ndim != 1 or not array.size or (np.diff(array) <= 0).any():
+        raise SettingError(f"times ascend, and there is at least one: not {times!r:.80}")
+    return array
 
 
 def finite(values: Any, what: str) -> Floats:

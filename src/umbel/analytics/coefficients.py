@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
@@ -10,8 +9,9 @@ import numpy as np
 
 from ..core.answer import Answer
 from ..core.ask import Ask
-from ..errors import SettingError, StrategyError
+from ..errors import StrategyError
 from . import tails
+from .covariance import Moments
 from .table import Floats
 
 Point = tuple[float, Floats, Floats]
@@ -50,14 +50,19 @@ def maximum(
     )
 
 
-def check_ridge(analysis: Any) -> None:
-    """Raise `SettingError` unless an analysis' ridge is a number of at least 0."""
-    if (
-        isinstance(analysis.ridge, bool)
-        or not isinstance(analysis.ridge, int | float)
-        or not 0 <= analysis.ridge < math.inf
-    ):
-        raise SettingError(f"{type(analysis).__name__} takes a ridge of at least 0, not {analysis.ridge!r}")
+def fitted(
+    at: Callable[[Floats], Generator[Ask, Answer, Point]], found: Moments, scale: Floats, ridge: Floats, iterations: int
+) -> Generator[Ask, Answer, dict[str, Any]]:
+    """The result of a regression by `maximum` on the first columns, scaled, and how it came to it."""
+    beta, (value, _, information), steps = yield from maximum(at, ridge, iterations)
+    covariance = inverse(information + np.diag(ridge))
+    return {
+        **with_errors(*unscaled(beta, covariance, found.mean[: len(scale)], scale)),
+        "log_likelihood": np.array(value),
+        "iterations": np.array(steps),
+        "count": np.array(found.rows),
+        "incomplete": np.array(found.incomplete),
+    }
 
 
 def inverse(information: Floats) -> Floats:
@@ -104,11 +109,6 @@ def unscaled(beta: Floats, covariance: Floats, centre: Floats, scale: Floats) ->
 
 def read(names: Sequence[str], model: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """A row for each name: coefficient, standard error, p-value, and interval."""
-    columns = {
-        "coefficient": "coefficients",
-        "standard_error": "standard_errors",
-        "p": "p_values",
-        "low": "low",
-        "high": "high",
-    }
-    return {name: {k: float(model[v][place]) for k, v in columns.items()} for place, name in enumerate(names)}
+    shown = {"coefficient": "coefficients", "standard_error": "standard_errors", "p": "p_values"}
+    shown |= {"low": "low", "high": "high"}
+    return {name: {k: float(model[v][place]) for k, v in shown.items()} for place, name in enumerate(names)}

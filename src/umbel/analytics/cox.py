@@ -14,7 +14,7 @@ from ..core.answer import Answer
 from ..core.ask import Ask
 from ..core.client import Context
 from . import coefficients, survival
-from .analysis import Analysis, Answered, Asking, check_whole
+from .analysis import Analysis, Answered, Asking
 from .covariance import moments
 from .table import Floats, HeldTable
 
@@ -64,13 +64,6 @@ class Cox(Analysis):
     ridge: float = 0.0
     iterations: int = 30
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_whole(self, iterations=1)
-        coefficients.check_ridge(self)
-        if self.times is not None:
-            survival.check_times(self.times)
-
     def questions(self, asking: Asking) -> Answered:
         found = yield from moments(asking, (*self.columns, self.time, self.event))
         centre, scale = found.mean[:-2], found.scale(self.columns)
@@ -95,16 +88,11 @@ class Cox(Analysis):
             return value, told["columns"] - d @ mean, second
 
         penalty = np.full(len(scale), float(self.ridge))
-        beta, (value, _, information), steps = yield from coefficients.maximum(at, penalty, self.iterations)
-        covariance = coefficients.inverse(information + np.diag(penalty))
+        result = yield from coefficients.fitted(at, found, scale, penalty, self.iterations)
         _, cumulative, (some, events) = seen[-1]
         return {
-            **coefficients.with_errors(*coefficients.unscaled(beta, covariance, centre, scale)),
-            "log_likelihood": np.array(value),
+            **result,
             "log_likelihood_null": np.array(seen[0][0]),
-            "iterations": np.array(steps),
-            "count": np.array(found.rows),
-            "incomplete": np.array(found.incomplete),
             "events": np.array(events),
             "mean": centre,
             "times": times[some],

@@ -11,7 +11,7 @@ import numpy as np
 from ..core.client import Context
 from ..errors import SettingError, StrategyError
 from . import order
-from .analysis import Analysis, Answered, Asking, By, check_by, check_whole, finite, group_names
+from .analysis import Analysis, Answered, Asking, By, by_group, check_by, check_whole, finite
 from .table import HeldTable
 
 
@@ -68,18 +68,12 @@ class Histogram(Analysis):
     def questions(self, asking: Asking) -> Answered:
         by, columns = check_by(self, self.by), list(self.columns)
         if isinstance(self.bins, int):
-            wanted = [
-                order.Rank(column, 0, share, trimmed=True) for share in (0.0, 1.0) for column in range(len(columns))
-            ]
+            wanted = [order.Rank(c, 0, share, trimmed=True) for share in (0.0, 1.0) for c in range(len(columns))]
             low, high, count = yield from order.values(asking, columns, [], wanted)
             if empty := [name for name, n in zip(columns, count, strict=False) if not n]:
                 raise StrategyError(f"no client tells of any value of {', '.join(empty)}")
-            edges = np.stack(
-                [
-                    np.histogram_bin_edges((a, b), self.bins)
-                    for a, b in zip(low[: len(columns)], high[len(columns) :], strict=True)
-                ]
-            )
+            ends = zip(low[: len(columns)], high[len(columns) :], strict=True)
+            edges = np.stack([np.histogram_bin_edges(each, self.bins) for each in ends])
         else:
             edges = self._given()
         told = yield from asking("histogram", {"columns": columns, "by": by}, edges=edges)
@@ -96,8 +90,5 @@ class Histogram(Analysis):
         """``{column: (counts, edges)}``, as `numpy.histogram` gives them; by group ``{column: ({group: counts},
         edges)}``.
         """
-        found: dict[str, Any] = {}
-        for column, name in enumerate(self.columns):
-            counts = dict(zip(group_names(self.by), model["counts"][column], strict=True))
-            found[name] = (counts if self.by else counts[()], model["edges"][column])
-        return found
+        rows = zip(self.columns, model["counts"], model["edges"], strict=True)
+        return {name: (by_group(self.by, counts), edges) for name, counts, edges in rows}

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..core.client import Context
 from . import survival
-from .analysis import Analysis, Answered, Asking, By, check_by, group_names
+from .analysis import Analysis, Answered, Asking, By, by_group, check_by
 from .table import Floats, HeldTable, Ints
 
 
@@ -59,11 +59,6 @@ class KaplanMeier(Analysis):
     by: By | None = None
     times: Any = None
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.times is not None:
-            survival.check_times(self.times)
-
     def questions(self, asking: Asking) -> Answered:
         times = yield from survival.grid(asking, self.time, self.event, self.times)
         config = {"time": self.time, "event": self.event, "by": check_by(self, self.by)}
@@ -78,8 +73,7 @@ class KaplanMeier(Analysis):
 
     def read(self, model: Mapping[str, Any]) -> Any:
         """The `Curve`, or, with groups, ``{group: Curve}``."""
-        found = {group: curve(model, place) for place, group in enumerate(group_names(self.by))}
-        return found if self.by else found[()]
+        return by_group(self.by, (curve(model, group) for group in range(len(model["survival"]))))
 
 
 def curve(model: Mapping[str, Any], group: int = 0) -> Curve:

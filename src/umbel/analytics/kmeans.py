@@ -63,7 +63,7 @@ class KMeans(Analysis):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_whole(self, clusters=1, iterations=1, cells=self.clusters, seed=0)
+        check_whole(self, clusters=1, cells=self.clusters, seed=0)
 
     def questions(self, asking: Asking) -> Answered:
         found = yield from moments(asking, self.columns)

@@ -15,7 +15,7 @@ from ..core.ask import Ask
 from ..core.client import Context
 from ..errors import HandlerFailed
 from . import coefficients
-from .analysis import Analysis, Answered, Asking, check_whole
+from .analysis import Analysis, Answered, Asking
 from .covariance import moments
 from .table import Floats, HeldTable
 
@@ -51,11 +51,6 @@ class LogisticRegression(Analysis):
     ridge: float = 0.0
     iterations: int = 30
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_whole(self, iterations=1)
-        coefficients.check_ridge(self)
-
     def questions(self, asking: Asking) -> Answered:
         found = yield from moments(asking, (*self.columns, self.target))
         centre, scale = found.mean[:-1], found.scale((*self.columns, self.target))[:-1]
@@ -66,16 +61,8 @@ class LogisticRegression(Analysis):
             return float(told["value"]), told["gradient"], told["information"]
 
         penalty = np.array([0.0, *([self.ridge] * len(scale))])
-        beta, (value, _, information), steps = yield from coefficients.maximum(at, penalty, self.iterations)
-        covariance = coefficients.inverse(information + np.diag(penalty))
-        return {
-            **coefficients.with_errors(*coefficients.unscaled(beta, covariance, centre, scale)),
-            "log_likelihood": np.array(value),
-            "aic": np.array(2.0 * (len(beta) - value)),
-            "iterations": np.array(steps),
-            "count": np.array(found.rows),
-            "incomplete": np.array(found.incomplete),
-        }
+        result = yield from coefficients.fitted(at, found, scale, penalty, self.iterations)
+        return {**result, "aic": 2.0 * (len(penalty) - result["log_likelihood"])}
 
     def read(self, model: Mapping[str, Any]) -> dict[str, dict[str, float]]:
         """``{column: {"coefficient", "standard_error", "p", "low", "high"}}``, and one for `intercept`."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import SettingError
 from . import order
-from .analysis import Analysis, Answered, Asking, By, check_by, finite, group_names
+from .analysis import Analysis, Answered, Asking, By, by_group, check_by, finite, group_names
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,6 @@ class Quantiles(Analysis):
 
     def read(self, model: Mapping[str, Any]) -> dict[str, Any]:
         """``{column: {share: value}}``, or by group ``{column: {group: {share: value}}}``."""
-        found: dict[str, Any] = {}
-        for column, name in enumerate(self.columns):
-            rows = (dict(zip(self.at, row.tolist(), strict=True)) for row in model["values"][column])
-            groups = dict(zip(group_names(self.by), rows, strict=True))
-            found[name] = groups if self.by else groups[()]
-        return found
+        values = model["values"].tolist()
+        rows = ([dict(zip(self.at, row, strict=True)) for row in groups] for groups in values)
+        return {name: by_group(self.by, groups) for name, groups in zip(self.columns, rows, strict=True)}

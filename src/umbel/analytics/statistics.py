@@ -6,7 +6,6 @@ cancellation, and all are the same bits however rows are spread over clients.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 
 from ..core.client import Context
 from . import order
-from .analysis import Analysis, Answered, Asking, By, check_by, group_names
+from .analysis import Analysis, Answered, Asking, By, by_group, check_by
 from .exact import powers, rationals
 from .table import HeldTable
 
@@ -35,9 +34,8 @@ def answer(table: HeldTable, config: Mapping[str, Any], ctx: Context) -> dict[st
         kept[codes < 0] = -1
         sums, squares = powers(np.where(missing, 0.0, numbers), kept, groups)
         rows.append((told, table.told(absent), ((count > 0) & (told == 0)).astype(np.int64), sums, squares))
-    return dict(
-        zip(("count", "missing", "withheld", "sums", "squares"), map(np.stack, zip(*rows, strict=True)), strict=True)
-    )
+    names = ("count", "missing", "withheld", "sums", "squares")
+    return dict(zip(names, map(np.stack, zip(*rows, strict=True)), strict=True))
 
 
 @dataclass(frozen=True)
@@ -74,23 +72,15 @@ class Statistics(Analysis):
         if self.extremes:
             wanted = [order.Rank(c, g, q, trimmed=True) for q in (0.0, 1.0) for c, g in np.ndindex(*count.shape)]
             low, high, _ = yield from order.values(asking, columns, by, wanted)
-            result["min"], result["max"] = (
-                low[: count.size].reshape(count.shape),
-                high[count.size :].reshape(count.shape),
-            )
+            result["min"] = low[: count.size].reshape(count.shape)
+            result["max"] = high[count.size :].reshape(count.shape)
         return result
 
     def read(self, model: Mapping[str, Any]) -> dict[str, Any]:
         """``{column: {"mean": ...}}``, or by group ``{column: {group: {"mean": ...}}}``; with the standard deviation
         `sd`.
         """
-        found: dict[str, Any] = {}
-        for column, name in enumerate(self.columns):
-            groups = {
-                group: {n: model[n][column, place].item() for n in NUMBERS if n in model}
-                for place, group in enumerate(group_names(self.by))
-            }
-            for each in groups.values():
-                each["sd"] = math.sqrt(each["variance"])
-            found[name] = groups if self.by else groups[()]
-        return found
+        numbers = {n: model[n] for n in NUMBERS if n in model} | {"sd": np.sqrt(model["variance"])}
+        groups = range(model["count"].shape[1])
+        rows = ([{n: of[c, g].item() for n, of in numbers.items()} for g in groups] for c in range(len(self.columns)))
+        return {name: by_group(self.by, row) for name, row in zip(self.columns, rows, strict=True)}

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import numpy as np
 
 from ..core.answer import Answer
 from ..core.ask import Ask
-from ..errors import HandlerFailed, SettingError, StrategyError
+from ..errors import HandlerFailed, StrategyError
 from . import order, tails
-from .analysis import Asking, finite
+from .analysis import Asking, check_times
 from .table import Floats, HeldTable, Ints
 
 
@@ -62,14 +62,6 @@ def grid(asking: Asking, time: str, event: str, times: Any) -> Generator[Ask, An
     if not len(found):
         raise StrategyError(f"no client tells of any row with {event} = 1")
     return found
-
-
-def check_times(times: Any) -> Floats:
-    """A grid of times. Raises `SettingError` unless they ascend."""
-    array = finite(list(times) if isinstance(times, Sequence | range) else times, "times")
-    if array.ndim != 1 or not array.size or (np.diff(array) <= 0).any():
-        raise SettingError(f"times ascend, and there is at least one: not {times!r:.80}")
-    return array
 
 
 def curves(at_risk: Ints, events: Ints) -> dict[str, Floats]:
