@@ -106,9 +106,9 @@ def grown(model: Mapping[str, Array], parts: Iterable[tuple[Mapping[str, Array],
         sent = json.loads(arrays["trees"].tobytes())
         for given, output in zip(sent["trees"], sent["tree_info"], strict=True):
             tree = {name: given[name] for name in (*PER_NODE, *CATEGORIES, "tree_param")}
-            leaves = [left == -1 for left in tree["left_children"]]
-            for name, which in (("split_conditions", leaves), ("base_weights", [True] * len(leaves))):
-                tree[name] = [v * share if scaled else v for v, scaled in zip(tree[name], which, strict=True)]
+            nodes = zip(tree["split_conditions"], tree["left_children"], strict=True)
+            tree["split_conditions"] = [value * share if left == -1 else value for value, left in nodes]
+            tree["base_weights"] = [value * share for value in tree["base_weights"]]
             tree["id"] = len(inside["trees"])
             inside["trees"].append(tree)
             inside["tree_info"].append(output)
@@ -122,18 +122,16 @@ def check_trees(sent: Mapping[str, Array], features: int, outputs: int) -> None:
     XGBoost would follow without a look.
     """
     try:
-        (name, packed) = next(iter(sent.items()))
-        if len(sent) != 1 or name != "trees" or packed.dtype != np.uint8 or packed.ndim != 1:
+        packed = sent.get("trees")
+        if packed is None or len(sent) != 1 or packed.dtype != np.uint8 or packed.ndim != 1:
             raise ValueError("they are one array of bytes named 'trees'")
-        update = json.loads(
-            packed.tobytes(),
-        )
+        update = json.loads(packed.tobytes())
         trees, info = update["trees"], update["tree_info"]
         if len(trees) != len(info) or not all(type(output) is int and 0 <= output < outputs for output in info):
             raise ValueError(f"each tree is of one of {outputs} outputs")
         for tree in trees:
             _check_tree(tree, features)
-    except (ValueError, KeyError, TypeError, IndexError, RecursionError, StopIteration) as error:
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise UpdateRejected(f"the trees are not sound: {error}") from None
 
 

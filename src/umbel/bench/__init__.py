@@ -21,17 +21,6 @@ from .table import ResultCell, ResultRow, ResultTable
 from .trial import Outcome, Trial
 
 __all__ = [
-    "SERVER_RATES",
-    "Algorithm",
-    "Outcome",
-    "Problem",
-    "ResultCell",
-    "ResultRow",
-    "ResultTable",
-    "Trial",
-    "Tuning",
-    "catalogue",
-    "fashion_mnist",
-    "heart_disease",
-    "run",
+    "SERVER_RATES", "Algorithm", "Outcome", "Problem", "ResultCell", "ResultRow", "ResultTable", "Trial", "Tuning",
+    "catalogue", "fashion_mnist", "heart_disease", "run",
 ]  # fmt: skip

@@ -141,13 +141,11 @@ class Tally:
     def outcome(self, result: Result, failed: str | None = None) -> Outcome:
         """What a run came to."""
         rounds: list[RoundCommitted] = list(result.history)
-
-        names = result.history.names
         return Outcome(
             rounds=len(rounds),
             updates=self.updates,
             asks=dict(self.asks),
-            series={n: [[r, v] for r, v in result.history.series(n)] for n in names},
+            series={n: [[r, v] for r, v in result.history.series(n)] for n in result.history.names},
             bytes_down=int(self.account.get("bytes_down", 0)),
             bytes_up=int(self.account.get("bytes_up", 0)),
             seconds=round(result.seconds, 3),
