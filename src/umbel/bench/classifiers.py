@@ -49,8 +49,7 @@ def classifier(load: Callable[[Any], Mapping[str, Items]], net: Callable[[], nn.
         if not len(y):
             return Metrics({}, weight=0)
         module = adapter().load_(net(), model, strict=False)
-        if "personal" in ctx.state:
-            module = adapter().load_personal_(module, ctx)
+        module = adapter().load_personal_(module, ctx)
         if "adapt" in ctx.config:
             module = adapter().adapt_(module, data["train"], ctx.config["adapt"])
         return Metrics(scores(module, x, y), weight=len(y))
