@@ -122,10 +122,10 @@ def check_whole(analysis: Any, **settings: int) -> None:
             raise SettingError(f"{what} is a whole number of at least {least}, not {value!r}")
 
 
-def check_columns(analysis: Any, columns: Any, least: int = 1) -> tuple[str, ...]:
+def check_columns(analysis: Any, columns: Any) -> tuple[str, ...]:
     """Names of columns as a tuple. Raises `SettingError` for anything else, and for a column that is named twice."""
     given = isinstance(columns, Sequence) and not isinstance(columns, str)
-    if not given or len(columns) < least or not all(isinstance(name, str) for name in columns):
+    if not given or not len(columns) or not all(isinstance(name, str) for name in columns):
         raise SettingError(f"{type(analysis).__name__} takes a list of columns, not {columns!r:.80}")
     if len(set(columns)) < len(columns):
         raise SettingError(f"{type(analysis).__name__} names a column twice: {', '.join(columns)}")

@@ -33,10 +33,8 @@ def distil(
             for x in inputs:
                 with torch.no_grad():
                     wanted = torch.stack([master(x) for master in masters]).mean(0) / temperature
-                said = nn.functional.log_softmax(net(x) / temperature, 1)
-                loss = nn.functional.kl_div(
-                    said, nn.functional.log_softmax(wanted, 1), reduction="batchmean", log_target=True
-                )
+                said, wanted = (nn.functional.log_softmax(each, 1) for each in (net(x) / temperature, wanted))
+                loss = nn.functional.kl_div(said, wanted, reduction="batchmean", log_target=True)
                 optimizer.zero_grad()
                 torch.autograd.backward(loss)
                 optimizer.step()

@@ -208,7 +208,7 @@ def fedala(training: Training, settings: Settings) -> None:
     state = training.ctx.state
     shares = _mixed(training, settings, **state["fedala"]) if "fedala" in state else {}
     training.train()
-    kept = {n: _saved(share) for n, share in shares.items()}
+    kept = {n: (s.float() if s.dtype is torch.bfloat16 else s).numpy(force=True) for n, s in shares.items()}
     state["fedala"] = {"model": dict(arrays(training.net)), "shares": kept}
 
 
@@ -256,11 +256,6 @@ def _features(training: Training, who: str) -> Callable[[nn.Module, Any], Tensor
             hint="Pass features=lambda net, batch: net.features(batch[0]), say.",
         )
     return lambda net, batch: features(net, batch).flatten(1)
-
-
-def _saved(share: Tensor) -> Any:
-    """As an array, of a dtype that numpy has."""
-    return (share.float() if share.dtype is torch.bfloat16 else share).numpy(force=True)
 
 
 def _mix(rows: Any, alpha: float) -> None:
