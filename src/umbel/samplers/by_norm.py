@@ -63,8 +63,8 @@ class ByNorm:
     def odds(self, clients: Sequence[ClientId], record: Record, cohort: Sequence[ClientId]) -> Floats:
         """The odds of a cohort's clients."""
         rows, _, odds, usual = self._odds(clients, record)
-        found = dict(zip(rows.tolist(), odds.tolist(), strict=True))
-        return np.array([found.get(-1 if (row := record.row(client)) is None else row, usual) for client in cohort])
+        found: dict[int | None, float] = dict(zip(rows.tolist(), odds.tolist(), strict=True))
+        return np.array([found.get(record.row(client), usual) for client in cohort])
 
     def _odds(self, clients: Sequence[ClientId], record: Record) -> tuple[Indices, Indices, Floats, float]:
         """The rows and places of clients that were asked, their odds, and the odds of each of the others."""
