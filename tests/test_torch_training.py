@@ -332,6 +332,24 @@ def test_a_stream_without_a_length_is_refused():
         fitted(torch.utils.data.DataLoader(Stream()), lr=LR)
 
 
+def test_a_gradient_is_that_of_the_rows_that_were_seen():
+    x, y = map(torch.as_tensor, DATA[2])
+    rows, seen = torch.utils.data.TensorDataset(x, y), {}
+    one = umbel.Client()
+
+    @one.train
+    def train(model, source, ctx):
+        net = umbel.torch.load_(net_of(), model)
+        loader = torch.utils.data.DataLoader(rows, len(y) - 1, drop_last=True)
+        seen["all"] = umbel.torch.gradient(net, (x[:-1], y[:-1]), ctx, loss=squares, batch=0)
+        seen["but one"] = umbel.torch.gradient(net, loader, ctx, loss=squares)
+        return seen["all"]
+
+    run(FedAvg(cohort=1, fold=mean()), 1, 1, one)
+    assert seen["all"].weight == seen["but one"].weight == len(y) - 1
+    np.testing.assert_allclose(seen["but one"].arrays["weight"], seen["all"].arrays["weight"], rtol=1e-12)
+
+
 def test_the_update_says_what_was_done():
     update = fitted(DATA[2], {"lr": LR, "epochs": 3, "batch": 4})
     assert isinstance(update, Update)

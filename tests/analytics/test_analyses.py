@@ -351,6 +351,12 @@ def test_without_workers_and_with_two_a_run_ends_with_the_same_bits(analysis):
     same(dict(runs[0].model), asked(analysis, SOME))
 
 
+def test_clusters_of_which_no_holder_tells_enough_are_an_error_by_name():
+    tables = [patients(rows, seed) for seed, rows in enumerate((50, 7, 31, 80))]
+    with pytest.raises(StrategyError, match="no client tells of any cell"):
+        asked(KMeans(["x", "y"], clusters=3), tables, minimum=20)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("analysis", [*ALL[2:-1], *MODELS], ids=lambda each: type(each).__name__)
 def test_all_others_end_with_the_same_bits_too(analysis):

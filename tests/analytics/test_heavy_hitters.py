@@ -55,6 +55,12 @@ def binomial(n, p):
     return [comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(n + 1)]
 
 
+def test_votes_that_many_are_needed_for_are_found_at_once():
+    theta, rate = votes(25.0, 1e-6, 1)  # by trying one after the other it would take years
+    assert theta >= exp(25.0) - 1
+    assert rate == pytest.approx(1 / theta)
+
+
 @pytest.mark.parametrize(
     ("epsilon", "delta", "length"), [(1.0, 1e-3, 1), (4.0, 1e-4, 2), (8.0, 1e-6, 4), (0.1, 1e-5, 1)]
 )

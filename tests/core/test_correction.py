@@ -126,6 +126,15 @@ def test_aux_arrays_are_those_of_their_step_and_no_others():
             fair_weights().decode(with_aux(Update({}), fair_weights(), {"bend": np.float64(loss)}), None, MODEL.schema)
 
 
+def test_what_is_measured_does_not_depend_on_what_the_holder_calls_it():
+    """Who calls its parameters buffers would else have a norm of 0."""
+    for step in (fair_weights(), extrapolated()):
+        both = [Arrays({"w": np.full(2, 9.0)}), Arrays({"w": np.full(2, 9.0)}, {"w": "buffer"})]
+        sent = [with_aux(Update(each, delta=True), step, {"bend": np.float64(1.0)}) for each in both]
+        honest, lying = (step.decode(update, None, MODEL.schema).aux for update in sent)
+        assert dict(honest) == dict(lying)
+
+
 def test_an_ask_expects_what_its_transforms_add():
     ask = Ask(clients=1, model=MODEL, transforms=control_variates(), fold=mean())
     assert ask.expects == Like(aux=Free())

@@ -106,6 +106,8 @@ class TestFrames:
         table = as_table(frame)
         assert (len(table), table.names, table["y"].tolist()) == (10, ("age", "y"), list("abcabcabca"))
         assert table.rows(SOME).equals(frame.iloc[SOME])
+        numbered = as_table(pandas.DataFrame(X[:, :2]))  # whose columns' names are numbers
+        assert numbered.rows(SOME, lambda columns, items: {1: -columns[1]})[1].tolist() == (-X[SOME, 1]).tolist()
         changed = table.rows(SOME, negated)
         assert changed["age"].tolist() == (-X[SOME, 0]).tolist()
         assert changed["y"].tolist() == ["b", "b", "b"]

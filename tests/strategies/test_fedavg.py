@@ -167,6 +167,13 @@ def test_a_total_that_the_model_cannot_hold_is_an_error(values, name):
         one_round(strategy, strategy.start(model), [Update({**model, **values})] * 3)
 
 
+def test_a_fold_that_keeps_updates_apart_is_refused_when_it_is_built():
+    with pytest.raises(StrategyError, match="collect keeps them apart"):
+        umbel.FedAvg(fold=umbel.collect())
+    with pytest.raises(StrategyError, match="FedProx steps by what updates come to"):
+        umbel.FedProx(fold=umbel.collect(), mu=0.1)
+
+
 SERVERS = [sgd(lr=0.5), sgd(momentum=0.9, nesterov=True), umbel.FedAdam().server, umbel.FedYogi().server]
 
 

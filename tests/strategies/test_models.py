@@ -304,6 +304,9 @@ def test_neurons_in_any_order_are_one_model_once_they_are_matched():
     assert np.abs(run_of(FedAvg(cohort="all"))["0.weight"] - NET["0.weight"][order]).max() > 0.1
     plain = run_of(Matched(cohort="all", neurons=[]))
     np.testing.assert_allclose(plain["0.bias"], run_of(FedAvg(cohort="all"))["0.bias"], rtol=1e-12)
+    rescaled = Matched(cohort="all", neurons=neurons)
+    far = rescaled._permuted({n: a * 1e200 for n, a in NET.items()}, {n: a[::1] for n, a in NET.items()})
+    assert all(np.array_equal(far[n], NET[n] * 1e200) for n in NET)  # of the same order, and of no size that matters
     with pytest.raises(StrategyError, match="no axis 2"):
         run_of(Matched(cohort="all", neurons=[[("0.weight", 2)]]))
 

@@ -40,6 +40,7 @@ from umbel.strategies import (
     QFedAvg,
     Scaffold,
 )
+from umbel.transforms import quantise
 
 ALL = range(CLIENTS)
 P = SIZES / SIZES.sum()
@@ -248,6 +249,11 @@ def test_afl_goes_on_where_nobody_who_was_asked_has_a_share():
     assert len(run(AFL(cohort=2, lr=50.0), rounds=12).history.series("train.steps")) == 12
 
 
+def test_afl_goes_on_where_nobody_is_asked():
+    nobody = AFL(cohort=umbel.Poisson(1e-9), window=Window(quorum=0))
+    np.testing.assert_array_equal(weights(nobody, rounds=2), START)
+
+
 def test_one_client_at_a_time_in_fedasync_is_mixed_in():
     w = START
     for _ in range(3):
@@ -270,7 +276,7 @@ def test_a_late_update_of_fedasync_is_mixed_in_as_it_is_with_a_smaller_share():
         lambda: FedDyn(alpha=0), lambda: FedDC(alpha=-1), lambda: QFedAvg(q=-1), lambda: QFedAvg(lr=0),
         lambda: AFL(lr=-1), lambda: TERM(t=float("nan")), lambda: FedSpeed(lamda=0), lambda: FedSpeed(alpha=2),
         lambda: FedExP(epsilon=0), lambda: Mime(momentum=1.0),
-        lambda: FedAsync(alpha=0), lambda: FedAsync(window=Window()),
+        lambda: FedAsync(alpha=0), lambda: FedAsync(window=Window()), lambda: FedAsync(transforms=quantise()),
         lambda: FedNova(fold=mean()), lambda: QFedAvg(fold=FedAvg().fold), lambda: TERM(fold=mean()),
     ],
 )  # fmt: skip

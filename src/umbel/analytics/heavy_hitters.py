@@ -110,7 +110,7 @@ def votes(epsilon: float, delta: float, length: int) -> tuple[int, float]:
     """The votes that a beginning needs, theta, and the chance with which rows vote, by Corollary 1 of the paper:
     (theta - 2) / ((theta - 3) theta!) is at most delta, and the chance is (1 - exp(-epsilon / length)) / theta.
     """
-    theta = 4
-    while (theta - 2) / ((theta - 3) * math.factorial(theta)) > delta or theta < math.exp(epsilon / length) - 1:
+    theta = max(4, math.ceil(math.exp(min(epsilon / length, 30)) - 1))
+    while math.log((theta - 2) / (theta - 3)) - math.lgamma(theta + 1) > math.log(delta):
         theta += 1
     return theta, -math.expm1(-epsilon / length) / theta

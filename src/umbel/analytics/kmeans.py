@@ -12,6 +12,7 @@ import numpy as np
 
 from ..core.client import Context
 from ..core.randomness import Draws, Key
+from ..errors import StrategyError
 from .analysis import Analysis, Answered, Asking, check_whole
 from .covariance import moments
 from .exact import products, rationals
@@ -77,6 +78,10 @@ class KMeans(Analysis):
             told = yield from asking("clusters", config, centres=centres, mean=found.mean, scale=scale)
             sums = rationals(told["sums"])
             some = sums[:, 0] > 0
+            if not some.any():
+                raise StrategyError(
+                    "no client tells of any cell: each has too few rows", hint="Take fewer cells, or a lower minimum."
+                )
             means = centres.copy()
             means[some] = (sums[some, 1:-1] / sums[some, :1]).astype(np.float64)
             if step and np.array_equal(means, centres):

@@ -148,7 +148,10 @@ class FrameTable(DataTable):
             return found
         new = change({name: found[name].to_numpy() for name in self.names}, items)
         if pandas:
-            return found.assign(**new)
+            found = found.copy(deep=False)
+            for name, values in new.items():  # whose names need not be text
+                found[name] = values
+            return found
         import polars
 
         return found.with_columns(*(polars.Series(name, np.asarray(values)) for name, values in new.items()))

@@ -57,6 +57,8 @@ class AFL(FedAvg):
         answer = yield self.ask(state, r)
         losses = {receipt.client: receipt.metrics["initial_loss"] for receipt in answer.receipts}
         clients = sorted({*state.shares, *losses}, key=client_order)
+        if not clients:
+            return self.apply(state, answer)  # nobody has answered so far
         before = [state.shares.get(client, 1 / len(clients)) for client in clients]
         moved = projected(np.array(before) + self.lr * np.array([losses.get(client, 0.0) for client in clients]))
         return self.apply(state, answer).replace(shares=dict(zip(clients, moved.tolist(), strict=True)))

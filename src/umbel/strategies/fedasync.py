@@ -10,10 +10,13 @@ from ..core.elementwise import mean
 from ..core.fold import Fold
 from ..core.settings import positive
 from ..core.strategy import State
+from ..core.transform import chain
 from ..core.update import Like
 from ..core.window import Window
 from ..errors import StrategyError
 from .fedavg import FedAvg
+
+VALUES = Like(delta=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +34,14 @@ class FedAsync(FedAvg):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(self, "alpha", most=1)
+        chain(self.transforms).check(self.fold, VALUES)
         if self.window.close_after != 1:
             raise StrategyError(
                 "FedAsync makes a model of each update", hint="Its window has close_after=1; FedBuff waits for several."
             )
 
     def ask(self, state: State, r: int) -> Ask:
-        return replace(super().ask(state, r), expects=Like(delta=False))
+        return replace(super().ask(state, r), expects=VALUES)
 
     def stepped(self, state: State, answer: Answer) -> State:
         if not answer.count:

@@ -49,6 +49,12 @@ class FedAvg(Strategy):
         for name, kind in (("fold", Fold), ("server", ServerOptimizer), ("window", Window), ("config", Mapping)):
             if not isinstance(value := getattr(self, name), kind):
                 raise StrategyError(f"{type(self).__name__}'s {name} is {value!r:.60}, not a {kind.__name__}")
+        own = type(self)
+        if self.fold.keeps_aux and own.stepped is FedAvg.stepped and own.round is FedAvg.round:
+            raise StrategyError(
+                f"{type(self).__name__} steps by what updates come to, and {self.fold.name} keeps them apart",
+                hint="Use a fold that comes to one answer, such as weighted_mean().",
+            )
         known = [n for n in (self.cohort, self.window.close_after) if type(n) is int]
         if known and min(known) < self.fold.least:
             raise StrategyError(

@@ -23,6 +23,9 @@ from .fedavg import FedAvg
 Axis = tuple[str, int]
 
 
+_LARGE = 1e100
+
+
 @dataclass(frozen=True, kw_only=True)
 class Matched(FedAvg):
     """FedAvg, of one round most often, that first permutes each client's neurons to those of the client with the most
@@ -69,7 +72,11 @@ class Matched(FedAvg):
         found = dict(value)
         for _ in range(self.sweeps):
             for layer in self.neurons:
-                alike = sum(_rows(first[n], axis) @ _rows(found[n], axis).T for n, axis in layer)
+                rows = [(_rows(first[n], axis), _rows(found[n], axis)) for n, axis in layer]
+                largest = max(1.0, *(np.abs(each).max(initial=0) for pair in rows for each in pair))
+                if largest > _LARGE:  # whose products may be infinite
+                    rows = [(mine / largest, theirs / largest) for mine, theirs in rows]
+                alike = sum(mine @ theirs.T for mine, theirs in rows)
                 _, order = linear_sum_assignment(alike, maximize=True)
                 found.update({n: np.take(found[n], order, axis) for n, axis in layer})
         return found

@@ -53,7 +53,7 @@ class FeatureGenerator:
 
     def drawn(self, generator: Arrays, labels: Tensor) -> Tensor:
         """Features for labels, by the generator and torch's own draws."""
-        net = load_(self._net(), generator).eval()
+        net = load_(self._net().to(labels.device), generator).eval()
         with torch.no_grad():
             return self._features(net, torch.randn(len(labels), self.noise, device=labels.device), labels)
 

@@ -104,12 +104,16 @@ def gradient(net: nn.Module, data: Any, ctx: Context, *, loss: Loss | None = Non
     size = ctx.config.get("batch", 32) if batch is None else batch
     net.to(device(ctx)).zero_grad()
     batches = Batches(data, size or None, device(ctx))
+    seen = 0
     for each in batches:
         torch.autograd.backward((loss or classified())(net, each) * (rows_of(each) / batches.examples))
+        seen += rows_of(each)
         ctx.step()
     found = arrays(net)
     slopes = {n: _slope(w) for n, w in net.named_parameters(remove_duplicate=False) if found.roles[n] != "buffer"}
-    return Update(found.replace(slopes), weight=batches.examples, delta=True)
+    if 0 < seen != batches.examples:  # a loader may leave out the last batch, or draw rows more than once
+        slopes = {n: slope * (batches.examples / seen) for n, slope in slopes.items()}
+    return Update(found.replace(slopes), weight=seen, delta=True)
 
 
 def _slope(weight: nn.Parameter) -> Any:

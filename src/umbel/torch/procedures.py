@@ -220,7 +220,8 @@ def _mixed(training: Training, settings: Settings, model: Any, shares: Any) -> d
     olds = dict(load_(copy.deepcopy(net), model).named_parameters())
     names = [n for n, w in ours.items() if w.requires_grad][-settings["layers"] :]
     sent = {n: ours[n].detach().clone() for n in names}
-    moved = {n: torch.as_tensor(np.array(shares[n])) if n in shares else torch.ones_like(sent[n]) for n in names}
+    ones = {n: torch.ones_like(sent[n]) for n in names}
+    moved = {n: torch.as_tensor(np.array(shares[n])).to(one.device) if n in shares else one for n, one in ones.items()}
 
     @torch.no_grad()
     def mix() -> None:

@@ -60,7 +60,7 @@ class clip_by_norm(Transform):
         return replace(update, arrays=Arrays.trusted(scaled, dict(arrays.roles))), local
 
     def decode(self, update: Update, params: Any, schema: Schema | None = None) -> Update:
-        norm = parameter_norm(_with_roles(as_arrays(update), schema))
+        norm = parameter_norm(with_roles(as_arrays(update), schema))
         if norm > self.bound:
             raise UpdateRejected(f"the update's norm is {norm:.6g}, but it had to be clipped to {self.norm:.6g}")
         return update
@@ -84,7 +84,7 @@ def _square(array: Array, scale: float) -> float:
     return float(np.dot(flat, flat))
 
 
-def _with_roles(arrays: Arrays, schema: Schema | None) -> Arrays:
+def with_roles(arrays: Arrays, schema: Schema | None) -> Arrays:
     """The arrays with the roles that `schema` gives them; what it does not name is a parameter where it is a float."""
     if schema is None:
         return arrays

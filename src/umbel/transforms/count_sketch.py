@@ -34,7 +34,9 @@ class count_sketch(Compression):
     of estimates is the estimate of the mean sketch, and sketches need not be folded as such. It is unbiased, with a
     variance of at most the squared norm over the table's size. In `finish` the server adds that to momentum and to
     what is left from before, takes the `fraction` of each parameter's entries that are largest, and takes their sketch
-    from what is left. Needs differences, and a fold that is a mean or a sum.
+    from what is left. It is for updates whose norm lies in few entries: of dense ones, as of small networks, estimates
+    are mostly noise, which adds up until training diverges, unless `fraction` is a small part of ``size / rows``. Needs
+    differences, and a fold that is a mean or a sum.
     """
 
     name: ClassVar[str] = "count_sketch"

@@ -13,7 +13,7 @@ from ..core.randomness import Key
 from ..core.settings import positive
 from ..core.transform import as_arrays, register_transform, taken_aux, with_aux
 from ..core.update import Update
-from .clip_by_norm import parameter_norm
+from .clip_by_norm import parameter_norm, with_roles
 from .differences import OnDifferences, changed_answer
 
 
@@ -33,9 +33,8 @@ class extrapolated(OnDifferences):
         positive(self, "epsilon")
 
     def decode(self, update: Update, params: Any, schema: Schema | None = None) -> Update:
-        arrays = as_arrays(update)
-        own = arrays.select(n for n in arrays if schema is None or (n in schema and schema[n].role == "parameter"))
-        return with_aux(update, self, {"square": np.float64(parameter_norm(own) ** 2)})
+        norm = parameter_norm(with_roles(as_arrays(update), schema))
+        return with_aux(update, self, {"square": np.float64(norm**2)})
 
     def finish(self, answer: Answer, state: Any, key: Key) -> tuple[Answer, Any]:
         sent, answer = taken_aux(answer, self)

@@ -16,7 +16,7 @@ from ..core.settings import not_negative, positive
 from ..core.transform import as_arrays, checked_aux, register_transform, taken_aux, with_aux
 from ..core.update import Expectation, Update
 from ..errors import StrategyError, UpdateRejected
-from .clip_by_norm import parameter_norm
+from .clip_by_norm import parameter_norm, with_roles
 from .differences import OnDifferences, changed, changed_answer
 
 _LEAST = 1e-10  # a loss of zero would make a power below one infinite
@@ -58,13 +58,11 @@ class fair_weights(OnDifferences):
 
     def decode(self, update: Update, params: Any, schema: Schema | None = None) -> Update:
         """The bend takes the place of the loss: so it is that of what is folded, whatever the holder says."""
-        arrays = as_arrays(update)
         loss = float(checked_aux(update, self, {"bend": ()}).aux[f"{self.name}:bend"])
         if not _LEAST <= loss <= REPORTS["initial_loss"][1] + 1:
             raise UpdateRejected(f"the loss by which the update is weighed is {loss}")
-        own = arrays.select(n for n in arrays if schema is None or (n in schema and schema[n].role == "parameter"))
         factor = loss**self.q
-        square = (parameter_norm(own) / factor) ** 2
+        square = (parameter_norm(with_roles(as_arrays(update), schema)) / factor) ** 2
         bend = self.q * loss ** (self.q - 1) * square / self.lr + factor
         return with_aux(update, self, {"bend": np.float64(bend)})
 
