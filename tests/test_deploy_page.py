@@ -264,6 +264,7 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
         reader.terminals[name].close()
 
 
+@pytest.mark.slow
 def test_the_page_is_followed_literally(reader: Reader) -> None:
     try:
         reader.follow()

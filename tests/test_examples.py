@@ -75,6 +75,7 @@ def test_quickstart_pytorch_reaches_93_percent(tmp_path: Path, images: Path) -> 
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_quickstart_pytorch_takes_the_correction_of_fedprox(images: Path) -> None:
     code = (
         "import app, umbel; app.app.strategy = umbel.FedProx(cohort=3, mu=0.1)\n"

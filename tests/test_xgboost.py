@@ -122,6 +122,7 @@ def test_classes_and_parallel_trees_keep_their_outputs():
     assert (booster.predict(xgb.DMatrix(x)).argmax(1) == y).mean() > 0.75
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "strategy",
     [XGBoostBagging(cohort=2), pytest.param(XGBoostCyclic(), marks=pytest.mark.slow)],

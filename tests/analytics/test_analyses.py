@@ -339,6 +339,7 @@ def test_holders_of_too_few_complete_rows_take_no_part_in_fits():
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "analysis", some([*ALL[:2], KMeans(["x", "y"], clusters=3)], 1), ids=lambda each: type(each).__name__
 )

@@ -161,6 +161,7 @@ def test_another_budget_rate_seed_or_client_is_another_entry_and_another_name_or
         assert not {e.key for e in performed} & {*first}
 
 
+@pytest.mark.slow
 def test_the_same_seed_is_the_same_table_with_workers_or_without():
     few = {"problem": tiny.problem(rates=(0.1,)), "seeds": 1}
     first, others = compared({"FedAvg": FedAvg()}, **few), compared({"FedAvg": FedAvg()}, workers=2, **few)

@@ -34,7 +34,7 @@ def test_a_run_on_four_nodes_ends_with_the_simulations_bits(four):
     assert found["metrics"] == expected.metrics
 
 
-@pytest.mark.parametrize("name", some(["own", "sparse", "shapes", "shares", "robust", "steps", "variates"], 3))
+@pytest.mark.parametrize("name", some(["own", "sparse", "shapes", "shares", "robust", "steps", "variates"], 2))
 def test_so_does_one_that_asks_in_other_ways(four, name):
     run = four.submit(f"{APP}:{name}", 3)
     with four.office() as office:
@@ -64,6 +64,7 @@ def test_a_run_from_python_too_and_it_can_be_resumed(four, tmp_path, monkeypatch
     assert ("local", "runs.drive") in did
 
 
+@pytest.mark.slow
 def test_several_clients_in_one_node(tmp_path_factory):
     machines = Machines(tmp_path_factory.mktemp("one"))
     try:

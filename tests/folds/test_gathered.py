@@ -215,6 +215,7 @@ def test_a_model_that_nobody_holds_comes_to_the_same_bits(fold, monkeypatch, tmp
     assert run(None) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fold", [folds.median(), folds.krum(f=0, keep=2)], ids=lambda fold: fold.name)
 def test_late_updates_are_folded_and_two_workers_give_the_same_bits(fold):
     window, found = umbel.Window(in_flight=6, close_after=4, late="keep"), []

@@ -594,6 +594,7 @@ def test_the_mean_is_ruined():
     assert accuracy(learned(umbel.mean(), 0, own=True)) < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", some(LEARNING, 1))
 def test_two_workers_give_the_same_bits(name):
     assert attacked_run(name, 2).model_sha256 == attacked_run(name, 0).model_sha256

@@ -417,7 +417,7 @@ class World:
             self.connect()
 
 
-@pytest.mark.parametrize("block", some(range(10), 3))
+@pytest.mark.parametrize("block", some(range(10), 2))
 def test_random_schedules(block):
     for seed in range(block * 30, block * 30 + 30):
         world = World(seed)

@@ -111,6 +111,7 @@ def check(lines: Iterable[int], folder: Path, rounds: int = 2) -> tuple[int, int
     return begun, new
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_wherever_it_was_as_it_began(tmp_path):
     ran = lines_of(tmp_path)
     first, last = ran.index("Conductor.begin"), ran.index("Conductor._round")

@@ -237,6 +237,7 @@ def test_with_the_setting_that_switches_it_off_it_is_fedavg(name):
     np.testing.assert_allclose(weights(strategy), fedavg(p=p), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_scaffold_finds_the_optimum_where_fedavg_drifts():
     best = np.linalg.solve(sum(x.T @ x / len(y) for x, y in DATA), sum(x.T @ y / len(y) for x, y in DATA))
     for strategy in (Scaffold(cohort="all"), FedDyn(cohort="all", alpha=0.5)):

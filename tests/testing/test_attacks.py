@@ -248,6 +248,7 @@ def test_what_cannot_be_is_refused():
         made.handlers["train"](MODEL, held, context("a"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "attack", [backdoor(lambda x: x + 1), gaussian(), little_is_enough(), min_max()], ids=lambda a: type(a).__name__
 )

@@ -69,6 +69,7 @@ def test_every_shape_of_ask_below_a_relay(shapes, tmp_path):
     assert len(answered) > len(told) * 0.6  # the comparison is of answers, not of failures alone
 
 
+@pytest.mark.slow
 def test_several_asks_at_once(shapes, tmp_path):
     calm = [shape for shape in shapes if shape["trouble"] not in ("nobody", "no weight")]
     check(grouped(calm, 3), tmp_path, APART)
