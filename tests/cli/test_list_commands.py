@@ -244,6 +244,8 @@ def test_runs_are_removed_by_name(umbel: Command, trained: dict[str, Any], writt
     assert [path.name for path in Path("umbel-runs").iterdir()] == [other.name]
     done = umbel("rm", trained["run"])
     assert (done.code, "there is no run" in done.said) == (3, True)
+    other.rename(other.with_name(f".{other.name}.gone"))  # as one whose removal was cut off
+    assert json.loads(umbel("runs", "--json").out) == []
 
 
 def test_of_all_runs_the_last_or_the_young_stay(umbel: Command, written: Callable[..., Path]) -> None:

@@ -193,7 +193,8 @@ def past_runs(folder: Path) -> list[PastRun]:
     """All runs in a folder, the one that was last active at the end; where a log is empty, none has begun."""
     if not folder.is_dir():
         return []
-    found = [PastRun(path) for path in folder.iterdir() if (path / LOG).is_file() and (path / LOG).stat().st_size]
+    shown = (path for path in folder.iterdir() if not path.name.startswith("."))  # else it is being removed
+    found = [PastRun(path) for path in shown if (path / LOG).is_file() and (path / LOG).stat().st_size]
     return sorted(found, key=lambda record: (record.touched, record.id))
 
 
