@@ -95,6 +95,7 @@ def test_workers_change_nothing(umbel: Command) -> None:
     assert model("--workers", 0) == model("--workers", 2) == model()
 
 
+@pytest.mark.slow
 def test_a_plan_is_printed_and_nothing_written(umbel: Command) -> None:
     done = umbel("run", "app.py", "--clients", 9, "--plan", "--rounds", 40)
     assert done.code == 0

@@ -48,6 +48,7 @@ def test_one_whose_window_closes_early_comes_to_its_end(four, name):
         assert four.finished(run, office)["rounds"] == 4
 
 
+@pytest.mark.slow
 def test_a_run_from_python_too_and_it_can_be_resumed(four, tmp_path, monkeypatch):
     monkeypatch.setenv("UMBEL_HOME", four.environment["UMBEL_HOME"])
     monkeypatch.setenv("UMBEL_TOKEN", four.token)

@@ -34,6 +34,7 @@ def expected():
     return umbel.run(app_of("big"), on=umbel.Simulation(clients=1), folder=None).model_sha256
 
 
+@pytest.mark.slow
 def test_a_model_crosses_a_line_that_is_slow_and_breaks_in_parts(machines, side_port, expected):
     join = machines.invitation()
 

@@ -585,6 +585,7 @@ def test_a_framework_whose_generators_nobody_seeds_is_named_once(monkeypatch, tm
     assert read_log(result.folder).started.software["unseeded"] == "cupy"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", some([0, 1, 2], 1))
 def test_which_updates_count_where_arrays_differ_does_not_depend_on_who_did_them(workers):
     def facts(model, data, ctx):

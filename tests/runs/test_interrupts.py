@@ -120,6 +120,7 @@ def test_a_run_goes_on_from_wherever_it_was_as_it_began(tmp_path):
     assert new > 3
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_wherever_it_was(tmp_path):
     ran = lines_of(tmp_path)
     begun, new = check(random.Random(3).sample(range(1, len(ran)), 60), tmp_path)

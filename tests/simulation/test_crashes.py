@@ -229,6 +229,7 @@ def test_a_worker_that_dies_after_others_gave_what_they_held_of_an_ask(monkeypat
     assert len(kills) >= 6
 
 
+@pytest.mark.slow
 @given(
     asks=st.lists(ASKS, min_size=1, max_size=3),
     fleet=st.sampled_from([None, None, *FLEETS]),

@@ -383,6 +383,7 @@ def simulated(workers):
     return result.model_sha256, [event for event in events if event.name == "ask_closed"]
 
 
+@pytest.mark.slow
 def test_workers_and_nodes_change_no_bit_and_the_log_has_measured_bytes(tmp_path):
     """The nodes are real ones in one process, and some of them below a relay."""
     here, told = simulated(0)
