@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import umbel
-from umbel.core.optimizers import adam, sgd
+from umbel.core.optimizers import ServerOptimizer, adam, sgd
 from umbel.core.schedules import cosine, fields_in_round, in_round, steps
 from umbel.errors import SettingError, StrategyError
 
@@ -81,6 +83,17 @@ def test_clients_and_the_server_have_the_settings_of_the_round():
     found = run(config={"lr": steps(1.0, 2, 0.5)}, server=sgd(lr=lambda r: 1 / r))
     assert [value for _, value in found.history.series("train.lr")] == [1, 1, 0.5, 0.5, 0.25]
     assert found.model["w"] == pytest.approx(1 + 1 / 2 + 0.5 / 3 + 0.5 / 4 + 0.25 / 5)
+
+
+def test_a_function_of_an_optimiser_of_ones_own_is_left_alone():
+    @dataclass(frozen=True)
+    class Shaped(ServerOptimizer):
+        shape: Callable[[np.ndarray], np.ndarray] = np.tanh
+
+        def step(self, parameters, difference, slots):
+            return {n: p + self.shape(difference[n]) for n, p in parameters.items()}, slots
+
+    assert run(rounds=1, server=Shaped()).model["w"] == pytest.approx(np.tanh(1.0))
 
 
 def test_a_run_that_goes_on_goes_on_with_them(tmp_path):

@@ -305,8 +305,10 @@ def test_neurons_in_any_order_are_one_model_once_they_are_matched():
     plain = run_of(Matched(cohort="all", neurons=[]))
     np.testing.assert_allclose(plain["0.bias"], run_of(FedAvg(cohort="all"))["0.bias"], rtol=1e-12)
     rescaled = Matched(cohort="all", neurons=neurons)
-    far = rescaled._permuted({n: a * 1e200 for n, a in NET.items()}, {n: a[::1] for n, a in NET.items()})
-    assert all(np.array_equal(far[n], NET[n] * 1e200) for n in NET)  # of the same order, and of no size that matters
+    large = {n: a * 1e200 for n, a in NET.items()}  # their products are beyond the range of a float
+    other = {n: np.take(large[n], order, axis) for n, axis in neurons[0]}
+    found = rescaled._permuted(other, large)
+    assert all(np.array_equal(found[n], large[n]) for n in large)
     with pytest.raises(StrategyError, match="no axis 2"):
         run_of(Matched(cohort="all", neurons=[[("0.weight", 2)]]))
 

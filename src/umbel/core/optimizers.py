@@ -17,6 +17,7 @@ import numpy as np
 
 from ..errors import SettingError
 from .arrays import Array
+from .schedules import fields_in_round
 
 Slots = Mapping[str, Mapping[str, Array]]
 
@@ -24,7 +25,7 @@ Slots = Mapping[str, Mapping[str, Array]]
 class ServerOptimizer(ABC):
     """Two pure functions: `init` makes the slots for the parameters, `step` turns a mean difference into new parameters
     and slots. One that treats every element alike says that it is `elementwise`: of large models it is given stretches.
-    A rate may be a function of the round, such as `umbel.cosine`.
+    A rate of those here may be a function of the round, such as `umbel.cosine`.
     """
 
     elementwise: ClassVar[bool] = False
@@ -32,6 +33,10 @@ class ServerOptimizer(ABC):
     def init(self, parameters: Mapping[str, Array]) -> Slots:
         """The slots before the first step: for each slot's name, one array a parameter."""
         return {}
+
+    def in_round(self, r: int) -> ServerOptimizer:
+        """The optimiser of round `r`: itself, or with the rates that change by then."""
+        return self
 
     @abstractmethod
     def step(
@@ -67,6 +72,9 @@ class sgd(ServerOptimizer):
 
     def __post_init__(self) -> None:
         _check_rates(self, lr=(0.0, _MOST), momentum=(0.0, 1.0))
+
+    def in_round(self, r: int) -> ServerOptimizer:
+        return fields_in_round(self, r)
 
     def init(self, parameters: Mapping[str, Array]) -> Slots:
         return {"velocity": {n: np.zeros_like(p) for n, p in parameters.items()}} if self.momentum else {}
@@ -105,6 +113,9 @@ class AdaptiveOptimizer(ServerOptimizer):
 
     def __post_init__(self) -> None:
         _check_rates(self, lr=(0.0, _MOST), beta1=(0.0, _BELOW_1), beta2=(0.0, 1.0), tau=(_TINY, _MOST))
+
+    def in_round(self, r: int) -> ServerOptimizer:
+        return fields_in_round(self, r)
 
     def second(self, moment: Array, square: Array) -> Array:
         """The next second moment; `square` is the difference squared."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 from ..errors import SettingError, StrategyError, UmbelError
@@ -67,12 +67,10 @@ def in_round(settings: Mapping[str, Any], r: int) -> Mapping[str, Any]:
 
 
 def fields_in_round(settings: Kind, r: int) -> Kind:
-    """The same of a dataclass."""
-    if not is_dataclass(settings) or isinstance(settings, type):
-        return settings
-    before = {field.name: getattr(settings, field.name) for field in fields(settings) if field.init}
+    """The same of a dataclass all of whose fields are settings."""
+    before = {field.name: getattr(settings, field.name) for field in fields(settings)}  # type: ignore[arg-type]
     after = in_round(before, r)
-    return settings if after is before else replace(settings, **after)
+    return settings if after is before else replace(settings, **after)  # type: ignore[type-var]
 
 
 def _called(name: str, function: Any, r: int) -> Any:

@@ -17,7 +17,7 @@ from ..core.correction import Correction
 from ..core.elementwise import weighted_mean
 from ..core.fold import Fold
 from ..core.optimizers import ServerOptimizer, Slots, sgd
-from ..core.schedules import fields_in_round, in_round
+from ..core.schedules import in_round
 from ..core.strategy import Asks, State, Strategy
 from ..core.sums import magnitude
 from ..core.transform import Transform, chain
@@ -74,7 +74,7 @@ class FedAvg(Strategy):
         return State(model, masters=masters, slots=self.server.init({**model.of_role("parameter"), **masters}))
 
     def in_round(self, r: int) -> FedAvg:
-        config, server = in_round(self.config, r), fields_in_round(self.server, r)
+        config, server = in_round(self.config, r), self.server.in_round(r)
         same = config is self.config and server is self.server
         return self if same else replace(self, config=config, server=server)
 
