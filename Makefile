@@ -104,7 +104,7 @@ bench-peers: $(VENV)/dev-ready ## the same beside flwr and pfl, each in an envir
 	$(foreach peer,$(PEERS),$(MAKE) --no-print-directory VENV=.venv-$(peer) PEER=$(peer) .venv-$(peer)/peer-ready || true;)
 	$(BIN)/python -m benchmarks $(BENCH)
 
-leaderboard: $(VENV)/dev-ready ## compare all strategies, and write docs/leaderboard.md; an hour and a half on two cores, and goes on where it was
+leaderboard: $(VENV)/dev-ready ## compare all strategies, and write docs/leaderboard.md; an hour on two cores, and goes on where it was
 	$(BIN)/python -m benchmarks.leaderboard $(LEADERBOARD)
 
 baselines: $(VENV)/dev-ready ## run published settings anew, and write docs/baselines.md; two hours on two cores, and goes on where it was

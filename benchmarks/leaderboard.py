@@ -17,10 +17,10 @@ from umbel.bench.fashion import SPLITS
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 FULL: dict[str, Any] = {
-    "fashion": {"rounds": 50, "rates": (0.03, 0.1, 0.3)},
+    "fashion": {"rounds": 30, "rates": (0.03, 0.1, 0.3)},
     "heart": {},
     "seeds": 3,
-    "tuning": bench.Tuning(rounds=20),
+    "tuning": bench.Tuning(rounds=12),
 }
 QUICK: dict[str, Any] = {
     "fashion": {"rounds": 4, "evaluate_every": 2, "rates": (0.1,)},
