@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -80,6 +81,15 @@ def test_the_reference_and_umbel_are_the_same_where_nothing_is_drawn(name):
     assert [r for r, _ in ours] == [r for r, *_ in theirs] == [1, 2, 3, 4]
     assert [loss for _, loss in ours] == pytest.approx([loss for *_, loss in theirs], rel=1e-4)
     assert len({round(loss, 3) for *_, loss in theirs}) == 4
+
+
+def test_the_reference_too_ends_at_the_target():
+    whole = experiment(rounds=6).refer(experiment(rounds=6).setup, 1)
+    target = max(accuracy for _, accuracy, _ in whole[:3])
+    ended = replace(experiment(rounds=6), target=target)
+    there = ended.refer(ended.setup, 1)
+    assert there == whole[: len(there)]
+    assert there[-1][0] == ended.value(whole) < 6
 
 
 @pytest.mark.slow

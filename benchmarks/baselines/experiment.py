@@ -32,7 +32,8 @@ class Experiment:
     - `split`: who holds what, by Umbel; `own`: the same by `splits`. `setup`: the reference's settings, from which
       Umbel's cohort, rounds and local work are taken too.
     - `rates`, `grid`: where the settings are tuned, on `held` items; the reference then has those that were chosen.
-    - `target`: for rounds to an accuracy; None for the accuracy at the end, a mean over three evaluations.
+    - `target`: for rounds to an accuracy, where a run ends; None for the accuracy at the end, a mean over three
+      evaluations.
     """
 
     setting: str
@@ -61,6 +62,7 @@ class Experiment:
             f"{paper}: {self.setting}", self.data, self.split, self.net, held=self.held, rounds=s.rounds,
             cohort=s.cohort, config={"epochs": s.epochs, "batch": s.batch, "stragglers": s.stragglers},
             rates=self.rates or (s.lr,), evaluate_every=s.every, target=self.target,
+            to_target=self.target is not None,
         )  # fmt: skip
 
     def chosen(self, settings: Mapping[str, Any]) -> Setup:
@@ -82,7 +84,7 @@ class Experiment:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            return reference.train(setup, self.net, clients, self.data.part("test", self.held), seed)
+            return reference.train(setup, self.net, clients, self.data.part("test", self.held), seed, self.target)
         finally:
             torch.set_num_threads(threads)
 

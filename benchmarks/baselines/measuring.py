@@ -40,7 +40,7 @@ def referred(
     tell: Callable[[str], None],
 ) -> list[Curve]:  # fmt: skip
     """What the reference comes to with each seed, several at once in processes of their own."""
-    about = [reference.train, setup, e.own, e.net, e.data.name, e.data.load, e.held]
+    about = [reference.train, setup, e.own, e.net, e.data.name, e.data.load, e.held, e.target]
     keys = {seed: digest(described([*about, seed, versions()]))[:24] for seed in seeds}
     places = {seed: folder / "references" / f"{key}.json" for seed, key in keys.items()}
     wanted = [seed for seed in seeds if not places[seed].exists()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +99,12 @@ def draw(paper: Paper, findings: Sequence[Finding], path: Path) -> None:
 
 
 def line(axes: Any, curves: Sequence[Curve], **style: Any) -> None:
-    """The mean of the curves, and their range."""
-    rounds = [r for r, *_ in curves[0]]
-    values = np.array([[accuracy for _, accuracy, *_ in curve] for curve in curves])
+    """The mean of the curves, and their range; one that has come to its target stays where it is."""
+    rounds = [r for r, *_ in max(curves, key=len)]
+    values = np.array([[accuracy for _, accuracy, *_ in curve] for curve in map(partial(_full, len(rounds)), curves)])
     axes.plot(rounds, values.mean(0), linewidth=1.5, **style)
     axes.fill_between(rounds, values.min(0), values.max(0), color=style["color"], alpha=0.12, linewidth=0)
+
+
+def _full(length: int, curve: Curve) -> Curve:
+    return [*curve, *[curve[-1]] * (length - len(curve))]

@@ -41,9 +41,14 @@ class Setup:
 
 
 def train(
-    s: Setup, net: Callable[[], nn.Module], clients: Sequence[Items], test: Items, seed: int
+    s: Setup,
+    net: Callable[[], nn.Module],
+    clients: Sequence[Items],
+    test: Items,
+    seed: int,
+    target: float | None = None,
 ) -> list[list[float]]:
-    """How it does on the test items after every so many rounds, as [round, accuracy, loss]."""
+    """How it does on the test items after every so many rounds, as [round, accuracy, loss]; up to the target."""
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
     model = net()
@@ -65,6 +70,8 @@ def train(
                 logits = model(test[0])
                 accuracy = (logits.argmax(1) == test[1]).float().mean().item()
                 curve.append([r, accuracy, cross_entropy(logits, test[1]).item()])
+                if target is not None and accuracy >= target:
+                    break
     return curve
 
 

@@ -13,6 +13,7 @@ import umbel
 from umbel import bench
 from umbel.bench import comparison, trial
 from umbel.bench.progress import EVERY, Progress, lasting
+from umbel.errors import SettingError
 from umbel.runs.events import RoundCommitted
 from umbel.strategies import FedAdam, FedAvg, FedProx
 
@@ -159,6 +160,16 @@ def test_another_budget_rate_seed_or_client_is_another_entry_and_another_name_or
         compared({"a": FedAvg()}, folder=tmp_path, problem=tiny.problem(**change))
         assert len(performed) == 4
         assert not {e.key for e in performed} & {*first}
+
+
+def test_runs_may_end_at_the_target(performed):
+    whole = compared({"a": FedAvg()}, problem=tiny.problem(rounds=12)).cells[0].runs[0][1]
+    losses = dict(whole.series["test.loss"])
+    ended = compared({"a": FedAvg()}, problem=tiny.problem(rounds=12, target=losses[4], to_target=True))
+    assert ended.cells[0].runs[0][1].series["test.loss"][-1] == [4, losses[4]]
+    assert len({tried.key for tried in performed}) == len(performed)
+    with pytest.raises(SettingError, match="end at its target"):
+        tiny.problem(to_target=True)
 
 
 @pytest.mark.slow

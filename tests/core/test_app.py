@@ -62,6 +62,10 @@ def test_the_least_counts_are_taken():
     assert (least.rounds, least.evaluate_every, least.max_failed_rounds, least.early_stop.patience) == (1, 0, 1, 1)
     with pytest.raises(SettingError, match="an app's patience is a whole number of at least 1"):
         EarlyStop("test.loss", patience=0)
+    with pytest.raises(SettingError, match="a patience, a target, or both"):
+        EarlyStop("test.loss", patience=None)
+    with pytest.raises(SettingError, match=r"a value of test\.loss, not 'low'"):
+        EarlyStop("test.loss", target="low")
 
 
 def test_the_config_is_a_copy():

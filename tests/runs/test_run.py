@@ -375,6 +375,16 @@ def test_it_stops_once_nothing_has_improved():
     assert run(measured([5, 4, 3, 2, 1], early_stop=EarlyStop("test.accuracy", 1, "min"))).reason == "rounds"
 
 
+def test_it_stops_at_the_target():
+    result = run(measured([1, 3, 2, 4, 9, 9], early_stop=EarlyStop("test.accuracy", None, target=4)))
+    assert (result.rounds, result.reason) == (4, "early stop")
+    result = run(measured([5, 4, 3, 2, 1], early_stop=EarlyStop("test.accuracy", None, "min", target=2.5)))
+    assert (result.rounds, result.reason) == (4, "early stop")
+    result = run(measured([1, 1, 1, 4], early_stop=EarlyStop("test.accuracy", 2, target=4)))
+    assert result.rounds == 3  # patience comes first
+    assert run(measured([1, 1, 1], early_stop=EarlyStop("test.accuracy", None, target=4))).reason == "rounds"
+
+
 @pytest.mark.parametrize("kept", [True, False])
 @pytest.mark.parametrize(
     ("values", "mode", "best"),

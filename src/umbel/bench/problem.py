@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..core.app import App
+from ..core.app import App, EarlyStop
 from ..core.arrays import Arrays
 from ..core.client import Client
 from ..core.strategy import Strategy
@@ -36,7 +36,8 @@ class Problem:
     - `config`: for all algorithms: epochs, size of a batch.
     - `rates`: the learning rates of clients that are tried for every algorithm; `rate` is their name in `config`.
     - `evaluate_every`, `evaluate_clients`: as an `App` has them.
-    - `target`: the value of the metric for "rounds to"; by default 95 % of the best algorithm's.
+    - `target`: the value of the metric for "rounds to"; by default 95 % of the best algorithm's. `to_target` ends a
+      run there.
     - `devices`: a `Fleet`, where time is to pass as on other devices than equal ones that are always there.
     - `depends`: what else results depend on, as plain values: a digest of the data, say.
     """
@@ -58,6 +59,7 @@ class Problem:
     evaluate_every: int = 1
     evaluate_clients: Any = None
     target: float | None = None
+    to_target: bool = False
     devices: Fleet | None = None
     depends: Any = None
 
@@ -70,6 +72,8 @@ class Problem:
                 raise SettingError(f"the {name} of {self.name!r} are a whole number of at least 1, not {value!r}")
         if not self.rates or not all(isinstance(r, int | float) and 0 < r < math.inf for r in self.rates):
             raise SettingError(f"the rates of {self.name!r} are positive numbers, at least one, not {self.rates!r}")
+        if self.to_target and self.target is None:
+            raise SettingError(f"the runs of {self.name!r} end at its target: give it target=...")
         if self.metric.startswith("test.") and self.test is None:
             raise SettingError(
                 f"{self.name!r} is scored by {self.metric} and has no test",
@@ -82,7 +86,12 @@ class Problem:
     def essence(self) -> dict[str, Any]:
         """The fields that what comes of a run depends on, beside its own rounds, settings and seed."""
         names = "client model clients test cohort config rate evaluate_clients devices depends"
-        return {name: getattr(self, name) for name in names.split()}
+        return {name: getattr(self, name) for name in names.split()} | ({"stop": self.stop} if self.to_target else {})
+
+    @property
+    def stop(self) -> EarlyStop | None:
+        """Where a run ends before its last round."""
+        return EarlyStop(self.metric, None, self.goal, target=self.target) if self.to_target else None
 
     def app(
         self, strategy: Strategy, rounds: int, part: Part, config: Mapping[str, Any], every: int | None = None
@@ -96,6 +105,7 @@ class Problem:
             config={**self.config, **config, "part": part},
             evaluate_every=min(every or self.evaluate_every, rounds),
             evaluate_clients=self.evaluate_clients,
+            early_stop=self.stop,
         )
         if (test := self.test) is not None:
             app.test(lambda model: test(model, part))

@@ -23,19 +23,27 @@ def _nothing() -> None:
 
 @dataclass(frozen=True)
 class EarlyStop:
-    """Stop once `metric` has not improved by more than `min_change` for `patience` evaluations in a row.
+    """Stop once `metric` has not improved by more than `min_change` for `patience` evaluations in a row, or as soon as
+    it has come to `target`.
 
-    `metric` is written `test.accuracy`, `evaluate.accuracy` or `train.loss`.
+    `metric` is written `test.accuracy`, `evaluate.accuracy` or `train.loss`. Without a `patience` the target alone
+    counts.
     """
 
     metric: str
-    patience: int = 5
+    patience: int | None = 5
     mode: Literal["max", "min"] = "max"
     min_change: float = 0.0
+    target: float | None = None
 
     def __post_init__(self) -> None:
         _check_metric(self.metric, self.mode)
-        _whole("patience", self.patience, 1)
+        if self.patience is not None:
+            _whole("patience", self.patience, 1)
+        elif self.target is None:
+            raise SettingError("an early stop has a patience, a target, or both")
+        if self.target is not None and not isinstance(self.target, int | float):
+            raise SettingError(f"an early stop's target is a value of {self.metric}, not {self.target!r}")
 
 
 @dataclass(frozen=True)

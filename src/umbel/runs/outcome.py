@@ -69,10 +69,13 @@ def is_early(stop: EarlyStop | None, history: History) -> bool:
         return False
     sign = 1 if stop.mode == "max" else -1
     best, since = -float("inf"), 0
+    goal = float("inf") if stop.target is None else sign * stop.target
     for _, value in _values(stop, history):
+        if sign * value >= goal:
+            return True
         better = sign * value > best + stop.min_change
         best, since = (sign * value, 0) if better else (best, since + 1)
-    return since >= stop.patience
+    return stop.patience is not None and since >= stop.patience
 
 
 def _values(watched: KeepBest | EarlyStop | None, history: History) -> list[tuple[int, float]]:
