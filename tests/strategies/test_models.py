@@ -11,8 +11,8 @@ from tests.strategies.problem import CLIENTS, SIZES, START, client, loss_of, run
 import umbel
 from umbel import Arrays, Metrics, Strategy, Update, mean
 from umbel.core.randomness import Key
-from umbel.errors import StrategyError
-from umbel.strategies import IFCA, FedAvg, FedDF, FedProto, FjORD, HeteroFL, Matched, Mime, PFedHN
+from umbel.errors import SettingError, StrategyError
+from umbel.strategies import IFCA, FedAvg, FedDF, FedGen, FedProto, FjORD, HeteroFL, Matched, Mime, PFedHN
 
 
 class Watched(Strategy):
@@ -311,6 +311,21 @@ def test_neurons_in_any_order_are_one_model_once_they_are_matched():
     assert all(np.array_equal(found[n], large[n]) for n in large)
     with pytest.raises(StrategyError, match="no axis 2"):
         run_of(Matched(cohort="all", neurons=[[("0.weight", 2)]]))
+
+
+@pytest.mark.parametrize(
+    ("build", "said"),
+    [
+        (lambda: FedDF(distil="softmax"), "takes a distil that is a function, not 'softmax'"),
+        (lambda: FedGen(generator=Arrays({"w": np.ones(1)}), learn=None), "takes a learn that is a function"),
+        (lambda: HeteroFL(levels={1.0: 2}, shapes={}), "takes a shapes that is a function"),
+        (lambda: Matched(neurons=[["0.weight"]]), "neurons as .*not '0.weight'"),
+        (lambda: Matched(neurons=[[("0.weight", -1)]]), "axis from 0 on"),
+    ],
+)
+def test_what_else_they_are_given_is_checked_when_they_are_built(build, said):
+    with pytest.raises(SettingError, match=said):
+        build()
 
 
 @pytest.mark.slow

@@ -35,6 +35,11 @@ def whole(part: object, **settings: float) -> None:
         _check(part, (name,), fits, "a whole", bound)
 
 
+def functions(part: object, *names: str) -> None:
+    """Raise `SettingError` for settings that cannot be called."""
+    _check(part, names, callable, "a", "that is a function")
+
+
 def _range(start: str, most: float) -> str:
     return start if most == math.inf else f"{start} and up to {most:g}"
 

@@ -9,6 +9,7 @@ from ..core.answer import Answer
 from ..core.arrays import Arrays
 from ..core.elementwise import weighted_mean
 from ..core.fold import Fold
+from ..core.settings import functions
 from ..core.strategy import State
 from ..core.update import Contribution
 from ..errors import StrategyError
@@ -29,6 +30,10 @@ class FedDF(FedAvg):
 
     distil: Distil
     fold: Fold = field(default_factory=collect)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        functions(self, "distil")
 
     def stepped(self, state: State, answer: Answer) -> State:
         if not answer.count:

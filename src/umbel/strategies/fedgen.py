@@ -14,7 +14,7 @@ from ..core.arrays import Array, Arrays
 from ..core.ask import Ask
 from ..core.correction import Correction
 from ..core.fold import Fold
-from ..core.settings import not_negative
+from ..core.settings import functions, not_negative
 from ..core.strategy import State
 from ..core.update import Free, Like, Update
 from ..folds.collect import collect
@@ -46,6 +46,7 @@ class FedGen(FedAvg):
     def __post_init__(self) -> None:
         super().__post_init__()
         not_negative(self, "weight")
+        functions(self, "learn")
 
     def correction(self) -> Correction:
         return Correction(procedure="fedgen", settings={"weight": self.weight})

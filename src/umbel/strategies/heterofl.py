@@ -12,7 +12,7 @@ import numpy as np
 from ..core.answer import Answer
 from ..core.arrays import Array, Arrays
 from ..core.elementwise import Elementwise
-from ..core.settings import number
+from ..core.settings import functions, number
 from ..core.strategy import Asks, State
 from ..errors import SettingError, StrategyError
 from ..samplers.shorthand import as_sampler
@@ -38,6 +38,7 @@ class HeteroFL(FedAvg):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_widths(self, "levels", Mapping)
+        functions(self, "shapes")
         for who in self.levels.values():
             as_sampler(who)
 

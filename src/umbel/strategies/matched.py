@@ -16,7 +16,7 @@ from ..core.arrays import Array, Arrays, is_floating
 from ..core.fold import Fold
 from ..core.settings import whole
 from ..core.strategy import State
-from ..errors import NothingToFold, StrategyError
+from ..errors import NothingToFold, SettingError, StrategyError
 from ..folds.collect import collect
 from .fedavg import FedAvg
 
@@ -43,6 +43,9 @@ class Matched(FedAvg):
     def __post_init__(self) -> None:
         super().__post_init__()
         whole(self, sweeps=1)
+        for place in (place for layer in self.neurons for place in layer):
+            if not isinstance(place, tuple | list) or [*map(type, place)] != [str, int] or place[1] < 0:
+                raise SettingError(f"Matched takes neurons as (name of an array, axis from 0 on), not {place!r:.60}")
 
     def stepped(self, state: State, answer: Answer) -> State:
         if not answer.count:
