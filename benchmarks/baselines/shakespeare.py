@@ -19,7 +19,7 @@ from .papers import Paper
 from .reference import Setup
 
 ROLES, LENGTH, STEP = 100, 40, 8
-MOST, TESTED = 16_000, 5_000
+MOST, TESTED = 10_000, 5_000
 """So many characters of a role count at most, and about so many windows of all are for the test."""
 
 
@@ -53,7 +53,7 @@ def experiments(quick: bool) -> list[Experiment]:
     """FedAvg over the roles that say most."""
     count = 4 if quick else ROLES
     data, over = Data("Shakespeare", partial(_items, count)), partial(_owners, count)
-    setup = Setup(rounds=40, every=4, cohort=10, epochs=1, batch=10, lr=1.0)
+    setup = Setup(rounds=30, every=3, cohort=10, epochs=1, batch=10, lr=1.0)
     setup = replace(setup, rounds=1, every=1, cohort=2, batch=100) if quick else setup
     net = partial(Characters, len(ALPHABET) + 1)
     return [Experiment("FedAvg by role", "accuracy of the next character", FedAvg, data, over, over, net, setup)]
