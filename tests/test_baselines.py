@@ -175,7 +175,7 @@ def test_every_paper_has_experiments_that_can_be_made(name):
 
 def test_modules_are_short():
     for path in Path(baselines.__file__).parent.glob("*.py"):
-        assert len(path.read_text(encoding="utf-8").splitlines()) <= 130, path
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 140, path
 
 
 def test_the_command_writes_the_page_and_does_nothing_twice(tmp_path, capsys, monkeypatch):
