@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as jsons
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,7 +24,7 @@ from ..runs.past import find
 from ..wire.names import shown
 from .following import read
 from .progress import WORDS, Watch, failure, heading, round_line, warning
-from .terminal import duration, plural
+from .terminal import duration, json_text, plural
 
 PAUSE = 0.2
 """How often the log of a run on this machine is looked at, in seconds."""
@@ -72,7 +71,7 @@ class LogPrinter:
     def print(self, record: Mapping[str, Any]) -> None:
         """Print one."""
         if self._json:
-            print(jsons.dumps(record), flush=True)
+            print(json_text(record), flush=True)
             return
         event, senseless = read(record)
         if senseless:

@@ -7,18 +7,23 @@ import secrets
 import shlex
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.text import Text
 
+from ..core.app import App
+from ..core.strategy import Question
 from ..errors import SettingError
 from ..office.operator import Operator
 from ..office.pulling import pull
 from ..runs.config import laid_over
-from ..runs.past import FetchedRun
+from ..runs.past import FetchedRun, PastRun
 from ..trust import credentials
 from . import settings
+from .answers import ShownAnswer
 from .application import LoadedApp, load
 from .following import Followed, follow, why_ended
 from .list_commands import ClientsView, print_runs, show_record
@@ -58,7 +63,7 @@ def run_on(
         if detach:
             _print_detached(run, on, json)
             return
-        _follow(office, run, on, json)
+        _follow(office, run, on, json, changed.app)
 
 
 def _submit(
@@ -113,8 +118,13 @@ def _print_detached(run: str, on: str, json: bool) -> None:
     console.print(Text(f"  {shlex.join(['umbel', 'logs', run, '-f', '--on', on])}", style="cyan"), soft_wrap=True)
 
 
-def _follow(office: Operator, run: str, on: str, json: bool) -> None:
-    follow(office, run, on).print(json)
+def _follow(office: Operator, run: str, on: str, json: bool, app: App | None = None) -> None:
+    ending = follow(office, run, on)
+    if app is not None and isinstance(app.strategy, Question):
+        with TemporaryDirectory() as scratch:
+            model = PastRun(pull(office, run, Path(scratch))[0]).model()[0]
+            ending = replace(ending, answer=ShownAnswer.of(app, model))
+    ending.print(json)
 
 
 def runs_on(on: str, token: str | None, *, json: bool) -> None:
