@@ -33,6 +33,8 @@ def test_groups_list_their_commands(umbel: Command) -> None:
         ("run app.py --on localhost:1 --plan", "--plan goes with a simulation"),
         ("run app.py --clients 3 --detach", "--detach goes with --on"),
         ("run app.py --clients 3 --token x", "--token goes with --on"),
+        ("run app.py --clients 3 --wait-for 2", "--wait-for goes with --on"),
+        ("run app.py --on localhost:1 --only a --wait-for 2", "keep one of them"),
         ("resume r --on localhost:1 --workers 2", "--workers goes with a run on this machine"),
         ("resume r --detach", "--detach goes with --on"),
         ("server --insecure --listen 0.0.0.0:1", "without TLS"),

@@ -147,10 +147,10 @@ def test_whoever_watches_is_told_what_is_waited_for():
     told = []
     link = Script(members(_0=READY), members(_0=READY), members(_1="no data"), members(_1=READY))
     enlisted(link, told, clients=2)
-    assert [(event.ready, event.wanted, event.refused) for event in told] == [
-        (0, 2, {}),
-        (1, 2, {}),
-        (1, 2, {"1": "no data"}),
+    assert [(event.ready, event.wanted, event.there, event.refused) for event in told] == [
+        (0, 2, [], {}),
+        (1, 2, ["0"], {}),
+        (1, 2, ["0"], {"1": "no data"}),
     ]
     events = said(link, "log_event")
     assert [event.number for event in events] == [0, 0, 0]

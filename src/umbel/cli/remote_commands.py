@@ -47,6 +47,8 @@ def run_on(
     seed: int,
     assignments: Sequence[str],
     only: Sequence[str],
+    wait_for: int | None = None,
+    wait: float | None = None,
     expires: float | None,
     detach: bool,
     json: bool,
@@ -58,7 +60,7 @@ def run_on(
         raise SettingError(f"--rounds {rounds} and --set rounds={changed.rounds} disagree", hint="Keep one of them.")
     with server(on, token) as office:
         order = {"rounds": rounds or changed.rounds, "seed": seed, "config": changed.config}
-        said = {**order, "set": list(assignments), "clients": list(only)}
+        said = {**order, "set": list(assignments), "clients": list(only), "wait_for": wait_for, "wait": wait}
         run = _submit(office, loaded, said, laid_over(changed.app.config, changed.config), expires)
         if detach:
             _print_detached(run, on, json)

@@ -262,7 +262,8 @@ def _gathered(
                 f"{len(ready)} of {need} clients are ready after {passed:.0f} s{why}",
                 hint="`umbel nodes ls` shows who is connected.",
             )
-        now = Waiting(ready=len(ready), wanted=need, refused={str(c): text for c, text in refused.items()})
+        reasons = {str(client): text for client, text in refused.items()}
+        now = Waiting(ready=len(ready), wanted=need, refused=reasons, there=sorted(map(str, ready)))
         if now != told:
             told = now
             tell(now)
