@@ -172,33 +172,45 @@ def node(
     read: Reads = None,
     write: Writes = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Without TLS; only on this machine.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Do not join: say whether it could; exits with 3 where it could not.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="With --check: print one line of JSON.")] = False,
     debug: Debug = False,
 ) -> None:
     """Be a node: hold data, and do a server's tasks on it."""
-    with reported(debug):
+    with reported(debug, json):
         if not relay:
             refuse({"--listen": listen}, "goes with --relay")
+        if not check:
+            refuse({"--json": json or None}, "goes with --check")
         from .node_commands import NodeOrder, limits, run
 
-        run(
-            NodeOrder(
-                server=server,
-                join=join,
-                sources=tuple(source or ()),
-                name=name,
-                slots=slots,
-                clients=clients,
-                folder=dir,
-                relay=relay,
-                listen=listen,
-                allow=tuple(allow or ()),
-                policy=policy,
-                ask=ask,
-                insecure=insecure,
-                debug=debug,
-                limits=limits(memory, cpus, task_time, no_network, read or (), write or ()),
-            )
+        order = NodeOrder(
+            server=server,
+            join=join,
+            sources=tuple(source or ()),
+            name=name,
+            slots=slots,
+            clients=clients,
+            folder=dir,
+            relay=relay,
+            listen=listen,
+            allow=tuple(allow or ()),
+            policy=policy,
+            ask=ask,
+            insecure=insecure,
+            debug=debug,
+            limits=limits(memory, cpus, task_time, no_network, read or (), write or ()),
         )
+        if not check:
+            run(order)
+            return
+        from .node_check import examine_node
+
+        well = examine_node(order, json=json)
+    if not well:
+        raise typer.Exit(3)
 
 
 Clients = Annotated[

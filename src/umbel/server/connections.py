@@ -159,6 +159,9 @@ class Connections:
         if not self._around.registry.admits(identity):  # revoked while the welcome waited for the disk
             await connection.close(m.Problem(code=m.CODE_REVOKED, text="it was revoked just now"))
             return
+        if identity.role == m.ROLE_CHECK:  # it has heard all that it wanted to know
+            await connection.close()
+            return
         same = [peer for peer in self.peers.values() if peer.identity.id == identity.id]
         if identity.role == m.ROLE_OPERATOR and len(same) >= OPERATOR_CONNECTIONS:
             text = f"{len(same)} others have connected by this token"
