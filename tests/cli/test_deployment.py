@@ -29,6 +29,8 @@ def test_groups_list_their_commands(umbel: Command) -> None:
     ("line", "said"),
     [
         ("node localhost:1 --listen localhost:2", "--listen goes with --relay"),
+        ("node localhost:1 --window 4MiB", "--window goes with --relay"),
+        ("node localhost:1 --json", "--json goes with --check"),
         ("run app.py --on localhost:1 --clients 3", "--clients goes with a simulation, not with --on"),
         ("run app.py --on localhost:1 --plan", "--plan goes with a simulation"),
         ("run app.py --clients 3 --detach", "--detach goes with --on"),

@@ -150,6 +150,7 @@ FAILING = {
     ("audit", "verify"): ("audit", "verify"),
     ("pack",): ("pack", "gone.py"),
     ("chaos",): ("chaos", "gone.py"),
+    ("node",): ("node", "h:1", "--check", "--read", "gone"),
     ("server", "doctor"): ("server", "doctor", "--dir", __file__),
 }
 

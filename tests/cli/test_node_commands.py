@@ -149,5 +149,7 @@ def test_a_relay_as_a_whole(tmp_path: Path) -> None:
     assert found.token == JoinText.parse(PLAIN).token
     again = relay_settings(order(tmp_path, name="east", relay=True))
     assert (again.key.public, again.token, again.below.listen) == (found.key.public, None, "127.0.0.1:7420")
+    wide = relay_settings(order(tmp_path, name="east", relay=True, window="4MiB", blobs_port=7440)).below
+    assert (wide.window, wide.blobs_port) == (4 << 20, 7440)
     with pytest.raises(SettingError, match="--allow is for a node that hosts clients"):
         relay_settings(order(tmp_path, relay=True, allow=("any",)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections import deque
@@ -14,7 +15,7 @@ from umbel.core import encoding
 from umbel.core.arrays import Arrays
 from umbel.core.randomness import Key
 from umbel.errors import Refused, SettingError
-from umbel.remote.federation import SETTLING, Remote, Signed
+from umbel.remote.federation import SETTLING, Remote, Signed, contract_of
 from umbel.remote.session import Down, RemoteSession, Up
 from umbel.trust.credentials import author_key
 from umbel.trust.statement import Statement, digest
@@ -229,6 +230,25 @@ def test_the_client_is_packed_and_signed_by_its_author(tmp_path, monkeypatch):
     stated = Statement.of(spec)
     assert (stated.app, stated.archive, stated.version) == ("mnist", hashlib.sha256(b"packed").hexdigest(), 5)
     assert (stated.config, stated.contract, stated.federation) == (digest("{}"), digest(spec.contract), "f0")
+
+
+def test_the_contract_is_the_same_whatever_a_strategy_draws_for_it():
+    class Drawing(umbel.FedAvg):
+        def start(self, model):
+            return super().start(model).replace(rate=float(np.random.random()))
+
+        def round(self, state, r):
+            names = ("w",) if state.rate < 0.5 else ()
+            ask = next(super().round(state, r))
+            yield dataclasses.replace(
+                ask, model=Arrays({"w": np.zeros(2), **{name + "2": np.zeros(1) for name in names}})
+            )
+
+    app = umbel.App(client, model={"w": np.zeros(2)}, strategy=Drawing(), rounds=1)
+    np.random.seed(5)
+    before = np.random.get_state()[1].tolist()
+    assert len({contract_of(app) for _ in range(8)}) == 1
+    assert np.random.get_state()[1].tolist() == before, "the user's generators are as they were"
 
 
 def test_it_connects_to_the_server_that_it_was_told(monkeypatch):

@@ -29,6 +29,16 @@ def register(program: typer.Typer) -> None:
     program.command()(diff)
 
 
+Window = Annotated[
+    str | None,
+    typer.Option("--window", metavar="SIZE", help="How much of what a node sends may be under way; 256KiB."),
+]
+BlobsPort = Annotated[
+    int | None,
+    typer.Option("--blobs-port", metavar="N", min=0, max=65535, help="Where large blobs go; 7422, 0 for nowhere."),
+]
+
+
 @servers.callback()
 def server(
     context: typer.Context,
@@ -65,16 +75,8 @@ def server(
     log_quota: Annotated[
         str | None, typer.Option("--log-quota", metavar="SIZE", help="How much the log of one run may take.")
     ] = None,
-    window: Annotated[
-        str | None,
-        typer.Option("--window", metavar="SIZE", help="How much of what a node sends may be under way; 256KiB."),
-    ] = None,
-    blobs_port: Annotated[
-        int | None,
-        typer.Option(
-            "--blobs-port", metavar="N", min=0, max=65535, help="Where large blobs go, beside; 7422, 0 for nowhere."
-        ),
-    ] = None,
+    window: Window = None,
+    blobs_port: BlobsPort = None,
     debug: Debug = False,
 ) -> None:
     """Be a server: nodes and operators connect to it."""
@@ -162,6 +164,8 @@ def node(
     listen: Annotated[
         str | None, typer.Option("--listen", metavar="ADDR", help="With --relay: where the nodes below connect.")
     ] = None,
+    window: Window = None,
+    blobs_port: BlobsPort = None,
     allow: Allow = None,
     policy: PolicyFile = None,
     ask: Annotated[bool, typer.Option("--ask", help="Ask here before the code of a run is run.")] = False,
@@ -181,7 +185,7 @@ def node(
     """Be a node: hold data, and do a server's tasks on it."""
     with reported(debug, json):
         if not relay:
-            refuse({"--listen": listen}, "goes with --relay")
+            refuse({"--listen": listen, "--window": window, "--blobs-port": blobs_port}, "goes with --relay")
         if not check:
             refuse({"--json": json or None}, "goes with --check")
         from .node_commands import NodeOrder, limits, run
@@ -196,6 +200,8 @@ def node(
             folder=dir,
             relay=relay,
             listen=listen,
+            window=window,
+            blobs_port=blobs_port,
             allow=tuple(allow or ()),
             policy=policy,
             ask=ask,

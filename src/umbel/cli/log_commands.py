@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import CorruptFile
+from ..errors import CorruptFile, RunFailed
 from ..runs.events import (
     AskClosed,
     RoundCommitted,
@@ -31,10 +31,14 @@ PAUSE = 0.2
 
 
 def logs(reference: str, folder: Path, *, follow: bool, json: bool) -> None:
-    """Print what has happened in a run on this machine, and, to follow it, what happens until it is over."""
-    printer = LogPrinter(json)
-    for record in lines(find(reference, folder).folder / LOG, follow):
+    """Print what has happened in a run on this machine, and, to follow it, what happens until it is over. Raises
+    `RunFailed` where a run that was followed has failed.
+    """
+    printer, run = LogPrinter(json), find(reference, folder)
+    for record in lines(run.folder / LOG, follow):
         printer.print(record)
+    if follow:
+        printer.check(run.id)
 
 
 def lines(path: Path, follow: bool) -> Iterator[dict[str, Any]]:
@@ -61,15 +65,30 @@ def lines(path: Path, follow: bool) -> Iterator[dict[str, Any]]:
                 time.sleep(PAUSE)
 
 
+_PLACES = {RunStarted.name: False, RunResumed.name: False, RunInterruption.name: True, RunFinished.name: True}
+"""Whether a run is over with an event."""
+
+
 class LogPrinter:
     """Prints events as they come: as lines for people, or as they are."""
 
     def __init__(self, json: bool) -> None:
         self._json = json
         self._watch = Watch()
+        self._error: str | None = None
+        self.ended = False
+
+    def check(self, run: str, error: str | None = None) -> None:
+        """Raise `RunFailed` where the run has failed: by its last event or, where none says how it ended, with this
+        `error`.
+        """
+        if why := self._error if self.ended else error:
+            raise RunFailed(f"the run failed: {why}", run=run)
 
     def print(self, record: Mapping[str, Any]) -> None:
         """Print one."""
+        if (place := _PLACES.get(str(record.get("event")))) is not None:
+            self.ended, self._error = place, record.get("error")
         if self._json:
             print(json_text(record), flush=True)
             return

@@ -33,11 +33,12 @@ from .account import size
 from .findings import Finding, print_findings
 from .node_commands import APPROVED, KEY, SUCCESSORS, NodeOrder, clients_of, line_said, policy_of
 from .options import SERVER as OWN_SERVER
+from .terminal import plural
 
 SECONDS = 10.0
 LEAST_FREE, LITTLE_FREE = 100 << 20, 2 << 30
 LARGEST_SKEW = 60.0
-_PATH = re.compile(r"([a-z][a-z0-9+.-]*:(//)?(?=/))?(/|~|\.\.?/)", re.IGNORECASE)
+_PATH = re.compile(r"(file:(//)?(?=/))?(/|~|\.\.?/)", re.IGNORECASE)
 
 
 def examine_node(order: NodeOrder, *, json: bool) -> bool:
@@ -136,7 +137,7 @@ def _own(order: NodeOrder) -> Iterator[Finding]:
         return
     for client, source in clients.items():
         wrong = [*_unreadable(source)]
-        note = "; ".join(wrong) or f"{len(list(named(source)))} files or folders, all of which can be read"
+        note = "; ".join(wrong) or f"{plural(len(list(named(source))), 'path')} in it, which can be read"
         yield Finding(f"source of {client}", not wrong, note)
 
 

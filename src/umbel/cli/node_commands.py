@@ -67,6 +67,8 @@ class NodeOrder:
     folder: Path | None = None
     relay: bool = False
     listen: str | None = None
+    window: str | None = None
+    blobs_port: int | None = None
     allow: tuple[str, ...] = ()
     policy: Path | None = None
     ask: bool = False
@@ -133,7 +135,7 @@ def _relay(order: NodeOrder) -> None:
 def relay_settings(order: NodeOrder) -> RelaySettings:
     """A relay as the command line says. Raises `SettingError`."""
     from ..server.relay import RelaySettings
-    from ..server.settings import ServerSettings
+    from ..server.settings import ServerSettings, byte_count
 
     hosting: dict[str, object] = {
         "--source": order.sources,
@@ -148,7 +150,9 @@ def relay_settings(order: NodeOrder) -> RelaySettings:
         raise SettingError(f"{given[0]} is for a node that hosts clients: a relay runs nobody's code")
     address, join = canonical(order.server), server_line(order)
     server = KnownServer(join.authority, order.place / SEEN, order.place / SUCCESSORS)
-    below = ServerSettings(order.place / BELOW, http="", insecure=order.insecure)
+    below = ServerSettings(order.place / BELOW, http="", insecure=order.insecure, blobs_port=order.blobs_port)
+    if order.window is not None:
+        below = replace(below, window=byte_count(order.window))
     return RelaySettings(
         connect=_connecting(address, server.roots),
         key=SigningKey.kept(order.place / KEY),

@@ -19,6 +19,7 @@ from ..core.strategy import Question
 from ..errors import SettingError
 from ..office.operator import Operator
 from ..office.pulling import pull
+from ..remote.federation import contract_of
 from ..runs.config import laid_over
 from ..runs.past import FetchedRun, PastRun
 from ..trust import credentials
@@ -61,7 +62,7 @@ def run_on(
     with server(on, token) as office:
         order = {"rounds": rounds or changed.rounds, "seed": seed, "config": changed.config}
         said = {**order, "set": list(assignments), "clients": list(only), "wait_for": wait_for, "wait": wait}
-        run = _submit(office, loaded, said, laid_over(changed.app.config, changed.config), expires)
+        run = _submit(office, replace(loaded, app=changed.app), said, changed.config, expires)
         if detach:
             _print_detached(run, on, json)
             return
@@ -83,7 +84,8 @@ def _submit(
         app=loaded.title,
         archive=client.sha256.hex(),
         version=packed.version,
-        config=digest(jsons.dumps(config)),
+        config=digest(jsons.dumps(laid_over(loaded.app.config, config))),
+        contract=digest(contract_of(loaded.app)),
         federation=office.federation,
         expires=None if expires is None else time.time() + 86400.0 * expires,
     )
@@ -184,6 +186,11 @@ def logs_on(run: str, on: str, token: str | None, *, follow: bool, json: bool) -
         found = office.call("runs.show", run=run)["run"]
         for _, record in office.logs(found, follow=follow, watched=False, lost=_tell_lost):
             printer.print(record)
+        if not follow:
+            return
+        ended = office.call("runs.show", run=found) if not printer.ended else {}
+    failed = (why_ended(ended) or "the server does not say why") if ended.get("status") == "failed" else None
+    printer.check(found, failed)
 
 
 def stop_on(run: str, on: str, token: str | None) -> None:
