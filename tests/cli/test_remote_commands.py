@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import pytest
 
+from umbel.cli.application import load
 from umbel.errors import JournalMissing
 from umbel.office.operator import Operator
 from umbel.remote.federation import contract_of

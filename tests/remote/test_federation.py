@@ -238,11 +238,7 @@ def test_the_contract_is_the_same_whatever_a_strategy_draws_for_it():
             return super().start(model).replace(rate=float(np.random.random()))
 
         def round(self, state, r):
-            names = ("w",) if state.rate < 0.5 else ()
-            ask = next(super().round(state, r))
-            yield dataclasses.replace(
-                ask, model=Arrays({"w": np.zeros(2), **{name + "2": np.zeros(1) for name in names}})
-            )
+            yield dataclasses.replace(next(super().round(state, r)), kind=f"query:{state.rate}")
 
     app = umbel.App(client, model={"w": np.zeros(2)}, strategy=Drawing(), rounds=1)
     np.random.seed(5)
