@@ -172,7 +172,7 @@ class Connections:
 
     async def _admitted(self, connection: Connection, identity: Identity | None) -> None:
         """Before a peer is welcomed, or refused: it has waited as long as it has to, and what was noted is on disk."""
-        if identity is None:
+        if identity is None or identity.role == m.ROLE_CHECK:  # whose key may be another one each time
             await asyncio.sleep(self._refusals.admission(f"from {origin(connection.peer)}"))
         elif identity.role != m.ROLE_RUN:
             await asyncio.sleep(self._admissions.admission(identity.id))
