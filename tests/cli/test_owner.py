@@ -115,6 +115,9 @@ def test_the_code_lies_there_while_it_is_asked_about_and_not_after(desk: Desk, m
 
     monkeypatch.setattr(owner, "_line_typed", typed)
     data = packed("x = 1\n")
+    stale = desk.folder / "review" / hashlib.sha256(data).hexdigest()[:16] / "other.py"
+    stale.parent.mkdir(parents=True)
+    stale.write_text("left by a node that was killed")
     desk.ask(spec_of(data), "")
     assert seen == [f"review/{hashlib.sha256(data).hexdigest()[:16]}/client.py"]
     assert not list((desk.folder / "review").rglob("*"))

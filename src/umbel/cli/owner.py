@@ -109,6 +109,7 @@ class Owner:
         name, read, before = archive_sha256(spec).hex()[:16], archives.read(data), self._accepted.last(spec)
         place, diff = self._folder / name, self._folder / f"{name}.diff"
         try:
+            shutil.rmtree(place, ignore_errors=True)  # of a node that was killed
             archives.unpack(read, place)
             text = archives.difference(before.archive if before is not None else Archive({}, {}), read)
             diff.write_text(text, encoding="utf-8")
