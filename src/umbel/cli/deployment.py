@@ -144,26 +144,33 @@ Join = Annotated[
 ]
 
 
+NodeName = Annotated[
+    str | None, typer.Option("--name", metavar="NAME", help="What the node, and its client, is called.")
+]
+NodeFolder = Annotated[
+    Path | None, typer.Option("--dir", metavar="DIR", help="Where its key, its results and its state are kept.")
+]
+IsRelay = Annotated[bool, typer.Option("--relay", help="Be a server to nodes below, and send partial sums up.")]
+Listen = Annotated[
+    str | None, typer.Option("--listen", metavar="ADDR", help="With --relay: where the nodes below connect.")
+]
+Check = Annotated[
+    bool, typer.Option("--check", help="Do not join: say whether it could; exits with 3 where it could not.")
+]
+
+
 def node(
     server: Annotated[
         str, typer.Argument(metavar="SERVER", help="HOST:PORT of the server, or the text of an invitation.")
     ],
     join: Join = None,
     source: Source = None,
-    name: Annotated[
-        str | None, typer.Option("--name", metavar="NAME", help="What the node, and its client, is called.")
-    ] = None,
+    name: NodeName = None,
     slots: Annotated[int, typer.Option("--slots", metavar="N", min=1, help="So many tasks at once.")] = 1,
     clients: ClientsFile = None,
-    dir: Annotated[
-        Path | None, typer.Option("--dir", metavar="DIR", help="Where its key, its results and its state are kept.")
-    ] = None,
-    relay: Annotated[
-        bool, typer.Option("--relay", help="Be a server to nodes below, and send partial sums up.")
-    ] = False,
-    listen: Annotated[
-        str | None, typer.Option("--listen", metavar="ADDR", help="With --relay: where the nodes below connect.")
-    ] = None,
+    dir: NodeFolder = None,
+    relay: IsRelay = False,
+    listen: Listen = None,
     window: Window = None,
     blobs_port: BlobsPort = None,
     allow: Allow = None,
@@ -176,9 +183,7 @@ def node(
     read: Reads = None,
     write: Writes = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Without TLS; only on this machine.")] = False,
-    check: Annotated[
-        bool, typer.Option("--check", help="Do not join: say whether it could; exits with 3 where it could not.")
-    ] = False,
+    check: Check = False,
     json: Annotated[bool, typer.Option("--json", help="With --check: print one line of JSON.")] = False,
     debug: Debug = False,
 ) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -148,21 +148,9 @@ def run(
                 refuse({"--wait-for": wait_for}, "says how many of any, --only names them: keep one of them")
             from .remote_commands import run_on
 
-            assigned, members = set or [], only or []
-            run_on(
-                app,
-                on,
-                token,
-                rounds=rounds,
-                seed=seed,
-                assignments=assigned,
-                only=members,
-                wait_for=wait_for,
-                wait=wait,
-                expires=expires,
-                detach=detach,
-                json=json,
-            )
+            members = {"only": only or [], "wait_for": wait_for, "wait": wait}
+            how: dict[str, Any] = {**members, "assignments": set or [], "expires": expires, "detach": detach}
+            run_on(app, on, token, rounds=rounds, seed=seed, json=json, **how)
             return
         remote = {"--only": only, "--wait-for": wait_for, "--wait": wait, "--expires": expires, "--token": token}
         refuse({**remote, "--detach": detach or None}, "goes with --on")

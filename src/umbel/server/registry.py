@@ -235,13 +235,9 @@ class Registry:
         else:
             row = self.tokens.verified(hello, "join", transcript, proof)
             if row["name"] and self._is_taken(row["name"], id):
-                raise self._taken(hello, id, row["name"])
+                raise self.audit.refusal(hello, m.CODE_NOT_ALLOWED, _taken(row["name"]), node=id)
             told = f"the token is good, and it would join as {row['name'] or self._free_name(hello.name, id)}"
         return Identity(role=hello.role, id=id, name=told, hello=hello)
-
-    def _taken(self, hello: m.Hello, id: str, name: str) -> Refused:
-        text = f"there is a node {name} already, which this invitation is for: ask for another one"
-        return self.audit.refusal(hello, m.CODE_NOT_ALLOWED, text, node=id)
 
     def _verify_node(
         self, hello: m.Hello, id: str, node: NodeRecord | None, transcript: bytes, proof: m.Proof
@@ -279,7 +275,7 @@ class Registry:
 
     def _joined(self, hello: m.Hello, id: str, row: dict[str, Any]) -> NodeRecord:
         if row["name"] and self._is_taken(row["name"], id):
-            raise self._taken(hello, id, row["name"])
+            raise self.audit.refusal(hello, m.CODE_NOT_ALLOWED, _taken(row["name"]), node=id)
         relay = row["role"] == RELAY
         if hello.capabilities.partials and not relay:
             text = "this invitation is for a node, not for a relay: `umbel nodes invite --relay` makes one"
@@ -374,6 +370,10 @@ class Registry:
 
     def _is_taken(self, name: str, id: str) -> bool:
         return any(node.name == name and node.id != id for node in self._nodes.values())
+
+
+def _taken(name: str) -> str:
+    return f"there is a node {name} already, which this invitation is for: ask for another one"
 
 
 def _node(row: Mapping[str, Any]) -> NodeRecord:
