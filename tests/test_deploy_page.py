@@ -224,7 +224,7 @@ class Reader:
             commands = commands.replace("# Ctrl-C\n", "")
         if (printed := self.last_token()) is not None:
             commands = _TOKEN.sub(printed, commands)
-        lasting = terminal.busy or re.match(r"umbel (server|node)\b", commands)
+        lasting = terminal.busy or re.match(r"umbel (server|node)\b(?!.* --check\b)", commands)
         terminal.run(commands)
         if lasting:
             if below is not None:

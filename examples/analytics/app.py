@@ -30,13 +30,12 @@ def federation(folder):
 
 def ask(question, folder):
     """What the hospitals together say; each tells sums over its own patients."""
-    return umbel.run(analytics.app(client, question), on=federation(folder), folder=None).model
+    return umbel.run(umbel.App(client, strategy=question), on=federation(folder), folder=None)
 
 
 def main(folder):
-    question = analytics.Statistics(MEASURES, by=BY)
-    about = question.read(ask(question, folder))
-    median = ask(analytics.Quantiles(MEASURES, at=[0.5], by=BY, tolerance=0.5), folder)
+    about = ask(analytics.Statistics(MEASURES, by=BY), folder).answer
+    median = ask(analytics.Quantiles(MEASURES, at=[0.5], by=BY, tolerance=0.5), folder).model
     table = Table("", *("healthy", "mean ± sd", "median", "ill", "mean ± sd", "median"))
     for column, name in enumerate(MEASURES):
         cells = []
@@ -46,13 +45,13 @@ def main(folder):
             cells += [str(row["count"]), f"{row['mean']:.1f} ± {row['sd']:.1f}", f"{low:.1f} to {high:.1f}"]
         table.add_row(name, *cells)
     risks = Table("", "odds ratio", "95 % interval", "p")
-    for name, row in RISKS.read(ask(RISKS, folder)).items():
+    for name, row in ask(RISKS, folder).answer.items():
         odds, low, high = (f"{math.exp(row[k]):.3f}" for k in ("coefficient", "low", "high"))
         risks.add_row(name, odds, f"{low} to {high}", f"{row['p']:.2g}")
     Console().print(table, risks)
 
 
-app = analytics.app(client, RISKS, federation=federation(os.environ.get("HEART", "data/heart")))
+app = umbel.App(client, strategy=RISKS, federation=federation(os.environ.get("HEART", "data/heart")))
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .core.correction import Correction
     from .core.elementwise import mean, weighted_mean
     from .core.schedules import cosine, steps
-    from .core.strategy import State, Strategy
+    from .core.strategy import Question, State, Strategy
     from .core.transform import Transform, chain
     from .core.update import Free, Like, Metrics, Update
     from .core.window import Window
@@ -42,15 +42,15 @@ __version__ = "0.1.0.dev0"
 __all__ = [
     "Answer", "App", "Arrays", "Ask", "Client", "Context", "Correction", "EarlyStop", "Everyone", "FedAdagrad",
     "FedAdam", "FedAvg", "FedAvgM", "FedProx", "FedYogi", "Fixed", "Fraction", "Free", "KeepBest", "Like", "Metrics",
-    "Poisson", "Remote", "Result", "Simulation", "State", "Strategy", "Transform", "UmbelError", "Uniform", "Update",
-    "Weighted", "Window", "chain", "clip_by_norm", "collect", "cosine", "errors", "events", "load_model", "mean",
-    "open", "resume", "run", "steps", "top_k", "total", "weighted_mean",
+    "Poisson", "Question", "Remote", "Result", "Simulation", "State", "Strategy", "Transform", "UmbelError", "Uniform",
+    "Update", "Weighted", "Window", "chain", "clip_by_norm", "collect", "cosine", "errors", "events", "load_model",
+    "mean", "open", "resume", "run", "steps", "top_k", "total", "weighted_mean",
 ]  # fmt: skip
 _PLACES = {
     "core.answer": "Answer", "core.app": "App EarlyStop KeepBest", "core.arrays": "Arrays",
     "core.ask": "Ask", "core.client": "Client Context", "core.correction": "Correction",
-    "core.elementwise": "mean weighted_mean", "core.strategy": "State Strategy", "core.transform": "Transform chain",
-    "core.schedules": "cosine steps",
+    "core.elementwise": "mean weighted_mean", "core.strategy": "Question State Strategy",
+    "core.transform": "Transform chain", "core.schedules": "cosine steps",
     "core.update": "Free Like Metrics Update", "core.window": "Window", "errors": "UmbelError",
     "folds.collect": "collect", "folds.total": "total",
     "remote.federation": "Remote", "runs.past": "open", "runs.run": "Result load_model resume run",

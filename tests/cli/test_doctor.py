@@ -77,4 +77,4 @@ def test_what_the_system_lacks_is_told_and_critical_where_it_is(folder, monkeypa
 
 def test_root_is_told_that_there_is_something_better(folder, monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 0, raising=False)
-    assert [row["critical"] for row in doctor._told() if row["check"] == "user"] == [False]
+    assert [row.critical for row in doctor._told() if row.check == "user"] == [False]

@@ -150,6 +150,7 @@ FAILING = {
     ("audit", "verify"): ("audit", "verify"),
     ("pack",): ("pack", "gone.py"),
     ("chaos",): ("chaos", "gone.py"),
+    ("node",): ("node", "h:1", "--check", "--read", "gone"),
     ("server", "doctor"): ("server", "doctor", "--dir", __file__),
 }
 
@@ -177,7 +178,7 @@ def test_a_wrong_command_line_is_said_as_json(umbel: Callable[..., Any], path: t
     done = umbel(*FAILING[path], "--json", "--frobnicate")
     assert done.code == 2
     (found,) = json.loads(done.out).values()
-    assert found["message"] == "No such option: --frobnicate"
+    assert found["message"].startswith("No such option: --frobnicate")
     assert found["exit_code"] == 2
     assert "Usage: umbel" in done.err
 

@@ -57,6 +57,23 @@ def test_a_log_is_followed_until_the_run_is_over(
     assert found[-1] == "run_finished"
 
 
+def test_who_follows_a_run_that_has_failed_is_told_so(umbel: Command, written: Callable[..., Path]) -> None:
+    failed = RunFinished(run="r", rounds=3, reason="failed", seconds=1.5, error="nobody trained", model_sha256="")
+    written(Path("umbel-runs"), ends=[failed])
+    done = umbel("logs", "last", "-f")
+    assert done.code == 4
+    assert "the run failed: nobody trained" in done.said
+    assert umbel("logs", "last").code == 0, "who looks at it was not disappointed"
+    found = umbel("logs", "last", "-f", "--json")
+    assert (found.code, json.loads(found.out.splitlines()[-1])["error"]["kind"]) == (4, "RunFailed")
+
+
+def test_numbers_that_are_not_finite_are_null(capsys: pytest.CaptureFixture[str]) -> None:
+    LogPrinter(json=True).print({"event": "round_committed", "train": {"loss": float("nan"), "norm": float("inf")}})
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert found["train"] == {"loss": None, "norm": None}
+
+
 def test_a_damaged_line_is_told(tmp_path: Path) -> None:
     (tmp_path / LOG).write_bytes(b"nonsense\n")
     with pytest.raises(CorruptFile, match="damaged"):

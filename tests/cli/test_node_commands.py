@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 import io
 import json
 import sys
@@ -11,7 +10,6 @@ import pytest
 from umbel.cli import node_commands
 from umbel.cli.node_commands import (
     NodeOrder,
-    Owner,
     clients_of,
     node_settings,
     policy_of,
@@ -24,7 +22,6 @@ from umbel.trust import credentials
 from umbel.trust.authority import Authority, JoinText
 from umbel.trust.policy import Approvals
 from umbel.trust.tokens import Token
-from umbel.wire import messages as m
 
 PLAIN = JoinText(b"", Token.new()).text
 
@@ -152,20 +149,7 @@ def test_a_relay_as_a_whole(tmp_path: Path) -> None:
     assert found.token == JoinText.parse(PLAIN).token
     again = relay_settings(order(tmp_path, name="east", relay=True))
     assert (again.key.public, again.token, again.below.listen) == (found.key.public, None, "127.0.0.1:7420")
+    wide = relay_settings(order(tmp_path, name="east", relay=True, window="4MiB", blobs_port=7440)).below
+    assert (wide.window, wide.blobs_port) == (4 << 20, 7440)
     with pytest.raises(SettingError, match="--allow is for a node that hosts clients"):
         relay_settings(order(tmp_path, relay=True, allow=("any",)))
-
-
-@pytest.mark.parametrize(
-    ("typed", "allowed"), [("y\n", True), ("YES\n", True), ("\n", False), ("no\n", False), ("", False)]
-)
-def test_the_owner_is_asked_and_the_answer_remembered(
-    tmp_path: Path, typed: str, allowed: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
-    spec = m.RunSpec(run="r", name="demo", archive=m.Payload(inline=b"archive"), author=b"a" * 32)
-    path = tmp_path / "approved"
-    assert asyncio.run(Owner(Approvals(path)).ask(spec)) is allowed
-    assert (b"a" * 32).hex() in capsys.readouterr().err
-    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
-    assert asyncio.run(Owner(Approvals(path)).ask(spec)) is allowed

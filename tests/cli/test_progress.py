@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from rich.console import Console
 from rich.text import Text
 
-from umbel.cli.progress import Watch, _picture, metrics_of, progress, round_line
+from umbel.cli.progress import Watch, _picture, heading, metrics_of, progress, round_line
 from umbel.runs.events import (
+    MOST_REFUSED,
     AskClosed,
     AskOpened,
     RoundCommitted,
@@ -186,7 +187,7 @@ def test_metrics_and_lines_have_the_order_of_importance() -> None:
 
 def test_waiting_and_warnings_are_told() -> None:
     events = [
-        Waiting(ready=1, wanted=2, refused={"b": "no data"}),
+        Waiting(ready=1, wanted=2, refused={"b": "no data"}, there=["a"]),
         STARTED,
         Warned(round=1, text="nothing heard for 450 s", client="a"),
         Warned(round=1, text="the server was away"),
@@ -197,9 +198,15 @@ def test_waiting_and_warnings_are_told() -> None:
             observer(event)
     assert isinstance(console.file, io.StringIO)
     lines = console.file.getvalue().splitlines()
-    assert lines[0] == "waiting for clients: 1 of 2 ready; client b does not take part: no data"
+    assert lines[0] == "waiting for clients: 1 of 2 ready (a); client b does not take part: no data"
     assert lines[2:] == ["round 1: client a: nothing heard for 450 s", "round 1: the server was away"]
     assert {type(event) for event in events} == {Waiting, RunStarted, Warned}
+
+
+def test_of_many_who_are_there_some_are_named() -> None:
+    many = Waiting(ready=30, wanted=40, there=[str(n) for n in range(30)])
+    assert len(many.there) == MOST_REFUSED
+    assert str(heading(many)).endswith("18, 19 and 10 more)")
 
 
 def test_waiting_for_clients_takes_few_lines() -> None:

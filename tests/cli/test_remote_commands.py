@@ -8,8 +8,10 @@ from typing import Any, Self
 
 import pytest
 
+from umbel.cli.application import load
 from umbel.errors import JournalMissing
 from umbel.office.operator import Operator
+from umbel.remote.federation import contract_of
 from umbel.runs.events import RoundCommitted, RunEvent, RunFinished, RunStarted
 from umbel.trust import archive
 from umbel.trust.authority import JoinText
@@ -103,7 +105,8 @@ def test_an_app_is_packed_signed_submitted_and_followed(umbel: Command, server: 
     assert (archive.read(client).manifest["kind"], archive.read(app).manifest["kind"]) == ("client", "app")
     signature, author = bytes.fromhex(body["signature"]), bytes.fromhex(body["author"])
     said = Statement.read(author, body["statement"].encode(), signature)
-    assert said == Statement("demo", hashlib.sha256(client).hexdigest(), config=digest(WHOLE), federation="f0")
+    signed = {"config": digest(WHOLE), "contract": digest(contract_of(load("app.py").app)), "federation": "f0"}
+    assert said == Statement("demo", hashlib.sha256(client).hexdigest(), **signed)
     assert body["settings"] == {
         "rounds": 1, "seed": 7, "config": {"lr": 0.25}, "set": ["lr=0.25"], "clients": ["a", "b"],
     }  # fmt: skip

@@ -47,7 +47,7 @@ def test_a_missing_or_wrong_part_is_an_error_that_says_what_to_pass(changes, mes
         {"rounds": 2.0},
         {"rounds": "5"},
         {"evaluate_every": -1},
-        {"evaluate_every": None},
+        {"evaluate_every": "never"},
         {"max_failed_rounds": 0},
     ],
     ids=str,

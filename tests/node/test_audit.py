@@ -28,7 +28,7 @@ async def test_a_node_notes_who_came_what_was_let_in_and_what_was_done(tmp_path)
     server = Server(tmp_path)
     refused: asyncio.Queue[m.RunSpec] = asyncio.Queue()
 
-    async def owner(asked):
+    async def owner(asked, archive):
         await refused.put(asked)
         return False
 

@@ -493,7 +493,7 @@ async def test_the_owner_is_asked(tmp_path):
     server = Server(tmp_path)
     asked, said = [], asyncio.Queue()
 
-    async def owner(spec):
+    async def owner(spec, archive):
         asked.append(spec.run)
         return await said.get()
 

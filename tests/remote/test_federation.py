@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections import deque
@@ -14,7 +15,7 @@ from umbel.core import encoding
 from umbel.core.arrays import Arrays
 from umbel.core.randomness import Key
 from umbel.errors import Refused, SettingError
-from umbel.remote.federation import SETTLING, Remote, Signed
+from umbel.remote.federation import SETTLING, Remote, Signed, contract_of
 from umbel.remote.session import Down, RemoteSession, Up
 from umbel.trust.credentials import author_key
 from umbel.trust.statement import Statement, digest
@@ -147,10 +148,10 @@ def test_whoever_watches_is_told_what_is_waited_for():
     told = []
     link = Script(members(_0=READY), members(_0=READY), members(_1="no data"), members(_1=READY))
     enlisted(link, told, clients=2)
-    assert [(event.ready, event.wanted, event.refused) for event in told] == [
-        (0, 2, {}),
-        (1, 2, {}),
-        (1, 2, {"1": "no data"}),
+    assert [(event.ready, event.wanted, event.there, event.refused) for event in told] == [
+        (0, 2, [], {}),
+        (1, 2, ["0"], {}),
+        (1, 2, ["0"], {"1": "no data"}),
     ]
     events = said(link, "log_event")
     assert [event.number for event in events] == [0, 0, 0]
@@ -229,6 +230,24 @@ def test_the_client_is_packed_and_signed_by_its_author(tmp_path, monkeypatch):
     stated = Statement.of(spec)
     assert (stated.app, stated.archive, stated.version) == ("mnist", hashlib.sha256(b"packed").hexdigest(), 5)
     assert (stated.config, stated.contract, stated.federation) == (digest("{}"), digest(spec.contract), "f0")
+
+
+def test_the_contract_is_the_same_whatever_a_strategy_draws_for_it():
+    class Drawing(umbel.FedAvg):
+        def start(self, model):
+            return super().start(model).replace(rate=float(np.random.random()))
+
+        def round(self, state, r):
+            yield dataclasses.replace(next(super().round(state, r)), kind=f"query:{state.rate}")
+
+    app = umbel.App(client, model={"w": np.zeros(2)}, strategy=Drawing(), rounds=1)
+    made = set()
+    for seed in range(3):
+        np.random.seed(seed)
+        before = np.random.get_state()[1].tolist()
+        made.add(contract_of(app))
+        assert np.random.get_state()[1].tolist() == before, "the user's generators are as they were"
+    assert len(made) == 1
 
 
 def test_it_connects_to_the_server_that_it_was_told(monkeypatch):

@@ -28,9 +28,9 @@ class Office:
         self.store.commit()
         self.registry = self.opened()
 
-    def node(self, key, token=None, *, name="", signed=None, **more):
+    def node(self, key, token=None, *, name="", signed=None, role=m.ROLE_NODE, **more):
         hello = m.Hello(
-            role=m.ROLE_NODE,
+            role=role,
             name=name,
             key=key.public,
             nonce=secrets.token_bytes(32),

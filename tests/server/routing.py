@@ -10,7 +10,7 @@ from umbel.wire.blobs import Fetched, node_giver
 
 KEY = b"k" * 32
 UPDATE, PARTIAL = m.Payload(inline=b"update"), m.Payload(inline=b"partial")
-SPEC = m.RunSpec(run="r", name="mnist", archive=m.Payload(inline=b"archive"), contract="{}", config="{}")
+SPEC = m.RunSpec(run="r", name="mnist", archive=m.Payload(inline=b"archive"), contract="{}", config="{}", owner="ann")
 
 
 def blob_of(letter, size=100):

@@ -217,6 +217,35 @@ def test_a_revoked_node_is_refused_even_with_a_token(office):
     assert office.node(KEY).id == ID
 
 
+def test_who_asks_whether_it_would_be_let_in_changes_nothing(office):
+    def checks(key, token=None, **more):
+        before = {node.id for node in office.registry.nodes()}
+        try:
+            found = office.node(key, token, role=m.ROLE_CHECK, **more)
+        finally:
+            assert {node.id for node in office.registry.nodes()} == before
+        assert office.registry.admits(found)
+        return found.name
+
+    invited = office.registry.invite("ann", "ward")
+    assert checks(KEY, invited, name="x") == "the token is good, and it would join as ward"
+    assert checks(OTHER, invited, name="x") == checks(KEY, invited), "it is not used up"
+    office.refused(m.CODE_NOT_APPROVED, checks, KEY, retry=True)
+    office.refused(m.CODE_UNAUTHENTICATED, checks, KEY, Token(invited.id, "0" * 32))
+    office.refused(m.CODE_UNAUTHENTICATED, checks, KEY, invited, signed=OTHER)
+    assert office.node(KEY, invited).name == "ward"
+    assert checks(KEY) == "known here as ward"
+    assert "used already" in office.refused(m.CODE_REVOKED, checks, OTHER, invited)
+    office.registry.revoke("ann", "ward")
+    office.refused(m.CODE_REVOKED, checks, KEY)
+    late = office.registry.invite("ann", ttl=5.0)
+    office.now += 10.0
+    assert "expired" in office.refused(m.CODE_REVOKED, checks, OTHER, late)
+    again = office.registry.invite("ann", "clinic")
+    office.node(OTHER, office.registry.invite("ann"), name="clinic")
+    assert "there is a node clinic" in office.refused(m.CODE_NOT_ALLOWED, checks, SigningKey.new(), again)
+
+
 def test_names_are_unique_and_names(office):
     first = office.node(KEY, office.registry.invite("ann"), name="site")
     second = office.node(OTHER, office.registry.invite("ann"), name="site")

@@ -65,9 +65,9 @@ def test_a_spec_that_differs_is_sent_again_and_the_same_is_not(world):
     world.say("r1", run_spec=SPEC)
     assert world.said("a1") == []
     assert world.standings()["0"] == (m.STANDING_READY, "")
-    changed = m.RunSpec(run="r", config='{"lr": 2}')
-    world.say("r1", run_spec=changed)
-    assert world.said("a1", "run_spec") == [changed]
+    changed = m.RunSpec(run="r", config='{"lr": 2}', owner="ann")
+    world.say("r1", run_spec=m.RunSpec(run="r", config='{"lr": 2}', owner="who it likes"))
+    assert world.said("a1", "run_spec") == [changed], "the server says whose it is"
     assert world.standings()["0"] == (m.STANDING_PREPARING, "")
 
 

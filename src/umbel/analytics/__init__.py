@@ -1,8 +1,8 @@
 """Federated analytics: questions to tables that stay with their holders, of which sums alone come back.
 
-A holder runs `client(load)`. An analysis is a strategy: ``umbel.run(app(client, Statistics(["age"])), on=...)``, and
-its `read(result.model)` gives the answer by name. All fold by `total`, so that whoever adds up need not see single
-answers.
+A holder runs `client(load)`. An analysis is a strategy: ``umbel.run(umbel.App(client, strategy=Statistics(["age"])),
+on=...)``, of whose result `answer` has the answer by name. All fold by `total`, so that whoever adds up need not see
+single answers.
 """
 
 from __future__ import annotations

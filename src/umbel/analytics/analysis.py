@@ -16,7 +16,7 @@ from ..core.app import App
 from ..core.arrays import Arrays
 from ..core.ask import Ask
 from ..core.client import Client
-from ..core.strategy import Asks, State, Strategy
+from ..core.strategy import Asks, Question, State
 from ..core.update import Free
 from ..core.window import Window
 from ..errors import ClientId, SettingError, StrategyError
@@ -65,7 +65,7 @@ class Asking:
 
 
 @dataclass(frozen=True)
-class Analysis(Strategy):
+class Analysis(Question):
     """A strategy of one round that asks questions and ends with their answer as the run's model.
 
     `clients` says who is asked, as the `clients` of an `Ask` do; all of them must answer, or as many as `least` says.
@@ -103,14 +103,10 @@ class Analysis(Strategy):
     def questions(self, asking: Asking) -> Answered:
         """Ask, and give the arrays of the result; `clients`, the number of those that answered, is added to them."""
 
-    @abstractmethod
-    def read(self, model: Mapping[str, Any]) -> Any:
-        """The result, `Result.model` of a run of this analysis, under the names that people gave."""
-
 
 def app(client: Client, analysis: Analysis, **settings: Any) -> App:
-    """The app that runs an analysis: one round, no evaluation, its answer as the model. `settings` are the app's."""
-    return App(client, model={"clients": np.array(0)}, strategy=analysis, rounds=1, evaluate_every=0, **settings)
+    """The app that runs an analysis, ``umbel.App(client, strategy=analysis)``; `settings` are the app's."""
+    return App(client, strategy=analysis, **settings)
 
 
 def check_whole(analysis: Any, **settings: int) -> None:

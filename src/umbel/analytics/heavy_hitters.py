@@ -105,6 +105,10 @@ class HeavyHitters(Analysis):
         names = [row.tobytes()[:size].decode(errors="replace") for row, size in rows]
         return dict(zip(names, model["counts"].tolist() if "counts" in model else [None] * len(names), strict=True))
 
+    def table(self, model: Mapping[str, Any]) -> dict[str, dict[str, int | None]]:
+        """A row for each value."""
+        return {value: {"count": count} for value, count in self.read(model).items()}
+
 
 def votes(epsilon: float, delta: float, length: int) -> tuple[int, float]:
     """The votes that a beginning needs, theta, and the chance with which rows vote, by Corollary 1 of the paper:

@@ -92,3 +92,16 @@ class Histogram(Analysis):
         """
         rows = zip(self.columns, model["counts"], model["edges"], strict=True)
         return {name: (by_group(self.by, counts), edges) for name, counts, edges in rows}
+
+    def table(self, model: Mapping[str, Any]) -> dict[str, Any]:
+        """A row for each bin, with its edges, by column and group."""
+
+        def rows(counts: Any, edges: Any) -> list[dict[str, Any]]:
+            ends = edges.tolist()
+            return [
+                {"from": low, "to": high, "count": count}
+                for low, high, count in zip(ends, ends[1:], counts.tolist(), strict=False)
+            ]
+
+        found = zip(self.columns, model["counts"], model["edges"], strict=True)
+        return {name: by_group(self.by, [rows(each, edges) for each in counts]) for name, counts, edges in found}

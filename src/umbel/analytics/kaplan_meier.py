@@ -75,6 +75,14 @@ class KaplanMeier(Analysis):
         """The `Curve`, or, with groups, ``{group: Curve}``."""
         return by_group(self.by, (curve(model, group) for group in range(len(model["survival"]))))
 
+    def table(self, model: Mapping[str, Any]) -> Any:
+        """A row for each time, by group."""
+        curves = [curve(model, group)._asdict() for group in range(len(model["survival"]))]
+        for each in curves:
+            del each["median"]
+        found = ([dict(zip(each, row, strict=True)) for row in zip(*each.values(), strict=True)] for each in curves)
+        return by_group(self.by, found)
+
 
 def curve(model: Mapping[str, Any], group: int = 0) -> Curve:
     """One group's curve of the result of a run."""

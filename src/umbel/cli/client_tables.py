@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as jsons
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -16,7 +15,7 @@ from ..errors import SettingError
 from ..runs.past import PastRun
 from ..runs.receipts import ClientQuantiles, ClientRow, Clients
 from .progress import WORDS
-from .terminal import duration, number, plain, stdout
+from .terminal import duration, json_text, number, plain, stdout
 
 MOST_ROWS = 40
 MOST_COLUMNS = 4
@@ -35,7 +34,7 @@ def show_clients(record: PastRun, round: int | None, *, json: bool) -> None:
     spreads = [spread for spread in clients.spreads if spread.round in rounds]
     if json:
         found = {"run": record.id, "clients": list(map(_plain, rows)), "spreads": list(map(asdict, spreads))}
-        print(jsons.dumps(found), flush=True)
+        print(json_text(found), flush=True)
         return
     _print(stdout(), record, rows, spreads)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as jsons
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from ..errors import SettingError
 from ..runs.history import History, plot_together
 from ..runs.past import PastRun, find, past_runs
 from .drawing import drawn
-from .terminal import duration, in_order, number, plain, stdout
+from .terminal import duration, in_order, json_text, number, plain, stdout
 
 Row = Sequence[Any]
 """A value for each run; None where a run has none."""
@@ -31,7 +30,7 @@ def compare(references: Sequence[str], folder: Path, *, plot: Path | None, json:
     settings, metrics = differing(records), results(records)
     if json:
         whole = {"runs": [record.id for record in records], "settings": settings, "results": metrics}
-        print(jsons.dumps(whole, default=str))
+        print(json_text(whole))
     else:
         _print(records, settings, metrics)
     if plot is not None:

@@ -29,6 +29,16 @@ def register(program: typer.Typer) -> None:
     program.command()(diff)
 
 
+Window = Annotated[
+    str | None,
+    typer.Option("--window", metavar="SIZE", help="How much of what a node sends may be under way; 256KiB."),
+]
+BlobsPort = Annotated[
+    int | None,
+    typer.Option("--blobs-port", metavar="N", min=0, max=65535, help="Where large blobs go; 7422, 0 for nowhere."),
+]
+
+
 @servers.callback()
 def server(
     context: typer.Context,
@@ -65,16 +75,8 @@ def server(
     log_quota: Annotated[
         str | None, typer.Option("--log-quota", metavar="SIZE", help="How much the log of one run may take.")
     ] = None,
-    window: Annotated[
-        str | None,
-        typer.Option("--window", metavar="SIZE", help="How much of what a node sends may be under way; 256KiB."),
-    ] = None,
-    blobs_port: Annotated[
-        int | None,
-        typer.Option(
-            "--blobs-port", metavar="N", min=0, max=65535, help="Where large blobs go, beside; 7422, 0 for nowhere."
-        ),
-    ] = None,
+    window: Window = None,
+    blobs_port: BlobsPort = None,
     debug: Debug = False,
 ) -> None:
     """Be a server: nodes and operators connect to it."""
@@ -142,26 +144,35 @@ Join = Annotated[
 ]
 
 
+NodeName = Annotated[
+    str | None, typer.Option("--name", metavar="NAME", help="What the node, and its client, is called.")
+]
+NodeFolder = Annotated[
+    Path | None, typer.Option("--dir", metavar="DIR", help="Where its key, its results and its state are kept.")
+]
+IsRelay = Annotated[bool, typer.Option("--relay", help="Be a server to nodes below, and send partial sums up.")]
+Listen = Annotated[
+    str | None, typer.Option("--listen", metavar="ADDR", help="With --relay: where the nodes below connect.")
+]
+Check = Annotated[
+    bool, typer.Option("--check", help="Do not join: say whether it could; exits with 3 where it could not.")
+]
+
+
 def node(
     server: Annotated[
         str, typer.Argument(metavar="SERVER", help="HOST:PORT of the server, or the text of an invitation.")
     ],
     join: Join = None,
     source: Source = None,
-    name: Annotated[
-        str | None, typer.Option("--name", metavar="NAME", help="What the node, and its client, is called.")
-    ] = None,
+    name: NodeName = None,
     slots: Annotated[int, typer.Option("--slots", metavar="N", min=1, help="So many tasks at once.")] = 1,
     clients: ClientsFile = None,
-    dir: Annotated[
-        Path | None, typer.Option("--dir", metavar="DIR", help="Where its key, its results and its state are kept.")
-    ] = None,
-    relay: Annotated[
-        bool, typer.Option("--relay", help="Be a server to nodes below, and send partial sums up.")
-    ] = False,
-    listen: Annotated[
-        str | None, typer.Option("--listen", metavar="ADDR", help="With --relay: where the nodes below connect.")
-    ] = None,
+    dir: NodeFolder = None,
+    relay: IsRelay = False,
+    listen: Listen = None,
+    window: Window = None,
+    blobs_port: BlobsPort = None,
     allow: Allow = None,
     policy: PolicyFile = None,
     ask: Annotated[bool, typer.Option("--ask", help="Ask here before the code of a run is run.")] = False,
@@ -172,33 +183,45 @@ def node(
     read: Reads = None,
     write: Writes = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Without TLS; only on this machine.")] = False,
+    check: Check = False,
+    json: Annotated[bool, typer.Option("--json", help="With --check: print one line of JSON.")] = False,
     debug: Debug = False,
 ) -> None:
     """Be a node: hold data, and do a server's tasks on it."""
-    with reported(debug):
+    with reported(debug, json):
         if not relay:
-            refuse({"--listen": listen}, "goes with --relay")
+            refuse({"--listen": listen, "--window": window, "--blobs-port": blobs_port}, "goes with --relay")
+        if not check:
+            refuse({"--json": json or None}, "goes with --check")
         from .node_commands import NodeOrder, limits, run
 
-        run(
-            NodeOrder(
-                server=server,
-                join=join,
-                sources=tuple(source or ()),
-                name=name,
-                slots=slots,
-                clients=clients,
-                folder=dir,
-                relay=relay,
-                listen=listen,
-                allow=tuple(allow or ()),
-                policy=policy,
-                ask=ask,
-                insecure=insecure,
-                debug=debug,
-                limits=limits(memory, cpus, task_time, no_network, read or (), write or ()),
-            )
+        order = NodeOrder(
+            server=server,
+            join=join,
+            sources=tuple(source or ()),
+            name=name,
+            slots=slots,
+            clients=clients,
+            folder=dir,
+            relay=relay,
+            listen=listen,
+            window=window,
+            blobs_port=blobs_port,
+            allow=tuple(allow or ()),
+            policy=policy,
+            ask=ask,
+            insecure=insecure,
+            debug=debug,
+            limits=limits(memory, cpus, task_time, no_network, read or (), write or ()),
         )
+        if not check:
+            run(order)
+            return
+        from .node_check import examine_node
+
+        well = examine_node(order, json=json)
+    if not well:
+        raise typer.Exit(3)
 
 
 Clients = Annotated[

@@ -10,16 +10,11 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from rich import box
-from rich.table import Table
-from rich.text import Text
-
 from ..errors import InternalError, SettingError
 from ..work.confinement import Confinement, lacking, secrets
-from .terminal import stdout
+from .findings import Finding, print_findings
 
 SECRETS = ("operator.json", "server.db", "authority/authority.key", "authority")
-Row = dict[str, object]
 
 
 def doctor(folder: Path, *, json: bool) -> bool:
@@ -28,21 +23,10 @@ def doctor(folder: Path, *, json: bool) -> bool:
     """
     if folder.exists() and not folder.is_dir():
         raise SettingError(f"{folder} is no folder", hint="--dir names the server's folder.")
-    rows = [*_tried(folder.absolute()), *_told()]
-    if json:
-        print(jsons.dumps(rows))
-    else:
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for name in ("check", "state", "note"):
-            table.add_column(name, overflow="fold")
-        for row in rows:
-            state = "isolated" if row["isolated"] else "CRITICAL" if row["critical"] else "not isolated"
-            table.add_row(str(row["check"]), Text(state, style="green" if row["isolated"] else "red"), str(row["note"]))
-        stdout().print(table)
-    return all(row["isolated"] or not row["critical"] for row in rows)
+    return print_findings([*_tried(folder.absolute()), *_told()], json=json, word="isolated")
 
 
-def _tried(folder: Path) -> list[Row]:
+def _tried(folder: Path) -> list[Finding]:
     """What a confined process came by."""
     with tempfile.TemporaryDirectory(prefix="umbel-doctor-") as aside:
         place = folder if folder.is_dir() else Path(aside)
@@ -63,21 +47,16 @@ def _tried(folder: Path) -> list[Row]:
     if done.returncode:
         raise InternalError(f"no confined process could be started: {done.stderr.strip()[-500:]}")
     found: dict[str, bool] = jsons.loads(done.stdout.splitlines()[-1])
-    return [
-        {"check": what, "isolated": not reached, "critical": what != SIGNALS, "note": "tried just now"}
-        for what, reached in found.items()
-    ]
+    return [Finding(what, not reached, "tried just now", what != SIGNALS) for what, reached in found.items()]
 
 
-def _told() -> list[Row]:
+def _told() -> list[Finding]:
     """What the system lacks, and what could be better."""
-    rows: list[Row] = [
-        {"check": "system", "isolated": False, "critical": critical, "note": what} for what, critical in lacking()
-    ]
+    found = [Finding("system", False, what, critical) for what, critical in lacking()]
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         note = "runs are root's processes, though without its capabilities: give the server a user of its own"
-        rows.append({"check": "user", "isolated": False, "critical": False, "note": note})
-    return rows
+        found.append(Finding("user", False, note, critical=False))
+    return found
 
 
 SIGNALS = "signals to the server"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,13 +13,14 @@ from rich.table import Table
 from rich.text import Text
 
 from ..runs.history import History
-from .terminal import COLOURS, duration, in_order, number, plain, plural, sparkline, stdout
+from .answers import ShownAnswer
+from .terminal import COLOURS, duration, in_order, json_text, number, plain, plural, sparkline, stdout
 
 
 @dataclass(frozen=True)
 class Ending:
     """How a run ended. `place` says where it is kept, as ``{"folder": "umbel-runs/..."}``; `commands` what to type
-    next, by what that is good for.
+    next, by what that is good for. `answer` is that of an analysis, which is printed in place of metrics.
     """
 
     run: str
@@ -31,6 +31,7 @@ class Ending:
     best_round: int | None
     place: Mapping[str, str]
     commands: Mapping[str, list[str]]
+    answer: ShownAnswer | None = None
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -44,12 +45,13 @@ class Ending:
             "model_sha256": self.model_sha256,
             **self.place,
             "reason": self.reason,
+            **({} if self.answer is None else {"answer": self.answer.found}),
         }
 
     def print(self, as_json: bool) -> None:
         """Print it on stdout, for people or as one line of JSON."""
         if as_json:
-            print(json.dumps(self.summary), flush=True)
+            print(json_text(self.summary), flush=True)
             return
         ended = {"early stop": "stopped early", "stopped": "was stopped"}.get(self.reason, "finished")
         kept = f", the best of them round {self.best_round}" if self.best_round is not None else ""
@@ -65,7 +67,8 @@ class Ending:
             facts.add_row(name, Text(value, overflow="fold"))
         for name, command in self.commands.items():
             facts.add_row(name, Text(shlex.join(command), style="cyan", overflow="fold"))
-        stdout().print(Padding(Group(head, Text(), *self._metrics(), Text(), facts), (1, 1), expand=False))
+        found = self._metrics() if self.answer is None else [self.answer.table()]
+        stdout().print(Padding(Group(head, Text(), *found, Text(), facts), (1, 1), expand=False))
 
     def _metrics(self) -> Iterator[RenderableType]:
         """The metrics of the model that the run ends with, each with its course over all rounds."""

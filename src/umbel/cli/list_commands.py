@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json as jsons
 import shlex
 import time
 from collections.abc import Iterator, Sequence
@@ -26,7 +25,7 @@ from .account import size
 from .client_tables import show_clients
 from .drawing import drawn
 from .page import STATES, page
-from .terminal import ago, main_metrics, number, plain, plural, stdout
+from .terminal import ago, json_text, main_metrics, number, plain, plural, stdout
 
 WIDE = 100
 """From so many columns on the table says where each app is; a run's id begins with its name anyway."""
@@ -48,7 +47,7 @@ def print_runs(rows: list[dict[str, Any]], *, json: bool, nothing: str) -> None:
     """
     console = stdout()
     if json:
-        print(jsons.dumps(rows))
+        print(json_text(rows))
     elif rows:
         console.print(_table(rows, console.width >= WIDE))
     else:

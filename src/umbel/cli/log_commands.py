@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json as jsons
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import CorruptFile
+from ..errors import CorruptFile, RunFailed
 from ..runs.events import (
     AskClosed,
     RoundCommitted,
@@ -25,17 +24,21 @@ from ..runs.past import find
 from ..wire.names import shown
 from .following import read
 from .progress import WORDS, Watch, failure, heading, round_line, warning
-from .terminal import duration, plural
+from .terminal import duration, json_text, plural
 
 PAUSE = 0.2
 """How often the log of a run on this machine is looked at, in seconds."""
 
 
 def logs(reference: str, folder: Path, *, follow: bool, json: bool) -> None:
-    """Print what has happened in a run on this machine, and, to follow it, what happens until it is over."""
-    printer = LogPrinter(json)
-    for record in lines(find(reference, folder).folder / LOG, follow):
+    """Print what has happened in a run on this machine, and, to follow it, what happens until it is over. Raises
+    `RunFailed` where a run that was followed has failed.
+    """
+    printer, run = LogPrinter(json), find(reference, folder)
+    for record in lines(run.folder / LOG, follow):
         printer.print(record)
+    if follow:
+        printer.check(run.id)
 
 
 def lines(path: Path, follow: bool) -> Iterator[dict[str, Any]]:
@@ -62,17 +65,32 @@ def lines(path: Path, follow: bool) -> Iterator[dict[str, Any]]:
                 time.sleep(PAUSE)
 
 
+_PLACES = {RunStarted.name: False, RunResumed.name: False, RunInterruption.name: True, RunFinished.name: True}
+"""Whether a run is over with an event."""
+
+
 class LogPrinter:
     """Prints events as they come: as lines for people, or as they are."""
 
     def __init__(self, json: bool) -> None:
         self._json = json
         self._watch = Watch()
+        self._error: str | None = None
+        self.ended = False
+
+    def check(self, run: str, error: str | None = None) -> None:
+        """Raise `RunFailed` where the run has failed: by its last event or, where none says how it ended, with this
+        `error`.
+        """
+        if why := self._error if self.ended else error:
+            raise RunFailed(f"the run failed: {why}", run=run)
 
     def print(self, record: Mapping[str, Any]) -> None:
         """Print one."""
+        if (place := _PLACES.get(str(record.get("event")))) is not None:
+            self.ended, self._error = place, record.get("error")
         if self._json:
-            print(jsons.dumps(record), flush=True)
+            print(json_text(record), flush=True)
             return
         event, senseless = read(record)
         if senseless:

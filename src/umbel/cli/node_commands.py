@@ -10,7 +10,6 @@ import re
 import signal
 import socket
 import sys
-import threading
 import tomllib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -30,15 +29,14 @@ from ..transport.stream import Stream
 from ..trust import credentials
 from ..trust.authority import JoinText
 from ..trust.identity import SigningKey
-from ..trust.policy import Approvals, Policy, archive_sha256
+from ..trust.policy import Approvals, Policy
 from ..trust.servers import KnownServer
 from ..trust.versions import Versions
-from ..wire import messages as m
 from ..wire.addresses import canonical, host_and_port, is_loopback
-from ..wire.names import shown
 from .faults import warn
 from .lock import alone
 from .options import SERVER as OWN_SERVER
+from .owner import Owner
 from .server_commands import warn_of_gaps
 from .terminal import log_to_stderr, plural, stderr
 
@@ -69,6 +67,8 @@ class NodeOrder:
     folder: Path | None = None
     relay: bool = False
     listen: str | None = None
+    window: str | None = None
+    blobs_port: int | None = None
     allow: tuple[str, ...] = ()
     policy: Path | None = None
     ask: bool = False
@@ -135,7 +135,7 @@ def _relay(order: NodeOrder) -> None:
 def relay_settings(order: NodeOrder) -> RelaySettings:
     """A relay as the command line says. Raises `SettingError`."""
     from ..server.relay import RelaySettings
-    from ..server.settings import ServerSettings
+    from ..server.settings import ServerSettings, byte_count
 
     hosting: dict[str, object] = {
         "--source": order.sources,
@@ -150,7 +150,9 @@ def relay_settings(order: NodeOrder) -> RelaySettings:
         raise SettingError(f"{given[0]} is for a node that hosts clients: a relay runs nobody's code")
     address, join = canonical(order.server), server_line(order)
     server = KnownServer(join.authority, order.place / SEEN, order.place / SUCCESSORS)
-    below = ServerSettings(order.place / BELOW, http="", insecure=order.insecure)
+    below = ServerSettings(order.place / BELOW, http="", insecure=order.insecure, blobs_port=order.blobs_port)
+    if order.window is not None:
+        below = replace(below, window=byte_count(order.window))
     return RelaySettings(
         connect=_connecting(address, server.roots),
         key=SigningKey.kept(order.place / KEY),
@@ -189,7 +191,7 @@ def node_settings(order: NodeOrder) -> NodeSettings:
         name=order.called,
         token=join.token,
         slots=order.slots,
-        ask_owner=Owner(approvals).ask if policy.ask else None,
+        ask_owner=Owner(approvals, place).ask if policy.ask else None,
         server=server,
         limits=order.limits,
     )
@@ -201,28 +203,38 @@ def server_line(order: NodeOrder) -> JoinText:
 
     Raises `SettingError` where there is nothing, and for plaintext to another machine that nobody insists on.
     """
-    address, path = canonical(order.server), order.place / SERVER
-    try:
-        kept = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        kept = {}
-    if (told := order.join or os.environ.get(credentials.JOIN)) is not None:
-        join = JoinText.parse(credentials.given(told))
-    elif order.insecure:
-        join = JoinText(b"")
-    elif isinstance(kept, dict) and address in kept:
-        join = JoinText.parse(kept[address])
-    else:
-        join = _own_invitation(address, order.relay)
+    address, path, kept = canonical(order.server), order.place / SERVER, _kept(order)
+    join = line_said(order) or _own_invitation(address, order.relay)
     if not join.authority and not order.insecure and not is_loopback(host_and_port(address)[0]):
         raise SettingError(
             f"{address} would be spoken to without TLS: everyone between could read and change what passes",
             hint="--insecure insists.",
         )
-    found = {**(kept if isinstance(kept, dict) else {}), address: JoinText(join.authority).text}
+    found = {**kept, address: JoinText(join.authority).text}
     if found != kept:
         write_whole(path, (json.dumps(found, indent=2) + "\n").encode())
     return join
+
+
+def line_said(order: NodeOrder) -> JoinText | None:
+    """What the command line, the environment or the node's folder says; None where none of them does. Raises
+    `SettingError`.
+    """
+    kept = _kept(order).get(canonical(order.server))
+    if (told := order.join or os.environ.get(credentials.JOIN)) is not None:
+        return JoinText.parse(credentials.given(told))
+    if order.insecure:
+        return JoinText(b"")
+    return None if kept is None else JoinText.parse(kept)
+
+
+def _kept(order: NodeOrder) -> dict[str, str]:
+    """The lines by which servers are known, by address, as the node's folder has them."""
+    try:
+        found = json.loads((order.place / SERVER).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _own_invitation(address: str, relay: bool) -> JoinText:
@@ -310,48 +322,3 @@ def _rules(text: str) -> list[str]:
 def _asks(order: NodeOrder) -> bool:
     """Whether somebody is asked: where that was said, or where nothing was and somebody is there."""
     return order.ask or (not order.allow and order.policy is None and sys.stdin.isatty())
-
-
-class Owner:
-    """Asks whoever sits at the terminal, one question at a time, and remembers what was approved."""
-
-    def __init__(self, approvals: Approvals) -> None:
-        self._approvals = approvals
-        self._turn: asyncio.Lock | None = None
-        self._typed: asyncio.Future[str] | None = None
-
-    async def ask(self, spec: m.RunSpec) -> bool:
-        """Whether the code of a run may run here."""
-        self._turn = self._turn or asyncio.Lock()
-        async with self._turn:
-            sha256 = archive_sha256(spec)
-            if sha256 in self._approvals:
-                return True
-            print(f"\nrun {shown(spec.run)} ({shown(spec.name)}) wants to run code here", file=sys.stderr)
-            print(f"  archive {sha256.hex()}\n  author  {spec.author.hex() or 'nobody signed it'}", file=sys.stderr)
-            print("allow it, now and later? [y/N] ", end="", file=sys.stderr, flush=True)
-            if self._typed is None or self._typed.done():  # else nobody has answered a question that is over
-                self._typed = asyncio.ensure_future(_line_typed())
-            answer = await asyncio.shield(self._typed)
-            if answer.strip().lower() not in ("y", "yes"):
-                return False
-            self._approvals.add(sha256)
-            return True
-
-
-async def _line_typed() -> str:
-    """What is typed next; in a thread that does not keep the program from ending."""
-    loop = asyncio.get_running_loop()
-    typed: asyncio.Future[str] = loop.create_future()
-
-    def tell(text: str) -> None:
-        if not typed.done():
-            typed.set_result(text)
-
-    def read() -> None:
-        text = sys.stdin.readline()
-        with suppress(RuntimeError):  # nobody waits for it any more
-            loop.call_soon_threadsafe(tell, text)
-
-    threading.Thread(target=read, daemon=True).start()
-    return await typed

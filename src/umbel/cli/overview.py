@@ -47,5 +47,6 @@ Commands:
     6    the server: not reached, or lost
     7    the server says no: an unknown token, a role that may not
     130  stopped by Ctrl-C, 143 by SIGTERM: umbel resume goes on
-  With --json, what failed is an object "error" on stdout.
+  With --json, what failed is an object "error" on stdout; a number that is not
+  finite is null.
 """

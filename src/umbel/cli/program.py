@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -101,6 +101,14 @@ Only = Annotated[
     list[str] | None,
     typer.Option("--only", metavar="CLIENT", help="With --on: this client belongs to the run; all by default."),
 ]
+WaitFor = Annotated[
+    int | None,
+    typer.Option("--wait-for", metavar="N", min=1, help="With --on: begin once N clients are ready, and not before."),
+]
+Wait = Annotated[
+    float | None,
+    typer.Option("--wait", metavar="SECONDS", min=0.1, help="With --on: fail where they are not there by then."),
+]
 Expires = Annotated[
     float | None,
     typer.Option("--expires", metavar="DAYS", min=0, help="With --on: your signature is good for so long."),
@@ -122,6 +130,8 @@ def run(
     plan: Plan = False,
     on: RunOn = None,
     only: Only = None,
+    wait_for: WaitFor = None,
+    wait: Wait = None,
     expires: Expires = None,
     detach: Detach = False,
     token: Token = None,
@@ -134,23 +144,16 @@ def run(
         if on is not None:
             simulated = {"--clients": clients, "--init": init, "--workers": workers, "--devices": devices}
             refuse({**simulated, "--work": work, "--plan": plan or None}, "goes with a simulation, not with --on")
+            if only:
+                refuse({"--wait-for": wait_for}, "says how many of any, --only names them: keep one of them")
             from .remote_commands import run_on
 
-            assigned, members = set or [], only or []
-            run_on(
-                app,
-                on,
-                token,
-                rounds=rounds,
-                seed=seed,
-                assignments=assigned,
-                only=members,
-                expires=expires,
-                detach=detach,
-                json=json,
-            )
+            members = {"only": only or [], "wait_for": wait_for, "wait": wait}
+            how: dict[str, Any] = {**members, "assignments": set or [], "expires": expires, "detach": detach}
+            run_on(app, on, token, rounds=rounds, seed=seed, json=json, **how)
             return
-        refuse({"--only": only, "--expires": expires, "--detach": detach or None, "--token": token}, "goes with --on")
+        remote = {"--only": only, "--wait-for": wait_for, "--wait": wait, "--expires": expires, "--token": token}
+        refuse({**remote, "--detach": detach or None}, "goes with --on")
         from .federations import Wanted
         from .run_commands import plan as plan_run
         from .run_commands import run

@@ -225,7 +225,9 @@ def heading(event: RunEvent) -> str | None:
     if isinstance(event, Waiting):
         refused = "".join(f"; client {client} does not take part: {why}" for client, why in event.refused.items())
         ready = f"{event.ready} of {event.wanted} ready" if event.ready < event.wanted else f"{event.ready} ready"
-        return f"waiting for clients: {ready}{refused}"
+        more = f" and {event.ready - len(event.there)} more" if event.there and event.ready > len(event.there) else ""
+        there = f" ({', '.join(event.there)}{more})" if event.there else ""
+        return f"waiting for clients: {ready}{there}{refused}"
     return None
 
 

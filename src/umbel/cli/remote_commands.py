@@ -7,18 +7,24 @@ import secrets
 import shlex
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.text import Text
 
+from ..core.app import App
+from ..core.strategy import Question
 from ..errors import SettingError
 from ..office.operator import Operator
 from ..office.pulling import pull
+from ..remote.federation import contract_of
 from ..runs.config import laid_over
-from ..runs.past import FetchedRun
+from ..runs.past import FetchedRun, PastRun
 from ..trust import credentials
 from . import settings
+from .answers import ShownAnswer
 from .application import LoadedApp, load
 from .following import Followed, follow, why_ended
 from .list_commands import ClientsView, print_runs, show_record
@@ -42,6 +48,8 @@ def run_on(
     seed: int,
     assignments: Sequence[str],
     only: Sequence[str],
+    wait_for: int | None = None,
+    wait: float | None = None,
     expires: float | None,
     detach: bool,
     json: bool,
@@ -53,12 +61,12 @@ def run_on(
         raise SettingError(f"--rounds {rounds} and --set rounds={changed.rounds} disagree", hint="Keep one of them.")
     with server(on, token) as office:
         order = {"rounds": rounds or changed.rounds, "seed": seed, "config": changed.config}
-        said = {**order, "set": list(assignments), "clients": list(only)}
-        run = _submit(office, loaded, said, laid_over(changed.app.config, changed.config), expires)
+        said = {**order, "set": list(assignments), "clients": list(only), "wait_for": wait_for, "wait": wait}
+        run = _submit(office, replace(loaded, app=changed.app), said, changed.config, expires)
         if detach:
             _print_detached(run, on, json)
             return
-        _follow(office, run, on, json)
+        _follow(office, run, on, json, changed.app)
 
 
 def _submit(
@@ -76,7 +84,8 @@ def _submit(
         app=loaded.title,
         archive=client.sha256.hex(),
         version=packed.version,
-        config=digest(jsons.dumps(config)),
+        config=digest(jsons.dumps(laid_over(loaded.app.config, config))),
+        contract=digest(contract_of(loaded.app)),
         federation=office.federation,
         expires=None if expires is None else time.time() + 86400.0 * expires,
     )
@@ -113,8 +122,13 @@ def _print_detached(run: str, on: str, json: bool) -> None:
     console.print(Text(f"  {shlex.join(['umbel', 'logs', run, '-f', '--on', on])}", style="cyan"), soft_wrap=True)
 
 
-def _follow(office: Operator, run: str, on: str, json: bool) -> None:
-    follow(office, run, on).print(json)
+def _follow(office: Operator, run: str, on: str, json: bool, app: App | None = None) -> None:
+    ending = follow(office, run, on)
+    if app is not None and isinstance(app.strategy, Question):
+        with TemporaryDirectory() as scratch:
+            model = PastRun(pull(office, run, Path(scratch))[0]).model()[0]
+            ending = replace(ending, answer=ShownAnswer.of(app, model))
+    ending.print(json)
 
 
 def runs_on(on: str, token: str | None, *, json: bool) -> None:
@@ -172,6 +186,11 @@ def logs_on(run: str, on: str, token: str | None, *, follow: bool, json: bool) -
         found = office.call("runs.show", run=run)["run"]
         for _, record in office.logs(found, follow=follow, watched=False, lost=_tell_lost):
             printer.print(record)
+        if not follow:
+            return
+        ended = office.call("runs.show", run=found) if not printer.ended else {}
+    failed = (why_ended(ended) or "the server does not say why") if ended.get("status") == "failed" else None
+    printer.check(found, failed)
 
 
 def stop_on(run: str, on: str, token: str | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as jsons
 import os
 import shlex
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 
 from rich.padding import Padding
 
+from ..core.app import App
 from ..errors import AppError, RunFailed, RunInterrupted, SettingError, UmbelError
 from ..runs.events import Observer
 from ..runs.past import PastRun, find, is_over
@@ -22,13 +22,14 @@ from ..runs.run import resume as resume_run
 from ..runs.run import run as run_app
 from ..simulation.federation import WORKERS
 from . import settings
+from .answers import ShownAnswer
 from .application import LoadedApp, blame, file_of, load, note_place
 from .ending import Ending
 from .faults import stop_signals, warn
 from .federations import Wanted, start_early
 from .forecast import forecast
 from .progress import progress
-from .terminal import plural, stderr, stdout
+from .terminal import json_text, plural, stderr, stdout
 
 
 def run(
@@ -65,7 +66,7 @@ def run(
             )
 
         result = _watched(begin, loaded, folder, debug)
-    _ending(result, folder).print(json)
+    _ending(result, folder, changed.app).print(json)
 
 
 def plan(
@@ -79,7 +80,7 @@ def plan(
                 changed.app, on=federation, rounds=rounds or changed.rounds, seed=seed, config=changed.config
             )
     if json:
-        print(jsons.dumps(asdict(found)), flush=True)
+        print(json_text(asdict(found)), flush=True)
     else:
         stdout().print(Padding(forecast(found, loaded.title), (1, 1), expand=False))
 
@@ -121,7 +122,7 @@ def resume(
         if is_over(record.log, rounds):
             warn(f"this run is over after {plural(len(record.log.rounds), 'round')}; --rounds N goes on with it")
         result = _watched(go_on, loaded, record.folder.parent, debug)
-    _ending(result, record.folder.parent).print(json)
+    _ending(result, record.folder.parent, changed.app).print(json)
 
 
 def _app_of(record: PastRun, app: str | None) -> LoadedApp:
@@ -177,7 +178,7 @@ def _command(verb: str, run: str, folder: Path) -> str:
     return shlex.join(["umbel", verb, run, *elsewhere])
 
 
-def _ending(result: Result, folder: Path) -> Ending:
+def _ending(result: Result, folder: Path, app: App) -> Ending:
     return Ending(
         run=result.run,
         reason=result.reason,
@@ -187,4 +188,5 @@ def _ending(result: Result, folder: Path) -> Ending:
         best_round=result.best_round,
         place={"folder": str(result.folder)},
         commands={"curves": shlex.split(_command("show", result.run, folder))},
+        answer=ShownAnswer.of(app, result.model),
     )

@@ -73,7 +73,8 @@ def _drive(folder: Path, submission: dict[str, Any], order: dict[str, str]) -> N
     )
     remote = Remote(
         order["address"],
-        clients=_clients(settings),
+        clients=_clients(settings) or settings.get("wait_for"),
+        wait=settings.get("wait"),
         connect=lambda address, **how: ServerLink(
             credentials, order["run"], patient=True, scratch=folder / "link", given=_given(folder)
         ),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
 import sys
 from collections.abc import Iterable, Mapping
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
@@ -131,6 +132,20 @@ def sparkline(values: Iterable[float], width: int = 24) -> str:
 def plain(metrics: Mapping[str, float]) -> dict[str, float | None]:
     """Metrics as JSON can hold them: what is not finite is None."""
     return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+
+
+def json_text(value: Any) -> str:
+    """A value as one line of JSON: numbers that are not finite are null, and what JSON does not know is a text."""
+    return json.dumps(_jsonable(value), allow_nan=False, default=str)
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {", ".join(map(str, k)) if isinstance(k, tuple) else str(k): _jsonable(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(each) for each in value]
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _place(name: str) -> int:

@@ -11,7 +11,7 @@ from ..errors import AppError, SettingError, StrategyError, UpdateRejected
 from .arrays import Arrays
 from .client import Client, check_signature
 from .contract import contract
-from .strategy import Strategy
+from .strategy import Question, Strategy
 from .update import Metrics, check_metrics
 
 Test = TypeVar("Test", bound=Callable[[Arrays], Any])
@@ -60,10 +60,12 @@ class KeepBest:
 class App:
     """Client, initial model, strategy and settings; `umbel run app.py` looks for one in the file.
 
-    - `model`: the initial model, as `Arrays` (or a mapping of names to arrays), or a function that makes it.
+    - `model`: the initial model, as `Arrays` (or a mapping of names to arrays), or a function that makes it. A
+      `Question` needs none.
+    - `rounds`: 10 by default; of a `Question` 1.
     - `config`: what handlers find in `ctx.config`.
     - `evaluate_every`: after every so many rounds, and after the last, clients evaluate and the operator's test runs; 0
-      for never.
+      for never. By default 1; of a `Question` 0.
     - `evaluate_clients`: who evaluates (a number, a fraction, a sampler); by default up to 100 clients drawn at random.
     - `early_stop`, `keep_best`: see there.
     - `max_failed_rounds`: the run fails after so many rounds in a row without an update. It also fails where nobody's
@@ -77,9 +79,9 @@ class App:
         *,
         model: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
         strategy: Strategy | None = None,
-        rounds: int = 10,
+        rounds: int | None = None,
         config: Mapping[str, Any] | None = None,
-        evaluate_every: int = 1,
+        evaluate_every: int | None = None,
         evaluate_clients: Any = None,
         early_stop: EarlyStop | None = None,
         keep_best: KeepBest | str | None = None,
@@ -92,6 +94,9 @@ class App:
             )
         if not isinstance(strategy, Strategy):
             raise AppError(f"the app's strategy is {strategy!r}", hint="Pass an instance, such as FedAvg(cohort=10).")
+        asks = isinstance(strategy, Question)
+        if model is None and isinstance(strategy, Question):
+            model = strategy.unanswered
         if model is None:
             raise AppError(
                 "the app has no model", hint="Pass model=..., the initial arrays or a function that makes them."
@@ -105,9 +110,9 @@ class App:
         self.client = client
         self.model = model
         self.strategy = strategy
-        self.rounds = _whole("rounds", rounds, 1)
+        self.rounds = _whole("rounds", (1 if asks else 10) if rounds is None else rounds, 1)
         self.config = dict(config or {})
-        self.evaluate_every = _whole("evaluate_every", evaluate_every, 0)
+        self.evaluate_every = _whole("evaluate_every", int(not asks) if evaluate_every is None else evaluate_every, 0)
         self.evaluate_clients = evaluate_clients
         self.early_stop = early_stop
         self.keep_best = KeepBest(keep_best) if isinstance(keep_best, str) else keep_best

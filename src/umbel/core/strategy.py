@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Sequence
-from typing import Any
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
 
 from . import encoding
 from .answer import Answer
@@ -85,4 +87,22 @@ class Strategy(ABC):
         """Round `r` (from 1): yield asks, return the next state."""
 
 
-__all__ = ["Answer", "Asks", "State", "Strategy"]
+class Question(Strategy):
+    """A strategy of one round that needs no model: it ends with its answer as the run's model, `Result.answer`.
+
+    An app of one has no `model`, one round, and no evaluation, unless it says otherwise.
+    """
+
+    unanswered: ClassVar[Arrays] = Arrays({"clients": np.array(0)})
+    """The model before the round."""
+
+    @abstractmethod
+    def read(self, model: Mapping[str, Any]) -> Any:
+        """The answer, under the names that people gave, of the model that the round ended with."""
+
+    def table(self, model: Mapping[str, Any]) -> Any:
+        """The answer as a table is printed of it: mappings and lists of mappings of numbers and texts."""
+        return self.read(model)
+
+
+__all__ = ["Answer", "Asks", "Question", "State", "Strategy"]

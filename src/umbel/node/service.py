@@ -103,7 +103,7 @@ class Hosts(Protocol):
 
 
 MakeHosts = Callable[[Blobs, Callable[[Event], None]], Hosts]
-AskOwner = Callable[[m.RunSpec], Awaitable[bool]]
+AskOwner = Callable[[m.RunSpec, Path], Awaitable[bool]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +114,8 @@ class NodeSettings:
     - `connect`: opens a stream to the server. Raises `ConnectionLost`.
     - `key`, `token`: by what it is known, and what lets it join.
     - `clients`: what it hosts, each with its source; `slots`: how many tasks it does at once.
-    - `gate`: what it lets in; `ask_owner`: answers for the owner where the gate leaves it to them.
+    - `gate`: what it lets in; `ask_owner`: answers for the owner where the gate leaves it to them, by the file of the
+      archive.
     - `device`, `data_cache`, `grace`, `environment`, `limits`: see `ChildSettings`.
     - `quota`: bytes of blobs that it keeps at most, beside those of its own results.
     - `lends_below`: where a server on the same machine may have files linked; None for nowhere.
@@ -456,7 +457,7 @@ class NodeService:
         else:
             self._told(OwnerAsked(run))
             if self._settings.ask_owner is not None:
-                said = await self._settings.ask_owner(spec)
+                said = await self._settings.ask_owner(spec, archive)
                 self._audit.judged(spec, Verdict("allow" if said else "deny"), OWNER)
                 self._loop.call_soon(self._told, Approved(run) if said else Denied(run))
 

@@ -15,6 +15,7 @@ from ..core.randomness import Key
 from ..errors import ClientId, SettingError
 from ..runs.events import RunEvent, Waiting
 from ..runs.federation import EnlistedFederation
+from ..work.seeding import generators_kept, seed_generators
 from ..work.state import ClientStates
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ class Remote:
             spec = m.RunSpec(
                 run=run,
                 name=name,
-                contract=json.dumps(app.contract()),
+                contract=contract_of(app),
                 config=json.dumps(dict(config)),
                 clients=[client_text(client) for client in named],
             )
@@ -216,6 +217,13 @@ def _named(clients: Any) -> bool:
     return isinstance(clients, Sequence) and all(isinstance(c, int | str) and not isinstance(c, bool) for c in clients)
 
 
+def contract_of(app: App) -> str:
+    """The contract of an app as JSON: the same wherever it is made, and whatever a strategy draws for it."""
+    with generators_kept():
+        seed_generators(Key.from_seed(0).derive("contract"))
+        return json.dumps(app.contract())
+
+
 def _signed(app: App, spec: m.RunSpec, federation: str | None) -> Signed:
     """The client's archive, signed by this user for this run alone."""
     from ..trust.credentials import author_key
@@ -262,7 +270,8 @@ def _gathered(
                 f"{len(ready)} of {need} clients are ready after {passed:.0f} s{why}",
                 hint="`umbel nodes ls` shows who is connected.",
             )
-        now = Waiting(ready=len(ready), wanted=need, refused={str(c): text for c, text in refused.items()})
+        reasons = {str(client): text for client, text in refused.items()}
+        now = Waiting(ready=len(ready), wanted=need, refused=reasons, there=sorted(map(str, ready)))
         if now != told:
             told = now
             tell(now)

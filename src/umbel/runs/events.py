@@ -76,15 +76,19 @@ class RunResumed(RunEvent):
 
 @dataclass(frozen=True, kw_only=True)
 class Waiting(RunEvent):
-    """A run that has not begun waits for its clients; `refused` says why some do not take part, up to 20 of them."""
+    """A run that has not begun waits for its clients; `refused` says why some do not take part, `there` names those
+    that are ready: up to 20 of each.
+    """
 
     name: ClassVar[str] = "waiting"
     logged: ClassVar[bool] = False
     ready: int
     wanted: int
     refused: Mapping[str, str] = field(default_factory=dict)
+    there: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "there", [short(client) for client in self.there[:MOST_REFUSED]])
         few = {client: short(why) for client, why in islice(self.refused.items(), MOST_REFUSED)}
         object.__setattr__(self, "refused", few)
 

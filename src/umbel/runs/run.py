@@ -18,6 +18,7 @@ from ..core import encoding
 from ..core.app import App
 from ..core.arrays import Arrays
 from ..core.randomness import Key
+from ..core.strategy import Question
 from ..errors import (
     AppError,
     CallerError,
@@ -74,6 +75,7 @@ class Result:
     best_round: int | None = None
     failed: str | None = None
     _closed: Sequence[RunEvent] = ()
+    _question: Question | None = None
 
     @property
     def rounds(self) -> int:
@@ -95,6 +97,18 @@ class Result:
         Raises `JournalMissing` where the folder is gone.
         """
         return Clients(self._closed if self.folder is None else read_log(self.folder).events)
+
+    @property
+    def answer(self) -> Any:
+        """The answer of an analysis, as its `read` gives it. Raises `SettingError` where the strategy is no `Question`,
+        or is not known, as of a run that was opened.
+        """
+        if self._question is None:
+            raise SettingError(
+                "this result has no answer: its strategy is no Question, or not known here",
+                hint="The result's model is what the run came to; an analysis reads it: analysis.read(result.model).",
+            )
+        return self._question.read(self.model)
 
     @property
     def model_sha256(self) -> str:
@@ -359,6 +373,7 @@ def _conduct(conductor: Conductor, place: Path | None, start: Callable[[], None]
         best_round=finished.best_round,
         failed=finished.error,
         _closed=tuple(conductor.closed),
+        _question=strategy if isinstance(strategy := conductor.app.strategy, Question) else None,
     )
     if finished.error is not None:
         kept = "It was kept nowhere; pass folder=... to run()." if place is None else f"Then: umbel resume {run}"

@@ -159,6 +159,9 @@ class Connections:
         if not self._around.registry.admits(identity):  # revoked while the welcome waited for the disk
             await connection.close(m.Problem(code=m.CODE_REVOKED, text="it was revoked just now"))
             return
+        if identity.role == m.ROLE_CHECK:  # it has heard all that it wanted to know
+            await connection.close()
+            return
         same = [peer for peer in self.peers.values() if peer.identity.id == identity.id]
         if identity.role == m.ROLE_OPERATOR and len(same) >= OPERATOR_CONNECTIONS:
             text = f"{len(same)} others have connected by this token"
@@ -169,7 +172,7 @@ class Connections:
 
     async def _admitted(self, connection: Connection, identity: Identity | None) -> None:
         """Before a peer is welcomed, or refused: it has waited as long as it has to, and what was noted is on disk."""
-        if identity is None:
+        if identity is None or identity.role == m.ROLE_CHECK:  # whose key may be another one each time
             await asyncio.sleep(self._refusals.admission(f"from {origin(connection.peer)}"))
         elif identity.role != m.ROLE_RUN:
             await asyncio.sleep(self._admissions.admission(identity.id))

@@ -155,7 +155,7 @@ class AskEntry:
 
 @dataclass(slots=True)
 class RunEntry:
-    """A run that goes on; `closed` is its last ask that is over, `log` its last event.
+    """A run that goes on; `owner` began it, `closed` is its last ask that is over, `log` its last event.
 
     `wanted` are the clients that its spec names, `mine` those of each node of them: for as long as neither changes.
     `over` is how and when it had ended, for one that has connected again and done nothing since.
@@ -164,6 +164,7 @@ class RunEntry:
     id: str
     spec: m.RunSpec | None = None
     peer: str | None = None
+    owner: str = ""
     log: int = 0
     closed: int = -1
     over: tuple[str, float] | None = None
@@ -193,6 +194,10 @@ class NodeEntry:
     asks: set[tuple[str, int]] = field(default_factory=set)
     waiting: int = 0
     problem: str = ""
+
+
+OWNER = "the server above"
+"""Whose a relay's runs are there."""
 
 
 class Ledger:
@@ -254,7 +259,7 @@ class Ledger:
         see `goes_on`.
         """
         rows = self._store.rows("runs", id=id)
-        run = self._resting.pop(id, None) or (_restored(self._store, rows[0]) if rows else RunEntry(id))
+        run = self._resting.pop(id, None) or (_restored(self._store, rows[0]) if rows else RunEntry(id, owner=owner))
         run.spec = None  # until the run says it: nodes have to hear of it anew
         run.over = self.ended.pop(id, None)
         if run.over is None and rows and rows[0]["status"] in ENDED:
@@ -304,7 +309,7 @@ class Ledger:
 
 def _restored(store: Store, row: Mapping[str, Any]) -> RunEntry:
     """A run as it is on disk, by its row; none of its tasks is `waiting` yet."""
-    run = RunEntry(row["id"], m.RunSpec.FromString(row["spec"]) if row["spec"] else None)
+    run = RunEntry(row["id"], m.RunSpec.FromString(row["spec"]) if row["spec"] else None, owner=row["owner"] or "")
     run.log = max(store.greatest("events", run=run.id), row["log"] or 0)
     run.closed = -1 if row["closed"] is None else row["closed"]
     for row in store.rows("asks", run=run.id):

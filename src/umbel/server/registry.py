@@ -161,6 +161,8 @@ class Registry:
 
     def admits(self, identity: Identity) -> bool:
         """Whether who was let in would be let in still: a node that is approved, a token that is known."""
+        if identity.role == m.ROLE_CHECK:
+            return True
         if identity.role != m.ROLE_NODE:
             return self.tokens.row(identity.hello.token) is not None
         node = self._nodes.get(identity.id)
@@ -173,8 +175,9 @@ class Registry:
 
         What this changes, as a token that is used up, is to be committed before the peer is welcomed.
         """
-        if hello.role == m.ROLE_NODE:
-            return self._verify_node(hello, transcript, proof)
+        if hello.role in (m.ROLE_NODE, m.ROLE_CHECK):
+            verify = self._verify_node if hello.role == m.ROLE_NODE else self._check_node
+            return verify(hello, *self._by_key(hello, transcript, proof), transcript, proof)
         if hello.role == m.ROLE_OPERATOR:
             row = self.tokens.verified(hello, "operator", transcript, proof)
             self.tokens.used(row, self._clock())
@@ -206,7 +209,8 @@ class Registry:
         self.audit.record(name, "runs.drive", run=run)
         return Identity(role=hello.role, id=run, name=name, hello=hello)
 
-    def _verify_node(self, hello: m.Hello, transcript: bytes, proof: m.Proof) -> Identity:
+    def _by_key(self, hello: m.Hello, transcript: bytes, proof: m.Proof) -> tuple[str, NodeRecord | None]:
+        """The id of who has this key, and what is known of it. Raises `Refused` for a wrong proof, and if revoked."""
         key = bytes(hello.key)
         if len(key) != KEY_BYTES or not check_node(key, transcript, proof.signature):
             raise self.audit.refusal(hello, m.CODE_UNAUTHENTICATED, "the node's signature is wrong")
@@ -214,6 +218,30 @@ class Registry:
         node = self._nodes.get(id)
         if node is not None and node.status == "revoked":
             raise self.audit.refusal(hello, m.CODE_REVOKED, f"node {node.name} is revoked", node=id)
+        return id, node
+
+    def _check_node(
+        self, hello: m.Hello, id: str, node: NodeRecord | None, transcript: bytes, proof: m.Proof
+    ) -> Identity:
+        """What would come of a node that connects so, in words as its name; nothing is changed."""
+        if node is not None and node.status == "restored":
+            text = f"node {node.name} is held: its folder was restored or copied, or its key is used twice"
+            raise self.audit.refusal(hello, m.CODE_NOT_ALLOWED, text, node=id)
+        if node is not None and node.status == "approved":
+            told = f"known here as {node.name}"
+        elif not hello.token:
+            text = "without a token the node would wait for approval: `umbel nodes approve` on the server"
+            raise self.audit.refusal(hello, m.CODE_NOT_APPROVED, text, retry=True, node=id)
+        else:
+            row = self.tokens.verified(hello, "join", transcript, proof)
+            if row["name"] and self._is_taken(row["name"], id):
+                raise self.audit.refusal(hello, m.CODE_NOT_ALLOWED, _taken(row["name"]), node=id)
+            told = f"the token is good, and it would join as {row['name'] or self._free_name(hello.name, id)}"
+        return Identity(role=hello.role, id=id, name=told, hello=hello)
+
+    def _verify_node(
+        self, hello: m.Hello, id: str, node: NodeRecord | None, transcript: bytes, proof: m.Proof
+    ) -> Identity:
         if node is None or node.status == "pending":
             if not hello.token:
                 raise self._waits(hello, id, node)
@@ -247,8 +275,7 @@ class Registry:
 
     def _joined(self, hello: m.Hello, id: str, row: dict[str, Any]) -> NodeRecord:
         if row["name"] and self._is_taken(row["name"], id):
-            text = f"there is a node {row['name']} already, which this invitation is for: ask for another one"
-            raise self.audit.refusal(hello, m.CODE_NOT_ALLOWED, text, node=id)
+            raise self.audit.refusal(hello, m.CODE_NOT_ALLOWED, _taken(row["name"]), node=id)
         relay = row["role"] == RELAY
         if hello.capabilities.partials and not relay:
             text = "this invitation is for a node, not for a relay: `umbel nodes invite --relay` makes one"
@@ -343,6 +370,10 @@ class Registry:
 
     def _is_taken(self, name: str, id: str) -> bool:
         return any(node.name == name and node.id != id for node in self._nodes.values())
+
+
+def _taken(name: str) -> str:
+    return f"there is a node {name} already, which this invitation is for: ask for another one"
 
 
 def _node(row: Mapping[str, Any]) -> NodeRecord:

@@ -13,12 +13,10 @@ from ..wire.limits import ALIVE_TASKS
 from ..wire.portions import portions, text_bytes
 from ..wire.texts import read_json
 from ..work import retries
-from .ledger import ask_of
+from .ledger import OWNER, ask_of
 from .signals import Connected, Lost, Received, TellRouter
 from .uplink import BundledAnswers, Uplink
 
-OWNER = "the server above"
-"""To whom the runs of a relay belong, in its store."""
 LARGE = 64 << 20
 """Models and updates beyond so many bytes are not folded here."""
 LINGER = 0.2

@@ -16,8 +16,8 @@ from ..wire import messages as m
 from ..wire.limits import HOSTED_BYTES, NODE_CLIENTS
 from ..wire.portions import portions, text_bytes
 from . import signals
-from .ledger import ENDED
-from .relayed import OWNER, RelayedRun
+from .ledger import ENDED, OWNER
+from .relayed import RelayedRun
 from .signals import RelayEffect, RelayEvent
 from .uplink import Uplink
 

@@ -23,7 +23,7 @@ from . import fields
 from .answers import NodeAnswers
 from .asks import RoutedAsks
 from .claims import Claims
-from .ledger import ENDED, Ledger, NodeEntry, RunEntry
+from .ledger import ENDED, OWNER, Ledger, NodeEntry, RunEntry
 from .logs import Logs
 from .nodes import Nodes
 from .signals import Bounded, Connected, Drop, Effect, Event, Lost, Outbox, Received, Release, Released
@@ -266,6 +266,8 @@ class Router:
                 self.answers.fail(run, ask, task, f"client {client} cannot take part: {body.reason}")
 
     def _run_spec(self, run: RunEntry, spec: m.RunSpec) -> None:
+        if run.owner != OWNER:  # of a relay's run the server above has said it
+            spec.owner = run.owner
         changed = run.spec is None or run.spec != spec
         run.spec = spec
         if changed:

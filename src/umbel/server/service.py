@@ -205,13 +205,13 @@ class Service:
         """What this server says of itself to whom it lets in."""
         successor = self.authority.successor
         named = [self.authority.endorse("successor", successor)] if successor else []
-        port = self.side.port
+        port, now = self.side.port, time.time()
         if who.role != m.ROLE_NODE:
-            return m.Welcome(endorsements=named, side_port=port)
+            return m.Welcome(endorsements=named, side_port=port, time=now)
         below = who.hello.authority if who.relay else b""
         said = [self.authority.endorse("relay", below)] if below else []
         told = [*self.endorsements, *said, *named]
-        return m.Welcome(epoch=self.epoch.number, boot=self.boot, endorsements=told, side_port=port)
+        return m.Welcome(epoch=self.epoch.number, boot=self.boot, endorsements=told, side_port=port, time=now)
 
     async def _count_up(self) -> None:
         """Raise the epoch from time to time, so that a copy of the folder is older soon after it was made."""

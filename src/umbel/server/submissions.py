@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Iterator
+from math import inf
+from types import UnionType
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -17,7 +19,9 @@ from ..wire.limits import OPERATOR_RUNS
 from ..wire.names import RUN_ID
 from .requests import Body, Offices, OperatorPeer, count_of, is_whole, run_of, text_of
 
-SETTINGS = {"rounds": int, "seed": int, "config": dict, "set": list, "clients": list}
+SETTINGS: dict[str, type | UnionType] = {
+    "rounds": int, "seed": int, "config": dict, "set": list, "clients": list, "wait_for": int, "wait": int | float
+}  # fmt: skip
 """What a submission may say of a run."""
 
 _NAME = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]{1,100}")  # what no store takes has halves of characters
@@ -171,4 +175,6 @@ def _settings(found: Any) -> dict[str, Any]:
             raise SettingError(f"a run has no setting {name!r:.40} such as {value!r:.40}")
     if found.get("rounds", 1) < 1 or not all(isinstance(one, str) for one in found.get("clients", [])):
         raise SettingError("rounds is at least 1, and clients are names")
+    if found.get("wait_for", 1) < 1 or not 0 < found.get("wait", 1) < inf:
+        raise SettingError("a run waits for at least 1 client, and for some seconds")
     return found

@@ -242,7 +242,7 @@ def _check_hello(hello: m.Hello) -> None:
         raise Refused(f"this server speaks version {VERSION} of the protocol, not {offered}", m.CODE_VERSION)
     if hello.role not in roles.NAMES:
         raise ProtocolError(f"{hello.role} is no role", m.CODE_MALFORMED)
-    if len(hello.key) != (KEY_BYTES if hello.role == m.ROLE_NODE else 0):
+    if len(hello.key) != (KEY_BYTES if hello.role in (m.ROLE_NODE, m.ROLE_CHECK) else 0):
         raise ProtocolError(f"a key of {len(hello.key)} bytes; a node has one of {KEY_BYTES}", m.CODE_MALFORMED)
     brings = hello.capabilities
     if max(len(brings.kinds), len(brings.transforms), len(brings.dtypes)) > CAPABILITIES:

@@ -31,6 +31,8 @@ class _RoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Role.ValueType],
     ROLE_NODE: _Role.ValueType  # 1
     ROLE_RUN: _Role.ValueType  # 2
     ROLE_OPERATOR: _Role.ValueType  # 3
+    ROLE_CHECK: _Role.ValueType  # 4
+    """a node that asks whether it would be let in: nothing is changed, and after Welcome the stream ends"""
 
 class Role(_Role, metaclass=_RoleEnumTypeWrapper): ...
 
@@ -38,6 +40,8 @@ ROLE_UNSPECIFIED: Role.ValueType  # 0
 ROLE_NODE: Role.ValueType  # 1
 ROLE_RUN: Role.ValueType  # 2
 ROLE_OPERATOR: Role.ValueType  # 3
+ROLE_CHECK: Role.ValueType  # 4
+"""a node that asks whether it would be let in: nothing is changed, and after Welcome the stream ends"""
 Global___Role: _TypeAlias = Role  # noqa: Y015
 
 class _Code:
@@ -620,6 +624,7 @@ class Welcome(_message.Message):
     BOOT_FIELD_NUMBER: _builtins.int
     ENDORSEMENTS_FIELD_NUMBER: _builtins.int
     SIDE_PORT_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
     session: _builtins.str
     id: _builtins.str
     """by which the server knows who connected"""
@@ -633,6 +638,8 @@ class Welcome(_message.Message):
     """of this start of the server: two starts have different ones"""
     side_port: _builtins.int
     """where side streams are dialled; 0: nowhere"""
+    time: _builtins.float
+    """seconds since 1970, by the clock of the server"""
     @_builtins.property
     def limits(self) -> Global___Limits: ...
     @_builtins.property
@@ -649,10 +656,11 @@ class Welcome(_message.Message):
         boot: _builtins.str = ...,
         endorsements: _abc.Iterable[Global___Endorsement] | None = ...,
         side_port: _builtins.int = ...,
+        time: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot", b"boot", "endorsements", b"endorsements", "epoch", b"epoch", "id", b"id", "limits", b"limits", "name", b"name", "same_machine", b"same_machine", "session", b"session", "side_port", b"side_port"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot", b"boot", "endorsements", b"endorsements", "epoch", b"epoch", "id", b"id", "limits", b"limits", "name", b"name", "same_machine", b"same_machine", "session", b"session", "side_port", b"side_port", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1099,6 +1107,7 @@ class RunSpec(_message.Message):
     CONFIG_FIELD_NUMBER: _builtins.int
     CLIENTS_FIELD_NUMBER: _builtins.int
     STATEMENT_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
     run: _builtins.str
     name: _builtins.str
     author: _builtins.bytes
@@ -1111,6 +1120,8 @@ class RunSpec(_message.Message):
     """JSON: the app's settings"""
     statement: _builtins.bytes
     """JSON: what the author says of the run"""
+    owner: _builtins.str
+    """by the server, to nodes: the operator who began the run; whatever the run says"""
     @_builtins.property
     def archive(self) -> Global___Payload:
         """the client's archive"""
@@ -1131,10 +1142,11 @@ class RunSpec(_message.Message):
         config: _builtins.str = ...,
         clients: _abc.Iterable[_builtins.str] | None = ...,
         statement: _builtins.bytes = ...,
+        owner: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["archive", b"archive"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive", b"archive", "author", b"author", "clients", b"clients", "config", b"config", "contract", b"contract", "name", b"name", "run", b"run", "signature", b"signature", "statement", b"statement"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive", b"archive", "author", b"author", "clients", b"clients", "config", b"config", "contract", b"contract", "name", b"name", "owner", b"owner", "run", b"run", "signature", b"signature", "statement", b"statement"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from . import messages as m
 
-NAMES: dict[int, str] = {m.ROLE_NODE: "node", m.ROLE_RUN: "run", m.ROLE_OPERATOR: "operator"}
+NAMES: dict[int, str] = {m.ROLE_NODE: "node", m.ROLE_RUN: "run", m.ROLE_OPERATOR: "operator", m.ROLE_CHECK: "check"}
 
 BLOBS = frozenset({"want", "chunk", "credit", "linked", "unwanted"})
 """What concerns blobs."""
@@ -19,12 +19,14 @@ SAYS: dict[str, frozenset[str]] = {
     "relay": _OUTCOME | {"hosted", "notice", "partial"},
     "run": _WORK | {"log_event"},
     "operator": frozenset({"request"}),
+    "check": frozenset(),
 }
 """What each may send to the server besides; a relay is a node that an admin has made one."""
 HEARS: dict[str, frozenset[str]] = {
     "node": _WORK | {"ack", "notice"},
     "run": _OUTCOME | {"partial", "members", "log_ack", "close_run", "notice"},
     "operator": frozenset({"response"}),
+    "check": frozenset(),
 }
 """What the server may send to each besides."""
 
