@@ -224,7 +224,7 @@ class Conductor:
     def release(self) -> None:
         """Let go of files and clients."""
         if self._session is not None:
-            self._session.disconnect()
+            self._session.disconnect(whole=self._finished is not None)
         self._journal.close()
         self._states.close()
 
