@@ -15,10 +15,10 @@ from rich.text import Text
 from ..errors import SettingError
 from ..office.operator import Operator
 from ..office.pulling import pull
+from ..runs import settings
 from ..runs.config import laid_over
 from ..runs.past import FetchedRun
 from ..trust import credentials
-from . import settings
 from .application import LoadedApp, load
 from .following import Followed, follow, why_ended
 from .list_commands import ClientsView, print_runs, show_record
