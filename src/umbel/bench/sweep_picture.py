@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ def draw(sweep: Sweep, path: str | Path | None = None) -> Figure:
     range shaded; then each run's metric by the settings that were varied. Needs matplotlib.
     """
     try:
+        from matplotlib.ticker import MaxNLocator
+
         from ..core.figure import Picture
     except ImportError as error:
         raise ImportError('drawing needs matplotlib: pip install "umbel[plot]"') from error
@@ -36,12 +39,14 @@ def draw(sweep: Sweep, path: str | Path | None = None) -> Figure:
     ratios = {"width_ratios": [2.0, *([1.0] * len(shown))]}
     curves, *others = figure.subplots(1, 1 + len(shown), squeeze=False, gridspec_kw=ratios)[0]
     for number, group in reversed(list(enumerate(sweep.groups))):
-        _curve(curves, sweep, group, number)
+        _curve(curves, sweep, group, number, varied)
+    curves.xaxis.set_major_locator(MaxNLocator(integer=True))
     curves.set_xlabel("round")
     curves.set_ylabel(sweep.metric)
     curves.grid(alpha=0.3)
     handles, labels = curves.get_legend_handles_labels()
-    curves.legend(handles[::-1], labels[::-1], frameon=False, fontsize=8)
+    if labels:
+        curves.legend(handles[::-1], labels[::-1], frameon=False, fontsize=8)
     for axes, name in zip(others, shown, strict=True):
         _points(axes, sweep, name)
     if path is not None:
@@ -53,16 +58,17 @@ def _names(sweep: Sweep) -> list[str]:
     return list(dict.fromkeys(name for row in sweep.rows for name in row.settings))
 
 
-def _curve(axes: Any, sweep: Sweep, group: SweepGroup, number: int) -> None:
+def _curve(axes: Any, sweep: Sweep, group: SweepGroup, number: int, varied: Sequence[str]) -> None:
     """A line for a choice of settings: in a colour and named where it is among the best."""
     name = str(sweep.metric)
     series = [dict(row.history.series(name)) for row in group.rows if name in row.history.names]
     rounds = sorted({r for each in series for r in each})
     found = {r: [each[r] for each in series if r in each] for r in rounds}
     best = number < len(COLOURS)
-    colour, label = (COLOURS[number], ", ".join(f"{n} {v}" for n, v in group.settings.items())) if best else ("0.8", "")
+    label = ", ".join(f"{name} {value}" for name, value in group.settings.items() if name in varied)
+    colour = COLOURS[number] if best else "0.8"
     means = [statistics.fmean(found[r]) for r in rounds]
-    axes.plot(rounds, means, color=colour, linewidth=1.5 if best else 0.8, label=label or None)
+    axes.plot(rounds, means, color=colour, linewidth=1.5 if best else 0.8, label=label if best and label else None)
     if best and len(series) > 1:
         least, most = [min(found[r]) for r in rounds], [max(found[r]) for r in rounds]
         axes.fill_between(rounds, least, most, color=colour, alpha=0.15, linewidth=0)

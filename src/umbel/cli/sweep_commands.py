@@ -145,15 +145,11 @@ def _print(found: Sweep, folder: Path, picture: Path | None) -> None:
     if len(lines) > MOST_LINES:
         parts.append(Text(f" and {len(lines) - MOST_LINES} more: umbel sweep ... --json has all", style="dim"))
     if found.best is not None:
-        parts += [Text(), *_best(found, found.best, folder)]
-    if picture is not None:
-        parts.append(Text(f"picture  {picture}"))
-    elif found.best is not None:
-        parts.append(Text('a picture needs matplotlib: pip install "umbel[plot]"', style="dim"))
+        parts += [Text(), *_best(found, found.best, folder, str(picture or 'pip install "umbel[plot]" to have one'))]
     stdout().print(Padding(Group(*parts), (1, 1), expand=False), soft_wrap=True)
 
 
-def _best(found: Sweep, row: SweepRow, folder: Path) -> list[Any]:
+def _best(found: Sweep, row: SweepRow, folder: Path, picture: str | None = None) -> list[Any]:
     group = next(group for group in found.groups if group.settings == row.settings)
     over = f", {number(group.mean)} ± {number(group.spread)} over its seeds" if len(group.values) > 1 else ""
     value = f"{found.metric} {number(found.value(row))}{over}"
@@ -165,4 +161,6 @@ def _best(found: Sweep, row: SweepRow, folder: Path) -> list[Any]:
     for name, words in {"again": line and shlex.join(line), "curves": command("show", str(row.run), folder)}.items():
         if words:
             facts.add_row(name, Text(words, style="cyan", overflow="fold"))
+    if picture is not None:
+        facts.add_row("picture", Text(picture))
     return [head, facts]
