@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from umbel import App, Client, FedAvg
-from umbel.bench.space import Range, assigned, drawn, grid, plain_value, space_of
+from umbel.bench.space import ValueRange, assigned, drawn, grid, plain_value, space_of
 from umbel.errors import SettingError
 from umbel.runs.settings import apply
 
@@ -52,13 +52,13 @@ def test_a_value_is_set_as_it_was(value: Any) -> None:
         ("[1,2],[3]", ("[1,2]", "[3]")),
         ("\"a,b\",'c'", ("a,b", "c")),
         ("it's,so", ("it's", "so")),
-        ("0.001..0.1", Range(0.001, 0.1, log=True)),
-        ("1e-4..1", Range(1e-4, 1.0, log=True)),
-        ("0..1.0", Range(0.0, 1.0)),
-        ("-1.5..2.5", Range(-1.5, 2.5)),
-        ("5..50", Range(5, 50, whole=True)),
-        ("16..1024:log", Range(16, 1024, whole=True, log=True)),
-        ("0.1..0.9:linear", Range(0.1, 0.9)),
+        ("0.001..0.1", ValueRange(0.001, 0.1, log=True)),
+        ("1e-4..1", ValueRange(1e-4, 1.0, log=True)),
+        ("0..1.0", ValueRange(0.0, 1.0)),
+        ("-1.5..2.5", ValueRange(-1.5, 2.5)),
+        ("5..50", ValueRange(5, 50, whole=True)),
+        ("16..1024:log", ValueRange(16, 1024, whole=True, log=True)),
+        ("0.1..0.9:linear", ValueRange(0.1, 0.9)),
     ],
 )
 def test_what_is_typed(text: str, found: Any) -> None:
@@ -99,7 +99,7 @@ def test_a_range_gives_its_own_numbers_alone(low: int, width: int, whole: bool, 
     for log in (False, True):
         if log and low < 1:
             continue
-        values = Range(low, low + width, whole, log)
+        values = ValueRange(low, low + width, whole, log)
         found = float(values.at(share))
         assert low <= found <= low + width
         assert not whole or found == int(found)

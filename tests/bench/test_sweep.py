@@ -102,7 +102,7 @@ def test_what_is_done_is_kept_and_more_values_and_seeds_go_on(tmp_path: Path) ->
     done, lines[:] = ids(tmp_path), []
     assert rows_of(swept(GRID, tmp_path, tell=lines.append)) == rows_of(first)
     assert lines == [f"{first.id} has 4 runs already"]
-    more = swept({"lr": [0.5, 0.75], "strategy.cohort": [3, 2]}, tmp_path, seeds=2)
+    more = swept({"strategy.cohort": [3, 2], "lr": [0.5, 0.75]}, tmp_path, seeds=2)
     assert more.id == first.id
     assert len(more) == 8
     assert len(ids(tmp_path)) == 10

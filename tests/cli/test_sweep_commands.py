@@ -79,6 +79,7 @@ def test_json_has_every_run_and_the_best(umbel: Command, folder: Path) -> None:
     assert first.code == 0
 
 
+@pytest.mark.slow
 def test_a_sweep_that_was_killed_goes_on_where_it_was(umbel: Command, folder: Path) -> None:
     (folder / "app.py").write_text((folder / "app.py").read_text().partition("\n\n@app.test")[0] + DIES)
     whole = umbel(*SWEEP, "--folder", "whole", "--json").summary
@@ -115,6 +116,7 @@ def test_what_cannot_be_is_said_before_anything_runs(umbel: Command, folder: Pat
     assert "no sweep is in umbel-runs" in umbel("best").said
 
 
+@pytest.mark.slow
 def test_where_all_runs_fail_it_says_why(umbel: Command, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAILING", "all")
     done = umbel(*SWEEP)

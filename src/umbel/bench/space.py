@@ -31,7 +31,7 @@ _PARTS = re.compile(r""""[^"]*"|'[^']*'|.""", re.DOTALL)
 
 
 @dataclass(frozen=True)
-class Range:
+class ValueRange:
     """The numbers from `low` to `high`, both included; `log`: as many between 1 and 10 as between 10 and 100."""
 
     low: float
@@ -57,13 +57,13 @@ class Range:
         return str(round(value)) if self.whole else repr(float(f"{value:.5g}"))
 
 
-Space = Mapping[str, "tuple[str, ...] | Range"]
+Space = Mapping[str, "tuple[str, ...] | ValueRange"]
 """For each setting its values, or the range that they are drawn from."""
 
 
-def assigned(assignments: Sequence[str]) -> dict[str, tuple[str, ...] | Range]:
+def assigned(assignments: Sequence[str]) -> dict[str, tuple[str, ...] | ValueRange]:
     """The space of assignments such as ``lr=0.1,0.03`` or ``lr=0.001..0.1``. Raises `SettingError`."""
-    space: dict[str, tuple[str, ...] | Range] = {}
+    space: dict[str, tuple[str, ...] | ValueRange] = {}
     for assignment in assignments:
         name, equals, text = (part.strip() for part in assignment.partition("="))
         if not equals or not name:
@@ -74,13 +74,13 @@ def assigned(assignments: Sequence[str]) -> dict[str, tuple[str, ...] | Range]:
     return space
 
 
-def space_of(settings: Mapping[str, Any]) -> dict[str, tuple[str, ...] | Range]:
+def space_of(settings: Mapping[str, Any]) -> dict[str, tuple[str, ...] | ValueRange]:
     """The space of a dictionary: a list holds values, a text is read as on the command line, another value is alone.
     Raises `SettingError`.
     """
-    space: dict[str, tuple[str, ...] | Range] = {}
+    space: dict[str, tuple[str, ...] | ValueRange] = {}
     for name, value in settings.items():
-        if isinstance(value, Range):
+        if isinstance(value, ValueRange):
             space[name] = value
         elif isinstance(value, str):
             space[name] = _read(name, value)
@@ -95,10 +95,10 @@ def space_of(settings: Mapping[str, Any]) -> dict[str, tuple[str, ...] | Range]:
 def grid(space: Space) -> list[Point]:
     """All combinations, the last setting's values changing first. Raises `SettingError` for a range."""
     for name, values in space.items():
-        if isinstance(values, Range):
+        if isinstance(values, ValueRange):
             hint = "Draw from it by --random N or --optuna N (random=N, optuna=N), or list the values."
             raise SettingError(f"{name}: a range has no end of values", hint=hint)
-    combined = itertools.product(*(values for values in space.values() if not isinstance(values, Range)))
+    combined = itertools.product(*(values for values in space.values() if not isinstance(values, ValueRange)))
     return [dict(zip(space, values, strict=True)) for values in combined]
 
 
@@ -108,15 +108,15 @@ def drawn(space: Space, count: int, seed: int = 0) -> list[Point]:
     """
     key = Key.from_seed(seed)
 
-    def value(name: str, values: tuple[str, ...] | Range, number: int) -> str:
+    def value(name: str, values: tuple[str, ...] | ValueRange, number: int) -> str:
         share = key.derive("sweep", name, number).integer(53) / 2**53
-        return values.at(share) if isinstance(values, Range) else values[int(share * len(values))]
+        return values.at(share) if isinstance(values, ValueRange) else values[int(share * len(values))]
 
     points = [{name: value(name, values, i) for name, values in space.items()} for i in range(count)]
     return list({tuple(point.items()): point for point in points}.values())
 
 
-def _read(name: str, text: str) -> tuple[str, ...] | Range:
+def _read(name: str, text: str) -> tuple[str, ...] | ValueRange:
     if found := _RANGE.fullmatch(text):
         return _range(name, *found.groups())
     parts = [part.strip() for part in _split(text)]
@@ -127,7 +127,7 @@ def _read(name: str, text: str) -> tuple[str, ...] | Range:
     return tuple(dict.fromkeys(map(_unquoted, parts)))
 
 
-def _range(name: str, first: str, last: str, scale: str | None) -> Range:
+def _range(name: str, first: str, last: str, scale: str | None) -> ValueRange:
     low, high = float(first), float(last)
     whole = first.lstrip("+-").isdigit() and last.lstrip("+-").isdigit()
     log = scale == "log" if scale else not whole and low > 0
@@ -135,7 +135,7 @@ def _range(name: str, first: str, last: str, scale: str | None) -> Range:
         raise SettingError(f"{name}={first}..{last}: a range goes from a number to a greater one")
     if log and low <= 0:
         raise SettingError(f"{name}={first}..{last}: a logarithmic range begins above 0")
-    return Range(low, high, whole, log)
+    return ValueRange(low, high, whole, log)
 
 
 def _split(text: str) -> list[str]:

@@ -11,7 +11,7 @@ from ..core.app import EarlyStop
 from ..errors import CallerError, SettingError
 from ..runs.history import History
 from ..runs.outcome import early_end
-from .space import Point, Range, Space
+from .space import Point, Space, ValueRange
 from .swept import GOOD, Goal, SweepRow
 
 PRUNED = "pruned"
@@ -87,8 +87,8 @@ class Proposal:
         return early
 
 
-def _suggested(trial: Any, name: str, values: tuple[str, ...] | Range) -> str:
-    if not isinstance(values, Range):
+def _suggested(trial: Any, name: str, values: tuple[str, ...] | ValueRange) -> str:
+    if not isinstance(values, ValueRange):
         return values[0] if len(values) == 1 else str(trial.suggest_categorical(name, values))
     suggest = trial.suggest_int if values.whole else trial.suggest_float
     low, high = (int(values.low), int(values.high)) if values.whole else (values.low, values.high)

@@ -19,7 +19,7 @@ from ..runs.run import run as run_app
 from ..runs.settings import Changed, apply
 from .fingerprint import described, digest, versions
 from .progress import Progress, outcome_said, say
-from .space import Point, Range, Space, drawn, grid, space_of
+from .space import Point, Space, ValueRange, drawn, grid, space_of
 from .study import PRUNED, Study
 from .swept import GOOD, Goal, Sweep, SweepRow, by_metric, goal_of, marked, point_of
 from .trial import reason_of
@@ -85,7 +85,9 @@ def sweep(
         _changed(app, point, rounds)
     on, mode = federation_of(app, on), ["points"] if study is None else ["optuna", metric, goal, _name(sampler)]
     id = f"{name}-sweep-{digest(_known(app, on, rounds, init, [sorted(space), mode]))[:8]}"
-    before = {} if folder is None else {_key(run): run for run in marked(folder).get(id, ())}
+    before = (
+        {} if folder is None else {_key(point_of(run), run.log.started.seed): run for run in marked(folder).get(id, ())}
+    )
     runs = (len(points) if study is None else optuna or 0) * len(wanted)
     how = {"rounds": rounds, "init": init, "folder": folder, "name": name, "source": source}
     desk = _Desk(app, on, id, metric, goal, how, before, Progress(runs, tell))
@@ -108,7 +110,7 @@ def _seeds(seeds: int | Sequence[int]) -> list[int]:
 
 def _corners(space: Space) -> list[Point]:
     """Points that have each value, and the ends of each range, once at least."""
-    ends = {name: values.ends if isinstance(values, Range) else values for name, values in space.items()}
+    ends = {name: values.ends if isinstance(values, ValueRange) else values for name, values in space.items()}
     most = max(map(len, ends.values()), default=1)
     return [{name: each[min(at, len(each) - 1)] for name, each in ends.items()} for at in range(most)]
 
@@ -139,8 +141,9 @@ def _name(sampler: Any) -> str:
     return sampler if isinstance(sampler, str) else type(sampler).__name__
 
 
-def _key(record: PastRun) -> tuple[Any, ...]:
-    return tuple(point_of(record).items()), record.log.started.seed
+def _key(point: Point, seed: int) -> tuple[Any, ...]:
+    """By what a run of a sweep is known, in whatever order its settings were given."""
+    return tuple(sorted(point.items())), seed
 
 
 @dataclass
@@ -176,7 +179,7 @@ class _Desk:
 
     def row(self, point: Point, seed: int, stop: Any) -> SweepRow:
         """The run of a point and a seed: as it was done before, or is done now."""
-        key = tuple(point.items()), seed
+        key = _key(point, seed)
         record = self.before.get(key)
         fresh = key not in self.done and (record is None or record.state not in OVER)
         if key not in self.done:

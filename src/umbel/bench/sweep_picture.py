@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 from ..errors import SettingError
 from .picture import COLOURS
 from .space import plain_value
-from .swept import Sweep, SweepGroup
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from .swept import Sweep, SweepGroup
 
 MOST_SETTINGS = 3
 """So many settings have a panel, those with the most values first."""

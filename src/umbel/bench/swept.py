@@ -107,9 +107,9 @@ class Sweep:
         """The choices of settings, the best first by the mean over seeds; those with a run that came to nothing follow
         the others.
         """
-        found: dict[tuple[str, ...], list[SweepRow]] = {}
+        found: dict[tuple[tuple[str, str], ...], list[SweepRow]] = {}
         for row in self.rows:
-            found.setdefault(tuple(row.settings.items()), []).append(row)  # type: ignore[arg-type]
+            found.setdefault(tuple(sorted(row.settings.items())), []).append(row)
         sign = -1 if self.goal == "max" else 1
 
         def place(group: SweepGroup) -> tuple[int, float]:
