@@ -329,3 +329,18 @@ def test_a_worker_that_ends_between_two_runs_is_replaced(tmp_path):
         os.kill(int(pid), 9)
         assert run(app, on=federation, folder=None).model_sha256 == first
         assert who_loaded(notes)[0] not in ({pid}, set())
+
+
+def test_workers_of_a_run_that_did_not_come_to_its_end_are_ended():
+    federation, states = Simulation(3, workers=1), ClientStates()
+    client = trains(lambda model, data, ctx: Update(model))
+    with federation.warm():
+        hosts = []
+        for whole in (False, True, True, False):
+            session = federation.connect(client, {}, Key.from_seed(0), states)
+            hosts.append(session._hands.workers[0].host)
+            session.disconnect(whole)
+        assert hosts[1] is hosts[2] is hosts[3]
+        assert hosts[0] is not hosts[1]
+        assert [host.channel.fileno() for host in hosts] == [-1] * 4
+    states.close()
