@@ -361,7 +361,7 @@ def sweep(
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Draw the picture to this file; beside the runs else.")
     ] = None,
-    json: TableJson = False,
+    json: Json = False,
     folder: Folder = RUNS,
     debug: Debug = False,
 ) -> None:
