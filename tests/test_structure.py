@@ -91,6 +91,7 @@ TESTED_ELSEWHERE = {
     "bench.picture": "bench/test_table.py",
     "bench.problem": "bench/test_algorithm.py",
     "bench.progress": "bench/test_comparison.py",
+    **{f"bench.{name}": "bench/test_sweep.py" for name in ("study", "sweep_picture", "swept")},
     "cli.__main__": "cli/test_program.py",  # runs `python -m umbel.cli`
     "runs.past": "cli/test_past.py",
     "cli.drawing": "cli/test_compare_commands.py",

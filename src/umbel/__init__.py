@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from . import errors, events
+    from .bench.sweep import sweep
     from .core.answer import Answer
     from .core.app import App, EarlyStop, KeepBest
     from .core.arrays import Arrays
@@ -44,9 +45,10 @@ __all__ = [
     "FedAdam", "FedAvg", "FedAvgM", "FedProx", "FedYogi", "Fixed", "Fraction", "Free", "KeepBest", "Like", "Metrics",
     "Poisson", "Question", "Remote", "Result", "Simulation", "State", "Strategy", "Transform", "UmbelError", "Uniform",
     "Update", "Weighted", "Window", "chain", "clip_by_norm", "collect", "cosine", "errors", "events", "load_model",
-    "mean", "open", "resume", "run", "steps", "top_k", "total", "weighted_mean",
+    "mean", "open", "resume", "run", "steps", "sweep", "top_k", "total", "weighted_mean",
 ]  # fmt: skip
 _PLACES = {
+    "bench.sweep": "sweep",
     "core.answer": "Answer", "core.app": "App EarlyStop KeepBest", "core.arrays": "Arrays",
     "core.ask": "Ask", "core.client": "Client Context", "core.correction": "Correction",
     "core.elementwise": "mean weighted_mean", "core.strategy": "Question State Strategy",

@@ -264,7 +264,7 @@ def test_a_long_run_is_told_of_meanwhile():
     lines: list[str] = []
     now = [0.0]
     progress = Progress(1, lines.append, clock=lambda: now[0])
-    watch = progress.watch(bench.Trial("p", "a", "test", 1, 9, 1, {}, "key"))
+    watch = progress.watch(bench.Trial("p", "a", "test", 1, 9, 1, {}, "key").title, 9)
     for r in range(1, 4):
         now[0] += 0.6 * EVERY
         watch(RoundCommitted(round=r, asks=1))

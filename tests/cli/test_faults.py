@@ -137,6 +137,8 @@ def with_json(command: Any = None, *path: str) -> list[tuple[str, ...]]:
 FAILING = {
     ("run",): ("run", "gone.py"),
     ("resume",): ("resume", "last"),
+    ("sweep",): ("sweep", "gone.py", "--set", "lr=1,2"),
+    ("best",): ("best",),
     ("show",): ("show", "last", "--clients"),
     ("runs",): ("runs", "--on", "h:1"),
     ("logs",): ("logs", "last"),

@@ -385,6 +385,26 @@ def test_it_stops_at_the_target():
     assert run(measured([1, 1, 1], early_stop=EarlyStop("test.accuracy", None, target=4))).reason == "rounds"
 
 
+def test_a_function_of_the_history_stops_it_and_says_why(tmp_path):
+    seen = []
+
+    def enough(history):
+        seen.append(history.last("test.accuracy"))
+        return "enough is enough" if seen[-1] > 2 else None
+
+    result = run(measured([1, 2, 3, 4], early_stop=enough), folder=tmp_path)
+    assert (result.rounds, result.reason, seen) == (3, "enough is enough", [1, 2, 3])
+    assert umbel.open(result.folder).reason == "enough is enough"
+    again = umbel.resume(measured([9], early_stop=enough), result.folder, on=Simulation(8), rounds=4)
+    assert (again.rounds, again.reason, again.model_sha256) == (3, "enough is enough", result.model_sha256)
+    assert run(measured([1, 2, 3], early_stop=lambda history: len(history) == 2)).reason == "early stop"
+    assert run(measured([1, 2], early_stop=lambda history: False)).reason == "rounds"
+    with pytest.raises(AppError, match="the app's early_stop raised ZeroDivisionError"):
+        run(measured([1, 2], early_stop=lambda history: 1 / 0))
+    with pytest.raises(SettingError, match=r"an EarlyStop\(...\) or a function, not 3"):
+        measured([1, 2], early_stop=3)
+
+
 @pytest.mark.parametrize("kept", [True, False])
 @pytest.mark.parametrize(
     ("values", "mode", "best"),

@@ -118,6 +118,9 @@ class Stage:
         wire.worker = HostedWorker(index, Played(wire), self.row, None)
         return wire.worker
 
+    def keep(self, worker):
+        return False
+
     def dismiss(self):
         self.dismissed = True
 

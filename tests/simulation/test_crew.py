@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from tests.conftest import open_files
 
+import umbel
 from umbel import App, Arrays, Client, FedAvg, Simulation, Update, run
 from umbel.core.randomness import Key
 from umbel.errors import AppError, CallerError, SettingError
@@ -174,7 +175,7 @@ def test_the_data_of_so_many_clients_is_kept_by_all_workers_together(connect, mo
     monkeypatch.setattr(crew, "PackedMessage", lambda beginning: told.append(beginning) or parcel(beginning))
     parcel = sys.modules["umbel.simulation.channel"].PackedMessage
     connect(Simulation(3, workers=2, data_cache=5, memory=10**9))
-    (beginning,) = told
+    beginning = told[0]
     assert (beginning.data_cache, beginning.memory, beginning.sources) == (3, 10**9, 3)
 
 
@@ -207,3 +208,139 @@ def test_a_client_of_the_main_script_and_of_this_function_alike():
         for workers in (0, 2)
     ]
     assert results[0].model_sha256 == results[1].model_sha256
+
+
+def loading(notes, drawing=False):
+    """A client that notes which process loads whose data, and may draw for it."""
+    client = Client()
+
+    @client.data
+    def data(source):
+        with open(notes, "a") as file:
+            print(os.getpid(), source["index"], file=file)
+        return np.full(2, source["index"]) + (np.random.normal(size=2) if drawing else 0.0)
+
+    @client.train
+    def train(model, data, ctx):
+        if ctx.config["fail"]:
+            raise umbel.errors.SettingError("not with me")
+        step = data + ctx.rng.normal(size=2) + np.random.normal(size=2) * ctx.state.get("times", 0)
+        ctx.state["times"] = ctx.state.get("times", 0) + 1
+        return Update({"w": model["w"] + ctx.config["lr"] * (step - model["w"])})
+
+    config = {"lr": 0.5, "fail": False, "of": "any"}
+    return App(client, model=lambda: MODEL, strategy=FedAvg(cohort=3), rounds=3, config=config)
+
+
+def who_loaded(notes):
+    """The processes that have loaded, and how often anything was, since this was last asked."""
+    lines = notes.read_text().splitlines() if notes.exists() else []
+    notes.unlink(missing_ok=True)
+    return {line.split()[0] for line in lines}, len(lines)
+
+
+RUNS = [{"seed": seed, "config": {"lr": rate}} for rate in (0.1, 0.5) for seed in (0, 1)]
+
+
+@pytest.mark.parametrize("drawing", [False, True])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_runs_that_share_workers_have_the_bits_of_runs_that_do_not(tmp_path, workers, drawing):
+    notes, federation = tmp_path / "notes", Simulation(4, workers=workers)
+    app = loading(notes, drawing)
+    alone = [run(app, on=federation, folder=None, **each).model_sha256 for each in RUNS]
+    _, loads = who_loaded(notes)
+    with federation.warm() as warm:
+        assert warm is federation
+        together = [run(app, on=federation, folder=None, **each).model_sha256 for each in RUNS]
+    assert together == alone
+    assert len(set(alone)) == 4
+    processes, warm_loads = who_loaded(notes)
+    assert len(processes) <= max(1, workers)
+    assert warm_loads <= 4 * max(1, workers) or drawing
+    assert loads >= 4 * 3
+    assert federation.warmth is None
+    assert run(app, on=federation, folder=None, **RUNS[0]).model_sha256 == alone[0]
+
+
+def test_data_that_was_drawn_is_drawn_again_for_another_seed_alone(tmp_path):
+    notes, federation = tmp_path / "notes", Simulation(4, workers=0)
+    app = loading(notes, drawing=True)
+    with federation.warm():
+        for seed, loads in ((3, 4), (3, 0), (4, 4)):
+            app.strategy = FedAvg(cohort="all")
+            run(app, on=federation, folder=None, seed=seed)
+            assert who_loaded(notes)[1] == loads
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_has_gone_wrong_or_is_another_clients_is_not_kept(tmp_path, workers):
+    notes, federation = tmp_path / "notes", Simulation(4, workers=workers)
+    app = loading(notes)
+    app.strategy = FedAvg(cohort="all")
+    once = {"on": federation, "folder": None}
+    before = open_files()
+    with federation.warm(), federation.warm():
+        run(app, **once)
+        first = who_loaded(notes)
+        with pytest.raises(SettingError, match="not with me"):
+            run(app, config={"fail": True}, **once)
+        who_loaded(notes)
+        run(app, **once)
+        second = who_loaded(notes)
+        assert (first[1], second[1]) == (4, 4)
+        run(app, **once)
+        assert who_loaded(notes)[1] == 0
+        with federation.with_workers(workers).warm() as twin:
+            run(app, on=twin, folder=None)
+        assert who_loaded(notes)[1] == 0
+        run(loading(notes, drawing=True), **once)
+        assert who_loaded(notes)[1] > 0
+    assert len(open_files() - before) <= 1
+    with Simulation(4, workers=workers, memory=1 << 34).warm() as limited:
+        for _ in range(2):
+            run(app, on=limited, folder=None)
+            assert who_loaded(notes)[1] == 4
+
+
+def test_a_run_beside_another_has_workers_of_its_own(tmp_path):
+    notes, federation = tmp_path / "notes", Simulation(4, workers=1)
+    app, within = loading(notes), []
+
+    @app.test
+    def test(model):
+        if not within:
+            within.append(True)
+            within.append(run(app, on=federation, folder=None, seed=1).model_sha256)
+        return {"size": len(model)}
+
+    with federation.warm():
+        outer = run(app, on=federation, folder=None, seed=0).model_sha256
+        assert len(who_loaded(notes)[0]) == 2
+        again = [run(app, on=federation, folder=None, seed=seed).model_sha256 for seed in (0, 1)]
+    assert again == [outer, within[1]]
+
+
+def test_a_worker_that_ends_between_two_runs_is_replaced(tmp_path):
+    notes, federation = tmp_path / "notes", Simulation(4, workers=1)
+    app = loading(notes)
+    with federation.warm():
+        first = run(app, on=federation, folder=None).model_sha256
+        (pid,), _ = who_loaded(notes)
+        os.kill(int(pid), 9)
+        assert run(app, on=federation, folder=None).model_sha256 == first
+        assert who_loaded(notes)[0] not in ({pid}, set())
+
+
+def test_workers_of_a_run_that_did_not_come_to_its_end_are_ended():
+    federation, states = Simulation(3, workers=1), ClientStates()
+    client = trains(lambda model, data, ctx: Update(model))
+    with federation.warm():
+        hosts = []
+        for whole in (False, True, True, False):
+            session = federation.connect(client, {}, Key.from_seed(0), states)
+            hosts.append(session._hands.workers[0].host)
+            session.disconnect(whole)
+        assert hosts[1] is hosts[2] is hosts[3]
+        assert hosts[0] is not hosts[1]
+        assert [host.channel.fileno() for host in hosts] == [-1] * 4
+    states.close()

@@ -250,12 +250,12 @@ def test_what_is_over_is_let_go_of(fleet, monkeypatch):
     sizes = {}
     disconnect = SimulationSession.disconnect
 
-    def measured(self):
+    def measured(self, whole=False):
         turns = self._turns
         over = (turns._sent, turns._timeline._heap) if self.virtual else turns._queues.values()
         kept = (self._tickets, self._asks, self._blocked, *over)
         sizes.setdefault(rounds, [len(part) for part in kept])
-        disconnect(self)
+        disconnect(self, whole)
 
     monkeypatch.setattr(SimulationSession, "disconnect", measured)
     for window in (Window(close_after=4), ASYNC):

@@ -44,14 +44,15 @@ class Bench:
         beginning = worker.Beginning(
             client=cloudpickle.dumps(client or trains(plainly)) if data is None else data,
             sources=sources,
-            config=self.config,
-            key=Key.from_seed(1),
             device="cpu",
             data_cache=5,
             memory=None,
         )
+        self.channel.send(beginning)
         process = SimpleNamespace(channel=self.channel)
-        self.remote = HostedWorker(0, process, self.status.row(0), PackedMessage(beginning))
+        self.remote = HostedWorker(
+            0, process, self.status.row(0), PackedMessage(("run", self.config, Key.from_seed(1)))
+        )
         self.states = {}
 
     def ask(self, id=0, *, plain=True, **asked):

@@ -13,7 +13,7 @@ from ..errors import SettingError
 from .algorithm import Algorithm, as_algorithm
 from .fingerprint import described, versions
 from .problem import Part, Problem
-from .progress import Progress, say
+from .progress import Progress, outcome_said, say
 from .table import ResultCell, ResultTable
 from .trial import Outcome, Shelf, Trial, perform, planned
 
@@ -121,10 +121,11 @@ class _Desk:
         outcome = self.shelf.find(trial)
         fresh = outcome is None
         if outcome is None:
-            outcome = perform(trial, p, a, self.workers, self.progress.watch(trial))
+            outcome = perform(trial, p, a, self.workers, self.progress.watch(trial.title, trial.rounds))
             self.shelf.keep(trial, outcome)
         if count:
-            self.progress.done(trial, outcome, outcome.score(a.metric or p.metric), fresh)
+            said = outcome_said(outcome.score(a.metric or p.metric), outcome.failed)
+            self.progress.done(trial.title, said, fresh)
         return trial, outcome
 
     def rounds(

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 
 from ..runs.events import RoundCommitted, RunEvent
-from .trial import Outcome, Trial
 
 EVERY = 10.0
 """A run that goes on is told of after so many seconds, and again."""
@@ -20,7 +19,7 @@ def say(text: str) -> None:
 
 
 class Progress:
-    """Counts the runs of a comparison, and says how long the others may take, by those that were run now."""
+    """Counts the runs of a comparison or a sweep, and says how long the others may take, by those that were run now."""
 
     def __init__(
         self, runs: int, tell: Callable[[str], None] | None, clock: Callable[[], float] = time.monotonic
@@ -32,36 +31,36 @@ class Progress:
         self._fresh: list[float] = []
         self._began = self._said = clock()
 
-    def watch(self, trial: Trial) -> Callable[[RunEvent], None]:
-        """An observer of the run that begins now."""
+    def watch(self, title: str, rounds: int) -> Callable[[RunEvent], None]:
+        """An observer of the run that begins now, and is to have so many rounds."""
         self._began = self._said = self._clock()
 
         def observe(event: RunEvent) -> None:
             now = self._clock()
             if self._tell is not None and isinstance(event, RoundCommitted) and now - self._said >= EVERY:
                 self._said = now
-                self._tell(f"{self._head(trial)}: round {event.round} of {trial.rounds}")
+                self._tell(f"{self._head(title)}: round {event.round} of {rounds}")
 
         return observe
 
-    def done(self, trial: Trial, outcome: Outcome, score: float, fresh: bool) -> None:
+    def done(self, title: str, what: str, fresh: bool) -> None:
         """A run is done, or was done before."""
-        head = self._head(trial)
+        head = self._head(title)
         self.count += 1
         if fresh:
             self._fresh.append(self._clock() - self._began)
         if self._tell is None or not fresh:
             return
-        what = (
-            f"failed: {outcome.failed:.100}" if outcome.failed else "no score" if math.isnan(score) else f"{score:.4g}"
-        )
         left = (self.runs - self.count) * sum(self._fresh) / len(self._fresh)
         self._tell(f"{head}: {what} ({self._fresh[-1]:.1f} s; {lasting(left)} left)")
 
-    def _head(self, trial: Trial) -> str:
-        settings = ", ".join(f"{name} {value}" for name, value in trial.settings.items())
-        why = "tuning" if trial.part == "validation" else f"seed {trial.seed}"
-        return f"[{self.count + 1}/{self.runs}] {trial.problem}, {trial.algorithm}, {why}, {settings}"
+    def _head(self, title: str) -> str:
+        return f"[{self.count + 1}/{self.runs}] {title}"
+
+
+def outcome_said(score: float, failed: str | None) -> str:
+    """What came of a run, in short."""
+    return f"failed: {failed:.100}" if failed else "no score" if math.isnan(score) else f"{score:.4g}"
 
 
 def lasting(seconds: float) -> str:

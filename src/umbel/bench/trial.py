@@ -39,6 +39,13 @@ class Trial:
     settings: Mapping[str, Any]
     key: str
 
+    @property
+    def title(self) -> str:
+        """What it is called where it is told of."""
+        settings = ", ".join(f"{name} {value}" for name, value in self.settings.items())
+        why = "tuning" if self.part == "validation" else f"seed {self.seed}"
+        return f"{self.problem}, {self.algorithm}, {why}, {settings}"
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -110,12 +117,13 @@ def perform(
         raise
     except Exception as error:
         if isinstance(error, RunFailed) and isinstance(kept := getattr(error, "result", None), Result):
-            return ledger.outcome(kept, failed=_why(error))
-        return Outcome(seconds=time.perf_counter() - began, failed=_why(error))
+            return ledger.outcome(kept, failed=reason_of(error))
+        return Outcome(seconds=time.perf_counter() - began, failed=reason_of(error))
     return ledger.outcome(result)
 
 
-def _why(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Why a run failed, in a line."""
     said = error.message if isinstance(error, UmbelError) else str(error)
     kind = "" if isinstance(error, ClientError | RunFailed) else f"{type(error).__name__}: "
     return f"{kind}{said}"[:400]

@@ -18,6 +18,8 @@ Commands:
   logs          Print what has happened in a run.
   export        Write a run's model to a safetensors file.
   compare       Show in what runs differ, and what they came to.
+  sweep         Run an app with several settings and seeds, and compare what...
+  best          Show the best run of a sweep, and the command that runs it...
   rm            Remove runs, with their models, for good.
   strategies    List the strategies: how a federation learns.
   folds         List the folds: how updates become one answer.

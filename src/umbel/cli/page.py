@@ -29,6 +29,7 @@ MOST_FAILURES = 8
 STATES = {
     "finished": "green",
     "early stop": "green",
+    "pruned": "yellow",
     "failed": "red",
     "refused": "red",
     "interrupted": "yellow",

@@ -20,10 +20,10 @@ from ..errors import SettingError
 from ..office.operator import Operator
 from ..office.pulling import pull
 from ..remote.federation import contract_of
+from ..runs import settings
 from ..runs.config import laid_over
 from ..runs.past import FetchedRun, PastRun
 from ..trust import credentials
-from . import settings
 from .answers import ShownAnswer
 from .application import LoadedApp, load
 from .following import Followed, follow, why_ended

@@ -14,6 +14,7 @@ from rich.padding import Padding
 
 from ..core.app import App
 from ..errors import AppError, RunFailed, RunInterrupted, SettingError, UmbelError
+from ..runs import settings
 from ..runs.events import Observer
 from ..runs.past import PastRun, find, is_over
 from ..runs.preflight import preflight
@@ -21,7 +22,6 @@ from ..runs.run import RUNS, Result
 from ..runs.run import resume as resume_run
 from ..runs.run import run as run_app
 from ..simulation.federation import WORKERS
-from . import settings
 from .answers import ShownAnswer
 from .application import LoadedApp, blame, file_of, load, note_place
 from .ending import Ending
@@ -46,7 +46,7 @@ def run(
 ) -> None:
     """Load an app, run it and print what came out."""
     with stop_signals():
-        loaded, changed, federation = _prepared(reference, wanted, rounds, assignments)
+        loaded, changed, federation = prepared(reference, wanted, rounds, assignments)
         if init is not None and not init.is_file():
             raise SettingError(f"there is no file {init} to begin with")
 
@@ -74,7 +74,7 @@ def plan(
 ) -> None:
     """Train one client of an app and print what a run would take."""
     with stop_signals():
-        loaded, changed, federation = _prepared(reference, wanted, rounds, assignments)
+        loaded, changed, federation = prepared(reference, wanted, rounds, assignments)
         with _explained(loaded, Path(RUNS)), stderr().status("training one client"):
             found = preflight(
                 changed.app, on=federation, rounds=rounds or changed.rounds, seed=seed, config=changed.config
@@ -85,7 +85,7 @@ def plan(
         stdout().print(Padding(forecast(found, loaded.title), (1, 1), expand=False))
 
 
-def _prepared(
+def prepared(
     reference: str, wanted: Wanted, rounds: int | None, assignments: Sequence[str]
 ) -> tuple[LoadedApp, settings.Changed, Any]:
     """The app, what was set over it, and its federation."""
@@ -155,10 +155,10 @@ def _explained(loaded: LoadedApp, folder: Path) -> Iterator[None]:
     try:
         yield
     except RunInterrupted as error:
-        error.hint = f"Go on with: {_command('resume', error.run or 'last', folder)}"
+        error.hint = f"Go on with: {command('resume', error.run or 'last', folder)}"
         raise
     except RunFailed as error:
-        again, seen = (_command(verb, error.run or "last", folder) for verb in ("resume", "show"))
+        again, seen = (command(verb, error.run or "last", folder) for verb in ("resume", "show"))
         error.hint = f"Mend what made the clients fail, then go on with: {again}\nWhat there is of the run: {seen}"
         raise
     except UmbelError as error:
@@ -173,7 +173,8 @@ def _explained(loaded: LoadedApp, folder: Path) -> Iterator[None]:
         raise found from error
 
 
-def _command(verb: str, run: str, folder: Path) -> str:
+def command(verb: str, run: str, folder: Path) -> str:
+    """A command about a run, as it is typed."""
     elsewhere = [] if folder.resolve() == Path(RUNS).resolve() else ["--folder", str(folder)]
     return shlex.join(["umbel", verb, run, *elsewhere])
 
@@ -187,6 +188,6 @@ def _ending(result: Result, folder: Path, app: App) -> Ending:
         model_sha256=result.model_sha256,
         best_round=result.best_round,
         place={"folder": str(result.folder)},
-        commands={"curves": shlex.split(_command("show", result.run, folder))},
+        commands={"curves": shlex.split(command("show", result.run, folder))},
         answer=ShownAnswer.of(app, result.model),
     )

@@ -55,8 +55,8 @@ def main() -> int:
 
 def _drive(folder: Path, submission: dict[str, Any], order: dict[str, str]) -> None:
     from ..remote.link import ServerLink
+    from ..runs.settings import apply
     from .application import load
-    from .settings import apply
 
     manifest = submission["manifest"] if "manifest" in submission else _manifest(folder)
     name = f":{manifest['attribute']}" if manifest["attribute"] else ""

@@ -67,7 +67,8 @@ class App:
     - `evaluate_every`: after every so many rounds, and after the last, clients evaluate and the operator's test runs; 0
       for never. By default 1; of a `Question` 0.
     - `evaluate_clients`: who evaluates (a number, a fraction, a sampler); by default up to 100 clients drawn at random.
-    - `early_stop`, `keep_best`: see there.
+    - `early_stop`, `keep_best`: see there. `early_stop` may also be a function, which is called after each round with
+      the history so far: where it returns true the run ends; a text is the reason that the run then gives.
     - `max_failed_rounds`: the run fails after so many rounds in a row without an update. It also fails where nobody's
       update comes in the first round, and where the last round brings none; see `RunFailed`.
     - `federation`: where it runs unless the caller says otherwise, such as `Simulation(clients=[...])`.
@@ -83,7 +84,7 @@ class App:
         config: Mapping[str, Any] | None = None,
         evaluate_every: int | None = None,
         evaluate_clients: Any = None,
-        early_stop: EarlyStop | None = None,
+        early_stop: EarlyStop | Callable[[Any], Any] | None = None,
         keep_best: KeepBest | str | None = None,
         max_failed_rounds: int = 3,
         federation: Any = None,
@@ -103,8 +104,8 @@ class App:
             )
         if config is not None and not isinstance(config, Mapping):
             raise SettingError(f"an app's config is a dictionary, not {config!r:.60}")
-        if early_stop is not None and not isinstance(early_stop, EarlyStop):
-            raise SettingError(f"an app's early_stop is an EarlyStop(...), not {early_stop!r:.60}")
+        if early_stop is not None and not isinstance(early_stop, EarlyStop) and not callable(early_stop):
+            raise SettingError(f"an app's early_stop is an EarlyStop(...) or a function, not {early_stop!r:.60}")
         if keep_best is not None and not isinstance(keep_best, KeepBest | str):
             raise SettingError(f"an app's keep_best is a metric's name or a KeepBest(...), not {keep_best!r:.60}")
         self.client = client

@@ -221,7 +221,7 @@ class RemoteSession(Session):
         """Tasks of clients that are not connected wait for them."""
         return True
 
-    def disconnect(self) -> None:
+    def disconnect(self, whole: bool = False) -> None:
         """Let go of the server. Where the run is over it is told so; else it keeps what it has for the run's next
         session.
         """

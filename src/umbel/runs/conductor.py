@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from ..core.answer import Answer
-from ..core.app import App
+from ..core.app import App, EarlyStop, KeepBest
 from ..core.arrays import Arrays
 from ..core.ask import Ask
 from ..core.randomness import Key
@@ -35,7 +35,7 @@ from .federation import Federation, Session
 from .history import History
 from .journal import FORMAT, Journal, RunLog
 from .observers import Observers
-from .outcome import best_round, failures, is_early, is_empty, verdict
+from .outcome import best_round, early_end, failures, is_empty, verdict
 from .publisher import Held, Publisher
 from .software import changes, software
 
@@ -116,7 +116,7 @@ class Conductor:
             # The failed rounds in which it ended are made up for.
             self._last_round += sum(event.round > log.resumed_after for event in failures(self.rounds))
         self._last_round = max(self._last_round, rounds or 0)
-        over = self.round >= self._last_round or is_early(self.app.early_stop, self._history)
+        over = self.round >= self._last_round or early_end(self.app.early_stop, self._history) is not None
         if log.finished is not None and log.finished.error is None and over:
             self._finished = log.finished
         # It died after its last round, and before it could say whether that was its failure.
@@ -141,7 +141,7 @@ class Conductor:
         return self._finished
 
     def _drive(self) -> RunFinished:
-        reason = "early stop" if is_early(self.app.early_stop, self._history) else "rounds"
+        reason = early_end(self.app.early_stop, self._history) or "rounds"
         self._since = self._clock()
         judged = self._unjudged and verdict(self.rounds, self._last_round, self.app.max_failed_rounds)
         while not judged and reason == "rounds" and self.round < self._last_round:
@@ -153,8 +153,7 @@ class Conductor:
             if judged:
                 break
             self._check_metrics()
-            if is_early(self.app.early_stop, self._history):
-                reason = "early stop"
+            reason = early_end(self.app.early_stop, self._history) or "rounds"
         event = self._end("failed", judged) if judged else self._end(reason)
         self._finish_log(event)
         return event
@@ -164,7 +163,7 @@ class Conductor:
         last = self.rounds[-1]
         for watched in (self.app.keep_best, self.app.early_stop):
             nothing = last.failed is not None or is_empty(last)
-            if watched is None or nothing or watched.metric in self._history.names:
+            if not isinstance(watched, KeepBest | EarlyStop) or nothing or watched.metric in self._history.names:
                 continue
             of_clients = watched.metric.startswith("evaluate.") and "evaluate" in self.app.client.handlers
             told = last.evaluate if of_clients else last.evaluate or last.test  # an evaluation may have failed
@@ -224,7 +223,7 @@ class Conductor:
     def release(self) -> None:
         """Let go of files and clients."""
         if self._session is not None:
-            self._session.disconnect()
+            self._session.disconnect(whole=self._finished is not None)
         self._journal.close()
         self._states.close()
 

@@ -214,8 +214,8 @@ class RunInterruption(RunEvent):
 
 @dataclass(frozen=True, kw_only=True)
 class RunFinished(RunEvent):
-    """The run is over. `reason` is `"rounds"`, `"early stop"`, `"failed"`, or `"refused"` where it could not begin; of
-    these two `error` says why.
+    """The run is over. `reason` is `"rounds"`, `"early stop"` or what the app says, `"failed"`, or `"refused"` where it
+    could not begin; of the last two `error` says why.
     """
 
     name: ClassVar[str] = "run_finished"

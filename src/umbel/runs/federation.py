@@ -85,8 +85,8 @@ class Session(Protocol):
     def restore_asks(self, saved: list[Any]) -> None:
         """Know again what `save_asks` saved."""
 
-    def disconnect(self) -> None:
-        """Let go of the clients."""
+    def disconnect(self, whole: bool = False) -> None:
+        """Let go of the clients; the run is `whole` where it came to its end, so that nobody is in the middle of it."""
 
 
 class Federation(Protocol):

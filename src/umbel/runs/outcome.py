@@ -8,14 +8,16 @@ which a sampler drew nobody are passed over: they neither fail nor bring anythin
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from ..core.app import EarlyStop, KeepBest
-from ..errors import ClientId
+from ..errors import AppError, ClientId, UmbelError
 from .events import RoundCommitted
 from .history import History
 from .reasons import counted, short
 
+EARLY = "early stop"
 MOST_KINDS = 3
 MOST_LETTERS = 80
 
@@ -63,8 +65,23 @@ def best_round(keep: KeepBest | None, history: History) -> int | None:
     return max(values, key=lambda pair: (sign * pair[1], -pair[0]))[0]
 
 
+def early_end(stop: EarlyStop | Callable[[Any], Any] | None, history: History) -> str | None:
+    """Why a run is to end before its last round, `"early stop"` or what the app's function says; None where it is not.
+    Raises `AppError` where that function fails.
+    """
+    if stop is None or isinstance(stop, EarlyStop):
+        return EARLY if is_early(stop, history) else None
+    try:
+        said = stop(history) if len(history) else None
+    except UmbelError:
+        raise
+    except Exception as error:
+        raise AppError(f"the app's early_stop raised {type(error).__name__}: {error}") from error
+    return said if isinstance(said, str) and said else EARLY if said else None
+
+
 def is_early(stop: EarlyStop | None, history: History) -> bool:
-    """Whether a run is to end before its last round."""
+    """Whether an `EarlyStop` ends a run before its last round."""
     if stop is None:
         return False
     sign = 1 if stop.mode == "max" else -1

@@ -62,8 +62,8 @@ RUNS = "umbel-runs"
 
 @dataclass(frozen=True)
 class Result:
-    """What a run ends with: the final (or best) model, the history, and why it ended: `"rounds"`, `"early stop"`, or
-    `"failed"`, where `failed` says why: see `RunFailed`.
+    """What a run ends with: the final (or best) model, the history, and why it ended: `"rounds"`, `"early stop"` or
+    what the app's own function says, or `"failed"`, where `failed` says why: see `RunFailed`.
     """
 
     run: str

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ..core.client import Client
@@ -14,6 +15,7 @@ from ..runs.federation import Federation
 from ..work.state import ClientStates
 
 if TYPE_CHECKING:
+    from .crew import Warmth
     from .fleets import Fleet
     from .session import SimulationSession
 
@@ -95,6 +97,7 @@ class Simulation(Federation):
             raise SettingError(f"a simulation's workers start by 'forkserver' or 'spawn', not {start!r}")
         self.sources = clients
         self._workers = workers
+        self.warmth: Warmth | None = None
         self.disk_wait = disk_wait
         self.settings = HostSettings(data_cache, device, memory, stall, attempts, start, longest_step)
         self.devices = _fleet(devices)
@@ -143,6 +146,27 @@ class Simulation(Federation):
         twin._workers = self._workers
         twin.devices = _fleet(devices)
         return twin
+
+    @contextmanager
+    def warm(self) -> Iterator[Simulation]:
+        """Let runs have the same workers meanwhile, one run after the other, and the data that was loaded before.
+
+        Each comes to the same bits as by itself: what a data handler drew random numbers for is loaded anew for another
+        seed. Only what handlers change in their data, or in globals of their modules, is there in the next run as well,
+        as it is in the next task. Runs of other clients, in another folder or environment, with a limit of memory, or
+        that go on at the same time, have workers of their own.
+        """
+        if self.warmth is not None:
+            yield self
+            return
+        from .crew import Warmth
+
+        self.warmth = Warmth()
+        try:
+            yield self
+        finally:
+            warmth, self.warmth = self.warmth, None
+            warmth.end()
 
     def source(self, client: ClientId) -> Any:
         """What a client's data handler is given."""

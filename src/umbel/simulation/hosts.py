@@ -66,9 +66,15 @@ class Local:
     backlog = None
     workers = ()
 
-    def __init__(self, executor: Executor, one_thread: Callable[[], AbstractContextManager[None]]) -> None:
+    def __init__(
+        self,
+        executor: Executor,
+        one_thread: Callable[[], AbstractContextManager[None]],
+        keep: Callable[[], None] | None = None,
+    ) -> None:
         self._executor = executor
         self._one_thread = one_thread
+        self._keep = keep
         self._known: set[int] = set()
 
     def work(self, turns: Queues | DeviceTurns, open: Collection[SimulatedAsk]) -> bool:
@@ -130,19 +136,21 @@ class Local:
         self._executor.forget(keep)
         self._known &= keep
 
-    def disconnect(self) -> None:
+    def disconnect(self, whole: bool = False) -> None:
         """Forget all asks."""
         self.forget(set())
+        if whole and self._keep is not None:
+            self._keep()
 
 
 class HostedWorker:
     """A worker as the main process sees it: what it was handed, and what it holds. Every method that talks to it does
     nothing once it is gone.
 
-    `row` are the words that it shares with the main process (see `status`), `beginning` what it is told first.
+    `row` are the words that it shares with the main process (see `status`), `duty` is which run it is to work for.
     """
 
-    def __init__(self, index: int, host: Host, row: memoryview, beginning: PackedMessage) -> None:
+    def __init__(self, index: int, host: Host, row: memoryview, duty: PackedMessage) -> None:
         self.index = index
         self.host = host
         self.channel = host.channel
@@ -164,7 +172,7 @@ class HostedWorker:
         self._unwanted: tuple[int, float] | None = None
         for word in (BATCH, PLACE, STEPS, CANCELLED):
             row[word] = 0
-        self._send(beginning)
+        self._send(duty)
 
     def do(self, tickets: list[Ticket], guess: float, encoded: Callable[[ClientId], bytes | None]) -> None:
         """Hand over a batch."""
@@ -308,6 +316,11 @@ class HostedWorker:
         if sign != self._step or not self.out:
             self._step, self._step_since = sign, now
         return now - self._step_since
+
+    @property
+    def idle(self) -> bool:
+        """Whether it has nothing to do, and has been sent all that there was."""
+        return self.alive and not self.out and not self.channel.waiting
 
     @property
     def in_vain(self) -> bool:

@@ -49,6 +49,9 @@ class Workers(Protocol):
     def hire(self, index: int) -> HostedWorker:
         """Start one, or start it again."""
 
+    def keep(self, worker: HostedWorker) -> bool:
+        """Take one back that has nothing to do; False where it is to be ended."""
+
     def dismiss(self) -> None:
         """Let go of what they share, once they are ended."""
 
@@ -255,14 +258,17 @@ class WorkerPool:
         for worker in self.workers:
             worker.forget(keep)
 
-    def disconnect(self) -> None:
-        """End the workers."""
+    def disconnect(self, whole: bool = False) -> None:
+        """End the workers; after a `whole` run those that are idle may be kept for another one."""
         alive = [worker for worker in self.workers if worker.alive]
+        ending = []
         for worker in alive:
             with suppress(KeyError, ValueError):
                 self._selector.unregister(worker.channel)
-            worker.channel.close()  # which ends it if it is idle, even should an interrupt end this here
-        for worker in alive:
+            if not (whole and worker.idle and self._crew.keep(worker)):
+                worker.channel.close()  # which ends it if it is idle, even should an interrupt end this here
+                ending.append(worker)
+        for worker in ending:
             worker.end()
         self.workers.clear()
         self._selector.close()

@@ -235,9 +235,9 @@ class SimulationSession(Session):
         """Bytes of memory that each worker has held at most, as far as the system says."""
         return [worker.peak_memory() for worker in self._hands.workers]
 
-    def disconnect(self) -> None:
-        """Let go of everything, and end the workers."""
-        self._hands.disconnect()
+    def disconnect(self, whole: bool = False) -> None:
+        """Let go of everything, and end the workers, or leave them to the next run; see `Simulation.warm`."""
+        self._hands.disconnect(whole)
         for sent in self._asks.values():
             sent.let_go()
         self._tickets.clear()

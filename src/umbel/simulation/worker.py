@@ -25,7 +25,7 @@ from ..core.task import Admit, Failed
 from ..errors import AppError, ClientId, StrategyError, UmbelError
 from ..work.account import Account
 from ..work.blame import own_frame, traced
-from ..work.executor import Executor, RunKeys
+from ..work.executor import DataCache, Executor, RunKeys
 from ..work.processes import ONE_THREAD, device_of
 from .channel import Channel, PackedMessage
 from .status import BATCH, CANCELLED, PLACE, STEPS, row_of
@@ -56,15 +56,14 @@ class Workplace:
 
 @dataclass(slots=True)
 class Beginning:
-    """What a worker has to know before its first task."""
+    """What a worker has to know before it works for any run; a `warm` one works for several."""
 
     client: bytes
     sources: Any
-    config: dict[str, Any]
-    key: Key
     device: str
     data_cache: int
     memory: int | None
+    warm: bool = False
 
 
 Portion = tuple[int, list[ClientId], bool, dict[ClientId, bytes], dict[ClientId, dict[str, Any]], list[Admit]]
@@ -206,15 +205,17 @@ class Told(io.TextIOBase):
 
 
 class Worker:
-    """The tasks of one run as one process does them."""
+    """The tasks of one run after the other as one process does them."""
 
     def __init__(self, channel: Channel, beginning: Beginning, row: memoryview, index: int) -> None:
         self._channel = channel
         self._row = row
+        self._beginning = beginning
         self._sources = beginning.sources
-        self._states = Shipped()
-        self._routes: dict[int, dict[str, Routed]] = {}
+        self._device = device_of(beginning.device, index)
+        self._data: DataCache | None = None
         self._orders: dict[str, Callable[..., None]] = {
+            "run": self._run,
             "open": self._open,
             "do": self._do,
             "admit": self._admit,
@@ -222,18 +223,8 @@ class Worker:
             "close": self._close,
             "forget": self._forget,
         }
-        client = _unpickled(beginning.client)
+        self._client = _unpickled(beginning.client)
         _limit_memory(beginning.memory)
-        self.executor = Executor(
-            client,
-            self._source,
-            config=beginning.config,
-            keys=RunKeys(beginning.key),
-            states=self._states,
-            device=device_of(beginning.device, index),
-            data_cache=beginning.data_cache,
-            on_step=self._step,
-        )
         gc.collect()
         gc.freeze()  # what the client's modules made stays; see `runs.conductor`
 
@@ -246,6 +237,26 @@ class Worker:
             except UmbelError as error:
                 self._channel.send(("fault", _placed(error)))
                 return  # the run is over
+
+    def _run(self, config: dict[str, Any], key: Key) -> None:
+        """Begin to work for a run."""
+        keys, cache, warm = RunKeys(key), self._beginning.data_cache, self._beginning.warm
+        if self._data is None:
+            self._data = DataCache(self._client, self._source, cache, keys, outlives=warm)
+        else:
+            self._data.begin(keys)
+        self._states = Shipped()
+        self._routes: dict[int, dict[str, Routed]] = {}
+        self.executor = Executor(
+            self._client,
+            self._source,
+            config=config,
+            keys=keys,
+            states=self._states,
+            device=self._device,
+            on_step=self._step,
+            data=self._data,
+        )
 
     def _source(self, client: ClientId) -> Any:
         if isinstance(self._sources, int):

@@ -46,7 +46,7 @@ from ..errors import (
 from .account import Account
 from .blame import own_frame
 from .intake import Checked, Intake, OpenAsk, told
-from .seeding import note_generators, seed_all, seed_generators, seed_of
+from .seeding import drew_nothing, note_generators, seed_all, seed_generators, seed_of
 
 AT_ONCE = 16
 AT_ONCE_BYTES = 1 << 20
@@ -121,10 +121,16 @@ class RunKeys:
 
 
 class DataCache:
-    """The clients' data, most recently used last; at most `size` clients' are kept."""
+    """The clients' data, most recently used last; at most `size` clients' are kept. One that `outlives` its run notes
+    whose data is the same in every run.
+    """
 
-    def __init__(self, client: Client, source_of: Callable[[ClientId], Any], size: int, keys: Keys) -> None:
+    def __init__(
+        self, client: Client, source_of: Callable[[ClientId], Any], size: int, keys: Keys, *, outlives: bool = False
+    ) -> None:
         self._keys = keys
+        self._outlives = outlives
+        self._drew: dict[ClientId, Key] = {}
         self._load = client.load
         self._source_of = source_of
         self._size = size
@@ -144,14 +150,25 @@ class DataCache:
         self.misses += 1
         # Seeded by the client alone: data must not depend on which task happened to load it.
         began = time.perf_counter()
-        seed_generators(self._keys.of_data(client))
+        key = self._keys.of_data(client)
+        seed_generators(key)
         data = self._load(self._source_of(client))
+        if self._outlives and not drew_nothing(seed_of(key)):
+            self._drew[client] = key
         self.seconds += time.perf_counter() - began
         if self._size:
             self._kept[client] = data
             if len(self._kept) > self._size:
                 self._kept.popitem(last=False)
         return data
+
+    def begin(self, keys: Keys) -> None:
+        """Another run begins, with other keys: data whose handler drew from a generator is loaded anew for those."""
+        self._keys = keys
+        for client in [client for client, key in self._drew.items() if key != keys.of_data(client)]:
+            del self._drew[client]
+            self._kept.pop(client, None)
+        self.hits = self.misses = 0
 
 
 class StatesOf(Protocol):
@@ -165,8 +182,8 @@ class Executor(Intake):
     """Hosts clients in this process.
 
     `config` holds the app's settings, `keys` gives the keys of tasks, `states` what clients keep, `on_step` is what
-    `ctx.step()` does. Results wait until they are admitted or cancelled. `seconds` has what each of the tasks took that
-    were done last.
+    `ctx.step()` does, `data` what was loaded before. Results wait until they are admitted or cancelled. `seconds` has
+    what each of the tasks took that were done last.
     """
 
     def __init__(
@@ -180,6 +197,7 @@ class Executor(Intake):
         device: str = "cpu",
         data_cache: int = 1000,
         on_step: Callable[[], None] | None = None,
+        data: DataCache | None = None,
     ) -> None:
         super().__init__()
         self._client = client
@@ -189,7 +207,7 @@ class Executor(Intake):
         self._device = device
         self._on_step = on_step
         self.seconds: list[float] = []
-        self.data = DataCache(client, source_of, data_cache, keys)
+        self.data = DataCache(client, source_of, data_cache, keys) if data is None else data
         note_generators()
 
     def open(self, id: int, ask: Ask, round: int, number: int, params: Any) -> None:

@@ -116,6 +116,28 @@ def note_generators() -> None:
         _keras.watch()
 
 
+def drew_nothing(seed: int) -> bool:
+    """Whether the global generators are as `seed_all` left them with this seed, which they are afterwards. Where they
+    cannot be compared, such as those of Keras, they have been drawn from.
+    """
+    if _keras_is_loaded():
+        return False
+    after = _states()
+    seed_all(seed)
+    return after == _states()
+
+
+def _states() -> list[bytes]:
+    """The states of the global generators, as far as they can be compared."""
+    name, words, *rest = np.random.get_state()
+    known = [repr((random.getstate(), name, rest)).encode(), np.asarray(words).tobytes()]
+    return known + [np.asarray(state).tobytes() for each in _loaded() for state in each.save_rng()]
+
+
+def _keras_is_loaded() -> bool:
+    return "keras" in sys.modules or "tensorflow" in sys.modules
+
+
 @contextmanager
 def generators_kept() -> Iterator[None]:
     """Leave the global generators as they were found."""

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from umbel import App, Client, FedAdam, FedAvg, FedProx, Strategy, clip_by_norm, mean, top_k
-from umbel.cli.settings import apply, names
 from umbel.core.ask import Ask
 from umbel.core.strategy import Asks, State
 from umbel.errors import SettingError
+from umbel.runs.settings import apply, names
 
 CONFIG: dict[str, Any] = {
     "lr": 0.5,

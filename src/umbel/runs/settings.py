@@ -14,7 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from ..core.app import App
 from ..errors import CallerError, SettingError
-from ..runs.config import NAMES, atom, unknown
+from .config import NAMES, atom, unknown
 
 ATOMS = (bool, int, float, str)
 ORDER = (type(None), bool, int, float, list, tuple, str, object)
