@@ -93,6 +93,7 @@ TESTED_ELSEWHERE = {
     "bench.progress": "bench/test_comparison.py",
     "cli.__main__": "cli/test_program.py",  # runs `python -m umbel.cli`
     "runs.past": "cli/test_past.py",
+    "cli.findings": "cli/test_doctor.py",
     "cli.drawing": "cli/test_compare_commands.py",
     "cli.overview": "cli/test_program.py",
     "core.answer": "core/test_partial.py",

@@ -150,6 +150,7 @@ FAILING = {
     ("audit", "verify"): ("audit", "verify"),
     ("pack",): ("pack", "gone.py"),
     ("chaos",): ("chaos", "gone.py"),
+    ("doctor",): ("doctor", "--folder", __file__),
     ("server", "doctor"): ("server", "doctor", "--dir", __file__),
 }
 

@@ -10,16 +10,11 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from rich import box
-from rich.table import Table
-from rich.text import Text
-
 from ..errors import InternalError, SettingError
 from ..work.confinement import Confinement, lacking, secrets
-from .terminal import stdout
+from .findings import Row, print_findings
 
 SECRETS = ("operator.json", "server.db", "authority/authority.key", "authority")
-Row = dict[str, object]
 
 
 def doctor(folder: Path, *, json: bool) -> bool:
@@ -29,17 +24,13 @@ def doctor(folder: Path, *, json: bool) -> bool:
     if folder.exists() and not folder.is_dir():
         raise SettingError(f"{folder} is no folder", hint="--dir names the server's folder.")
     rows = [*_tried(folder.absolute()), *_told()]
-    if json:
-        print(jsons.dumps(rows))
-    else:
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for name in ("check", "state", "note"):
-            table.add_column(name, overflow="fold")
-        for row in rows:
-            state = "isolated" if row["isolated"] else "CRITICAL" if row["critical"] else "not isolated"
-            table.add_row(str(row["check"]), Text(state, style="green" if row["isolated"] else "red"), str(row["note"]))
-        stdout().print(table)
+    print_findings(rows, _state, json=json)
     return all(row["isolated"] or not row["critical"] for row in rows)
+
+
+def _state(row: Row) -> tuple[str, str]:
+    word = "isolated" if row["isolated"] else "CRITICAL" if row["critical"] else "not isolated"
+    return word, "green" if row["isolated"] else "red"
 
 
 def _tried(folder: Path) -> list[Row]:

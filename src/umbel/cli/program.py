@@ -424,4 +424,15 @@ def chaos(
         chaos(apps, {**order, "rounds": rounds}, drills, folder, json=json)
 
 
+@program.command()
+def doctor(json: TableJson = False, folder: Folder = RUNS, debug: Debug = False) -> None:
+    """Check this machine, and say what to do; exits with 3 where something is wrong."""
+    with reported(debug, json):
+        from .environment import environment
+
+        well = environment(folder, json=json)
+    if not well:
+        raise typer.Exit(3)
+
+
 deployment.register(program)
