@@ -94,6 +94,7 @@ TESTED_ELSEWHERE = {
     "cli.__main__": "cli/test_program.py",  # runs `python -m umbel.cli`
     "runs.past": "cli/test_past.py",
     "cli.findings": "cli/test_doctor.py",
+    "cli.starters": "cli/test_new.py",
     "cli.drawing": "cli/test_compare_commands.py",
     "cli.overview": "cli/test_program.py",
     "core.answer": "core/test_partial.py",

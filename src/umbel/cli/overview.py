@@ -6,8 +6,10 @@ Usage: umbel [OPTIONS] COMMAND [ARGS]...
   Train, evaluate and query models on data that never leaves its holder.
 
 Options:
-  --version   Print the version and exit.
-  -h, --help  Show this message and exit.
+  --version             Print the version and exit.
+  --install-completion  Have the shell complete commands; --show-completion prints
+                        what it is told.
+  -h, --help            Show this message and exit.
 
 Commands:
   new           Make a folder with a small app that runs at once.
