@@ -44,11 +44,16 @@ sources: set[str] = set()
 
 
 class Literals(griffe.Extension):
-    """A block that a docstring announces by two colons is Markdown's, too, once one of them is gone."""
+    """A block that a docstring announces by two colons is Markdown's, too, once one of them is gone. What is in a file
+    by itself ends with what stands at the head of that: its paper.
+    """
 
     def on_object(self, *, obj: griffe.Object, **kwargs: object) -> None:
         if obj.docstring:
-            obj.docstring.value = re.sub(r"::\n(?=\n +\S)", ":\n", obj.docstring.value).replace("\n::\n", "\n")
+            text = re.sub(r"^::\n(?=\n +\S)", "", obj.docstring.value, flags=re.MULTILINE)
+            obj.docstring.value = re.sub(r"::\n(?=\n +\S)", ":\n", text)
+        if obj.docstring and obj.parent is obj.module and obj.name.lower() == obj.module.name and obj.module.docstring:
+            obj.docstring.value += f"\n\n{obj.module.docstring.value}"
 
 
 def on_config(config):
@@ -225,7 +230,8 @@ def gallery() -> str:
         own = [f"../examples/{example.name}/{each}" for each in pictures]
         about = re.sub(r"\]\((?!\w+://)", f"](../examples/{example.name}/", about)
         picture = f"    ![A picture of {title[2:]}]({own[0]})\n\n" if own else ""
-        body = f"    {' '.join(about.split())}\n\n"
+        about = re.sub(r"(?<=[.?!])\s[^.?!]*[^.?!]$|:$", "", " ".join(about.split()))  # what leads over to a block goes
+        body = f"    {about}\n\n"
         cards.append(f"-   **[{title[2:]}]({link})**\n\n{picture}{body}    `examples/{example.name}`\n")
     return "# Examples\n\n" + '<div class="grid cards" markdown>\n\n' + "\n".join(cards) + "\n</div>\n"
 
@@ -241,16 +247,36 @@ def modules() -> list[str]:
 
 
 def reference(name: str) -> str:
-    """The page of a module: what its `__all__` names, or else all that is public."""
-    path = ROOT / "src" / Path(*name.split("."))
-    tree = ast.parse((path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text("utf-8"))
-    named = [
+    """The page of a module: what its `__all__` names, each from where it is defined; or else all that is public."""
+    lists = [
         ast.literal_eval(node.value)
-        for node in tree.body
+        for node in tree_of(name).body
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
     ]
-    own = [
-        each for each in (named[0] if named else []) if (name, each) not in {("umbel", "errors"), ("umbel", "events")}
-    ]
-    options = f"    options:\n      members: {sorted(own)}\n" if own else ""
-    return f"# {name}\n\n::: {name}\n{options}"
+    if not lists:
+        return f"# {name}\n\n::: {name}\n"
+    parts = [f"# {name}\n\n::: {name}\n    options:\n      members: false\n"]
+    for public in sorted(lists[0], key=str.lower):
+        if f"{name}.{public}" not in REFERENCE:
+            shown = "    options:\n      show_root_heading: true\n      show_root_toc_entry: true\n"
+            parts.append(f'<a id="{name}.{public}"></a>\n\n::: {definer(name, public)}\n{shown}')
+    return "\n".join(parts)
+
+
+def definer(module: str, name: str) -> str:
+    """Where a name that a module passes on is defined: a function may be called as the module that it is in."""
+    package = module.split(".") if file_of(module).name == "__init__.py" else module.split(".")[:-1]
+    for node in ast.walk(tree_of(module)):
+        if isinstance(node, ast.ImportFrom) and node.level and any(alias.name == name for alias in node.names):
+            from_ = [*package[: len(package) - node.level + 1], *(node.module or "").split(".")]
+            return definer(".".join(filter(None, from_)), name)
+    return f"{module}.{name}"
+
+
+def file_of(module: str) -> Path:
+    path = ROOT / "src" / Path(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def tree_of(module: str) -> ast.Module:
+    return ast.parse(file_of(module).read_text("utf-8"))

@@ -60,6 +60,8 @@ def test_the_reference_has_every_public_name(site: Path) -> None:
         page = (site / "api" / module.__name__ / "index.html").read_text(encoding="utf-8")
         found = set(re.findall(rf'id="{re.escape(module.__name__)}\.(\w+)"', page))
         assert set(module.__all__) - found <= {"errors", "events"}, module.__name__
+    krum = text(site / "api" / "umbel.folds" / "index.html").partition("krum(")[2]
+    assert "Blanchard" in krum
     assert (site / "api" / "umbel.torch" / "index.html").exists()
 
 
