@@ -114,7 +114,7 @@ data: $(VENV)/demo-ready ## fetch data sets into the folder UMBEL_DATA, by defau
 	.ci/data $(BIN)/python
 
 docs: $(VENV)/docs-ready build/mermaid.min.js ## build the site of all pages into build/docs, with search, and follow its links
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	echo "build/docs is there; to read and search it: python3 -m http.server -d build/docs"
 
 # What draws diagrams; where it cannot be had, they stay text.

@@ -11,6 +11,7 @@ import ast
 import logging
 import posixpath
 import re
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urldefrag
@@ -214,6 +215,7 @@ def indented(text: str) -> str:
     return "\n".join(f"    {line}" if line else "" for line in text.splitlines())
 
 
+@cache
 def examples() -> list[Path]:
     return [path.parent for path in sorted((ROOT / "examples").glob("*/README.md"))]
 
@@ -236,6 +238,7 @@ def gallery() -> str:
     return "# Examples\n\n" + '<div class="grid cards" markdown>\n\n' + "\n".join(cards) + "\n</div>\n"
 
 
+@cache
 def modules() -> list[str]:
     """The modules of the reference: those above, and an adapter for each framework."""
     adapters = []
@@ -248,27 +251,43 @@ def modules() -> list[str]:
 
 def reference(name: str) -> str:
     """The page of a module: what its `__all__` names, each from where it is defined; or else all that is public."""
-    lists = [
-        ast.literal_eval(node.value)
-        for node in tree_of(name).body
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
-    ]
-    if not lists:
+    if not (names := public_names(name)):
         return f"# {name}\n\n::: {name}\n"
     parts = [f"# {name}\n\n::: {name}\n    options:\n      members: false\n"]
-    for public in sorted(lists[0], key=str.lower):
-        if f"{name}.{public}" not in REFERENCE:
-            shown = "    options:\n      show_root_heading: true\n      show_root_toc_entry: true\n"
-            parts.append(f'<a id="{name}.{public}"></a>\n\n::: {definer(name, public)}\n{shown}')
+    options = "    options:\n      show_root_heading: true\n      show_root_toc_entry: true\n"
+    there = {definer(other, each): (other, each) for other in modules()[1:] for each in public_names(other)}
+    for public in names:
+        place, own = definer(name, public), f"{name}.{public}"
+        if name == "umbel" and place.startswith("umbel.errors."):
+            there[place] = ("umbel.errors", public)
+        if name == "umbel" and place in there:  # each is shown once, beside its like
+            other, each = there[place]
+            parts.append(f'<a id="{own}"></a>\n\n`{own}` is [`{other}.{each}`]({other}.md#{place}).\n')
+        elif own not in REFERENCE:
+            parts.append(f'<a id="{own}"></a>\n\n::: {place}\n{options}')
     return "\n".join(parts)
+
+
+@cache
+def public_names(module: str) -> list[str]:
+    """What the `__all__` of a module names; nothing where it has none."""
+    for node in tree_of(module).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return sorted(ast.literal_eval(node.value), key=str.lower)
+    return []
 
 
 def definer(module: str, name: str) -> str:
     """Where a name that a module passes on is defined: a function may be called as the module that it is in."""
     package = module.split(".") if file_of(module).name == "__init__.py" else module.split(".")[:-1]
     for node in ast.walk(tree_of(module)):
-        if isinstance(node, ast.ImportFrom) and node.level and any(alias.name == name for alias in node.names):
-            from_ = [*package[: len(package) - node.level + 1], *(node.module or "").split(".")]
+        if (
+            isinstance(node, ast.ImportFrom)
+            and node.level
+            and node.module
+            and any(alias.name == name for alias in node.names)
+        ):
+            from_ = [*package[: len(package) - node.level + 1], *node.module.split(".")]
             return definer(".".join(filter(None, from_)), name)
     return f"{module}.{name}"
 
@@ -278,5 +297,6 @@ def file_of(module: str) -> Path:
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
+@cache
 def tree_of(module: str) -> ast.Module:
     return ast.parse(file_of(module).read_text("utf-8"))
