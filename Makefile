@@ -1,7 +1,7 @@
 # The README's first two commands come first. All that they install goes into the folder .venv.
 .SILENT:
 .DELETE_ON_ERROR:
-.PHONY: demo test test-all test-busy check mutants soak fuzz sbom release proto bench bench-peers leaderboard baselines data clean help
+.PHONY: demo test test-all test-busy check mutants soak fuzz sbom release proto bench bench-peers leaderboard baselines data docs clean help
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -113,6 +113,16 @@ baselines: $(VENV)/dev-ready ## run published settings anew, and write docs/base
 data: $(VENV)/demo-ready ## fetch data sets into the folder UMBEL_DATA, by default ~/.cache/umbel; what cannot be had is said
 	.ci/data $(BIN)/python
 
+docs: $(VENV)/docs-ready build/mermaid.min.js ## build the site of all pages into build/docs, with search, and follow its links
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	echo "build/docs is there; to read and search it: python3 -m http.server -d build/docs"
+
+# What draws diagrams; where it cannot be had, they stay text.
+build/mermaid.min.js:
+	mkdir -p build
+	cd build && npm pack --silent mermaid@11 > /dev/null 2>&1 && tar --no-same-owner -xzf mermaid-11*.tgz package/dist/mermaid.min.js \
+	  && mv package/dist/mermaid.min.js . && rm -rf package mermaid-11*.tgz || echo "Diagrams stay text: npm cannot fetch what draws them"
+
 clean: ## remove the environments, caches and pictures; runs and unpacked data stay
 	rm -rf $(VENV) $(PEERS:%=.venv-%) .venv-mutants .venv-fuzz .venv-sbom .fuzz build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis $(RUNS)/demo-*.png
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
@@ -155,6 +165,12 @@ $(VENV)/dev-ready: pyproject.toml constraints.txt | $(BIN)/python
 	echo "Installing Umbel and what its tests need into $(VENV); once, about a minute"
 	$(if $(UV),,$(INSTALL) 'pip>=25.1')
 	$(INSTALL) -e '.[examples,server,xgboost]' --group dev
+	touch $@
+
+$(VENV)/docs-ready: pyproject.toml constraints.txt | $(BIN)/python
+	echo "Installing what builds the site into $(VENV)"
+	$(if $(UV),,$(INSTALL) 'pip>=25.1')
+	$(INSTALL) -e . --group docs
 	touch $@
 
 # Where a peer cannot be installed, its rows say so.

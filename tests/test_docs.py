@@ -29,12 +29,15 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ROOT / "docs" / "pictures"
 TUTORIAL = ROOT / "docs" / "tutorial.md"
-PAGES_OF_SNIPPETS = ("analytics", "simulation", "split-data", "write-a-strategy", "write-a-transform")
+PAGES_OF_SNIPPETS = ("analytics", "simulation", "split-data", "write-a-strategy", "write-a-transform", "your-data")
+COMING_FROM = sorted((ROOT / "docs" / "coming-from").glob("*.md"))
 SPLITTING = ROOT / "docs" / "split-data.md"
-SESSIONS = [TUTORIAL, *(ROOT / "docs" / f"{name}.md" for name in PAGES_OF_SNIPPETS)]
+SESSIONS = [TUTORIAL, *(ROOT / "docs" / f"{name}.md" for name in PAGES_OF_SNIPPETS), *COMING_FROM]
 """Pages whose snippets belong together: they are run in order, in one session."""
+LONG = ("fedml", "pfl-research")
+"""Of these those that are run by `make test-all`."""
 README = ROOT / "README.md"
-PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md")), *COMING_FROM]
 NOT_RUN = [ROOT / "docs" / "deploy.md"]
 """Pages that another test runs: tests/test_deploy_page.py."""
 BY_ITSELF = re.compile(r"umbel (server|node)\b|.* --on ")
@@ -124,7 +127,11 @@ def umbel(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("page", SESSIONS, ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.slow if page.stem in LONG else ()) for page in SESSIONS],
+    ids=lambda page: page.stem,
+)
 def test_a_session_runs_and_prints_what_it_shows(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, Any] = {"__name__": page.stem}

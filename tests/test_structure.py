@@ -94,6 +94,7 @@ TESTED_ELSEWHERE = {
     **{f"bench.{name}": "bench/test_sweep.py" for name in ("study", "sweep_picture", "swept")},
     "cli.__main__": "cli/test_program.py",  # runs `python -m umbel.cli`
     "runs.past": "cli/test_past.py",
+    "cli.starters": "cli/test_new.py",
     "cli.drawing": "cli/test_compare_commands.py",
     "cli.findings": "cli/test_doctor.py",
     "cli.overview": "cli/test_program.py",

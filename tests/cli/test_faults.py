@@ -153,6 +153,7 @@ FAILING = {
     ("pack",): ("pack", "gone.py"),
     ("chaos",): ("chaos", "gone.py"),
     ("node",): ("node", "h:1", "--check", "--read", "gone"),
+    ("doctor",): ("doctor", "--folder", __file__),
     ("server", "doctor"): ("server", "doctor", "--dir", __file__),
 }
 

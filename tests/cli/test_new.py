@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import io
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,24 +12,149 @@ from typing import Any
 import pytest
 
 from umbel import strategies
-from umbel.cli.new import TEMPLATES
+from umbel.cli.starters import TEMPLATES, starters
 
 ROOT = Path(__file__).parents[2]
 Command = Callable[..., Any]
 
 
-@pytest.mark.parametrize("framework", ["numpy", "pytorch"])
-def test_a_new_app_runs_at_once_and_learns(umbel: Command, framework: str) -> None:
-    made = umbel("new", "my-app", "--framework", framework)
-    assert made.code == 0
-    command = made.out.strip().splitlines()[-1].split()
-    assert command == ["umbel", "run", "my-app/app.py", "--clients", "20", "--rounds", "3"]
-    assert sorted(path.name for path in Path("my-app").iterdir()) == ["README.md", "app.py"]
-    ran = umbel(*command[1:], "--json")
-    assert ran.code == 0
+STARTERS = {each.folder.name: each for each in starters() if not each.named}
+AT_ONCE = ("numpy-tabular", "pytorch-tabular", "sklearn-tabular")
+"""Templates that are tried with every `make test`; the others with the slow tests."""
+every_starter = pytest.mark.parametrize("which", sorted(STARTERS))
+
+
+def lint(folder: str) -> None:
+    settings = str(ROOT / "pyproject.toml")
+    for check in (("check", "--no-cache"), ("format", "--check", "--no-cache")):
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *check, "--config", settings, folder], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def made(umbel: Command, which: str) -> list[str]:
+    """Make an app of a template, and give the command that is printed."""
+    for module in STARTERS[which].needs:
+        pytest.importorskip(module)
+    framework, task = which.split("-")
+    done = umbel("new", "my-app", "--framework", framework, "--task", task)
+    assert done.code == 0, done.err
+    assert sorted(path.name for path in Path("my-app").iterdir()) == ["README.md", "app.py", "test_app.py"]
+    command: list[str] = done.out.strip().splitlines()[-1].split()
+    return command
+
+
+@pytest.mark.parametrize(
+    "which", [pytest.param(name, marks=() if name in AT_ONCE else pytest.mark.slow) for name in sorted(STARTERS)]
+)
+def test_a_new_app_runs_at_once_and_learns(umbel: Command, which: str) -> None:
+    command = made(umbel, which)
+    assert command[:3] == ["umbel", "run", "my-app/app.py"]
+    ran = umbel(*command[1:], "--workers", "0", "--json")
+    assert ran.code == 0, ran.out
     assert ran.summary["run"].startswith("my-app-")
-    assert ran.summary["rounds"] == 3
-    assert ran.summary["metrics"]["test.accuracy"] > 0.7
+    if "analytics" not in which:
+        assert ran.summary["rounds"] == 3
+        assert ran.summary["metrics"]["test.accuracy"] > 0.7
+
+
+@pytest.mark.slow
+@every_starter
+def test_its_own_test_passes_and_it_is_lint_clean(umbel: Command, which: str) -> None:
+    made(umbel, which)
+    lint("my-app")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", "my-app"],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 passed" in done.stdout
+
+
+@every_starter
+def test_it_says_its_own_name(umbel: Command, which: str) -> None:
+    made(umbel, which)
+    for path in Path("my-app").iterdir():
+        text = path.read_text()
+        assert not re.search(r"\{(name|strategy|arguments|learned)\}", text), path
+    assert Path("my-app/README.md").read_text().startswith("# my-app\n")
+    assert "pytest my-app" in Path("my-app/README.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("which", "strategy"),
+    [
+        (each.folder.name, name)
+        for each in STARTERS.values()
+        for name in sorted({*each.strategies[-1:], *each.arguments})
+    ],
+)
+def test_it_learns_by_the_strategies_that_are_made_otherwise(umbel: Command, which: str, strategy: str) -> None:
+    for module in STARTERS[which].needs:
+        pytest.importorskip(module)
+    framework, task = which.split("-")
+    assert umbel("new", "my-app", "--framework", framework, "--task", task, "--strategy", strategy).code == 0
+    lint("my-app")
+    ran = umbel("run", "my-app/app.py", "--clients", "20", "--rounds", "3", "--workers", "0", "--json")
+    assert ran.code == 0, ran.out
+    assert ran.summary["metrics"]["test.accuracy"] > 0.1
+
+
+class Terminal(io.StringIO):
+    """What somebody types."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_it_asks(umbel: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", Terminal("mine\nnumpy\nfoo\ntabular\nFedAdam\n"))
+    done = umbel("new")
+    assert done.code == 0, done.err
+    assert "statistics of tables" in done.out
+    assert "strategies.FedAdam(" in Path("mine/app.py").read_text()
+    monkeypatch.setattr(sys, "stdin", Terminal("\n\n\n"))
+    assert umbel("new", "second").code == 0
+    assert "import umbel.torch" in Path("second/app.py").read_text()
+    monkeypatch.setattr(sys, "stdin", Terminal("third\nnumpy\nanalytics\n"))
+    assert umbel("new").code == 0
+    assert "analytics.client" in Path("third/app.py").read_text()
+
+
+def test_flags_are_not_asked_for_again(umbel: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", Terminal(""))
+    assert umbel("new", "x", "--framework", "numpy").code == 0
+
+
+def test_what_there_is_no_template_for_is_said(umbel: Command) -> None:
+    done = umbel("new", "x", "--framework", "xgboost", "--task", "images")
+    assert done.code == 3
+    assert "there is no template for xgboost images" in done.said
+    assert "sklearn tabular" in done.said
+    assert umbel("new", "x", "--task", "poetry").code == 2
+    assert umbel("new").code == 2
+    assert not Path("x").exists()
+
+
+def test_the_shell_completes_commands_runs_and_names(
+    umbel: Command, monkeypatch: pytest.MonkeyPatch, written: Callable[..., Path]
+) -> None:
+    written(Path("umbel-runs"), id="app-1")
+
+    def completed(line: str) -> str:
+        monkeypatch.setenv("_UMBEL_COMPLETE", "complete_bash")
+        monkeypatch.setenv("COMP_WORDS", line)
+        monkeypatch.setenv("COMP_CWORD", str(len(line.split(" ")) - 1))
+        return str(umbel().out)
+
+    assert completed("umbel doc").split() == ["doctor"]
+    assert "app-1" in completed("umbel show ")
+    assert completed("umbel new x --strategy Scaf").split() == ["Scaffold"]
+    assert "sklearn" in completed("umbel new x --framework s")
 
 
 def test_pytorch_is_the_framework_by_default(umbel: Command) -> None:
@@ -38,20 +166,6 @@ def test_what_has_to_be_installed_is_said(umbel: Command, monkeypatch: pytest.Mo
     assert "pip install" not in umbel("new", "a").out
     monkeypatch.setattr("umbel.cli.new.find_spec", lambda name: None)
     assert 'pip install "umbel[torch]"' in umbel("new", "b").out
-
-
-@pytest.mark.parametrize("framework", ["numpy", "pytorch"])
-def test_a_new_app_says_its_own_name_and_is_lint_clean(umbel: Command, folder: Path, framework: str) -> None:
-    umbel("new", "my-app", "--framework", framework)
-    readme = Path("my-app/README.md").read_text()
-    assert readme.startswith("# my-app\n")
-    assert "{name}" not in readme
-    settings = str(ROOT / "pyproject.toml")
-    for check in (("check", "--no-cache"), ("format", "--check", "--no-cache")):
-        done = subprocess.run(
-            [sys.executable, "-m", "ruff", *check, "--config", settings, "my-app"], capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
 
 
 QUICK = ("XGBoostBagging", "FedDF", "HeteroFL", "Matched")
@@ -70,17 +184,13 @@ def test_an_app_is_made_for_each_strategy_and_runs(umbel: Command, strategy: str
     assert ran.summary["metrics"]["test.accuracy"] > 0.25
     text = Path("my-app/app.py").read_text()
     assert f"strategies.{strategy}(" in text
-    settings = str(ROOT / "pyproject.toml")
-    for check in (("check", "--no-cache"), ("format", "--check", "--no-cache")):
-        done = subprocess.run(
-            [sys.executable, "-m", "ruff", *check, "--config", settings, "my-app"], capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+    lint("my-app")
 
 
 def test_a_strategy_that_there_is_not_is_refused(umbel: Command) -> None:
     assert "umbel strategies lists them" in umbel("new", "a", "--strategy", "FedFoo").err
-    assert "for PyTorch" in umbel("new", "a", "--strategy", "FedAvg", "--framework", "numpy").err
+    refused = umbel("new", "a", "--strategy", "Scaffold", "--framework", "numpy")
+    assert (refused.code, "pytorch tabular" in refused.said) == (3, True)
     assert not Path("a").exists()
 
 

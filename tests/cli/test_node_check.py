@@ -112,7 +112,7 @@ def test_another_server_than_the_line_names_is_critical(checked, tmp_path):
     other = JoinText(Authority(tmp_path / "other").public, Token.new()).text
     found = checked(join=other)
     assert not checked.good
-    assert "another certificate" in found["certificate"]["note"]
+    assert "another certificate" in found["certificate"]["note"] + found["certificate"]["advice"]
     assert "token" not in found
 
 
@@ -124,7 +124,7 @@ def test_an_address_where_nobody_listens_and_a_node_without_a_line(checked, tmp_
     monkeypatch.chdir(tmp_path)
     found = checked()
     assert not checked.good
-    assert "umbel nodes invite" in found["token"]["note"]
+    assert "umbel nodes invite" in found["token"]["advice"]
 
 
 def test_clocks_that_differ_are_told_of(checked, server):

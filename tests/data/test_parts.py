@@ -18,6 +18,7 @@ from umbel.data import (
     concept_shift,
     dirichlet,
     draw,
+    hold_out,
     iid,
     noise,
     pathological,
@@ -302,3 +303,18 @@ def test_a_simulation_is_the_same_on_any_number_of_workers() -> None:
 
 def test_given_sizes_need_no_labels() -> None:
     assert [len(part) for part in split(X, sizes([100, 300]), 2)] == [100, 300]
+
+
+def test_a_holder_holds_out_some_of_its_own_rows(tmp_path: Path) -> None:
+    part = hold_out((X, Y), test=0.2, validation=0.1, seed=3)
+    assert [len(found) for found in (part.train_items, part.validation_items, part.test_items)] == [280, 40, 80]
+    assert part.indices.tolist() == list(range(400))
+    again = hold_out((X, Y), test=0.2, validation=0.1, seed=3)
+    assert again.test_items.tolist() == part.test_items.tolist() != hold_out((X, Y), 0.2, 0.1).test_items.tolist()
+    assert (part.train[0] == X[part.train_items]).all()
+    assert hold_out(Y, test=0.25, held="last").test_items.tolist() == list(range(300, 400))
+    np.savetxt(tmp_path / "mine.csv", X, delimiter=",", header="a,b,c", comments="")
+    assert len(hold_out(tmp_path / "mine.csv").test["b"]) == 80
+    assert len(hold_out(X, test=0.0).test) == 0
+    with pytest.raises(DataError):
+        hold_out(X[:0])

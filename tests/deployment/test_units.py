@@ -50,6 +50,20 @@ def test_they_leave_little_open(unit, tmp_path):
     assert exposure(bare) > MOST, "the figure says something"
 
 
+@pytest.mark.slow
+@analysed
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
+def test_systemd_understands_every_line(unit, tmp_path):
+    there = tmp_path / unit.name  # with a program that is installed here
+    there.write_text(re.sub(r"^(ExecStart=)\S+", rf"\1{shutil.which('true')}", unit.read_text(), flags=re.MULTILINE))
+    done = subprocess.run(["systemd-analyze", "verify", "--man=no", str(there)], capture_output=True, text=True)
+    said = [line for line in done.stderr.splitlines() if unit.name in line]
+    assert (done.returncode, said) == (0, []), done.stderr
+    there.write_text(there.read_text().replace("ProtectSystem=strict", "ProtectSystm=strict"))
+    done = subprocess.run(["systemd-analyze", "verify", "--man=no", str(there)], capture_output=True, text=True)
+    assert "ProtectSystm" in done.stderr, "it would notice"
+
+
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
 def test_they_start_what_there_is(unit):
     umbel, command, *arguments = settings(unit)["ExecStart"]

@@ -12,34 +12,47 @@ from rich.text import Text
 from ..errors import UmbelError
 from .terminal import json_text, stdout
 
+GOOD, BETTER, CRITICAL = "good", "could be better", "CRITICAL"
+COLOURS = {GOOD: "green", BETTER: "yellow", CRITICAL: "red"}
+
 
 @dataclass(frozen=True)
 class Finding:
-    """Whether one thing is as it should be, and what is to be said of it. Where it is not, and is `critical`, nobody
-    should go on.
+    """Whether one thing is as it should be, what is to be said of it, and what to do. Where it is not, and is
+    `critical`, nobody should go on.
     """
 
     check: str
     good: bool
     note: str
     critical: bool = True
+    advice: str = ""
+
+    @property
+    def state(self) -> str:
+        """How it is, in a word."""
+        return GOOD if self.good else CRITICAL if self.critical else BETTER
 
     @classmethod
     def wrong(cls, check: str, error: UmbelError, *, critical: bool = True) -> Finding:
         """An error: what has happened, and what to do."""
-        return cls(check, False, f"{error.message}. {error.hint}" if error.hint else error.message, critical)
+        return cls(check, False, error.message, critical, error.hint or "")
 
 
-def print_findings(found: Sequence[Finding], *, json: bool, word: str = "good") -> bool:
-    """Print findings, of which those that are good are called by this `word`; whether all that is critical is good."""
+def print_findings(found: Sequence[Finding], *, json: bool, word: str | None = None) -> bool:
+    """Print findings, of which those that are good may be called by a `word`; whether all that is critical is good."""
     if json:
-        print(json_text([{"check": f.check, word: f.good, "critical": f.critical, "note": f.note} for f in found]))
+        names = ("check", "critical", "note", "advice")
+        print(json_text([{**{n: getattr(f, n) for n in names}, word or "good": f.good} for f in found]))
     else:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for name in ("check", "state", "note"):
             table.add_column(name, overflow="fold")
         for each in found:
-            state = word if each.good else "CRITICAL" if each.critical else f"not {word}"
-            table.add_row(each.check, Text(state, style="green" if each.good else "red"), Text(each.note))
+            state = {GOOD: word, BETTER: f"not {word}"}.get(each.state, CRITICAL) if word else each.state
+            note = Text(each.note)
+            if each.advice:
+                note.append(f"\n{each.advice}", "cyan")
+            table.add_row(each.check, Text(state or "", style=COLOURS[each.state]), note)
         stdout().print(table)
     return all(each.good or not each.critical for each in found)

@@ -1,4 +1,4 @@
-"""`umbel new`: a folder with a small app that runs at once."""
+"""`umbel new`: a folder with a small app that runs at once, with a test and a README."""
 
 from __future__ import annotations
 
@@ -9,85 +9,63 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+from rich.prompt import Prompt
 from rich.text import Text
 
 from ..errors import SettingError, StorageError
+from .starters import chosen, frameworks, starters
 from .terminal import stdout
 
-TEMPLATES = Path(__file__).parent / "templates"
-"""A folder for each framework; its Python files end in .txt, so that nothing takes them for modules of this package."""
-PACKAGES = {"pytorch": "torch", "numpy": "numpy"}
-_WIDTHS = """levels={1.0: 5, 0.5: 5},
-    shapes=lambda width: {n: tuple(t.shape) for n, t in network(int(64 * width)).state_dict().items()},
-"""
-_NEURONS = """neurons=[
-        [("0.weight", 0), ("0.bias", 0), ("2.weight", 1)],
-        [("2.weight", 0), ("2.bias", 0), ("4.weight", 1)],
-    ],
-"""
-ARGUMENTS = {
-    "AFL": "",
-    "FedBN": 'cohort=10, norms=["4.*"]',
-    "FedBuff": "concurrency=10, buffer=5",
-    "FedDF": "cohort=10, distil=umbel.torch.distil(network, [spiral([1 / ARMS] * ARMS, 100, seed=9)[0]])",
-    "FedGen": "cohort=10, generator=generator.arrays(), learn=generator",
-    "FedPer": 'cohort=10, personal=["4.*"]',
-    "FedRep": 'cohort=10, personal=["4.*"], head_epochs=2',
-    "FjORD": f"\n    {_WIDTHS}",
-    "HeteroFL": f"\n    {_WIDTHS}",
-    "LGFedAvg": 'cohort=10, local=["0.*"]',
-    "Matched": f"\n    cohort=10,\n    {_NEURONS}",
-    "XGBoostBagging": "",
-    "XGBoostCyclic": "",
-}
-"""What strategies are made with that need more to begin with than a cohort."""
 
+def new(name: str, framework: str | None = None, task: str | None = None, strategy: str | None = None) -> None:
+    """Make the folder `name` here, with an app for this framework and task that learns by this strategy, and print
+    what to do next; None for what is left to Umbel.
 
-def new(name: str, framework: str, strategy: str | None = None) -> None:
-    """Make the folder `name` here, from the templates of `framework`, and print what to do next; with a `strategy` one
-    that learns by it.
-
-    Raises `SettingError` for a name that is none or is taken, and for a strategy that there is not, `StorageError`
+    Raises `SettingError` for a name that is none or is taken, and for what there is no template for, `StorageError`
     where nothing can be written.
     """
     check(name)
     if strategy is not None:
-        _check_strategy(strategy, framework)
+        from .. import strategies
+
+        if strategy not in strategies.__all__:
+            raise SettingError(f"there is no strategy {strategy}", hint="umbel strategies lists them.")
+    starter = chosen(framework, task, strategy)
     folder = Path(name)
     if folder.exists():
         raise SettingError(f"{name} exists already", hint="Choose another name: nothing is overwritten.")
+    files = starter.files(name, strategy)
     try:
         folder.mkdir()
-        for template in (TEMPLATES / _template(framework, strategy)).iterdir():
-            text = template.read_text("utf-8").replace("{name}", name)
-            if strategy is not None:
-                text = text.replace("{strategy}", strategy)
-                text = text.replace("{arguments}", ARGUMENTS.get(strategy, "cohort=10"))
-            (folder / template.name.removesuffix(".txt")).write_text(text, "utf-8")
+        for file, text in files.items():
+            (folder / file).write_text(text, "utf-8")
     except OSError as error:
         raise StorageError(f"{folder} cannot be written: {error.strerror}") from error
+    *most, last = (f"{name}/{file}" for file in sorted(files))
     console = stdout()
-    console.print(Text(f"made {name}/app.py and {name}/README.md; now run it:"))
-    package = "xgboost" if _template(framework, strategy) == "trees" else PACKAGES[framework]
-    if find_spec(package) is None:
-        console.print(Text(f'  pip install "umbel[{package}]"', style="cyan"))
-    console.print(Text(f"  umbel run {shlex.quote(f'{name}/app.py')} --clients 20 --rounds 3", style="cyan"))
+    console.print(Text(f"made {', '.join(most)} and {last}; now run it:"))
+    if missing := [f'"{package}"' for module, package in starter.needs.items() if find_spec(module) is None]:
+        console.print(Text(f"  pip install {' '.join(missing)}", style="cyan"))
+    console.print(Text(f"  umbel run {shlex.quote(f'{name}/app.py')} {starter.run}".rstrip(), style="cyan"))
 
 
-def _template(framework: str, strategy: str | None) -> str:
-    """The folder of the templates: of a framework, of strategies, or of those that grow trees."""
-    if strategy is None:
-        return framework
-    return "trees" if strategy.startswith("XGBoost") else "strategy"
-
-
-def _check_strategy(strategy: str, framework: str) -> None:
-    from .. import strategies
-
-    if strategy not in strategies.__all__:
-        raise SettingError(f"there is no strategy {strategy}", hint="umbel strategies lists them.")
-    if framework != "pytorch":
-        raise SettingError(f"--strategy makes an app for PyTorch, not for {framework}", hint="Leave --framework out.")
+def ask(name: str | None) -> tuple[str, str, str, str | None]:
+    """Have whoever sits at the terminal say what to make: name, framework, task, strategy."""
+    console = stdout()
+    if name is None:
+        name = Prompt.ask("Name of the folder", default="my-app", console=console)
+        check(name)
+    framework = Prompt.ask("Framework", choices=frameworks(), default=frameworks()[0], console=console)
+    there = {each.task: each.about for each in reversed(starters()) if each.framework == framework and not each.named}
+    for about in there.items():
+        console.print(Text("  {}: {}".format(*about), style="dim"))
+    task = Prompt.ask("Task", choices=list(there), default=chosen(framework, None, None).task, console=console)
+    usual = next(iter(chosen(framework, task, None).strategies), None)
+    if usual is None and not any(each.named for each in starters() if (each.framework, each.task) == (framework, task)):
+        return name, framework, task, None
+    usual = usual or "FedAvg"
+    strategy = Prompt.ask("Strategy; `umbel strategies` lists them", default=usual, console=console)
+    return name, framework, task, None if strategy == usual else strategy
 
 
 def check(name: str) -> None:
@@ -97,7 +75,8 @@ def check(name: str) -> None:
             f"{name!r} is not a name for an app",
             hint="Use up to 64 letters, digits, - and _, a letter first; the folder is made where you are.",
         )
-    if name in {"umbel", *PACKAGES.values(), *sys.stdlib_module_names} or keyword.iskeyword(name):
+    needed = {module for each in starters() for module in each.needs}
+    if name in {"umbel", *needed, *sys.stdlib_module_names} or keyword.iskeyword(name):
         raise SettingError(
             f"{name!r} is the name of a Python module", hint=f"Choose another, such as {name}-app: it would hide it."
         )

@@ -34,7 +34,7 @@ class Commands(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read a command line; one that is empty is answered with the overview, which rich would not be given."""
-        if not args and self.no_args_is_help:
+        if not args and self.no_args_is_help and not ctx.resilient_parsing:  # as it is while a shell completes
             typer.echo(ctx.get_help(), err=True)
             ctx.exit(2)
         return super().parse_args(ctx, args)
@@ -45,21 +45,41 @@ class Commands(TyperGroup):
         formatter.write(OVERVIEW) if ctx.parent is None else super().format_help(ctx, formatter)
 
 
-def group(name: str, help: str, *, alone: bool = False) -> typer.Typer:
-    """A command with commands of its own; one that does something `alone` is that of its callback."""
+def group(name: str, help: str, *, alone: bool = False, completion: bool = False) -> typer.Typer:
+    """A command with commands of its own; one that does something `alone` is that of its callback. With `completion` it
+    can have the shell complete what is typed.
+    """
     return typer.Typer(
         cls=Commands,
         name=name,
         help=help,
         no_args_is_help=not alone,
         invoke_without_command=alone,
-        add_completion=False,
+        add_completion=completion,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
 
 
-Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, a unique part of one, 'last', or its folder.")]
+def run_names(incomplete: str) -> list[str]:
+    """Runs that could be meant, for the shell to complete."""
+    names = [path.parent.name for path in RUNS.glob("*/events.jsonl")]
+    return sorted(name for name in ("last", *names) if name.startswith(incomplete))
+
+
+def strategy_names(incomplete: str) -> list[str]:
+    """Strategies that could be meant, for the shell to complete."""
+    from ..strategies import __all__ as names
+
+    return [name for name in names if name.lower().startswith(incomplete.lower())]
+
+
+Run = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN", autocompletion=run_names, help="A run's id, a unique part of one, 'last', or its folder."
+    ),
+]
 RemoteRun = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, a unique part of one, or 'last'.")]
 Folder = Annotated[Path, typer.Option("--folder", metavar="DIR", help="Where runs are kept.")]
 Workers = Annotated[

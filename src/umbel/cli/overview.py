@@ -6,8 +6,10 @@ Usage: umbel [OPTIONS] COMMAND [ARGS]...
   Train, evaluate and query models on data that never leaves its holder.
 
 Options:
-  --version   Print the version and exit.
-  -h, --help  Show this message and exit.
+  --version             Print the version and exit.
+  --install-completion  Have the shell complete commands; --show-completion prints
+                        what it is told.
+  -h, --help            Show this message and exit.
 
 Commands:
   new           Make a folder with a small app that runs at once.
@@ -29,6 +31,7 @@ Commands:
   stop          Stop a run on a server; what it has learned is kept.
   pull          Fetch a run's folder from a server: log, summary and models.
   chaos         Drill a deployment on this machine: kill, stop and cut off...
+  doctor        Check this machine, and say what to do; exits with 3 where...
   node          Be a node: hold data, and do a server's tasks on it.
   login         Keep an operator's token, so that later commands find it.
   pack          Make two archives: of the client, which nodes run, and of...

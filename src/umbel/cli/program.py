@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,16 +12,25 @@ import typer
 
 from . import deployment
 from .faults import reported
-from .options import RUNS, Debug, Folder, Json, On, RemoteRun, Rounds, Run, TableJson, Token, Workers, group, refuse
+from .options import (
+    RUNS,
+    Debug,
+    Folder,
+    Json,
+    On,
+    RemoteRun,
+    Rounds,
+    Run,
+    TableJson,
+    Token,
+    Workers,
+    group,
+    refuse,
+    strategy_names,
+)
+from .starters import frameworks, tasks
 
-program = group("umbel", "Train, evaluate and query models on data that never leaves its holder.")
-
-
-class Framework(StrEnum):
-    """What `umbel new` has a template for."""
-
-    pytorch = "pytorch"
-    numpy = "numpy"
+program = group("umbel", "Train, evaluate and query models on data that never leaves its holder.", completion=True)
 
 
 def print_version(wanted: bool) -> None:
@@ -44,20 +53,43 @@ def umbel(
 
 @program.command()
 def new(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the folder.")],
-    framework: Annotated[Framework, typer.Option("--framework", help="What the model is written in.")] = (
-        Framework.pytorch
-    ),
+    context: typer.Context,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Name of the folder; on a terminal asked for.")
+    ] = None,
+    framework: Annotated[
+        str | None,
+        typer.Option(
+            "--framework", metavar="NAME", autocompletion=frameworks, help="What the model is written in, as pytorch."
+        ),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option("--task", metavar="NAME", autocompletion=tasks, help="Of which data: tabular, images, analytics."),
+    ] = None,
     strategy: Annotated[
-        str | None, typer.Option("--strategy", metavar="NAME", help="Learn by this one; umbel strategies lists them.")
+        str | None,
+        typer.Option(
+            "--strategy",
+            metavar="NAME",
+            autocompletion=strategy_names,
+            help="Learn by this one; umbel strategies lists them.",
+        ),
     ] = None,
     debug: Debug = False,
 ) -> None:
     """Make a folder with a small app that runs at once."""
+    known = (("--framework", framework, frameworks), ("--task", task, tasks))
+    for option, value, there in known:
+        if value is not None and value not in there():
+            raise typer.BadParameter(f"{value!r} is none of {', '.join(there())}.", context, param_hint=option)
+    asked = sys.stdin.isatty() and (framework, task, strategy) == (None, None, None)
+    if name is None and not asked:
+        raise typer.BadParameter("what is the folder to be called?", context, param_hint="NAME")
     with reported(debug):
-        from .new import new
+        from .new import ask, new
 
-        new(name, framework.value, strategy)
+        new(*(ask(name) if asked else (name or "", framework, task, strategy)))
 
 
 App = Annotated[
@@ -517,6 +549,17 @@ def chaos(
 
         order = {"kills": kills, "runs": runs, "nodes": nodes, "relays": relays, "clients": clients, "seed": seed}
         chaos(apps, {**order, "rounds": rounds}, drills, folder, json=json)
+
+
+@program.command()
+def doctor(json: TableJson = False, folder: Folder = RUNS, debug: Debug = False) -> None:
+    """Check this machine, and say what to do; exits with 3 where something is wrong."""
+    with reported(debug, json):
+        from .environment import environment
+
+        well = environment(folder, json=json)
+    if not well:
+        raise typer.Exit(3)
 
 
 deployment.register(program)

@@ -21,7 +21,7 @@ from .partitioners import (
     temporal,
     vertical,
 )
-from .parts import Part, Parts, split
+from .parts import Part, Parts, hold_out, split
 from .picture import draw, table
 from .rtables import flights, movielens
 from .shakespeare import shakespeare, windows
@@ -32,7 +32,7 @@ from .views import concept_shift, noise, rotation
 __all__ = [
     "CIFAR10_CLASSES", "HEART_COLUMNS", "HOSPITALS", "DataTable", "Dealt", "Heterogeneity", "Part", "Partition",
     "Partitioner", "Parts", "Reading", "Spans", "View", "by", "cifar10", "concept_shift", "continuous", "digits",
-    "dirichlet", "draw", "fashion_mnist", "flights", "grouped", "heart", "heterogeneity", "iid", "inner_dirichlet",
-    "mnist", "mnist5k", "movielens", "noise", "pathological", "rotation", "shakespeare", "shards", "sizes", "split",
-    "table", "temporal", "vertical", "windows",
+    "dirichlet", "draw", "fashion_mnist", "flights", "grouped", "heart", "heterogeneity", "hold_out", "iid",
+    "inner_dirichlet", "mnist", "mnist5k", "movielens", "noise", "pathological", "rotation", "shakespeare", "shards",
+    "sizes", "split", "table", "temporal", "vertical", "windows",
 ]  # fmt: skip

@@ -17,6 +17,7 @@ from ..errors import DataError
 from .partition import Ints, Partition
 from .partitioner import Partitioner, check_whole
 from .partitioners.by import by as natural
+from .partitioners.iid import iid
 from .partitioners.temporal import temporal
 from .partitioners.vertical import vertical
 from .stored import read_part, write_part
@@ -57,6 +58,18 @@ def split(
     The same arguments give the same parts.
     """
     return Parts(data, by, clients, seed, test, validation, held, label, views)
+
+
+def hold_out(
+    data: Any, test: float = 0.2, validation: float = 0.0, *, seed: int = 0, held: str = "random", label: Any = None
+) -> Part:
+    """One holder's own data, some of it not to be trained on: what `@client.data` returns where a client has all of a
+    file or table.
+
+    `data`, `test`, `validation`, `held` and `label` are as for `split`. The same arguments give the same part, so that
+    what was held out in one round is held out in all.
+    """
+    return Parts(data, iid(), 1, seed, test, validation, held, label, ())[0]
 
 
 class Parts(Sequence["Part"]):
