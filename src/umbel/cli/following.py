@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from ..errors import RunFailed, RunInterrupted
+from ..errors import RunFailed, RunInterrupted, TrackingFailed, UmbelError
 from ..office.operator import Operator
+from ..office.pulling import pull
 from ..runs.events import UNREADABLE, RoundCommitted, RunEvent, RunFinished, RunInterruption, RunStarted
 from ..runs.history import History
 from ..runs.journal import RunLog
+from ..runs.observers import Observers
 from ..runs.past import log_of
 from ..runs.schema import event_of
+from ..trackers.tracking import Tracking
 from .ending import Ending
 from .faults import stop_signals, warn
 from .progress import progress
@@ -85,14 +91,15 @@ def read(record: Any) -> tuple[RunEvent | None, str]:
         return None, f"an event of the log makes no sense: {error}"
 
 
-def follow(office: Operator, run: str, on: str) -> Ending:
-    """Show a run until it is over, and say how it ended. Ctrl-C stops following, not the run."""
+def follow(office: Operator, run: str, on: str, trackings: Sequence[Tracking] = ()) -> Ending:
+    """Show a run until it is over, tell trackers of it, and say how it ended. Ctrl-C stops following, not the run."""
     followed = Followed(on)
     try:
-        with stop_signals(), progress(stderr()) as observer:
+        with stop_signals(), progress(stderr()) as observer, tracked(trackings, office, run):
+            observers = Observers([observer, *trackings])
             for _, record in office.logs(run, lost=lambda error: warn("the server is gone; trying to reach it again")):
                 if (event := followed.take(record)) is not None:
-                    observer(event)
+                    observers.tell(event)
     except KeyboardInterrupt:
         raise RunInterrupted(  # noqa: B904  the exit code is the interrupt's
             "you follow the run no more; it goes on",
@@ -109,6 +116,34 @@ def follow(office: Operator, run: str, on: str) -> Ending:
     if not followed.events:
         raise RunFailed(f"the run {found['status']} before it began: {why or 'the server does not say why'}", run=run)
     return followed.ending(why)
+
+
+@contextmanager
+def tracked(trackings: Sequence[Tracking], office: Operator, run: str) -> Iterator[None]:
+    """Have trackers closed, with the final model of a server's run, once it is followed no more."""
+    with tempfile.TemporaryDirectory() as place:
+        try:
+            yield
+            folder = pulled(office, run, Path(place)) if trackings else None
+            for tracking in trackings:
+                tracking.folder = folder
+        finally:
+            for tracking in trackings:
+                try:
+                    tracking.close()
+                except TrackingFailed as error:
+                    warn(f"{tracking.__qualname__}: {error.message}")
+
+
+def pulled(office: Operator, run: str, folder: Path) -> Path | None:
+    """The folder of a server's run, fetched below `folder`; None where it is not to be had, as of a run that a program
+    of its own drives.
+    """
+    try:
+        return pull(office, run, folder)[0]
+    except UmbelError as error:
+        warn(f"the final model is not tracked: {error.message}")
+        return None
 
 
 def why_ended(found: Mapping[str, Any]) -> str:

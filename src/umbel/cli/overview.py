@@ -16,6 +16,7 @@ Commands:
   runs          List the runs, the latest last.
   show          Show a run: its facts, rounds, curves and failures, or its...
   logs          Print what has happened in a run.
+  track         Tell a tracker of a run that was, or goes on.
   export        Write a run's model to a safetensors file.
   compare       Show in what runs differ, and what they came to.
   rm            Remove runs, with their models, for good.

@@ -105,6 +105,15 @@ Expires = Annotated[
     float | None,
     typer.Option("--expires", metavar="DAYS", min=0, help="With --on: your signature is good for so long."),
 ]
+Track = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--track",
+        metavar="TRACKER",
+        help="Tell a tracker: csv, mlflow, parquet, tensorboard or wandb, with its place behind a colon if wanted, "
+        "such as mlflow:http://host:5000. Can be repeated.",
+    ),
+]
 Detach = Annotated[bool, typer.Option("--detach", help="With --on: do not follow the run.")]
 
 
@@ -124,6 +133,7 @@ def run(
     only: Only = None,
     expires: Expires = None,
     detach: Detach = False,
+    track: Track = None,
     token: Token = None,
     json: Json = False,
     folder: Folder = RUNS,
@@ -147,6 +157,7 @@ def run(
                 only=members,
                 expires=expires,
                 detach=detach,
+                track=track or [],
                 json=json,
             )
             return
@@ -166,6 +177,7 @@ def run(
             seed=seed,
             assignments=set or [],
             init=init,
+            track=track or [],
             json=json,
             folder=folder,
             debug=debug,
@@ -186,6 +198,7 @@ def resume(
     on: On = None,
     token: Token = None,
     detach: Detach = False,
+    track: Track = None,
     json: Json = False,
     folder: Folder = RUNS,
     debug: Debug = False,
@@ -196,12 +209,12 @@ def resume(
             refuse({"--app": app, "--workers": workers}, "goes with a run on this machine, not with --on")
             from .remote_commands import resume_on
 
-            resume_on(run, on, token, rounds=rounds, detach=detach, json=json)
+            resume_on(run, on, token, rounds=rounds, detach=detach, track=track or [], json=json)
             return
         refuse({"--detach": detach or None, "--token": token}, "goes with --on")
         from .run_commands import resume
 
-        resume(run, rounds=rounds, app=app, workers=workers, json=json, folder=folder, debug=debug)
+        resume(run, rounds=rounds, app=app, workers=workers, track=track or [], json=json, folder=folder, debug=debug)
 
 
 @program.command()
@@ -273,6 +286,31 @@ def logs(
         from .log_commands import logs
 
         logs(run, folder, follow=follow, json=json)
+
+
+@program.command()
+def track(
+    run: Run,
+    tracker: Annotated[
+        str,
+        typer.Argument(
+            metavar="TRACKER", help="csv, mlflow, parquet, tensorboard or wandb, or mlflow:URI, csv:DIR, ..."
+        ),
+    ],
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run is over.")] = False,
+    on: On = None,
+    token: Token = None,
+    folder: Folder = RUNS,
+    debug: Debug = False,
+) -> None:
+    """Tell a tracker of a run that was, or goes on."""
+    with reported(debug):
+        from .track_commands import track, track_on
+
+        if on is not None:
+            track_on(run, tracker, on, token, follow=follow)
+            return
+        track(run, tracker, folder, follow=follow)
 
 
 @program.command()

@@ -17,6 +17,7 @@ from ..office.operator import Operator
 from ..office.pulling import pull
 from ..runs.config import laid_over
 from ..runs.past import FetchedRun
+from ..trackers.tracking import Tracking
 from ..trust import credentials
 from . import settings
 from .application import LoadedApp, load
@@ -44,9 +45,11 @@ def run_on(
     only: Sequence[str],
     expires: float | None,
     detach: bool,
+    track: Sequence[str],
     json: bool,
 ) -> None:
     """Pack an app, sign it, submit it, and follow what becomes of it."""
+    trackings = _trackings(track, detach)
     loaded = load(reference)
     changed = settings.apply(loaded.app, assignments)
     if rounds is not None and changed.rounds not in (None, rounds):
@@ -58,7 +61,15 @@ def run_on(
         if detach:
             _print_detached(run, on, json)
             return
-        _follow(office, run, on, json)
+        follow(office, run, on, trackings).print(json)
+
+
+def _trackings(track: Sequence[str], detach: bool) -> list[Tracking]:
+    if track and detach:
+        raise SettingError(
+            "--track follows the run, --detach does not", hint="umbel track RUN TRACKER -f does so later."
+        )
+    return [Tracking(named, local=False) for named in track]
 
 
 def _submit(
@@ -94,14 +105,17 @@ def _submit(
     return str(found["run"])
 
 
-def resume_on(run: str, on: str, token: str | None, *, rounds: int | None, detach: bool, json: bool) -> None:
+def resume_on(
+    run: str, on: str, token: str | None, *, rounds: int | None, detach: bool, track: Sequence[str], json: bool
+) -> None:
     """Have a server go on with a run, and follow it."""
+    trackings = _trackings(track, detach)
     with server(on, token) as office:
         found = office.call("runs.resume", run=run, **({} if rounds is None else {"rounds": rounds}))
         if detach:
             _print_detached(found["run"], on, json)
             return
-        _follow(office, found["run"], on, json)
+        follow(office, found["run"], on, trackings).print(json)
 
 
 def _print_detached(run: str, on: str, json: bool) -> None:
@@ -111,10 +125,6 @@ def _print_detached(run: str, on: str, json: bool) -> None:
     console = stdout()
     console.print(Text.assemble("the server has begun ", (run, "bold")))
     console.print(Text(f"  {shlex.join(['umbel', 'logs', run, '-f', '--on', on])}", style="cyan"), soft_wrap=True)
-
-
-def _follow(office: Operator, run: str, on: str, json: bool) -> None:
-    follow(office, run, on).print(json)
 
 
 def runs_on(on: str, token: str | None, *, json: bool) -> None:

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from ..errors import CorruptFile, StrategyError
 from ..files import Bytes, mapped, reading, write_pieces
+from .markup import table
 
 Role = Literal["parameter", "buffer", "personal"]
 Array = npt.NDArray[Any]
@@ -273,6 +274,10 @@ class Arrays(Mapping[str, Array]):
         shown = ", ".join(f"{name}: {spec}" for name, spec in list(self.schema.items())[:6])
         more = f", ... {len(self) - 6} more" if len(self) > 6 else ""
         return f"Arrays({shown}{more})"
+
+    def _repr_html_(self) -> str:
+        rows = [(n, s.dtype, "×".join(map(str, s.shape)) or "scalar", s.role) for n, s in self.schema.items()]
+        return f"<b>Arrays</b>, {self.nbytes:,} bytes{table(('name', 'dtype', 'shape', 'role'), rows)}"
 
     @property
     def roles(self) -> Mapping[str, Role]:
