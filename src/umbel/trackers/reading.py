@@ -111,7 +111,7 @@ class Reader:
 
     def _picture(self) -> None:
         history = History(self._rounds)
-        if not history.names:
+        if not history.names or type(self._tracker).picture is Tracker.picture:
             return
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "metrics.png"
@@ -122,7 +122,7 @@ class Reader:
             self._tracker.picture(path)
 
     def _model(self) -> None:
-        if self.folder is None or not self._rounds:
+        if self.folder is None or not self._rounds or type(self._tracker).model is Tracker.model:
             return
         try:
             model, _ = PastRun(self.folder).model()
