@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -27,6 +28,22 @@ def test_a_new_app_runs_at_once_and_learns(umbel: Command, framework: str) -> No
     assert ran.summary["run"].startswith("my-app-")
     assert ran.summary["rounds"] == 3
     assert ran.summary["metrics"]["test.accuracy"] > 0.7
+
+
+def test_a_notebook_runs_the_app_beside_it(umbel: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its code, cell by cell; tests/test_notebooks.py runs such notebooks as Jupyter does."""
+    made = umbel("new", "my-app", "--framework", "numpy", "--notebook")
+    assert "my-app/notebook.ipynb" in made.out
+    whole = json.loads(Path("my-app/notebook.ipynb").read_text())
+    assert whole["cells"][0]["source"][0] == "# my-app\n"
+    monkeypatch.chdir("my-app")
+    monkeypatch.syspath_prepend(".")
+    namespace: dict[str, Any] = {}
+    for cell in whole["cells"]:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), namespace)
+    assert namespace["result"].rounds == 5
+    assert namespace["result"].run.startswith("my-app-")
 
 
 def test_pytorch_is_the_framework_by_default(umbel: Command) -> None:

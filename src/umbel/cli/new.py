@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import keyword
 import re
 import shlex
@@ -25,6 +26,13 @@ _NEURONS = """neurons=[
         [("2.weight", 0), ("2.bias", 0), ("4.weight", 1)],
     ],
 """
+NOTEBOOK = (
+    ("markdown", "# {name}\n\nRuns the app in `app.py`, and shows what came of it. Restart the kernel after a change."),
+    ("code", "import umbel\nfrom app import app\n\napp.client, app.strategy"),
+    ("code", "result = umbel.run(app, on=umbel.Simulation(clients=20), rounds=5, name='{name}')\nresult"),
+    ("code", "result.plot()"),
+    ("code", "for row in result.clients.of(result.rounds):\n    print(row.client, row.status, dict(row.metrics))"),
+)
 ARGUMENTS = {
     "AFL": "",
     "FedBN": 'cohort=10, norms=["4.*"]',
@@ -43,9 +51,9 @@ ARGUMENTS = {
 """What strategies are made with that need more to begin with than a cohort."""
 
 
-def new(name: str, framework: str, strategy: str | None = None) -> None:
+def new(name: str, framework: str, strategy: str | None = None, notebook: bool = False) -> None:
     """Make the folder `name` here, from the templates of `framework`, and print what to do next; with a `strategy` one
-    that learns by it.
+    that learns by it, with `notebook` also a notebook that runs it.
 
     Raises `SettingError` for a name that is none or is taken, and for a strategy that there is not, `StorageError`
     where nothing can be written.
@@ -64,14 +72,29 @@ def new(name: str, framework: str, strategy: str | None = None) -> None:
                 text = text.replace("{strategy}", strategy)
                 text = text.replace("{arguments}", ARGUMENTS.get(strategy, "cohort=10"))
             (folder / template.name.removesuffix(".txt")).write_text(text, "utf-8")
+        if notebook:
+            (folder / "notebook.ipynb").write_text(notebook_of(name), "utf-8")
     except OSError as error:
         raise StorageError(f"{folder} cannot be written: {error.strerror}") from error
     console = stdout()
-    console.print(Text(f"made {name}/app.py and {name}/README.md; now run it:"))
+    made = [f"{name}/app.py", *([f"{name}/notebook.ipynb"] if notebook else [])]
+    console.print(Text(f"made {', '.join(made)} and {name}/README.md; now run it:"))
     package = "xgboost" if _template(framework, strategy) == "trees" else PACKAGES[framework]
     if find_spec(package) is None:
         console.print(Text(f'  pip install "umbel[{package}]"', style="cyan"))
     console.print(Text(f"  umbel run {shlex.quote(f'{name}/app.py')} --clients 20 --rounds 3", style="cyan"))
+
+
+def notebook_of(name: str) -> str:
+    """A notebook, in the format of Jupyter, that runs the app beside it and shows what came of it."""
+    cells: list[dict[str, object]] = []
+    for number, (kind, text) in enumerate(NOTEBOOK):
+        more = {"execution_count": None, "outputs": []} if kind == "code" else {}
+        source = text.replace("{name}", name).splitlines(keepends=True)
+        cells.append({"cell_type": kind, "id": f"cell-{number}", "metadata": {}, "source": source, **more})
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    whole = {"cells": cells, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
+    return json.dumps(whole, indent=1) + "\n"
 
 
 def _template(framework: str, strategy: str | None) -> str:

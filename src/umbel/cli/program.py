@@ -51,13 +51,14 @@ def new(
     strategy: Annotated[
         str | None, typer.Option("--strategy", metavar="NAME", help="Learn by this one; umbel strategies lists them.")
     ] = None,
+    notebook: Annotated[bool, typer.Option("--notebook", help="Make a notebook, too, that runs the app.")] = False,
     debug: Debug = False,
 ) -> None:
     """Make a folder with a small app that runs at once."""
     with reported(debug):
         from .new import new
 
-        new(name, framework.value, strategy)
+        new(name, framework.value, strategy, notebook)
 
 
 App = Annotated[
