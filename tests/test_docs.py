@@ -29,7 +29,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ROOT / "docs" / "pictures"
 TUTORIAL = ROOT / "docs" / "tutorial.md"
-PAGES_OF_SNIPPETS = ("analytics", "simulation", "split-data", "write-a-strategy", "write-a-transform")
+PAGES_OF_SNIPPETS = ("analytics", "simulation", "split-data", "track", "write-a-strategy", "write-a-transform")
 SPLITTING = ROOT / "docs" / "split-data.md"
 SESSIONS = [TUTORIAL, *(ROOT / "docs" / f"{name}.md" for name in PAGES_OF_SNIPPETS)]
 """Pages whose snippets belong together: they are run in order, in one session."""

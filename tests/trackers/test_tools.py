@@ -14,9 +14,8 @@ from typing import Any
 import pytest
 
 import umbel
-from umbel.runs.journal import read_log
-from umbel.trackers.reading import Reader
-from umbel.trackers.tracker import PLACES, tracker_of
+from umbel.trackers.reading import read_run
+from umbel.trackers.tracker import PLACES
 
 from .test_reading import app
 
@@ -188,12 +187,8 @@ def test_a_tool_has_a_run_live_resumed_and_after_the_fact(
     assert first.folder is not None
     result = umbel.resume(app(), first.folder, **federation, rounds=4, observers=[umbel.track(place(name, live))])
     assert result.folder is not None
-    log = read_log(result.folder)
     for _ in range(2):  # the second time adds nothing
-        reader = Reader(tracker_of(place(name, after)), result.folder)
-        for event, at in zip(log.events, log.times, strict=True):
-            reader.read(event, at)
-        reader.close()
+        read_run(place(name, after), result.folder)
     told, later = READERS[name](live, result.run), READERS[name](after, result.run)
     assert told == later
     assert told["system/seconds", 4] == pytest.approx([result.history[3].seconds])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +17,6 @@ from ..office.pulling import pull
 from ..runs.events import UNREADABLE, RoundCommitted, RunEvent, RunFinished, RunInterruption, RunStarted
 from ..runs.history import History
 from ..runs.journal import RunLog
-from ..runs.observers import Observers
 from ..runs.past import log_of
 from ..runs.schema import event_of
 from ..trackers.tracking import Tracking
@@ -96,10 +96,10 @@ def follow(office: Operator, run: str, on: str, trackings: Sequence[Tracking] = 
     followed = Followed(on)
     try:
         with stop_signals(), progress(stderr()) as observer, tracked(trackings, office, run):
-            observers = Observers([observer, *trackings])
             for _, record in office.logs(run, lost=lambda error: warn("the server is gone; trying to reach it again")):
                 if (event := followed.take(record)) is not None:
-                    observers.tell(event)
+                    observer(event)
+                    tell(trackings, event, record)
     except KeyboardInterrupt:
         raise RunInterrupted(  # noqa: B904  the exit code is the interrupt's
             "you follow the run no more; it goes on",
@@ -124,15 +124,30 @@ def tracked(trackings: Sequence[Tracking], office: Operator, run: str) -> Iterat
     with tempfile.TemporaryDirectory() as place:
         try:
             yield
-            folder = pulled(office, run, Path(place)) if trackings else None
-            for tracking in trackings:
-                tracking.folder = folder
+            if any(tracking.keeps_model for tracking in trackings):
+                folder = pulled(office, run, Path(place))
+                for tracking in trackings:
+                    tracking.folder = folder
         finally:
             for tracking in trackings:
-                try:
+                with _warned(tracking):
                     tracking.close()
-                except TrackingFailed as error:
-                    warn(f"{tracking.__qualname__}: {error.message}")
+
+
+def tell(trackings: Sequence[Tracking], event: RunEvent, record: Mapping[str, Any]) -> None:
+    """Tell trackers of an event of a server's run, of the time that its record says."""
+    at = record.get("at")
+    for tracking in trackings:
+        with _warned(tracking):
+            tracking.catch_up([event], [at if isinstance(at, int | float) else time.time()])
+
+
+@contextmanager
+def _warned(tracking: Tracking) -> Iterator[None]:
+    try:
+        yield
+    except TrackingFailed as error:
+        warn(f"{tracking.__qualname__}: {error.message}; the run goes on")
 
 
 def pulled(office: Operator, run: str, folder: Path) -> Path | None:

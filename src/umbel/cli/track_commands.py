@@ -36,14 +36,16 @@ def track(reference: str, named: str, folder: Path, *, follow: bool) -> None:
 
 def track_on(run: str, named: str, on: str, token: str | None, *, follow: bool) -> None:
     """The same of a run on a server."""
-    reader = Reader(tracker_of(named), local=False)
+    tracker = tracker_of(named)
+    reader = Reader(tracker, local=False)
     with stop_signals(), server(on, token) as office, tempfile.TemporaryDirectory() as place:
         found = str(office.call("runs.show", run=run)["run"])
         told = office.logs(found, follow=follow, watched=False, lost=lambda error: warn("the server is gone; waiting"))
         with _told(found, named):
             try:
                 _read(reader, (record for _, record in told))
-                reader.folder = pulled(office, found, Path(place))
+                if tracker.keeps_model:
+                    reader.folder = pulled(office, found, Path(place))
             finally:
                 reader.close()
 

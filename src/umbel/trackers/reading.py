@@ -12,8 +12,9 @@ from typing import Any
 from ..errors import CorruptFile
 from ..runs.events import AskClosed, RoundCommitted, RunEvent, RunFinished, RunInterruption, RunResumed, RunStarted
 from ..runs.history import History
-from ..runs.past import PastRun
-from .tracker import Point, RoundPoints, Tracker
+from ..runs.past import LAST, PastRun, find
+from ..runs.run import RUNS
+from .tracker import Point, RoundPoints, Tracker, tracker_of
 
 MOST_CLIENTS = 100
 """Clients of larger asks have no numbers of their own."""
@@ -122,7 +123,7 @@ class Reader:
             self._tracker.picture(path)
 
     def _model(self) -> None:
-        if self.folder is None or not self._rounds or type(self._tracker).model is Tracker.model:
+        if self.folder is None or not self._rounds or not self._tracker.keeps_model:
             return
         try:
             model, _ = PastRun(self.folder).model()
@@ -132,6 +133,17 @@ class Reader:
             path = Path(folder) / "model.safetensors"
             model.to_file(path)
             self._tracker.model(path)
+
+
+def read_run(tracker: Tracker | str, reference: str | Path = LAST, folder: str | Path = RUNS) -> None:
+    """Tell a tracker of a run of the past, which `reference` names as for `umbel.open`: the same as it would have been
+    told while the run went on, but for what it has already.
+    """
+    record = find(str(reference), Path(folder))
+    reader = Reader(tracker_of(tracker), record.folder)
+    for event, at in zip(record.log.events, record.log.times, strict=True):
+        reader.read(event, at)
+    reader.close()
 
 
 def settings_of(started: RunStarted) -> dict[str, Any]:

@@ -70,6 +70,11 @@ class Tracker:
             )
         self.where = where
 
+    @property
+    def keeps_model(self) -> bool:
+        """Whether it does anything with the final model."""
+        return type(self).model is not Tracker.model
+
     def begin(self, run: str, settings: Mapping[str, Any]) -> int:
         """Begin, or go on with, the record of a run."""
         raise NotImplementedError

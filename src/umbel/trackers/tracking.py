@@ -44,6 +44,11 @@ class Tracking:
         self._noise: IO[bytes] | None = None
         self.__qualname__ = type(self._tracker).__name__  # what a warning calls this observer
 
+    @property
+    def keeps_model(self) -> bool:
+        """Whether the tracker does anything with the final model."""
+        return self._tracker.keeps_model
+
     def __call__(self, event: RunEvent) -> None:
         """Have the tracker told of an event."""
         if event.logged:
@@ -52,7 +57,8 @@ class Tracking:
     def catch_up(self, events: Sequence[RunEvent], times: Sequence[float]) -> None:
         """Have it told what there was before."""
         for event, at in zip(events, times, strict=True):
-            self._tell({**event.record(), "at": at})
+            if event.logged:
+                self._tell({**event.record(), "at": at})
 
     def close(self) -> None:
         """Have it told that this is all, and wait until it is done. Raises `TrackingFailed`."""
