@@ -1,4 +1,4 @@
-"""Progress for whoever runs from Python: in a log, in a terminal, in a notebook; and what notebooks show of results."""
+"""How far a run is, in a log, in a terminal and in a notebook; and what notebooks show of results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import umbel
 from umbel.core.markup import MOST_ROWS
 from umbel.runs.events import RoundCommitted, RunEvent, RunFinished, RunInterruption, RunStarted, Warned
 from umbel.runs.past import find
-from umbel.runs.progress import Progress, in_notebook
+from umbel.runs.progress import RunProgress, in_notebook
 from umbel.testing import VirtualClock
 
 
@@ -34,7 +34,7 @@ def story(rounds: int, **last: Any) -> list[RunEvent]:
     return [started, *told, ended]
 
 
-def shown(progress: Progress, events: list[RunEvent]) -> None:
+def shown(progress: RunProgress, events: list[RunEvent]) -> None:
     for event in events:
         progress(event)
     progress.close()
@@ -42,7 +42,7 @@ def shown(progress: Progress, events: list[RunEvent]) -> None:
 
 def test_in_a_log_each_round_is_a_line() -> None:
     stream = io.StringIO()
-    shown(Progress(stream), story(3))
+    shown(RunProgress(stream), story(3))
     lines = stream.getvalue().splitlines()
     assert lines[0] == "run digits-1: FedAvg, 4 clients, 3 rounds, seed 3"
     assert [line.split("  ")[0] for line in lines[1:-1]] == ["round 1/3", "round 2/3", "round 3/3"]
@@ -53,7 +53,7 @@ def test_in_a_log_each_round_is_a_line() -> None:
 def test_of_many_rounds_a_log_has_about_a_hundred_and_each_that_failed() -> None:
     stream, events = io.StringIO(), story(1000)
     events[17] = RoundCommitted(round=17, asks=17, failed="nobody came")
-    shown(Progress(stream), events)
+    shown(RunProgress(stream), events)
     lines = stream.getvalue().splitlines()
     assert 100 <= len(lines) <= 105
     assert any("nobody came" in line for line in lines)
@@ -61,7 +61,7 @@ def test_of_many_rounds_a_log_has_about_a_hundred_and_each_that_failed() -> None
 
 def test_a_terminal_has_one_line_that_is_written_over() -> None:
     stream, clock = Terminal(), VirtualClock(0.0)
-    progress = Progress(stream, clock=clock)
+    progress = RunProgress(stream, clock=clock)
     events = story(40)
     events.insert(3, Warned(round=2, text="its \x1b[2Jdisk"))
     for event in events[:-1]:
@@ -102,7 +102,7 @@ def cell(monkeypatch: pytest.MonkeyPatch) -> Cell:
 
 
 def test_in_a_notebook_a_bar_is_drawn_anew(cell: Cell) -> None:
-    progress = Progress(clock=VirtualClock(0.0))
+    progress = RunProgress(clock=VirtualClock(0.0))
     events = story(3)
     events.insert(2, Warned(round=1, text="<script>"))
     shown(progress, events)

@@ -176,12 +176,16 @@ def test_large_asks_are_told_in_quantiles_and_none_is_nothing(result: umbel.Resu
     closed = next(event for event in events if event.name == "ask_closed" and event.kind == "train")
     row = dict.fromkeys(("least", "q05", "q25", "median", "q75", "q95", "greatest"), 0.5)
     large = replace(closed, clients={}, spread={"metrics.loss": {**row, "count": 2000, "low": 1, "high": 2}})
+    many = {"client": list(range(101)), "metrics": {"loss": [*map(float, range(100)), None]}, "seconds": [None] * 101}
     kept = Kept()
     columns = {**closed.clients, "metrics": {"loss": [math.nan, None, 1.0]}, "client": ["a", "b", "c"]}
     small = replace(closed, ask=closed.ask + 1, clients=columns)
     rest = [event for event in events if event.name == "round_committed"]
-    read(result, kept, [events[0], large, small, rest[0]]).close()
-    (points,) = (each.points for each in kept.rounds)
+    told = [events[0], large, small, rest[0], replace(large, ask=9, clients=many, spread={}), rest[1]]
+    read(result, kept, told).close()
+    points, more = (each.points for each in kept.rounds)
+    assert Point("train.loss.greatest", 99.0) in more
+    assert not [point for point in more if point.client is not None]
     assert Point("train.loss.median", 0.5) in points
     assert [point for point in points if point.name == "train.loss" and point.client is not None] == [
         Point("train.loss", 1.0, "c")

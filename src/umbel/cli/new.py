@@ -89,7 +89,7 @@ def notebook_of(name: str) -> str:
     """A notebook, in the format of Jupyter, that runs the app beside it and shows what came of it."""
     cells: list[dict[str, object]] = []
     for number, (kind, text) in enumerate(NOTEBOOK):
-        more = {"execution_count": None, "outputs": []} if kind == "code" else {}
+        more: dict[str, object] = {"execution_count": None, "outputs": []} if kind == "code" else {}
         source = text.replace("{name}", name).splitlines(keepends=True)
         cells.append({"cell_type": kind, "id": f"cell-{number}", "metadata": {}, "source": source, **more})
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}

@@ -147,15 +147,14 @@ def run(
             refuse({**simulated, "--work": work, "--plan": plan or None}, "goes with a simulation, not with --on")
             from .remote_commands import run_on
 
-            assigned, members = set or [], only or []
             run_on(
                 app,
                 on,
                 token,
                 rounds=rounds,
                 seed=seed,
-                assignments=assigned,
-                only=members,
+                assignments=set or [],
+                only=only or [],
                 expires=expires,
                 detach=detach,
                 track=track or [],

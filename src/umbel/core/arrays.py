@@ -157,6 +157,12 @@ class Unmade:
                 yield _raw(ahead.popleft().result())
 
 
+def _as_table(arrays: Arrays) -> str:
+    """Arrays as a notebook shows them."""
+    rows = [(n, s.dtype, "×".join(map(str, s.shape)) or "scalar", s.role) for n, s in arrays.schema.items()]
+    return f"<b>Arrays</b>, {arrays.nbytes:,} bytes{table(('name', 'dtype', 'shape', 'role'), rows)}"
+
+
 class Arrays(Mapping[str, Array]):
     """Names to read-only arrays, each with a role.
 
@@ -275,9 +281,7 @@ class Arrays(Mapping[str, Array]):
         more = f", ... {len(self) - 6} more" if len(self) > 6 else ""
         return f"Arrays({shown}{more})"
 
-    def _repr_html_(self) -> str:
-        rows = [(n, s.dtype, "×".join(map(str, s.shape)) or "scalar", s.role) for n, s in self.schema.items()]
-        return f"<b>Arrays</b>, {self.nbytes:,} bytes{table(('name', 'dtype', 'shape', 'role'), rows)}"
+    _repr_html_ = _as_table
 
     @property
     def roles(self) -> Mapping[str, Role]:

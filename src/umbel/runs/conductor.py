@@ -38,7 +38,7 @@ from .observers import Observers
 from .outcome import best_round, failures, is_early, is_empty, verdict
 from .publisher import Held, Publisher
 from .software import changes, software
-from .usage import Usage
+from .usage import ProcessUsage
 
 OnRound = Callable[[RoundCommitted, Arrays], bool | None]
 """What is called after each round with what it brought and the model; the run ends after a round where it is True."""
@@ -77,7 +77,7 @@ class Conductor:
         self._seconds = 0.0
         self._since = 0.0
         self._unjudged = False
-        self._usage = Usage()
+        self._usage = ProcessUsage()
 
     @property
     def round(self) -> int:

@@ -27,7 +27,7 @@ def in_notebook() -> bool:
     return getattr(shell, "kernel", None) is not None
 
 
-class Progress:
+class RunProgress:
     """An observer that shows how far a run is: in a notebook as a bar that is drawn anew; in a terminal as a line that
     is written over; elsewhere, as where a program's output is kept in a file or by CI, as a line a round, of many
     rounds about a hundred.

@@ -51,7 +51,7 @@ from .journal import (
     read_log,
 )
 from .observers import Observers
-from .progress import Progress, in_notebook
+from .progress import RunProgress, in_notebook
 from .receipts import Clients
 from .software import changes, software
 from .words import duration, plural
@@ -273,7 +273,7 @@ def _watching(observers: Sequence[Observer], progress: bool | None, on_round: On
     if on_round is not None and not callable(on_round):
         raise SettingError(f"on_round is a function (event, model), not {on_round!r:.60}")
     shown = in_notebook() if progress is None else progress
-    return Observers([*([Progress()] if shown else []), *observers])
+    return Observers([*([RunProgress()] if shown else []), *observers])
 
 
 def _origins(place: Path, source: Mapping[str, Any] | None) -> dict[str, str]:

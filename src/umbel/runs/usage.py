@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 
-class Usage:
+class ProcessUsage:
     """The processor time and the memory of this process; workers, and nodes, are others."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The process that tells a tracker of a run: ``python -m umbel.trackers.process``, begun by `Tracking`.
+"""The process that tells a tracker of a run, begun by `Tracking`.
 
 Lines of JSON come on the standard input: first the tracker, then the run's events, now and then that nothing else comes
 for a while, last where the run's files are. What goes wrong for the first time is said on the standard output. Where
@@ -55,7 +55,3 @@ def main() -> None:
         if event is not None:
             tried(reader.read, event, record["at"])
     tried(reader.close)
-
-
-if __name__ == "__main__":
-    main()

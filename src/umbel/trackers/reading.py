@@ -9,15 +9,18 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..errors import CorruptFile
 from ..runs.events import AskClosed, RoundCommitted, RunEvent, RunFinished, RunInterruption, RunResumed, RunStarted
 from ..runs.history import History
 from ..runs.past import LAST, PastRun, find
+from ..runs.receipts import QUANTILES, quantiles_of
 from ..runs.run import RUNS
 from .tracker import Point, RoundPoints, Tracker, tracker_of
 
 MOST_CLIENTS = 100
-"""Clients of larger asks have no numbers of their own."""
+"""Clients of larger asks have no numbers of their own, but quantiles of all."""
 MOST_POINTS = 2000
 """So many numbers are written as soon as they are there."""
 PAUSE = 1.0
@@ -178,13 +181,18 @@ def _of_round(event: RoundCommitted) -> Iterator[Point]:
 
 def _of_clients(event: AskClosed) -> Iterator[Point]:
     names = event.clients.get("client", ())
-    if len(names) <= MOST_CLIENTS:
-        columns = {**event.clients.get("metrics", {}), "seconds": event.clients.get("seconds", ())}
-        for metric, column in columns.items():
-            for client, value in zip(names, column, strict=False):
-                if value is not None and not math.isnan(value):
-                    yield Point(f"{event.kind}.{metric}", float(value), client)
-    for name, row in event.spread.items():
-        for quantile in ("least", "q05", "q25", "median", "q75", "q95", "greatest"):
+    columns = {**event.clients.get("metrics", {}), "seconds": event.clients.get("seconds", ())}
+    spread = {name.removeprefix("metrics."): row for name, row in event.spread.items()}
+    for metric, column in columns.items():
+        known = [(client, value) for client, value in zip(names, column, strict=False) if value is not None]
+        if len(names) > MOST_CLIENTS:
+            values = np.array([value for _, value in known], np.float64)
+            spread[metric] = quantiles_of(values, [client for client, _ in known])
+            continue
+        for client, value in known:
+            if not math.isnan(value):
+                yield Point(f"{event.kind}.{metric}", float(value), client)
+    for metric, row in spread.items():
+        for quantile in ("least", *QUANTILES, "greatest"):
             if quantile in row:
-                yield Point(f"{event.kind}.{name.removeprefix('metrics.')}.{quantile}", float(row[quantile]))
+                yield Point(f"{event.kind}.{metric}.{quantile}", float(row[quantile]))

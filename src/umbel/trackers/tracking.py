@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import queue
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from ..errors import TrackingFailed
 from ..runs.events import RunEvent
 from .tracker import Tracker, tracker_of
 
+PROGRAM = "import json, sys; sys.path += json.loads(sys.argv[1]); from umbel.trackers.process import main; main()"
 PAUSE = 1.0
 """Seconds without an event after which the tracker is to write what it has."""
 PATIENCE = 300.0
@@ -102,17 +102,14 @@ class Tracking:
     def _begin(self) -> None:
         import cloudpickle
 
-        sources = str(Path(__file__).parents[2])
-        path = os.pathsep.join(filter(None, [sources, os.environ.get("PYTHONPATH", "")]))
         self._noise = tempfile.TemporaryFile()  # noqa: SIM115  closed by `close`
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "umbel.trackers.process"],
+            [sys.executable, "-c", PROGRAM, json.dumps(sys.path)],  # it finds all that can be imported here
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._noise,
             text=True,
             encoding="utf-8",
-            env={**os.environ, "PYTHONPATH": path},
             start_new_session=True,  # Ctrl-C stops the run, which then says so
         )
         tracker = base64.b64encode(cloudpickle.dumps(self._tracker)).decode()
@@ -125,23 +122,22 @@ class Tracking:
 
     def _write(self, process: subprocess.Popen[str]) -> None:
         assert process.stdin is not None
+        record: dict[str, Any] | None = {"flush": True}
         try:
             with process.stdin as pipe:
-                quiet = True
                 while True:
-                    try:
-                        record = self._lines.get(timeout=None if quiet else PAUSE)
+                    try:  # what comes last is followed by nothing, so that it is written within a moment
+                        record = self._lines.get(timeout=None if record and "flush" in record else PAUSE)
                     except queue.Empty:
                         record = {"flush": True}
                     if record is None:
                         return
-                    quiet = "flush" in record
                     pipe.write(json.dumps(record) + "\n")
                     if self._lines.empty():
                         pipe.flush()
         except OSError:  # it is gone, which `close` tells
-            while self._lines.get() is not None:
-                pass
+            while record is not None:
+                record = self._lines.get()
 
     def _hear(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
