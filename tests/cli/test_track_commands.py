@@ -38,6 +38,7 @@ def test_a_run_is_tracked_while_it_goes_on_and_when_it_is_resumed(umbel: Command
     assert ("4", "test.distance", "", repr(log.rounds[-1].test["distance"])) in found
 
 
+@pytest.mark.slow
 def test_a_place_with_a_password_is_not_remembered(umbel: Command) -> None:
     Path("a@b").mkdir()
     run = umbel("run", "app.py", "--clients", 4, "--workers", 0, "--rounds", 1, "--track", "csv:a@b", "--json").summary[

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import umbel
 from umbel.runs.journal import read_log
+from umbel.runs.past import find
 from umbel.trackers.reading import Reader, settings_of
 from umbel.trackers.tracker import Point, RoundPoints, Tracker
 
@@ -46,7 +47,6 @@ class Kept(Tracker):
         self.settings: Mapping[str, Any] = {}
         self.ended: list[tuple[str, str | None]] = []
         self.models: list[umbel.Arrays] = []
-        self.pictures = 0
 
     def begin(self, run: str, settings: Mapping[str, Any]) -> int:
         self.settings = settings
@@ -58,14 +58,20 @@ class Kept(Tracker):
             raise OSError("away")
         self.rounds += rounds
 
-    def picture(self, path: Path) -> None:
-        self.pictures += path.read_bytes()[1:4] == b"PNG"
-
     def model(self, path: Path) -> None:
         self.models.append(umbel.load_model(path))
 
     def end(self, reason: str, error: str | None) -> None:
         self.ended.append((reason, error))
+
+
+class Hung(Kept):
+    """Keeps the picture, too."""
+
+    pictures = 0
+
+    def picture(self, path: Path) -> None:
+        self.pictures += path.read_bytes()[1:4] == b"PNG"
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +90,7 @@ def read(result: umbel.Result, tracker: Tracker, events: Sequence[Any] | None = 
 
 
 def test_a_tracker_is_told_all_that_a_run_learned(result: umbel.Result) -> None:
-    kept = Kept()
+    kept = Hung()
     read(result, kept).close()
     assert [each.round for each in kept.rounds] == [1, 2, 3, 4]
     for each, event in zip(kept.rounds, result.history, strict=True):
@@ -191,6 +197,19 @@ def test_large_asks_are_told_in_quantiles_and_none_is_nothing(result: umbel.Resu
         Point("train.loss", 1.0, "c")
     ]
     assert kept.ended == [("unfinished", None)]
+
+
+def test_where_a_log_has_no_times_they_are_of_the_runs_beginning_and_its_rounds(result: umbel.Result) -> None:
+    assert result.folder is not None
+    events, kept = read_log(result.folder).events, Kept()
+    reader = Reader(kept)
+    for event in events:
+        reader.read(event, None)
+    reader.flush()
+    times = [each.at for each in kept.rounds]
+    began = find(result.run, result.folder.parent).began.timestamp()
+    spent = [event.seconds for event in result.history]
+    assert times == pytest.approx([began + sum(spent[:r]) for r in range(1, 5)])
 
 
 def test_settings_are_flat(result: umbel.Result) -> None:

@@ -98,6 +98,7 @@ def test_a_tracker_that_fails_is_told_of_once_and_the_run_goes_on(
     assert said in told[0]
 
 
+@pytest.mark.slow
 def test_what_fails_while_the_run_goes_on_is_in_its_log(tmp_path: Path) -> None:
     tracking = Tracking(Failing("write"))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -135,11 +134,16 @@ def tracked(trackings: Sequence[Tracking], office: Operator, run: str) -> Iterat
 
 
 def tell(trackings: Sequence[Tracking], event: RunEvent, record: Mapping[str, Any]) -> None:
-    """Tell trackers of an event of a server's run, of the time that its record says."""
-    at = record.get("at")
+    """Tell trackers of an event of a server's run, of the time that its record says, if it does."""
     for tracking in trackings:
         with _warned(tracking):
-            tracking.catch_up([event], [at if isinstance(at, int | float) else time.time()])
+            tracking.catch_up([event], [time_of(record)])
+
+
+def time_of(record: Mapping[str, Any]) -> float | None:
+    """The wall time of an event, where its record has one."""
+    at = record.get("at")
+    return float(at) if isinstance(at, int | float) else None
 
 
 @contextmanager

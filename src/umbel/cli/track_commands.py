@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,7 @@ from ..runs.past import find
 from ..trackers.reading import Reader
 from ..trackers.tracker import tracker_of
 from .faults import stop_signals, warn
-from .following import pulled, read
+from .following import pulled, read, time_of
 from .log_commands import lines
 from .remote_commands import server
 from .terminal import stdout
@@ -56,8 +55,7 @@ def _read(reader: Reader, records: Iterable[Mapping[str, Any]]) -> None:
         if senseless:
             warn(f"left out: {senseless}")
         if event is not None:
-            at = record.get("at")
-            reader.read(event, at if isinstance(at, int | float) else time.time())
+            reader.read(event, time_of(record))
 
 
 @contextmanager

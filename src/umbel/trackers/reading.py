@@ -51,13 +51,16 @@ class Reader:
         self._flushed = -math.inf  # what cannot be reached is to be known at once
         self._started: RunStarted | None = None
         self._run = ""
+        self._spent = 0.0
         self._asks: dict[int, list[Point]] = {}
         self._rounds: list[RoundCommitted] = []
         self._waiting: list[RoundPoints] = []
         self._reason: tuple[str, str | None] = ("unfinished", None)
 
-    def read(self, event: RunEvent, at: float) -> None:
-        """Take in the next event of the log, of the wall time `at`."""
+    def read(self, event: RunEvent, at: float | None) -> None:
+        """Take in the next event of the log, of the wall time `at`. Where there is none, as in a server's log, the time
+        is that of the run's beginning, as its id has it, and of its rounds since.
+        """
         if isinstance(event, RunStarted):
             self._started, self._run = event, event.run
             self._moved(event.folder)
@@ -71,6 +74,8 @@ class Reader:
             self._rounds.append(event)
             of_clients = [point for points in self._asks.values() for point in points]
             self._asks.clear()
+            self._spent += event.seconds
+            at = at or _beginning(self._run) + self._spent
             self._waiting.append(RoundPoints(event.round, at, [*_of_round(event), *of_clients]))
             due = sum(len(each.points) for each in self._waiting) >= MOST_POINTS
             if due or self._clock() - self._flushed >= PAUSE:
@@ -136,6 +141,13 @@ class Reader:
             path = Path(folder) / "model.safetensors"
             model.to_file(path)
             self._tracker.model(path)
+
+
+def _beginning(run: str) -> float:
+    try:
+        return PastRun(Path(run)).began.timestamp()
+    except OSError:  # it says nothing of that
+        return 0.0
 
 
 def read_run(tracker: Tracker | str, reference: str | Path = LAST, folder: str | Path = RUNS) -> None:

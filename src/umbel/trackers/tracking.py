@@ -54,7 +54,7 @@ class Tracking:
         if event.logged:
             self._tell({**event.record(), "at": round(time.time(), 3)})
 
-    def catch_up(self, events: Sequence[RunEvent], times: Sequence[float]) -> None:
+    def catch_up(self, events: Sequence[RunEvent], times: Sequence[float | None]) -> None:
         """Have it told what there was before."""
         for event, at in zip(events, times, strict=True):
             if event.logged:
