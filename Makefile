@@ -46,7 +46,7 @@ demo: $(VENV)/demo-ready ## train a small CNN on 100 clients' images, and draw w
 test: $(VENV)/dev-ready ## run the tests, in an order drawn anew each time; not those marked as slow
 	$(SUITE) -m "not slow" $(PYTEST)
 
-test-all: $(VENV)/dev-ready ## run all tests, the slow ones too, and laws on more examples
+test-all: $(VENV)/frameworks-ready ## run all tests, the slow ones too, and laws on more examples
 	$(SUITE) --hypothesis-profile=full $(PYTEST)
 
 test-busy: $(VENV)/dev-ready ## run the tests TIMES times, each in another order, with LOOPS busy loops beside them
@@ -171,6 +171,11 @@ $(VENV)/docs-ready: pyproject.toml constraints.txt | $(BIN)/python
 	echo "Installing what builds the site into $(VENV)"
 	$(if $(UV),,$(INSTALL) 'pip>=25.1')
 	$(INSTALL) -e . --group docs
+	touch $@
+
+$(VENV)/frameworks-ready: pyproject.toml constraints.txt | $(VENV)/dev-ready
+	echo "Installing the frameworks and trackers that make test-all tests into $(VENV); once, some minutes"
+	$(INSTALL) --group frameworks
 	touch $@
 
 # Where a peer cannot be installed, its rows say so.

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import NoReturn
 
-from . import deployment, machines, pages, simulated, splitting
+from . import deployment, machines, pages, simulated, splitting, trackers
 from .figures import VOID, Row, machine, plain
 
 NAMED: dict[str, tuple[Callable[[bool, int], Iterator[Row]], int]] = {
@@ -25,6 +25,7 @@ NAMED: dict[str, tuple[Callable[[bool, int], Iterator[Row]], int]] = {
     "fold": (simulated.fold, 3),
     "robust": (simulated.robust, 5),
     "partition": (splitting.partition, 5),
+    "trackers": (trackers.tracked, 5),
     "machines": (machines.rows, 5),
     **deployment.PARTS,
 }

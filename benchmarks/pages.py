@@ -18,7 +18,7 @@ PICTURES = ROOT / "docs" / "pictures"
 SECTIONS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "simulation": (
         "Simulations",
-        ("overhead", "noop", "cnn", "fedbuff", "millions", "imports", "command", "start", "fold", "robust"),
+        ("overhead", "noop", "cnn", "fedbuff", "millions", "imports", "command", "start", "fold", "robust", "trackers"),
     ),
     "rounds": (
         "Rounds of a deployment",

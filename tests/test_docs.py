@@ -29,7 +29,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ROOT / "docs" / "pictures"
 TUTORIAL = ROOT / "docs" / "tutorial.md"
-PAGES_OF_SNIPPETS = ("analytics", "simulation", "split-data", "write-a-strategy", "write-a-transform", "your-data")
+PAGES_OF_SNIPPETS = (
+    "analytics", "simulation", "split-data", "track", "write-a-strategy", "write-a-transform", "your-data",
+)  # fmt: skip
 COMING_FROM = sorted((ROOT / "docs" / "coming-from").glob("*.md"))
 SPLITTING = ROOT / "docs" / "split-data.md"
 SESSIONS = [TUTORIAL, *(ROOT / "docs" / f"{name}.md" for name in PAGES_OF_SNIPPETS), *COMING_FROM]

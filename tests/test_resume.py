@@ -206,6 +206,9 @@ MAKE = {
         FedAvg(cohort=3, config={"fail": {2: range(CLIENTS)}}), rounds=8, evaluate_every=2,
         keep_best=KeepBest("evaluate.loss", "min"), early_stop=EarlyStop("test.size", patience=1, mode="min"), **s,
     ),
+    "evaluated first": lambda **s: app(
+        FedAvg(cohort=3), evaluate_at_start=True, keep_best=KeepBest("test.size", "max"), checkpoint_every=2, **s
+    ),
 }  # fmt: skip
 
 

@@ -30,7 +30,7 @@ FLOORS = (
     ("core", "store"),
     ("folds", "samplers", "transforms", "work", "trust", "data", "adapters"),
     ("strategies", "runs", "transport"),
-    ("analytics", "office", "simulation", "node", "remote", "server"),
+    ("analytics", "office", "simulation", "trackers", "node", "remote", "server"),
     ("umbel", "events", "testing", "bench"),
     ("cli",),
 )
@@ -44,7 +44,7 @@ ADAPTERS = ("torch", "xgboost")
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 PURE = ("errors", "core", "folds", "samplers", "transforms", "strategies")
 """No clock, no global generator, no input or output."""
-MOST_ROOMS = 26
+MOST_ROOMS = 27
 
 HEAVY = {
     "core.figure": {"matplotlib"},
@@ -95,6 +95,9 @@ TESTED_ELSEWHERE = {
     "cli.__main__": "cli/test_program.py",  # runs `python -m umbel.cli`
     "runs.past": "cli/test_past.py",
     "cli.starters": "cli/test_new.py",
+    "runs.usage": "trackers/test_reading.py",
+    "runs.watch": "cli/test_progress.py",
+    "runs.words": "cli/test_terminal.py",
     "cli.drawing": "cli/test_compare_commands.py",
     "cli.findings": "cli/test_doctor.py",
     "cli.overview": "cli/test_program.py",
@@ -134,6 +137,9 @@ TESTED_ELSEWHERE = {
     **{f"testing.{name}": "testing/test_deployment.py" for name in ("link", "node", "station")},
     "testing.lives": "deployment/test_kills.py",
     "testing.machines": "deployment/test_same_bits.py",
+    "trackers.process": "trackers/test_tracking.py",
+    "trackers.tracker": "trackers/test_tracking.py",
+    **{f"trackers.{name}": "trackers/test_tools.py" for name in ("csv", "mlflow", "parquet", "tensorboard", "wandb")},
     "transforms.bits": "transforms/test_compression.py",
     "transforms.coded": "transforms/test_quantise.py",
     "transforms.subspace": "transforms/test_low_rank.py",

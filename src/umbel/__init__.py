@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from .samplers.weighted import Weighted
     from .simulation.federation import Simulation
     from .strategies import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedProx, FedYogi
+    from .trackers.tracking import track
     from .transforms.clip_by_norm import clip_by_norm
     from .transforms.top_k import top_k
 
@@ -45,7 +46,8 @@ __all__ = [
     "FedAdam", "FedAvg", "FedAvgM", "FedProx", "FedYogi", "Fixed", "Fraction", "Free", "KeepBest", "Like", "Metrics",
     "Poisson", "Question", "Remote", "Result", "Simulation", "State", "Strategy", "Transform", "UmbelError", "Uniform",
     "Update", "Weighted", "Window", "chain", "clip_by_norm", "collect", "cosine", "errors", "events", "load_model",
-    "mean", "open", "resume", "run", "steps", "sweep", "top_k", "total", "weighted_mean",
+    "mean", "open", "resume", "run", "steps", "sweep", "top_k", "total",
+    "track", "weighted_mean",
 ]  # fmt: skip
 _PLACES = {
     "bench.sweep": "sweep",
@@ -59,7 +61,7 @@ _PLACES = {
     "samplers.fixed": "Everyone Fixed", "samplers.poisson": "Poisson",
     "samplers.uniform": "Fraction Uniform", "samplers.weighted": "Weighted",
     "simulation.federation": "Simulation", "strategies": "FedAdagrad FedAdam FedAvg FedAvgM FedProx FedYogi",
-    "transforms.clip_by_norm": "clip_by_norm", "transforms.top_k": "top_k",
+    "trackers.tracking": "track", "transforms.clip_by_norm": "clip_by_norm", "transforms.top_k": "top_k",
 }  # fmt: skip
 
 if not TYPE_CHECKING:  # else every name would be taken to be there

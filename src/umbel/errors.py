@@ -23,7 +23,8 @@
     ├── PeerError                     between two processes
     │   ├── ConnectionLost            the stream ended or nothing came for too long; connect again
     │   ├── Refused                   the peer says no, with a code of the protocol
-    │   └── ProtocolError             the peer sent what the protocol does not allow
+    │   ├── ProtocolError             the peer sent what the protocol does not allow
+    │   └── TrackingFailed            a tracker could not take what a run told it; the run goes on
     ├── StorageError                  the disk: full, unwritable; retry once there is room
     │   └── CorruptFile               a file of a run does not hold what was written
     └── InternalError                 a broken promise inside Umbel: please report it
@@ -214,6 +215,10 @@ class Refused(PeerError):
 
 class ProtocolError(PeerError):
     """The peer sent what the protocol does not allow; the connection is closed."""
+
+
+class TrackingFailed(PeerError):
+    """A tracker could not take what a run told it; the run itself goes on."""
 
 
 class StorageError(UmbelError):

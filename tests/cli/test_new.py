@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import subprocess
@@ -155,6 +156,22 @@ def test_the_shell_completes_commands_runs_and_names(
     assert "app-1" in completed("umbel show ")
     assert completed("umbel new x --strategy Scaf").split() == ["Scaffold"]
     assert "sklearn" in completed("umbel new x --framework s")
+
+
+def test_a_notebook_runs_the_app_beside_it(umbel: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its code, cell by cell; tests/test_notebooks.py runs such notebooks as Jupyter does."""
+    made = umbel("new", "my-app", "--framework", "numpy", "--notebook")
+    assert "my-app/notebook.ipynb" in made.out
+    whole = json.loads(Path("my-app/notebook.ipynb").read_text())
+    assert whole["cells"][0]["source"][0] == "# my-app\n"
+    monkeypatch.chdir("my-app")
+    monkeypatch.syspath_prepend(".")
+    namespace: dict[str, Any] = {}
+    for cell in whole["cells"]:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), namespace)
+    assert namespace["result"].rounds == 5
+    assert namespace["result"].run.startswith("my-app-")
 
 
 def test_pytorch_is_the_framework_by_default(umbel: Command) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from rich.console import Console
 from rich.text import Text
 
-from umbel.cli.progress import Watch, _picture, heading, metrics_of, progress, round_line
+from umbel.cli.progress import _picture, progress
 from umbel.runs.events import (
     MOST_REFUSED,
     AskClosed,
@@ -20,6 +20,7 @@ from umbel.runs.events import (
     Waiting,
     Warned,
 )
+from umbel.runs.watch import Watch, heading, metrics_of, round_line
 
 NO_DATA = "its train handler raised ValueError: no data [left] (client.py:3)"
 

@@ -116,6 +116,16 @@ def test_an_app_is_packed_signed_submitted_and_followed(umbel: Command, server: 
     assert "round 1/1  2 clients" in done.err
 
 
+def test_a_run_on_a_server_is_tracked_where_the_command_runs(umbel: Command, server: Server) -> None:
+    assert umbel("run", "app.py", "--on", "localhost:1", "--track", "csv:live").code == 0
+    assert umbel("resume", "demo-1", "--on", "localhost:1", "--track", "csv:again").code == 0
+    assert umbel("track", "demo-1", "csv:after", "--on", "localhost:1").code == 0
+    found = {place: (Path(place) / "demo-1.csv").read_text() for place in ("live", "again", "after")}
+    assert found["live"].splitlines()[:2] == ["round,name,client,value,at", "1,train.loss,,0.5,50.0"]
+    assert set(found.values()) == {found["live"]}
+    assert "runs.pull" not in [method for method, _ in server.calls]  # a CSV file has no use for the model
+
+
 def test_what_is_signed_has_an_end_where_one_is_said(umbel: Command, server: Server, monkeypatch: Any) -> None:
     monkeypatch.setattr("time.time", lambda: 1000.0)
     assert umbel("run", "app.py", "--on", "localhost:1", "--detach", "--expires", 2).code == 0

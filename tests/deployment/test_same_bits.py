@@ -49,6 +49,26 @@ def test_one_whose_window_closes_early_comes_to_its_end(four, name):
 
 
 @pytest.mark.slow
+def test_a_run_on_four_nodes_is_tracked_where_the_command_runs(four, tmp_path):
+    """Live, resumed and after the fact the numbers are the same, and the model is that of the run."""
+    pytest.importorskip("tensorboard")
+    live, after = tmp_path / "live", tmp_path / "after"
+    typed = ("run", f"{APP}:plain", "--on", four.address, "--seed", "6", "--json")
+    told = four.command(*typed, "--track", f"csv:{live}", "--track", f"tensorboard:{live}", UMBEL_TOKEN=four.token)
+    assert told.wait() == 0, told.output
+    found = json.loads(told.lines[-1])
+    for tracker in (f"csv:{after}", f"tensorboard:{after}"):
+        done = four.command("track", found["run"], tracker, "--on", four.address, UMBEL_TOKEN=four.token)
+        assert done.wait() == 0, done.output
+    name = f"{found['run']}.csv"
+    assert (live / name).read_text() == (after / name).read_text()
+    assert all(f"\n{r},train." in (live / name).read_text() for r in range(1, 5))
+    for place in (live, after):
+        model = umbel.load_model(place / found["run"] / "model.safetensors")
+        assert model.sha256 == found["model_sha256"]
+
+
+@pytest.mark.slow
 def test_a_run_from_python_too_and_it_can_be_resumed(four, tmp_path, monkeypatch):
     monkeypatch.setenv("UMBEL_HOME", four.environment["UMBEL_HOME"])
     monkeypatch.setenv("UMBEL_TOKEN", four.token)

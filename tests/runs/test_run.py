@@ -43,6 +43,7 @@ from umbel.core.optimizers import adam
 from umbel.errors import AppError, CallerError, CorruptFile, RunFailed, SettingError, StorageError, StrategyError
 from umbel.runs.events import AskClosed, AskOpened, RoundCommitted, RoundStarted, RunFinished, RunStarted, TaskEnded
 from umbel.runs.journal import LOG, read_log
+from umbel.runs.past import find, is_over
 from umbel.runs.run import load_model
 from umbel.testing import VirtualClock
 
@@ -349,6 +350,112 @@ def test_evaluation_is_every_so_often_and_at_the_end(every, rounds):
     app.test(lambda model: Metrics({"y": 2}))
     history = run(app).history
     assert [r.round for r in history if r.evaluate] == [r.round for r in history if r.test] == rounds
+
+
+@pytest.mark.parametrize(("every", "rounds"), [(0, [0]), (2, [0, 2, 3])])
+def test_evaluation_before_the_first_round_is_round_0(every, rounds, tmp_path):
+    """It is a round like others for the history, and changes nothing of what is learned."""
+    client = client_of(evaluate=lambda model, data, ctx: {"x": float(model["w"].sum())})
+    app = app_of(client, evaluate_every=every, evaluate_at_start=True)
+    app.test(lambda model: Metrics({"y": float(model["w"].sum())}))
+    result = run(app, folder=tmp_path)
+    assert [r.round for r in result.history] == [0, 1, 2, 3]
+    assert [r.round for r in result.history if r.evaluate] == [r.round for r in result.history if r.test] == rounds
+    assert (result.history[0].test, result.history[0].evaluate, result.history[0].clients) == ({"y": 0}, {"x": 0}, 0)
+    assert result.model == run(app_of()).model
+    assert (result.rounds, result.history.round) == (3, 3)
+    past = find(result.run, tmp_path)
+    assert (past.rounds_asked, past.log.round, is_over(past.log, None)) == (3, 3, True)
+    assert past.log.finished.rounds == 3
+    again = umbel.resume(app, result.folder, on=Simulation(8), rounds=4)
+    assert [r.round for r in again.history] == [0, 1, 2, 3, 4]
+
+
+def test_the_initial_model_may_be_the_best():
+    result = run(measured([9, 1, 2], evaluate_at_start=True, keep_best="test.accuracy"), rounds=2)
+    assert result.best_round == 0
+    assert result.model == Arrays(ZEROS)
+    assert result.metrics == {"test.accuracy": 9}
+
+
+def test_every_so_often_a_checkpoint_is_kept(tmp_path):
+    result = run(app_of(rounds=9, checkpoint_every=3), folder=tmp_path)
+    left = {int(p.stem[-4:]) for p in (result.folder / "checkpoints").iterdir()}
+    assert left == {3, 6, 7, 8, 9}
+    assert find(result.run, tmp_path).model(3)[0] == run(app_of(rounds=3)).model
+    assert result.model == run(app_of(rounds=9)).model
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_function_is_called_after_each_round_and_may_end_the_run(kept, tmp_path):
+    seen = []
+
+    def look(event, model):
+        seen.append((event.round, model))
+        return event.round == 2
+
+    folder = tmp_path if kept else None
+    result = run(app_of(rounds=5), on_round=look, folder=folder)
+    assert (result.rounds, result.reason) == (2, "early stop")
+    assert [r for r, _ in seen] == [1, 2]
+    assert [model for _, model in seen] == [run(app_of(rounds=r)).model for r in (1, 2)]
+    if kept:
+        again = umbel.resume(app_of(rounds=5), result.folder, on=Simulation(8), on_round=lambda event, model: None)
+        assert (again.rounds, again.reason) == (5, "rounds")
+        assert again.model == run(app_of(rounds=5)).model
+
+
+def test_what_is_no_true_does_not_end_a_run():
+    assert run(app_of(), on_round=lambda event, model: model).rounds == 3
+
+
+def test_what_a_function_raises_ends_the_run_which_can_be_resumed(tmp_path):
+    def look(event, model):
+        raise ValueError("no more room")
+
+    with pytest.raises(AppError, match="on_round raised ValueError: no more room") as raised:
+        run(app_of(), on_round=look, folder=tmp_path)
+    assert raised.value.round == 1
+    again = umbel.resume(app_of(), tmp_path / raised.value.run, on=Simulation(8))
+    assert again.model == run(app_of()).model
+
+
+def test_settings_of_rounds_are_checked():
+    for wrong in ({"checkpoint_every": -1}, {"checkpoint_every": 1.5}, {"evaluate_at_start": 1}):
+        with pytest.raises(SettingError, match=next(iter(wrong))):
+            app_of(**wrong)
+    with pytest.raises(SettingError, match="on_round is a function"):
+        run(app_of(), on_round=3)
+
+
+def test_observers_that_can_be_closed_are_closed_however_a_run_ends(tmp_path):
+    class Watching:
+        def __init__(self, fails=False):
+            self.closed, self.past, self.fails = 0, [], fails
+
+        def __call__(self, event):
+            pass
+
+        def catch_up(self, events, times):
+            self.past += zip(events, times, strict=True)
+
+        def close(self):
+            self.closed += 1
+            if self.fails:
+                raise OSError("its disk is full")
+
+    good, bad = Watching(), Watching(fails=True)
+    result = run(app_of(), observers=[bad, good], folder=tmp_path)
+    assert (good.closed, bad.closed, good.past) == (1, 1, [])
+    umbel.resume(app_of(), result.folder, on=Simulation(8), rounds=4, observers=[good])
+    assert good.closed == 2
+    log = read_log(result.folder)
+    assert good.past == list(zip(log.events, log.times, strict=True))[: len(good.past)]
+    assert sum(isinstance(event, RoundCommitted) for event, _ in good.past) == 3
+    assert all(abs(at - time.time()) < 3600 for at in log.times)
+    with pytest.raises(AppError):
+        run(app_of(), observers=[good], on_round=lambda event, model: 1 / 0)
+    assert good.closed == 3
 
 
 def test_who_evaluates():

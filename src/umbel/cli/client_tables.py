@@ -14,7 +14,7 @@ from rich.text import Text
 from ..errors import SettingError
 from ..runs.past import PastRun
 from ..runs.receipts import ClientQuantiles, ClientRow, Clients
-from .progress import WORDS
+from ..runs.watch import WORDS
 from .terminal import duration, json_text, number, plain, stdout
 
 MOST_ROWS = 40

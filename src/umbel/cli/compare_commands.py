@@ -53,7 +53,7 @@ def results(records: Sequence[PastRun]) -> dict[str, Row]:
     found = [plain(History(record.log.rounds).metrics(record.best_round)) for record in records]
     rows: dict[str, Row] = {
         "state": [record.state for record in records],
-        "rounds": [len(record.log.rounds) for record in records],
+        "rounds": [record.log.round for record in records],
         "best_round": [record.best_round for record in records],
         "seconds": [round(record.seconds, 3) for record in records],
     }

@@ -38,7 +38,7 @@ class Ending:
         """It as JSON says it."""
         return {
             "run": self.run,
-            "rounds": len(self.history),
+            "rounds": self.history.round,
             "metrics": plain(self.history.metrics(self.best_round)),
             "best_round": self.best_round,
             "seconds": self.seconds,
@@ -58,7 +58,7 @@ class Ending:
         head = Text.assemble(
             ("✓ ", "bold green"),
             (self.run, "bold"),
-            f" {ended}: {plural(len(self.history), 'round')} in {duration(self.seconds)}{kept}",
+            f" {ended}: {plural(self.history.round, 'round')} in {duration(self.seconds)}{kept}",
         )
         facts = Table.grid(padding=(0, 2))
         if self.model_sha256:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from ..errors import RunFailed, RunInterrupted
+from ..errors import RunFailed, RunInterrupted, TrackingFailed, UmbelError
 from ..office.operator import Operator
+from ..office.pulling import pull
 from ..runs.events import UNREADABLE, RoundCommitted, RunEvent, RunFinished, RunInterruption, RunStarted
 from ..runs.history import History
 from ..runs.journal import RunLog
 from ..runs.past import log_of
 from ..runs.schema import event_of
+from ..trackers.tracking import Tracking
 from .ending import Ending
 from .faults import stop_signals, warn
 from .progress import progress
@@ -85,14 +90,15 @@ def read(record: Any) -> tuple[RunEvent | None, str]:
         return None, f"an event of the log makes no sense: {error}"
 
 
-def follow(office: Operator, run: str, on: str) -> Ending:
-    """Show a run until it is over, and say how it ended. Ctrl-C stops following, not the run."""
+def follow(office: Operator, run: str, on: str, trackings: Sequence[Tracking] = ()) -> Ending:
+    """Show a run until it is over, tell trackers of it, and say how it ended. Ctrl-C stops following, not the run."""
     followed = Followed(on)
     try:
-        with stop_signals(), progress(stderr()) as observer:
+        with stop_signals(), progress(stderr()) as observer, tracked(trackings, office, run):
             for _, record in office.logs(run, lost=lambda error: warn("the server is gone; trying to reach it again")):
                 if (event := followed.take(record)) is not None:
                     observer(event)
+                    tell(trackings, event, record)
     except KeyboardInterrupt:
         raise RunInterrupted(  # noqa: B904  the exit code is the interrupt's
             "you follow the run no more; it goes on",
@@ -109,6 +115,54 @@ def follow(office: Operator, run: str, on: str) -> Ending:
     if not followed.events:
         raise RunFailed(f"the run {found['status']} before it began: {why or 'the server does not say why'}", run=run)
     return followed.ending(why)
+
+
+@contextmanager
+def tracked(trackings: Sequence[Tracking], office: Operator, run: str) -> Iterator[None]:
+    """Have trackers closed, with the final model of a server's run, once it is followed no more."""
+    with tempfile.TemporaryDirectory() as place:
+        try:
+            yield
+            if any(tracking.keeps_model for tracking in trackings):
+                folder = pulled(office, run, Path(place))
+                for tracking in trackings:
+                    tracking.folder = folder
+        finally:
+            for tracking in trackings:
+                with _warned(tracking):
+                    tracking.close()
+
+
+def tell(trackings: Sequence[Tracking], event: RunEvent, record: Mapping[str, Any]) -> None:
+    """Tell trackers of an event of a server's run, of the time that its record says, if it does."""
+    for tracking in trackings:
+        with _warned(tracking):
+            tracking.catch_up([event], [time_of(record)])
+
+
+def time_of(record: Mapping[str, Any]) -> float | None:
+    """The wall time of an event, where its record has one."""
+    at = record.get("at")
+    return float(at) if isinstance(at, int | float) else None
+
+
+@contextmanager
+def _warned(tracking: Tracking) -> Iterator[None]:
+    try:
+        yield
+    except TrackingFailed as error:
+        warn(f"{tracking.__qualname__}: {error.message}; the run goes on")
+
+
+def pulled(office: Operator, run: str, folder: Path) -> Path | None:
+    """The folder of a server's run, fetched below `folder`; None where it is not to be had, as of a run that a program
+    of its own drives.
+    """
+    try:
+        return pull(office, run, folder)[0]
+    except UmbelError as error:
+        warn(f"the final model is not tracked: {error.message}")
+        return None
 
 
 def why_ended(found: Mapping[str, Any]) -> str:

@@ -159,7 +159,7 @@ def _row(record: PastRun) -> dict[str, Any]:
     return {
         "run": record.id,
         "app": "" if path is None else str(path),
-        "rounds": len(history),
+        "rounds": history.round,
         "asked": record.rounds_asked,
         "state": record.state,
         "metrics": plain(history.metrics(record.best_round)),

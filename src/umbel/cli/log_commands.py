@@ -21,9 +21,9 @@ from ..runs.events import (
 )
 from ..runs.journal import LOG, LogChain
 from ..runs.past import find
+from ..runs.watch import WORDS, Watch, failure, heading, round_line, warning
 from ..wire.names import shown
 from .following import read
-from .progress import WORDS, Watch, failure, heading, round_line, warning
 from .terminal import duration, json_text, plural
 
 PAUSE = 0.2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import keyword
 import re
 import shlex
@@ -16,10 +17,24 @@ from ..errors import SettingError, StorageError
 from .starters import chosen, frameworks, starters
 from .terminal import stdout
 
+NOTEBOOK = (
+    ("markdown", "# {name}\n\nRuns the app in `app.py`, and shows what came of it. Restart the kernel after a change."),
+    ("code", "import umbel\nfrom app import app\n\napp.client, app.strategy"),
+    ("code", "result = umbel.run(app, on=umbel.Simulation(clients=20), rounds=5, name='{name}')\nresult"),
+    ("code", "result.plot()"),
+    ("code", "for row in result.clients.of(result.rounds):\n    print(row.client, row.status, dict(row.metrics))"),
+)
 
-def new(name: str, framework: str | None = None, task: str | None = None, strategy: str | None = None) -> None:
+
+def new(
+    name: str,
+    framework: str | None = None,
+    task: str | None = None,
+    strategy: str | None = None,
+    notebook: bool = False,
+) -> None:
     """Make the folder `name` here, with an app for this framework and task that learns by this strategy, and print
-    what to do next; None for what is left to Umbel.
+    what to do next; None for what is left to Umbel. With `notebook` it has also a notebook that runs the app.
 
     Raises `SettingError` for a name that is none or is taken, and for what there is no template for, `StorageError`
     where nothing can be written.
@@ -35,6 +50,8 @@ def new(name: str, framework: str | None = None, task: str | None = None, strate
     if folder.exists():
         raise SettingError(f"{name} exists already", hint="Choose another name: nothing is overwritten.")
     files = starter.files(name, strategy)
+    if notebook:
+        files["notebook.ipynb"] = notebook_of(name)
     try:
         folder.mkdir()
         for file, text in files.items():
@@ -66,6 +83,18 @@ def ask(name: str | None) -> tuple[str, str, str, str | None]:
     usual = usual or "FedAvg"
     strategy = Prompt.ask("Strategy; `umbel strategies` lists them", default=usual, console=console)
     return name, framework, task, None if strategy == usual else strategy
+
+
+def notebook_of(name: str) -> str:
+    """A notebook, in the format of Jupyter, that runs the app beside it and shows what came of it."""
+    cells: list[dict[str, object]] = []
+    for number, (kind, text) in enumerate(NOTEBOOK):
+        more: dict[str, object] = {"execution_count": None, "outputs": []} if kind == "code" else {}
+        source = text.replace("{name}", name).splitlines(keepends=True)
+        cells.append({"cell_type": kind, "id": f"cell-{number}", "metadata": {}, "source": source, **more})
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    whole = {"cells": cells, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
+    return json.dumps(whole, indent=1) + "\n"
 
 
 def check(name: str) -> None:

@@ -18,6 +18,7 @@ Commands:
   runs          List the runs, the latest last.
   show          Show a run: its facts, rounds, curves and failures, or its...
   logs          Print what has happened in a run.
+  track         Tell a tracker of a run that was, or goes on.
   export        Write a run's model to a safetensors file.
   compare       Show in what runs differ, and what they came to.
   sweep         Run an app with several settings and seeds, and compare what...

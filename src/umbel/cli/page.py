@@ -16,9 +16,9 @@ from rich.text import Text
 from ..runs.events import AskClosed, RoundCommitted
 from ..runs.history import History
 from ..runs.past import PastRun
+from ..runs.watch import WORDS
 from .account import account
 from .chart import chart
-from .progress import WORDS
 from .terminal import COLOURS, duration, in_order, number, plural
 
 MOST_ROUNDS = 16
@@ -52,7 +52,7 @@ def page(record: PastRun, width: int) -> RenderableType:
 
 
 def _head(record: PastRun) -> Text:
-    done = f"{len(record.log.rounds)} of {plural(record.rounds_asked, 'round')}"
+    done = f"{record.log.round} of {plural(record.rounds_asked, 'round')}"
     done += f" in {duration(record.seconds)}" if record.log.rounds else ""
     state = (record.state, STATES.get(record.state, ""))
     return Text.assemble((record.id, "bold"), "  ", state, f"  {done}")

@@ -76,6 +76,7 @@ def new(
             help="Learn by this one; umbel strategies lists them.",
         ),
     ] = None,
+    notebook: Annotated[bool, typer.Option("--notebook", help="Make a notebook, too, that runs the app.")] = False,
     debug: Debug = False,
 ) -> None:
     """Make a folder with a small app that runs at once."""
@@ -89,7 +90,9 @@ def new(
     with reported(debug):
         from .new import ask, new
 
-        new(*(ask(name) if asked else (name or "", framework, task, strategy)))
+        if asked:
+            name, framework, task, strategy = ask(name)
+        new(name or "", framework, task, strategy, notebook)
 
 
 App = Annotated[
@@ -145,6 +148,15 @@ Expires = Annotated[
     float | None,
     typer.Option("--expires", metavar="DAYS", min=0, help="With --on: your signature is good for so long."),
 ]
+Track = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--track",
+        metavar="TRACKER",
+        help="Tell a tracker: csv, mlflow, parquet, tensorboard or wandb, with its place behind a colon if wanted, "
+        "such as mlflow:http://host:5000. Can be repeated.",
+    ),
+]
 Detach = Annotated[bool, typer.Option("--detach", help="With --on: do not follow the run.")]
 
 
@@ -166,6 +178,7 @@ def run(
     wait: Wait = None,
     expires: Expires = None,
     detach: Detach = False,
+    track: Track = None,
     token: Token = None,
     json: Json = False,
     folder: Folder = RUNS,
@@ -181,7 +194,8 @@ def run(
             from .remote_commands import run_on
 
             members = {"only": only or [], "wait_for": wait_for, "wait": wait}
-            how: dict[str, Any] = {**members, "assignments": set or [], "expires": expires, "detach": detach}
+            more = {"expires": expires, "detach": detach, "track": track or []}
+            how: dict[str, Any] = {**members, **more, "assignments": set or []}
             run_on(app, on, token, rounds=rounds, seed=seed, json=json, **how)
             return
         remote = {"--only": only, "--wait-for": wait_for, "--wait": wait, "--expires": expires, "--token": token}
@@ -201,6 +215,7 @@ def run(
             seed=seed,
             assignments=set or [],
             init=init,
+            track=track or [],
             json=json,
             folder=folder,
             debug=debug,
@@ -221,6 +236,7 @@ def resume(
     on: On = None,
     token: Token = None,
     detach: Detach = False,
+    track: Track = None,
     json: Json = False,
     folder: Folder = RUNS,
     debug: Debug = False,
@@ -231,12 +247,12 @@ def resume(
             refuse({"--app": app, "--workers": workers}, "goes with a run on this machine, not with --on")
             from .remote_commands import resume_on
 
-            resume_on(run, on, token, rounds=rounds, detach=detach, json=json)
+            resume_on(run, on, token, rounds=rounds, detach=detach, track=track or [], json=json)
             return
         refuse({"--detach": detach or None, "--token": token}, "goes with --on")
         from .run_commands import resume
 
-        resume(run, rounds=rounds, app=app, workers=workers, json=json, folder=folder, debug=debug)
+        resume(run, rounds=rounds, app=app, workers=workers, track=track or [], json=json, folder=folder, debug=debug)
 
 
 @program.command()
@@ -308,6 +324,31 @@ def logs(
         from .log_commands import logs
 
         logs(run, folder, follow=follow, json=json)
+
+
+@program.command()
+def track(
+    run: Run,
+    tracker: Annotated[
+        str,
+        typer.Argument(
+            metavar="TRACKER", help="csv, mlflow, parquet, tensorboard or wandb, or mlflow:URI, csv:DIR, ..."
+        ),
+    ],
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run is over.")] = False,
+    on: On = None,
+    token: Token = None,
+    folder: Folder = RUNS,
+    debug: Debug = False,
+) -> None:
+    """Tell a tracker of a run that was, or goes on."""
+    with reported(debug):
+        from .track_commands import track, track_on
+
+        if on is not None:
+            track_on(run, tracker, on, token, follow=follow)
+            return
+        track(run, tracker, folder, follow=follow)
 
 
 @program.command()

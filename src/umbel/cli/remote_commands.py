@@ -23,6 +23,7 @@ from ..remote.federation import contract_of
 from ..runs import settings
 from ..runs.config import laid_over
 from ..runs.past import FetchedRun, PastRun
+from ..trackers.tracking import Tracking
 from ..trust import credentials
 from .answers import ShownAnswer
 from .application import LoadedApp, load
@@ -52,9 +53,11 @@ def run_on(
     wait: float | None = None,
     expires: float | None,
     detach: bool,
+    track: Sequence[str],
     json: bool,
 ) -> None:
     """Pack an app, sign it, submit it, and follow what becomes of it."""
+    trackings = _trackings(track, detach)
     loaded = load(reference)
     changed = settings.apply(loaded.app, assignments)
     if rounds is not None and changed.rounds not in (None, rounds):
@@ -66,7 +69,15 @@ def run_on(
         if detach:
             _print_detached(run, on, json)
             return
-        _follow(office, run, on, json, changed.app)
+        _follow(office, run, on, trackings, json, changed.app)
+
+
+def _trackings(track: Sequence[str], detach: bool) -> list[Tracking]:
+    if track and detach:
+        raise SettingError(
+            "--track follows the run, --detach does not", hint="umbel track RUN TRACKER -f does so later."
+        )
+    return [Tracking(named, local=False) for named in track]
 
 
 def _submit(
@@ -103,14 +114,17 @@ def _submit(
     return str(found["run"])
 
 
-def resume_on(run: str, on: str, token: str | None, *, rounds: int | None, detach: bool, json: bool) -> None:
+def resume_on(
+    run: str, on: str, token: str | None, *, rounds: int | None, detach: bool, track: Sequence[str], json: bool
+) -> None:
     """Have a server go on with a run, and follow it."""
+    trackings = _trackings(track, detach)
     with server(on, token) as office:
         found = office.call("runs.resume", run=run, **({} if rounds is None else {"rounds": rounds}))
         if detach:
             _print_detached(found["run"], on, json)
             return
-        _follow(office, found["run"], on, json)
+        follow(office, found["run"], on, trackings).print(json)
 
 
 def _print_detached(run: str, on: str, json: bool) -> None:
@@ -122,8 +136,10 @@ def _print_detached(run: str, on: str, json: bool) -> None:
     console.print(Text(f"  {shlex.join(['umbel', 'logs', run, '-f', '--on', on])}", style="cyan"), soft_wrap=True)
 
 
-def _follow(office: Operator, run: str, on: str, json: bool, app: App | None = None) -> None:
-    ending = follow(office, run, on)
+def _follow(
+    office: Operator, run: str, on: str, trackings: Sequence[Tracking], json: bool, app: App | None = None
+) -> None:
+    ending = follow(office, run, on, trackings)
     if app is not None and isinstance(app.strategy, Question):
         with TemporaryDirectory() as scratch:
             model = PastRun(pull(office, run, Path(scratch))[0]).model()[0]

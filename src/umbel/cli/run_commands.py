@@ -22,6 +22,7 @@ from ..runs.run import RUNS, Result
 from ..runs.run import resume as resume_run
 from ..runs.run import run as run_app
 from ..simulation.federation import WORKERS
+from ..trackers.tracking import Tracking
 from .answers import ShownAnswer
 from .application import LoadedApp, blame, file_of, load, note_place
 from .ending import Ending
@@ -40,12 +41,14 @@ def run(
     seed: int,
     assignments: Sequence[str],
     init: Path | None,
+    track: Sequence[str],
     json: bool,
     folder: Path,
     debug: bool = False,
 ) -> None:
     """Load an app, run it and print what came out."""
     with stop_signals():
+        trackings = [Tracking(named) for named in track]
         loaded, changed, federation = prepared(reference, wanted, rounds, assignments)
         if init is not None and not init.is_file():
             raise SettingError(f"there is no file {init} to begin with")
@@ -61,8 +64,12 @@ def run(
                 folder=folder,
                 name=loaded.title,
                 source={**loaded.source(), **wanted.source()},
-                settings={"set": list(assignments), "init": None if init is None else str(init.resolve())},
-                observers=(observer,),
+                settings={
+                    "set": list(assignments),
+                    "init": None if init is None else str(init.resolve()),
+                    **_remembered(track),
+                },
+                observers=(observer, *trackings),
             )
 
         result = _watched(begin, loaded, folder, debug)
@@ -104,6 +111,7 @@ def resume(
     rounds: int | None,
     app: str | None,
     workers: int | None,
+    track: Sequence[str],
     json: bool,
     folder: Path,
     debug: bool = False,
@@ -114,15 +122,23 @@ def resume(
         loaded = _app_of(record, app)
         changed = settings.apply(loaded.app, record.log.started.settings.get("set", ()))
         federation = Wanted.again(record.log.started.app, workers).federation(loaded)
+        known = record.log.started.settings.get("track", ())
+        trackings = [Tracking(named) for named in dict.fromkeys([*known, *track])]
 
         def go_on(observer: Observer) -> Result:
             where = {"on": federation, "source": loaded.source()}
-            return resume_run(changed.app, record.folder, **where, rounds=rounds, observers=(observer,))
+            return resume_run(changed.app, record.folder, **where, rounds=rounds, observers=(observer, *trackings))
 
         if is_over(record.log, rounds):
-            warn(f"this run is over after {plural(len(record.log.rounds), 'round')}; --rounds N goes on with it")
+            warn(f"this run is over after {plural(record.log.round, 'round')}; --rounds N goes on with it")
         result = _watched(go_on, loaded, record.folder.parent, debug)
     _ending(result, record.folder.parent, changed.app).print(json)
+
+
+def _remembered(track: Sequence[str]) -> dict[str, Any]:
+    """What the log says of trackers, so that a run that goes on has them again; not where a place has a password."""
+    kept = [named for named in track if "@" not in named]
+    return {"track": kept} if kept else {}
 
 
 def _app_of(record: PastRun, app: str | None) -> LoadedApp:

@@ -1,4 +1,4 @@
-"""The terminal: where to print, and how numbers, times and metrics are written there."""
+"""The terminal: where to print, and how metrics are chosen and written there."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from typing import Any, TextIO
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
+from ..runs.words import duration as duration
+from ..runs.words import in_order as in_order
+from ..runs.words import number as number
+from ..runs.words import place_of_part
+from ..runs.words import plural as plural
+from ..runs.words import sparkline as sparkline
 from ..wire.names import shown
 from .repeats import Repeats
 
-PARTS = ("test", "evaluate", "train")
-"""Whose metrics are shown first."""
 COLOURS = {"test": "green", "evaluate": "yellow", "train": "cyan"}
 PIPE_WIDTH = 120
-BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 def stdout() -> Console:
@@ -69,27 +72,6 @@ def log_to_stderr(debug: bool = False) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
-def number(value: float) -> str:
-    """A metric in four digits."""
-    return f"{value:.4g}"
-
-
-def duration(seconds: float) -> str:
-    """A time span such as ``30 ms``, ``0.8 s``, ``42 s``, ``3 min 20 s`` or ``2 h 5 min``."""
-    if seconds < 0.095:
-        return f"{1000 * seconds:.0f} ms"
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    hours, rest = divmod(minutes, 60)
-    return f"{hours} h {rest} min" if rest else f"{hours} h"
-
-
 def ago(seconds: float) -> str:
     """How long ago something was: ``now``, ``5 min ago``, ``3 h ago``, ``12 days ago``."""
     for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
@@ -98,35 +80,13 @@ def ago(seconds: float) -> str:
     return "now"
 
 
-def plural(count: int, noun: str) -> str:
-    """A count with its noun: ``1 round``, ``2 rounds``."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def in_order(names: Iterable[str]) -> list[str]:
-    """Metrics' names, those of the test first, those of training last."""
-    return sorted(names, key=lambda name: (_place(name), name))
-
-
 def main_metrics(metrics: Mapping[str, float], most: int = 2) -> dict[str, float]:
     """The metrics that stand for a run where there is little room: those of the test, or else of the evaluation, or
     else of training.
     """
     names = in_order(metrics)
-    chosen = [name for name in names if _place(name) == _place(names[0])]
+    chosen = [name for name in names if place_of_part(name) == place_of_part(names[0])]
     return {name: metrics[name] for name in chosen[:most]}
-
-
-def sparkline(values: Iterable[float], width: int = 24) -> str:
-    """The course of a metric as a row of at most `width` blocks, of values evenly spaced, the last among them."""
-    shown = [value for value in values if math.isfinite(value)]
-    if not shown:
-        return ""
-    if len(shown) > width:
-        shown = [shown[round(index * (len(shown) - 1) / (width - 1))] for index in range(width)]
-    low, high = min(shown), max(shown)
-    span = (high - low) or 1.0
-    return "".join(BLOCKS[min(7, int(8 * (value - low) / span))] for value in shown)
 
 
 def plain(metrics: Mapping[str, float]) -> dict[str, float | None]:
@@ -146,8 +106,3 @@ def _jsonable(value: Any) -> Any:
         return [_jsonable(each) for each in value]
     value = value.item() if hasattr(value, "item") else value
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _place(name: str) -> int:
-    part = name.partition(".")[0]
-    return PARTS.index(part) if part in PARTS else len(PARTS)

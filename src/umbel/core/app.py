@@ -65,10 +65,13 @@ class App:
     - `rounds`: 10 by default; of a `Question` 1.
     - `config`: what handlers find in `ctx.config`.
     - `evaluate_every`: after every so many rounds, and after the last, clients evaluate and the operator's test runs; 0
-      for never. By default 1; of a `Question` 0.
+      for never. By default 1; of a `Question` 0. With `evaluate_at_start` also before the first, which is told as round
+      0.
     - `evaluate_clients`: who evaluates (a number, a fraction, a sampler); by default up to 100 clients drawn at random.
     - `early_stop`, `keep_best`: see there. `early_stop` may also be a function, which is called after each round with
       the history so far: where it returns true the run ends; a text is the reason that the run then gives.
+    - `checkpoint_every`: the models of every so many rounds are kept in the run's folder, besides those of the last
+      three and of the best; 0 for no others.
     - `max_failed_rounds`: the run fails after so many rounds in a row without an update. It also fails where nobody's
       update comes in the first round, and where the last round brings none; see `RunFailed`.
     - `federation`: where it runs unless the caller says otherwise, such as `Simulation(clients=[...])`.
@@ -86,6 +89,8 @@ class App:
         evaluate_clients: Any = None,
         early_stop: EarlyStop | Callable[[Any], Any] | None = None,
         keep_best: KeepBest | str | None = None,
+        checkpoint_every: int = 0,
+        evaluate_at_start: bool = False,
         max_failed_rounds: int = 3,
         federation: Any = None,
     ) -> None:
@@ -108,6 +113,8 @@ class App:
             raise SettingError(f"an app's early_stop is an EarlyStop(...) or a function, not {early_stop!r:.60}")
         if keep_best is not None and not isinstance(keep_best, KeepBest | str):
             raise SettingError(f"an app's keep_best is a metric's name or a KeepBest(...), not {keep_best!r:.60}")
+        if not isinstance(evaluate_at_start, bool):
+            raise SettingError(f"an app's evaluate_at_start is True or False, not {evaluate_at_start!r:.60}")
         self.client = client
         self.model = model
         self.strategy = strategy
@@ -117,6 +124,8 @@ class App:
         self.evaluate_clients = evaluate_clients
         self.early_stop = early_stop
         self.keep_best = KeepBest(keep_best) if isinstance(keep_best, str) else keep_best
+        self.checkpoint_every = _whole("checkpoint_every", checkpoint_every, 0)
+        self.evaluate_at_start = evaluate_at_start
         self.max_failed_rounds = _whole("max_failed_rounds", max_failed_rounds, 1)
         self.federation = federation
         self._test: Callable[[Arrays], Any] | None = None

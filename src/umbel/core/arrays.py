@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from ..errors import CorruptFile, StrategyError
 from ..files import Bytes, mapped, reading, write_pieces
+from .markup import table
 
 Role = Literal["parameter", "buffer", "personal"]
 Array = npt.NDArray[Any]
@@ -156,6 +157,12 @@ class Unmade:
                 yield _raw(ahead.popleft().result())
 
 
+def _as_table(arrays: Arrays) -> str:
+    """Arrays as a notebook shows them."""
+    rows = [(n, s.dtype, "×".join(map(str, s.shape)) or "scalar", s.role) for n, s in arrays.schema.items()]
+    return f"<b>Arrays</b>, {arrays.nbytes:,} bytes{table(('name', 'dtype', 'shape', 'role'), rows)}"
+
+
 class Arrays(Mapping[str, Array]):
     """Names to read-only arrays, each with a role.
 
@@ -273,6 +280,8 @@ class Arrays(Mapping[str, Array]):
         shown = ", ".join(f"{name}: {spec}" for name, spec in list(self.schema.items())[:6])
         more = f", ... {len(self) - 6} more" if len(self) > 6 else ""
         return f"Arrays({shown}{more})"
+
+    _repr_html_ = _as_table
 
     @property
     def roles(self) -> Mapping[str, Role]:

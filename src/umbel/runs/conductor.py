@@ -14,7 +14,7 @@ from ..core.arrays import Arrays
 from ..core.ask import Ask
 from ..core.randomness import Key
 from ..core.strategy import State
-from ..errors import NothingToFold, SettingError, StrategyError, UmbelError
+from ..errors import AppError, NothingToFold, SettingError, StrategyError, UmbelError
 from ..folds.total import total
 from ..samplers.uniform import Uniform
 from ..work.seeding import generators_kept, seed_generators
@@ -35,10 +35,13 @@ from .federation import Federation, Session
 from .history import History
 from .journal import FORMAT, Journal, RunLog
 from .observers import Observers
-from .outcome import best_round, early_end, failures, is_empty, verdict
+from .outcome import EARLY, best_round, early_end, failures, is_empty, verdict
 from .publisher import Held, Publisher
 from .software import changes, software
+from .usage import ProcessUsage
 
+OnRound = Callable[[RoundCommitted, Arrays], bool | None]
+"""What is called after each round with what it brought and the model; the run ends after a round where it is True."""
 KEPT_CHECKPOINTS = 3
 
 
@@ -74,6 +77,7 @@ class Conductor:
         self._seconds = 0.0
         self._since = 0.0
         self._unjudged = False
+        self._usage = ProcessUsage()
 
     @property
     def round(self) -> int:
@@ -133,30 +137,40 @@ class Conductor:
             changed = {**changes(dict(self.started.software), software(self._federation.plan())), **moved}
             self._tell(RunResumed(run=self.started.run, round=self.round, rounds=self._last_round, changed=changed))
 
-    def drive(self) -> RunFinished:
+    def drive(self, on_round: OnRound | None = None) -> RunFinished:
         """Do what is left of the run and return how it ended."""
         if self._finished is None:
             with generators_kept(), _garbage_frozen():
-                self._finished = self._drive()
+                self._finished = self._drive(on_round)
         return self._finished
 
-    def _drive(self) -> RunFinished:
+    def _drive(self, on_round: OnRound | None) -> RunFinished:
         reason = early_end(self.app.early_stop, self._history) or "rounds"
         self._since = self._clock()
         judged = self._unjudged and verdict(self.rounds, self._last_round, self.app.max_failed_rounds)
         while not judged and reason == "rounds" and self.round < self._last_round:
+            r = 0 if self.app.evaluate_at_start and not self.rounds else self.round + 1
             try:
-                self._round(self.round + 1)
+                self._round(r)
             except UmbelError as error:
-                raise error.located(round=self.round + 1) from error.__cause__
+                raise error.located(round=r) from error.__cause__
             judged = verdict(self.rounds, self._last_round, self.app.max_failed_rounds)
             if judged:
                 break
             self._check_metrics()
-            reason = early_end(self.app.early_stop, self._history) or "rounds"
+            told = EARLY if self._is_told_to_stop(on_round) else "rounds"
+            reason = early_end(self.app.early_stop, self._history) or told
         event = self._end("failed", judged) if judged else self._end(reason)
         self._finish_log(event)
         return event
+
+    def _is_told_to_stop(self, on_round: OnRound | None) -> bool:
+        try:
+            return on_round is not None and on_round(self.rounds[-1], self._state.model) is True
+        except UmbelError:
+            raise
+        except Exception as error:
+            raise AppError(f"on_round raised {type(error).__name__}: {error}", round=self.round) from error
 
     def _check_metrics(self) -> None:
         """Once there are metrics, a name that is not among them is a slip that would go unnoticed to the end."""
@@ -247,7 +261,8 @@ class Conductor:
         failed = None
         served: list[AskUnderway] = []
         try:
-            self._state = self._journal.kept(self._generate(r, served))
+            if r:  # else the initial model is evaluated, and nothing else
+                self._state = self._journal.kept(self._generate(r, served))
         except NothingToFold as error:
             drew_nobody = not error.asked and any(item.reply is error for item in served)
             failed = None if drew_nobody else error.message
@@ -275,7 +290,11 @@ class Conductor:
                 test=tested,
                 seconds=round(seconds, 6),
                 failed=failed,
-                account={**asdict(spent.account), "processes": max(1, self._federation.describe()["workers"])},
+                account={
+                    **asdict(spent.account),
+                    "processes": max(1, self._federation.describe()["workers"]),
+                    **self._usage.since(),
+                },
                 clock=self._asks.virtual_now(),
             )
         )
@@ -324,7 +343,8 @@ class Conductor:
     def _evaluate(self, r: int) -> tuple[dict[str, float], dict[str, float]]:
         every = self.app.evaluate_every
         # What is recorded counts, too: the round may have been the last when it was evaluated, and be so no more.
-        if not every or (r % every and r != self._last_round and not self._asks.has_recorded("evaluate")):
+        due = r == 0 or (every and (r % every == 0 or r == self._last_round or self._asks.has_recorded("evaluate")))
+        if not due:
             return {}, {}
         found: dict[str, float] = {}
         if "evaluate" in self.app.client.handlers:
@@ -364,6 +384,8 @@ class Conductor:
             self._best = (event.round, self._state.model)
         self._journal.clear_answers()
         keep = {r.round for r in self.rounds[-KEPT_CHECKPOINTS:]} | {best_round(self.app.keep_best, self._history)}
+        if every := self.app.checkpoint_every:
+            keep |= {r.round for r in self.rounds if r.round % every == 0}
         self._journal.keep_checkpoints(r.checkpoint["file"] for r in self.rounds if r.round in keep and r.checkpoint)
         self._asks.forget()
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..core.markup import MOST_ROWS, curves, table
 from ..errors import SettingError
 from .events import RoundCommitted
 
@@ -35,6 +36,11 @@ class History(Sequence[RoundCommitted]):
 
     def __iter__(self) -> Iterator[RoundCommitted]:
         return iter(self._rounds)
+
+    @property
+    def round(self) -> int:
+        """The last round; 0 where there is none."""
+        return self._rounds[-1].round if self._rounds else 0
 
     @property
     def names(self) -> list[str]:
@@ -72,6 +78,18 @@ class History(Sequence[RoundCommitted]):
             values = dict(self.series(name))
             found[name] = [values.get(r.round, math.nan) for r in self]
         return found
+
+    def _repr_html_(self) -> str:
+        panels: dict[str, dict[str, list[tuple[int, float]]]] = {}
+        for name in self.names:
+            part, _, metric = name.partition(".")
+            panels.setdefault(metric, {})[part] = self.series(name)
+        columns = [{r: f"{value:.4g}" for r, value in self.series(name)} for name in self.names]
+        last = self._rounds[-MOST_ROWS:]
+        rows = [
+            (r.round, r.clients, r.dropped, f"{r.seconds:.3g}", *(c.get(r.round, "") for c in columns)) for r in last
+        ]
+        return curves(panels) + table((*COUNTED, *self.names), rows, len(self) - len(last))
 
     def frame(self) -> DataFrame:
         """The `columns` as a frame of pandas, by round."""

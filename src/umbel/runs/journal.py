@@ -19,7 +19,7 @@ import logging
 import os
 import zlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,8 @@ def _sealed_by_3(record: Mapping[str, Any]) -> bytes:
 @dataclass
 class RunLog:
     """What a log says: how the run started, its committed rounds, asks closed since the last of them, and how it
-    ended, if it has since it was last gone on with; `resumed_after` is the round after which it was.
+    ended, if it has since it was last gone on with; `resumed_after` is the round after which it was. `times` are the
+    wall times of the events, in a run's own log.
     """
 
     started: RunStarted
@@ -104,6 +105,12 @@ class RunLog:
     intact: int = 0
     rounds_wanted: int = 0
     resumed_after: int = 0
+    times: list[float] = field(default_factory=list)
+
+    @property
+    def round(self) -> int:
+        """The last committed round; 0 where there is none."""
+        return self.rounds[-1].round if self.rounds else 0
 
 
 class Journal:
@@ -328,11 +335,14 @@ def read_log(folder: Path) -> RunLog:
     except OSError as error:
         raise StorageError(f"{path} cannot be read: {error.strerror}") from error
     events: list[RunEvent] = []
+    times: list[float] = []
     intact, chain = 0, LogChain()
     lines = data.split(b"\n")
     for number, line in enumerate(lines[:-1], 1):
         try:
-            events.append(_event(chain.unseal(line + b"\n")))
+            record = chain.unseal(line + b"\n")
+            events.append(_event(record))
+            times.append(record.get("at", 0.0))
         except (ValueError, TypeError, KeyError) as error:
             if number == len(lines) - 1 and not lines[-1]:
                 break  # a power cut can leave the last line whole in length, and wrong
@@ -345,7 +355,7 @@ def read_log(folder: Path) -> RunLog:
         intact += len(line) + 1
     if not events or not isinstance(events[0], RunStarted):
         raise CorruptFile(f"{path} does not begin with the start of a run", hint="Start the run again.")
-    return sorted_out(events, events[0], intact)
+    return replace(sorted_out(events, events[0], intact), times=times)
 
 
 def sorted_out(events: list[RunEvent], started: RunStarted, intact: int = 0) -> RunLog:

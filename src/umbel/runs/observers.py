@@ -26,6 +26,24 @@ class Observers:
     def __len__(self) -> int:
         return len(self._observers)
 
+    def catch_up(self, events: Sequence[RunEvent], times: Sequence[float]) -> None:
+        """Tell those that have a method `catch_up` what a run that goes on has logged until now, and when."""
+        self._each("catch_up", events, times)
+
+    def close(self) -> None:
+        """Close those that have a method `close`: the run is over, however it ended."""
+        self._each("close")
+
+    def _each(self, method: str, *arguments: object) -> None:
+        for place, observer in enumerate(self._observers):
+            try:
+                if callable(work := getattr(observer, method, None)):
+                    work(*arguments)
+            except Exception as error:
+                if place not in self._failing:
+                    self._failing.add(place)
+                    _LOG.warning("%s", _news(observer, error))
+
     def tell(self, event: RunEvent) -> list[str]:
         """Tell everybody of an event; a sentence about each observer that raised for the first time."""
         news: list[str] = []
@@ -36,11 +54,14 @@ class Observers:
                 if place in self._failing:
                     continue
                 self._failing.add(place)
-                text = f"the observer {_name(observer)} raised {type(error).__name__}: {short(_said(error))}"
-                news.append(f"{text}; the run goes on")
+                news.append(f"{_news(observer, error)}; the run goes on")
                 _LOG.warning("%s", news[-1])
                 _LOG.debug("the observer's traceback, at %s:", event.name, exc_info=error)
         return news
+
+
+def _news(observer: Observer, error: Exception) -> str:
+    return f"the observer {_name(observer)} raised {type(error).__name__}: {short(_said(error))}"
 
 
 def _name(observer: Observer) -> str:

@@ -11,6 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
+from html import escape
 from pathlib import Path
 
 from .. import files
@@ -20,6 +21,7 @@ from .events import RoundCommitted, RunEvent, RunFinished, RunInterruption, RunR
 from .history import History
 from .journal import LOG, Journal, RunLog, load_checked, read_log, sorted_out
 from .run import RUNS, Result
+from .words import duration, plural
 
 LAST = "last"
 
@@ -59,7 +61,7 @@ class PastRun:
     @property
     def rounds_asked(self) -> int:
         """How many rounds the run is to have."""
-        return max(self.log.started.rounds, self.log.rounds_wanted, len(self.log.rounds))
+        return max(self.log.started.rounds, self.log.rounds_wanted, self.log.round)
 
     @property
     def state(self) -> str:
@@ -121,6 +123,11 @@ class PastRun:
         model = load_checked(self.folder, chosen.checkpoint)["state"].model
         assert isinstance(model, Arrays)
         return model, chosen.round
+
+    def _repr_html_(self) -> str:
+        done = f"{self.log.round} of {plural(self.rounds_asked, 'round')}"
+        head = f"<b>{escape(self.id)}</b> {escape(self.state)}, {done} in {duration(self.seconds)}"
+        return f"{head}<br>{History(self.log.rounds)._repr_html_()}"
 
     def remove(self) -> None:
         """Remove its folder, for good. Raises `StorageError` where the run goes on in another process."""
@@ -244,4 +251,4 @@ def is_over(log: RunLog, rounds: int | None) -> bool:
     """Whether nothing is left to do of a run that is to have so many rounds."""
     if log.finished is None or log.finished.error is not None:
         return False
-    return len(log.rounds) >= max(log.started.rounds, log.rounds_wanted, rounds or 0)
+    return log.round >= max(log.started.rounds, log.rounds_wanted, rounds or 0)

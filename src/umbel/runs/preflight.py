@@ -124,14 +124,14 @@ def preflight(
                 who = app.evaluate_clients or Uniform(min(100, len(federation.clients)))
                 evaluation = Ask(kind="evaluate", clients=who, model=model, fold=total())
                 asked = drawn_by(evaluation.clients, federation.clients, key.derive("cohort", 1, 1))
-                again = -(-count // app.evaluate_every)
+                again = -(-count // app.evaluate_every) + app.evaluate_at_start
                 parts.append(_measured(session, 1, evaluation, (cohort[0], *asked[1:]), again))
             memory = _resident(os.getpid()) + max(1, federation.workers) * max(session.peak_memory(), default=0)
         began = time.perf_counter()
         app.run_test(model)
         test_seconds = time.perf_counter() - began
     workers = max(1, federation.workers)
-    tests = -(-count // app.evaluate_every) if app.evaluate_every else 0
+    tests = (-(-count // app.evaluate_every) if app.evaluate_every else 0) + app.evaluate_at_start
     busy = sum(p.rounds * p.clients * p.seconds for p in parts)
     loads = max(p.clients * p.data_seconds for p in parts) * _loads(parts[0].clients, len(federation.clients), count)
     return Preflight(

@@ -194,12 +194,13 @@ def _spread(rows: Receipts) -> dict[str, dict[str, Any]]:
         facts[f"metrics.{name}"] = [metrics.get(name, math.nan) for metrics in rows.metrics]
     found = {}
     for name, fact in facts.items():
-        if row := _quantiles(np.fromiter(fact, np.float64, len(rows)), rows.clients):
+        if row := quantiles_of(np.fromiter(fact, np.float64, len(rows)), rows.clients):
             found[name] = row
     return found
 
 
-def _quantiles(values: np.ndarray[Any, np.dtype[np.float64]], clients: Sequence[ClientId]) -> dict[str, Any]:
+def quantiles_of(values: np.ndarray[Any, np.dtype[np.float64]], clients: Sequence[ClientId]) -> dict[str, Any]:
+    """Quantiles of the finite values of these clients, as `AskClosed.spread` has them; nothing where none is finite."""
     places = np.flatnonzero(np.isfinite(values))
     if not len(places):
         return {}

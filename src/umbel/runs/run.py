@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ from ..errors import (
 from ..store.patience import Patience
 from ..work.seeding import generators_kept, seed_generators
 from ..work.state import ClientStates
-from .conductor import Conductor
+from .conductor import Conductor, OnRound
 from .config import laid_over
 from .events import LARGEST, Observer, RunEvent, RunResumed, RunStarted
 from .federation import Enlisting, Federation
@@ -51,8 +52,10 @@ from .journal import (
     read_log,
 )
 from .observers import Observers
+from .progress import RunProgress, in_notebook
 from .receipts import Clients
 from .software import changes, software
+from .words import duration, plural
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -80,7 +83,7 @@ class Result:
     @property
     def rounds(self) -> int:
         """How many rounds were done."""
-        return len(self.history)
+        return self.history.round
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -115,6 +118,13 @@ class Result:
         """SHA-256 of the model's safetensors bytes."""
         return self.model.sha256
 
+    def _repr_html_(self) -> str:
+        ended = "failed" if self.failed is not None else self.reason
+        kept = f", the best of them round {self.best_round}" if self.best_round is not None else ""
+        done = f"{plural(self.rounds, 'round')} in {duration(self.seconds)}{kept}"
+        where = f"<br>{escape(str(self.folder))}" if self.folder is not None else ""
+        return f"<b>{escape(self.run)}</b> {escape(ended)}, {done}{where}<br>{self.history._repr_html_()}"
+
     def plot(self, path: str | Path | None = None) -> Figure:
         """Draw the metrics over the rounds; see `History.plot`."""
         return self.history.plot(path, title=self.run, failed=self.failed is not None)
@@ -133,6 +143,8 @@ def run(
     source: Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
     observers: Sequence[Observer] = (),
+    on_round: OnRound | None = None,
+    progress: bool | None = None,
     clock: Callable[[], float] = time.monotonic,
     id: str | None = None,
     place: str | Path | None = None,
@@ -146,7 +158,12 @@ def run(
     - `folder`: where runs are kept, each in a folder of its own; None to keep nothing on disk.
     - `name`, `source`, `settings`: for the log: what the run's id begins with, where the app came from, what was set
       over it.
-    - `observers`: called with every event. One that raises is warned of, and the run goes on.
+    - `observers`: called with every event. One that raises is warned of, and the run goes on. One that has a method
+      `close` is closed when the run is over, however it ended.
+    - `on_round`: called as ``on_round(event, model)`` after each round, once that is committed, with its
+      `RoundCommitted` and the model. Where it returns True, the run ends after this round, with the reason
+      ``"early stop"``; `resume` goes on. What it raises ends the run as an `AppError`; it can be resumed.
+    - `progress`: whether to show how far the run is; by default in notebooks, and there alone.
     - `id`, `place`: the run's id, and its folder below `folder`, where they are not to be made here. A folder that has
       a run takes no other.
 
@@ -154,7 +171,7 @@ def run(
     has what was learned until then. `RunInterrupted` on Ctrl-C, `StorageError` on a full disk: the run can be resumed
     after each. `CallerError`s say what to mend.
     """
-    federation, watching = federation_of(app, on), Observers(observers)
+    federation, watching = federation_of(app, on), _watching(observers, progress, on_round)
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise SettingError(f"the seed is a whole number, not {seed!r}")
     _check_rounds(rounds)
@@ -167,6 +184,7 @@ def run(
     place = None if folder is None else Path(folder) / (place or id)
     _check_free(place)
     with ExitStack() as stack:
+        stack.callback(watching.close)
         federation = _enlisted(federation, app, stack, run=id, name=stem, config=plain, tell=watching.tell)
         journal, states = stack.enter_context(_opened(place, federation))
         _check_free(place)  # nobody else can take it now
@@ -190,7 +208,7 @@ def run(
         if "members" in started.federation:
             _check_size(started)
         conductor = Conductor(app, federation, started, journal, states, watching, clock)
-        return _conduct(conductor, place, lambda: conductor.begin(model))
+        return _conduct(conductor, place, lambda: conductor.begin(model), on_round)
 
 
 def resume(
@@ -201,9 +219,14 @@ def resume(
     rounds: int | None = None,
     source: Mapping[str, Any] | None = None,
     observers: Sequence[Observer] = (),
+    on_round: OnRound | None = None,
+    progress: bool | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Result:
     """Go on with the run in `folder` where it stopped: after its last committed round, with the asks recorded since.
+
+    `observers`, `on_round` and `progress` are those of `run`; an observer with a method `catch_up` is first told what
+    the log has, as ``catch_up(events, times)``.
 
     The app, its federation and the software have to be those of the run; `rounds` may be more than it was started with.
     A run that had come to its end returns its result; one that failed has as many rounds more as had failed at its end.
@@ -218,7 +241,7 @@ def resume(
     if log.started.format not in READ:
         what = f"{place} has format {log.started.format}; this release reads {READ[0]} to {FORMAT}"
         raise CorruptFile(what, hint=CHECKPOINTS_LEFT)
-    federation, watching = federation_of(app, on), Observers(observers)
+    federation, watching = federation_of(app, on), _watching(observers, progress, on_round)
     if not isinstance(federation, Enlisting):
         _check_same(federation, log.started)
     elif "members" not in log.started.federation:
@@ -239,10 +262,12 @@ def resume(
         error.hint = error.hint or _older(place, log.rounds)
         raise error.located(run=log.started.run) from error.__cause__
     with ExitStack() as stack:
+        stack.callback(watching.close)
         journal, states = stack.enter_context(_opened(place, federation))
         if read_log(place).intact != log.intact:
             raise StorageError(f"the run in {place} went on while it was being resumed", hint="Try again.")
         journal.truncate(log.intact)
+        watching.catch_up(log.events, log.times)
         federation = _enlisted(
             federation,
             app,
@@ -255,7 +280,14 @@ def resume(
         )
         moved = changes(_origin(log), {**_origin(log), **_origins(place, source)})
         conductor = Conductor(app, federation, log.started, journal, states, watching, clock)
-        return _conduct(conductor, place, lambda: conductor.go_on(log, checkpoint, rounds, moved))
+        return _conduct(conductor, place, lambda: conductor.go_on(log, checkpoint, rounds, moved), on_round)
+
+
+def _watching(observers: Sequence[Observer], progress: bool | None, on_round: OnRound | None) -> Observers:
+    if on_round is not None and not callable(on_round):
+        raise SettingError(f"on_round is a function (event, model), not {on_round!r:.60}")
+    shown = in_notebook() if progress is None else progress
+    return Observers([*([RunProgress()] if shown else []), *observers])
 
 
 def _origins(place: Path, source: Mapping[str, Any] | None) -> dict[str, str]:
@@ -343,11 +375,11 @@ def _opened(place: Path | None, federation: Any) -> Iterator[tuple[Journal, Clie
         yield journal, states
 
 
-def _conduct(conductor: Conductor, place: Path | None, start: Callable[[], None]) -> Result:
+def _conduct(conductor: Conductor, place: Path | None, start: Callable[[], None], on_round: OnRound | None) -> Result:
     run = conductor.started.run
     try:
         start()
-        finished = conductor.drive()
+        finished = conductor.drive(on_round)
     except KeyboardInterrupt:
         conductor.interrupt()
         hint = (

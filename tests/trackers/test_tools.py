@@ -1,0 +1,197 @@
+"""The tools themselves: each is told of a real run, live and later, and what it has is read back by its own reader."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import umbel
+from umbel.trackers.reading import read_run
+from umbel.trackers.tracker import PLACES
+
+from .test_reading import app
+
+Numbers = dict[tuple[str, int], list[float]]
+"""All values by name and round."""
+
+
+def of_parquet(where: Path, run: str) -> Numbers:
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(where / f"{run}.parquet")
+    assert table.schema.metadata[b"umbel.config.lr"] == b"0.5"
+    assert table.schema.metadata[b"umbel.reason"] == b"rounds"
+    found: Numbers = {}
+    for row in table.to_pylist():
+        tag = row["name"].replace(".", "/", 1)
+        found.setdefault((tag if row["client"] is None else f"clients/{row['client']}/{tag}", row["round"]), []).append(
+            row["value"]
+        )
+    return found
+
+
+def of_csv(where: Path, run: str) -> Numbers:
+    import csv
+
+    found: Numbers = {}
+    with (where / f"{run}.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            tag = row["name"].replace(".", "/", 1)
+            tag = f"clients/{row['client']}/{tag}" if row["client"] else tag
+            found.setdefault((tag, int(row["round"])), []).append(float(row["value"]))
+    return found
+
+
+def of_tensorboard(where: Path, run: str) -> Numbers:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    there = EventAccumulator(str(where / run), size_guidance={"scalars": 0, "images": 0})
+    there.Reload()
+    assert there.Images("metrics")[-1].encoded_image_string[1:4] == b"PNG"
+    assert umbel.load_model(where / run / "model.safetensors")
+    tags = there.Tags()
+    assert "_hparams_/session_start_info" in there.summary_metadata
+    return {
+        (tag, step): [each.value for each in there.Scalars(tag) if each.step == step]
+        for tag in tags["scalars"]
+        for step in {each.step for each in there.Scalars(tag)}
+    }
+
+
+def of_mlflow(where: Path, run: str) -> Numbers:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{where}.db")
+    (experiment,) = (each for each in client.search_experiments() if each.name == "umbel")
+    (found,) = client.search_runs([experiment.experiment_id])
+    assert found.info.run_name == run
+    assert found.info.status == "FINISHED"
+    assert found.data.params["config.lr"] == "0.5"
+    assert found.data.tags["umbel.reason"] == "rounds"
+    folder = Path(found.info.artifact_uri)
+    assert umbel.load_model(folder / "model.safetensors")
+    assert (folder / "metrics.png").read_bytes()[1:4] == b"PNG"
+    numbers: Numbers = {}
+    for name in found.data.metrics:
+        for each in client.get_metric_history(found.info.run_id, name) if name != "umbel/round" else ():
+            numbers.setdefault((name, each.step), []).append(each.value)
+    return numbers
+
+
+def of_wandb(where: Path, run: str) -> Numbers:
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    numbers: Numbers = {}
+    configs, artifacts = [], 0
+    for path in sorted(where.glob("wandb/offline-run-*/*.wandb")):
+        for body in _records(path.read_bytes()):
+            record = Record.FromString(body)
+            if record.WhichOneof("record_type") == "run":
+                assert record.run.run_id == run
+                configs += [item.value_json for item in record.run.config.update if item.key == "config.lr"]
+            if record.WhichOneof("record_type") == "history":
+                values = {
+                    item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item
+                }
+                for name, value in values.items():
+                    if not name.startswith("_"):
+                        numbers.setdefault((name, values["_step"]), []).append(value)
+            artifacts += "model.safetensors" in str(record)
+    assert set(configs) == {"0.5"}
+    assert artifacts
+    return numbers
+
+
+def _records(data: bytes) -> list[bytes]:
+    """The records of a file of W&B: blocks of 32 KiB as LevelDB's logs have them, behind seven bytes of its own."""
+    found, at, rest = [], 7, b""
+    while at + 7 <= len(data):
+        left = 32768 - at % 32768
+        if left < 7:
+            at += left
+            continue
+        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+        rest += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):
+            found.append(rest)
+            rest = b""
+    return found
+
+
+READERS: dict[str, Callable[[Path, str], Numbers]] = {
+    "csv": of_csv,
+    "mlflow": of_mlflow,
+    "parquet": of_parquet,
+    "tensorboard": of_tensorboard,
+    "wandb": of_wandb,
+}
+
+
+def place(name: str, where: Path) -> str:
+    return f"mlflow:sqlite:///{where}.db" if name == "mlflow" else f"{name}:{where}"
+
+
+def expected(result: umbel.Result) -> Numbers:
+    """What a run's own history and clients say."""
+    found: Numbers = {}
+    for event in result.history:
+        for part in ("train", "evaluate", "test"):
+            for name, value in getattr(event, part).items():
+                found[f"{part}/{name}", event.round] = [value]
+    for row in result.clients:
+        for name, value in row.metrics.items():
+            found[f"clients/{row.client}/{row.kind}/{name}", row.round] = [value]
+    return found
+
+
+def alike(found: Numbers, wanted: Numbers) -> bool:
+    """Whether all is there, once each, to the digits of single precision, which is what TensorBoard keeps."""
+    return found.keys() == wanted.keys() and all(
+        len(found[key]) == len(wanted[key]) == 1 and math.isclose(found[key][0], wanted[key][0], rel_tol=1e-6)
+        for key in found
+    )
+
+
+@pytest.fixture
+def variables() -> Iterator[None]:
+    """Tools leave notes for their other processes in the environment."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("variables")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", PLACES)
+def test_a_tool_has_a_run_live_resumed_and_after_the_fact(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if find_spec({"parquet": "pyarrow"}.get(name, name)) is None:
+        pytest.skip(f"{name} is not installed")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    live, after = tmp_path / "live", tmp_path / "after"
+    federation: dict[str, Any] = {"on": umbel.Simulation(clients=5)}
+    first = umbel.run(app(), **federation, rounds=2, folder="runs", observers=[umbel.track(place(name, live))])
+    assert first.folder is not None
+    result = umbel.resume(app(), first.folder, **federation, rounds=4, observers=[umbel.track(place(name, live))])
+    assert result.folder is not None
+    for _ in range(2):  # the second time adds nothing
+        read_run(place(name, after), result.folder)
+    told, later = READERS[name](live, result.run), READERS[name](after, result.run)
+    assert told == later
+    assert told["system/seconds", 4] == pytest.approx([result.history[3].seconds])
+    wanted = expected(result)
+    assert alike({key: value for key, value in told.items() if key in wanted}, wanted)
+    assert all(key[0].startswith("system/") or key[0].endswith("/seconds") for key in told.keys() - wanted.keys())
