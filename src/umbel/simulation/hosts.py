@@ -131,8 +131,9 @@ class Local:
         self._known &= keep
 
     def disconnect(self) -> None:
-        """Forget all asks."""
+        """Forget all asks, and have the client let go of what it holds."""
         self.forget(set())
+        self._executor.release()
 
 
 class HostedWorker:
