@@ -47,11 +47,12 @@ def context(name=0, round=1, kind="train", on_step=None, **config) -> Context:
 
 
 def processes_of(path: Path) -> list[int]:
-    """The processes whose command line names a script."""
+    """The processes whose command line names a script, or one in a folder."""
     found = []
     for place in Path("/proc").glob("[0-9]*"):
         try:
-            if str(path).encode() in (place / "cmdline").read_bytes().split(b"\0"):
+            said = (place / "cmdline").read_bytes().split(b"\0")
+            if any(part.startswith(str(path).encode()) for part in said):
                 found.append(int(place.name))
         except OSError:
             continue
