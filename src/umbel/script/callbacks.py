@@ -15,14 +15,16 @@ from . import loop
 
 
 class EpochTasks:
-    """Turns the epochs of a training into tasks; each trainer's callback tells it of them."""
+    """Turns the epochs of a training into tasks, as a trainer's callback tells of them; one may be `running`."""
 
     def __init__(self, epochs: int, examples: int | None) -> None:
         self._epochs, self._examples, self._left = epochs, examples, 0
+        self.running = False
         self._tasks: Iterator[loop.LocalTask] | None = None
 
     def begins(self, model: Any) -> None:
         """An epoch begins: the first of a task waits for that, and loads the global model."""
+        self.running = True
         if self._left == 0:
             self._left = self._epochs
             self._tasks = loop.tasks(model) if self._tasks is None else self._tasks
@@ -32,6 +34,7 @@ class EpochTasks:
 
     def ends(self, metrics: Mapping[str, Any], examples: int | None) -> None:
         """An epoch ends: with the last of a task that is answered."""
+        self.running = False
         self._left -= 1
         if self._left == 0:
             found = self._examples or examples
@@ -63,14 +66,25 @@ def lightning_callback(*, epochs: int = 1, examples: int | None = None) -> Any:
 
 def transformers_callback(*, epochs: int = 1, examples: int | None = None) -> Any:
     """A callback for the ``Trainer`` of Hugging Face transformers: every `epochs` epochs are one task, answered with
-    what was logged last. `examples` is the length of the training data where it is not given.
+    the loss that was logged last, and what stands beside it. `examples` is the length of the training data where it is
+    not given.
     """
     turns, callback = EpochTasks(epochs, examples), import_module("transformers").TrainerCallback()
-    callback.on_epoch_begin = lambda args, state, control, **given: turns.begins(given["model"])
-    callback.on_epoch_end = lambda args, state, control, **given: turns.ends(
-        state.log_history[-1] if state.log_history else {}, _length(given["train_dataloader"])
-    )
-    callback.on_train_end = lambda args, state, control, **given: turns.over()
+
+    def begins(args: Any, state: Any, control: Any, **given: Any) -> None:
+        settles(state, given)
+        turns.begins(given["model"])
+
+    def settles(state: Any, given: Mapping[str, Any]) -> None:
+        if turns.running:  # what an epoch has come to is logged after its end
+            logged = next((log for log in reversed(state.log_history) if "loss" in log), {})
+            turns.ends(logged, _length(given["train_dataloader"]))
+
+    def over(args: Any, state: Any, control: Any, **given: Any) -> None:
+        settles(state, given)
+        turns.over()
+
+    callback.on_epoch_begin, callback.on_train_end = begins, over
     return callback
 
 
