@@ -77,7 +77,7 @@ def transformers_callback(*, epochs: int = 1, examples: int | None = None) -> An
 
     def settles(state: Any, given: Mapping[str, Any]) -> None:
         if turns.running:  # what an epoch has come to is logged after its end
-            logged = next((log for log in reversed(state.log_history) if "loss" in log), {})
+            logged: Mapping[str, Any] = next((log for log in reversed(state.log_history) if "loss" in log), {})
             turns.ends(logged, _length(given["train_dataloader"]))
 
     def over(args: Any, state: Any, control: Any, **given: Any) -> None:

@@ -107,7 +107,8 @@ class ScriptClient(Client):
         args = _filled(self._args, values, name)
         env = dict(zip(self._env, _filled(list(self._env.values()), values, name), strict=True))
         environment = {**os.environ, **ONE_THREAD, **env}
-        if self._python == sys.executable:  # which may have found Umbel in a way of its own
+        installed = {"site-packages", "dist-packages"} & set(PACKAGES.parts)
+        if self._python == sys.executable and not installed:  # it may have found Umbel in a way of its own
             known = environment.get("PYTHONPATH")
             environment["PYTHONPATH"] = os.pathsep.join([str(PACKAGES), *([known] if known else [])])
         process = ScriptProcess(name, [self._python, str(self._path), *args], environment, self._stall)
