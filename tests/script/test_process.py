@@ -95,11 +95,17 @@ def test_after_one_that_failed_or_was_killed_while_it_waited_there_is_a_new_one(
 
 def test_what_it_prints_is_printed_and_it_ends_with_its_loop(tmp_path, capsys):
     tail = "\nprint('after the loop')\n"
-    client = hosted(tmp_path, "print('ü' * task.round); print('x' * 200_000, file=sys.stderr)", STEPS + tail)
-    update, data = ask(client), np.random.default_rng(0).normal(size=4)
+    client = hosted(
+        tmp_path, "print('ü' * task.round); print('x' * 200_000, file=sys.stderr)\ntask.state['n'] = 1", STEPS + tail
+    )
+    update, data = (
+        client.handlers["train"](MODEL, {"index": 0}, ctx := context()),
+        np.random.default_rng(0).normal(size=4),
+    )
     noise = 0.001 * random.Random(seed_of(context().key)).random()
     assert (update.weight, update.metrics["noise"]) == (3 + data[0] ** 2, noise)
     np.testing.assert_allclose(update.arrays["w"], data / 2)
+    assert ctx.state == {"n": 1}
     said = capsys.readouterr()
     assert (said.out, said.err) == ("ü\n", "x" * 200_000 + "\n")
     child = next(below(os.getpid()))
