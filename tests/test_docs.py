@@ -3,8 +3,9 @@ from the code, its tables are those that benchmarks wrote.
 
 How a page is written for this: what a Python snippet prints stands in a ```text block right below it, where ``...``
 stands for anything and decimals may differ by two in their last place (processors differ). A snippet that needs an
-extra is preceded by ``<!-- needs torch -->``. ``python tests/test_docs.py`` draws the pictures of the tutorial
-and of the page on splitting data again.
+extra is preceded by ``<!-- needs torch -->``, one that is a file, too, by ``<!-- file train.py -->``, and one that is
+only shown by ``<!-- shown -->``. ``python tests/test_docs.py`` draws the pictures of the tutorial and of the page on
+splitting data again.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ PICTURES = ROOT / "docs" / "pictures"
 TUTORIAL = ROOT / "docs" / "tutorial.md"
 PAGES_OF_SNIPPETS = (
     "analytics", "simulation", "split-data", "track", "write-a-strategy", "write-a-transform", "your-data",
+    "your-script",
 )  # fmt: skip
 COMING_FROM = sorted((ROOT / "docs" / "coming-from").glob("*.md"))
 SPLITTING = ROOT / "docs" / "split-data.md"
@@ -55,6 +57,8 @@ class Block:
     language: str
     text: str
     needs: str | None
+    file: str | None
+    only_shown: bool
     shown: str | None
 
     @property
@@ -63,11 +67,11 @@ class Block:
 
     @property
     def runs(self) -> bool:
-        return self.needs is None or importlib.util.find_spec(self.needs) is not None
+        return not self.only_shown and (self.needs is None or importlib.util.find_spec(self.needs) is not None)
 
 
 _FENCED = re.compile(
-    r"(?:^<!-- needs (?P<needs>\w+) -->\n+)?"
+    r"(?:^<!-- (?:needs (?P<needs>\w+)|file (?P<file>[\w.]+)|(?P<only>shown)) -->\n+)?"
     r"^```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^```\n"
     r"(?=(?:\n*^```text\n(?P<shown>.*?)^```\n)?)",
     re.MULTILINE | re.DOTALL,
@@ -77,7 +81,16 @@ _FENCED = re.compile(
 def blocks(page: Path, language: str) -> list[Block]:
     source = page.read_text(encoding="utf-8")
     return [
-        Block(page, source.count("\n", 0, m.start("text")) + 1, m["language"], m["text"], m["needs"], m["shown"])
+        Block(
+            page,
+            source.count("\n", 0, m.start("text")) + 1,
+            m["language"],
+            m["text"],
+            m["needs"],
+            m["file"],
+            bool(m["only"]),
+            m["shown"],
+        )
         for m in _FENCED.finditer(source)
         if m["language"] == language
     ]
@@ -140,11 +153,13 @@ def test_a_session_runs_and_prints_what_it_shows(page, tmp_path, monkeypatch):
     snippets = blocks(page, "python")
     wrong = []
     for block in (b for b in snippets if b.runs):
+        if block.file is not None:
+            (tmp_path / block.file).write_text(block.text)
         printed = execute(block, namespace)
         if not agrees(printed, block.shown or ""):
             wrong.append(f"{block.place} prints\n{printed}\nbut the page shows\n{block.shown}")
     assert not wrong, "\n\n".join(wrong)
-    if missing := {b.needs for b in snippets if not b.runs}:
+    if missing := {b.needs for b in snippets if not b.runs and not b.only_shown}:
         pytest.skip(f"all but the snippets that need {', '.join(sorted(map(str, missing)))} ran")
 
 

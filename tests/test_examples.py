@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import json
 import os
 import subprocess
@@ -103,6 +104,19 @@ def test_quickstart_numpy_needs_the_base_install_only() -> None:
     loaded = {name.split(".")[0] for name in python("-c", code, folder=EXAMPLES / "quickstart-numpy").splitlines()}
     assert "umbel" in loaded
     assert loaded & {"torch", "sklearn", "scipy", "pandas", "mlxtend", "matplotlib"} == set()
+
+
+@pytest.mark.slow
+def test_your_script_joins_by_three_lines_and_is_as_good_as_with_all_images(tmp_path: Path) -> None:
+    folder = EXAMPLES / "your-script"
+    before, after = ((folder / f"{name}.py").read_text().splitlines() for name in ("before", "after"))
+    new = [line[1:] for line in difflib.unified_diff(before, after, n=0) if line[0] == "+" and line[1:2] not in "+"]
+    assert len(new) == 3
+    assert all(f"+{line.strip()}\n" in (folder / "README.md").read_text() for line in new)
+    alone = [float(python(folder / f"{name}.py", OMP_NUM_THREADS=1).split()[1]) for name in ("before", "after")]
+    assert alone[0] == alone[1] > 0.96
+    assert float(python(folder / "before.py", "--part", "0/4", OMP_NUM_THREADS=1).split()[1]) < 0.93
+    assert umbel_run(folder / "app.py", tmp_path)["metrics"]["test.accuracy"] > 0.95
 
 
 @pytest.mark.slow

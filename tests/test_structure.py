@@ -29,7 +29,7 @@ FLOORS = (
     ("files", "wire"),
     ("core", "store"),
     ("folds", "samplers", "transforms", "work", "trust", "data", "adapters"),
-    ("strategies", "runs", "transport"),
+    ("strategies", "runs", "transport", "script"),
     ("analytics", "office", "simulation", "trackers", "node", "remote", "server"),
     ("umbel", "events", "testing", "bench"),
     ("cli",),
@@ -44,7 +44,7 @@ ADAPTERS = ("torch", "xgboost")
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 PURE = ("errors", "core", "folds", "samplers", "transforms", "strategies")
 """No clock, no global generator, no input or output."""
-MOST_ROOMS = 27
+MOST_ROOMS = 28
 
 HEAVY = {
     "core.figure": {"matplotlib"},
@@ -124,6 +124,8 @@ TESTED_ELSEWHERE = {
     **{f"samplers.{name}": "samplers/test_adaptive.py" for name in ADAPTIVE},
     "runs.federation": "runs/test_run.py",
     "runs.asks": "runs/test_conductor.py",
+    "script.callbacks": "script/test_frameworks.py",
+    "script.line": "script/test_loop.py",
     "server.notices": "server/test_router.py",
     "server.signals": "server/test_router.py",
     **{f"strategies.{name}": "strategies/test_fedopt.py" for name in ("fedadagrad", "fedadam", "fedavgm", "fedyogi")},

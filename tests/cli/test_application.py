@@ -34,6 +34,14 @@ def test_an_app_is_found_with_where_it_came_from() -> None:
     assert loaded.source() == {"path": str(Path("app.py").resolve()), "sha256": digest}
 
 
+@pytest.mark.parametrize("line", ["import umbel.script as fl", "from umbel import script as fl"])
+def test_a_script_that_loops_over_tasks_is_an_app_and_is_not_imported(line) -> None:
+    loaded = load(write("mine.py", f"{line}\nprint(1 / 0)\nfor task in fl.tasks({{}}):\n    fl.answer()\n"))
+    assert loaded.app.client.programs == (Path("mine.py").resolve(),)
+    assert (loaded.app.strategy, loaded.title) == (umbel.FedAvg(cohort="all"), "mine")
+    assert failure(write("host.py", f"{line}\nclient = fl.client('mine.py')\n")).message.startswith("host.py has an u")
+
+
 def test_modules_beside_the_app_can_be_imported() -> None:
     Path("inner").mkdir()
     write("inner/holder.py", Path("app.py").read_text())

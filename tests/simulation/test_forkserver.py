@@ -10,12 +10,10 @@ import socket
 import subprocess
 import sys
 from contextlib import contextmanager, suppress
-from types import SimpleNamespace
 
 import pytest
 from tests.conftest import PATIENCE
 
-from umbel.simulation import forkserver
 from umbel.simulation.status import Status
 
 pytestmark = pytest.mark.skipif(
@@ -185,8 +183,3 @@ def test_workers_that_nobody_asks_for_are_no_zombies():
             server.order(do="dismiss", pid=pid)
         server.fork()
         assert not os.path.exists(f"/proc/{pid}")
-
-
-def test_where_the_system_cannot_end_it_with_its_parent(monkeypatch):
-    monkeypatch.setattr(forkserver, "sys", SimpleNamespace(platform="elsewhere"))
-    forkserver.die_with(0)  # does nothing; the closing of its socket ends it

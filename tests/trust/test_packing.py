@@ -54,6 +54,23 @@ def packed(path, name=None):
     return pack(loaded.app, loaded.path, loaded.name)
 
 
+SCRIPT = "import umbel.script as fl\nimport sklearn\nimport net\nfor task in fl.tasks({}):\n    fl.answer()\n"
+SCRIPTED = "import umbel, umbel.script\nclient = umbel.script.client('train.py')\n" + (
+    'app = umbel.App(client, model={"w": [0.0]}, strategy=umbel.FedAvg())\n'
+)
+
+
+def test_a_client_that_is_a_script_brings_it_and_what_that_imports(tmp_path):
+    folder(tmp_path, app=SCRIPTED, train=SCRIPT, net="", other="")
+    found = packed(tmp_path / "app.py")
+    assert names(found.client) == names(found.app) == ["app.py", "net.py", "train.py"]
+    assert found.manifest["imports"] == ["sklearn"]
+    assert found.manifest["handlers"] == ["train"]
+    folder(tmp_path, **{"app.py": SCRIPTED.replace("train.py", "below/train.py"), "below/train.py": SCRIPT})
+    with pytest.raises(AppError, match=r"app.py starts .*below/train.py, which is not in the folder"):
+        packed(tmp_path / "app.py")
+
+
 def names(data):
     return sorted(read(data).files)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib.util
 import re
@@ -11,9 +12,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from .. import script
 from ..core.app import App
 from ..core.client import Client
 from ..errors import AppError, UmbelError
+from ..strategies import FedAvg
 from ..work.blame import is_own, own_frame
 
 PLAIN_STEMS = ("app", "main")
@@ -44,15 +47,16 @@ class LoadedApp:
 
 def load(reference: str) -> LoadedApp:
     """Import the file that `reference` names, as ``app.py`` or ``app.py:name``, with its folder on the path, and find
-    the app in it. Raises `AppError`, or the `UmbelError` that the file raised, with a note of where.
+    the app in it; of a script that loops over `fl.tasks`, which is not imported, the app that goes without saying.
+    Raises `AppError`, or the `UmbelError` that the file raised, with a note of where.
     """
     path, name = _file(reference)
     try:
         data = path.read_bytes()
     except OSError as error:
         raise AppError(f"{reference} cannot be read: {error.strerror}") from error
-    module = _import(path)
-    return LoadedApp(_find(module, path, name), path, hashlib.sha256(data).hexdigest(), name)
+    app = _of_script(path) if _is_script(data) else _find(_import(path), path, name)
+    return LoadedApp(app, path, hashlib.sha256(data).hexdigest(), name)
 
 
 def file_of(reference: str) -> Path | None:
@@ -93,6 +97,22 @@ def _file(reference: str) -> tuple[Path, str | None]:
     if path.suffix != ".py":
         raise AppError(f"{path} is not a Python file", hint="Name the .py file that makes the umbel.App.")
     return path.resolve(), name or None
+
+
+def _is_script(data: bytes) -> bool:
+    """Whether a file has the loop of a script, and would train by itself if it were imported."""
+    try:
+        nodes = list(ast.walk(ast.parse(data)))
+    except (SyntaxError, ValueError):
+        return False  # which importing it says
+    imports = [ast.unparse(node) for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
+    called = {ast.unparse(node.func).rpartition(".")[2] for node in nodes if isinstance(node, ast.Call)}
+    return "tasks" in called and any("umbel" in text and "script" in text for text in imports)
+
+
+def _of_script(path: Path) -> App:
+    client = script.client(path)
+    return App(client, model=client.model, strategy=FedAvg(cohort="all"))
 
 
 def _import(path: Path) -> ModuleType:

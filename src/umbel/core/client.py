@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -173,9 +174,12 @@ class Client:
     `data(source)` makes the data, `train(model, data, ctx)` returns an `Update`, `evaluate(model, data, ctx)` returns
     `Metrics`, and a handler registered with `query(name)` answers anything else that a strategy asks. Without a data
     handler `data` is the source itself. A handler with other parameters is an `AppError` at once.
+
+    `programs` are the Python files, beside the client's module, that handlers start as programs of their own.
     """
 
     def __init__(self) -> None:
+        self.programs: tuple[Path, ...] = ()
         self.load: Callable[[Any], Any] | None = None
         self.handlers: dict[str, Callable[..., Any]] = {}
 
@@ -205,6 +209,11 @@ class Client:
                 hint='Write @client.query("statistics") above the function, with the name in parentheses.',
             )
         return lambda handler: self._register(f"query:{name}", handler)
+
+    def release(self) -> None:
+        """Let go of what handlers hold in this process beside its memory, such as programs that they have started:
+        called once a run needs them no more.
+        """
 
     def _register(self, kind: str, handler: Handler) -> Handler:
         check_signature(handler, kind, ("model", "data", "ctx"))

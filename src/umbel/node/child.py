@@ -221,6 +221,10 @@ class ChildProgram:
         """Do what an `ask`, a `task` or a `forget` says."""
         self._deeds[message["type"]](message)
 
+    def release(self) -> None:
+        """Let go of what the clients hold: nothing will be asked any more."""
+        self._executor.release()
+
     def _open(self, message: Message) -> None:
         id = message["id"]
         self._asks.add(id)
@@ -400,6 +404,7 @@ def main(orders: int, answers: int) -> None:
         program.hear(message)
         sys.stdout.flush()
         sys.stderr.flush()
+    program.release()
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from ..wire import messages as m
 from ..wire.texts import read_json
 from ..work.confinement import Confinement, below, end
 from ..work.processes import ONE_THREAD, described
+from ..work.vitals import processor_ticks
 from .child import INLINE_BYTES, Message
 from .signals import Start
 
@@ -196,7 +197,7 @@ class Child:
         if self._process is None:
             return False
         pid = self._process.pid
-        before, self.ticks = self.ticks, sum(map(_ticks, (pid, *below(pid))))
+        before, self.ticks = self.ticks, sum(map(processor_ticks, (pid, *below(pid))))
         return before is not None and self.ticks > before
 
     @property
@@ -283,15 +284,6 @@ def scrubbed(more: Mapping[str, str]) -> dict[str, str]:
     here = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, (here, kept.get("PYTHONPATH", ""))))
     return {**kept, "PYTHONPATH": path, **ONE_THREAD, **more}
-
-
-def _ticks(pid: int) -> int:
-    """The processor time of a process and of those it has waited for; 0 where the system does not tell."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0
-    return sum(map(int, fields[11:15]))
 
 
 def _resident(pid: int) -> int:

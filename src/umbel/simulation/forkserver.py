@@ -15,10 +15,10 @@ import signal
 import socket
 import sys
 import warnings
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from ..work.vitals import die_with
 from . import worker
 
 
@@ -121,15 +121,3 @@ class Forkserver:
         self._alive.discard(pid)
         _, status = os.waitpid(pid, 0)
         return os.waitstatus_to_exitcode(status)
-
-
-def die_with(parent: int) -> None:
-    """Have this process killed with its parent, where the system can do that."""
-    if not sys.platform.startswith("linux"):
-        return
-    import ctypes
-
-    prctl: Callable[..., int] = ctypes.CDLL(None).prctl
-    prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGKILL)  # it was gone before

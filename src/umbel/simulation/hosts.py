@@ -137,8 +137,9 @@ class Local:
         self._known &= keep
 
     def disconnect(self, whole: bool = False) -> None:
-        """Forget all asks."""
+        """Forget all asks, and have the client let go of what it holds."""
         self.forget(set())
+        self._executor.release()
         if whole and self._keep is not None:
             self._keep()
 

@@ -141,7 +141,10 @@ def serve(connected: socket.socket, status: int, index: int) -> None:
         except UmbelError as error:
             channel.send(("fault", error))
             return
-        worker.serve()
+        try:
+            worker.serve()
+        finally:
+            worker.executor.release()
     except EOFError:
         pass
     finally:

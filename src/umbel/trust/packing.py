@@ -63,7 +63,7 @@ def pack(app: App, path: Path, name: str | None = None) -> Packed:
     client = _pack_client(app.client, place)
     files = _Files([path.parent, place.root])
     files.take_code(path, path.parent)
-    files.take_code(place.file, place.root)
+    files.take_client(app.client, place)
     manifest = {"kind": "app", "file": path.name, "attribute": name or "", **_needs(path, files)}
     version = files.declarations[place.file].version
     return Packed(client, build(manifest, files.contents()), read(client).manifest, version)
@@ -82,7 +82,7 @@ def declared_version(client: Client) -> int:
 
 def _pack_client(client: Client, place: _Place) -> bytes:
     files = _Files([place.root])
-    files.take_code(place.file, place.root)
+    files.take_client(client, place)
     manifest = {
         "kind": "client",
         "module": place.module,
@@ -151,6 +151,17 @@ class _Files:
     def contents(self) -> dict[str, bytes]:
         """What is in them, by name."""
         return {name: _bytes(path) for name, path in self._paths.items()}
+
+    def take_client(self, client: Client, place: _Place) -> None:
+        """Take a client's module and the programs that it starts. Raises `AppError` for one elsewhere."""
+        self.take_code(place.file, place.root)
+        for program in client.programs:
+            if program.parent != place.root:
+                raise AppError(
+                    f"{place.file.name} starts {program}, which is not in the folder {place.root}",
+                    hint="Keep the program beside the module of its client: archives hold what stands there.",
+                )
+            self.take_code(program, place.root)
 
     def take_code(self, file: Path, root: Path) -> None:
         """Take a Python file that is imported from `root`, what it declares, and all local modules that it imports."""

@@ -283,6 +283,10 @@ class Executor(Intake):
         self.data.hits = self.data.misses = 0
         return account
 
+    def release(self) -> None:
+        """Let go of what the client's handlers hold beside memory: nothing is to be done any more."""
+        self._client.release()
+
     def at_once(self, id: int) -> int:
         """How many tasks of an ask may be done before the first is reported: several where updates are small and the
         window takes whatever comes.
