@@ -46,7 +46,7 @@ demo: $(VENV)/demo-ready ## train a small CNN on 100 clients' images, and draw w
 test: $(VENV)/dev-ready ## run the tests, in an order drawn anew each time; not those marked as slow
 	$(SUITE) -m "not slow" $(PYTEST)
 
-test-all: $(VENV)/dev-ready ## run all tests, the slow ones too, and laws on more examples
+test-all: $(VENV)/dev-ready $(VENV)/frameworks-ready ## run all tests, the slow ones too, and laws on more examples
 	$(SUITE) --hypothesis-profile=full $(PYTEST)
 
 test-busy: $(VENV)/dev-ready ## run the tests TIMES times, each in another order, with LOOPS busy loops beside them
@@ -155,6 +155,12 @@ $(VENV)/dev-ready: pyproject.toml constraints.txt | $(BIN)/python
 	echo "Installing Umbel and what its tests need into $(VENV); once, about a minute"
 	$(if $(UV),,$(INSTALL) 'pip>=25.1')
 	$(INSTALL) -e '.[examples,server,xgboost]' --group dev
+	touch $@
+
+# What adapters are for, and is too large for every test; what cannot be installed is left out of the tests.
+$(VENV)/frameworks-ready: pyproject.toml constraints.txt | $(VENV)/dev-ready
+	echo "Installing the frameworks that adapters are for into $(VENV); once, some minutes"
+	$(INSTALL) --group frameworks
 	touch $@
 
 # Where a peer cannot be installed, its rows say so.

@@ -38,7 +38,7 @@ FLOORS = (
 the package's own ``__init__``.
 """
 
-ADAPTERS = ("torch", "xgboost")
+ADAPTERS = ("catboost", "lifelines", "lightgbm", "sklearn", "statsmodels", "torch", "xgboost")
 """A module for each framework, imported by those who use it; together they are one room, `adapters`."""
 
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
@@ -92,6 +92,7 @@ TESTED_ELSEWHERE = {
     "bench.problem": "bench/test_algorithm.py",
     "bench.progress": "bench/test_comparison.py",
     "cli.__main__": "cli/test_program.py",  # runs `python -m umbel.cli`
+    "runs.export": "cli/test_export_commands.py",
     "runs.past": "cli/test_past.py",
     "cli.drawing": "cli/test_compare_commands.py",
     "cli.overview": "cli/test_program.py",
@@ -128,6 +129,8 @@ TESTED_ELSEWHERE = {
     **{f"torch.{name}": "test_torch.py" for name in ("corrections", "modules", "seeds")},
     **{f"torch.{name}": "test_torch_training.py" for name in LOCAL},
     **{f"strategies.{name}": "test_xgboost.py" for name in ("xgboost_bagging", "xgboost_cyclic")},
+    **{name: f"adapters/test_{name}.py" for name in ("sklearn",)},
+    "strategies.one_shot": "adapters/test_sklearn.py",
     **{f"testing.{name}": "testing/test_deployment.py" for name in ("link", "node", "station")},
     "testing.lives": "deployment/test_kills.py",
     "testing.machines": "deployment/test_same_bits.py",

@@ -16,7 +16,7 @@ Commands:
   runs          List the runs, the latest last.
   show          Show a run: its facts, rounds, curves and failures, or its...
   logs          Print what has happened in a run.
-  export        Write a run's model to a safetensors file.
+  export        Write a run's model to a file, in a framework's own...
   compare       Show in what runs differ, and what they came to.
   rm            Remove runs, with their models, for good.
   strategies    List the strategies: how a federation learns.

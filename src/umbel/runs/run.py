@@ -17,6 +17,7 @@ from .. import files
 from ..core import encoding
 from ..core.app import App
 from ..core.arrays import Arrays
+from ..core.native import NativeModel
 from ..core.randomness import Key
 from ..errors import (
     AppError,
@@ -34,6 +35,7 @@ from ..work.state import ClientStates
 from .conductor import Conductor
 from .config import laid_over
 from .events import LARGEST, Observer, RunEvent, RunResumed, RunStarted
+from .export import write_model
 from .federation import Enlisting, Federation
 from .history import History
 from .journal import (
@@ -62,7 +64,8 @@ RUNS = "umbel-runs"
 @dataclass(frozen=True)
 class Result:
     """What a run ends with: the final (or best) model, the history, and why it ended: `"rounds"`, `"early stop"`, or
-    `"failed"`, where `failed` says why: see `RunFailed`.
+    `"failed"`, where `failed` says why: see `RunFailed`. `native` is what the app has as its model, where that is a
+    framework's.
     """
 
     run: str
@@ -73,6 +76,7 @@ class Result:
     folder: Path | None = None
     best_round: int | None = None
     failed: str | None = None
+    native: NativeModel | None = None
     _closed: Sequence[RunEvent] = ()
 
     @property
@@ -100,6 +104,12 @@ class Result:
     def model_sha256(self) -> str:
         """SHA-256 of the model's safetensors bytes."""
         return self.model.sha256
+
+    def export(self, path: str | Path, app: App | NativeModel | None = None) -> None:
+        """Write the model to a file: as ``.safetensors`` or ``.npz``, or in the own format of the framework that the
+        app's model is of (``.pt``, ``.joblib``). `app` is to be given where the run was opened without it.
+        """
+        write_model(self.model, Path(path), self.native if app is None else app)
 
     def plot(self, path: str | Path | None = None) -> Figure:
         """Draw the metrics over the rounds; see `History.plot`."""
@@ -358,6 +368,7 @@ def _conduct(conductor: Conductor, place: Path | None, start: Callable[[], None]
         folder=place,
         best_round=finished.best_round,
         failed=finished.error,
+        native=app_model if isinstance(app_model := conductor.app.model, NativeModel) else None,
         _closed=tuple(conductor.closed),
     )
     if finished.error is not None:

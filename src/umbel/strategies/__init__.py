@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .matched import Matched
     from .mime import Mime, MimeLite
     from .moon import Moon
+    from .one_shot import OneShot
     from .perfedavg import PerFedAvg
     from .pfedhn import PFedHN
     from .pfedme import PFedMe
@@ -50,9 +51,14 @@ __all__ = [
     "AFL", "APFL", "IFCA", "TERM", "Ditto", "FedALA", "FedAdagrad", "FedAdam", "FedAsync", "FedAvg", "FedAvgM",
     "FedBN", "FedBuff", "FedDC", "FedDF", "FedDyn", "FedExP", "FedGen", "FedNova", "FedPer", "FedProto", "FedProx",
     "FedRep", "FedSGD", "FedSpeed", "FedYogi", "FjORD", "HeteroFL", "LGFedAvg", "Matched", "Mime", "MimeLite", "Moon",
-    "PFedHN", "PFedMe", "PerFedAvg", "QFedAvg", "Scaffold", "XGBoostBagging", "XGBoostCyclic",
+    "OneShot", "PFedHN", "PFedMe", "PerFedAvg", "QFedAvg", "Scaffold", "XGBoostBagging", "XGBoostCyclic",
 ]  # fmt: skip
-_PLACES = {"MimeLite": "mime", "XGBoostBagging": "xgboost_bagging", "XGBoostCyclic": "xgboost_cyclic"}
+_PLACES = {
+    "MimeLite": "mime",
+    "OneShot": "one_shot",
+    "XGBoostBagging": "xgboost_bagging",
+    "XGBoostCyclic": "xgboost_cyclic",
+}
 """The modules of names that are not their names in small letters."""
 
 if not TYPE_CHECKING:  # else every name would be taken to be there

@@ -1,0 +1,171 @@
+"""The adapters' models as the contract suite sees them. A case more is a framework more: see `Case`.
+
+Frameworks are imported where they are used, so that a case whose framework is not there is skipped; within a `make`
+only in the function that the adapter is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import umbel
+from umbel.core.client import Context
+from umbel.core.native import NativeModel
+from umbel.core.randomness import Key
+
+ROWS = np.random.default_rng(1).normal(size=(40, 4)).astype(np.float32)
+LABELS = ((ROWS[:, 0] > 0).astype(int) + (ROWS[:, 1] > 0.5)).astype(np.int64)  # three classes
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model of an adapter.
+
+    - `name`: the adapter's, and after a hyphen, which of its models. `needs`: the package without which it is skipped.
+    - `make(dtype)`: the `NativeModel` with weights of one of `dtypes`, of which the first is the usual one.
+    - `train(native)`: changes what a framework's model has learned, and returns it. `predict(native)`: what it says of
+      some fixed rows.
+    - `later`: what a later version of the app makes, by a part of the error that names what differs.
+    - `read`: for each ending that the model is written in, a function of the path that reads it with the framework
+      itself and predicts as `predict` does.
+    - `buffers`: the arrays whose role is `buffer`. `tolerance`: how far arrays may be off after a round trip, and
+      predictions. `in_place`: whether `load` gives back the model that it was given. `averaged`: whether `FedAvg` is
+      what its clients learn by.
+    - `fast`: whether it is in `make test`, too.
+    - `large()`: a `NativeModel` of 20 MB and more, to see what memory it takes; None where a model is text.
+    """
+
+    name: str
+    needs: str
+    make: Callable[[str], NativeModel]
+    train: Callable[[Any], Any]
+    predict: Callable[[Any], Any]
+    later: Mapping[str, Callable[[], NativeModel]]
+    read: Mapping[str, Callable[[Path], Any]] = field(default_factory=dict)
+    dtypes: tuple[str, ...] = ("float32",)
+    buffers: tuple[str, ...] = ()
+    tolerance: float = 0.0
+    in_place: bool = True
+    averaged: bool = True
+    fast: bool = False
+    large: Callable[[], NativeModel] | None = None
+
+    @property
+    def adapter(self) -> str:
+        """The name of the adapter's module."""
+        return self.name.partition("-")[0]
+
+
+def context(**settings: Any) -> Context:
+    """What a handler gets, of a task that nobody asked for."""
+    return Context(
+        client=0, round=1, kind="train", config=settings, key=Key.from_seed(1), inbox=umbel.Arrays(), state={}
+    )
+
+
+# --- scikit-learn
+
+
+def sklearn(where: str, classes: Any = (0, 1, 2), **settings: Any) -> Callable[..., NativeModel]:
+    """What makes the model of an estimator, such as ``linear_model.SGDClassifier``."""
+
+    def made(dtype: str = "float64", features: int = 4, classes: Any = classes, **changed: Any) -> NativeModel:
+        def estimator() -> Any:
+            module, kind = where.split(".")
+            return getattr(import_module(f"sklearn.{module}"), kind)(**{**settings, **changed})
+
+        return umbel.sklearn.model(estimator, features, classes, dtype=dtype)
+
+    return made
+
+
+def fit_sklearn(estimator: Any) -> Any:
+    umbel.sklearn.fit(estimator, np.abs(ROWS), LABELS, context())
+    return estimator
+
+
+def predict_sklearn(estimator: Any) -> Any:
+    from sklearn.base import is_classifier
+
+    rows = np.abs(ROWS)
+    return estimator.predict_proba(rows) if is_classifier(estimator) else estimator.predict(rows)
+
+
+def read_joblib(path: Path) -> Any:
+    import joblib
+
+    return predict_sklearn(joblib.load(path))
+
+
+def read_onnx(path: Path) -> Any:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return session.run(None, {"X": np.abs(ROWS)})[-1].squeeze()
+
+
+def sklearn_case(
+    name: str, make: Callable[..., NativeModel], later: Mapping[str, Mapping[str, Any]], **more: Any
+) -> Case:
+    """A case of an estimator; `later` has the settings that are others."""
+    read = {".joblib": read_joblib, ".onnx": read_onnx}
+    changed = {error: partial(make, **settings) for error, settings in later.items()}
+    settings = {"dtypes": ("float64",), "read": read, **more}
+    return Case(f"sklearn-{name}", "sklearn", make, fit_sklearn, predict_sklearn, changed, **settings)
+
+
+MLP = sklearn("neural_network.MLPClassifier", hidden_layer_sizes=(5,), random_state=3)
+LARGE = sklearn("neural_network.MLPRegressor", None, hidden_layer_sizes=(2000,), random_state=3)
+SHAPES: dict[str, dict[str, Any]] = {r"'coef_' has shape \[3, 4\]": {"features": 5}, r"shape \[3": {"classes": (0, 1)}}
+COUNTS: dict[str, dict[str, Any]] = {
+    "'sum' has shape": {"features": 5},
+    r"'count' has shape \[3\]": {"classes": range(5)},
+}
+TREES = ["feature", "impurity", "left_child", "missing_go_to_left", "n_node_samples", "right_child", "sizes"]
+SKLEARN = [
+    sklearn_case(
+        "sgd",
+        sklearn("linear_model.SGDClassifier", loss="log_loss"),
+        SHAPES,
+        buffers=("t_",),
+        tolerance=1e-5,
+        fast=True,
+    ),
+    sklearn_case(
+        "logistic", sklearn("linear_model.LogisticRegression"), SHAPES, dtypes=("float64", "float32"), tolerance=1e-5
+    ),
+    sklearn_case("ridge", sklearn("linear_model.Ridge", None), {"'coef_' has": {"features": 5}}, tolerance=1e-5),
+    sklearn_case(
+        "mlp",
+        MLP,
+        {
+            r"'coefs_.0' has shape \[4, 5\]": {"hidden_layer_sizes": (6,)},
+            "lacks 'coefs_.2'": {"hidden_layer_sizes": (5, 5)},
+            "holds 'coefs_.1'": {"hidden_layer_sizes": ()},
+        },
+        dtypes=("float32", "float64"),
+        buffers=("t_",),
+        tolerance=1e-5,
+        large=partial(LARGE, features=2000),
+    ),
+    sklearn_case("bayes", sklearn("naive_bayes.GaussianNB"), COUNTS, tolerance=1e-5),
+    sklearn_case("counts", sklearn("naive_bayes.MultinomialNB"), COUNTS, tolerance=1e-5),
+    sklearn_case(
+        "forest",
+        sklearn("ensemble.RandomForestClassifier", n_estimators=3),
+        {"'forest.values' has shape": {"classes": range(5)}, "of 2 features is not sound": {"features": 2}},
+        dtypes=("float64",),
+        buffers=tuple(f"forest.{name}" for name in (*TREES, "threshold", "values", "weighted_n_node_samples")),
+        averaged=False,
+        tolerance=1e-5,
+    ),
+]
+
+CASES = [*SKLEARN]
