@@ -129,7 +129,7 @@ TESTED_ELSEWHERE = {
     **{f"torch.{name}": "test_torch.py" for name in ("corrections", "modules", "seeds")},
     **{f"torch.{name}": "test_torch_training.py" for name in LOCAL},
     **{f"strategies.{name}": "test_xgboost.py" for name in ("xgboost_bagging", "xgboost_cyclic")},
-    **{name: f"adapters/test_{name}.py" for name in ("sklearn",)},
+    **{name: f"adapters/test_{name}.py" for name in ("lightgbm", "sklearn")},
     "strategies.one_shot": "adapters/test_sklearn.py",
     **{f"testing.{name}": "testing/test_deployment.py" for name in ("link", "node", "station")},
     "testing.lives": "deployment/test_kills.py",

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .core.arrays import Array, Arrays
 from .core.client import Context
+from .core.native import NativeModel, missing_package
 from .core.update import Update
 from .errors import AppError, UpdateRejected
 
@@ -30,6 +32,18 @@ NOBODY = 2**31 - 1
 """The parent of a root, and the feature of a node that was taken out again."""
 LARGEST = float(np.finfo(np.float32).max)
 CATEGORIES = ("categories", "categories_nodes", "categories_segments", "categories_sizes")
+
+
+def model(params: Mapping[str, Any], features: int | Sequence[str]) -> NativeModel:
+    """The `model` of an `App`: what `start` begins with, and how it is written, as ``.ubj`` or ``.json``."""
+
+    def make() -> xgboost.Booster:
+        return booster(start(params, features))
+
+    def write(made: xgboost.Booster, path: Path) -> None:
+        made.save_model(path)
+
+    return NativeModel(make, arrays, load_, {".ubj": write, ".json": write})
 
 
 def start(params: Mapping[str, Any], features: int | Sequence[str]) -> Arrays:
@@ -58,6 +72,19 @@ def booster(model: Mapping[str, Array]) -> xgboost.Booster:
     made: xgboost.Booster = _xgboost().Booster()
     made.load_model(bytearray(model["booster"].tobytes()))
     return made
+
+
+def load_(made: xgboost.Booster, model: Mapping[str, Array]) -> xgboost.Booster:
+    """The model as a booster like one that was made. Raises `AppError` where features or outputs are others."""
+    found = booster(model)
+    own, given = _facts(made), _facts(found)
+    for name in own:
+        if own[name] != given[name]:
+            raise AppError(
+                f"the model's {name} are {given[name]}, those of the booster {own[name]}",
+                hint="Load a model into what it was made from: in a later version of an app its features stay.",
+            )
+    return found
 
 
 def fit(
@@ -173,6 +200,14 @@ def _check_tree(tree: Any, features: int) -> None:
             waiting.append(child)
 
 
+def _facts(booster: xgboost.Booster) -> dict[str, Any]:
+    learner = json.loads(booster.save_config())["learner"]
+    sizes = learner["learner_model_param"]
+    outputs = sizes["num_class"], sizes["num_target"]
+    objective = learner["objective"]["name"]
+    return {"features": booster.feature_names or sizes["num_feature"], "outputs": outputs, "objective": objective}
+
+
 def _ensemble(model: Mapping[str, Array]) -> Any:
     return json.loads(model["booster"].tobytes())
 
@@ -189,8 +224,5 @@ def _xgboost() -> Any:
     try:
         import xgboost
     except ModuleNotFoundError as error:
-        if error.name != "xgboost":
-            raise
-        hint = 'umbel.xgboost needs XGBoost, which is not installed here. Install it with: pip install "umbel[xgboost]"'
-        raise ImportError(hint, name="xgboost") from error
+        raise missing_package(error, "xgboost", "xgboost") from error
     return xgboost

@@ -168,4 +168,90 @@ SKLEARN = [
     ),
 ]
 
-CASES = [*SKLEARN]
+# --- XGBoost and LightGBM
+
+
+def boosted(adapter: str, binary: str, several: str) -> Callable[..., NativeModel]:
+    """What makes an ensemble of three classes, or of two."""
+
+    def made(dtype: str = "", features: Any = 4, classes: int = 3) -> NativeModel:
+        more = {"objective": several, "num_class": 3} if classes == 3 else {"objective": binary}
+        return getattr(umbel, adapter).model({"max_depth": 3, **more}, features)
+
+    return made
+
+
+XGBOOST = boosted("xgboost", "binary:logistic", "multi:softprob")
+LIGHTGBM = boosted("lightgbm", "binary", "multiclass")
+
+
+def train_xgboost(booster: Any) -> Any:
+    import xgboost
+
+    settings = {"objective": "multi:softprob", "num_class": 3, "max_depth": 3, "nthread": 1}
+    return xgboost.train(settings, xgboost.DMatrix(ROWS, LABELS), 2, xgb_model=booster)
+
+
+def predict_xgboost(booster: Any) -> Any:
+    import xgboost
+
+    return booster.predict(xgboost.DMatrix(ROWS))
+
+
+def read_xgboost(path: Path) -> Any:
+    import xgboost
+
+    return predict_xgboost(xgboost.Booster(model_file=path))
+
+
+def train_lightgbm(booster: Any) -> Any:
+    model = umbel.lightgbm.arrays(booster)
+    params = {"objective": "multiclass", "num_class": 3, "min_data_in_leaf": 3}
+    sent = umbel.lightgbm.fit(model, (ROWS, LABELS), context(), params, trees=2).arrays
+    return umbel.lightgbm.booster(umbel.lightgbm.grown(model, [(sent, 1.0)]))
+
+
+def read_lightgbm(path: Path) -> Any:
+    import lightgbm
+
+    return lightgbm.Booster(model_file=path).predict(ROWS)
+
+
+BOOSTED = [
+    Case(
+        "xgboost",
+        "xgboost",
+        XGBOOST,
+        train_xgboost,
+        predict_xgboost,
+        {
+            "features are 4, those of the booster 5": partial(XGBOOST, features=5),
+            r"features are 4, those of the booster \['a', 'b', 'c', 'd'\]": partial(XGBOOST, features=list("abcd")),
+            "outputs are": partial(XGBOOST, classes=2),
+        },
+        {".ubj": read_xgboost, ".json": read_xgboost},
+        dtypes=("uint8",),
+        buffers=("booster",),
+        in_place=False,
+        averaged=False,
+        fast=True,
+    ),
+    Case(
+        "lightgbm",
+        "lightgbm",
+        LIGHTGBM,
+        train_lightgbm,
+        lambda booster: booster.predict(ROWS),
+        {
+            "feature_names are": partial(LIGHTGBM, features=list("abcd")),
+            "num_tree_per_iteration are '3'": partial(LIGHTGBM, classes=2),
+        },
+        {".txt": read_lightgbm},
+        dtypes=("float64", "int64"),
+        buffers=("header", *umbel.lightgbm.COLUMNS),
+        in_place=False,
+        averaged=False,
+    ),
+]
+
+CASES = [*SKLEARN, *BOOSTED]

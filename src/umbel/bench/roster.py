@@ -50,7 +50,9 @@ LEFT_OUT: Mapping[str, str] = {
     "FedGen": "needs a generator of features that fits the model",
     "FjORD": "needs clients that train a model of another width",
     "HeteroFL": "needs clients that train a model of another width",
+    "LightGBMBagging": "grows trees",
     "Matched": "is one round",
+    "OneShot": "ends with models that vote",
     "XGBoostBagging": "grows trees",
     "XGBoostCyclic": "grows trees",
 }

@@ -44,16 +44,18 @@ if TYPE_CHECKING:
     from .qfedavg import QFedAvg
     from .scaffold import Scaffold
     from .term import TERM
-    from .xgboost_bagging import XGBoostBagging
+    from .xgboost_bagging import LightGBMBagging, XGBoostBagging
     from .xgboost_cyclic import XGBoostCyclic
 
 __all__ = [
     "AFL", "APFL", "IFCA", "TERM", "Ditto", "FedALA", "FedAdagrad", "FedAdam", "FedAsync", "FedAvg", "FedAvgM",
     "FedBN", "FedBuff", "FedDC", "FedDF", "FedDyn", "FedExP", "FedGen", "FedNova", "FedPer", "FedProto", "FedProx",
-    "FedRep", "FedSGD", "FedSpeed", "FedYogi", "FjORD", "HeteroFL", "LGFedAvg", "Matched", "Mime", "MimeLite", "Moon",
-    "OneShot", "PFedHN", "PFedMe", "PerFedAvg", "QFedAvg", "Scaffold", "XGBoostBagging", "XGBoostCyclic",
+    "FedRep", "FedSGD", "FedSpeed", "FedYogi", "FjORD", "HeteroFL", "LGFedAvg", "LightGBMBagging", "Matched", "Mime",
+    "MimeLite", "Moon", "OneShot", "PFedHN", "PFedMe", "PerFedAvg", "QFedAvg", "Scaffold", "XGBoostBagging",
+    "XGBoostCyclic",
 ]  # fmt: skip
 _PLACES = {
+    "LightGBMBagging": "xgboost_bagging",
     "MimeLite": "mime",
     "OneShot": "one_shot",
     "XGBoostBagging": "xgboost_bagging",
