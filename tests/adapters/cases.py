@@ -254,4 +254,70 @@ BOOSTED = [
     ),
 ]
 
-CASES = [*SKLEARN, *BOOSTED]
+# --- lifelines and statsmodels
+
+SURVIVAL = {"a": ROWS[:, 0], "b": ROWS[:, 1], "time": 1 + np.abs(ROWS[:, 2]), "event": LABELS > 0}
+
+
+def cox(dtype: str = "", columns: Any = ("a", "b")) -> NativeModel:
+    return umbel.lifelines.model(columns, "time", "event")
+
+
+def train_cox(fitter: Any) -> Any:
+    import pandas
+
+    return fitter.fit(pandas.DataFrame(SURVIVAL), "time", "event")
+
+
+def predict_cox(fitter: Any) -> Any:
+    import pandas
+
+    return fitter.predict_survival_function(pandas.DataFrame(SURVIVAL), [1.1, 1.5])
+
+
+def poisson(dtype: str = "", columns: Any = tuple("abcd")) -> NativeModel:
+    def family() -> Any:
+        from statsmodels.genmod.families import Poisson
+
+        return Poisson()
+
+    return umbel.statsmodels.model(columns, family)
+
+
+def train_poisson(results: Any) -> Any:
+    sums = dict(umbel.statsmodels.fit(results, ROWS, LABELS, context()).arrays)
+    step = np.linalg.solve(sums["information"], sums.pop("gradient"))
+    return umbel.statsmodels.load_(results, {**sums, "coefficients": np.asarray(results.params) + step})
+
+
+def predict_poisson(results: Any) -> Any:
+    return results.predict(np.column_stack([np.ones(len(ROWS)), ROWS]))
+
+
+FITS = [
+    Case(
+        "lifelines",
+        "lifelines",
+        cox,
+        train_cox,
+        predict_cox,
+        {r"'coefficients' has shape \[2\]": partial(cox, columns=list("abc"))},
+        {".joblib": lambda path: predict_cox(import_module("joblib").load(path))},
+        dtypes=("float64",),
+        averaged=False,
+        tolerance=1e-9,
+    ),
+    Case(
+        "statsmodels",
+        "statsmodels",
+        poisson,
+        train_poisson,
+        predict_poisson,
+        {r"'coefficients' has shape \[5\]": partial(poisson, columns=list("abc"))},
+        {".joblib": lambda path: predict_poisson(import_module("joblib").load(path))},
+        dtypes=("float64",),
+        averaged=False,
+    ),
+]
+
+CASES = [*SKLEARN, *BOOSTED, *FITS]

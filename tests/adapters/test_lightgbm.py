@@ -46,7 +46,7 @@ def test_bagging_adds_what_each_client_boosts_by_its_share_of_rows(scale):
                 after[place] += raw(own, other) * (len(y) / 160 if scale == "mean" else 1.0)
         before = after
     made = booster(run(PARTS, trees=2, scale=scale).model)
-    assert made.num_trees() == 18
+    assert made.num_trees() <= 18  # where nothing is left to split it stops
     for (x, _), wanted in zip(PARTS, before, strict=True):
         np.testing.assert_allclose(raw(made, x), wanted, atol=1e-9)
 

@@ -109,8 +109,11 @@ class Analysis(Strategy):
 
 
 def app(client: Client, analysis: Analysis, **settings: Any) -> App:
-    """The app that runs an analysis: one round, no evaluation, its answer as the model. `settings` are the app's."""
-    return App(client, model={"clients": np.array(0)}, strategy=analysis, rounds=1, evaluate_every=0, **settings)
+    """The app that runs an analysis: one round, no evaluation, its answer as the model. `settings` are the app's; a
+    `model` (`umbel.lifelines.model`) is what the answer is written by, in its own formats.
+    """
+    begin = {"model": {"clients": np.array(0)}, "rounds": 1, "evaluate_every": 0}
+    return App(client, strategy=analysis, **{**begin, **settings})
 
 
 def check_whole(analysis: Any, **settings: int) -> None:

@@ -52,6 +52,7 @@ LEFT_OUT: Mapping[str, str] = {
     "HeteroFL": "needs clients that train a model of another width",
     "LightGBMBagging": "grows trees",
     "Matched": "is one round",
+    "Newton": "takes sums of gradients and informations",
     "OneShot": "ends with models that vote",
     "XGBoostBagging": "grows trees",
     "XGBoostCyclic": "grows trees",

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .matched import Matched
     from .mime import Mime, MimeLite
     from .moon import Moon
+    from .newton import Newton
     from .one_shot import OneShot
     from .perfedavg import PerFedAvg
     from .pfedhn import PFedHN
@@ -51,7 +52,7 @@ __all__ = [
     "AFL", "APFL", "IFCA", "TERM", "Ditto", "FedALA", "FedAdagrad", "FedAdam", "FedAsync", "FedAvg", "FedAvgM",
     "FedBN", "FedBuff", "FedDC", "FedDF", "FedDyn", "FedExP", "FedGen", "FedNova", "FedPer", "FedProto", "FedProx",
     "FedRep", "FedSGD", "FedSpeed", "FedYogi", "FjORD", "HeteroFL", "LGFedAvg", "LightGBMBagging", "Matched", "Mime",
-    "MimeLite", "Moon", "OneShot", "PFedHN", "PFedMe", "PerFedAvg", "QFedAvg", "Scaffold", "XGBoostBagging",
+    "MimeLite", "Moon", "Newton", "OneShot", "PFedHN", "PFedMe", "PerFedAvg", "QFedAvg", "Scaffold", "XGBoostBagging",
     "XGBoostCyclic",
 ]  # fmt: skip
 _PLACES = {
