@@ -38,7 +38,7 @@ FLOORS = (
 the package's own ``__init__``.
 """
 
-ADAPTERS = ("catboost", "lifelines", "lightgbm", "sklearn", "statsmodels", "torch", "xgboost")
+ADAPTERS = ("lifelines", "lightgbm", "sklearn", "statsmodels", "torch", "xgboost")
 """A module for each framework, imported by those who use it; together they are one room, `adapters`."""
 
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -102,10 +102,10 @@ def kaplan_meier(model: Mapping[str, Array], group: int = 0, label: str | None =
     times, at_risk, events = model["times"], model["at_risk"][group], model["events"][group]
     censored = at_risk - events - np.append(at_risk[1:], 0)
     weights, died = np.concatenate([events, censored]), np.repeat([1, 0], len(times))
-    fitter = _lifelines().KaplanMeierFitter()
+    fitter: KaplanMeierFitter = _lifelines().KaplanMeierFitter()
     some = weights > 0
     fitter.fit(np.concatenate([times, times])[some], died[some], weights=weights[some], label=label)
-    return fitter  # type: ignore[no-any-return]
+    return fitter
 
 
 def _empty(columns: tuple[str, ...], time: str, event: str) -> CoxPHFitter:

@@ -199,7 +199,8 @@ def _empty(params: dict[str, Any], features: int | Sequence[str]) -> lightgbm.Bo
     classes = int(params.get("num_class", 1))
     rows, labels = np.zeros((max(classes, 2), count)), np.arange(max(classes, 2)) % max(classes, 2)
     quiet = {"verbosity": -1, "num_threads": 1, **params}
-    return lgb.Booster(quiet, lgb.Dataset(rows, labels, feature_name=names, params=quiet))
+    made: lightgbm.Booster = lgb.Booster(quiet, lgb.Dataset(rows, labels, feature_name=names, params=quiet))
+    return made
 
 
 def _lightgbm() -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,14 @@ def model(
     """
     named = None if classes is None else np.unique(np.asarray(classes))
     made = partial(_prepared, make, features, named, outputs, np.dtype(dtype))
-    return NativeModel(made, arrays, load_, {".joblib": _to_joblib, ".onnx": _to_onnx})
+    kept: list[Any] = []
+
+    def blank() -> Any:
+        if not kept:
+            kept.append(made())
+        return deepcopy(kept[0])
+
+    return NativeModel(made, arrays, load_, {".joblib": _to_joblib, ".onnx": _to_onnx}, blank)
 
 
 def arrays(estimator: Any) -> Arrays:
@@ -105,8 +113,8 @@ def fit(estimator: Any, x: Any, y: Any, ctx: Context, *, epochs: int = 1, sample
             f"the labels {odd[:4].tolist()} are not among the model's classes {classes[:8].tolist()}",
             hint="Name all of them: umbel.sklearn.model(make, features, classes).",
         )
-    if "random_state" in (settings := estimator.get_params(deep=False)):
-        estimator.set_params(random_state=ctx.key.derive("sklearn").integer(31))
+    if hasattr(estimator, "random_state"):  # get_params would take as long as a small client's training
+        estimator.random_state = ctx.key.derive("sklearn").integer(31)
     with warnings.catch_warnings():
         from sklearn.exceptions import ConvergenceWarning
 
@@ -120,8 +128,8 @@ def fit(estimator: Any, x: Any, y: Any, ctx: Context, *, epochs: int = 1, sample
                 estimator.partial_fit(x, y, **named, **weighed)
                 ctx.step()
         else:
-            if "warm_start" in settings and not _is_forest(estimator):
-                estimator.set_params(warm_start=True)
+            if hasattr(estimator, "warm_start") and not _is_forest(estimator):
+                estimator.warm_start = True
             estimator.fit(*_with_all_classes(x, y, weights, classes))
     return Update(arrays(estimator), rows if weights is None else float(weights.sum()), _scores(estimator, x, y))
 

@@ -112,12 +112,11 @@ def fit(
     after = xgb.train(
         settings, matrix, trees, xgb_model=before, evals=[(matrix, "own")], evals_result=told, verbose_eval=False
     )
-    grown = _trees(json.loads(bytes(after.save_raw("json"))))
-    kept = int(_trees(_ensemble(model))["gbtree_model_param"]["num_trees"])
-    if any(tree[name] for tree in grown["trees"][kept:] for name in CATEGORIES):
+    grown = _trees(json.loads(bytes(after[before.num_boosted_rounds() :].save_raw("json"))))
+    if any(tree[name] for tree in grown["trees"] for name in CATEGORIES):
         raise AppError("trees that split by categories are not supported", hint="Make columns of 0 and 1.")
     return Update(
-        {"trees": _packed(grown["trees"][kept:], grown["tree_info"][kept:])},
+        {"trees": _packed(grown["trees"], grown["tree_info"])},
         weight=matrix.num_row() if weight is None else weight,
         metrics={name: values[-1] for name, values in told["own"].items()},
     )

@@ -22,6 +22,7 @@ class NativeModel:
 
     - `make`: makes one, such as a class of modules, or a function that builds and compiles one.
     - `arrays`: what of it travels. `load`: the same put into a model, in place where that can be, which is returned.
+    - `blank`: makes what is loaded where that takes less than `make`, whose weights are of no account then.
     - `formats`: by the ending of a file's name (``".pt"``), what writes a model there.
     """
 
@@ -29,6 +30,7 @@ class NativeModel:
     arrays: Callable[[Any], Arrays]
     load: Callable[[Any, Mapping[str, Array]], Any]
     formats: Mapping[str, Writer] = field(default_factory=dict)
+    blank: Callable[[], Any] | None = None
 
     def __post_init__(self) -> None:
         if not callable(self.make):
@@ -43,7 +45,7 @@ class NativeModel:
 
     def loaded(self, model: Mapping[str, Array]) -> Any:
         """A model of the framework with these arrays."""
-        return self.load(self.make(), model)
+        return self.load((self.blank or self.make)(), model)
 
     def save(self, model: Mapping[str, Array], path: Path) -> None:
         """Write a model in the framework's format that the file's ending names. Raises `AppError` for another."""

@@ -61,11 +61,13 @@ def _duckdb(connection: Any, statement: str, parameters: Mapping[str, Any]) -> C
 
 
 def _plain(column: Any) -> npt.NDArray[Any]:
-    if not isinstance(column, np.ma.MaskedArray) or not column.mask.any():
-        return np.asarray(column)
-    if column.dtype.kind in "biuf":
-        return np.asarray(column.astype(np.float64).filled(np.nan))
-    return np.asarray(np.where(column.mask, None, column.astype(object)), object)
+    missing = np.ma.getmaskarray(column)
+    values = np.array(np.ma.getdata(column))
+    if missing.any():
+        number = values.dtype.kind in "biuf"
+        values = values.astype(np.float64 if number else object)
+        values[missing] = np.nan if number else None
+    return values
 
 
 def _sqlalchemy(database: Any, statement: str, parameters: Mapping[str, Any]) -> Columns:
