@@ -38,7 +38,7 @@ FLOORS = (
 the package's own ``__init__``.
 """
 
-ADAPTERS = ("lifelines", "lightgbm", "sklearn", "statsmodels", "torch", "xgboost")
+ADAPTERS = ("catboost", "lifelines", "lightgbm", "sklearn", "statsmodels", "torch", "xgboost")
 """A module for each framework, imported by those who use it; together they are one room, `adapters`."""
 
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
@@ -129,7 +129,7 @@ TESTED_ELSEWHERE = {
     **{f"torch.{name}": "test_torch.py" for name in ("corrections", "modules", "seeds")},
     **{f"torch.{name}": "test_torch_training.py" for name in LOCAL},
     **{f"strategies.{name}": "test_xgboost.py" for name in ("xgboost_bagging", "xgboost_cyclic")},
-    **{name: f"adapters/test_{name}.py" for name in ("lifelines", "lightgbm", "sklearn", "statsmodels")},
+    **{name: f"adapters/test_{name}.py" for name in ("catboost", "lifelines", "lightgbm", "sklearn", "statsmodels")},
     "strategies.newton": "adapters/test_statsmodels.py",
     "strategies.one_shot": "adapters/test_sklearn.py",
     **{f"testing.{name}": "testing/test_deployment.py" for name in ("link", "node", "station")},

@@ -217,7 +217,38 @@ def read_lightgbm(path: Path) -> Any:
     return lightgbm.Booster(model_file=path).predict(ROWS)
 
 
+def catboost(dtype: str = "", features: Any = 4, classes: int = 3) -> NativeModel:
+    return umbel.catboost.model({"loss_function": "MultiClass", "depth": 3}, features, classes)
+
+
+def train_catboost(made: Any) -> Any:
+    model = umbel.catboost.arrays(made)
+    params = {"loss_function": "MultiClass", "classes_count": 3, "depth": 3}
+    sent = umbel.catboost.fit(model, (ROWS, LABELS), context(), params, trees=2).arrays
+    return umbel.catboost.booster(umbel.catboost.grown(model, [(sent, 1.0)]))
+
+
+def read_catboost(path: Path) -> Any:
+    import catboost
+
+    return catboost.CatBoost().load_model(str(path), format=path.suffix[1:]).predict(ROWS)
+
+
 BOOSTED = [
+    Case(
+        "catboost",
+        "catboost",
+        catboost,
+        train_catboost,
+        lambda made: made.predict(ROWS),
+        {"outputs are 3": partial(catboost, classes=4), "features are": partial(catboost, features=list("abcd"))},
+        {".cbm": read_catboost, ".json": read_catboost},
+        dtypes=("float64", "int64"),
+        buffers=("header", *umbel.catboost.COLUMNS),
+        tolerance=1e-12,
+        in_place=False,
+        averaged=False,
+    ),
     Case(
         "xgboost",
         "xgboost",

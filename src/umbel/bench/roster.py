@@ -45,6 +45,7 @@ PERSONAL = (
 )  # fmt: skip
 """Those that make a model for each client: tuned, and to be judged, by what clients evaluate."""
 LEFT_OUT: Mapping[str, str] = {
+    "CatBoostBagging": "grows trees",
     "FedBN": "needs a model with normalisation layers",
     "FedDF": "distils on data of the server's",
     "FedGen": "needs a generator of features that fits the model",

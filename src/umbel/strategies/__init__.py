@@ -45,17 +45,18 @@ if TYPE_CHECKING:
     from .qfedavg import QFedAvg
     from .scaffold import Scaffold
     from .term import TERM
-    from .xgboost_bagging import LightGBMBagging, XGBoostBagging
+    from .xgboost_bagging import CatBoostBagging, LightGBMBagging, XGBoostBagging
     from .xgboost_cyclic import XGBoostCyclic
 
 __all__ = [
-    "AFL", "APFL", "IFCA", "TERM", "Ditto", "FedALA", "FedAdagrad", "FedAdam", "FedAsync", "FedAvg", "FedAvgM",
-    "FedBN", "FedBuff", "FedDC", "FedDF", "FedDyn", "FedExP", "FedGen", "FedNova", "FedPer", "FedProto", "FedProx",
-    "FedRep", "FedSGD", "FedSpeed", "FedYogi", "FjORD", "HeteroFL", "LGFedAvg", "LightGBMBagging", "Matched", "Mime",
-    "MimeLite", "Moon", "Newton", "OneShot", "PFedHN", "PFedMe", "PerFedAvg", "QFedAvg", "Scaffold", "XGBoostBagging",
-    "XGBoostCyclic",
+    "AFL", "APFL", "IFCA", "TERM", "CatBoostBagging", "Ditto", "FedALA", "FedAdagrad", "FedAdam", "FedAsync", "FedAvg",
+    "FedAvgM", "FedBN", "FedBuff", "FedDC", "FedDF", "FedDyn", "FedExP", "FedGen", "FedNova", "FedPer", "FedProto",
+    "FedProx", "FedRep", "FedSGD", "FedSpeed", "FedYogi", "FjORD", "HeteroFL", "LGFedAvg", "LightGBMBagging",
+    "Matched", "Mime", "MimeLite", "Moon", "Newton", "OneShot", "PFedHN", "PFedMe", "PerFedAvg", "QFedAvg", "Scaffold",
+    "XGBoostBagging", "XGBoostCyclic",
 ]  # fmt: skip
 _PLACES = {
+    "CatBoostBagging": "xgboost_bagging",
     "LightGBMBagging": "xgboost_bagging",
     "MimeLite": "mime",
     "OneShot": "one_shot",

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from .. import lightgbm, xgboost
+from .. import catboost, lightgbm, xgboost
 from ..core.arrays import Arrays
 from ..core.ask import Ask
 from ..core.strategy import Asks, State, Strategy
@@ -42,6 +42,14 @@ class lightgbm_trees(trees):
 
     name: ClassVar[str] = "lightgbm_trees"
     framework: ClassVar[Any] = lightgbm
+
+
+@dataclass(frozen=True)
+class catboost_trees(trees):
+    """The same of CatBoost's trees."""
+
+    name: ClassVar[str] = "catboost_trees"
+    framework: ClassVar[Any] = catboost
 
 
 def ask_for_trees(
@@ -90,3 +98,10 @@ class LightGBMBagging(XGBoostBagging):
     """The same with LightGBM's trees (`umbel.lightgbm.fit`)."""
 
     taken: ClassVar[type[trees]] = lightgbm_trees
+
+
+@dataclass(frozen=True, kw_only=True)
+class CatBoostBagging(XGBoostBagging):
+    """The same with CatBoost's trees (`umbel.catboost.fit`)."""
+
+    taken: ClassVar[type[trees]] = catboost_trees
