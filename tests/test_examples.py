@@ -156,8 +156,8 @@ def test_analytics_prints_what_its_readme_shows() -> None:
 
 
 FRAMEWORKS = {
-    "duckdb": ("duckdb", "lifelines"), "lifelines": ("lifelines",), "lightgbm": ("lightgbm",),
-    "scikit-learn": ("sklearn",), "statsmodels": ("statsmodels",), "xgboost": ("xgboost",),
+    "catboost": ("catboost",), "duckdb": ("duckdb", "lifelines"), "lifelines": ("lifelines",),
+    "lightgbm": ("lightgbm",), "scikit-learn": ("sklearn",), "statsmodels": ("statsmodels",), "xgboost": ("xgboost",),
 }  # fmt: skip
 """Examples of frameworks, and the packages that each needs."""
 
