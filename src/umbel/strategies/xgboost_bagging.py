@@ -95,13 +95,13 @@ class XGBoostBagging(Strategy):
 
 @dataclass(frozen=True, kw_only=True)
 class LightGBMBagging(XGBoostBagging):
-    """The same with LightGBM's trees (`umbel.lightgbm.fit`)."""
+    """What `XGBoostBagging` is, with LightGBM's trees (`umbel.lightgbm.fit`)."""
 
     taken: ClassVar[type[trees]] = lightgbm_trees
 
 
 @dataclass(frozen=True, kw_only=True)
 class CatBoostBagging(XGBoostBagging):
-    """The same with CatBoost's trees (`umbel.catboost.fit`)."""
+    """What `XGBoostBagging` is, with CatBoost's trees (`umbel.catboost.fit`)."""
 
     taken: ClassVar[type[trees]] = catboost_trees
