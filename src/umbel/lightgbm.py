@@ -33,6 +33,8 @@ NODE: Mapping[str, Any] = {
 LEAF: Mapping[str, Any] = {"leaf_value": np.float64, "leaf_weight": np.float64, "leaf_count": np.int64}
 COLUMNS = {**TREE, **NODE, **LEAF}
 ENDING = "end of trees\n\nfeature_importances:\n\nparameters:\n\nend of parameters\n\npandas_categorical:null\n"
+MOST = 1e280
+"""Beyond every number of data."""
 SPLITS = (0, 2, 4, 6, 8, 10)
 """The kinds of a split by a number: where missing values go, and what counts as missing."""
 
@@ -60,7 +62,9 @@ def arrays(booster: lightgbm.Booster) -> Arrays:
         for name in COLUMNS:
             columns[name] += (tree[name].split() or ["0"]) if name not in NODE or not single else []
     # Text first becomes floats: all its whole numbers are far below 2**53.
-    found = {name: np.array(values, np.float64).astype(COLUMNS[name]) for name, values in columns.items()}
+    # A split that only parts missing values from others has an infinite threshold, which does not travel.
+    numbers = {name: np.nan_to_num(np.array(values, np.float64)) for name, values in columns.items()}
+    found = {name: values.clip(-MOST, MOST).astype(COLUMNS[name]) for name, values in numbers.items()}
     found["header"] = np.frombuffer(header.encode(), np.uint8)
     return Arrays(found, dict.fromkeys(found, "buffer"))
 
