@@ -173,6 +173,7 @@ $(VENV)/docs-ready: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) -e . --group docs
 	touch $@
 
+# What adapters and trackers are for, and is too large for every test; tests leave out what cannot be installed.
 $(VENV)/frameworks-ready: pyproject.toml constraints.txt | $(VENV)/dev-ready
 	echo "Installing the frameworks and trackers that make test-all tests into $(VENV); once, some minutes"
 	$(INSTALL) --group frameworks

@@ -6,6 +6,7 @@ import csv
 import difflib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -166,6 +167,34 @@ def test_analytics_on_made_tables(tmp_path: Path) -> None:
 def test_analytics_prints_what_its_readme_shows() -> None:
     shown = (EXAMPLES / "analytics" / "README.md").read_text(encoding="utf-8").split("```text\n")[1].split("```")[0]
     assert python(EXAMPLES / "analytics" / "app.py", HEART).strip() == shown.strip()
+
+
+FRAMEWORKS = {
+    "catboost": ("catboost",), "duckdb": ("duckdb", "lifelines"), "lifelines": ("lifelines",),
+    "lightgbm": ("lightgbm",), "scikit-learn": ("sklearn",), "statsmodels": ("statsmodels",), "xgboost": ("xgboost",),
+}  # fmt: skip
+"""Examples of frameworks, and the packages that each needs."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FRAMEWORKS)
+def test_an_example_of_a_framework_prints_what_its_readme_shows(name: str) -> None:
+    for package in FRAMEWORKS[name]:
+        pytest.importorskip(package)
+    with_folder = [HEART] if name == "statsmodels" else []
+    if with_folder and not HEART.is_dir():
+        pytest.skip(f"the hospitals' tables are not in {HEART}")
+    shown = (EXAMPLES / name / "README.md").read_text(encoding="utf-8").split("```text\n")[1].split("```")[0]
+    printed = python(EXAMPLES / name / "app.py", *with_folder).splitlines()
+    assert len(printed) >= len(shown.splitlines())
+    for line, wanted in zip(printed[-len(shown.splitlines()) :], shown.splitlines(), strict=True):
+        words, others = line.split(), wanted.split()
+        assert len(words) == len(others)
+        for word, other in zip(words, others, strict=True):
+            if re.fullmatch(r"-?\d+\.\d+", other):
+                assert abs(float(word) - float(other)) <= 0.0121, line  # two of the rows that are held out
+            elif "e-" not in other and other != "0e+00":  # what is left of a difference
+                assert word == other
 
 
 def test_hospitals_on_made_tables(tmp_path: Path) -> None:

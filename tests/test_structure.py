@@ -38,7 +38,7 @@ FLOORS = (
 the package's own ``__init__``.
 """
 
-ADAPTERS = ("torch", "xgboost")
+ADAPTERS = ("catboost", "lifelines", "lightgbm", "sklearn", "statsmodels", "torch", "xgboost")
 """A module for each framework, imported by those who use it; together they are one room, `adapters`."""
 
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
@@ -93,6 +93,7 @@ TESTED_ELSEWHERE = {
     "bench.progress": "bench/test_comparison.py",
     **{f"bench.{name}": "bench/test_sweep.py" for name in ("study", "sweep_picture", "swept")},
     "cli.__main__": "cli/test_program.py",  # runs `python -m umbel.cli`
+    "runs.export": "cli/test_export_commands.py",
     "runs.past": "cli/test_past.py",
     "cli.starters": "cli/test_new.py",
     "runs.usage": "trackers/test_reading.py",
@@ -136,6 +137,9 @@ TESTED_ELSEWHERE = {
     **{f"torch.{name}": "test_torch.py" for name in ("corrections", "modules", "seeds")},
     **{f"torch.{name}": "test_torch_training.py" for name in LOCAL},
     **{f"strategies.{name}": "test_xgboost.py" for name in ("xgboost_bagging", "xgboost_cyclic")},
+    **{name: f"adapters/test_{name}.py" for name in ("catboost", "lifelines", "lightgbm", "sklearn", "statsmodels")},
+    "strategies.newton": "adapters/test_statsmodels.py",
+    "strategies.one_shot": "adapters/test_sklearn.py",
     **{f"testing.{name}": "testing/test_deployment.py" for name in ("link", "node", "station")},
     "testing.lives": "deployment/test_kills.py",
     "testing.machines": "deployment/test_same_bits.py",

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .core.arrays import Array, Arrays
 from .core.client import Context
+from .core.native import NativeModel, missing_package
 from .core.update import Update
 from .errors import AppError, UpdateRejected
 
@@ -30,6 +32,18 @@ NOBODY = 2**31 - 1
 """The parent of a root, and the feature of a node that was taken out again."""
 LARGEST = float(np.finfo(np.float32).max)
 CATEGORIES = ("categories", "categories_nodes", "categories_segments", "categories_sizes")
+
+
+def model(params: Mapping[str, Any], features: int | Sequence[str]) -> NativeModel:
+    """The `model` of an `App`: what `start` begins with, and how it is written, as ``.ubj`` or ``.json``."""
+
+    def make() -> xgboost.Booster:
+        return booster(start(params, features))
+
+    def write(made: xgboost.Booster, path: Path) -> None:
+        made.save_model(path)
+
+    return NativeModel(make, arrays, load_, {".ubj": write, ".json": write})
 
 
 def start(params: Mapping[str, Any], features: int | Sequence[str]) -> Arrays:
@@ -60,6 +74,19 @@ def booster(model: Mapping[str, Array]) -> xgboost.Booster:
     return made
 
 
+def load_(made: xgboost.Booster, model: Mapping[str, Array]) -> xgboost.Booster:
+    """The model as a booster like one that was made. Raises `AppError` where features or outputs are others."""
+    found = booster(model)
+    own, given = _facts(made), _facts(found)
+    for name in own:
+        if own[name] != given[name]:
+            raise AppError(
+                f"the model's {name} are {given[name]}, those of the booster {own[name]}",
+                hint="Load a model into what it was made from: in a later version of an app its features stay.",
+            )
+    return found
+
+
 def fit(
     model: Mapping[str, Array],
     data: Any,
@@ -85,12 +112,11 @@ def fit(
     after = xgb.train(
         settings, matrix, trees, xgb_model=before, evals=[(matrix, "own")], evals_result=told, verbose_eval=False
     )
-    grown = _trees(json.loads(bytes(after.save_raw("json"))))
-    kept = int(_trees(_ensemble(model))["gbtree_model_param"]["num_trees"])
-    if any(tree[name] for tree in grown["trees"][kept:] for name in CATEGORIES):
+    grown = _trees(json.loads(bytes(after[before.num_boosted_rounds() :].save_raw("json"))))
+    if any(tree[name] for tree in grown["trees"] for name in CATEGORIES):
         raise AppError("trees that split by categories are not supported", hint="Make columns of 0 and 1.")
     return Update(
-        {"trees": _packed(grown["trees"][kept:], grown["tree_info"][kept:])},
+        {"trees": _packed(grown["trees"], grown["tree_info"])},
         weight=matrix.num_row() if weight is None else weight,
         metrics={name: values[-1] for name, values in told["own"].items()},
     )
@@ -173,6 +199,14 @@ def _check_tree(tree: Any, features: int) -> None:
             waiting.append(child)
 
 
+def _facts(booster: xgboost.Booster) -> dict[str, Any]:
+    learner = json.loads(booster.save_config())["learner"]
+    sizes = learner["learner_model_param"]
+    outputs = sizes["num_class"], sizes["num_target"]
+    objective = learner["objective"]["name"]
+    return {"features": booster.feature_names or sizes["num_feature"], "outputs": outputs, "objective": objective}
+
+
 def _ensemble(model: Mapping[str, Array]) -> Any:
     return json.loads(model["booster"].tobytes())
 
@@ -189,8 +223,5 @@ def _xgboost() -> Any:
     try:
         import xgboost
     except ModuleNotFoundError as error:
-        if error.name != "xgboost":
-            raise
-        hint = 'umbel.xgboost needs XGBoost, which is not installed here. Install it with: pip install "umbel[xgboost]"'
-        raise ImportError(hint, name="xgboost") from error
+        raise missing_package(error, "xgboost", "xgboost") from error
     return xgboost

@@ -19,7 +19,7 @@ def test_every_strategy_is_listed_with_a_line_a_paper_and_what_it_needs(umbel: C
     rows = {row["name"]: row for row in entries("strategies")}
     assert rows.keys() == {*umbel_strategies()}
     for name, row in rows.items():
-        assert re.search(r"arXiv \d{4}\.\d{4,5}", row["paper"]) or name.startswith("XGBoost"), name
+        assert re.search(r"arXiv \d{4}\.\d{4,5}", row["paper"]) or name.startswith(("XGBoost", "Newton")), name
         assert row["paper"], name
         assert 10 < len(row["line"]) < 110, name
         assert row["needs"], name

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -11,12 +9,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from tests.conftest import PATIENCE
 
-from umbel import Arrays, load_model
-from umbel.cli import list_commands
 from umbel.runs.journal import Journal
 
 Command = Callable[..., Any]
@@ -108,68 +102,6 @@ def test_a_damaged_log_is_a_fault_of_the_disk(umbel: Command, trained: dict[str,
     assert "line 1 of" in done.said
 
 
-def test_a_model_is_exported_with_how_to_load_it(umbel: Command, trained: dict[str, Any], folder: Path) -> None:
-    done = umbel("export", "last", "model.safetensors")
-    assert done.code == 0
-    data = (folder / "model.safetensors").read_bytes()
-    assert hashlib.sha256(data).hexdigest() == trained["model_sha256"]
-    assert "umbel.load_model('model.safetensors')" in done.out
-    assert load_model("model.safetensors")["w"].shape == (2,)
-    safetensors = pytest.importorskip("safetensors.numpy")
-    assert safetensors.load_file("model.safetensors")["w"].shape == (2,)
-
-
-def test_an_export_overwrites_only_by_force(umbel: Command, trained: dict[str, Any], folder: Path) -> None:
-    (folder / "mine").write_text("mine")
-    done = umbel("export", "last", "mine")
-    assert done.code == 3
-    assert "--force" in done.said
-    assert (folder / "mine").read_text() == "mine"
-    assert umbel("export", "last", "mine", "--force").code == 0
-    assert umbel("export", "last", folder).code == 3
-    assert umbel("export", "last", "nowhere/model").code == 5
-
-
-def test_an_export_takes_any_round_that_is_kept(umbel: Command, trained: dict[str, Any], folder: Path) -> None:
-    assert "after round 5" in umbel("export", "last", "five", "--round", 5).out
-    assert "before round 1" in umbel("export", "last", "zero", "--round", 0).out
-    assert load_model("zero")["w"].tolist() == [0.0, 0.0]
-    assert (folder / "five").read_bytes() != (folder / "zero").read_bytes()
-    done = umbel("export", "last", "one", "--round", 1)
-    assert done.code == 3
-    assert "the model of round 1 is not kept" in done.said
-    assert "0, 4, 5, 6" in done.said
-
-
-def test_the_best_model_is_exported_where_the_app_keeps_it(umbel: Command, folder: Path) -> None:
-    (folder / "best.py").write_text("from app import app, umbel\napp.keep_best = umbel.KeepBest('train.loss')\n")
-    summary = umbel("run", "best.py", "--clients", 4, "--rounds", 6, "--json").summary
-    umbel("export", "last", "model")
-    assert hashlib.sha256((folder / "model").read_bytes()).hexdigest() == summary["model_sha256"]
-    best = summary["best_round"]
-    assert best is not None
-    log = [json.loads(line) for line in Path(summary["folder"], "events.jsonl").read_text().splitlines()]
-    (round,) = (event for event in log if event["event"] == "round_committed" and event["round"] == best)
-    assert summary["metrics"]["train.loss"] == round["train"]["loss"]
-    assert json.loads((Path(summary["folder"]) / "summary.json").read_text())["metrics"] == summary["metrics"]
-    (row,) = json.loads(umbel("runs", "--json").out)
-    assert (row["metrics"], row["best_round"]) == (summary["metrics"], best)
-    assert f"(round {best})" in umbel("runs").out
-    assert f"of round {best}, the best" in umbel("show", "last").out
-    again = umbel("resume", "last", "--json").summary
-    assert (again["metrics"], again["best_round"]) == (summary["metrics"], best)
-
-
-def test_a_damaged_checkpoint_is_not_exported(umbel: Command, trained: dict[str, Any]) -> None:
-    checkpoint = Path("umbel-runs", trained["run"], "checkpoints", "round-0006.safetensors")
-    whole = checkpoint.read_bytes()
-    checkpoint.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    done = umbel("export", "last", "model")
-    assert done.code == 5
-    assert "round-0006.safetensors" in done.said
-    assert not Path("model").exists()
-
-
 def test_of_a_run_without_rounds_there_is_nothing_to_draw(
     umbel: Command, folder: Path, written: Callable[..., Path]
 ) -> None:
@@ -181,43 +113,6 @@ def test_of_a_run_without_rounds_there_is_nothing_to_draw(
     assert "there is nothing to draw: no round has a metric (run none-20260101-000000-aa)" in done.said
     assert "0 of 3 rounds" in done.out
     assert not Path("curves.png").exists()
-
-
-BRAIN_FLOATS = """
-import ml_dtypes, numpy as np, umbel
-client = umbel.Client()
-client.train(lambda model, data, ctx: umbel.Update({"w": model["w"] + 1}))
-app = umbel.App(client, model={"w": np.zeros(3, ml_dtypes.bfloat16)}, strategy=umbel.FedAvg(cohort=1), rounds=1)
-"""
-
-
-def test_a_model_of_brain_floats_is_not_to_be_loaded_by_numpy(umbel: Command, folder: Path) -> None:
-    (folder / "brain.py").write_text(BRAIN_FLOATS)
-    assert umbel("run", "brain.py", "--clients", 2, "--workers", 0).code == 0
-    done = umbel("export", "last", "b.safetensors")
-    assert "import umbel; model = umbel.load_model('b.safetensors')" in done.out
-    assert "import safetensors.torch as st; model = st.load_file('b.safetensors')" in done.out
-    assert "safetensors.numpy" not in done.out
-
-
-def test_what_is_advised_to_load_an_export_loads_it(tmp_path: Path) -> None:
-    pytest.importorskip("torch")
-    pytest.importorskip("safetensors")
-    from umbel.core.arrays import _CODES, dtype_named
-
-    advice: dict[str, list[str]] = {}
-    for name in _CODES:
-        model = Arrays({"w": np.zeros(3, np.float32), "x": np.ones(3, dtype_named(name))})
-        file = tmp_path / f"it's {name}.safetensors"
-        file.write_bytes(model.to_bytes())
-        for line in list_commands._loaders(model, file):
-            checks = [f"assert str(model['x'].dtype).endswith({name!r})", "assert model['x'].tolist() == [1, 1, 1]"]
-            advice.setdefault(line.split()[1].strip(";"), []).extend([line, *checks])
-    assert sorted(advice) == ["safetensors.numpy", "safetensors.torch", "umbel"]
-    exec("\n".join(advice.pop("safetensors.torch")), {})
-    for lines in advice.values():
-        # In a process of its own, as whoever follows it: what is imported here may make numpy know more dtypes.
-        subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True, timeout=PATIENCE)
 
 
 def test_a_run_that_could_not_begin_is_listed_with_why(umbel: Command, trained: dict[str, Any]) -> None:

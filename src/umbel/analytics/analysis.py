@@ -105,7 +105,9 @@ class Analysis(Question):
 
 
 def app(client: Client, analysis: Analysis, **settings: Any) -> App:
-    """The app that runs an analysis, ``umbel.App(client, strategy=analysis)``; `settings` are the app's."""
+    """The app that runs an analysis, ``umbel.App(client, strategy=analysis)``; `settings` are the app's; a `model`
+    (`umbel.lifelines.model`) is what the answer is written by, in its own formats.
+    """
     return App(client, strategy=analysis, **settings)
 
 

@@ -45,12 +45,16 @@ PERSONAL = (
 )  # fmt: skip
 """Those that make a model for each client: tuned, and to be judged, by what clients evaluate."""
 LEFT_OUT: Mapping[str, str] = {
+    "CatBoostBagging": "grows trees",
     "FedBN": "needs a model with normalisation layers",
     "FedDF": "distils on data of the server's",
     "FedGen": "needs a generator of features that fits the model",
     "FjORD": "needs clients that train a model of another width",
     "HeteroFL": "needs clients that train a model of another width",
+    "LightGBMBagging": "grows trees",
     "Matched": "is one round",
+    "Newton": "takes sums of gradients and informations",
+    "OneShot": "ends with models that vote",
     "XGBoostBagging": "grows trees",
     "XGBoostCyclic": "grows trees",
 }

@@ -1,11 +1,9 @@
-"""`umbel runs`, `umbel show`, `umbel export` and `umbel rm`: what runs left behind."""
+"""`umbel runs`, `umbel show` and `umbel rm`: what runs left behind."""
 
 from __future__ import annotations
 
-import hashlib
-import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -16,10 +14,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from ..core.arrays import Arrays
 from ..errors import CorruptFile, SettingError, StorageError
 from ..runs.history import History
-from ..runs.journal import write_whole
 from ..runs.past import PastRun, find, past_runs
 from .account import size
 from .client_tables import show_clients
@@ -82,31 +78,6 @@ def show_record(record: PastRun, plot: Path | None, part: ClientsView | None = N
         console.print(Text(f" curves drawn to {plot}"), soft_wrap=True)
 
 
-def export(reference: str, file: Path, folder: Path, *, round: int | None, force: bool) -> None:
-    """Write a run's model to a file and print how to load it."""
-    record = find(reference, folder)
-    if file.is_dir():
-        raise SettingError(f"{file} is a folder", hint=f"Name a file, such as {file / 'model.safetensors'}.")
-    if file.exists() and not force:
-        raise SettingError(f"{file} exists", hint="--force overwrites it.")
-    model, after = record.model(round)
-    of = f"after round {after}" if after else "before round 1"
-    data = model.to_bytes()
-    try:
-        write_whole(file, data)
-    except StorageError as error:
-        error.hint = "Choose a file in a folder that exists and can be written."
-        raise
-    size = f"{plural(len(model), 'array')}, {len(data):,} bytes, sha256 {hashlib.sha256(data).hexdigest()[:12]}"
-    console = stdout()
-    console.print(Text(f"the model of {record.id} {of} is in {file} ({size})"), soft_wrap=True)
-    console.print(Text("\nload it with either of"))
-    for line in _loaders(model, file):
-        console.print(Text(f"  {line}", style="cyan"), soft_wrap=True)
-    console.print(Text("begin with it:"))
-    console.print(Text(f"  umbel run APP --init {shlex.quote(str(file))}", style="cyan"), soft_wrap=True)
-
-
 def remove(references: Sequence[str], folder: Path, *, keep: int | None, older: float | None, dry: bool) -> None:
     """Remove runs, those that are named, or of a folder all but the `keep` last active ones and those that were active
     in the last `older` days; what goes on in another process stays.
@@ -136,15 +107,6 @@ def remove(references: Sequence[str], folder: Path, *, keep: int | None, older: 
         freed, removed = freed + taken, removed + 1
         console.print(Text(f"{run.id}  {size(taken)}", style="dim"), soft_wrap=True)
     console.print(f"{plural(removed, 'run')} {'would be ' if dry else ''}removed, {size(freed)}")
-
-
-def _loaders(model: Arrays, file: Path) -> Iterator[str]:
-    """Lines of Python that load a model from a file."""
-    yield f"import umbel; model = umbel.load_model({str(file)!r})"
-    # numpy itself has no 16-bit brain floats; PyTorch has all that a model can hold.
-    kind = "torch" if any(array.dtype.name == "bfloat16" for array in model.values()) else "numpy"
-    packages = f"safetensors{' torch' if kind == 'torch' else ''}"
-    yield f"import safetensors.{kind} as st; model = st.load_file({str(file)!r})  # pip install {packages}"
 
 
 def _row(record: PastRun) -> dict[str, Any]:

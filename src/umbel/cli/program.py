@@ -354,7 +354,18 @@ def track(
 @program.command()
 def export(
     run: Run,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The safetensors file to write.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="The file to write: .safetensors or .npz; in the format of the framework that the app's model is of: "
+            ".pt, .keras, .joblib, .ubj, .onnx.",
+        ),
+    ],
+    app: Annotated[
+        str | None,
+        typer.Option("--app", metavar="APP", help="The app whose model it is; by default the one that the run names."),
+    ] = None,
     round: Annotated[
         int | None,
         typer.Option(
@@ -368,11 +379,11 @@ def export(
     folder: Folder = RUNS,
     debug: Debug = False,
 ) -> None:
-    """Write a run's model to a safetensors file."""
+    """Write a run's model to a file, in a framework's own format, too."""
     with reported(debug):
-        from .list_commands import export
+        from .export_commands import export
 
-        export(run, file, folder, round=round, force=force)
+        export(run, file, folder, app=app, round=round, force=force)
 
 
 @program.command()

@@ -23,6 +23,7 @@ from .partitioners import (
 )
 from .parts import Part, Parts, hold_out, split
 from .picture import draw, table
+from .queries import query
 from .rtables import flights, movielens
 from .shakespeare import shakespeare, windows
 from .tables import DataTable
@@ -33,6 +34,7 @@ __all__ = [
     "CIFAR10_CLASSES", "HEART_COLUMNS", "HOSPITALS", "DataTable", "Dealt", "Heterogeneity", "Part", "Partition",
     "Partitioner", "Parts", "Reading", "Spans", "View", "by", "cifar10", "concept_shift", "continuous", "digits",
     "dirichlet", "draw", "fashion_mnist", "flights", "grouped", "heart", "heterogeneity", "hold_out", "iid",
-    "inner_dirichlet", "mnist", "mnist5k", "movielens", "noise", "pathological", "rotation", "shakespeare", "shards",
+    "inner_dirichlet", "mnist", "mnist5k", "movielens", "noise", "pathological", "query",
+    "rotation", "shakespeare", "shards",
     "sizes", "split", "table", "temporal", "vertical", "windows",
 ]  # fmt: skip

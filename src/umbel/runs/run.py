@@ -18,6 +18,7 @@ from .. import files
 from ..core import encoding
 from ..core.app import App
 from ..core.arrays import Arrays
+from ..core.native import NativeModel
 from ..core.randomness import Key
 from ..core.strategy import Question
 from ..errors import (
@@ -36,6 +37,7 @@ from ..work.state import ClientStates
 from .conductor import Conductor, OnRound
 from .config import laid_over
 from .events import LARGEST, Observer, RunEvent, RunResumed, RunStarted
+from .export import write_model
 from .federation import Enlisting, Federation
 from .history import History
 from .journal import (
@@ -66,7 +68,8 @@ RUNS = "umbel-runs"
 @dataclass(frozen=True)
 class Result:
     """What a run ends with: the final (or best) model, the history, and why it ended: `"rounds"`, `"early stop"` or
-    what the app's own function says, or `"failed"`, where `failed` says why: see `RunFailed`.
+    what the app's own function says, or `"failed"`, where `failed` says why: see `RunFailed`. `native` is what the
+    app has as its model, where that is a framework's.
     """
 
     run: str
@@ -77,6 +80,7 @@ class Result:
     folder: Path | None = None
     best_round: int | None = None
     failed: str | None = None
+    native: NativeModel | None = None
     _closed: Sequence[RunEvent] = ()
     _question: Question | None = None
 
@@ -117,6 +121,12 @@ class Result:
     def model_sha256(self) -> str:
         """SHA-256 of the model's safetensors bytes."""
         return self.model.sha256
+
+    def export(self, path: str | Path, app: App | NativeModel | None = None) -> None:
+        """Write the model to a file: as ``.safetensors`` or ``.npz``, or in the own format of the framework that the
+        app's model is of (``.pt``, ``.joblib``). `app` is to be given where the run was opened without it.
+        """
+        write_model(self.model, Path(path), self.native if app is None else app)
 
     def _repr_html_(self) -> str:
         ended = "failed" if self.failed is not None else self.reason
@@ -404,6 +414,7 @@ def _conduct(conductor: Conductor, place: Path | None, start: Callable[[], None]
         folder=place,
         best_round=finished.best_round,
         failed=finished.error,
+        native=app_model if isinstance(app_model := conductor.app.model, NativeModel) else None,
         _closed=tuple(conductor.closed),
         _question=strategy if isinstance(strategy := conductor.app.strategy, Question) else None,
     )

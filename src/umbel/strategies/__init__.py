@@ -37,22 +37,32 @@ if TYPE_CHECKING:
     from .matched import Matched
     from .mime import Mime, MimeLite
     from .moon import Moon
+    from .newton import Newton
+    from .one_shot import OneShot
     from .perfedavg import PerFedAvg
     from .pfedhn import PFedHN
     from .pfedme import PFedMe
     from .qfedavg import QFedAvg
     from .scaffold import Scaffold
     from .term import TERM
-    from .xgboost_bagging import XGBoostBagging
+    from .xgboost_bagging import CatBoostBagging, LightGBMBagging, XGBoostBagging
     from .xgboost_cyclic import XGBoostCyclic
 
 __all__ = [
-    "AFL", "APFL", "IFCA", "TERM", "Ditto", "FedALA", "FedAdagrad", "FedAdam", "FedAsync", "FedAvg", "FedAvgM",
-    "FedBN", "FedBuff", "FedDC", "FedDF", "FedDyn", "FedExP", "FedGen", "FedNova", "FedPer", "FedProto", "FedProx",
-    "FedRep", "FedSGD", "FedSpeed", "FedYogi", "FjORD", "HeteroFL", "LGFedAvg", "Matched", "Mime", "MimeLite", "Moon",
-    "PFedHN", "PFedMe", "PerFedAvg", "QFedAvg", "Scaffold", "XGBoostBagging", "XGBoostCyclic",
+    "AFL", "APFL", "IFCA", "TERM", "CatBoostBagging", "Ditto", "FedALA", "FedAdagrad", "FedAdam", "FedAsync", "FedAvg",
+    "FedAvgM", "FedBN", "FedBuff", "FedDC", "FedDF", "FedDyn", "FedExP", "FedGen", "FedNova", "FedPer", "FedProto",
+    "FedProx", "FedRep", "FedSGD", "FedSpeed", "FedYogi", "FjORD", "HeteroFL", "LGFedAvg", "LightGBMBagging",
+    "Matched", "Mime", "MimeLite", "Moon", "Newton", "OneShot", "PFedHN", "PFedMe", "PerFedAvg", "QFedAvg", "Scaffold",
+    "XGBoostBagging", "XGBoostCyclic",
 ]  # fmt: skip
-_PLACES = {"MimeLite": "mime", "XGBoostBagging": "xgboost_bagging", "XGBoostCyclic": "xgboost_cyclic"}
+_PLACES = {
+    "CatBoostBagging": "xgboost_bagging",
+    "LightGBMBagging": "xgboost_bagging",
+    "MimeLite": "mime",
+    "OneShot": "one_shot",
+    "XGBoostBagging": "xgboost_bagging",
+    "XGBoostCyclic": "xgboost_cyclic",
+}
 """The modules of names that are not their names in small letters."""
 
 if not TYPE_CHECKING:  # else every name would be taken to be there

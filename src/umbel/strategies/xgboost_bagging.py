@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from .. import xgboost
+from .. import catboost, lightgbm, xgboost
 from ..core.arrays import Arrays
 from ..core.ask import Ask
 from ..core.strategy import Asks, State, Strategy
@@ -27,18 +27,37 @@ class trees(collect):
     """
 
     name: ClassVar[str] = "trees"
+    framework: ClassVar[Any] = xgboost
     features: int = 1
     outputs: int = 1
 
     def add(self, acc: Gathering, item: Contribution, factor: float = 1.0) -> Gathering:
-        xgboost.check_trees(item.arrays, self.features, self.outputs)
+        self.framework.check_trees(item.arrays, self.features, self.outputs)
         return super().add(acc, item, factor)
 
 
-def ask_for_trees(clients: Any, model: Arrays, config: Mapping[str, Any], window: Window) -> Ask:
-    """Ask clients to boost an ensemble; `umbel.xgboost.fit` answers."""
-    features, outputs = xgboost.shape(model)
-    fold = trees(features=features, outputs=outputs)
+@dataclass(frozen=True)
+class lightgbm_trees(trees):
+    """The same of LightGBM's trees."""
+
+    name: ClassVar[str] = "lightgbm_trees"
+    framework: ClassVar[Any] = lightgbm
+
+
+@dataclass(frozen=True)
+class catboost_trees(trees):
+    """The same of CatBoost's trees."""
+
+    name: ClassVar[str] = "catboost_trees"
+    framework: ClassVar[Any] = catboost
+
+
+def ask_for_trees(
+    clients: Any, model: Arrays, config: Mapping[str, Any], window: Window, taken: type[trees] = trees
+) -> Ask:
+    """Ask clients to boost an ensemble; `umbel.xgboost.fit`, or that of the framework whose trees they are, answers."""
+    features, outputs = taken.framework.shape(model)
+    fold = taken(features=features, outputs=outputs)
     return Ask(clients=clients, model=model, config=config, expects=Free(), fold=fold, window=window)
 
 
@@ -53,6 +72,7 @@ class XGBoostBagging(Strategy):
     smaller by the size of the cohort.
     """
 
+    taken: ClassVar[type[trees]] = trees
     cohort: Any = "all"
     scale: Literal["mean", "sum"] = "mean"
     window: Window = field(default_factory=Window)
@@ -61,13 +81,27 @@ class XGBoostBagging(Strategy):
     def __post_init__(self) -> None:
         as_sampler(self.cohort)
         if self.scale not in ("mean", "sum"):
-            raise SettingError(f"XGBoostBagging's scale is 'mean' or 'sum', not {self.scale!r}")
+            raise SettingError(f"{type(self).__name__}'s scale is 'mean' or 'sum', not {self.scale!r}")
 
     def round(self, state: State, r: int) -> Asks:
-        answer = yield ask_for_trees(self.cohort, state.model, self.config, self.window)
+        answer = yield ask_for_trees(self.cohort, state.model, self.config, self.window, self.taken)
         updates: dict[ClientId, Update] = answer.value or {}
         weight = sum(update.weight for update in updates.values())
         if not weight:
             return state
         shares = ((u.arrays, u.weight / weight if self.scale == "mean" else 1.0) for u in updates.values() if u.weight)
-        return State(xgboost.grown(state.model, shares))
+        return State(self.taken.framework.grown(state.model, shares))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LightGBMBagging(XGBoostBagging):
+    """What `XGBoostBagging` is, with LightGBM's trees (`umbel.lightgbm.fit`)."""
+
+    taken: ClassVar[type[trees]] = lightgbm_trees
+
+
+@dataclass(frozen=True, kw_only=True)
+class CatBoostBagging(XGBoostBagging):
+    """What `XGBoostBagging` is, with CatBoost's trees (`umbel.catboost.fit`)."""
+
+    taken: ClassVar[type[trees]] = catboost_trees

@@ -1,0 +1,221 @@
+"""CatBoost's symmetric trees as arrays and back, and training on top of an ensemble that grows by the trees of others.
+
+Used as ``umbel.catboost``; models need CatBoost: ``pip install "umbel[catboost]"``. A client sends new trees alone,
+which `umbel.strategies.CatBoostBagging` checks and adds without CatBoost. Categorical and text columns, other growing
+policies than symmetric trees, and missing values that count as the largest are not supported.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .core.arrays import Array, Arrays
+from .core.client import Context
+from .core.native import NativeModel, missing_package
+from .core.update import Update
+from .errors import AppError, UpdateRejected
+
+if TYPE_CHECKING:
+    import catboost
+
+COLUMNS: Mapping[str, Any] = {
+    "depth": np.int64, "feature": np.int64, "border": np.float64, "leaf_value": np.float64, "leaf_weight": np.float64,
+}  # fmt: skip
+DEEPEST = 16
+
+
+def model(params: Mapping[str, Any], features: int | Sequence[str], classes: int = 2) -> NativeModel:
+    """The `model` of an `App`: an ensemble that begins with a tree of one leaf, 0, for the ``loss_function`` of
+    `params`, so many features, or these, and, where that is ``MultiClass``, so many classes.
+
+    Its files are ``.cbm`` and ``.json``, CatBoost's own.
+    """
+
+    def write(made: catboost.CatBoost, path: Path) -> None:
+        made.save_model(str(path), format=path.suffix[1:])
+
+    made = partial(_empty, dict(params), features, classes)
+    return NativeModel(made, arrays, load_, {".cbm": write, ".json": write})
+
+
+def arrays(made: catboost.CatBoost) -> Arrays:
+    """A fitted model as arrays. Raises `AppError` for trees that are not supported."""
+    with tempfile.TemporaryDirectory() as folder:
+        made.save_model(str(file := Path(folder, "model.json")), format="json")
+        whole = json.loads(file.read_text())
+    info, (scale, bias) = whole["features_info"], whole["scale_and_bias"]
+    columns = info.get("float_features", [])
+    odd = info.keys() - {"float_features"} or any(c["nan_value_treatment"] == "AsTrue" for c in columns)
+    if odd or scale != 1 or "oblivious_trees" not in whole:
+        raise AppError("trees that are not symmetric, or split by other columns than numbers, are not supported")
+    trees = whole["oblivious_trees"]
+    if any(bias) or not trees:
+        trees = [{"splits": None, "leaf_values": bias, "leaf_weights": [0]}, *trees]
+    splits = [split for tree in trees for split in tree["splits"] or ()]
+    facts = {
+        "features": [column["feature_id"] for column in columns],
+        "outputs": len(bias),
+        "params": whole["model_info"]["params"],
+    }
+    found = {
+        "depth": [len(tree["splits"] or ()) for tree in trees],
+        "feature": [split["float_feature_index"] for split in splits],
+        "border": [split["border"] for split in splits],
+        "leaf_value": [value for tree in trees for value in tree["leaf_values"]],
+        "leaf_weight": [weight for tree in trees for weight in tree["leaf_weights"]],
+    }
+    made_of = {name: np.array(found[name], kind) for name, kind in COLUMNS.items()}
+    made_of["header"] = np.frombuffer(json.dumps(facts, sort_keys=True).encode(), np.uint8)
+    return Arrays(made_of, dict.fromkeys(made_of, "buffer"))
+
+
+def booster(model: Mapping[str, Array]) -> catboost.CatBoost:
+    """The model as an ordinary one of CatBoost."""
+    made: catboost.CatBoost = _catboost().CatBoost()
+    with tempfile.TemporaryDirectory() as folder:
+        (file := Path(folder, "model.json")).write_text(json.dumps(_whole(model)))
+        made.load_model(str(file), format="json")
+    return made
+
+
+def load_(made: catboost.CatBoost, model: Mapping[str, Array]) -> catboost.CatBoost:
+    """The model as one like one that was made. Raises `AppError` where its features or outputs are others, and where
+    its trees are not sound.
+    """
+    own, given = _facts(arrays(made)), _facts(model)
+    for name in ("features", "outputs"):
+        if own[name] != given[name]:
+            raise AppError(
+                f"the model's {name} are {given[name]}, those of what was made {own[name]}",
+                hint="Load a model into what it was made from: in a later version of an app its features stay.",
+            )
+    try:
+        check_trees({name: model[name] for name in COLUMNS}, *shape(model))
+    except UpdateRejected as error:
+        raise AppError(error.message) from None
+    return booster(model)
+
+
+def fit(
+    model: Mapping[str, Array], data: tuple[Any, Any], ctx: Context, params: Mapping[str, Any], *, trees: int = 1,
+    sample_weight: Any = None,
+) -> Update:  # fmt: skip
+    """Boost the ensemble on a client's ``(features, labels)`` by `trees` rounds, and return the new trees.
+
+    `params` are CatBoost's own. The update's weight is the number of rows, or the sum of `sample_weight`; its metrics
+    are those of ``loss_function`` on the client's own rows. One thread and a seed of the task's key make it the same
+    bits each time.
+    """
+    catboost = _catboost()
+    x, y = data
+    if not len(y):
+        return Update({name: np.zeros(0, kind) for name, kind in COLUMNS.items()}, weight=0.0)
+    before = booster(model).predict(x, prediction_type="RawFormulaVal")
+    own = catboost.Pool(x, y, weight=sample_weight, baseline=before)
+    settings = {"thread_count": 1, "random_seed": ctx.key.derive("catboost").integer(31), **_QUIET, **params}
+    after = catboost.CatBoost({**settings, "iterations": trees}).fit(own)
+    grown = arrays(after)
+    return Update(
+        {name: grown[name] for name in COLUMNS},
+        weight=len(y) if sample_weight is None else float(np.sum(sample_weight)),
+        metrics={name: values[-1] for name, values in after.evals_result_["learn"].items()},
+    )
+
+
+def grown(model: Mapping[str, Array], parts: Iterable[tuple[Mapping[str, Array], float]]) -> Arrays:
+    """The ensemble with the new trees of clients; what a client's trees predict counts by its share."""
+    whole = {name: [model[name]] for name in COLUMNS}
+    for sent, share in parts:
+        for name in COLUMNS:
+            whole[name].append(sent[name] * share if name == "leaf_value" else sent[name])
+    found = {name: np.concatenate(pieces) for name, pieces in whole.items()}
+    found["header"] = model["header"]
+    return Arrays(found, dict.fromkeys(found, "buffer"))
+
+
+def check_trees(sent: Mapping[str, Array], features: int, outputs: int) -> None:
+    """Raise `UpdateRejected` unless these are symmetric trees of an ensemble of so many features and outputs."""
+    if sent.keys() != COLUMNS.keys() or any(sent[n].dtype != kind or sent[n].ndim != 1 for n, kind in COLUMNS.items()):
+        raise UpdateRejected(f"the trees are not sound: they have the columns {', '.join(COLUMNS)}")
+    depth, feature = sent["depth"], sent["feature"]
+    sound = bool(((depth >= 0) & (depth <= DEEPEST)).all() and ((feature >= 0) & (feature < features)).all())
+    leaves = int((2**depth).sum()) if sound else 0
+    sizes = {"feature": depth.sum(), "border": depth.sum(), "leaf_value": leaves * outputs, "leaf_weight": leaves}
+    if not sound or any(len(sent[name]) != size for name, size in sizes.items()):
+        raise UpdateRejected(f"the trees are not sound: their sizes, or features beyond {features}")
+    if not all(np.isfinite(sent[name]).all() for name in COLUMNS):
+        raise UpdateRejected("the trees are not sound: their numbers are finite")
+
+
+def shape(model: Mapping[str, Array]) -> tuple[int, int]:
+    """How many features an ensemble is of, and how many outputs it has."""
+    facts = _facts(model)
+    return len(facts["features"]), facts["outputs"]
+
+
+def _whole(model: Mapping[str, Array]) -> dict[str, Any]:
+    """The model as CatBoost reads it: a split is the place of its border among those of all features."""
+    facts, feature, border = _facts(model), model["feature"], model["border"]
+    borders = [np.unique(border[feature == number]) for number in range(len(facts["features"]))]
+    first = np.cumsum([0, *map(len, borders)])
+    splits = [
+        {"border": value, "float_feature_index": f, "split_index": int(first[f] + np.searchsorted(borders[f], value)),
+         "split_type": "FloatFeature"}
+        for f, value in zip(feature.tolist(), border.tolist(), strict=True)
+    ]  # fmt: skip
+    trees, split, leaf = [], 0, 0
+    for depth in model["depth"].tolist():
+        values = model["leaf_value"][leaf * facts["outputs"] : (leaf + 2**depth) * facts["outputs"]].tolist()
+        weights = model["leaf_weight"][leaf : leaf + 2**depth].tolist()
+        trees.append({"leaf_values": values, "leaf_weights": weights, "splits": splits[split : split + depth]})
+        split, leaf = split + depth, leaf + 2**depth
+    columns = [
+        {"borders": known.tolist(), "feature_id": facts["features"][number], "feature_index": number,
+         "flat_feature_index": number, "has_nans": True, "nan_value_treatment": "AsFalse"}
+        for number, known in enumerate(borders)
+    ]  # fmt: skip
+    return {
+        "features_info": {"float_features": columns},
+        "model_info": {"params": facts["params"]},
+        "oblivious_trees": trees,
+        "scale_and_bias": [1, [0] * facts["outputs"]],
+    }
+
+
+def _facts(model: Mapping[str, Array]) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(model["header"].tobytes())
+    return found
+
+
+_QUIET = {"allow_writing_files": False, "logging_level": "Silent", "boost_from_average": False}
+
+
+def _empty(params: dict[str, Any], features: int | Sequence[str], classes: int) -> catboost.CatBoost:
+    catboost = _catboost()
+    names = None if isinstance(features, int) else list(features)
+    count = features if isinstance(features, int) else len(features)
+    rows = np.random.default_rng(0).normal(size=(4 * classes, count))
+    pool = catboost.Pool(rows, np.arange(4 * classes) % classes, feature_names=names)
+    settings = {"thread_count": 1, "random_seed": 0, **_QUIET, **params, "iterations": 1}
+    if params.get("loss_function") == "MultiClass":
+        settings["classes_count"] = classes
+    found = dict(arrays(catboost.CatBoost(settings).fit(pool)))
+    nothing = {name: np.zeros(0, kind) for name, kind in COLUMNS.items()}
+    outputs = _facts(found)["outputs"]
+    zero = {"depth": np.zeros(1, np.int64), "leaf_value": np.zeros(outputs), "leaf_weight": np.zeros(1)}
+    return booster({**nothing, **zero, "header": found["header"]})
+
+
+def _catboost() -> Any:
+    try:
+        import catboost
+    except ModuleNotFoundError as error:
+        raise missing_package(error, "catboost", "catboost") from error
+    return catboost

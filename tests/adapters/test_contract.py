@@ -1,0 +1,162 @@
+"""What every adapter keeps, whatever its framework: see `Case` for how one takes part."""
+
+from __future__ import annotations
+
+import re
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.adapters.cases import CASES, Case
+
+import umbel
+from umbel.core.app import App
+from umbel.core.arrays import Arrays
+from umbel.errors import AppError
+from umbel.runs.export import write_model
+
+
+@pytest.fixture(
+    params=[pytest.param(case, id=case.name, marks=[] if case.fast else [pytest.mark.slow]) for case in CASES]
+)
+def case(request: pytest.FixtureRequest) -> Case:
+    found: Case = request.param
+    pytest.importorskip(found.needs)
+    return found
+
+
+def trained(case: Case, dtype: str | None = None) -> tuple[Any, Any]:
+    """A `NativeModel` and a model of it that has learned something."""
+    native = case.make(dtype or case.dtypes[0])
+    return native, case.train(native.make())
+
+
+def close(case: Case, found: Any, wanted: Any, least: float = 0.0) -> None:
+    off = max(case.tolerance, least)
+    np.testing.assert_allclose(np.asarray(found), np.asarray(wanted), rtol=off, atol=off)
+
+
+def test_the_initial_model_is_the_same_each_time(case: Case) -> None:
+    native = case.make(case.dtypes[0])
+    first = native()
+    assert isinstance(first, Arrays)
+    assert first == native() == case.make(case.dtypes[0])()
+    assert App(umbel.Client(), model=native, strategy=umbel.FedAvg()).initial_model() == first
+
+
+def test_what_a_model_has_learned_makes_a_round_trip(case: Case) -> None:
+    for dtype in case.dtypes:
+        native, model = trained(case, dtype)
+        sent = Arrays.from_bytes(native.arrays(model).to_bytes())
+        assert dtype in {array.dtype.name for array in sent.values()}
+        assert native.arrays(model).schema == sent.schema
+        loaded = native.loaded(sent)
+        again = native.arrays(loaded)
+        assert again.schema == sent.schema
+        for name in sent:
+            close(case, again[name], sent[name])
+        close(case, case.predict(loaded), case.predict(model))
+        assert any((native()[name].tobytes() != sent[name].tobytes()) for name in sent), "nothing was learned"
+
+
+def test_buffers_have_their_role(case: Case) -> None:
+    roles = case.make(case.dtypes[0])().roles
+    assert {name for name, role in roles.items() if role == "buffer"} == set(case.buffers)
+    assert "personal" not in roles.values()
+
+
+def test_arrays_do_not_change_when_the_model_goes_on_to_learn(case: Case) -> None:
+    native, model = trained(case)
+    sent = native.arrays(model)
+    before = sent.to_bytes()
+    target = native.make()
+    loaded = native.load(target, sent)
+    assert not case.in_place or loaded is target
+    case.train(loaded)
+    case.train(model)
+    assert sent.to_bytes() == before
+
+
+def test_a_model_of_another_version_is_refused_by_name_and_left_as_it_was(case: Case) -> None:
+    native, model = trained(case)
+    sent = native.arrays(model)
+    for error, make in case.later.items():
+        other = make()
+        target = other.make()
+        before = other.arrays(target)
+        with pytest.raises(AppError, match=error):
+            other.load(target, sent)
+        assert other.arrays(target) == before
+
+
+def test_files_of_a_model_are_read_by_the_framework_itself(case: Case, tmp_path: Path) -> None:
+    native, model = trained(case)
+    sent = native.arrays(model)
+    assert set(native.formats) == set(case.read)
+    for ending, read in case.read.items():
+        file = tmp_path / f"model{ending}"
+        write_model(sent, file, native)
+        close(case, read(file), case.predict(model), 1e-5 if ending == ".onnx" else 0.0)
+        assert [path.name for path in tmp_path.iterdir()] == [file.name]
+        file.unlink()
+    with pytest.raises(AppError, match="not written as"):
+        native.save(sent, tmp_path / "model.abc")
+
+
+def test_a_run_of_one_client_learns_what_it_learns_alone(case: Case) -> None:
+    if not case.averaged:
+        pytest.skip("its clients learn by another strategy")
+    native, client = case.make(case.dtypes[0]), umbel.Client()
+
+    @client.train
+    def train(model: Any, data: Any, ctx: Any) -> umbel.Update:
+        return umbel.Update(native.arrays(case.train(native.loaded(model))))
+
+    app = App(client, model=native, strategy=umbel.FedAvg(cohort=1), rounds=1, evaluate_every=0)
+    found = umbel.run(app, on=umbel.Simulation(clients=1, workers=0), folder=None)
+    alone = native.arrays(case.train(native.loaded(native())))
+    for name in alone:
+        np.testing.assert_allclose(found.model[name], alone[name], rtol=1e-6, atol=1e-6)
+
+
+def resident(key: str) -> int:
+    """Bytes of this process in memory: now (VmRSS), or at most since its peak was forgotten (VmHWM)."""
+    found = re.search(rf"{key}:\s+(\d+)", Path("/proc/self/status").read_text())
+    assert found is not None
+    return 1024 * int(found[1])
+
+
+def test_a_model_and_its_arrays_take_twice_the_memory_of_the_model(case: Case) -> None:
+    peak = Path("/proc/self/clear_refs")
+    if case.large is None or not peak.exists():
+        pytest.skip("a model that is text has other forms in memory" if case.large is None else "not on this system")
+    native = case.large()
+    model = native.make()
+    native.load(model, native.arrays(model))  # what a framework loads first is not the model's
+    before = resident("VmRSS")
+    peak.write_text("5")
+    sent = native.arrays(model)
+    native.load(model, sent)
+    assert sent.nbytes > 20e6
+    assert resident("VmHWM") - before <= 1.1 * sent.nbytes + 2e6  # beside the model itself
+
+
+def test_without_its_framework_an_adapter_says_what_to_install(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"umbel.{case.adapter}"
+    kept = {key: module for key, module in sys.modules.items() if key == name or key.startswith(f"{name}.")}
+    import_module(name)
+    monkeypatch.setattr(umbel, case.adapter, None, raising=False)
+    monkeypatch.delattr(umbel, case.adapter)
+    monkeypatch.setitem(sys.modules, case.needs, None)
+    for key in kept:
+        monkeypatch.delitem(sys.modules, key)
+    try:
+        with pytest.raises(ImportError, match=rf"pip install \"umbel\[{case.adapter}\]\""):
+            case.make(case.dtypes[0]).make()
+    finally:
+        for key in [key for key in sys.modules if key == name or key.startswith(f"{name}.")]:
+            del sys.modules[key]
+        sys.modules.update(kept)
