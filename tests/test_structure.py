@@ -38,7 +38,7 @@ FLOORS = (
 the package's own ``__init__``.
 """
 
-ADAPTERS = ("torch", "xgboost")
+ADAPTERS = ("fastai", "jax", "keras", "lightning", "torch", "transformers", "xgboost")
 """A module for each framework, imported by those who use it; together they are one room, `adapters`."""
 
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
@@ -48,7 +48,12 @@ MOST_ROOMS = 26
 
 HEAVY = {
     "core.figure": {"matplotlib"},
+    "fastai": {"fastai"},
+    "jax": {"jax"},
+    "keras": {"keras"},
+    "lightning": {"lightning", "torch"},
     "torch": {"torch"},
+    "transformers": {"transformers", "torch"},
     "cli": {"typer", "rich", "click"},
     "wire": {"google"},
     "trust": {"cryptography", "packaging"},
@@ -130,6 +135,8 @@ TESTED_ELSEWHERE = {
     **{f"strategies.{name}": "test_xgboost.py" for name in ("xgboost_bagging", "xgboost_cyclic")},
     **{f"testing.{name}": "testing/test_deployment.py" for name in ("link", "node", "station")},
     "testing.lives": "deployment/test_kills.py",
+    **{n: f"adapters/test_{n}.py" for n in ("fastai", "jax", "keras", "lightning", "transformers")},
+    "torch.native": "adapters/test_torch_model.py",
     "testing.machines": "deployment/test_same_bits.py",
     "transforms.bits": "transforms/test_compression.py",
     "transforms.coded": "transforms/test_quantise.py",

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from ..errors import CorruptFile, StrategyError
 from ..files import Bytes, mapped, reading, write_pieces
+from .trees import Tree, as_array, filled
 
 Role = Literal["parameter", "buffer", "personal"]
 Array = npt.NDArray[Any]
@@ -159,10 +160,10 @@ class Unmade:
 class Arrays(Mapping[str, Array]):
     """Names to read-only arrays, each with a role.
 
-    `arrays` maps names to anything that `numpy.asarray` takes. Arrays in C order, as most are, are not copied, so the
-    caller must not change them afterwards. Others are brought into that order, which is that of files, so that a
-    computation gives the same bits before and after they were saved, or sent. `roles` gives the role of some or all
-    names; names that are not arrays are an error, as are arrays of objects or strings.
+    `arrays` maps names to anything that `numpy.asarray` takes, and to tensors. Arrays in C order, as most are, are not
+    copied, so the caller must not change them afterwards. Others are brought into that order, which is that of files,
+    so that a computation gives the same bits before and after they were saved, or sent. `roles` gives the role of some
+    or all names; names that are not arrays are an error, as are arrays of objects or strings.
     """
 
     __slots__ = ("__weakref__", "_arrays", "_digest", "_roles", "_schema", "stored")
@@ -320,6 +321,12 @@ class Arrays(Mapping[str, Array]):
         """What of these arrays the code of a client gets to see: all but the personal ones, which it has itself."""
         return self.of_role("parameter", "buffer") if self.has_personal else self
 
+    def tree(self, like: Tree) -> Tree:
+        """These arrays as a tree of dictionaries, lists and tuples like the one that they were made of, such as the
+        initial model that was given to an `App`. Raises `StrategyError` for an array that is not there.
+        """
+        return filled(like, self)
+
     def replace(self, arrays: Mapping[str, Any]) -> Arrays:
         """These arrays with some of them exchanged or added; names that stay keep their role and place."""
         return Arrays({**self._arrays, **arrays}, {**_roles_of(arrays), **self._roles})
@@ -385,7 +392,7 @@ class Arrays(Mapping[str, Array]):
 
 
 def _read_only(name: object, value: Any) -> Array:
-    array = np.asarray(value)
+    array = as_array(value)
     if not isinstance(name, str) or not name or name == RESERVED:
         raise StrategyError(f"array names are non-empty strings other than {RESERVED!r}, not {name!r}")
     if not can_travel(array.dtype):

@@ -243,7 +243,7 @@ def _tensors(model: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _make_tensors(source: Arrays) -> dict[str, Tensor]:
-    return {name: _to_tensor(name, array) for name, array in source.items()}
+    return {name: tensor_of(name, array) for name, array in source.items()}
 
 
 class _Writable:
@@ -259,9 +259,9 @@ class _Writable:
         self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}
 
 
-def _to_tensor(name: str, array: Array) -> Tensor:
+def tensor_of(name: str, array: Array) -> Tensor:
     if array.dtype.kind == "V":  # bfloat16; no other such dtype gets into arrays
-        return _to_tensor(name, array.view(np.int16)).view(torch.bfloat16)
+        return tensor_of(name, array.view(np.int16)).view(torch.bfloat16)
     flags, size = array.flags, array.itemsize
     if not flags.aligned or (not flags.c_contiguous and any(step < 0 or step % size for step in array.strides)):
         array = np.array(array, order="C")  # torch knows no negative steps and expects aligned memory
