@@ -56,18 +56,19 @@ def load_optimizer_(optimizer: Optimizing, kept: Mapping[str, Any] | None) -> Op
             f"the optimizer's state is of groups of {sizes[0]} parameters, and this one has {sizes[1]}",
             hint="Has the model changed? Begin anew: leave the state of the client's last tasks aside.",
         )
-    optimizer.load_state_dict({"state": _with_tensors(kept["state"]), "param_groups": now["param_groups"]})
+    optimizer.load_state_dict({"state": with_tensors(kept["state"]), "param_groups": now["param_groups"]})
     return optimizer
 
 
-def _with_tensors(tree: Any) -> Any:
+def with_tensors(tree: Any) -> Any:
+    """What ``ctx.state`` kept, with tensors for arrays."""
     if isinstance(tree, np.ndarray | np.generic):
         return tensor_of("state", np.array(tree))
     if isinstance(tree, torch.Tensor):
         return tree.clone()
     if isinstance(tree, Mapping):
-        return {name: _with_tensors(part) for name, part in tree.items()}
-    return type(tree)(map(_with_tensors, tree)) if isinstance(tree, list | tuple) else tree
+        return {name: with_tensors(part) for name, part in tree.items()}
+    return type(tree)(map(with_tensors, tree)) if isinstance(tree, list | tuple) else tree
 
 
 def _write_state(net: nn.Module, path: Path) -> None:
