@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from .core.arrays import Array, Arrays, Role, is_floating
-from .core.native import NativeModel
+from .core.native import NativeModel, check_fit, check_names, listed, mark_personal
 from .core.trees import tensor_array
 from .core.update import Update
 from .errors import AppError
@@ -46,16 +45,13 @@ def arrays(tree: Any, *, personal: Sequence[str] = ()) -> Arrays:
     out. Keys have the role `buffer` and are their data. Names that match a glob pattern in `personal` are personal; a
     pattern that matches none is an `AppError`.
     """
-    values, roles = {}, {}
+    values: dict[str, Array] = {}
+    roles: dict[str, Role] = {}
     for name, leaf, trained in _leaves(tree):
         found = tensor_array(leaf)
         values[name] = np.asarray(leaf) if found is None else found
         roles[name] = _role(values[name], trained)
-    for pattern in (personal,) if isinstance(personal, str) else personal:
-        matches = [name for name in values if fnmatchcase(name, pattern)]
-        if not matches:
-            raise AppError(f"the personal pattern {pattern!r} matches no array", hint=f"There are {', '.join(values)}.")
-        roles.update(dict.fromkeys(matches, "personal"))
+    mark_personal(roles, personal, type(tree).__name__)
     return Arrays(values, roles)
 
 
@@ -67,14 +63,7 @@ def load_(tree: Tree, model: Mapping[str, Array], *, strict: bool = True) -> Tre
     `strict=False` names may be missing, whose arrays stay. Other names, shapes or dtypes are an `AppError`.
     """
     rows = {name: leaf for name, leaf, _ in _leaves(tree)}
-    unknown, missing = [n for n in model if n not in rows], [n for n in rows if n not in model]
-    if unknown or (missing and strict):
-        raise AppError(
-            f"the model holds {_few(unknown)}, which the tree does not have"
-            if unknown
-            else f"the model lacks {_few(missing)}, which the tree has",
-            hint=f"The tree has {_few(list(rows))}. Load a model into a tree of the kind that it was made from.",
-        )
+    check_names(type(tree).__name__, rows, model, strict)
     new = {name: _like(name, leaf, model[name]) if name in model else leaf for name, leaf in rows.items()}
     if (nnx := _nnx(tree)) is not None:
         state = nnx.state(tree)
@@ -181,12 +170,12 @@ def _check_trained(params: Any, offered: Any) -> None:
     others = [name for name, trained in rows.items() if not trained]
     if others or _nnx(params) is not None:
         raise AppError(
-            f"fit trains a tree of parameters, and {_few(others) or 'an nnx module'} is none",
+            f"fit trains a tree of parameters, and {listed(others) or 'an nnx module'} is none",
             hint="Give what a gradient can be taken of, such as variables['params'], or write the loop by hand.",
         )
     if offered is not None and (unknown := [name for name in rows if name not in offered.anchor]):
         raise AppError(
-            f"the strategy corrects a model that does not have {_few(unknown)}",
+            f"the strategy corrects a model that does not have {listed(unknown)}",
             hint="Give fit the whole tree that the app's model was made from, and not a part of it.",
         )
 
@@ -226,18 +215,8 @@ def _like(name: str, leaf: Any, array: Array) -> Any:
     if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(leaf))
     shape, dtype = np.shape(leaf), getattr(leaf, "dtype", None) or np.asarray(leaf).dtype
-    if array.shape != shape:
-        raise AppError(f"the array {name!r} has shape {list(array.shape)}, the tree's {list(shape)}")
-    if array.dtype != dtype and not (is_floating(array.dtype) and is_floating(np.dtype(dtype))):
-        raise AppError(
-            f"the array {name!r} has dtype {array.dtype.name}, the tree's {np.dtype(dtype).name}",
-            hint="Only floating-point arrays are converted.",
-        )
+    check_fit(name, array, shape, np.dtype(dtype).name)
     return jnp.asarray(array, dtype)
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:4])) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _write_safetensors(tree: Any, path: Path) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,7 +18,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from .core.arrays import Array, Arrays, Role, is_floating
-from .core.native import NativeModel
+from .core.native import NativeModel, check_fit, check_names, mark_personal
 from .core.trees import as_array
 from .core.update import Update
 from .errors import AppError
@@ -53,11 +52,7 @@ def arrays(net: Any, *, personal: Sequence[str] = (), trainable_only: bool = Fal
         if weight.trainable or not trainable_only:
             values[name] = np.array(as_array(weight.value), order="C")
             roles[name] = "parameter" if weight.trainable and is_floating(values[name].dtype) else "buffer"
-    for pattern in (personal,) if isinstance(personal, str) else personal:
-        matches = [name for name in values if fnmatchcase(name, pattern)]
-        if not matches:
-            raise AppError(f"the personal pattern {pattern!r} matches no weight", hint=f"There are {_few(values)}.")
-        roles.update(dict.fromkeys(matches, "personal"))
+    mark_personal(roles, personal, _kind(net))
     return Arrays.trusted(values, roles)
 
 
@@ -68,20 +63,9 @@ def load_(net: Network, model: Mapping[str, Array], *, strict: bool = True) -> N
     Other names, shapes or dtypes are an `AppError`, and leave the weights as they were.
     """
     weights = _named(net)
-    if unknown := [name for name in model if name not in weights]:
-        raise AppError(
-            f"the model holds {_few(unknown)}, which {_kind(net)} does not have",
-            hint=f"It has {_few(weights)}. Load a model into the kind of network that it was made from.",
-        )
-    if strict and (missing := [name for name in weights if name not in model]):
-        raise AppError(f"the model lacks {_few(missing)}, which {_kind(net)} has")
+    check_names(_kind(net), weights, model, strict)
     for name, array in model.items():
-        weight = weights[name]
-        if tuple(weight.shape) != array.shape:
-            raise AppError(f"the array {name!r} has shape {list(array.shape)}, the weight {list(weight.shape)}")
-        dtype = keras.backend.standardize_dtype(weight.dtype)
-        if array.dtype.name != dtype and not (is_floating(array.dtype) and "float" in dtype):
-            raise AppError(f"the array {name!r} has dtype {array.dtype.name}, the weight {dtype}")
+        check_fit(name, array, weights[name].shape, keras.backend.standardize_dtype(weights[name].dtype))
     for name, array in model.items():
         weights[name].assign(array)
     return net
@@ -271,11 +255,6 @@ def _snake(name: str) -> str:
 
 def _kind(net: Any) -> str:
     return type(net).__name__
-
-
-def _few(names: Any) -> str:
-    names = list(names)
-    return ", ".join(map(repr, names[:4])) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _write_safetensors(net: Any, path: Path) -> None:

@@ -79,8 +79,8 @@ def fit(
     where = adapter.device(ctx).type
     with tempfile.TemporaryDirectory() as folder:
         given: dict[str, Any] = {
-            "output_dir": folder, "report_to": [], "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True,
-            "use_cpu": where == "cpu", "learning_rate": lr, "lr_scheduler_type": "constant",
+            "output_dir": folder, "report_to": [], "save_strategy": "no", "logging_strategy": "no",
+            "disable_tqdm": True, "use_cpu": where == "cpu", "learning_rate": lr, "lr_scheduler_type": "constant",
             "num_train_epochs": float(config.get("epochs", 1) if epochs is None else epochs),
             "per_device_train_batch_size": int(config.get("batch", 32) if batch is None else batch) or max(1, rows),
             "seed": ctx.key.derive("transformers").integer(31), "dataloader_pin_memory": where == "cuda",

@@ -78,7 +78,7 @@ def test_trees_of_every_dtype_come_back():
     assert model.roles["int8"] == model.roles["key"] == "buffer"
     same(adapter.load_(jax.tree.map(lambda leaf: leaf, tree), Arrays.from_bytes(model.to_bytes())), tree)
     assert adapter.arrays(params(), personal="layers.*").roles["layers.0.0"] == "personal"
-    with pytest.raises(AppError, match="matches no array"):
+    with pytest.raises(AppError, match="matches no tensor of dict"):
         adapter.arrays(params(), personal=["head.*"])
 
 
@@ -110,13 +110,13 @@ def test_collections_beside_params_are_buffers_and_modules_are_loaded_in_place()
 
 def test_a_tree_that_has_changed_is_an_error_that_says_so():
     model = adapter.arrays(params())
-    with pytest.raises(AppError, match=r"holds 'layers\.0\.0', 'layers\.0\.1', which the tree does not have"):
+    with pytest.raises(AppError, match=r"holds 'layers\.0\.0', 'layers\.0\.1', which dict does not have"):
         adapter.load_({"scale": jnp.ones(())}, model)
     with pytest.raises(AppError, match="lacks 'extra'"):
         adapter.load_({**params(), "extra": jnp.ones(1)}, model)
-    with pytest.raises(AppError, match=r"shape \[\], the tree's \[3\]"):
+    with pytest.raises(AppError, match=r"shape \[\], the module's tensor \[3\]"):
         adapter.load_({**params(), "scale": jnp.ones(3)}, model)
-    with pytest.raises(AppError, match="dtype float32, the tree's int32"):
+    with pytest.raises(AppError, match="dtype float32, the module's tensor int32"):
         adapter.load_({**params(), "scale": jnp.ones((), jnp.int32)}, model)
     assert adapter.load_({**params(), "extra": jnp.ones(1)}, model, strict=False)["extra"].tolist() == [1]
 

@@ -20,6 +20,7 @@ pytest.importorskip("tensorflow")
 
 import umbel.keras as adapter  # noqa: E402
 
+NAMES = ("kernel", "bias")
 RNG = np.random.default_rng(1)
 X = RNG.normal(size=(48, 4)).astype(np.float32)
 Y = (X.sum(1) > 0).astype(np.int32)
@@ -57,7 +58,7 @@ def test_names_are_the_same_for_each_model_that_is_made_and_roles_follow_trainin
     net.layers[0].trainable = False
     assert "dense/kernel" not in adapter.arrays(net, trainable_only=True)
     assert adapter.arrays(net, personal="dense_1/*").roles["dense_1/bias"] == "personal"
-    with pytest.raises(AppError, match="matches no weight"):
+    with pytest.raises(AppError, match="matches no tensor"):
         adapter.arrays(net, personal="head/*")
     model = adapter.model(make)
     for ending in ("keras", "safetensors"):
@@ -98,9 +99,9 @@ def test_a_model_that_has_changed_is_an_error_that_says_so():
         adapter.load_(make(), model.replace({"other": np.zeros(1)}))
     with pytest.raises(AppError, match="lacks 'dense/bias'"):
         adapter.load_(make(), model.select(n for n in model if n != "dense/bias"))
-    with pytest.raises(AppError, match=r"'dense/bias' has shape \[3\], the weight \[8\]"):
+    with pytest.raises(AppError, match=r"'dense/bias' has shape \[3\], the module's tensor \[8\]"):
         adapter.load_(make(), model.replace({"dense/bias": np.zeros(3, np.float32)}))
-    with pytest.raises(AppError, match="dtype int32, the weight float32"):
+    with pytest.raises(AppError, match="dtype int32, the module's tensor float32"):
         adapter.load_(make(), Arrays({**model, "dense/bias": np.zeros(8, np.int32)}))
     with pytest.raises(AppError, match="no weights yet"):
         adapter.arrays(keras.Sequential([keras.layers.Dense(2)]))

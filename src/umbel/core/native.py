@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from ..errors import AppError, SettingError
-from .arrays import Array, Arrays
+from .arrays import Array, Arrays, Role, is_floating
 
 Writer = Callable[[Any, Path], None]
 """Writes a framework's model to a file."""
@@ -52,3 +53,50 @@ class NativeModel:
                 hint=f"Name a file that ends in {', '.join(sorted(self.formats)) or '.safetensors'}.",
             )
         writer(self.loaded(model), path)
+
+
+def mark_personal(roles: dict[str, Role], personal: Sequence[str], kind: str) -> None:
+    """Give the names that match one of these glob patterns the role `personal`. Raises `AppError` for a pattern that
+    matches none: a misspelt one would let a personal array leave its holder.
+    """
+    for pattern in (personal,) if isinstance(personal, str) else personal:
+        matches = [name for name in roles if fnmatchcase(name, pattern)]
+        if not matches:
+            raise AppError(
+                f"the personal pattern {pattern!r} matches no tensor of {kind}",
+                hint=f"Its tensors are {listed(roles)}.",
+            )
+        roles.update(dict.fromkeys(matches, "personal"))
+
+
+def check_names(kind: str, needed: Collection[str], given: Collection[str], strict: bool) -> None:
+    """Raise `AppError` where a model has other names than what it is loaded into, a `kind`."""
+    if unknown := [name for name in given if name not in needed]:
+        raise AppError(
+            f"the model holds {listed(unknown)}, which {kind} does not have",
+            hint=f"{kind} has {listed(needed)}. Load a model into the kind of module that it was made from, "
+            "before compiling or wrapping it.",
+        )
+    if strict and (missing := [name for name in needed if name not in given]):
+        raise AppError(
+            f"the model lacks {listed(missing)}, which {kind} has",
+            hint="strict=False keeps the module's own values for what is missing, such as personal arrays.",
+        )
+
+
+def check_fit(name: str, array: Array, shape: Sequence[int], dtype: str) -> None:
+    """Raise `AppError` where an array cannot be put into a tensor of this shape and dtype."""
+    if array.shape != tuple(shape):
+        raise AppError(f"the array {name!r} has shape {list(array.shape)}, the module's tensor {list(shape)}")
+    if array.dtype.name != dtype and not (is_floating(array.dtype) and "float" in dtype):
+        raise AppError(
+            f"the array {name!r} has dtype {array.dtype.name}, the module's tensor {dtype}",
+            hint="Only floating-point arrays are converted.",
+        )
+
+
+def listed(names: Iterable[str]) -> str:
+    """Some of the names, for people."""
+    names = list(names)
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return ", ".join(repr(name) for name in names[:4]) + more
