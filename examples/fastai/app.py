@@ -12,7 +12,7 @@ from functools import cache
 import numpy as np
 import pandas as pd
 import torch
-from fastai.tabular.all import CategoryBlock, TabularDataLoaders, tabular_learner
+from fastai.tabular.all import CategoryBlock, TabularDataLoaders, tabular_config, tabular_learner
 
 import umbel
 import umbel.fastai
@@ -39,7 +39,8 @@ def learner(table):
             table.reset_index(drop=True), cont_names=COLUMNS, y_names="ill", y_block=CategoryBlock([0, 1]),
             bs=16, procs=[], valid_idx=[0],
         )  # fmt: skip
-    return tabular_learner(loaders, layers=[32])
+    # What a batch normalisation would learn of one hospital's patients does not fit another's.
+    return tabular_learner(loaders, layers=[32], config=tabular_config(use_bn=False, bn_cont=False))
 
 
 def start():

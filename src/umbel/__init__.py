@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .core.schedules import cosine, steps
     from .core.strategy import State, Strategy
     from .core.transform import Transform, chain
+    from .core.trees import as_tree
     from .core.update import Free, Like, Metrics, Update
     from .core.window import Window
     from .errors import UmbelError
@@ -43,13 +44,14 @@ __all__ = [
     "Answer", "App", "Arrays", "Ask", "Client", "Context", "Correction", "EarlyStop", "Everyone", "FedAdagrad",
     "FedAdam", "FedAvg", "FedAvgM", "FedProx", "FedYogi", "Fixed", "Fraction", "Free", "KeepBest", "Like", "Metrics",
     "Poisson", "Remote", "Result", "Simulation", "State", "Strategy", "Transform", "UmbelError", "Uniform", "Update",
-    "Weighted", "Window", "chain", "clip_by_norm", "collect", "cosine", "errors", "events", "load_model", "mean",
-    "open", "resume", "run", "steps", "top_k", "total", "weighted_mean",
+    "Weighted", "Window", "as_tree", "chain", "clip_by_norm", "collect", "cosine", "errors", "events", "load_model",
+    "mean", "open", "resume", "run", "steps", "top_k", "total", "weighted_mean",
 ]  # fmt: skip
 _PLACES = {
     "core.answer": "Answer", "core.app": "App EarlyStop KeepBest", "core.arrays": "Arrays",
     "core.ask": "Ask", "core.client": "Client Context", "core.correction": "Correction",
     "core.elementwise": "mean weighted_mean", "core.strategy": "State Strategy", "core.transform": "Transform chain",
+    "core.trees": "as_tree",
     "core.schedules": "cosine steps",
     "core.update": "Free Like Metrics Update", "core.window": "Window", "errors": "UmbelError",
     "folds.collect": "collect", "folds.total": "total",

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import umbel
 from umbel.core.arrays import Arrays
-from umbel.core.trees import flat, keepable
+from umbel.core.trees import as_tree, flat, keepable
 from umbel.core.update import as_arrays
 from umbel.errors import AppError, StrategyError
 
@@ -45,7 +45,7 @@ def same(a, b):
 def test_a_tree_comes_back(tree):
     model = Arrays(flat(tree))
     assert all(isinstance(array, np.ndarray) for array in model.values())
-    assert same(model.tree(tree), tree)
+    assert same(as_tree(model, tree), tree)
 
 
 def test_names_have_dots_and_what_is_no_part_of_a_tree_is_an_array():
@@ -54,13 +54,13 @@ def test_names_have_dots_and_what_is_no_part_of_a_tree_is_an_array():
     assert {name: np.shape(value) for name, value in flat(tree).items()} == {
         "layers.0.0": (1,), "layers.0.1": (2,), "layers.1.w": (2,), "state.count": (), "none": (0,),
     }  # fmt: skip
-    assert Arrays(flat(tree)).tree(tree)["state"] == Moments(3, None)
+    assert as_tree(Arrays(flat(tree)), tree)["state"] == Moments(3, None)
     plain = {"w": [[1, 2], [3, 4]], "b": one}
     assert flat(plain) is plain
     with pytest.raises(StrategyError, match=r"two arrays of the tree have the name 'a\.b'"):
         flat({"a.b": one, "a": {"b": two}})
     with pytest.raises(StrategyError, match=r"no array 'layers\.0\.0'"):
-        Arrays({"w": one}).tree(tree)
+        as_tree({"w": one}, tree)
 
 
 def test_apps_and_updates_take_trees():
@@ -69,13 +69,13 @@ def test_apps_and_updates_take_trees():
 
     @client.train
     def train(model, data, ctx):
-        (first, (bias,)) = model.tree(tree)
+        (first, (bias,)) = umbel.as_tree(model, tree)
         return umbel.Update([{"w": first["w"] + 1}, (bias - 1,)])
 
     federation = umbel.Simulation(clients=2, workers=0)
     app = umbel.App(client, model=tree, strategy=umbel.FedAvg(cohort=2), rounds=2, federation=federation)
     result = umbel.run(app, folder=None)
-    assert same(result.model.tree(tree), [{"w": np.full((2, 1), 3)}, (np.full(1, -2),)])
+    assert same(as_tree(result.model, tree), [{"w": np.full((2, 1), 3)}, (np.full(1, -2),)])
     assert list(as_arrays(tree, "array")) == ["0.w", "1.0"]
     with pytest.raises(AppError, match=r"the initial model is \[\]"):
         umbel.App(client, model=[], strategy=umbel.FedAvg(cohort=2)).initial_model()

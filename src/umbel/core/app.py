@@ -63,7 +63,7 @@ class App:
     """Client, initial model, strategy and settings; `umbel run app.py` looks for one in the file.
 
     - `model`: the initial model, as `Arrays` (or a mapping of names to arrays), or a function that makes it. A tree of
-      dictionaries, lists and tuples has names with dots, such as ``layers.0.kernel``; see `Arrays.tree`.
+      dictionaries, lists and tuples has names with dots, such as ``layers.0.kernel``; see `umbel.as_tree`.
     - `config`: what handlers find in `ctx.config`.
     - `evaluate_every`: after every so many rounds, and after the last, clients evaluate and the operator's test runs; 0
       for never.

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from ..errors import CorruptFile, StrategyError
 from ..files import Bytes, mapped, reading, write_pieces
-from .trees import Tree, as_array, filled
+from .trees import as_array
 
 Role = Literal["parameter", "buffer", "personal"]
 Array = npt.NDArray[Any]
@@ -320,12 +320,6 @@ class Arrays(Mapping[str, Array]):
     def as_given(self) -> Arrays:
         """What of these arrays the code of a client gets to see: all but the personal ones, which it has itself."""
         return self.of_role("parameter", "buffer") if self.has_personal else self
-
-    def tree(self, like: Tree) -> Tree:
-        """These arrays as a tree of dictionaries, lists and tuples like the one that they were made of, such as the
-        initial model that was given to an `App`. Raises `StrategyError` for an array that is not there.
-        """
-        return filled(like, self)
 
     def replace(self, arrays: Mapping[str, Any]) -> Arrays:
         """These arrays with some of them exchanged or added; names that stay keep their role and place."""

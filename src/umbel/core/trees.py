@@ -84,12 +84,14 @@ def flat(tree: Any) -> Mapping[str, Any]:
     return found
 
 
-def filled(tree: Tree, arrays: Mapping[str, Any]) -> Tree:
-    """A tree like this one, with the arrays that `flat` of it has by these names. Raises `StrategyError`."""
-    for name in flat(tree):
+def as_tree(arrays: Mapping[str, Any], like: Tree) -> Tree:
+    """Arrays by their names, such as a model, as a tree of dictionaries, lists and tuples like the one that they were
+    made of. Raises `StrategyError` for an array that is not there.
+    """
+    for name in flat(like):
         if name not in arrays:
             raise StrategyError(f"there is no array {name!r} for the tree", hint=f"There are {', '.join(arrays)}.")
-    made: Tree = _filled(tree, arrays, "")
+    made: Tree = _filled(like, arrays, "")
     return made
 
 
