@@ -157,7 +157,7 @@ $(VENV)/dev-ready: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) -e '.[examples,server,xgboost]' --group dev
 	touch $@
 
-# fastai's own list has what draws pictures and reads texts, for which torchvision would have to go together with the CPU's torch.
+# fastai's own list has torchvision, which does not go together with a CPU build of torch; what it needs of it comes by name.
 $(VENV)/frameworks-ready: $(VENV)/dev-ready
 	echo "Installing the frameworks that all tests are run with into $(VENV); once, about three minutes"
 	$(INSTALL) --group frameworks
