@@ -228,6 +228,7 @@ class _Writable:
 
 
 def tensor_of(name: str, array: Array) -> Tensor:
+    """An array as a tensor that shares its memory, and is only to be read where the array is."""
     if array.dtype.kind == "V":  # bfloat16; no other such dtype gets into arrays
         return tensor_of(name, array.view(np.int16)).view(torch.bfloat16)
     flags, size = array.flags, array.itemsize
