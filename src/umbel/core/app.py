@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 from weakref import ref
@@ -12,8 +12,10 @@ from .arrays import Arrays
 from .client import Client, check_signature
 from .contract import contract
 from .strategy import Question, Strategy
+from .trees import flat, is_tree
 from .update import Metrics, check_metrics
 
+Tree = Mapping[str, Any] | Sequence[Any]
 Test = TypeVar("Test", bound=Callable[[Arrays], Any])
 
 
@@ -60,8 +62,9 @@ class KeepBest:
 class App:
     """Client, initial model, strategy and settings; `umbel run app.py` looks for one in the file.
 
-    - `model`: the initial model, as `Arrays` (or a mapping of names to arrays), or a function that makes it. A
-      `Question` needs none.
+    - `model`: the initial model, as `Arrays` (or a mapping of names to arrays), or a function that makes it. A tree of
+      dictionaries, lists and tuples has names with dots, such as ``layers.0.kernel``; see `umbel.as_tree`. A `Question`
+      needs none.
     - `rounds`: 10 by default; of a `Question` 1.
     - `config`: what handlers find in `ctx.config`.
     - `evaluate_every`: after every so many rounds, and after the last, clients evaluate and the operator's test runs; 0
@@ -81,7 +84,7 @@ class App:
         self,
         client: Client | None = None,
         *,
-        model: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
+        model: Tree | Callable[[], Tree] | None = None,
         strategy: Strategy | None = None,
         rounds: int | None = None,
         config: Mapping[str, Any] | None = None,
@@ -148,13 +151,13 @@ class App:
                 made = made()
             except Exception as error:
                 raise AppError(f"making the initial model raised {type(error).__name__}: {error}") from error
-        if not isinstance(made, Mapping) or not made:
+        if not is_tree(made) or not made:
             raise AppError(
                 f"the initial model is {made!r:.80}, not a mapping of names to arrays",
                 hint="For a PyTorch module return umbel.torch.arrays(net).",
             )
         try:
-            model = made if isinstance(made, Arrays) else Arrays(made)
+            model = made if isinstance(made, Arrays) else Arrays(flat(made))
             self._made = ref(model)
             return model
         except StrategyError as error:

@@ -24,6 +24,7 @@ import numpy.typing as npt
 from ..errors import CorruptFile, StrategyError
 from ..files import Bytes, mapped, reading, write_pieces
 from .markup import table
+from .trees import as_array
 
 Role = Literal["parameter", "buffer", "personal"]
 Array = npt.NDArray[Any]
@@ -166,10 +167,10 @@ def _as_table(arrays: Arrays) -> str:
 class Arrays(Mapping[str, Array]):
     """Names to read-only arrays, each with a role.
 
-    `arrays` maps names to anything that `numpy.asarray` takes. Arrays in C order, as most are, are not copied, so the
-    caller must not change them afterwards. Others are brought into that order, which is that of files, so that a
-    computation gives the same bits before and after they were saved, or sent. `roles` gives the role of some or all
-    names; names that are not arrays are an error, as are arrays of objects or strings.
+    `arrays` maps names to anything that `numpy.asarray` takes, and to tensors. Arrays in C order, as most are, are not
+    copied, so the caller must not change them afterwards. Others are brought into that order, which is that of files,
+    so that a computation gives the same bits before and after they were saved, or sent. `roles` gives the role of some
+    or all names; names that are not arrays are an error, as are arrays of objects or strings.
     """
 
     __slots__ = ("__weakref__", "_arrays", "_digest", "_roles", "_schema", "stored")
@@ -394,7 +395,7 @@ class Arrays(Mapping[str, Array]):
 
 
 def _read_only(name: object, value: Any) -> Array:
-    array = np.asarray(value)
+    array = as_array(value)
     if not isinstance(name, str) or not name or name == RESERVED:
         raise StrategyError(f"array names are non-empty strings other than {RESERVED!r}, not {name!r}")
     if not can_travel(array.dtype):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import AppError, SettingError
-from .arrays import Array, Arrays, is_floating
+from .arrays import Array, Arrays, Role, is_floating
 
 Writer = Callable[[Any, Path], None]
 """Writes a framework's model to a file."""
@@ -62,18 +63,9 @@ def check_same_form(own: Mapping[str, Array], model: Mapping[str, Array], what: 
     """Raise `AppError`, naming an array, unless `model` has the names and shapes of `own`, the arrays of `what`, and
     their dtypes but for floating-point arrays, which are converted.
     """
-    hint = f"{what} has {', '.join(list(own)[:6]) or 'none'}. Load a model into what it was made from: in a later "
-    hint += "version of an app its names, shapes and features have to be those of the model."
-    if unknown := [name for name in model if name not in own]:
-        raise AppError(f"the model holds {unknown[0]!r}, which {what} does not have", hint=hint)
-    if missing := [name for name in own if name not in model]:
-        raise AppError(f"the model lacks {missing[0]!r}, which {what} has", hint=hint)
+    check_names(what, own, model, strict=True)
     for name, array in own.items():
-        if (given := np.shape(model[name])) != array.shape:
-            raise AppError(f"{name!r} has shape {list(given)} in the model, {list(array.shape)} in {what}", hint=hint)
-        kinds = array.dtype, np.asarray(model[name]).dtype
-        if kinds[0] != kinds[1] and not all(map(is_floating, kinds)):
-            raise AppError(f"{name!r} is {kinds[1]} in the model, {kinds[0]} in {what}", hint=hint)
+        check_fit(name, np.asarray(model[name]), array.shape, array.dtype.name)
 
 
 def missing_package(error: ModuleNotFoundError, package: str, extra: str) -> ImportError:
@@ -82,3 +74,50 @@ def missing_package(error: ModuleNotFoundError, package: str, extra: str) -> Imp
         return error
     hint = f'umbel.{extra} needs {package}, which is not installed here. Install it with: pip install "umbel[{extra}]"'
     return ImportError(hint, name=package)
+
+
+def mark_personal(roles: dict[str, Role], personal: Sequence[str], kind: str) -> None:
+    """Give the names that match one of these glob patterns the role `personal`. Raises `AppError` for a pattern that
+    matches none: a misspelt one would let a personal array leave its holder.
+    """
+    for pattern in (personal,) if isinstance(personal, str) else personal:
+        matches = [name for name in roles if fnmatchcase(name, pattern)]
+        if not matches:
+            raise AppError(
+                f"the personal pattern {pattern!r} matches no tensor of {kind}",
+                hint=f"Its tensors are {listed(roles)}.",
+            )
+        roles.update(dict.fromkeys(matches, "personal"))
+
+
+def check_names(kind: str, needed: Collection[str], given: Collection[str], strict: bool) -> None:
+    """Raise `AppError` where a model has other names than what it is loaded into, a `kind`."""
+    if unknown := [name for name in given if name not in needed]:
+        raise AppError(
+            f"the model holds {listed(unknown)}, which {kind} does not have",
+            hint=f"{kind} has {listed(needed)}. Load a model into the kind of module that it was made from, "
+            "before compiling or wrapping it.",
+        )
+    if strict and (missing := [name for name in needed if name not in given]):
+        raise AppError(
+            f"the model lacks {listed(missing)}, which {kind} has",
+            hint="strict=False keeps the module's own values for what is missing, such as personal arrays.",
+        )
+
+
+def check_fit(name: str, array: Array, shape: Sequence[int], dtype: str) -> None:
+    """Raise `AppError` where an array cannot be put into a tensor of this shape and dtype."""
+    if array.shape != tuple(shape):
+        raise AppError(f"the array {name!r} has shape {list(array.shape)}, the module's tensor {list(shape)}")
+    if array.dtype.name != dtype and not (is_floating(array.dtype) and "float" in dtype):
+        raise AppError(
+            f"the array {name!r} has dtype {array.dtype.name}, the module's tensor {dtype}",
+            hint="Only floating-point arrays are converted.",
+        )
+
+
+def listed(names: Iterable[str]) -> str:
+    """Some of the names, for people."""
+    names = list(names)
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return ", ".join(repr(name) for name in names[:4]) + more

@@ -15,6 +15,7 @@ from ..errors import ClientId, StrategyError, UpdateRejected
 from . import encoding
 from .arrays import Array, Arrays, Schema, computed_difference, difference, wide
 from .sums import magnitude, magnitudes
+from .trees import flat, is_tree
 
 NO_ARRAYS = Arrays()
 LARGEST = 2.0**960  # what a reproducible sum can hold
@@ -28,7 +29,8 @@ LONGEST_NAME = 256
 class Update:
     """What a training or query handler returns.
 
-    `arrays` are the new values, or, with `delta=True`, their difference to the model that was sent. `weight` says how
+    `arrays` are the new values, or, with `delta=True`, their difference to the model that was sent: by name, or as a
+    tree like the initial model. `weight` says how
     much the update counts in a weighted fold (commonly the number of examples; zero is legal and contributes nothing).
     `metrics` are named numbers for the log. `aux` are further arrays that a strategy asked for.
     """
@@ -432,10 +434,10 @@ def as_arrays(value: Any, what: str) -> Arrays:
     """A mapping that a handler returned as `Arrays`; `what` names one of them. Raises `UpdateRejected`."""
     if isinstance(value, Arrays):
         return value
-    if not isinstance(value, Mapping):
+    if not is_tree(value):
         raise UpdateRejected(f"the update's {what}s are a {type(value).__name__}, not a mapping of names to arrays")
     try:
-        return Arrays(value)
+        return Arrays(flat(value))
     except StrategyError as error:
         raise UpdateRejected(error.message, hint=error.hint) from error
     except (ValueError, TypeError) as error:

@@ -18,10 +18,12 @@ from .distillation import distil
 from .generators import FeatureGenerator
 from .loops import fit, gradient
 from .modules import arrays, load_
+from .native import load_optimizer_, model
 from .personal import adapt_, load_personal_, norm_layers
-from .seeds import device, restore_rng, save_rng, seed
+from .seeds import deterministic, device, restore_rng, save_rng, seed
 
 __all__ = [
-    "FeatureGenerator", "adapt_", "arrays", "correct_gradients_", "correction_loss", "device", "distil", "fit",
-    "gradient", "load_", "load_personal_", "norm_layers", "restore_rng", "save_rng", "seed",
+    "FeatureGenerator", "adapt_", "arrays", "correct_gradients_", "correction_loss", "deterministic", "device",
+    "distil", "fit", "gradient", "load_", "load_optimizer_", "load_personal_", "model", "norm_layers", "restore_rng",
+    "save_rng", "seed",
 ]  # fmt: skip

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from ..core.arrays import Arrays
 from ..core.correction import Correction
+from ..core.native import listed
 from ..errors import AppError
-from .modules import check_fit, listed, state_of, tensors_from
+from .modules import check_fit, state_of, tensors_from
 
 
 class OfferedCorrection(Protocol):

@@ -18,7 +18,7 @@ from .modules import arrays
 from .personal import load_personal_
 from .procedures import PROCEDURES, UNCORRECTED, WITH_MODELS
 from .seeds import device
-from .training import Loss, MakeOptimizer, Training, classified
+from .training import PRECISIONS, Loss, MakeOptimizer, Training, classified, in_precision
 
 if TYPE_CHECKING:
     from ..core.client import Context
@@ -36,6 +36,8 @@ def fit(
     optimizer: MakeOptimizer | None = None,
     features: Callable[[nn.Module, Any], Tensor] | None = None,
     generator: FeatureGenerator | None = None,
+    precision: str | None = None,
+    keep_optimizer: bool = False,
 ) -> Update:
     """Train a module on a client's data, as the strategy wants it done, and give the update to return.
 
@@ -44,7 +46,9 @@ def fit(
     data at once) are taken from `ctx.config` where they are not given. ``loss(net, batch)`` gives the mean loss of a
     batch, by default cross-entropy on ``(x, y)``; `optimizer` makes an optimizer of parameters, by default plain SGD,
     for which the corrections were made. `features(net, batch)` gives what MOON and FedProto compare;
-    `generator` is FedGen's.
+    `generator` is FedGen's. `precision`, also from `ctx.config`, is ``"float32"``, or for mixed precision (autocast on
+    `ctx.device`; the weights stay in float32) ``"bfloat16"`` or ``"float16"``, whose gradients are scaled.
+    `keep_optimizer` has the client go on with its optimizer's moments at its next task; they are in `ctx.state`.
 
     All corrections are applied, and procedures done: see `umbel.Correction`. The update has the weight of as many
     examples, and the metrics `loss`, `steps`, `lr`, and `initial_loss` where it is wanted.
@@ -58,11 +62,17 @@ def fit(
     epochs = int(config.get("epochs", 1) if epochs is None else epochs)
     if size < 0 or epochs < 0:
         raise AppError(f"fit takes a batch and epochs of at least 0, not {size} and {epochs}")
-    net.to(device(ctx))
+    where = device(ctx)
+    net.to(where)
     if ctx.personal:
         load_personal_(net, ctx)
-    batches, loss = Batches(data, size or None, device(ctx)), loss or classified()
-    training = Training(net, batches, ctx, correction, loss, lr, epochs, optimizer, features, generator)
+    precision = config.get("precision", "float32") if precision is None else precision
+    _check_precision(precision, correction, keep_optimizer)
+    scaler = torch.amp.GradScaler(where.type, init_scale=2.0**10) if precision == "float16" else None
+    batches, loss = Batches(data, size or None, where), in_precision(loss or classified(), precision, where)
+    training = Training(
+        net, batches, ctx, correction, loss, lr, epochs, optimizer, features, generator, scaler, keep_optimizer
+    )
     if "initial_loss" in correction.reports:
         training.metrics["initial_loss"] = training.mean_loss()
     if correction.procedure is None:
@@ -79,6 +89,20 @@ def fit(
         ctx.state["personal"] = {n: array for n, array in arrays(net).items() if n in ctx.personal}
     answer = arrays(net) if training.answer is None else training.answer
     return Update(answer, weight=batches.examples, metrics=training.metrics, aux=training.aux)
+
+
+def _check_precision(precision: Any, correction: Correction, keeps: bool) -> None:
+    """Raise `AppError` for what does not go together with how the strategy has clients train."""
+    if precision not in PRECISIONS:
+        raise AppError(f"fit does not know the precision {precision!r}", hint=f"It knows {', '.join(PRECISIONS)}.")
+    own = correction.procedure is not None
+    if precision == "float16" and (own or correction.control or correction.perturbation is not None):
+        raise AppError(
+            "float16 needs gradients that are scaled, and this strategy has clients take others than those of a step",
+            hint='Take precision="bfloat16", which needs no scaling.',
+        )
+    if keeps and own:
+        raise AppError(f"the procedure {correction.procedure!r} has optimizers of its own, which are not kept")
 
 
 def _check_procedure(correction: Correction, ctx: Context) -> None:

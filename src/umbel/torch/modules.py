@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Hashable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.arrays import Array, Arrays, Role
+from ..core.native import check_names, mark_personal
 from ..errors import AppError
 
 Net = TypeVar("Net", bound=nn.Module)
@@ -41,15 +41,7 @@ def arrays(net: nn.Module, *, personal: Sequence[str] = (), trainable_only: bool
     for name, tensor in tensors.items():
         values[name] = _to_numpy(name, tensor, copy)
         roles[name] = "buffer" if name in buffers or not tensor.is_floating_point() else "parameter"
-    for pattern in (personal,) if isinstance(personal, str) else personal:
-        matches = [name for name in values if fnmatchcase(name, pattern)]
-        if not matches:
-            # A misspelt pattern would let a personal array leave its holder.
-            raise AppError(
-                f"the personal pattern {pattern!r} matches no tensor of {type(net).__name__}",
-                hint=f"Its tensors are {listed(values)}.",
-            )
-        roles.update(dict.fromkeys(matches, "personal"))
+    mark_personal(roles, personal, type(net).__name__)
     return Arrays.trusted(values, roles)
 
 
@@ -67,7 +59,7 @@ def load_(net: Net, model: Mapping[str, Any], *, strict: bool = True) -> Net:
     sources = _tensors(model)
     targets, _, live = state_of(net)
     if sources.keys() != targets.keys():
-        _check_names(net, targets, sources, strict)
+        check_names(type(net).__name__, targets, sources, strict)
         targets = {name: target for name, target in targets.items() if name in sources}
     chosen = []
     for name, target in targets.items():
@@ -170,23 +162,6 @@ def _to_numpy(name: str, tensor: Tensor, copy: bool) -> Array:
     return array.copy() if copy else np.asarray(array, order="C")
 
 
-def _check_names(net: nn.Module, needed: Mapping[str, Any], given: Mapping[str, Any], strict: bool) -> None:
-    unknown = [name for name in given if name not in needed]
-    missing = [name for name in needed if name not in given]
-    kind = type(net).__name__
-    if unknown:
-        raise AppError(
-            f"the model holds {listed(unknown)}, which {kind} does not have",
-            hint=f"{kind} has {listed(needed)}. Load a model into the kind of module that it was made from, "
-            "before compiling or wrapping it.",
-        )
-    if missing and strict:
-        raise AppError(
-            f"the model lacks {listed(missing)}, which {kind} has",
-            hint="strict=False keeps the module's own values for what is missing, such as personal arrays.",
-        )
-
-
 def check_fit(name: str, target: Tensor, source: Tensor) -> None:
     """Raise `AppError` where an array cannot be copied into a module's tensor."""
     if source.shape != target.shape:
@@ -205,13 +180,6 @@ def check_fit(name: str, target: Tensor, source: Tensor) -> None:
 
 def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def listed(names: Iterable[str]) -> str:
-    """Some of the names, for people."""
-    names = list(names)
-    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    return ", ".join(repr(name) for name in names[:4]) + more
 
 
 # --- The tensors of arrays
@@ -243,7 +211,7 @@ def _tensors(model: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _make_tensors(source: Arrays) -> dict[str, Tensor]:
-    return {name: _to_tensor(name, array) for name, array in source.items()}
+    return {name: tensor_of(name, array) for name, array in source.items()}
 
 
 class _Writable:
@@ -259,9 +227,10 @@ class _Writable:
         self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}
 
 
-def _to_tensor(name: str, array: Array) -> Tensor:
+def tensor_of(name: str, array: Array) -> Tensor:
+    """An array as a tensor that shares its memory, and is only to be read where the array is."""
     if array.dtype.kind == "V":  # bfloat16; no other such dtype gets into arrays
-        return _to_tensor(name, array.view(np.int16)).view(torch.bfloat16)
+        return tensor_of(name, array.view(np.int16)).view(torch.bfloat16)
     flags, size = array.flags, array.itemsize
     if not flags.aligned or (not flags.c_contiguous and any(step < 0 or step % size for step in array.strides)):
         array = np.array(array, order="C")  # torch knows no negative steps and expects aligned memory

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Protocol
@@ -44,6 +45,20 @@ def restore_rng(state: Sequence[Tensor]) -> None:
     torch.default_generator.set_state(state[0])
     if len(state) > 1:
         torch.cuda.set_rng_state_all(state[1:])
+
+
+def deterministic(wanted: bool = True) -> None:
+    """Have torch take algorithms alone that give the same bits each time; an operation that has none is an error.
+
+    On a CPU that is so anyway: each worker has one thread, and each task its seed. On a GPU call it where the client's
+    module is imported, before CUDA is used; matrices are then multiplied in full float32, too, and convolutions are not
+    timed first. It costs speed. Bits of a CPU and a GPU, or of two kinds of GPU, differ all the same.
+    """
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA is first used
+    torch.use_deterministic_algorithms(wanted)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not wanted
 
 
 def device(ctx: Placed) -> torch.device:

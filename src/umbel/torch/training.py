@@ -14,6 +14,7 @@ from ..core.correction import Correction
 from .batches import Batches, rows_of
 from .corrections import add_gradients_
 from .generators import FeatureGenerator
+from .native import load_optimizer_
 
 if TYPE_CHECKING:
     from ..core.client import Context
@@ -37,6 +38,7 @@ class Descent:
 
     def __init__(self, weights: Iterable[nn.Parameter], lr: float) -> None:
         self._weights, self._lr = list(weights), lr
+        self.param_groups = [{"params": self._weights, "lr": lr}]
 
     def zero_grad(self) -> None:
         """Forget gradients."""
@@ -56,6 +58,21 @@ def classified(criterion: Callable[[Tensor, Tensor], Tensor] = nn.functional.cro
     return lambda net, batch: criterion(net(batch[0]), batch[1])
 
 
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def in_precision(loss: Loss, precision: str, where: torch.device) -> Loss:
+    """The loss computed in mixed precision: weights stay as they are, what is fast and safe is done in fewer bits."""
+    if precision == "float32":
+        return loss
+
+    def mixed(net: nn.Module, batch: Any) -> Tensor:
+        with torch.autocast(where.type, dtype=PRECISIONS[precision]):
+            return loss(net, batch)
+
+    return mixed
+
+
 @dataclass
 class Training:
     """One client's training: `step` and `train` apply the correction; procedures make other ways to train of them."""
@@ -70,6 +87,8 @@ class Training:
     make: MakeOptimizer | None
     features: Callable[[nn.Module, Any], Tensor] | None
     generator: FeatureGenerator | None
+    scaler: torch.amp.GradScaler | None = None
+    keep_optimizer: bool = False
     answer: dict[str, Any] | None = None
     aux: dict[str, Any] = field(default_factory=dict)
 
@@ -84,9 +103,14 @@ class Training:
         optimizer = self.optimizer(self.net)
         if groups := getattr(optimizer, "param_groups", None):
             self.metrics["lr"] = float(groups[0]["lr"])
+        keeps: Any = optimizer if self.keep_optimizer and hasattr(optimizer, "load_state_dict") else None
+        if keeps is not None:
+            load_optimizer_(keeps, self.ctx.state.get("optimizer"))
         for _ in range(self.epochs if epochs is None else epochs):
             for batch in self.batches:
                 self.step(batch, optimizer, loss or self.loss)
+        if keeps is not None:
+            self.ctx.state["optimizer"] = keeps.state_dict()
 
     def optimizer(self, net: nn.Module) -> Optimizer:
         """An optimizer of what of a module is trained."""
@@ -97,9 +121,16 @@ class Training:
         """One step on a batch, corrected."""
         optimizer.zero_grad()
         found = loss(self.net, batch)
-        torch.autograd.backward(found)
+        scaler: Any = self.scaler
+        torch.autograd.backward(found if scaler is None else scaler.scale(found))
+        if scaler is not None:
+            scaler.unscale_(optimizer)
         self._correct(batch, loss)
-        optimizer.step()
+        if scaler is None:
+            optimizer.step()
+        else:
+            scaler.step(optimizer)  # not at all where a gradient is infinite
+            scaler.update()
         self.stepped(found)
 
     def stepped(self, loss: Tensor) -> None:

@@ -20,6 +20,7 @@ from ..core.correction import check_reports
 from ..core.randomness import Key
 from ..core.task import Failed, Task
 from ..core.transform import place
+from ..core.trees import keepable
 from ..core.update import (
     NO_ARRAYS,
     Contribution,
@@ -448,7 +449,7 @@ def _local(kept: dict[str, Any]) -> dict[str, Any]:
 def _encoded(user: dict[str, Any], local: dict[str, Any], client: ClientId) -> bytes:
     """A client's next state. Raises `UpdateRejected` where it cannot be kept."""
     try:
-        pieces = list(encoding.pieces({"user": user, "local": local}))
+        pieces = list(encoding.pieces({"user": keepable(user), "local": local}))
     except StrategyError as error:
         raise UpdateRejected(f"what it left in ctx.state cannot be kept: {error.message}", hint=error.hint) from error
     size = sum(map(len, pieces))

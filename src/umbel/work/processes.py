@@ -11,11 +11,13 @@ from typing import Any
 ONE_THREAD = dict.fromkeys(
     (
         "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS",
-        "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS",
+        "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "NPROC",
     ),
     "1",
-)  # fmt: skip
-"""The environment of a process that hosts clients: they share the processors, and no bits depend on their number."""
+) | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_FORCE_GPU_ALLOW_GROWTH": "true"}  # fmt: skip
+"""The environment of a process that hosts clients: they share the processors, and no bits depend on their number; they
+share GPUs, of whose memory JAX (for whose threads is NPROC) and TensorFlow would take nearly all at once.
+"""
 
 
 def described(code: int) -> str:
@@ -31,13 +33,15 @@ def described(code: int) -> str:
 
 
 def device_of(device: str, index: int) -> str:
-    """Where one of several computes: with `"auto"` they take turns with the GPUs that PyTorch sees, if it is loaded."""
+    """Where one of several computes: with `"auto"` they take turns with the GPUs that PyTorch sees, if it is loaded, so
+    that several share one where there are more of them than GPUs.
+    """
     if device != "auto":
         return device
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         return f"cuda:{index % torch.cuda.device_count()}"
-    return "cpu"
+    return "mps" if torch is not None and torch.backends.mps.is_available() else "cpu"
 
 
 async def first_of(*waits: Awaitable[Any]) -> None:

@@ -1,0 +1,241 @@
+"""JAX: trees of arrays, of Flax's linen and nnx and of optax too, as arrays and back; keys; local training.
+
+Used as ``umbel.jax``; needs JAX: ``pip install "umbel[jax]"``. Names have dots: ``params.Dense_0.kernel``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from .core.arrays import Array, Arrays, Role, is_floating
+from .core.native import NativeModel, check_fit, check_names, listed, mark_personal
+from .core.trees import tensor_array
+from .core.update import Update
+from .errors import AppError
+
+try:
+    import jax
+    import jax.numpy as jnp
+except ModuleNotFoundError as error:
+    if error.name != "jax":
+        raise
+    hint = 'umbel.jax needs JAX, which is not installed here. Install it with: pip install "umbel[jax]"'
+    raise ImportError(hint, name="jax") from error
+
+if TYPE_CHECKING:
+    from .core.client import Context
+
+Tree = TypeVar("Tree")
+Loss = Callable[[Any, Any, Any], Any]
+
+__all__ = ["arrays", "fit", "key", "load_", "model"]
+
+
+def arrays(tree: Any, *, personal: Sequence[str] = ()) -> Arrays:
+    """The arrays of a tree, or of an nnx module or its state, by dotted names; views of JAX's where they are in memory.
+
+    Floating-point arrays are parameters, all others buffers; so are Flax's collections beside ``params``, such as
+    ``batch_stats``, and variables of nnx that are no ``Param``. The state of an nnx module's random generators is left
+    out. Keys have the role `buffer` and are their data. Names that match a glob pattern in `personal` are personal; a
+    pattern that matches none is an `AppError`.
+    """
+    values: dict[str, Array] = {}
+    roles: dict[str, Role] = {}
+    for name, leaf, trained in _leaves(tree):
+        found = tensor_array(leaf)
+        values[name] = np.asarray(leaf) if found is None else found
+        roles[name] = _role(values[name], trained)
+    mark_personal(roles, personal, type(tree).__name__)
+    return Arrays(values, roles)
+
+
+def load_(tree: Tree, model: Mapping[str, Array], *, strict: bool = True) -> Tree:
+    """A tree like this one with the arrays of a model; an nnx module gets them in place, and is returned.
+
+    What ``ctx.state`` kept of ``arrays(tree)`` comes back the same way: an optimizer's state by
+    ``load_(optimizer.init(params), ctx.state["optimizer"])``. Floating-point values take the dtype of the tree's. With
+    `strict=False` names may be missing, whose arrays stay. Other names, shapes or dtypes are an `AppError`.
+    """
+    rows = {name: leaf for name, leaf, _ in _leaves(tree)}
+    check_names(type(tree).__name__, rows, model, strict)
+    new = {name: _like(name, leaf, model[name]) if name in model else leaf for name, leaf in rows.items()}
+    if (nnx := _nnx(tree)) is not None:
+        state = nnx.state(tree)
+        flat = [(p, v.replace(new[n]) if (n := _dotted(p)) in new else v) for p, v in nnx.to_flat_state(state)]
+        state = nnx.from_flat_state(flat)
+        if isinstance(tree, nnx.State):
+            return state  # type: ignore[no-any-return]
+        nnx.update(tree, state)
+        return tree
+    structure = jax.tree_util.tree_structure(tree)
+    return jax.tree_util.tree_unflatten(structure, list(new.values()))  # type: ignore[no-any-return]
+
+
+def model(make: Callable[[], Any], *, personal: Sequence[str] = ()) -> NativeModel:
+    """What `make` makes, a tree of arrays or an nnx module, as an app's model.
+
+    It is written as ``.safetensors``, and with Flax as ``.msgpack``, which ``flax.serialization.from_bytes(tree,
+    data)`` reads; that of an nnx module is nested by its names.
+    """
+    formats = {".safetensors": _write_safetensors, ".msgpack": _write_msgpack}
+    return NativeModel(make, partial(arrays, personal=personal), load_, formats)
+
+
+def key(ctx: Context, *names: str | int) -> Any:
+    """A key of `jax.random` that the task has for itself; another one for other names."""
+    bits = ctx.key.derive("jax", *names).integer(62)
+    return jax.random.fold_in(jax.random.key(bits >> 31), bits & (2**31 - 1))
+
+
+def fit(
+    params: Any,
+    data: Any,
+    ctx: Context,
+    loss: Loss,
+    *,
+    optimizer: Callable[[Any], Any] | None = None,
+    lr: float | None = None,
+    epochs: int | None = None,
+    batch: int | None = None,
+    keep_optimizer: bool = False,
+) -> Update:
+    """Train a tree of parameters on a client's data, as the strategy wants it done, and give the update to return.
+
+    `data` is a tuple of arrays with a row an example; ``loss(params, batch, key)`` gives the mean loss of a batch.
+    `optimizer` makes one of optax's of a learning rate (``optax.adam``), by default plain SGD. Loss and optimizer are
+    compiled once if they are the same objects in each task, such as functions of a module. `lr`, `epochs` (1) and
+    `batch` (32; 0 for all data at once) come from `ctx.config` where they are not given. `keep_optimizer` has the
+    client go on with its optimizer's state, which is in ``ctx.state``.
+
+    All corrections are applied but procedures, which are an `UnusedCorrection`. The update has the weight of as many
+    examples, and the metrics `loss`, `steps`, `lr`, and `initial_loss` where it is wanted.
+    """
+    config, offered = ctx.config, ctx.correction
+    lr = config.get("lr") if lr is None else lr
+    if lr is None:
+        raise AppError("fit needs a learning rate", hint="Pass lr=0.1, or put it into the app's config: {'lr': 0.1}.")
+    epochs = int(config.get("epochs", 1) if epochs is None else epochs)
+    rows = len(data[0])
+    size = int(config.get("batch", 32) if batch is None else batch) or max(1, rows)
+    _check_trained(params, offered)
+    slope, move = _compiled(loss, optimizer)
+    state = None if optimizer is None else optimizer(lr).init(params)
+    if keep_optimizer and "optimizer" in ctx.state:
+        state = load_(state, ctx.state["optimizer"])
+    metrics = {"loss": 0.0, "steps": 0.0, "lr": float(lr)}
+    if offered is not None and "initial_loss" in offered.reports:
+        metrics["initial_loss"] = float(loss(params, data, key(ctx, "initial")))
+    for _ in range(epochs):
+        order = ctx.rng.permutation(rows)
+        for at in range(0, rows, size):
+            now = tuple(part[order[at : at + size]] for part in data)
+            drawn = key(ctx, int(metrics["steps"]))
+            value, found = slope(params, now, drawn)
+            if offered is not None:
+                found = load_(found, offered.corrected(partial(_slopes, slope, params, now, drawn), arrays(params)))
+            params, state = move(params, found, state, lr)
+            metrics["steps"] += 1
+            metrics["loss"] += (float(value) - metrics["loss"]) / metrics["steps"]
+            ctx.step()
+    if keep_optimizer:
+        ctx.state["optimizer"] = arrays(state)
+    return Update(arrays(params), weight=rows, metrics=metrics)
+
+
+@lru_cache(maxsize=8)
+def _compiled(loss: Loss, optimizer: Callable[[Any], Any] | None) -> tuple[Any, Any]:
+    """The loss with its gradient, and a step against one."""
+
+    def move(params: Any, found: Any, state: Any, lr: Any) -> Any:
+        if optimizer is None:
+            return jax.tree.map(lambda w, slope: (w - lr * slope).astype(w.dtype), params, found), state
+        change, state = optimizer(lr).update(found, state, params)
+        return jax.tree.map(lambda w, step: (w + step).astype(w.dtype), params, change), state
+
+    return jax.jit(jax.value_and_grad(loss)), jax.jit(move)
+
+
+def _slopes(slope: Any, like: Any, batch: Any, drawn: Any, at: Mapping[str, Array]) -> Mapping[str, Array]:
+    return arrays(slope(load_(like, at), batch, drawn)[1])
+
+
+def _check_trained(params: Any, offered: Any) -> None:
+    rows = {name: trained for name, _, trained in _leaves(params)}
+    others = [name for name, trained in rows.items() if not trained]
+    if others or _nnx(params) is not None:
+        raise AppError(
+            f"fit trains a tree of parameters, and {listed(others) or 'an nnx module'} is none",
+            hint="Give what a gradient can be taken of, such as variables['params'], or write the loop by hand.",
+        )
+    if offered is not None and (unknown := [name for name in rows if name not in offered.anchor]):
+        raise AppError(
+            f"the strategy corrects a model that does not have {listed(unknown)}",
+            hint="Give fit the whole tree that the app's model was made from, and not a part of it.",
+        )
+
+
+# --- The leaves of a tree
+
+
+def _leaves(tree: Any) -> Iterator[tuple[str, Any, bool]]:
+    """Names and arrays in their order, and whether each is trained."""
+    if (nnx := _nnx(tree)) is not None:
+        for path, variable in nnx.to_flat_state(tree if isinstance(tree, nnx.State) else nnx.state(tree)):
+            if not isinstance(variable, nnx.RngState):
+                yield _dotted(path), variable.get_value(), isinstance(variable, nnx.Param)
+        return
+    collections = isinstance(tree, Mapping) and "params" in tree
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = jax.tree_util.keystr(path, simple=True, separator=".") or "value"
+        yield name, leaf, not collections or name.startswith("params.")
+
+
+def _nnx(tree: Any) -> Any:
+    """Flax's nnx where the tree is one of its modules, optimizers or states; None otherwise."""
+    nnx = sys.modules.get("flax.nnx")
+    return nnx if nnx is not None and isinstance(tree, nnx.Module | nnx.Optimizer | nnx.State) else None
+
+
+def _dotted(path: Sequence[Any]) -> str:
+    return ".".join(map(str, path))
+
+
+def _role(array: Array, trained: bool) -> Role:
+    return "parameter" if trained and is_floating(array.dtype) else "buffer"
+
+
+def _like(name: str, leaf: Any, array: Array) -> Any:
+    """An array as JAX's, of the dtype of a leaf."""
+    if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(leaf))
+    shape, dtype = np.shape(leaf), getattr(leaf, "dtype", None) or np.asarray(leaf).dtype
+    check_fit(name, array, shape, np.dtype(dtype).name)
+    return jnp.asarray(array, dtype)
+
+
+def _write_safetensors(tree: Any, path: Path) -> None:
+    arrays(tree).to_file(path)
+
+
+def _write_msgpack(tree: Any, path: Path) -> None:
+    try:
+        from flax import serialization
+    except ModuleNotFoundError as error:
+        raise AppError("msgpack files are written by Flax, which is not here", hint="pip install flax") from error
+    if _nnx(tree) is None:
+        nested = serialization.to_state_dict(tree)
+    else:
+        nested = {}
+        for name, array in arrays(tree).items():
+            *parents, last = name.split(".")
+            place = nested
+            for parent in parents:
+                place = place.setdefault(parent, {})
+            place[last] = array
+    path.write_bytes(serialization.msgpack_serialize(jax.tree.map(np.asarray, nested)))
