@@ -103,6 +103,7 @@ TESTED_ELSEWHERE = {
     "cli.__main__": "cli/test_program.py",  # runs `python -m umbel.cli`
     "runs.export": "cli/test_export_commands.py",
     "runs.past": "cli/test_past.py",
+    "cli.comparing": "cli/test_compare_commands.py",
     "cli.starters": "cli/test_new.py",
     "runs.usage": "trackers/test_reading.py",
     "runs.watch": "cli/test_progress.py",

@@ -117,3 +117,27 @@ def refuse(options: Mapping[str, object], why: str) -> None:
     for name, value in options.items():
         if value is not None:
             raise SettingError(f"{name} {why}")
+
+
+App = Annotated[
+    str, typer.Argument(metavar="APP", help="A Python file with an umbel.App; FILE:NAME if it has several.")
+]
+Clients = Annotated[
+    int | None,
+    typer.Option("--clients", metavar="N", min=1, help="Simulate N clients; the app's federation by default."),
+]
+Init = Annotated[
+    Path | None, typer.Option("--init", metavar="FILE", help="Begin with this model: an export or a checkpoint.")
+]
+Devices = Annotated[
+    str | None,
+    typer.Option(
+        "--devices",
+        metavar="FLEET",
+        help="Simulate devices in virtual time: phones, boards, workstations, or a CSV file.",
+    ),
+]
+Work = Annotated[
+    float | None,
+    typer.Option("--work", metavar="S", help="Seconds that a task takes on a device of speed 1; 1 by default."),
+]

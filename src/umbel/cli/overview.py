@@ -7,8 +7,8 @@ Usage: umbel [OPTIONS] COMMAND [ARGS]...
 
 Options:
   --version             Print the version and exit.
-  --install-completion  Have the shell complete commands; --show-completion prints
-                        what it is told.
+  --install-completion  Have the shell complete commands; --show-completion
+                        prints what it is told.
   -h, --help            Show this message and exit.
 
 Commands:
