@@ -7,8 +7,8 @@ import pytest
 
 import umbel
 from umbel import App, Client, FedAvg, Simulation, Update
-from umbel.cli import settings
 from umbel.errors import SettingError
+from umbel.runs import settings
 from umbel.runs.config import atom, laid_over
 from umbel.runs.preflight import preflight
 
