@@ -74,8 +74,8 @@ MODELS = ("feddf", "fedproto", "fjord", "heterofl", "ifca", "matched", "pfedhn")
 PERSONAL = ("apfl", "ditto", "fedala", "fedbn", "fedgen", "fedper", "fedrep", "lgfedavg", "moon", "perfedavg", "pfedme")
 LOCAL = ("batches", "distillation", "generators", "loops", "personal", "procedures", "training")
 STEPS = (
-    "control_variates", "differences", "drift_correction", "dynamic_regularizer", "extrapolated", "fair_weights",
-    "per_step", "prox_correction", "tilted",
+    "control_variates", "differences", "dynamic_regularizer", "extrapolated", "fair_weights",
+    "per_step", "perturbed_gradient", "tilted",
 )  # fmt: skip
 ANALYSES = ("covariance", "histogram", "linear_regression", "logistic_regression", "pca", "quantiles", "statistics")
 ROBUST_FOLDS = (

@@ -83,32 +83,33 @@ def scaffold():
     return w
 
 
-def feddyn(alpha):
-    w, h, own = START, np.zeros_like(START), [np.zeros_like(START) for _ in ALL]
+def feddyn(alpha, asked=ALL):
+    w, own = START, [np.zeros_like(START) for _ in ALL]
     for _ in range(3):
         ends = []
-        for i in ALL:
+        for i in asked:
             y = stepped(i, w, lambda i, at: gradient_of(i, at) - own[i] + alpha * (at - w))  # noqa: B023
             own[i] = own[i] - alpha * (y - w)
             ends.append(y)
-        h = h - alpha * np.mean([y - w for y in ends], axis=0)
-        w = np.mean(ends, axis=0) - h / alpha
+        w = np.mean(ends, axis=0) - np.mean(own, axis=0) / alpha
     return w
 
 
-def feddc(alpha):
+def feddc(alpha, asked=ALL):
     w, drift = START, [np.zeros_like(START) for _ in ALL]
     own, common = [np.zeros_like(START) for _ in ALL], np.zeros_like(START)
     for _ in range(3):
-        ends, moves = [], []
-        for i in ALL:
+        ends, moved = [], []
+        for i in asked:
             y = stepped(
-                i, w, lambda i, at: gradient_of(i, at) + alpha * (at + drift[i] - w) + own[i] - common  # noqa: B023
+                i, w, lambda i, at: gradient_of(i, at) + alpha * (at - (w - drift[i])) - own[i] + common  # noqa: B023
             )  # fmt: skip
             drift[i] = drift[i] + y - w
-            moves.append((y - w) / SPANS[i])
-            ends.append(y + drift[i])
-        w, own, common = sum(P[i] * ends[i] for i in ALL), moves, np.mean(moves, axis=0)
+            moved.append((w - y) / SPANS[i] - common)
+            own[i] = own[i] + moved[-1]
+            ends.append(y)
+        common = common + sum(moved) / CLIENTS
+        w = np.mean(ends, axis=0) + np.mean(drift, axis=0)
     return w
 
 
@@ -141,11 +142,11 @@ def term(t):
     return w
 
 
-def fedspeed(lamda, rho, alpha):
+def fedspeed(lamda, rho, alpha, asked=ALL):
     w, kept = START, [np.zeros_like(START) for _ in ALL]
     for _ in range(3):
         ends = []
-        for i in ALL:
+        for i in asked:
 
             def mixed(i, at):
                 here = gradient_of(i, at)
@@ -154,8 +155,8 @@ def fedspeed(lamda, rho, alpha):
 
             y = stepped(i, w, mixed)
             kept[i] = kept[i] - (y - w) / lamda
-            ends.append(y - lamda * kept[i])
-        w = np.mean(ends, axis=0)
+            ends.append(y)
+        w = np.mean(ends, axis=0) - lamda * np.mean(kept, axis=0)
     return w
 
 
@@ -211,6 +212,19 @@ def test_three_rounds_are_those_of_the_paper(name):
     assert np.abs(expected - START).max() > 1e-2  # and something was learned
     if name != "FedAvg":
         assert np.abs(expected - fedavg()).max() > 1e-4  # nor is it what FedAvg comes to
+
+
+@pytest.mark.parametrize(
+    ("strategy", "expected"),
+    [
+        (FedDyn(cohort=[0, 2], alpha=0.3), feddyn(0.3, (0, 2))),
+        (FedDC(cohort=[0, 2], alpha=0.3), feddc(0.3, (0, 2))),
+        (FedSpeed(cohort=[0, 2], lamda=2.0, rho=0.2, alpha=0.6), fedspeed(2.0, 0.2, 0.6, (0, 2))),
+    ],
+    ids=("FedDyn", "FedDC", "FedSpeed"),
+)
+def test_those_that_were_not_asked_count_as_they_were(strategy, expected):
+    np.testing.assert_allclose(weights(strategy), expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from ..core.elementwise import mean
+from ..core.settings import number
 from ..core.transform import chain
-from ..transforms.prox_correction import prox_correction
+from ..errors import SettingError
+from ..transforms.dynamic_regularizer import dynamic_regularizer
+from ..transforms.perturbed_gradient import perturbed_gradient
 from .fedavg import FedAvg
 
 
@@ -15,8 +18,13 @@ def FedSpeed(
 ) -> FedAvg:
     """FedAvg whose clients stay close to the model without the bias of it, and look for flat minima.
 
-    `lamda`, `rho` and `alpha` as in `transforms.prox_correction`. Its clients keep state. `settings` are those of
-    `FedAvg`; every client counts alike unless a `fold` is given. Needs the correction, gradients at perturbed weights
-    among it: `umbel.torch.fit` applies it.
+    The proximal term ``|w - model|**2 / (2 * lamda)`` and its correction are FedDyn's regulariser, of which the server
+    has, as its authors' program has it, the mean over all clients, those that were not asked as they were; `rho` and
+    `alpha` as in `transforms.perturbed_gradient`. Its clients keep state. `settings` are those of `FedAvg`; every
+    client counts alike unless a `fold` is given. Needs the correction, gradients at perturbed weights among it:
+    `umbel.torch.fit` applies it.
     """
-    return FedAvg(transforms=chain(prox_correction(lamda, rho, alpha), transforms), **{"fold": mean(), **settings})
+    if not number(lamda) or lamda <= 0:
+        raise SettingError(f"FedSpeed takes a finite lamda above 0, not {lamda!r:.60}")
+    own = chain(dynamic_regularizer(1 / lamda), perturbed_gradient(rho, alpha), transforms)
+    return FedAvg(transforms=own, **{"fold": mean(), **settings})

@@ -15,7 +15,6 @@ from .compression import Compression, part
 from .control_variates import control_variates
 from .count_sketch import count_sketch
 from .delta_mask import delta_mask
-from .drift_correction import drift_correction
 from .drive import drive
 from .dynamic_regularizer import dynamic_regularizer
 from .eden import eden
@@ -25,8 +24,8 @@ from .fair_weights import fair_weights
 from .lloyd_max import lloyd_max
 from .low_rank import low_rank
 from .per_step import per_step
+from .perturbed_gradient import perturbed_gradient
 from .power_sgd import power_sgd
-from .prox_correction import prox_correction
 from .quantise import quantise
 from .random_k import random_k
 from .rotate import rotate
@@ -35,8 +34,8 @@ from .top_k import top_k
 
 __all__ = [
     "Compression", "Transform", "chain", "chain_from_spec", "clip_by_norm", "control_variates", "count_sketch",
-    "delta_mask", "drift_correction", "drive", "dynamic_regularizer", "eden", "error_feedback", "extrapolated",
-    "fair_weights", "known_transforms", "lloyd_max", "low_rank", "part", "per_step", "power_sgd",
-    "prox_correction", "quantise", "random_k", "register_transform", "rotate", "tilted", "top_k",
+    "delta_mask", "drive", "dynamic_regularizer", "eden", "error_feedback", "extrapolated",
+    "fair_weights", "known_transforms", "lloyd_max", "low_rank", "part", "per_step", "perturbed_gradient", "power_sgd",
+    "quantise", "random_k", "register_transform", "rotate", "tilted", "top_k",
     "transform_from_spec",
 ]  # fmt: skip
