@@ -47,7 +47,8 @@ test: $(VENV)/dev-ready ## run the tests, in an order drawn anew each time; not 
 	$(SUITE) -m "not slow" $(PYTEST)
 
 test-all: $(VENV)/frameworks-ready ## run all tests, the slow ones too, and laws on more examples
-	$(SUITE) --hypothesis-profile=full $(PYTEST)
+	$(SUITE) --hypothesis-profile=full -m "not frameworks" $(PYTEST)
+	$(SUITE) --hypothesis-profile=full -m frameworks $(PYTEST)
 
 test-busy: $(VENV)/dev-ready ## run the tests TIMES times, each in another order, with LOOPS busy loops beside them
 	.ci/busy $(TIMES) $(LOOPS)

@@ -40,6 +40,17 @@ def some(cases: Iterable[Any], most: int) -> list[Any]:
     return [pytest.param(*each, marks=() if at in kept else pytest.mark.slow) for at, each in enumerate(listed)]
 
 
+FRAMEWORKS = ("adapters/", "script/test_frameworks.py", "trackers/test_tools.py")
+"""Tests that load large frameworks, which would slow down all tests after them."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.relative_to(ROOT / "tests").as_posix().startswith(FRAMEWORKS):
+            item.add_marker(pytest.mark.frameworks)
+
+
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Say how to have the same order again; pytest-randomly's own line is not printed with -q."""
     terminal = session.config.pluginmanager.get_plugin("terminalreporter")

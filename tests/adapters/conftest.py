@@ -10,4 +10,4 @@ LARGE = ("test_fastai.py", "test_jax.py", "test_keras.py", "test_lightning.py", 
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    return True if collection_path.name in LARGE and config.option.markexpr == "not slow" else None
+    return True if collection_path.name in LARGE and config.option.markexpr in ("not slow", "not frameworks") else None

@@ -12,6 +12,7 @@ import umbel
 import umbel.strategies
 from umbel.core.arrays import Arrays
 from umbel.errors import AppError
+from umbel.work.generators import Tensorflow
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -190,3 +191,12 @@ def test_what_is_wrong_is_said():
         federated(uncompiled)
     with pytest.raises(AppError, match="cannot tell how many examples"):
         federated(lambda model, data, ctx: adapter.fit(adapter.load_(make(), model), {"x": X}, ctx))
+
+
+@pytest.mark.parametrize("seed", [0, 5, 2**40, 2**63 - 1])
+def test_tensorflows_generator_is_seeded_as_it_seeds_itself(seed):
+    tensorflow = pytest.importorskip("tensorflow")
+    expected = tensorflow.random.Generator.from_seed(seed).state.numpy()
+    for _ in range(2):  # one that is there already, too
+        Tensorflow().seed(seed)
+        assert (tensorflow.random.get_global_generator().state.numpy() == expected).all()

@@ -54,7 +54,7 @@ def rows_of(sweep: Sweep) -> list[Any]:
     return [(row.settings, row.seed, row.state, row.metrics) for row in sweep.rows]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_all_combinations_run_in_order_with_the_bits_of_separate_runs(workers: int, tmp_path: Path) -> None:
     found = swept({**GRID, "rounds": [2]}, tmp_path, seeds=2, workers=workers)
     wanted = [(rate, cohort, seed) for rate in (0.5, 0.25) for cohort in (2, 3) for seed in (0, 1)]

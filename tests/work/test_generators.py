@@ -15,7 +15,7 @@ from itertools import count
 import numpy as np
 import pytest
 
-from umbel.work.generators import MOST, Keras, Tensorflow
+from umbel.work.generators import MOST, PHILOX, Keras, Tensorflow
 from umbel.work.seeding import generators_kept, seed_all
 
 NAMES = count()
@@ -100,6 +100,8 @@ def test_what_was_drawn_outside_of_a_run_goes_on_after_it(keras):
 class Generator:
     """A generator of TensorFlow's, as far as it is seeded and kept."""
 
+    algorithm = 2
+
     def __init__(self, value):
         self.state = State([value])
         self.state.numpy = lambda: np.array(self.state.value)
@@ -133,6 +135,9 @@ def test_tensorflows_generators_are_seeded_whether_or_not_there_is_a_global_one(
     made = generators.global_generator
     Tensorflow().seed(7)
     assert (context._seed, generators.global_generator, made.state.value) == (7, made, [7])
+    made.algorithm = PHILOX
+    Tensorflow().seed(9)
+    assert made.state.value == [9, 0, 0]
 
 
 def test_tensorflow_without_a_module_of_generators_has_its_seed_alone(tensorflow, monkeypatch):

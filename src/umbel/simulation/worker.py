@@ -27,6 +27,7 @@ from ..work.account import Account
 from ..work.blame import own_frame, traced
 from ..work.executor import DataCache, Executor, RunKeys
 from ..work.processes import ONE_THREAD, device_of
+from ..work.seeding import note_generators
 from .channel import Channel, PackedMessage
 from .status import BATCH, CANCELLED, PLACE, STEPS, row_of
 
@@ -228,6 +229,7 @@ class Worker:
         }
         self._client = _unpickled(beginning.client)
         _limit_memory(beginning.memory)
+        note_generators()  # which `gc.freeze` would hide
         gc.collect()
         gc.freeze()  # what the client's modules made stays; see `runs.conductor`
 

@@ -14,6 +14,8 @@ from typing import Any
 
 MOST = 10**9
 """Keras draws its generators' seeds from 1 to this."""
+PHILOX = 1
+"""TensorFlow's number for the algorithm that it takes by default."""
 
 
 class Tensorflow:
@@ -28,6 +30,8 @@ class Tensorflow:
             return
         if generators.global_generator is None:  # its first user would get one that nobody seeded
             generators.set_global_generator(generators.Generator.from_seed(value))
+        elif generators.global_generator.algorithm == PHILOX:
+            generators.global_generator.state.assign([value, 0, 0])  # what `reset_from_seed` comes to, in a tenth of it
         else:
             generators.global_generator.reset_from_seed(value)
 
