@@ -187,11 +187,17 @@ def test_what_has_to_be_installed_is_said(umbel: Command, monkeypatch: pytest.Mo
 
 QUICK = ("XGBoostBagging", "FedDF", "HeteroFL", "Matched")
 """Strategies that need more than the usual; the others are made and run with the slow tests."""
+BY_EXAMPLE = ("CatBoostBagging", "LightGBMBagging", "Newton", "OneShot")
+"""Strategies of one framework, for which there is an example, and no template."""
 
 
 @pytest.mark.parametrize(
     "strategy",
-    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in strategies.__all__],
+    [
+        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+        for name in strategies.__all__
+        if name not in BY_EXAMPLE
+    ],
 )
 def test_an_app_is_made_for_each_strategy_and_runs(umbel: Command, strategy: str) -> None:
     assert umbel("new", "my-app", "--strategy", strategy).code == 0
@@ -208,6 +214,8 @@ def test_a_strategy_that_there_is_not_is_refused(umbel: Command) -> None:
     assert "umbel strategies lists them" in umbel("new", "a", "--strategy", "FedFoo").err
     refused = umbel("new", "a", "--strategy", "Scaffold", "--framework", "numpy")
     assert (refused.code, "pytorch tabular" in refused.said) == (3, True)
+    for name in BY_EXAMPLE:
+        assert f"no template by {name}" in umbel("new", "a", "--strategy", name).said
     assert not Path("a").exists()
 
 

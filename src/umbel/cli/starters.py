@@ -101,10 +101,10 @@ def chosen(framework: str | None, task: str | None, strategy: str | None) -> Sta
     for each in fitting:
         if each.takes(strategy):
             return each
-    wanted = " ".join(filter(None, (framework, task, strategy and f"by {strategy}")))
+    wanted = " ".join(filter(None, ((framework or task) and "for", framework, task, strategy and f"by {strategy}")))
     others = [each for each in starters() if strategy is None or each.takes(strategy)]
     listed = ", ".join(dict.fromkeys(f"{each.framework} {each.task}" for each in others)) or "none"
-    raise SettingError(f"there is no template for {wanted}", hint=f"For {strategy or 'apps'} there are: {listed}.")
+    raise SettingError(f"there is no template {wanted}", hint=f"For {strategy or 'apps'} there are: {listed}.")
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:
