@@ -688,12 +688,14 @@ def test_another_federation_is_refused(tmp_path):
 def test_software_that_changed_is_recorded(tmp_path, monkeypatch):
     place = half(tmp_path)
     now = conduct_module.software(Simulation(1).plan())
-    monkeypatch.setattr(conduct_module, "software", lambda plan: {**now, "numpy": "99.0", "threads": "7", "jax": "1.0"})
+    monkeypatch.setattr(
+        conduct_module, "software", lambda plan: {**now, "numpy": "99.0", "threads": "7", "other": "1.0"}
+    )
     resume(app(FedAvg(cohort=3)), place)
     (event,) = [e for e in read_log(place).events if isinstance(e, RunResumed)]
     assert event.changed == {
-        "jax": ["", "1.0"],
         "numpy": [now["numpy"], "99.0"],
+        "other": ["", "1.0"],
         "threads": [now["threads"], "7"],
     }
     assert event.round == 1
