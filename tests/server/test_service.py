@@ -183,7 +183,8 @@ def test_a_server_that_starts_again_goes_on(tmp_path):
     async def after(here):
         assert own_token(tmp_path / "server") == token
         node, run = await here.node(key, "0", "1", join=False), await here.run()
-        assert await node.hears("run_spec") == SPEC
+        told = await node.hears("run_spec")
+        assert (told.run, told.name, told.owner) == (SPEC.run, SPEC.name, "r")
         node.say(run_answer=m.RunAnswer(run="r", ready=True))
         assert await node.hears("task") == task_of("1")
         run.say(run_spec=SPEC)
