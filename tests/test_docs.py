@@ -163,7 +163,10 @@ def test_a_session_runs_and_prints_what_it_shows(page, tmp_path, monkeypatch):
         pytest.skip(f"all but the snippets that need {', '.join(sorted(map(str, missing)))} ran")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=pytest.mark.slow if page == TUTORIAL else ()) for page in PAGES],
+    ids=lambda page: page.stem,
+)  # fmt: skip
 def test_its_commands_work(page, tmp_path):
     lines = [line for block in blocks(page, "sh") for line in block.text.splitlines() if line.startswith("umbel ")]
     for line in lines:
@@ -172,7 +175,10 @@ def test_its_commands_work(page, tmp_path):
             assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=pytest.mark.slow if page.stem == "sweep" else ()) for page in PAGES],
+    ids=lambda page: page.stem,
+)  # fmt: skip
 def test_its_python_compiles_and_whole_programs_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for block in blocks(page, "python"):

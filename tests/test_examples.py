@@ -87,6 +87,7 @@ def test_quickstart_pytorch_takes_the_correction_of_fedprox(images: Path) -> Non
     assert python("-c", code, folder=EXAMPLES / "quickstart-pytorch", UMBEL_DATA=images).split() == ["2"]
 
 
+@pytest.mark.slow
 def test_quickstart_pytorch_draws_who_holds_what(tmp_path: Path, images: Path) -> None:
     pytest.importorskip("matplotlib")
     said = python(EXAMPLES / "quickstart-pytorch" / "holders.py", tmp_path / "holders.png", UMBEL_DATA=images)

@@ -88,6 +88,7 @@ def test_virtual_time_from_the_command_line(umbel: Command) -> None:
     assert umbel("run", "app.py", "--clients", 9, "--devices", "toasters").code == 3
 
 
+@pytest.mark.slow
 def test_workers_change_nothing(umbel: Command) -> None:
     def model(*options: object) -> str:
         return str(umbel("run", "app.py", "--clients", 9, "--json", *options).summary["model_sha256"])

@@ -270,7 +270,7 @@ def test_debug_shows_what_clients_raised(
     assert "Traceback" not in umbel(*command).err
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_debug_shows_where_an_error_that_ends_the_run_arose(umbel: Command, folder: Path, workers: int) -> None:
     text = (folder / "app.py").read_text()
     (folder / "app.py").write_text(text.replace("    goal = ", "    umbel.Window(quorum=-1)\n    goal = "))

@@ -292,6 +292,7 @@ def train(model: Any, part: Any, ctx: Any) -> umbel.Update:
     return umbel.Update({"w": model["w"] - 0.1 * x.T @ (x @ model["w"] - y) / len(y)}, weight=len(y))
 
 
+@pytest.mark.slow
 def test_a_simulation_is_the_same_on_any_number_of_workers() -> None:
     app = umbel.App(client, model={"w": np.zeros(3)}, strategy=umbel.FedAvg(cohort=8), rounds=2)
     models = {

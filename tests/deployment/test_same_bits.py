@@ -101,6 +101,7 @@ def test_several_clients_in_one_node(tmp_path_factory):
         machines.kill()
 
 
+@pytest.mark.slow
 def test_a_relay_between_changes_no_bit(tmp_path_factory):
     machines = Machines(tmp_path_factory.mktemp("relay"))
     try:

@@ -65,6 +65,7 @@ def test_a_model_crosses_a_line_that_is_slow_and_breaks_in_parts(machines, side_
     assert ended["model_sha256"] == expected
 
 
+@pytest.mark.slow
 def test_a_model_goes_by_side_streams_and_goes_on_where_one_breaks(machines, side_port, expected):
     join, ports = machines.invitation(), (f"127.0.0.1:{side_port}", f"{NEAR}:{side_port}")
 

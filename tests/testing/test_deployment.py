@@ -175,6 +175,7 @@ def test_too_few_for_the_quorum_keeps_the_model(tmp_path):
         world.run(tmp_path, seed=5, observers=(watch,))
 
 
+@pytest.mark.slow
 def test_asynchronous_rounds_survive_everything(tmp_path):
     """Which answers come late is chance here; that nothing hangs, is lost or counted twice is not."""
     for seed in range(60):

@@ -63,6 +63,7 @@ def test_every_shape_of_ask_on_several_nodes(shapes, tmp_path):
     check(grouped(shapes, 1), tmp_path, APART)
 
 
+@pytest.mark.slow
 def test_every_shape_of_ask_below_a_relay(shapes, tmp_path):
     told = check(grouped(shapes, 1), tmp_path, APART, {"r": [*APART]})
     answered = [each for each in told if not isinstance(each, str)]
