@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 KEPT = tuple(
     f"{place}{os.sep}" for place in (ROOT / "src", ROOT / "tests", ROOT / "benchmarks", sys.prefix, sys.base_prefix)
 )
-OF_LIBRARIES = ("PYTEST_", "KMP_", "GRPC_", "TORCH", "MPL", "QT_")
+OF_LIBRARIES = ("PYTEST_", "KMP_", "GRPC_", "TORCH", "MPL", "QT_", "_RJEM_")
 
 # Runs in tests train in the test's own process unless a test says otherwise.
 os.environ.setdefault("UMBEL_WORKERS", "0")

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 import umbel
 from umbel.core.client import Context
@@ -23,6 +22,9 @@ from umbel.core.randomness import Key
 
 ROWS = np.random.default_rng(1).normal(size=(40, 4)).astype(np.float32)
 LABELS = ((ROWS[:, 0] > 0).astype(int) + (ROWS[:, 1] > 0.5)).astype(np.int64)  # three classes
+
+# What a kind of file takes beyond a case's `needs`, to be written and read.
+FILES_NEED = {".onnx": ("skl2onnx", "onnxruntime")}
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,8 @@ def read_joblib(path: Path) -> Any:
 
 
 def read_onnx(path: Path) -> Any:
-    onnxruntime = pytest.importorskip("onnxruntime")
+    import onnxruntime
+
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return session.run(None, {"X": np.abs(ROWS)})[-1].squeeze()
 

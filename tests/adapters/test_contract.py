@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import sys
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tests.adapters.cases import CASES, Case
+from tests.adapters.cases import CASES, FILES_NEED, Case
 
 import umbel
 from umbel.core.app import App
@@ -96,7 +97,10 @@ def test_files_of_a_model_are_read_by_the_framework_itself(case: Case, tmp_path:
     native, model = trained(case)
     sent = native.arrays(model)
     assert set(native.formats) == set(case.read)
+    missing = {end: [name for name in FILES_NEED.get(end, ()) if find_spec(name) is None] for end in case.read}
     for ending, read in case.read.items():
+        if missing[ending]:
+            continue
         file = tmp_path / f"model{ending}"
         write_model(sent, file, native)
         close(case, read(file), case.predict(model), 1e-5 if ending == ".onnx" else 0.0)
@@ -104,6 +108,8 @@ def test_files_of_a_model_are_read_by_the_framework_itself(case: Case, tmp_path:
         file.unlink()
     with pytest.raises(AppError, match="not written as"):
         native.save(sent, tmp_path / "model.abc")
+    if lacking := sorted({name for names in missing.values() for name in names}):
+        pytest.skip(f"the other files were read; not installed: {', '.join(lacking)}")
 
 
 def test_a_run_of_one_client_learns_what_it_learns_alone(case: Case) -> None:
