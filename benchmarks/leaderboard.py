@@ -36,6 +36,7 @@ own algorithms on your own problems: [compare.md](compare.md).
 Fashion-MNIST: 55,000 images at 100 clients, a perceptron of 50,890 parameters; `evaluate.accuracy` is that over the
 clients' own held-out images. Heart disease: logistic regression at four hospitals, scored by all hospitals' held-out
 patients, 91 in all, so that a patient is a point of accuracy. Splits, models and cohorts are drawn anew for each seed.
+FedPer, FedRep and LG-FedAvg share a part of the layers, which a logistic regression does not have, and fail there.
 """
 OWN = """\
 ## What clients have of it
