@@ -46,7 +46,7 @@ demo: $(VENV)/demo-ready ## train a small CNN on 100 clients' images, and draw w
 test: $(VENV)/dev-ready ## run the tests, in an order drawn anew each time; not those marked as slow
 	$(SUITE) -m "not slow" $(PYTEST)
 
-test-all: $(VENV)/frameworks-ready ## run all tests, the slow ones too, and laws on more examples
+test-all: $(VENV)/frameworks-ready $(VENV)/docs-ready ## run all tests, the slow ones too, and laws on more examples
 	$(SUITE) --hypothesis-profile=full -m "not frameworks" $(PYTEST)
 	$(SUITE) --hypothesis-profile=full -m frameworks $(PYTEST)
 
