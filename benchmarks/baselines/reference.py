@@ -86,16 +86,18 @@ def local(
     epochs = int(rng.integers(1, epochs + 1)) if late else epochs
     own = memory["own"].get(i, torch.zeros_like(w))
     linear = {"scaffold": memory["all"] - own, "feddyn": -own}.get(s.algorithm)
+    sizes = [each.numel() for each in weights]
+    starts = [part.view_as(each) for part, each in zip(w.split(sizes), weights, strict=True)]
+    terms = [None] * len(sizes) if linear is None else linear.split(sizes)
     steps = 0
     for _ in range(epochs):
         for batch in torch.randperm(len(y)).split(s.batch or len(y)):
             slopes = torch.autograd.grad(cross_entropy(model(x[batch]), y[batch]), weights)
-            slope = torch.cat([each.reshape(-1) for each in slopes])
             with torch.no_grad():
-                now = parameters_to_vector(weights)
-                slope = slope + s.mu * (now - w) if s.mu else slope
-                slope = slope if linear is None else slope + linear
-                vector_to_parameters(now - s.lr * slope, weights)
+                for now, slope, start, term in zip(weights, slopes, starts, terms, strict=True):
+                    slope = slope + s.mu * (now - start) if s.mu else slope
+                    slope = slope if term is None else slope + term.view_as(slope)
+                    now -= s.lr * slope
             steps += 1
     moved = parameters_to_vector(weights).detach() - w
     new = own

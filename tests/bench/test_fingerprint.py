@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import pickle
 import subprocess
 import sys
 from copy import deepcopy
@@ -118,6 +119,17 @@ def test_other_objects_are_known_by_their_fields():
     assert described(functools.cache(made("def f(): return 1"))) != described(
         functools.cache(made("def f(): return 2"))
     )
+
+
+@dataclass(frozen=True)
+class Sent:
+    rate: float
+
+
+def test_objects_are_the_same_once_they_have_been_sent_to_another_process():
+    before = described(Sent(0.5))
+    assert pickle.loads(pickle.dumps(Sent(0.5))) == Sent(0.5)
+    assert described(Sent(0.5)) == before
 
 
 def test_it_is_the_same_in_another_process():

@@ -116,7 +116,7 @@ def _class(kind: type, seen: Seen) -> Any:
 
 _INCIDENTAL = {
     "__dict__", "__weakref__", "__doc__", "__module__", "__firstlineno__", "__static_attributes__", "_abc_impl",
-    "__annotations__", "__dataclass_fields__", "__dataclass_params__", "__match_args__",
+    "__annotations__", "__dataclass_fields__", "__dataclass_params__", "__match_args__", "__slotnames__",
 }  # fmt: skip
 
 
