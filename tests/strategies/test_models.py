@@ -9,7 +9,7 @@ import pytest
 from tests.strategies.problem import CLIENTS, SIZES, START, client, loss_of, run, stepped
 
 import umbel
-from umbel import Arrays, Metrics, Strategy, Update, mean
+from umbel import Arrays, Metrics, Strategy, Update, mean, weighted_mean
 from umbel.core.randomness import Key
 from umbel.errors import SettingError, StrategyError
 from umbel.strategies import IFCA, FedAvg, FedDF, FedGen, FedProto, FjORD, HeteroFL, Matched, Mime, PFedHN
@@ -52,6 +52,23 @@ def test_ifca_trains_each_model_on_those_whom_it_fits_best():
     np.testing.assert_allclose(result.model["w"], models[largest], rtol=1e-9)
     own = [loss_of(i, models[best[i]]) for i in range(CLIENTS)]  # everyone evaluates the model of its cluster
     assert result.metrics["evaluate.loss"] == pytest.approx(float(SIZES @ own / SIZES.sum()), rel=1e-9)
+
+
+def test_a_cluster_that_lacks_weight_or_members_holds_nobody_up():
+    apart = umbel.Client()
+    apart.train(lambda model, data, ctx: Update({"w": model["w"] + 1}, weight=min(data["index"], 1)))
+    apart.evaluate(lambda model, data, ctx: Metrics({"loss": abs(model["w"][0] - (-9 if data["index"] == 0 else 9))}))
+
+    def clusters(fold, clients):
+        strategy = IFCA(cohort="all", spread=1.0, fold=fold)
+        app = umbel.App(apart, model={"w": np.zeros(1)}, strategy=Watched(strategy), rounds=2, evaluate_every=0)
+        result = umbel.run(app, on=umbel.Simulation(clients, workers=0), folder=None)
+        before = [s.model["w"][0] for s in strategy.start(Arrays({"w": np.zeros(1)})).clusters]
+        moved = [s.model["w"][0] - b for s, b in zip(app.strategy.states[-1].clusters, before, strict=True)]
+        return sorted(moved), [c.failed for c in result.history]
+
+    assert clusters(weighted_mean(), 3) == (pytest.approx([0, 2]), [None, None])
+    assert clusters(umbel.folds.trimmed_mean(f=1), 4) == (pytest.approx([0, 2]), [None, None])
 
 
 def test_one_cluster_is_fedavg_and_a_client_without_a_loss_is_told():
@@ -273,6 +290,14 @@ def test_what_is_distilled_takes_the_place_of_the_mean():
     np.testing.assert_allclose(found, w, rtol=1e-12)
     with pytest.raises(StrategyError, match="not a model like the student"):
         run(FedDF(cohort="all", distil=lambda student, teachers: None))
+
+
+def test_a_16_bit_model_goes_on_from_what_was_distilled():
+    still = umbel.Client()
+    still.train(lambda model, data, ctx: Update(model))
+    strategy = FedDF(cohort="all", distil=lambda student, teachers: student.map(lambda n, a: a + a.dtype.type(1)))
+    app = umbel.App(still, model={"w": np.zeros(2, np.float16)}, strategy=strategy, rounds=3, evaluate_every=0)
+    assert umbel.run(app, on=umbel.Simulation(2), folder=None).model["w"].tolist() == [3.0, 3.0]
 
 
 # Matching

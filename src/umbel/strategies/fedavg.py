@@ -70,7 +70,7 @@ class FedAvg(Strategy):
         return None
 
     def start(self, model: Arrays) -> State:
-        masters = _masters(model)
+        masters = masters_of(model)
         return State(model, masters=masters, slots=self.server.init({**model.of_role("parameter"), **masters}))
 
     def in_round(self, r: int) -> FedAvg:
@@ -181,7 +181,7 @@ def _check_finite(stepped: Mapping[str, Array], slots: Slots) -> None:
                 )
 
 
-def _masters(model: Arrays) -> dict[str, Array]:
-    # 16-bit parameters would lose small steps; all others are their own masters.
+def masters_of(model: Arrays) -> dict[str, Array]:
+    """16-bit parameters in float32, for they would lose small steps; all others are their own masters."""
     narrow = {n: a for n, a in model.of_role("parameter").items() if a.dtype != wide(a.dtype)}
     return {n: np.asarray(a, wide(a.dtype)) for n, a in narrow.items()}

@@ -14,7 +14,7 @@ from ..core.strategy import State
 from ..core.update import Contribution
 from ..errors import StrategyError
 from ..folds.collect import collect
-from .fedavg import FedAvg
+from .fedavg import FedAvg, masters_of
 
 Distil = Callable[[Arrays, Sequence[Arrays]], Arrays]
 """Makes, of a student and its teachers, the student that has learned from them."""
@@ -46,7 +46,7 @@ class FedDF(FedAvg):
             raise StrategyError(
                 "what distil gives is not a model like the student", hint="Return umbel.torch.arrays(net)."
             )
-        return after.replace(model=student)
+        return after.replace(model=student, masters=masters_of(student))
 
 
 def mean_of(sent: Arrays, answer: Answer) -> tuple[Answer, list[Arrays]]:
