@@ -408,7 +408,9 @@ def test_any_floats_fold_in_the_dtype_of_means(fold, dtype):
     rows = (np.random.default_rng(0).normal(size=(9, 6)) + 1).astype(dtype)
     items = [
         (
-            check(Update({"x": row, "s": np.array(row[0]), "n": np.array(i), "flag": np.array(i > 2)}), Free(), None, i),
+            check(
+                Update({"x": row, "s": np.array(row[0]), "n": np.array(i), "flag": np.array(i > 2)}), Free(), None, i
+            ),
             Receipt(f"0.{i}", i, 1, {}),
         )
         for i, row in enumerate(rows)

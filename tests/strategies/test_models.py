@@ -30,7 +30,8 @@ class Watched(Strategy):
 def state_of(strategy, rounds=3, apps=client, start=START, clients=CLIENTS, every=0):
     """The last state of a run, and its result."""
     watched = Watched(strategy)
-    app = umbel.App(apps, model={"w": start}, strategy=watched, rounds=rounds, evaluate_every=every)
+    model = start if isinstance(start, dict) else {"w": start}
+    app = umbel.App(apps, model=model, strategy=watched, rounds=rounds, evaluate_every=every)
     result = umbel.run(app, on=umbel.Simulation(clients, workers=0), folder=None)
     return watched.states[-1], result
 
@@ -111,6 +112,24 @@ def test_each_element_is_the_mean_of_those_who_had_it():
     )
     whole = HeteroFL(levels={1.0: "all"}, shapes=lambda width: {"w": (3,)})
     np.testing.assert_allclose(run(whole).model["w"], run(FedAvg(cohort="all")).model["w"], rtol=1e-12)
+
+
+def test_what_a_fold_knows_and_remembers_is_of_each_width():
+    start, seen = {"w": np.zeros((4, 2)), "n": np.zeros(4, np.int64)}, []
+
+    def server(model, r):
+        seen.append(model["w"].shape)
+        return {n: a + 1 for n, a in model.items()}
+
+    levels = {1.0: [0, 1], 0.5: [2]}
+    trusting = HeteroFL(levels=levels, shapes=shapes, fold=umbel.folds.fltrust(server))
+    app = umbel.App(plus, model=start, strategy=trusting, rounds=2, evaluate_every=0)
+    model = umbel.run(app, on=umbel.Simulation(3, workers=0), folder=None).model
+    assert seen == [(4, 2), (2, 2)] * 2
+    np.testing.assert_allclose(model["w"], 2.0)  # everyone points the server's way, and goes as far
+    clipping = HeteroFL(levels=levels, shapes=shapes, fold=umbel.folds.centred_clipping(radius=1.0))
+    state, _ = state_of(clipping, rounds=2, apps=plus, start=start, clients=3)
+    assert {width: kept["w"].shape for width, kept in state.memory.items()} == {"1.0": (4, 2), "0.5": (2, 2)}
 
 
 def test_scalars_and_levels_that_nobody_answers_are_no_trouble():
@@ -336,6 +355,17 @@ def test_neurons_in_any_order_are_one_model_once_they_are_matched():
     assert all(np.array_equal(found[n], large[n]) for n in large)
     with pytest.raises(StrategyError, match="no axis 2"):
         run_of(Matched(cohort="all", neurons=[[("0.weight", 2)]]))
+
+
+@pytest.mark.parametrize("build", [
+    lambda fold: FedDF(distil=lambda student, teachers: student, fold=fold),
+    lambda fold: FedGen(generator=Arrays(), learn=lambda generator, models, labels: generator, fold=fold),
+    lambda fold: Matched(neurons=[], fold=fold),
+    lambda fold: PFedHN(fold=fold),
+])  # fmt: skip
+def test_strategies_that_look_at_every_update_take_no_fold_that_makes_one_of_them(build):
+    with pytest.raises(StrategyError, match="works on every update by itself, and mean makes one answer"):
+        build(mean())
 
 
 @pytest.mark.parametrize(

@@ -343,7 +343,7 @@ class RunAsks:
         failed = _failed(item, command, closed)
         reply, state = self._finish(item, r, command, closed, failed)
         if isinstance(reply, Answer) and not reply.count:
-            failed = reply.failed  # some may have come in vain
+            failed = {**reply.failed}  # some may have come in vain
         seen = self._records.closed(item.lane, r, item.cohort, command.admitted, reply, failed)
         rows = self._rows(command.late)
         # What a transform drew must survive a power cut: drawn again over the same sum, it would be a second release.

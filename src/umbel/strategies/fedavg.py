@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -37,6 +37,8 @@ class FedAvg(Strategy):
     float32 masters of 16-bit parameters. It needs nothing of clients.
     """
 
+    collects: ClassVar[bool] = False
+    """Whether it works on updates by client, as the fold `collect` gives them."""
     cohort: Any = 10
     fold: Fold = field(default_factory=weighted_mean)
     transforms: Transform | Sequence[Transform] = ()
@@ -54,6 +56,11 @@ class FedAvg(Strategy):
             raise StrategyError(
                 f"{type(self).__name__} steps by what updates come to, and {self.fold.name} keeps them apart",
                 hint="Use a fold that comes to one answer, such as weighted_mean().",
+            )
+        if own.collects and not self.fold.keeps_aux:
+            raise StrategyError(
+                f"{own.__name__} works on every update by itself, and {self.fold.name} makes one answer of them",
+                hint="Leave its fold as it is.",
             )
         known = [n for n in (self.cohort, self.window.close_after) if type(n) is int]
         if known and min(known) < self.fold.least:

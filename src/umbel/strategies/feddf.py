@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from ..core.answer import Answer
 from ..core.arrays import Arrays
@@ -28,6 +29,7 @@ class FedDF(FedAvg):
     The server holds every update of a round, and every array of the teachers. It needs nothing of clients.
     """
 
+    collects: ClassVar[bool] = True
     distil: Distil
     fold: Fold = field(default_factory=collect)
 
