@@ -12,7 +12,7 @@ import umbel
 from umbel import Arrays, Metrics, Strategy, Update, mean, weighted_mean
 from umbel.core.randomness import Key
 from umbel.errors import SettingError, StrategyError
-from umbel.strategies import IFCA, FedAvg, FedDF, FedGen, FedProto, FjORD, HeteroFL, Matched, Mime, PFedHN
+from umbel.strategies import IFCA, FedAvg, FedDF, FedGen, FedProto, FjORD, HeteroFL, Matched, Mime, OneShot, PFedHN
 
 
 class Watched(Strategy):
@@ -317,6 +317,32 @@ def test_a_16_bit_model_goes_on_from_what_was_distilled():
     strategy = FedDF(cohort="all", distil=lambda student, teachers: student.map(lambda n, a: a + a.dtype.type(1)))
     app = umbel.App(still, model={"w": np.zeros(2, np.float16)}, strategy=strategy, rounds=3, evaluate_every=0)
     assert umbel.run(app, on=umbel.Simulation(2), folder=None).model["w"].tolist() == [3.0, 3.0]
+
+
+# One round
+
+
+def test_a_client_that_sends_something_else_costs_its_own_update():
+    start = {"w": np.zeros(2), "trees": np.zeros((0, 3), np.int64)}
+    wrong = [
+        {"w": np.zeros(2)},
+        {"w": np.zeros(3), "trees": np.zeros((1, 3), np.int64)},
+        {"w": np.zeros(2), "trees": np.zeros((1, 2), np.int64)},
+        {"w": np.zeros(2), "trees": np.zeros((1, 3))},
+        {"w": np.zeros(2), "trees": np.zeros(3, np.int64)},
+    ]
+    some = umbel.Client()
+
+    @some.train
+    def train(model, data, ctx):
+        i = data["index"] - 2
+        right = {"w": np.full(2, i), "trees": np.full((i + 3, 3), i, np.int64)}
+        return Update(wrong[i] if i >= 0 else {**right, "w": right["w"] * 1.0}, weight=i + 4)
+
+    app = umbel.App(some, model=start, strategy=OneShot(), rounds=1, evaluate_every=0)
+    model = umbel.run(app, on=umbel.Simulation(7), folder=None).model
+    assert (model["weights"].tolist(), model["trees"].tolist()) == ([2.0, 3.0], [[-2] * 3] + [[-1] * 3] * 2)
+    assert model["w"].tolist() == [[-2.0] * 2, [-1.0] * 2]
 
 
 # Matching
