@@ -20,6 +20,7 @@ from umbel.strategies import (
     FedAvg,
     FedBN,
     FedGen,
+    FedNova,
     FedPer,
     FedProto,
     FedRep,
@@ -362,6 +363,25 @@ def test_the_update_says_what_was_done():
     assert np.abs(adam).max() > 0.4
     with pytest.raises(AppError, match="needs a learning rate"):
         fitted(DATA[2])
+
+
+@pytest.mark.parametrize("settings", [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True},
+                                      {"momentum": 0.5, "dampening": 0.2}])  # fmt: skip
+def test_a_strategy_that_goes_by_steps_is_told_as_many_plain_ones_as_lead_as_far(settings):
+    """FedNova's effective numbers of steps: what all gradients along the way count, which are the same here."""
+    sgd, told = (lambda weights: torch.optim.SGD(weights, LR, **settings)), []
+    one = umbel.Client()
+
+    @one.train
+    def train(model, data, ctx):
+        net, slope = umbel.torch.load_(net_of(), model), lambda net, batch: net.weight.sum()
+        told.append(umbel.torch.fit(net, DATA[1], ctx, loss=slope, lr=LR, epochs=4, batch=0, optimizer=sgd))
+        return told[-1]
+
+    run(FedNova(cohort="all"), 1, 1, one)
+    run(FedAvg(cohort="all"), 1, 1, one)
+    np.testing.assert_allclose(told[0].arrays["weight"], -LR * told[0].metrics["steps"], rtol=1e-12)
+    assert told[1].metrics["steps"] == 4
 
 
 def test_a_client_without_data_has_nothing_to_say():

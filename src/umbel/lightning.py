@@ -19,6 +19,7 @@ from .core.update import Update
 from .errors import AppError
 from .torch import arrays, load_
 from .torch.batches import rows_of
+from .torch.training import plain_steps
 
 try:
     import lightning
@@ -114,6 +115,8 @@ class _Steps(lightning.Callback):  # type: ignore[misc]
         self._ctx.step()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        if self._ctx.correction is not None and "steps" in self._ctx.correction.reports and trainer.optimizers:
+            self.metrics["steps"] = plain_steps(int(self.metrics["steps"]), trainer.optimizers[0].param_groups[0])
         if self._keeps:
             self._ctx.state["optimizers"] = [optimizer.state_dict() for optimizer in trainer.optimizers]
 

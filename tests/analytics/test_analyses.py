@@ -400,9 +400,11 @@ def test_questions_without_an_answer_say_so():
     for analysis, message in (
         (LinearRegression("y", ["x", "twice"]), "a column is a sum of others"),
         (LinearRegression("y", ["fixed"]), "fixed: the same in all 10 rows"),
+        (LinearRegression("fixed", ["x"]), "fixed: the same in all 10 rows"),
         (LogisticRegression("e", ["x"]), "no maximum|not determined"),
         (Covariance(["x", "none"]), "clients tell of 0 rows that miss none of x, none"),
         (Histogram(["x", "none"]), "no client tells of any value of none"),
     ):
         with pytest.raises(StrategyError, match=message):
             asked(analysis, [table])
+    assert asked(PCA(["fixed"]), [table])["share"].tolist() == [0.0]

@@ -24,7 +24,8 @@ def test_every_strategy_is_listed_with_a_line_a_paper_and_what_it_needs(umbel: C
         assert 10 < len(row["line"]) < 110, name
         assert row["needs"], name
     assert rows["Scaffold"]["needs"] == "the correction and the metrics `steps` and `lr`"
-    assert rows["FedAvg"]["needs"] == "nothing"
+    assert rows["FedAvg"]["needs"] == rows["Matched"]["needs"] == "nothing"
+    assert rows["CatBoostBagging"]["needs"] == "clients that boost by `umbel.catboost.fit`"
     assert sum(row["needs"] != "nothing" for row in rows.values()) > 15
 
 

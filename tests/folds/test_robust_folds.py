@@ -403,11 +403,14 @@ def test_updates_beyond_measure_are_rejected_and_others_are_not():
 @each_fold
 def test_any_floats_fold_in_the_dtype_of_means(fold, dtype):
     if fold.name in ("fltrust",):
-        fold = folds.fltrust(lambda model, r: {"x": np.ones(6)}).for_round(None, Arrays({"x": np.zeros(6)}), 1)
+        zeros = Arrays({"x": np.zeros(6), "s": np.zeros(())})
+        fold = folds.fltrust(lambda model, r: {"x": np.ones(6), "s": np.ones(())}).for_round(None, zeros, 1)
     rows = (np.random.default_rng(0).normal(size=(9, 6)) + 1).astype(dtype)
     items = [
         (
-            check(Update({"x": row, "n": np.array(i), "flag": np.array(i > 2)}), Free(), None, i),
+            check(
+                Update({"x": row, "s": np.array(row[0]), "n": np.array(i), "flag": np.array(i > 2)}), Free(), None, i
+            ),
             Receipt(f"0.{i}", i, 1, {}),
         )
         for i, row in enumerate(rows)
@@ -415,6 +418,7 @@ def test_any_floats_fold_in_the_dtype_of_means(fold, dtype):
     value = folded(fold, items).finish().value
     assert value["x"].dtype == (np.float64 if dtype == np.float64 else np.float32)
     assert np.isfinite(value["x"]).all()
+    assert (value["s"].dtype, value["s"].shape) == (value["x"].dtype, ())
     assert (value["n"].dtype, value["flag"].dtype) == (np.int64, np.int64)
     if fold.name == "median":
         np.testing.assert_allclose(value["x"], np.median(rows.astype(np.float64), axis=0), rtol=1e-6)

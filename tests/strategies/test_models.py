@@ -9,10 +9,10 @@ import pytest
 from tests.strategies.problem import CLIENTS, SIZES, START, client, loss_of, run, stepped
 
 import umbel
-from umbel import Arrays, Metrics, Strategy, Update, mean
+from umbel import Arrays, Metrics, Strategy, Update, mean, weighted_mean
 from umbel.core.randomness import Key
 from umbel.errors import SettingError, StrategyError
-from umbel.strategies import IFCA, FedAvg, FedDF, FedGen, FedProto, FjORD, HeteroFL, Matched, Mime, PFedHN
+from umbel.strategies import IFCA, FedAvg, FedDF, FedGen, FedProto, FjORD, HeteroFL, Matched, Mime, OneShot, PFedHN
 
 
 class Watched(Strategy):
@@ -30,7 +30,8 @@ class Watched(Strategy):
 def state_of(strategy, rounds=3, apps=client, start=START, clients=CLIENTS, every=0):
     """The last state of a run, and its result."""
     watched = Watched(strategy)
-    app = umbel.App(apps, model={"w": start}, strategy=watched, rounds=rounds, evaluate_every=every)
+    model = start if isinstance(start, dict) else {"w": start}
+    app = umbel.App(apps, model=model, strategy=watched, rounds=rounds, evaluate_every=every)
     result = umbel.run(app, on=umbel.Simulation(clients, workers=0), folder=None)
     return watched.states[-1], result
 
@@ -52,6 +53,23 @@ def test_ifca_trains_each_model_on_those_whom_it_fits_best():
     np.testing.assert_allclose(result.model["w"], models[largest], rtol=1e-9)
     own = [loss_of(i, models[best[i]]) for i in range(CLIENTS)]  # everyone evaluates the model of its cluster
     assert result.metrics["evaluate.loss"] == pytest.approx(float(SIZES @ own / SIZES.sum()), rel=1e-9)
+
+
+def test_a_cluster_that_lacks_weight_or_members_holds_nobody_up():
+    apart = umbel.Client()
+    apart.train(lambda model, data, ctx: Update({"w": model["w"] + 1}, weight=min(data["index"], 1)))
+    apart.evaluate(lambda model, data, ctx: Metrics({"loss": abs(model["w"][0] - (-9 if data["index"] == 0 else 9))}))
+
+    def clusters(fold, clients):
+        strategy = IFCA(cohort="all", spread=1.0, fold=fold)
+        app = umbel.App(apart, model={"w": np.zeros(1)}, strategy=Watched(strategy), rounds=2, evaluate_every=0)
+        result = umbel.run(app, on=umbel.Simulation(clients, workers=0), folder=None)
+        before = [s.model["w"][0] for s in strategy.start(Arrays({"w": np.zeros(1)})).clusters]
+        moved = [s.model["w"][0] - b for s, b in zip(app.strategy.states[-1].clusters, before, strict=True)]
+        return sorted(moved), [c.failed for c in result.history]
+
+    assert clusters(weighted_mean(), 3) == (pytest.approx([0, 2]), [None, None])
+    assert clusters(umbel.folds.trimmed_mean(f=1), 4) == (pytest.approx([0, 2]), [None, None])
 
 
 def test_one_cluster_is_fedavg_and_a_client_without_a_loss_is_told():
@@ -94,6 +112,24 @@ def test_each_element_is_the_mean_of_those_who_had_it():
     )
     whole = HeteroFL(levels={1.0: "all"}, shapes=lambda width: {"w": (3,)})
     np.testing.assert_allclose(run(whole).model["w"], run(FedAvg(cohort="all")).model["w"], rtol=1e-12)
+
+
+def test_what_a_fold_knows_and_remembers_is_of_each_width():
+    start, seen = {"w": np.zeros((4, 2)), "n": np.zeros(4, np.int64)}, []
+
+    def server(model, r):
+        seen.append(model["w"].shape)
+        return {n: a + 1 for n, a in model.items()}
+
+    levels = {1.0: [0, 1], 0.5: [2]}
+    trusting = HeteroFL(levels=levels, shapes=shapes, fold=umbel.folds.fltrust(server))
+    app = umbel.App(plus, model=start, strategy=trusting, rounds=2, evaluate_every=0)
+    model = umbel.run(app, on=umbel.Simulation(3, workers=0), folder=None).model
+    assert seen == [(4, 2), (2, 2)] * 2
+    np.testing.assert_allclose(model["w"], 2.0)  # everyone points the server's way, and goes as far
+    clipping = HeteroFL(levels=levels, shapes=shapes, fold=umbel.folds.centred_clipping(radius=1.0))
+    state, _ = state_of(clipping, rounds=2, apps=plus, start=start, clients=3)
+    assert {width: kept["w"].shape for width, kept in state.memory.items()} == {"1.0": (4, 2), "0.5": (2, 2)}
 
 
 def test_scalars_and_levels_that_nobody_answers_are_no_trouble():
@@ -275,6 +311,40 @@ def test_what_is_distilled_takes_the_place_of_the_mean():
         run(FedDF(cohort="all", distil=lambda student, teachers: None))
 
 
+def test_a_16_bit_model_goes_on_from_what_was_distilled():
+    still = umbel.Client()
+    still.train(lambda model, data, ctx: Update(model))
+    strategy = FedDF(cohort="all", distil=lambda student, teachers: student.map(lambda n, a: a + a.dtype.type(1)))
+    app = umbel.App(still, model={"w": np.zeros(2, np.float16)}, strategy=strategy, rounds=3, evaluate_every=0)
+    assert umbel.run(app, on=umbel.Simulation(2), folder=None).model["w"].tolist() == [3.0, 3.0]
+
+
+# One round
+
+
+def test_a_client_that_sends_something_else_costs_its_own_update():
+    start = {"w": np.zeros(2), "trees": np.zeros((0, 3), np.int64)}
+    wrong = [
+        {"w": np.zeros(2)},
+        {"w": np.zeros(3), "trees": np.zeros((1, 3), np.int64)},
+        {"w": np.zeros(2), "trees": np.zeros((1, 2), np.int64)},
+        {"w": np.zeros(2), "trees": np.zeros((1, 3))},
+        {"w": np.zeros(2), "trees": np.zeros(3, np.int64)},
+    ]
+    some = umbel.Client()
+
+    @some.train
+    def train(model, data, ctx):
+        i = data["index"] - 2
+        right = {"w": np.full(2, i), "trees": np.full((i + 3, 3), i, np.int64)}
+        return Update(wrong[i] if i >= 0 else {**right, "w": right["w"] * 1.0}, weight=i + 4)
+
+    app = umbel.App(some, model=start, strategy=OneShot(), rounds=1, evaluate_every=0)
+    model = umbel.run(app, on=umbel.Simulation(7), folder=None).model
+    assert (model["weights"].tolist(), model["trees"].tolist()) == ([2.0, 3.0], [[-2] * 3] + [[-1] * 3] * 2)
+    assert model["w"].tolist() == [[-2.0] * 2, [-1.0] * 2]
+
+
 # Matching
 
 ORDER = {i: np.random.default_rng(i).permutation(6) for i in range(4)}
@@ -311,6 +381,17 @@ def test_neurons_in_any_order_are_one_model_once_they_are_matched():
     assert all(np.array_equal(found[n], large[n]) for n in large)
     with pytest.raises(StrategyError, match="no axis 2"):
         run_of(Matched(cohort="all", neurons=[[("0.weight", 2)]]))
+
+
+@pytest.mark.parametrize("build", [
+    lambda fold: FedDF(distil=lambda student, teachers: student, fold=fold),
+    lambda fold: FedGen(generator=Arrays(), learn=lambda generator, models, labels: generator, fold=fold),
+    lambda fold: Matched(neurons=[], fold=fold),
+    lambda fold: PFedHN(fold=fold),
+])  # fmt: skip
+def test_strategies_that_look_at_every_update_take_no_fold_that_makes_one_of_them(build):
+    with pytest.raises(StrategyError, match="works on every update by itself, and mean makes one answer"):
+        build(mean())
 
 
 @pytest.mark.parametrize(

@@ -270,3 +270,17 @@ def test_an_update_that_is_too_large_to_be_is_rejected_and_the_run_goes_on():
     app = umbel.App(attacked(honest, [0], scaled_update(1e45)), model=MODEL, strategy=umbel.FedAvg(cohort=3), rounds=1)
     result = umbel.run(app, on=umbel.Simulation(clients=3, workers=0), seed=2, folder=None)
     assert np.isfinite(result.model["w"]).all()
+
+
+def test_programs_of_a_client_are_those_of_it_under_attack(tmp_path):
+    released = []
+
+    class Starting(umbel.Client):
+        def release(self):
+            released.append(self)
+
+    client = Starting()
+    client.programs = (tmp_path / "train.py",)
+    made = attacked(client, {0}, sign_flip())
+    made.release()
+    assert (made.programs, released) == (client.programs, [client])

@@ -9,7 +9,7 @@ from umbel.core.elementwise import mean
 from umbel.core.randomness import Key
 from umbel.core.transform import chain
 from umbel.core.update import Like, Update
-from umbel.errors import StrategyError
+from umbel.errors import SettingError, StrategyError
 from umbel.folds import collect
 from umbel.transforms import count_sketch
 
@@ -113,5 +113,5 @@ def test_a_fold_of_single_updates_is_refused():
 
 @pytest.mark.parametrize("settings", [{"size": 0}, {"rows": 0}, {"momentum": 1.0}, {"fraction": 2}, {"seed": -1}])
 def test_settings_are_checked_when_it_is_made(settings):
-    with pytest.raises(StrategyError, match="takes"):
+    with pytest.raises(SettingError, match="takes"):
         count_sketch(**settings)

@@ -10,7 +10,7 @@ from umbel.core.arrays import Arrays
 from umbel.core.randomness import Key
 from umbel.core.transform import chain
 from umbel.core.update import Update
-from umbel.errors import StrategyError
+from umbel.errors import SettingError
 from umbel.transforms import low_rank, power_sgd
 from umbel.transforms.subspace import orthonormal
 
@@ -133,5 +133,5 @@ def test_dependent_rows_are_zero():
 
 @pytest.mark.parametrize("settings", [{"rank": 0}, {"rank": 1.5}, {"iterations": 0}, {"rank": True}])
 def test_settings_are_checked_when_it_is_made(settings):
-    with pytest.raises(StrategyError, match="takes"):
+    with pytest.raises(SettingError, match="takes"):
         low_rank(**settings)

@@ -11,7 +11,7 @@ from umbel.core.arrays import Arrays
 from umbel.core.randomness import Key
 from umbel.core.transform import chain
 from umbel.core.update import Update
-from umbel.errors import StrategyError
+from umbel.errors import SettingError
 from umbel.transforms import drive, eden, lloyd_max, quantise, rotate
 from umbel.transforms.lloyd_max import LEVELS
 
@@ -146,7 +146,7 @@ def test_a_bound_lowers_scales_where_the_norm_would_grow_and_nowhere_else():
     ],
 )
 def test_settings_are_checked_when_it_is_made(made):
-    with pytest.raises(StrategyError, match="takes"):
+    with pytest.raises(SettingError, match="takes"):
         made()
 
 

@@ -11,7 +11,7 @@ from umbel.core.arrays import Arrays
 from umbel.core.randomness import Key
 from umbel.core.transform import chain
 from umbel.core.update import Update
-from umbel.errors import StrategyError
+from umbel.errors import SettingError
 from umbel.transforms import delta_mask, error_feedback, low_rank, quantise, random_k, top_k
 
 KEY = Key.from_seed(13)
@@ -127,5 +127,5 @@ def test_nothing_is_kept_where_nothing_is_left_out():
     ],
 )
 def test_settings_are_checked_when_it_is_made(made):
-    with pytest.raises(StrategyError, match="takes"):
+    with pytest.raises(SettingError, match="takes"):
         made()

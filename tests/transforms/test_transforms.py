@@ -139,7 +139,7 @@ def test_without_feedback_nothing_is_kept_and_buffers_travel_whole():
 
 @pytest.mark.parametrize("fraction", [0, -0.1, 1.5, math.nan, "all"])
 def test_a_fraction_lies_between_nothing_and_all(fraction):
-    with pytest.raises(StrategyError, match="fraction above 0"):
+    with pytest.raises(SettingError, match="fraction above 0"):
         top_k(fraction)
 
 

@@ -340,6 +340,11 @@ def test_an_ask_that_the_client_has_no_handler_for(states):
         bench.open(kind="evaluate")
 
 
+def test_a_loop_over_no_examples_takes_no_correction(states):
+    bench = Bench(states, train=lambda model, data, ctx: Update(model, weight=0))
+    assert bench.run(bench.open(correction=Correction(proximal=0.1)), 3)
+
+
 def test_a_correction_has_to_be_taken(states):
     bench = Bench(states, train=add_one)
     with pytest.raises(UnusedCorrection) as caught:

@@ -31,7 +31,7 @@ class LinearRegression(Analysis):
 
     def questions(self, asking: Asking) -> Answered:
         found = yield from moments(asking, (*self.columns, self.target))
-        scale = found.scale(self.columns)
+        scale = found.scale((*self.columns, self.target))[:-1]
         about, x, y = found.about, slice(-1), -1
         covariance = coefficients.inverse(about[x, x].astype(np.float64) / scale[:, None] / scale)
         covariance = covariance / scale[:, None] / scale

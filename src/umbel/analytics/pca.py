@@ -46,7 +46,7 @@ class PCA(Analysis):
         return {
             "components": components[: self.keep],
             "variance": variance[: self.keep],
-            "share": variance[: self.keep] / variance.sum(),
+            "share": variance[: self.keep] / (variance.sum() or 1.0),
             "mean": found.mean,
             "scale": scale,
             "count": np.array(found.rows),

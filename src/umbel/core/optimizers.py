@@ -18,6 +18,7 @@ import numpy as np
 from ..errors import SettingError
 from .arrays import Array
 from .schedules import fields_in_round
+from .settings import number
 
 Slots = Mapping[str, Mapping[str, Array]]
 
@@ -50,7 +51,7 @@ def _check_rates(optimizer: Any, **ranges: tuple[float, float]) -> None:
         value = getattr(optimizer, name)
         if callable(value):
             continue  # it is checked in each round
-        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        if not (number(value) and low <= value <= high):
             raise SettingError(f"{type(optimizer).__name__} takes a {name} from {low} to {high}, not {value!r}")
 
 

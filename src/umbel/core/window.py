@@ -17,7 +17,7 @@ class Window:
     - `in_flight`: at most so many tasks at once, late ones of the same lane included (None: all).
     - `close_after`: close once so many updates are admitted (None: once no task can still arrive).
     - `quorum`: with fewer updates than this the ask fails with `NothingToFold`. With 0 it never does for want of
-      updates: the answer has no arrays then.
+      updates, or of weight, or of as many as the fold needs: the answer has no arrays then.
     - `deadline`: close after so many seconds of served time; an outage of the server does not count. An
       infinite one is none.
     - `late`: what becomes of tasks still out when the ask closes: `"drop"` cancels them; `"keep"` lets them finish and

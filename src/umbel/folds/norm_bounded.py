@@ -42,7 +42,7 @@ class norm_bounded(mean):
 def scaled(item: Contribution, scale: float) -> Contribution:
     """An update whose parameters are scaled."""
     made = {
-        n: np.multiply(a, scale, dtype=np.float64).astype(a.dtype) if item.arrays.roles[n] == "parameter" else a
+        n: np.asarray(np.multiply(a, scale, dtype=np.float64), a.dtype) if item.arrays.roles[n] == "parameter" else a
         for n, a in item.arrays.items()
     }
     sizes = {n: magnitude(a) for n, a in made.items()}

@@ -28,7 +28,7 @@ class sign_majority(mean):
 
     def add(self, acc: Sums, item: Contribution, factor: float = 1.0) -> Sums:
         roles = item.arrays.roles
-        votes = {n: np.sign(a) if roles[n] == "parameter" else a for n, a in item.arrays.items()}
+        votes = {n: np.asarray(np.sign(a)) if roles[n] == "parameter" else a for n, a in item.arrays.items()}
         sizes = {n: float(m > 0) if roles[n] == "parameter" else m for n, m in item.magnitudes.items()}
         item = replace(item, arrays=Arrays.trusted(votes, roles), magnitudes=sizes, mapped=False)
         return super().add(acc, item, factor)

@@ -342,6 +342,8 @@ class RunAsks:
         closed.agree()
         failed = _failed(item, command, closed)
         reply, state = self._finish(item, r, command, closed, failed)
+        if isinstance(reply, Answer) and not reply.count:
+            failed = {**reply.failed}  # some may have come in vain
         seen = self._records.closed(item.lane, r, item.cohort, command.admitted, reply, failed)
         rows = self._rows(command.late)
         # What a transform drew must survive a power cut: drawn again over the same sum, it would be a second release.
@@ -355,7 +357,7 @@ class RunAsks:
             reply, state = kept[0] or reply, kept[1]
         if isinstance(reply, Answer):
             self._keep_state(item, state)
-            self._states.advance(item.id, closed.states, since=self._first)
+            self._states.advance(item.id, closed.states if reply.count else {}, since=self._first)
         item.reply = reply
         self._spent.account.add(closed.account)
         self._spent.failures[item.ask.kind] += len(failed)
@@ -410,10 +412,11 @@ class RunAsks:
         try:
             answer = partial.finish(failed, command.asked, len(self._clients))
         except NothingToFold as error:
-            if came:
+            if came and quorum:
                 return item.nothing(came, len(failed), error.message), item.transform_state
+            vain = dict.fromkeys(Receipts.of(partial.in_order()).clients, error.message)
             answer = Answer(
-                Arrays(), failed=failed, asked=command.asked, federation=len(self._clients)
+                Arrays(), failed={**failed, **vain}, asked=command.asked, federation=len(self._clients)
             )  # of a quorum of nobody
         try:
             return item.ask.transform.finish(answer, item.transform_state, self._key.derive("finish", r, item.number))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -37,6 +37,8 @@ class FedAvg(Strategy):
     float32 masters of 16-bit parameters. It needs nothing of clients.
     """
 
+    collects: ClassVar[bool] = False
+    """Whether it works on updates by client, as the fold `collect` gives them."""
     cohort: Any = 10
     fold: Fold = field(default_factory=weighted_mean)
     transforms: Transform | Sequence[Transform] = ()
@@ -55,6 +57,11 @@ class FedAvg(Strategy):
                 f"{type(self).__name__} steps by what updates come to, and {self.fold.name} keeps them apart",
                 hint="Use a fold that comes to one answer, such as weighted_mean().",
             )
+        if own.collects and not self.fold.keeps_aux:
+            raise StrategyError(
+                f"{own.__name__} works on every update by itself, and {self.fold.name} makes one answer of them",
+                hint="Leave its fold as it is.",
+            )
         known = [n for n in (self.cohort, self.window.close_after) if type(n) is int]
         if known and min(known) < self.fold.least:
             raise StrategyError(
@@ -70,7 +77,7 @@ class FedAvg(Strategy):
         return None
 
     def start(self, model: Arrays) -> State:
-        masters = _masters(model)
+        masters = masters_of(model)
         return State(model, masters=masters, slots=self.server.init({**model.of_role("parameter"), **masters}))
 
     def in_round(self, r: int) -> FedAvg:
@@ -181,7 +188,7 @@ def _check_finite(stepped: Mapping[str, Array], slots: Slots) -> None:
                 )
 
 
-def _masters(model: Arrays) -> dict[str, Array]:
-    # 16-bit parameters would lose small steps; all others are their own masters.
+def masters_of(model: Arrays) -> dict[str, Array]:
+    """16-bit parameters in float32, for they would lose small steps; all others are their own masters."""
     narrow = {n: a for n, a in model.of_role("parameter").items() if a.dtype != wide(a.dtype)}
     return {n: np.asarray(a, wide(a.dtype)) for n, a in narrow.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from ..core.answer import Answer
 from ..core.arrays import Arrays
@@ -14,7 +15,7 @@ from ..core.strategy import State
 from ..core.update import Contribution
 from ..errors import StrategyError
 from ..folds.collect import collect
-from .fedavg import FedAvg
+from .fedavg import FedAvg, masters_of
 
 Distil = Callable[[Arrays, Sequence[Arrays]], Arrays]
 """Makes, of a student and its teachers, the student that has learned from them."""
@@ -28,6 +29,7 @@ class FedDF(FedAvg):
     The server holds every update of a round, and every array of the teachers. It needs nothing of clients.
     """
 
+    collects: ClassVar[bool] = True
     distil: Distil
     fold: Fold = field(default_factory=collect)
 
@@ -46,7 +48,7 @@ class FedDF(FedAvg):
             raise StrategyError(
                 "what distil gives is not a model like the student", hint="Return umbel.torch.arrays(net)."
             )
-        return after.replace(model=student)
+        return after.replace(model=student, masters=masters_of(student))
 
 
 def mean_of(sent: Arrays, answer: Answer) -> tuple[Answer, list[Arrays]]:

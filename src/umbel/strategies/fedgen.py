@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
+from typing import ClassVar
 
 import numpy as np
 
@@ -38,6 +39,7 @@ class FedGen(FedAvg):
     each label there are, and `ctx.inbox` has the generator, which learns nothing from those who tell of none.
     """
 
+    collects: ClassVar[bool] = True
     generator: Arrays
     learn: Learn
     weight: float = 1.0

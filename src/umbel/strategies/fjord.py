@@ -16,7 +16,8 @@ class FjORD(HeteroFL):
     """HeteroFL whose clients train, each round, a width drawn from those of `widths` that are at most their own.
 
     Widths are drawn by `seed` for each level and round, where the paper draws one for each batch of each client; its
-    distillation between the widths of one client is left to the client's loss. It needs nothing else of them.
+    distillation between the widths of one client is left to the client's loss. Needs clients that build the net that
+    fits what they get.
     """
 
     widths: Sequence[float] = (0.2, 0.4, 0.6, 0.8, 1.0)

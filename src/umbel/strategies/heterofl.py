@@ -28,8 +28,8 @@ class HeteroFL(FedAvg):
     mean of those that had it.
 
     `levels` says who has which width, such as ``{1.0: Uniform(5), 0.25: ["phone-1", "phone-2"]}``; `cohort` is not
-    used. `shapes` gives the shapes of a width's arrays. Clients build the net that fits what they get; scaling and
-    masked cross-entropy are theirs. What is personal has one shape at all widths. It needs nothing else of them.
+    used. `shapes` gives the shapes of a width's arrays. What is personal has one shape at all widths. Needs clients
+    that build the net that fits what they get; scaling and masked cross-entropy are theirs.
     """
 
     levels: Mapping[float, Any]
@@ -47,24 +47,29 @@ class HeteroFL(FedAvg):
         return level
 
     def round(self, state: State, r: int) -> Asks:
-        ask = self.ask(state, r)
+        memory: dict[str, Any] = dict(state.parts().get("memory") or {})  # what the fold remembers of each width
+        widths = [self.width(level, r) for level in self.levels]
         asks = [
             replace(
-                ask,
+                self.ask(state.replace(model=self.cut(state.model, width), memory=memory.get(str(width))), r),
                 clients=who,
-                model=self.cut(state.model, self.width(level, r)),
                 lane=f"train-{level}",
-                window=replace(ask.window, quorum=0),  # a level may lack for once
+                window=replace(self.window, quorum=0),  # a level may lack for once
             )
-            for level, who in self.levels.items()
+            for width, (level, who) in zip(widths, self.levels.items(), strict=True)
         ]
-        answers: Sequence[Answer] = [answer for answer in (yield asks) if answer.count]
-        if not answers:
+        came = [(width, answer) for width, answer in zip(map(str, widths), (yield asks), strict=True) if answer.count]
+        if not came:
             return state
+        for width, answer in came:
+            if (found := self.fold.remember(memory.get(width), answer)) is not None:
+                memory[width] = found
+        answers = [answer for _, answer in came]
         weights = [self._weight(answer) for answer in answers]
         model = state.model.select(answers[0].value)  # all but what is personal
         value = model.map(lambda n, a: _mean(n, a, model.roles[n] == "parameter", answers, weights))
-        return self.apply(state, replace(answers[0], value=value))
+        after = self.stepped(state, replace(answers[0], value=value))
+        return after.replace(memory=memory) if memory else after
 
     def _weight(self, answer: Answer) -> float:
         """What the clients of a level count together."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
@@ -33,9 +34,10 @@ class Matched(FedAvg):
 
     `neurons` lists, for each hidden layer, the axes of arrays that its neurons lie on: ``[("0.weight", 0), ("0.bias",
     0), ("2.weight", 1)]``. Layers are matched in turn, `sweeps` times. For clients that begin from models of their
-    own, or train long. Needs SciPy; the server holds every update. It needs nothing of clients.
+    own, or train long. The server needs SciPy, and holds every update. It needs nothing of clients.
     """
 
+    collects: ClassVar[bool] = True
     neurons: Sequence[Sequence[Axis]]
     sweeps: int = 3
     fold: Fold = field(default_factory=collect)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..core.ask import Ask
+from ..core.settings import not_negative
 from ..core.strategy import Asks, State, Strategy
 from ..core.update import Free
 from ..core.window import Window
@@ -26,7 +27,8 @@ class Newton(Strategy):
 
     Whatever else they give is summed, too, and kept in the model under its name, as the information is: both are those
     at the coefficients before the step, which is of no account once it is small, after about six rounds. `ridge` is
-    added to the information's diagonal, as a penalty of half of it times the squares of the coefficients does.
+    added to the information's diagonal, as a penalty of half of it times the squares of the coefficients does. Needs
+    clients that give these sums.
     """
 
     cohort: Any = "all"
@@ -36,8 +38,7 @@ class Newton(Strategy):
 
     def __post_init__(self) -> None:
         as_sampler(self.cohort)
-        if isinstance(self.ridge, bool) or not isinstance(self.ridge, int | float) or not 0 <= self.ridge < np.inf:
-            raise StrategyError(f"Newton's ridge is a number of at least 0, not {self.ridge!r}")
+        not_negative(self, "ridge")
 
     def round(self, state: State, r: int) -> Asks:
         answer = yield Ask(

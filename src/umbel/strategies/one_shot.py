@@ -4,18 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from ..core.arrays import Arrays
 from ..core.ask import Ask
 from ..core.strategy import Asks, State, Strategy
-from ..core.update import Free, Update
+from ..core.update import Contribution, Free, Update
 from ..core.window import Window
-from ..errors import ClientId
+from ..errors import ClientId, UpdateRejected
 from ..folds.collect import collect
+from ..folds.gathered import Gathering
 from ..samplers.shorthand import as_sampler
+
+
+@dataclass(frozen=True)
+class members(collect):
+    """All clients' arrays, of the names, shapes and dtypes that `looks` says; but where it says that an array is empty
+    they may have any length. What looks otherwise costs the update.
+    """
+
+    name: ClassVar[str] = "members"
+    looks: tuple[tuple[str, tuple[int, ...], str], ...] = ()
+
+    def add(self, acc: Gathering, item: Contribution, factor: float = 1.0) -> Gathering:
+        if item.arrays.keys() != {name for name, _, _ in self.looks}:
+            raise UpdateRejected(f"the update has the arrays {', '.join(item.arrays):.200}, which are not the model's")
+        for name, shape, dtype in self.looks:
+            found, any_length = item.arrays[name], 0 in shape
+            if (found.ndim, found.dtype.name) != (len(shape), dtype) or found.shape[any_length:] != shape[any_length:]:
+                have = f"shape {[*found.shape]} and dtype {found.dtype.name}"
+                raise UpdateRejected(f"array {name!r} has {have}, expected {[*shape]} and {dtype}")
+        return super().add(acc, item, factor)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +64,7 @@ class OneShot(Strategy):
             model=model,
             config=self.config,
             expects=Free(),
-            fold=collect(),
+            fold=members(looks=tuple((n, a.shape, a.dtype.name) for n, a in sorted(model.items()))),
             window=self.window,
         )
         found: dict[ClientId, Update] = answer.value or {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -31,6 +31,7 @@ class PFedHN(FedAvg):
     no vector at all. It needs nothing of clients.
     """
 
+    collects: ClassVar[bool] = True
     embedding: int = 8
     hidden: int = 16
     lr: float = 0.1

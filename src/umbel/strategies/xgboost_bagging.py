@@ -69,7 +69,7 @@ class XGBoostBagging(Strategy):
     All clients' trees correct the same error. So by `scale` "mean" what a client's trees predict counts by its share
     of the cohort's rows (of their updates' weights), as XGBoost divides by its ``num_parallel_tree``; one client alone
     is XGBoost itself. By "sum" all count in full, as in other frameworks: then give clients a learning rate that is
-    smaller by the size of the cohort.
+    smaller by the size of the cohort. Needs clients that boost by `umbel.xgboost.fit`.
     """
 
     taken: ClassVar[type[trees]] = trees
@@ -95,13 +95,13 @@ class XGBoostBagging(Strategy):
 
 @dataclass(frozen=True, kw_only=True)
 class LightGBMBagging(XGBoostBagging):
-    """What `XGBoostBagging` is, with LightGBM's trees (`umbel.lightgbm.fit`)."""
+    """What `XGBoostBagging` is, with LightGBM's trees. Needs clients that boost by `umbel.lightgbm.fit`."""
 
     taken: ClassVar[type[trees]] = lightgbm_trees
 
 
 @dataclass(frozen=True, kw_only=True)
 class CatBoostBagging(XGBoostBagging):
-    """What `XGBoostBagging` is, with CatBoost's trees (`umbel.catboost.fit`)."""
+    """What `XGBoostBagging` is, with CatBoost's trees. Needs clients that boost by `umbel.catboost.fit`."""
 
     taken: ClassVar[type[trees]] = catboost_trees

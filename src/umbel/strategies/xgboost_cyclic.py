@@ -38,7 +38,7 @@ class XGBoostCyclic(Strategy):
     """Each round the next client boosts the ensemble (`umbel.xgboost.fit`), and its trees count in full.
 
     `order` says who comes after whom, by default as in the federation. A client whose turn comes when it is away is
-    passed over: that round adds no tree.
+    passed over: that round adds no tree. Needs clients that boost by `umbel.xgboost.fit`.
     """
 
     order: Sequence[ClientId] | None = None

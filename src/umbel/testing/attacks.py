@@ -198,7 +198,7 @@ def attacked(
     """
     if not isinstance(attack, Attack):
         raise SettingError(f"{attack!r:.60} is not an attack", hint="Write attacked(client, who, sign_flip()).")
-    made, bad = Client(), frozenset(who)
+    made, bad = Attacked(client), frozenset(who)
     ring = Colluders(client, sorted(bad, key=str), sources, Key.from_seed(seed).derive("attack"))
 
     @made.data
@@ -224,6 +224,17 @@ def attacked(
     for kind, handler in client.handlers.items():
         made.handlers[kind] = train if kind == "train" else _unwrapping(handler)
     return made
+
+
+class Attacked(Client):
+    """A client in place of another, whose programs it starts."""
+
+    def __init__(self, client: Client) -> None:
+        super().__init__()
+        self.programs, self._client = client.programs, client
+
+    def release(self) -> None:
+        self._client.release()
 
 
 def _unwrapping(handler: Callable[..., Any]) -> Callable[..., Any]:

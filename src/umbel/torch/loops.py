@@ -51,7 +51,8 @@ def fit(
     `keep_optimizer` has the client go on with its optimizer's moments at its next task; they are in `ctx.state`.
 
     All corrections are applied, and procedures done: see `umbel.Correction`. The update has the weight of as many
-    examples, and the metrics `loss`, `steps`, `lr`, and `initial_loss` where it is wanted.
+    examples, and the metrics `loss`, `steps`, `lr`, and `initial_loss` where it is wanted. For a strategy that goes by
+    steps, those of SGD with momentum are as many as plain ones that lead as far.
     """
     offered, config = ctx.correction, ctx.config
     correction = Correction() if offered is None else offered.take()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -73,6 +73,20 @@ def in_precision(loss: Loss, precision: str, where: torch.device) -> Loss:
     return mixed
 
 
+def plain_steps(steps: int, group: Mapping[str, Any]) -> float:
+    """How many steps of plain SGD move as far along one gradient as so many of an optimizer with the settings of this
+    group, which may have momentum: what strategies that go by steps need (FedNova's ``|a|_1``).
+    """
+    momentum, dampening, nesterov = (float(group.get(n, 0)) for n in ("momentum", "dampening", "nesterov"))
+    if not momentum:
+        return steps
+    speed = moved = 0.0
+    for step in range(steps):
+        speed = momentum * speed + (1 - dampening if step else 1)
+        moved += 1 + momentum * speed if nesterov else speed
+    return moved
+
+
 @dataclass
 class Training:
     """One client's training: `step` and `train` apply the correction; procedures make other ways to train of them."""
@@ -109,6 +123,8 @@ class Training:
         for _ in range(self.epochs if epochs is None else epochs):
             for batch in self.batches:
                 self.step(batch, optimizer, loss or self.loss)
+        if "steps" in self.correction.reports and groups:
+            self.metrics["steps"] = plain_steps(int(self.metrics["steps"]), groups[0])
         if keeps is not None:
             self.ctx.state["optimizer"] = keeps.state_dict()
 

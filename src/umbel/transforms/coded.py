@@ -11,9 +11,10 @@ import numpy as np
 
 from ..core.arrays import Array, Spec
 from ..core.randomness import Key
-from ..errors import StrategyError
+from ..core.settings import whole
+from ..errors import SettingError
 from .bits import code_bytes, in_blocks, looked_up, packed
-from .compression import Compression, part, whole_number
+from .compression import Compression, part
 
 
 class Coded(Compression):
@@ -26,9 +27,10 @@ class Coded(Compression):
     block: int
 
     def blocks_are_right(self) -> None:
-        """Raise `StrategyError` for blocks that do not end where bytes do."""
-        if not whole_number(self.block, 8) or self.block % 8:
-            raise StrategyError(f"{self.name} takes blocks of a multiple of 8 entries, not {self.block!r}")
+        """Raise `SettingError` for blocks that do not end where bytes do."""
+        whole(self, block=8)
+        if self.block % 8:
+            raise SettingError(f"{self.name} takes blocks of a multiple of 8 entries, not {self.block!r}")
 
     @abstractmethod
     def levels(self, dtype: np.dtype[Any]) -> Array:

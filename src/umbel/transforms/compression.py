@@ -160,15 +160,4 @@ def _count(claimed: Array | None, name: str, most: int) -> int:
     return int(claimed)
 
 
-def whole_number(value: Any, least: int, most: int | None = None) -> bool:
-    """Whether a setting is an integer from `least` to `most`."""
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value and (most is None or value <= most)
-
-
-def fraction_of(name: str, fraction: Any) -> None:
-    """Raise `StrategyError` where a setting is no fraction above 0 and up to 1."""
-    if isinstance(fraction, bool) or not (isinstance(fraction, int | float) and 0 < fraction <= 1):
-        raise StrategyError(f"{name} takes a fraction above 0 and up to 1, not {fraction!r}")
-
-
 _NO_KEY = Key.from_seed(0)

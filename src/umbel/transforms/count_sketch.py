@@ -13,11 +13,11 @@ from ..core.answer import Answer
 from ..core.arrays import Array, Arrays, Spec
 from ..core.fold import Fold
 from ..core.randomness import Key
-from ..core.settings import not_negative
+from ..core.settings import not_negative, positive, whole
 from ..core.transform import register_transform
 from ..core.update import Expectation
 from ..errors import StrategyError
-from .compression import Compression, fraction_of, whole_number
+from .compression import Compression
 from .tables import Tables
 from .top_k import largest
 
@@ -49,12 +49,9 @@ class count_sketch(Compression):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        fraction_of("count_sketch", self.size)
-        fraction_of("count_sketch", self.fraction)
-        not_negative(self, "momentum")
-        if not (whole_number(self.rows, 1) and whole_number(self.seed, 0) and 0 <= self.momentum < 1):
-            given = f"{self.rows!r}, {self.seed!r} and {self.momentum!r}"
-            raise StrategyError(f"count_sketch takes rows from 1, a seed from 0 and a momentum below 1, not {given}")
+        positive(self, "size", "fraction", most=1)
+        whole(self, rows=1, seed=0)
+        not_negative(self, "momentum", most=math.nextafter(1.0, 0.0))
 
     def check(self, fold: Fold, expects: Expectation) -> None:
         super().check(fold, expects)

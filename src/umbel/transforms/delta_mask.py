@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,8 +9,8 @@ import numpy as np
 
 from ..core.arrays import Array, Spec
 from ..core.randomness import Key
+from ..core.settings import not_negative
 from ..core.transform import register_transform
-from ..errors import StrategyError
 from .bits import places
 from .top_k import Sparse
 
@@ -32,10 +31,7 @@ class delta_mask(Sparse):
     threshold: float = 0.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.threshold, bool) or not (
-            isinstance(self.threshold, int | float) and 0 <= self.threshold < math.inf
-        ):
-            raise StrategyError(f"delta_mask takes a threshold of 0 or more, not {self.threshold!r}")
+        not_negative(self, "threshold")
 
     def pack(self, name: str, flat: Array, spec: Spec, key: Key, params: Any) -> dict[str, Array]:
         chosen = np.flatnonzero(np.abs(flat) > self.threshold)

@@ -10,7 +10,7 @@ import numpy as np
 from ..core.arrays import Array
 from ..core.randomness import Key
 from ..core.transform import register_transform
-from ..errors import StrategyError
+from ..errors import SettingError
 from .coded import Coded
 
 LEVELS = {
@@ -41,7 +41,7 @@ class lloyd_max(Coded):
 
     def __post_init__(self) -> None:
         if type(self.bits) is not int or self.bits not in LEVELS:
-            raise StrategyError(f"lloyd_max takes 1, 2 or 4 bits, not {self.bits!r}")
+            raise SettingError(f"lloyd_max takes 1, 2 or 4 bits, not {self.bits!r}")
         self.blocks_are_right()
 
     def coded(self, blocks: Array, sizes: Array, key: Key) -> tuple[Array, Array]:

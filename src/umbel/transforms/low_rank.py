@@ -12,9 +12,9 @@ import numpy as np
 from ..core.answer import Answer
 from ..core.arrays import Array, Arrays, Spec
 from ..core.randomness import Key
+from ..core.settings import whole
 from ..core.transform import register_transform
-from ..errors import StrategyError
-from .compression import Compression, whole_number
+from .compression import Compression
 from .subspace import orthonormal, projected
 
 
@@ -38,10 +38,7 @@ class low_rank(Compression):
     warm_start: bool = False
 
     def __post_init__(self) -> None:
-        if not (whole_number(self.rank, 1) and whole_number(self.iterations, 1)):
-            raise StrategyError(
-                f"low_rank takes a rank and iterations of 1 or more, not {self.rank!r} and {self.iterations!r}"
-            )
+        whole(self, rank=1, iterations=1)
 
     def layout(self, spec: Spec, count: int) -> dict[str, Spec]:
         if len(spec.shape) < 2:

@@ -10,7 +10,7 @@ import numpy as np
 from ..core.arrays import Array
 from ..core.randomness import Key
 from ..core.transform import register_transform
-from ..errors import StrategyError
+from ..errors import SettingError
 from .bits import BITS, thresholds
 from .coded import Coded
 
@@ -39,9 +39,9 @@ class quantise(Coded):
 
     def __post_init__(self) -> None:
         if type(self.bits) is not int or self.bits not in BITS:
-            raise StrategyError(f"quantise takes 1, 2, 4 or 8 bits, not {self.bits!r}")
+            raise SettingError(f"quantise takes 1, 2, 4 or 8 bits, not {self.bits!r}")
         if self.kind not in ("uniform", "e3m0") or (self.kind == "e3m0" and self.bits != 4):
-            raise StrategyError(
+            raise SettingError(
                 f"quantise takes the kinds 'uniform' and, with 4 bits, 'e3m0', not {self.kind!r} with {self.bits}",
                 hint="Write quantise(4, kind='e3m0').",
             )

@@ -11,8 +11,9 @@ import numpy as np
 
 from ..core.arrays import Array, Spec
 from ..core.randomness import Key
+from ..core.settings import positive
 from ..core.transform import register_transform
-from .compression import Compression, fraction_of
+from .compression import Compression
 
 
 @register_transform
@@ -32,7 +33,7 @@ class random_k(Compression):
     unbiased: bool = True
 
     def __post_init__(self) -> None:
-        fraction_of("random_k", self.fraction)
+        positive(self, "fraction", most=1)
 
     @property
     def grows(self) -> bool:

@@ -11,9 +11,10 @@ import numpy as np
 
 from ..core.arrays import Array, Spec
 from ..core.randomness import Key
+from ..core.settings import whole
 from ..core.transform import register_transform
-from ..errors import StrategyError
-from .compression import Compression, whole_number
+from ..errors import SettingError
+from .compression import Compression
 
 
 @register_transform
@@ -32,8 +33,9 @@ class rotate(Compression):
     block: int = 4096
 
     def __post_init__(self) -> None:
-        if not whole_number(self.block, 2) or self.block & (self.block - 1):
-            raise StrategyError(f"rotate takes blocks of a power of two, not {self.block!r}")
+        whole(self, block=2)
+        if self.block & (self.block - 1):
+            raise SettingError(f"rotate takes blocks of a power of two, not {self.block!r}")
 
     def applies(self, spec: Spec) -> bool:
         return math.prod(spec.shape) > 1

@@ -11,9 +11,10 @@ from ..core.arrays import Arrays, Schema
 from ..core.correction import Correction
 from ..core.fold import Fold
 from ..core.randomness import Key
+from ..core.settings import number
 from ..core.transform import Transform, register_transform
 from ..core.update import Expectation, Update
-from ..errors import StrategyError
+from ..errors import SettingError, StrategyError
 
 _MOST = 300.0  # of an exponent
 
@@ -33,8 +34,8 @@ class tilted(Transform):
     t: float = 1.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.t, bool) or not (isinstance(self.t, int | float) and math.isfinite(self.t)):
-            raise StrategyError(f"tilted takes a finite t, not {self.t!r:.60}")
+        if not number(self.t):
+            raise SettingError(f"tilted takes a finite t, not {self.t!r:.60}")
 
     def check(self, fold: Fold, expects: Expectation) -> None:
         if fold.weights != "claimed":

@@ -11,10 +11,11 @@ import numpy as np
 
 from ..core.arrays import Array, Spec
 from ..core.randomness import Key
+from ..core.settings import positive
 from ..core.transform import register_transform
 from ..core.update import Update
 from .bits import place_bytes, places, places_read
-from .compression import Compression, fraction_of, part
+from .compression import Compression, part
 from .error_feedback import left_out, with_left_out
 
 
@@ -51,7 +52,7 @@ class top_k(Sparse):
     error_feedback: bool = True
 
     def __post_init__(self) -> None:
-        fraction_of("top_k", self.fraction)
+        positive(self, "fraction", most=1)
 
     @property
     def grows(self) -> bool:

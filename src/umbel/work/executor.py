@@ -371,7 +371,9 @@ class Executor(Intake):
             returned = self._call(ctx.kind, job.opened.given(job.sent.model), ctx, job.seed)
         finally:
             job.seconds = time.perf_counter() - began
-        if ctx.correction is not None and not ctx.correction.taken:
+        weight = getattr(returned, "weight", 1.0)
+        nobody = isinstance(weight, int | float | np.number) and weight == 0  # a loop over no examples takes nothing
+        if ctx.correction is not None and not (ctx.correction.taken or nobody):
             raise UnusedCorrection(
                 "the strategy needs a correction in the local loss, but the training loop never took it",
                 hint="Train with umbel.torch.fit(net, data, ctx), or add umbel.torch.correction_loss(net, ctx) to the "
