@@ -110,14 +110,15 @@ class History(Sequence[RoundCommitted]):
         for axes, metric in zip(figure.axes, metrics, strict=True):
             for part, colour in (("train", "#0072B2"), ("evaluate", "#E69F00"), ("test", "#009E73")):
                 if f"{part}.{metric}" in self.names:
-                    pairs = self.series(f"{part}.{metric}")
+                    points = _points(self.series(f"{part}.{metric}"))
                     label = {"train": "clients, in training", "evaluate": "clients, evaluated", "test": "test set"}[
                         part
                     ]
-                    axes.plot(*zip(*pairs, strict=True), marker="o", markersize=3, color=colour, label=label)
+                    axes.plot(*points, marker="o", markersize=3, color=colour, label=label)
             axes.legend(frameon=False)
         if title:
-            figure.suptitle(f"{title} failed" if failed else title, color="#CC3333" if failed else None)
+            named = f"{title} failed" if failed else title
+            figure.suptitle(named, color="#CC3333" if failed else None, parse_math=False)
         if path is not None:
             figure.savefig(path, dpi=130)
         return figure
@@ -129,12 +130,17 @@ def plot_together(histories: Mapping[str, History], path: str | Path | None = No
     figure = _panels(names)
     for axes, name in zip(figure.axes, names, strict=True):
         for run, history in histories.items():
-            pairs = history.series(name) if name in history.names else []
-            axes.plot([r for r, _ in pairs], [v for _, v in pairs], marker="o", markersize=3, label=run)
+            points = _points(history.series(name) if name in history.names else [])
+            axes.plot(*points, marker="o", markersize=3, label=run)
     figure.axes[0].legend(frameon=False, fontsize=8)
     if path is not None:
         figure.savefig(path, dpi=130)
     return figure
+
+
+def _points(pairs: Sequence[tuple[int, float]]) -> tuple[list[int], list[float]]:
+    """Rounds and values as they are drawn: what has diverged so far that no axis can hold it is left out."""
+    return [r for r, _ in pairs], [value if abs(value) < 1e300 else math.nan for _, value in pairs]
 
 
 def _panels(names: Sequence[str]) -> Figure:
@@ -150,7 +156,7 @@ def _panels(names: Sequence[str]) -> Figure:
     figure = Picture(figsize=(7.5, 0.8 + 2.7 * len(names)), layout="constrained")
     for number, name in enumerate(names):
         axes = figure.add_subplot(len(names), 1, number + 1)
-        axes.set_ylabel(name)
+        axes.set_ylabel(name, parse_math=False)  # a name with a dollar is no formula
         axes.grid(alpha=0.3)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.axes[-1].set_xlabel("round")

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import CorruptFile
+from ..errors import CorruptFile, JournalMissing
 from ..runs.events import AskClosed, RoundCommitted, RunEvent, RunFinished, RunInterruption, RunResumed, RunStarted
 from ..runs.history import History
 from ..runs.past import LAST, PastRun, find
@@ -47,7 +47,7 @@ class Reader:
         self._local = local and folder is None
         self._clock = clock
         self._written = -1
-        self._begun = False
+        self._begun = self._failing = False
         self._flushed = -math.inf  # what cannot be reached is to be known at once
         self._started: RunStarted | None = None
         self._run = ""
@@ -76,8 +76,9 @@ class Reader:
             self._asks.clear()
             self._spent += event.seconds
             at = at or _beginning(self._run) + self._spent
-            self._waiting.append(RoundPoints(event.round, at, [*_of_round(event), *of_clients]))
-            due = sum(len(each.points) for each in self._waiting) >= MOST_POINTS
+            points = {(point.name, point.client): point for point in (*_of_round(event), *of_clients)}
+            self._waiting.append(RoundPoints(event.round, at, [*points.values()]))  # of two asks the last counts
+            due = not self._failing and sum(len(each.points) for each in self._waiting) >= MOST_POINTS
             if due or self._clock() - self._flushed >= PAUSE:
                 self.flush()
         elif isinstance(event, RunInterruption):
@@ -87,7 +88,14 @@ class Reader:
 
     def flush(self) -> None:
         """Have the tracker write what waits."""
-        self._flushed = self._clock()
+        self._failing = True
+        try:
+            self._write()
+            self._failing = False
+        finally:
+            self._flushed = self._clock()  # the time that it took, to no avail perhaps, is no reason to hurry
+
+    def _write(self) -> None:
         if not self._begun and self._run:
             self._written = self._tracker.begin(self._run, settings_of(self._started) if self._started else {})
             self._begun = True
@@ -135,7 +143,7 @@ class Reader:
             return
         try:
             model, _ = PastRun(self.folder).model()
-        except (CorruptFile, OSError):  # it was removed meanwhile
+        except (CorruptFile, JournalMissing, OSError):  # it was removed meanwhile
             return
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.safetensors"
