@@ -6,6 +6,8 @@ import json
 import math
 import os
 import struct
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -216,6 +218,23 @@ def test_a_tool_has_a_run_live_resumed_and_after_the_fact(
     wanted = expected(result)
     assert alike({key: value for key, value in told.items() if key in wanted}, wanted)
     assert all(key[0].startswith("system/") or key[0].endswith("/seconds") for key in told.keys() - wanted.keys())
+
+
+@pytest.mark.slow
+def test_tensorboard_is_written_without_tensorflow(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    program = f"""
+import sys
+from umbel.trackers.tensorboard import TensorBoard
+for there in (-1, -1):
+    tracker = TensorBoard({str(tmp_path)!r})
+    assert tracker.begin("run-1", {{"config.lr": 0.5}}) == there
+    tracker.end("rounds", None)
+assert "tensorflow" not in sys.modules
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(umbel.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow

@@ -169,7 +169,11 @@ class Conductor:
         last = self.rounds[-1]
         for watched in (self.app.keep_best, self.app.early_stop):
             nothing = last.failed is not None or is_empty(last)
-            if not isinstance(watched, KeepBest | EarlyStop) or nothing or watched.metric in self._history.names:
+            if (
+                not isinstance(watched, KeepBest | EarlyStop)
+                or nothing
+                or self._history.last(watched.metric) is not None
+            ):
                 continue
             of_clients = watched.metric.startswith("evaluate.") and "evaluate" in self.app.client.handlers
             told = last.evaluate if of_clients else last.evaluate or last.test  # an evaluation may have failed
@@ -372,10 +376,11 @@ class Conductor:
         self._publisher.write(event, durable=True)
         self.rounds.append(event)
         self._publisher.announce(event)
-        if best_round(self.app.keep_best, self._history) == event.round:
+        best = best_round(self.app.keep_best, self._history)
+        if best == event.round:
             self._best = (event.round, self._state.model)
         self._journal.clear_answers()
-        keep = {r.round for r in self.rounds[-KEPT_CHECKPOINTS:]} | {best_round(self.app.keep_best, self._history)}
+        keep = {r.round for r in self.rounds[-KEPT_CHECKPOINTS:]} | {best}
         if every := self.app.checkpoint_every:
             keep |= {r.round for r in self.rounds if r.round % every == 0}
         self._journal.keep_checkpoints(r.checkpoint["file"] for r in self.rounds if r.round in keep and r.checkpoint)

@@ -112,7 +112,7 @@ def is_early(stop: EarlyStop | None, history: History) -> bool:
 
 
 def _values(watched: KeepBest | EarlyStop | None, history: History) -> list[tuple[int, float]]:
-    return history.series(watched.metric) if watched is not None and watched.metric in history.names else []
+    return history.series(watched.metric) if watched is not None and history.last(watched.metric) is not None else []
 
 
 def shortage(came: int, asked: int, quorum: int, failed: Mapping[ClientId, str]) -> str:

@@ -6,6 +6,8 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,7 @@ class Reader:
     ) -> None:
         self.folder = folder
         self._tracker = tracker
+        self._draws = type(tracker).picture is not Tracker.picture
         self._local = local and folder is None
         self._clock = clock
         self._written = -1
@@ -99,6 +102,9 @@ class Reader:
         if not self._begun and self._run:
             self._written = self._tracker.begin(self._run, settings_of(self._started) if self._started else {})
             self._begun = True
+            if self._draws:
+                with suppress(ImportError):  # while the run goes on, so that its end need not wait for it
+                    import_module("umbel.core.figure")
         new = [each for each in self._waiting if each.round > self._written]
         if new:
             self._tracker.write(new)
@@ -128,7 +134,7 @@ class Reader:
 
     def _picture(self) -> None:
         history = History(self._rounds)
-        if not history.names or type(self._tracker).picture is Tracker.picture:
+        if not history.names or not self._draws:
             return
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "metrics.png"
