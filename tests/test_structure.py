@@ -156,7 +156,10 @@ TESTED_ELSEWHERE = {
     "testing.machines": "deployment/test_same_bits.py",
     "trackers.process": "trackers/test_tracking.py",
     "trackers.tracker": "trackers/test_tracking.py",
-    **{f"trackers.{name}": "trackers/test_tools.py" for name in ("csv", "mlflow", "parquet", "tensorboard", "wandb")},
+    **{
+        f"trackers.{name}": "trackers/test_tools.py"
+        for name in ("aim", "csv", "mlflow", "parquet", "tensorboard", "wandb")
+    },
     "transforms.bits": "transforms/test_compression.py",
     "transforms.coded": "transforms/test_quantise.py",
     "transforms.subspace": "transforms/test_low_rank.py",

@@ -72,6 +72,7 @@ def test_a_sparkline_rises_with_its_values() -> None:
     assert sparkline(range(8)) == "▁▂▃▄▅▆▇█"
     assert sparkline([1.0, 1.0]) == "▁▁"
     assert sparkline([math.nan, 2.0, math.inf]) == "▁"
+    assert sparkline([-1.7e308, 0.0, 1.7e308]) == "▁▅█"
     assert sparkline([]) == ""
     assert sparkline(range(1000), width=8) == "▁▂▃▄▅▆▇█"
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from umbel.runs.past import find
+from umbel.trackers.csv import CSV
 
 Command = Callable[..., Any]
 
@@ -46,6 +47,19 @@ def test_a_place_with_a_password_is_not_remembered(umbel: Command) -> None:
     ]
     assert list(Path("a@b").iterdir())
     assert "track" not in find(run, Path("umbel-runs")).log.started.settings
+
+
+def test_a_run_goes_on_without_a_tracker_that_is_not_here_any_more(
+    umbel: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = ("run", "app.py", "--clients", 4, "--workers", 0, "--rounds", 1)
+    run = umbel(*line, *("--track", "csv:twice") * 2, "--json").summary["run"]
+    assert find(run, Path("umbel-runs")).log.started.settings["track"] == ["csv:twice"]
+    monkeypatch.setattr(CSV, "needs", "a_package_that_is_not_there")
+    done = umbel("resume", run, "--rounds", 2, "--workers", 0)
+    assert done.code == 0
+    assert "goes on without its tracker csv:twice: tracking with CSV needs the package" in done.said
+    assert umbel("resume", run, "--rounds", 3, "--workers", 0, "--track", "csv:twice").code == 3
 
 
 @pytest.mark.parametrize(

@@ -43,12 +43,17 @@ def test_steps_are_taken_after_so_many_rounds(every, first, times, warm_up):
         assert lr(r) == pytest.approx(first * min(1, r / (warm_up + 1)) * times ** ((r - 1) // every))
 
 
+def test_without_steps_there_is_the_warm_up_alone():
+    lr = steps(0.4, warm_up=3)
+    assert [lr(r) for r in (1, 2, 3, 4, 5, 1000)] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.4])
+
+
 @pytest.mark.parametrize(
     "make",
     [
         lambda: cosine(-1, 10), lambda: cosine(math.nan, 10), lambda: cosine(0.1, 0), lambda: cosine(0.1, 10.5),
         lambda: cosine(0.1, 10, warm_up=10), lambda: cosine(True, 10), lambda: steps(0.1, 0), lambda: steps("a", 2),
-        lambda: steps(0.1, 2, math.inf),
+        lambda: steps(0.1, 2, math.inf), lambda: steps(0.1, warm_up=-1),
     ],
 )  # fmt: skip
 def test_what_makes_no_sense_is_refused(make):

@@ -75,6 +75,15 @@ def test_the_picture_has_a_panel_for_each_metric(history, tmp_path):
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_odd_names_and_the_largest_numbers_are_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    values = [1.7e308, -1.7e308, math.nan, math.inf, 5e-324]
+    rounds = [RoundCommitted(round=r, asks=r, train={"a$_$b": v, "<b>": v}) for r, v in enumerate(values, 1)]
+    figure = History(rounds).plot(tmp_path / "curves.png", title="price_$_$")
+    assert [axes.get_ylabel() for axes in figure.axes] == ["<b>", "a$_$b"]
+    assert "<b>" not in History(rounds)._repr_html_().replace("<b>a$_$b</b>", "").replace("<b>&lt;b&gt;</b>", "")
+
+
 def test_the_picture_of_a_failed_run_says_so_in_red(history):
     pytest.importorskip("matplotlib")
     whole, failed = (history.plot(title="a run", failed=failed) for failed in (False, True))

@@ -50,6 +50,17 @@ def test_in_a_log_each_round_is_a_line() -> None:
     assert "\x1b" not in stream.getvalue()
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_letters_that_a_stream_does_not_know_are_no_error(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding="ascii")
+    monkeypatch.setattr(raw, "isatty", lambda: terminal, raising=False)
+    events = story(2)
+    events[1] = RoundCommitted(round=1, asks=1, clients=2, train={"café": 1.0}, seconds=1.0)
+    shown(RunProgress(stream), events)
+    assert b"2 rounds in 2.0 s" in raw.getvalue()
+
+
 def test_of_many_rounds_a_log_has_about_a_hundred_and_each_that_failed() -> None:
     stream, events = io.StringIO(), story(1000)
     events[17] = RoundCommitted(round=17, asks=17, failed="nobody came")

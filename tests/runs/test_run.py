@@ -406,7 +406,14 @@ def test_a_function_is_called_after_each_round_and_may_end_the_run(kept, tmp_pat
 
 
 def test_what_is_no_true_does_not_end_a_run():
-    assert run(app_of(), on_round=lambda event, model: model).rounds == 3
+    for said in (lambda model: model, lambda model: 1, lambda model: "", lambda model: np.False_):
+        assert run(app_of(), on_round=lambda event, model, said=said: said(model)).rounds == 3
+
+
+def test_a_function_may_say_why_the_run_ends_and_a_number_of_numpy_is_true_as_well():
+    ended = run(app_of(), on_round=lambda event, model: "close enough" if event.round == 2 else None)
+    assert (ended.rounds, ended.reason) == (2, "close enough")
+    assert run(app_of(), on_round=lambda event, model: np.mean(model["w"]) < np.inf).reason == "early stop"
 
 
 def test_what_a_function_raises_ends_the_run_which_can_be_resumed(tmp_path):

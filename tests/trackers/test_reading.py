@@ -176,6 +176,45 @@ def test_an_ask_that_was_done_again_counts_once(result: umbel.Result) -> None:
     assert kept.rounds == whole.rounds
 
 
+def test_of_a_client_that_is_asked_twice_in_a_round_the_last_counts(result: umbel.Result) -> None:
+    assert result.folder is not None
+    events = read_log(result.folder).events
+    closed = next(event for event in events if event.name == "ask_closed" and event.kind == "train")
+    columns = {**closed.clients, "client": [1, 2, 3], "metrics": {"loss": [7.0, 8.0, 9.0]}}
+    again = replace(closed, ask=closed.ask + 1, clients=columns)
+    kept = Kept()
+    rest = next(event for event in events if event.name == "round_committed")
+    other = {**columns, "metrics": {"loss": [1.0, 2.0, 3.0]}}
+    read(result, kept, [events[0], replace(again, ask=closed.ask, clients=other), again, rest]).flush()
+    (each,) = kept.rounds
+    found = [point for point in each.points if point.name == "train.loss" and point.client is not None]
+    assert found == [Point("train.loss", 7.0, 1), Point("train.loss", 8.0, 2), Point("train.loss", 9.0, 3)]
+
+
+def test_a_tool_that_takes_its_time_to_fail_is_not_asked_again_at_once(result: umbel.Result) -> None:
+    """Of a server that is away a run of many rounds would else wait for hours at its end."""
+    assert result.folder is not None
+    now = [0.0]
+
+    class Slow(Kept):
+        tries = 0
+
+        def begin(self, run: str, settings: Mapping[str, Any]) -> int:
+            self.tries += 1
+            now[0] += 60
+            raise OSError("away")
+
+    slow = Slow()
+    reader = Reader(slow, clock=lambda: now[0])
+    events = read_log(result.folder).events
+    for event in [*events[:-1], *(e for e in events * 30 if e.name == "round_committed")]:
+        with suppress(OSError):
+            reader.read(event, 0.0)
+    with pytest.raises(OSError, match="away"):
+        reader.close()
+    assert slow.tries == 2
+
+
 def test_large_asks_are_told_in_quantiles_and_none_is_nothing(result: umbel.Result) -> None:
     assert result.folder is not None
     events = read_log(result.folder).events

@@ -6,6 +6,8 @@ import json
 import math
 import os
 import struct
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +17,7 @@ import pytest
 
 import umbel
 from umbel.trackers.reading import read_run
-from umbel.trackers.tracker import PLACES
+from umbel.trackers.tracker import PLACES, Point, RoundPoints, tracker_of
 
 from .test_reading import app
 
@@ -36,6 +38,26 @@ def of_parquet(where: Path, run: str) -> Numbers:
             row["value"]
         )
     return found
+
+
+def of_aim(where: Path, run: str) -> Numbers:
+    from aim import Repo, Run
+
+    repo = Repo.from_path(str(where))
+    (known,) = repo.list_all_runs()
+    found = Run(known, repo=repo, system_tracking_interval=None, capture_terminal_logs=False)
+    try:
+        assert (found.name, found["umbel"]["config.lr"], found["reason"]) == (run, 0.5, "rounds")
+        assert umbel.load_model(found["model"])
+        assert [name for name, _, _ in found.iter_sequence_info_by_type(("aim.image",))] == ["metrics"]
+        numbers: Numbers = {}
+        for metric in found.metrics():
+            steps, (values, *_) = metric.data.items_list()
+            for step, value in zip(steps, values, strict=True):
+                numbers.setdefault((metric.name, step), []).append(value)
+        return numbers
+    finally:
+        found.close()
 
 
 def of_csv(where: Path, run: str) -> Numbers:
@@ -128,6 +150,7 @@ def _records(data: bytes) -> list[bytes]:
 
 
 READERS: dict[str, Callable[[Path, str], Numbers]] = {
+    "aim": of_aim,
     "csv": of_csv,
     "mlflow": of_mlflow,
     "parquet": of_parquet,
@@ -195,3 +218,60 @@ def test_a_tool_has_a_run_live_resumed_and_after_the_fact(
     wanted = expected(result)
     assert alike({key: value for key, value in told.items() if key in wanted}, wanted)
     assert all(key[0].startswith("system/") or key[0].endswith("/seconds") for key in told.keys() - wanted.keys())
+
+
+@pytest.mark.slow
+def test_tensorboard_is_written_without_tensorflow(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    program = f"""
+import sys
+from umbel.trackers.tensorboard import TensorBoard
+for there in (-1, -1):
+    tracker = TensorBoard({str(tmp_path)!r})
+    assert tracker.begin("run-1", {{"config.lr": 0.5}}) == there
+    tracker.end("rounds", None)
+assert "tensorflow" not in sys.modules
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(umbel.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("variables")
+@pytest.mark.filterwarnings("ignore")
+def test_mlflow_has_a_file_here_by_default_and_takes_odd_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside what an old release of MLflow left, too, which the new one would refuse."""
+    tracking = pytest.importorskip("mlflow.tracking")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "mlruns" / "0").mkdir(parents=True)
+    (tmp_path / "mlruns" / "0" / "meta.yaml").write_text("")
+    odd = {"<": 1.0, ">": math.nan, "a//b": math.inf, "tail/": 3.0, "../up": -math.inf, "x y": 4.0}
+    rounds = [RoundPoints(r, 1e9 + r, [Point(f"train.{name}", value) for name, value in odd.items()]) for r in (0, 1)]
+    for there in (-1, 1):
+        tracker = tracker_of("mlflow")
+        assert tracker.begin("run-1", {"config.a//b": 1, "config.a__b": 2, "config.lr": 0.5}) == there
+        tracker.write(rounds)
+        tracker.end("unfinished", None)
+    client = tracking.MlflowClient("sqlite:///mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("umbel").experiment_id])
+    assert sorted(run.data.params.values()) == ["0.5", "1", "2"]
+    assert len(run.data.metrics) == len(odd) + 1
+    histories = [client.get_metric_history(run.info.run_id, name) for name in run.data.metrics]
+    assert [[each.step for each in history] for history in histories] == [[0, 1]] * len(histories)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("variables")
+@pytest.mark.filterwarnings("ignore")
+def test_what_wandb_was_told_in_one_mode_it_is_told_in_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    found = []
+    for mode in ("disabled", "disabled", "offline", "offline"):
+        monkeypatch.setenv("WANDB_MODE", mode)
+        tracker = tracker_of(f"wandb:{tmp_path}")
+        found.append(tracker.begin("run-1", {}))
+        tracker.write([RoundPoints(3, 1e9, [Point("train.loss", 1.0)])])
+        tracker.end("rounds", None)
+    assert found == [-1, 3, -1, 3]

@@ -3,9 +3,12 @@ from __future__ import annotations
 import csv
 import logging
 import os
+import posixpath
+import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +20,9 @@ import umbel
 from umbel.errors import SettingError
 from umbel.runs.events import Warned
 from umbel.runs.journal import read_log
-from umbel.trackers.tracker import PLACES, RoundPoints, Tracker, tracker_of
+from umbel.trackers.csv import CSV
+from umbel.trackers.mlflow import _named
+from umbel.trackers.tracker import PLACES, Point, RoundPoints, Tracker, tracker_of
 from umbel.trackers.tracking import Tracking
 
 from .test_reading import app
@@ -55,7 +60,7 @@ def test_live_and_after_the_fact_the_records_are_the_same(tmp_path: Path) -> Non
     result = umbel.run(app(), on=umbel.Simulation(clients=5), rounds=3, folder=tmp_path, observers=[live])
     track(result.run, f"csv:{tmp_path / 'after'}", tmp_path, follow=False)
     found = numbers(tmp_path / "live" / f"{result.run}.csv")
-    assert found == numbers(tmp_path / "after" / f"{result.run}.csv")
+    assert rows(tmp_path / "live" / f"{result.run}.csv") == rows(tmp_path / "after" / f"{result.run}.csv")
     assert {row[0] for row in found} == {"1", "2", "3"}
     assert float(next(row[3] for row in found if row[:3] == ("2", "train.loss", ""))) == result.history[1].train["loss"]
 
@@ -157,6 +162,53 @@ def test_a_tracker_whose_package_is_missing_says_what_to_install() -> None:
 
     with pytest.raises(SettingError, match="needs the package"):
         Nowhere()
+
+
+def test_a_tracker_that_cannot_travel_is_told_of_at_once_and_nothing_waits_for_it(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Open(Failing):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lock = threading.Lock()
+
+    monkeypatch.setattr(subprocess, "Popen", None)  # no process is begun, which would wait for what it is to do
+    federation = umbel.Simulation(clients=5, workers=0)
+    umbel.run(app(), on=federation, rounds=1, folder=None, observers=[Tracking(Open())])
+    assert ["cannot pickle" in record.message for record in caplog.records] == [True]
+
+
+def test_what_a_full_disk_did_not_take_is_in_the_file_once_when_there_is_room(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    tracker = CSV(str(tmp_path))
+    tracker.begin("a", {})
+    told = [RoundPoints(r, 0.0, [Point("train.loss", 1 / 3)] * 20) for r in range(1, 5)]
+    tracker.write(told[:1])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            tracker.write(told[1:3])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    tracker.write(told[1:3])
+    tracker.write(told[3:])
+    tracker.end("rounds", None)
+    assert [row["round"] for row in rows(tmp_path / "a.csv")] == [r for r in "1234" for _ in range(20)]
+
+
+def test_names_are_written_as_mlflow_takes_them_and_none_is_another() -> None:
+    odd = ["a<50", "a>50", "a//b", "tail/", "/top", "../up", "a/../b", "...", "", "x y", "é", "a\nb", "l" * 400]
+    odd.append(odd[-1] + "l")
+    assert [name for name, _ in _named([("train/loss", 1.0), ("clients/3/train/loss.q05", 1.0)])] == [
+        "train/loss", "clients/3/train/loss.q05"
+    ]  # fmt: skip
+    names = [name for name, _ in _named((name, 1.0) for name in odd)]
+    assert len(set(names)) == len(odd)
+    for name in names:
+        assert re.fullmatch(r"[\w\-./: ]{1,250}", name)
+        assert posixpath.normpath(name) == name
+        assert not name.startswith((".", "/"))
 
 
 def test_a_tracking_that_never_began_closes_in_silence() -> None:

@@ -136,7 +136,7 @@ Track = Annotated[
     typer.Option(
         "--track",
         metavar="TRACKER",
-        help="Tell a tracker: csv, mlflow, parquet, tensorboard or wandb, with its place behind a colon if wanted, "
+        help="Tell a tracker: aim, csv, mlflow, parquet, tensorboard or wandb, with a place behind a colon if wanted, "
         "such as mlflow:http://host:5000. Can be repeated.",
     ),
 ]
@@ -315,7 +315,7 @@ def track(
     tracker: Annotated[
         str,
         typer.Argument(
-            metavar="TRACKER", help="csv, mlflow, parquet, tensorboard or wandb, or mlflow:URI, csv:DIR, ..."
+            metavar="TRACKER", help="aim, csv, mlflow, parquet, tensorboard or wandb, or mlflow:URI, csv:DIR, ..."
         ),
     ],
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run is over.")] = False,

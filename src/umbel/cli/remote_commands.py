@@ -77,7 +77,7 @@ def _trackings(track: Sequence[str], detach: bool) -> list[Tracking]:
         raise SettingError(
             "--track follows the run, --detach does not", hint="umbel track RUN TRACKER -f does so later."
         )
-    return [Tracking(named, local=False) for named in track]
+    return [Tracking(named, local=False) for named in dict.fromkeys(track)]
 
 
 def _submit(

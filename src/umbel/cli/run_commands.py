@@ -48,7 +48,7 @@ def run(
 ) -> None:
     """Load an app, run it and print what came out."""
     with stop_signals():
-        trackings = [Tracking(named) for named in track]
+        trackings = [Tracking(named) for named in dict.fromkeys(track)]
         loaded, changed, federation = prepared(reference, wanted, rounds, assignments)
         if init is not None and not init.is_file():
             raise SettingError(f"there is no file {init} to begin with")
@@ -122,8 +122,7 @@ def resume(
         loaded = _app_of(record, app)
         changed = settings.apply(loaded.app, record.log.started.settings.get("set", ()))
         federation = Wanted.again(record.log.started.app, workers).federation(loaded)
-        known = record.log.started.settings.get("track", ())
-        trackings = [Tracking(named) for named in dict.fromkeys([*known, *track])]
+        trackings = _again(record.log.started.settings.get("track", ()), track)
 
         def go_on(observer: Observer) -> Result:
             where = {"on": federation, "source": loaded.source()}
@@ -137,8 +136,21 @@ def resume(
 
 def _remembered(track: Sequence[str]) -> dict[str, Any]:
     """What the log says of trackers, so that a run that goes on has them again; not where a place has a password."""
-    kept = [named for named in track if "@" not in named]
+    kept = [named for named in dict.fromkeys(track) if "@" not in named]
     return {"track": kept} if kept else {}
+
+
+def _again(known: Sequence[str], track: Sequence[str]) -> list[Tracking]:
+    """The trackers that a run had and those that are named now. One that it had, and that is not here any more, does
+    not keep it from going on.
+    """
+    trackings = [Tracking(named) for named in dict.fromkeys(track)]
+    for named in known:
+        try:
+            trackings += [Tracking(named)] if named not in track else []
+        except SettingError as error:
+            warn(f"the run goes on without its tracker {named}: {error.message}")
+    return trackings
 
 
 def _app_of(record: PastRun, app: str | None) -> LoadedApp:

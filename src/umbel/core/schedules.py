@@ -40,23 +40,24 @@ class cosine:
 
 @dataclass(frozen=True)
 class steps:
-    """Is `first`, and `times` as much after every `every` rounds; over the first `warm_up` rounds it rises to `first`,
-    in equal steps.
+    """Is `first`, and `times` as much after every `every` rounds, without `every` for good; over the first `warm_up`
+    rounds it rises to `first`, in equal steps.
     """
 
     first: float
-    every: int
+    every: int | None = None
     times: float = 0.1
     warm_up: int = 0
 
     def __post_init__(self) -> None:
         not_negative(self, "first", "times")
-        whole(self, every=1, warm_up=0)
+        whole(self, warm_up=0) if self.every is None else whole(self, every=1, warm_up=0)
 
     def __call__(self, r: int) -> float:
         """The value in round `r`, from 1."""
         rising = min(1.0, r / (self.warm_up + 1))
-        return float(self.first * rising * self.times ** ((r - 1) // self.every))
+        fallen = 0 if self.every is None else (r - 1) // self.every
+        return float(self.first * rising * self.times**fallen)
 
 
 def in_round(settings: Mapping[str, Any], r: int) -> Mapping[str, Any]:

@@ -14,7 +14,7 @@ from ..core.arrays import Arrays
 from ..core.ask import Ask
 from ..core.randomness import Key
 from ..core.strategy import State
-from ..errors import AppError, NothingToFold, SettingError, StrategyError, UmbelError
+from ..errors import NothingToFold, SettingError, StrategyError, UmbelError
 from ..folds.total import total
 from ..samplers.uniform import Uniform
 from ..work.seeding import generators_kept, seed_generators
@@ -35,13 +35,13 @@ from .federation import Federation, Session
 from .history import History
 from .journal import FORMAT, Journal, RunLog
 from .observers import Observers
-from .outcome import EARLY, best_round, early_end, failures, is_empty, verdict
+from .outcome import best_round, early_end, failures, is_empty, told_to_end, verdict
 from .publisher import Held, Publisher
 from .software import changes, software
 from .usage import ProcessUsage
 
-OnRound = Callable[[RoundCommitted, Arrays], bool | None]
-"""What is called after each round with what it brought and the model; the run ends after a round where it is True."""
+OnRound = Callable[[RoundCommitted, Arrays], bool | str | None]
+"""What is called after each round with what it brought and the model; where it is True, or says why, the run ends."""
 KEPT_CHECKPOINTS = 3
 
 
@@ -152,32 +152,28 @@ class Conductor:
             r = 0 if self.app.evaluate_at_start and not self.rounds else self.round + 1
             try:
                 self._round(r)
+                judged = verdict(self.rounds, self._last_round, self.app.max_failed_rounds)
+                if judged:
+                    break
+                self._check_metrics()
+                told = on_round and told_to_end("on_round", on_round, self.rounds[-1], self._state.model)
+                reason = early_end(self.app.early_stop, self._history) or told or "rounds"
             except UmbelError as error:
                 raise error.located(round=r) from error.__cause__
-            judged = verdict(self.rounds, self._last_round, self.app.max_failed_rounds)
-            if judged:
-                break
-            self._check_metrics()
-            told = EARLY if self._is_told_to_stop(on_round) else "rounds"
-            reason = early_end(self.app.early_stop, self._history) or told
         event = self._end("failed", judged) if judged else self._end(reason)
         self._finish_log(event)
         return event
-
-    def _is_told_to_stop(self, on_round: OnRound | None) -> bool:
-        try:
-            return on_round is not None and on_round(self.rounds[-1], self._state.model) is True
-        except UmbelError:
-            raise
-        except Exception as error:
-            raise AppError(f"on_round raised {type(error).__name__}: {error}", round=self.round) from error
 
     def _check_metrics(self) -> None:
         """Once there are metrics, a name that is not among them is a slip that would go unnoticed to the end."""
         last = self.rounds[-1]
         for watched in (self.app.keep_best, self.app.early_stop):
             nothing = last.failed is not None or is_empty(last)
-            if not isinstance(watched, KeepBest | EarlyStop) or nothing or watched.metric in self._history.names:
+            if (
+                not isinstance(watched, KeepBest | EarlyStop)
+                or nothing
+                or self._history.last(watched.metric) is not None
+            ):
                 continue
             of_clients = watched.metric.startswith("evaluate.") and "evaluate" in self.app.client.handlers
             told = last.evaluate if of_clients else last.evaluate or last.test  # an evaluation may have failed
@@ -380,10 +376,11 @@ class Conductor:
         self._publisher.write(event, durable=True)
         self.rounds.append(event)
         self._publisher.announce(event)
-        if best_round(self.app.keep_best, self._history) == event.round:
+        best = best_round(self.app.keep_best, self._history)
+        if best == event.round:
             self._best = (event.round, self._state.model)
         self._journal.clear_answers()
-        keep = {r.round for r in self.rounds[-KEPT_CHECKPOINTS:]} | {best_round(self.app.keep_best, self._history)}
+        keep = {r.round for r in self.rounds[-KEPT_CHECKPOINTS:]} | {best}
         if every := self.app.checkpoint_every:
             keep |= {r.round for r in self.rounds if r.round % every == 0}
         self._journal.keep_checkpoints(r.checkpoint["file"] for r in self.rounds if r.round in keep and r.checkpoint)

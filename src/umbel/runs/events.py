@@ -24,10 +24,13 @@ MOST_REFUSED = 20
 
 @dataclass(frozen=True, kw_only=True)
 class RunEvent:
-    """Base of all events; `logged` says whether it goes into the log, or only to whoever watches."""
+    """Base of all events; `logged` says whether it goes into the log, or only to whoever watches, `at` the wall time of
+    its line there, for whoever is told of it by the run itself.
+    """
 
     name: ClassVar[str]
     logged: ClassVar[bool] = True
+    at: ClassVar[float | None] = None
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

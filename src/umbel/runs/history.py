@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 COUNTED = ("round", "clients", "dropped", "seconds")
 """Numbers of every round: those who took part, those who were missing, and its time."""
+METRICS_OF = ("train", "evaluate", "test")
+"""What gives a round metrics."""
 
 
 class History(Sequence[RoundCommitted]):
@@ -45,29 +47,23 @@ class History(Sequence[RoundCommitted]):
     @property
     def names(self) -> list[str]:
         """All series that some round has a value of."""
-        return sorted(
-            {f"{part}.{name}" for r in self for part in ("train", "evaluate", "test") for name in getattr(r, part)}
-        )
+        return sorted({f"{part}.{name}" for r in self for part in METRICS_OF for name in getattr(r, part)})
 
     def series(self, name: str) -> list[tuple[int, float]]:
         """The values of one metric as pairs (round, value). Raises `SettingError` for a name that no round has."""
-        if name not in self.names:
+        if not (pairs := list(_values(name, self._rounds))):
             raise SettingError(f"no round has a metric {name!r}", hint=f"There are: {', '.join(self.names) or 'none'}.")
-        part, _, metric = name.partition(".")
-        return [(r.round, getattr(r, part)[metric]) for r in self if metric in getattr(r, part)]
+        return pairs
 
     def last(self, name: str) -> float | None:
         """The newest value of a metric; None where no round has one."""
-        return self.series(name)[-1][1] if name in self.names else None
+        return next((value for _, value in _values(name, reversed(self._rounds))), None)
 
     def metrics(self, round: int | None = None) -> dict[str, float]:
         """The newest value of every metric, by names such as `test.accuracy`; of one `round`, those that it has."""
         chosen = [r for r in self if round in (None, r.round)]
         found = {
-            f"{part}.{name}": value
-            for r in chosen
-            for part in ("train", "evaluate", "test")
-            for name, value in getattr(r, part).items()
+            f"{part}.{name}": value for r in chosen for part in METRICS_OF for name, value in getattr(r, part).items()
         }
         return dict(sorted(found.items()))
 
@@ -110,17 +106,28 @@ class History(Sequence[RoundCommitted]):
         for axes, metric in zip(figure.axes, metrics, strict=True):
             for part, colour in (("train", "#0072B2"), ("evaluate", "#E69F00"), ("test", "#009E73")):
                 if f"{part}.{metric}" in self.names:
-                    pairs = self.series(f"{part}.{metric}")
+                    points = _points(self.series(f"{part}.{metric}"))
                     label = {"train": "clients, in training", "evaluate": "clients, evaluated", "test": "test set"}[
                         part
                     ]
-                    axes.plot(*zip(*pairs, strict=True), marker="o", markersize=3, color=colour, label=label)
+                    axes.plot(*points, marker="o", markersize=3, color=colour, label=label)
             axes.legend(frameon=False)
         if title:
-            figure.suptitle(f"{title} failed" if failed else title, color="#CC3333" if failed else None)
+            named = f"{title} failed" if failed else title
+            figure.suptitle(named, color="#CC3333" if failed else None, parse_math=False)
         if path is not None:
             figure.savefig(path, dpi=130)
         return figure
+
+
+def _values(name: str, rounds: Iterable[RoundCommitted]) -> Iterator[tuple[int, float]]:
+    """The values of one metric, by the rounds that have it; it is asked for after every round, of all before."""
+    part, _, metric = name.partition(".")
+    if part in METRICS_OF:
+        for r in rounds:
+            values = getattr(r, part)
+            if metric in values:
+                yield r.round, values[metric]
 
 
 def plot_together(histories: Mapping[str, History], path: str | Path | None = None) -> Figure:
@@ -129,12 +136,17 @@ def plot_together(histories: Mapping[str, History], path: str | Path | None = No
     figure = _panels(names)
     for axes, name in zip(figure.axes, names, strict=True):
         for run, history in histories.items():
-            pairs = history.series(name) if name in history.names else []
-            axes.plot([r for r, _ in pairs], [v for _, v in pairs], marker="o", markersize=3, label=run)
+            points = _points(history.series(name) if name in history.names else [])
+            axes.plot(*points, marker="o", markersize=3, label=run)
     figure.axes[0].legend(frameon=False, fontsize=8)
     if path is not None:
         figure.savefig(path, dpi=130)
     return figure
+
+
+def _points(pairs: Sequence[tuple[int, float]]) -> tuple[list[int], list[float]]:
+    """Rounds and values as they are drawn: what has diverged so far that no axis can hold it is left out."""
+    return [r for r, _ in pairs], [value if abs(value) < 1e300 else math.nan for _, value in pairs]
 
 
 def _panels(names: Sequence[str]) -> Figure:
@@ -150,7 +162,7 @@ def _panels(names: Sequence[str]) -> Figure:
     figure = Picture(figsize=(7.5, 0.8 + 2.7 * len(names)), layout="constrained")
     for number, name in enumerate(names):
         axes = figure.add_subplot(len(names), 1, number + 1)
-        axes.set_ylabel(name)
+        axes.set_ylabel(name, parse_math=False)  # a name with a dollar is no formula
         axes.grid(alpha=0.3)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.axes[-1].set_xlabel("round")

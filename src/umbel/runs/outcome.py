@@ -11,6 +11,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from ..core.app import EarlyStop, KeepBest
 from ..errors import AppError, ClientId, UmbelError
 from .events import RoundCommitted
@@ -71,13 +73,27 @@ def early_end(stop: EarlyStop | Callable[[Any], Any] | None, history: History) -
     """
     if stop is None or isinstance(stop, EarlyStop):
         return EARLY if is_early(stop, history) else None
+    return told_to_end("the app's early_stop", lambda: _plain(stop(history))) if len(history) else None
+
+
+def told_to_end(name: str, function: Callable[..., Any], *arguments: Any) -> str | None:
+    """Why a run is to end, as a function of the operator's says: by a text, or by True; None where it returns anything
+    else. Raises `AppError` where it raises.
+    """
     try:
-        said = stop(history) if len(history) else None
+        said = function(*arguments)
     except UmbelError:
         raise
     except Exception as error:
-        raise AppError(f"the app's early_stop raised {type(error).__name__}: {error}") from error
-    return said if isinstance(said, str) and said else EARLY if said else None
+        raise AppError(f"{name} raised {type(error).__name__}: {error}") from error
+    if isinstance(said, str):
+        return said or None
+    return EARLY if isinstance(said, bool | np.bool_) and said else None
+
+
+def _plain(said: Any) -> str | bool:
+    """A text as it is, of anything else whether it is true."""
+    return said if isinstance(said, str) else bool(said)
 
 
 def is_early(stop: EarlyStop | None, history: History) -> bool:
@@ -96,7 +112,7 @@ def is_early(stop: EarlyStop | None, history: History) -> bool:
 
 
 def _values(watched: KeepBest | EarlyStop | None, history: History) -> list[tuple[int, float]]:
-    return history.series(watched.metric) if watched is not None and watched.metric in history.names else []
+    return history.series(watched.metric) if watched is not None and history.last(watched.metric) is not None else []
 
 
 def shortage(came: int, asked: int, quorum: int, failed: Mapping[ClientId, str]) -> str:

@@ -133,7 +133,8 @@ class RunProgress:
         return f"<div><b>{escape(self._title)}</b><br>{lines}{metrics}{notes}</div>"
 
     def _write(self, text: str) -> None:
-        self._stream.write(text)
+        encoding = self._stream.encoding or "utf-8"  # of a console, or a CI's, that knows neither a bar nor an accent
+        self._stream.write(text.encode(encoding, "replace").decode(encoding))
         self._stream.flush()
 
 

@@ -68,7 +68,9 @@ class Publisher:
 
     def write(self, event: RunEvent, durable: bool = False) -> None:
         """Put an event into the log alone. Raises `StorageError`."""
-        self._journal.append(event, at=time.time(), durable=durable)
+        at = round(time.time(), 3)
+        object.__setattr__(event, "at", at)  # whoever watches is told the time that the log has
+        self._journal.append(event, at=at, durable=durable)
 
     def announce(self, event: RunEvent) -> None:
         """Tell an event that is in the log."""

@@ -172,7 +172,8 @@ def run(
       `close` is closed when the run is over, however it ended.
     - `on_round`: called as ``on_round(event, model)`` after each round, once that is committed, with its
       `RoundCommitted` and the model. Where it returns True, the run ends after this round, with the reason
-      ``"early stop"``; `resume` goes on. What it raises ends the run as an `AppError`; it can be resumed.
+      ``"early stop"``, or with the text that it returns; `resume` goes on. What it raises ends the run as an
+      `AppError`; it can be resumed.
     - `progress`: whether to show how far the run is; by default in notebooks, and there alone.
     - `id`, `place`: the run's id, and its folder below `folder`, where they are not to be made here. A folder that has
       a run takes no other.

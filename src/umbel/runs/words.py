@@ -48,6 +48,8 @@ def sparkline(values: Iterable[float], width: int = 24) -> str:
         return ""
     if len(shown) > width:
         shown = [shown[round(index * (len(shown) - 1) / (width - 1))] for index in range(width)]
+    if not math.isfinite(8 * (max(shown) - min(shown))):  # what diverges comes near the largest number there is
+        shown = [value / 64 for value in shown]
     low, high = min(shown), max(shown)
     span = (high - low) or 1.0
     return "".join(BLOCKS[min(7, int(8 * (value - low) / span))] for value in shown)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from io import FileIO, StringIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from .. import files
 from .tracker import RoundPoints, Tracker
@@ -19,24 +20,36 @@ class CSV(Tracker):
     anew; model and picture stay where the run has them.
     """
 
-    _file: IO[str] | None = None
+    _file: FileIO | None = None
 
     def begin(self, run: str, settings: Mapping[str, Any]) -> int:
         path = Path(self.where or "umbel-metrics") / f"{run}.csv"
         with files.writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("w", newline="", encoding="utf-8")
-        csv.writer(self._file).writerow(COLUMNS)
+            self._file = FileIO(path, "w")
+        self._append([COLUMNS])
         return -1
 
     def write(self, rounds: Sequence[RoundPoints]) -> None:
-        assert self._file is not None
-        csv.writer(self._file).writerows(rows_of(rounds))
-        self._file.flush()
+        self._append(rows_of(rounds))
 
     def end(self, reason: str, error: str | None) -> None:
         if self._file is not None:
             self._file.close()
+
+    def _append(self, rows: Iterable[Iterable[Any]]) -> None:
+        """Write all of the rows, or, where the disk is full, none: they come again."""
+        assert self._file is not None
+        text = StringIO(newline="")
+        csv.writer(text).writerows(rows)
+        rest, before = memoryview(text.getvalue().encode(errors="backslashreplace")), self._file.tell()
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError:
+            self._file.truncate(before)
+            self._file.seek(before)
+            raise
 
 
 def rows_of(rounds: Sequence[RoundPoints]) -> Iterator[tuple[int, str, str | None, float, float]]:

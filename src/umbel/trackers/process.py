@@ -25,7 +25,6 @@ def main() -> None:
     import cloudpickle
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # by itself it tries for minutes
     said = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print is noise
     order = json.loads(sys.stdin.readline())

@@ -6,12 +6,14 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import CorruptFile
+from ..errors import CorruptFile, JournalMissing
 from ..runs.events import AskClosed, RoundCommitted, RunEvent, RunFinished, RunInterruption, RunResumed, RunStarted
 from ..runs.history import History
 from ..runs.past import LAST, PastRun, find
@@ -44,10 +46,11 @@ class Reader:
     ) -> None:
         self.folder = folder
         self._tracker = tracker
+        self._draws = type(tracker).picture is not Tracker.picture
         self._local = local and folder is None
         self._clock = clock
         self._written = -1
-        self._begun = False
+        self._begun = self._failing = False
         self._flushed = -math.inf  # what cannot be reached is to be known at once
         self._started: RunStarted | None = None
         self._run = ""
@@ -76,8 +79,9 @@ class Reader:
             self._asks.clear()
             self._spent += event.seconds
             at = at or _beginning(self._run) + self._spent
-            self._waiting.append(RoundPoints(event.round, at, [*_of_round(event), *of_clients]))
-            due = sum(len(each.points) for each in self._waiting) >= MOST_POINTS
+            points = {(point.name, point.client): point for point in (*_of_round(event), *of_clients)}
+            self._waiting.append(RoundPoints(event.round, at, [*points.values()]))  # of two asks the last counts
+            due = not self._failing and sum(len(each.points) for each in self._waiting) >= MOST_POINTS
             if due or self._clock() - self._flushed >= PAUSE:
                 self.flush()
         elif isinstance(event, RunInterruption):
@@ -87,10 +91,20 @@ class Reader:
 
     def flush(self) -> None:
         """Have the tracker write what waits."""
-        self._flushed = self._clock()
+        self._failing = True
+        try:
+            self._write()
+            self._failing = False
+        finally:
+            self._flushed = self._clock()  # the time that it took, to no avail perhaps, is no reason to hurry
+
+    def _write(self) -> None:
         if not self._begun and self._run:
             self._written = self._tracker.begin(self._run, settings_of(self._started) if self._started else {})
             self._begun = True
+            if self._draws:
+                with suppress(ImportError):  # while the run goes on, so that its end need not wait for it
+                    import_module("umbel.core.figure")
         new = [each for each in self._waiting if each.round > self._written]
         if new:
             self._tracker.write(new)
@@ -120,7 +134,7 @@ class Reader:
 
     def _picture(self) -> None:
         history = History(self._rounds)
-        if not history.names or type(self._tracker).picture is Tracker.picture:
+        if not history.names or not self._draws:
             return
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "metrics.png"
@@ -135,7 +149,7 @@ class Reader:
             return
         try:
             model, _ = PastRun(self.folder).model()
-        except (CorruptFile, OSError):  # it was removed meanwhile
+        except (CorruptFile, JournalMissing, OSError):  # it was removed meanwhile
             return
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.safetensors"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shutil
 import struct
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from .tracker import RoundPoints, Tracker
@@ -21,6 +23,8 @@ class TensorBoard(Tracker):
     needs = "tensorboard"
 
     def begin(self, run: str, settings: Mapping[str, Any]) -> int:
+        # TensorBoard's own switch: it would load TensorFlow where that is installed, for seconds and half a gigabyte.
+        sys.modules.setdefault("tensorboard.compat.notf", ModuleType("notf"))
         from tensorboard.plugins.hparams import summary_v2
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 

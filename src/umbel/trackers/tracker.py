@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 from ..errors import ClientId, SettingError
 
 PLACES = {
+    "aim": "aim.Aim",
     "csv": "csv.CSV",
     "mlflow": "mlflow.MLflow",
     "parquet": "parquet.Parquet",

@@ -52,7 +52,7 @@ class Tracking:
     def __call__(self, event: RunEvent) -> None:
         """Have the tracker told of an event."""
         if event.logged:
-            self._tell({**event.record(), "at": round(time.time(), 3)})
+            self._tell({**event.record(), "at": event.at or round(time.time(), 3)})
 
     def catch_up(self, events: Sequence[RunEvent], times: Sequence[float | None]) -> None:
         """Have it told what there was before."""
@@ -102,6 +102,7 @@ class Tracking:
     def _begin(self) -> None:
         import cloudpickle
 
+        tracker = base64.b64encode(cloudpickle.dumps(self._tracker)).decode()
         self._noise = tempfile.TemporaryFile()  # noqa: SIM115  closed by `close`
         self._process = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, json.dumps(sys.path)],  # it finds all that can be imported here
@@ -112,7 +113,6 @@ class Tracking:
             encoding="utf-8",
             start_new_session=True,  # Ctrl-C stops the run, which then says so
         )
-        tracker = base64.b64encode(cloudpickle.dumps(self._tracker)).decode()
         self._lines.put({"tracker": tracker, "local": self._local})
         self._threads = [
             threading.Thread(target=work, args=(self._process,), daemon=True) for work in (self._write, self._hear)
@@ -147,8 +147,8 @@ class Tracking:
 def track(tracker: Tracker | str) -> Tracking:
     """An observer that has a run told to a tracker: ``umbel.run(app, observers=[umbel.track("mlflow")])``.
 
-    `tracker` is ``"csv"``, ``"mlflow"``, ``"parquet"``, ``"tensorboard"`` or ``"wandb"``, if wanted with a place behind
-    a colon (``"mlflow:http://localhost:5000"``), or a `Tracker` of one's own. A run that goes on is told to the record
-    that it had. Raises `SettingError` for a tracker that there is not, or whose package is not installed.
+    `tracker` is ``"aim"``, ``"csv"``, ``"mlflow"``, ``"parquet"``, ``"tensorboard"`` or ``"wandb"``, if wanted with a
+    place behind a colon (``"mlflow:http://localhost:5000"``), or a `Tracker` of one's own. A run that goes on is told
+    to the record that it had. Raises `SettingError` for a tracker that there is not, or whose package is not installed.
     """
     return Tracking(tracker)

@@ -16,7 +16,7 @@ class WandB(Tracker):
 
     The place is a folder, below which a folder `wandb` is made, by default here. Where nobody has logged in, and
     ``WANDB_MODE`` says nothing else, it is `offline`: ``wandb sync wandb/offline-run-*`` sends it later. A file
-    ``wandb/umbel-RUN`` remembers the last round, for a run that goes on.
+    ``wandb/umbel-RUN-MODE`` remembers the last round, for a run that goes on.
     """
 
     needs = "wandb"
@@ -25,9 +25,9 @@ class WandB(Tracker):
         import wandb
 
         folder = Path(self.where or ".")
-        self._mark = folder / "wandb" / f"umbel-{run}"
-        self._mark.parent.mkdir(parents=True, exist_ok=True)
         mode: Any = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False) else "offline")
+        self._mark = folder / "wandb" / f"umbel-{run}-{mode}"  # what one of them has the other may lack
+        self._mark.parent.mkdir(parents=True, exist_ok=True)
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT") or "umbel",
             id=run,
