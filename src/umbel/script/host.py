@@ -13,7 +13,7 @@ from typing import Any
 from ..core.arrays import Arrays
 from ..core.client import Client, Context
 from ..core.update import Metrics, Update
-from ..errors import AppError, ClientId, StrategyError
+from ..errors import AppError, ClientError, ClientId, StrategyError
 from ..work.processes import ONE_THREAD
 from ..work.seeding import seed_of
 from .process import ScriptProcess
@@ -68,6 +68,8 @@ class ScriptClient(Client):
         process = self._started(0, self._initial_source)
         try:
             arrays = process.ask({"says": "model"}, "model", lambda: None)["arrays"]
+        except ClientError as error:
+            raise AppError(error.message, hint=error.hint) from error
         finally:
             process.end()
         return arrays if isinstance(arrays, Arrays) else Arrays(arrays)

@@ -28,6 +28,9 @@ LOOK_SECONDS = 0.25
 GRACE = 5.0
 """Seconds that a script has to end by itself once it has nothing more to do."""
 TAIL_LINES, TAIL_CHARACTERS = 3, 2000
+MOST_READS, READ_BYTES = 16, 1 << 16
+"""Together what a pipe holds at most, 1 MiB."""
+MEANS = "umbel.script.client(path, args=[...], initial_source=...) gives it, in an app.py"
 
 
 class ScriptProcess:
@@ -58,7 +61,7 @@ class ScriptProcess:
         ours.setblocking(False)
         self._socket, self._inbox, self._outgoing = ours, line.Inbox(), deque[Bytes]()
         self._printed = [_Printed(self._process.stdout, "stdout"), _Printed(self._process.stderr, "stderr")]
-        self._sign: tuple[int, int] = (0, 0)
+        self._sign, self._asked = (0, 0), ""
 
     def send(self, message: line.Message) -> None:
         """Say something, with what is said next."""
@@ -69,6 +72,7 @@ class ScriptProcess:
         Raises `HandlerFailed`, and `ClientCrashed` where it was killed.
         """
         self.send(message)
+        self._asked = says
         done, alive_at = None, time.monotonic()
         with selectors.DefaultSelector() as waiting:
             waiting.register(self._socket, selectors.EVENT_READ | selectors.EVENT_WRITE)
@@ -98,7 +102,9 @@ class ScriptProcess:
                             + self._tail()
                         )
         self.pass_on()
-        return self._checked(done, says)
+        if done.get("says") != says:
+            raise HandlerFailed(f"the script {self._name} says {done.get('says')!r:.40}, and not {says!r}")
+        return done
 
     @property
     def over(self) -> bool:
@@ -113,15 +119,21 @@ class ScriptProcess:
             self._kill()
             return HandlerFailed(f"the script {self._name} let go of its host, and was ended")
         self.pass_on()
-        hint = None if code else "Let the loop over fl.tasks(...) go round until it ends by itself: no break."
+        when, hint = "while it had a task", None
+        if self._asked == "model":
+            when = "before it came to its loop over fl.tasks(...)"
+            hint = f"Start it by itself first: python {self._name}. What it needs beside, {MEANS}."
+        elif code == 0:
+            hint = "Let the loop over fl.tasks(...) go round until it ends by itself: no break."
         kind = ClientCrashed if code < 0 else HandlerFailed
-        return kind(f"the script {self._name} {described(code)} while it had a task{self._tail()}", hint=hint)
+        return kind(f"the script {self._name} {described(code)} {when}{self._tail()}", hint=hint)
 
     def pass_on(self) -> None:
-        """Print what it has printed."""
+        """Print what it has printed, of one that prints without end as much as a pipe holds."""
         for printed in self._printed:
-            while printed.pass_on(more=True):
-                pass
+            for _ in range(MOST_READS):
+                if not printed.pass_on(more=True):
+                    break
         sys.stdout.flush()
         sys.stderr.flush()
 
@@ -172,11 +184,6 @@ class ScriptProcess:
             raise HandlerFailed(f"the script {self._name} says what cannot be understood: {error}") from error
         return None
 
-    def _checked(self, said: line.Message, says: str) -> line.Message:
-        if said.get("says") != says:
-            raise HandlerFailed(f"the script {self._name} says {said.get('says')!r:.40}, and not {says!r}")
-        return said
-
     def _lives(self) -> bool:
         """Whether it has used the processor or printed since this was last asked; whoever cannot be seen does."""
         if not Path("/proc/self/stat").exists():
@@ -191,7 +198,7 @@ class ScriptProcess:
         self._process.wait()
 
     def _tail(self) -> str:
-        lines = [text.strip()[:300] for text in self._printed[1].tail.splitlines() if text.strip()]
+        lines = [text.strip()[:300] for text in self._printed[1].tail.splitlines() if text.strip(" ~^")]
         return f"; its errors end: {' | '.join(lines[-TAIL_LINES:])}" if lines else ""
 
 
@@ -207,7 +214,7 @@ class _Printed:
     def pass_on(self, *, more: bool = False) -> bool:
         """Print what is there; whether there will be more, or, with `more`, may be at once."""
         try:
-            data = b"" if self.over else os.read(self.stream.fileno(), 1 << 16)
+            data = b"" if self.over else os.read(self.stream.fileno(), READ_BYTES)
         except BlockingIOError:
             return not more
         self.over = not data
