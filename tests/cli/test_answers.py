@@ -46,5 +46,5 @@ def test_arrays_in_an_answer_are_rows(capsys):
     found = {"mean": np.array([1.5, np.nan]), "count": np.int64(3)}
     stdout().print(ShownAnswer(found).table())
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert [["mean", "1", "1.5"], ["mean", "2"], ["count", "3"]] == [line for line in lines if line][-3:]
+    assert [line for line in lines if line][-3:] == [["mean", "1", "1.5"], ["mean", "2"], ["count", "3"]]
     assert json.loads(json_text(found)) == {"mean": [1.5, None], "count": 3}

@@ -149,9 +149,7 @@ def test_where_there_is_no_input_at_all_nobody_is_there(desk: Desk, monkeypatch:
     assert desk.ask(spec, "y\n")
 
 
-def test_what_was_typed_before_there_was_a_question_is_no_answer(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_was_typed_before_there_was_a_question_is_no_answer(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = pty.openpty()
     asked = threading.Event()
 

@@ -44,7 +44,7 @@ def _examined(check: Callable[[Path], Iterator[Finding]], folder: Path) -> Itera
         yield from check(folder)
     except Exception as error:
         name = getattr(check, "__name__", "check").strip("_").replace("_", " ")
-        yield _found(name, f"it cannot be told: {type(error).__name__}: {error}", "Look whether that is as it should be.")
+        yield _found(name, f"it cannot be told: {type(error).__name__}: {error}", "Look whether it is as it should be.")
 
 
 def _found(check: str, note: str, advice: str = "", *, wrong: bool = False) -> Finding:

@@ -100,8 +100,7 @@ def json_text(value: Any) -> str:
 
 
 def jsonable(value: Any) -> Any:
-    """A tree as JSON knows them: arrays and tuples are lists, and what a tuple is the key of is found under its parts.
-    """
+    """A tree as JSON knows them: arrays and tuples are lists, and a key that is a tuple is a text."""
     value = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(value, Mapping):
         return {", ".join(map(str, k)) if isinstance(k, tuple) else str(k): jsonable(v) for k, v in value.items()}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import codecs
+import itertools
 import os
+import re
 import selectors
 import signal
 import socket
@@ -27,7 +29,8 @@ LOOK_SECONDS = 0.25
 """So often it is looked whether a script is alive."""
 GRACE = 5.0
 """Seconds that a script has to end by itself once it has nothing more to do."""
-TAIL_LINES, TAIL_CHARACTERS = 3, 2000
+LONGEST_REASON, TAIL_CHARACTERS = 300, 4000
+FRAME = re.compile(r'^  File "(.+)", line (\d+).*$', re.MULTILINE)
 MOST_READS, READ_BYTES = 16, 1 << 16
 """Together what a pipe holds at most, 1 MiB."""
 MEANS = "umbel.script.client(path, args=[...], initial_source=...) gives it, in an app.py"
@@ -99,7 +102,6 @@ class ScriptProcess:
                         self._kill()
                         raise HandlerFailed(
                             f"the script {self._name} showed no sign of life for {self._stall:g} seconds, and was ended"
-                            + self._tail()
                         )
         self.pass_on()
         if done.get("says") != says:
@@ -126,7 +128,8 @@ class ScriptProcess:
         elif code == 0:
             hint = "Let the loop over fl.tasks(...) go round until it ends by itself: no break."
         kind = ClientCrashed if code < 0 else HandlerFailed
-        return kind(f"the script {self._name} {described(code)} {when}{self._tail()}", hint=hint)
+        why = self._why() if code > 0 else ""
+        return kind(f"the script {self._name} {described(code)} {when}{why}", hint=hint)
 
     def pass_on(self) -> None:
         """Print what it has printed, of one that prints without end as much as a pipe holds."""
@@ -197,9 +200,20 @@ class ScriptProcess:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
-    def _tail(self) -> str:
-        lines = [text.strip()[:300] for text in self._printed[1].tail.splitlines() if text.strip(" ~^")]
-        return f"; its errors end: {' | '.join(lines[-TAIL_LINES:])}" if lines else ""
+    def _why(self) -> str:
+        """What it raised, or the last that it said of its errors, and where; as of a handler no more than that, for it
+        is told to the run, and the rest may show data.
+        """
+        text, place = self._printed[1].tail, ""
+        lines = [line.strip() for line in text.splitlines()[-1:]]
+        if frames := list(FRAME.finditer(text)):
+            rest = text[frames[-1].end() :].splitlines()
+            rest = list(itertools.dropwhile(lambda line: not line or line[0].isspace(), rest))
+            lines = [line.strip() for line in rest]
+            own = [frame[2] for frame in frames if frame[1].rpartition("/")[2] == self._name]
+            place = f" ({self._name}:{own[-1]})" if own else ""
+        said = " ".join(filter(None, lines))[:LONGEST_REASON]
+        return f": {said}{place}" if said else ""
 
 
 class _Printed:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
@@ -22,7 +23,6 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -186,9 +186,13 @@ def _steps(before: list[str], after: list[str]) -> int:
     """About how many steps `difflib` needs at most: one for each two lines that are equal and none of its frequent
     ones, as often as the lines between the first and the last that differ may have it begin anew.
     """
-    first, last = len(commonprefix([before, after])), len(commonprefix([before[::-1], after[::-1]]))
+    first, last = _alike(before, after), _alike(before[::-1], after[::-1])
     old, new = before[first : max(first, len(before) - last)], after[first : max(first, len(after) - last)]
     return 2 * _equal(before, after) + min(len(old), len(new)) * (len(old) + _equal(old, new))
+
+
+def _alike(before: list[str], after: list[str]) -> int:
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(before, after, strict=False)))
 
 
 def _equal(before: list[str], after: list[str]) -> int:

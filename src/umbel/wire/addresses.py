@@ -22,7 +22,8 @@ def host_and_port(address: str, port: int | None = None) -> tuple[str, int]:
         found[1].encode("idna")  # which whoever looks the host up would do
     except UnicodeError as error:
         raise SettingError(
-            f"{address!r} names no host: {error.__cause__ or error}", hint="Between its dots a name has 1 to 63 letters."
+            f"{address!r} names no host: {error.__cause__ or error}",
+            hint="Between its dots a name has 1 to 63 letters.",
         ) from None
     return found[1].strip("[]"), port if found[2] is None and port is not None else int(found[2])
 
