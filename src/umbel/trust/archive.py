@@ -144,7 +144,8 @@ def difference(old: Archive, new: Archive) -> str:
     file. What a terminal would act upon or hide is spelled out. Empty where nothing has changed. Of files that would
     take too long to compare, as some do that were written for that, all lines are given, old and new.
     """
-    parts, left = [], MOST_STEPS
+    parts: list[str] = []
+    left = MOST_STEPS
 
     def compare(head: str, name: str, before: list[str], after: list[str]) -> None:
         nonlocal left
