@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,27 @@ def test_what_is_wrong_is_an_exit_code(umbel: Command, monkeypatch: pytest.Monke
     only(lambda folder: [environment._found("disk", "gone", "Get one.", wrong=True)], monkeypatch)
     assert umbel("doctor").code == 3
     assert umbel("doctor", "--json").code == 3
+
+
+def test_a_check_that_breaks_keeps_nobody_from_the_others(umbel: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def _odd_memory(folder: Path) -> Iterator[Finding]:
+        yield environment._found("cores", "2")
+        raise KeyError("MemAvailable")
+
+    monkeypatch.setattr(environment, "CHECKS", (_odd_memory, lambda folder: [environment._found("disk", "quick")]))
+    done = umbel("doctor")
+    assert done.code == 0
+    for said in ("cores", "odd memory", "cannot be told: KeyError: 'MemAvailable'", "quick"):
+        assert said in done.out
+
+
+def test_a_pytorch_that_cannot_be_imported_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "_version", lambda name: "2.13.0")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (row,) = found(environment._gpus)
+    assert row.state == CRITICAL
+    assert "cannot be imported" in row.note
+    assert "pytorch.org" in row.advice
 
 
 def test_another_python_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,11 @@ import asyncio
 import hashlib
 import io
 import json
+import os
+import pty
+import select
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -128,6 +132,66 @@ def test_what_a_terminal_would_act_upon_is_spelled_out(desk: Desk) -> None:
     spec.owner = "anna\x1b[2K"
     desk.ask(spec, "v\nn\n")
     assert "\x1b" not in desk.shown
+
+
+def test_where_there_is_no_input_at_all_nobody_is_there(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = spec_of(packed("x = 1\n"))
+
+    class Gone(io.StringIO):
+        def readline(self, size: int | None = -1) -> str:
+            raise OSError(5, "Input/output error")  # the terminal was closed
+
+    for stdin in (None, Gone()):
+        monkeypatch.setattr(io, "StringIO", lambda typed, stdin=stdin: stdin)
+        assert not desk.ask(spec, "")
+        assert "standard input is at its end" in desk.shown
+    monkeypatch.undo()
+    assert desk.ask(spec, "y\n")
+
+
+def test_what_was_typed_before_there_was_a_question_is_no_answer(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = pty.openpty()
+    asked = threading.Event()
+
+    class Seen(io.StringIO):
+        def write(self, text: str) -> int:
+            if "allow it" in text:
+                asked.set()
+            return super().write(text)
+
+    def types() -> None:
+        asked.wait()
+        os.write(ours, b"n\n")
+
+    with os.fdopen(theirs) as stdin:
+        os.write(ours, b"y\n")  # a second time, to the question before
+        while not select.select([theirs], [], [], 0)[0]:
+            pass
+        monkeypatch.setattr(sys, "stderr", Seen())
+        typing = threading.Thread(target=types)
+        typing.start()
+        monkeypatch.setattr(io, "StringIO", lambda typed: stdin)
+        assert not desk.ask(spec_of(packed("x = 1\n")), "")
+        typing.join()
+    os.close(ours)
+
+
+def test_the_node_goes_on_while_large_code_is_laid_out(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard, difference = threading.Event(), archives.difference
+
+    def slow(old: archives.Archive, new: archives.Archive) -> str:
+        heard.wait()
+        return difference(old, new)
+
+    monkeypatch.setattr(archives, "difference", slow)
+    ask = Owner.ask
+
+    async def asked(self: Owner, spec: m.RunSpec, file: Path) -> bool:
+        asyncio.get_running_loop().call_later(0.01, heard.set)
+        return await ask(self, spec, file)
+
+    monkeypatch.setattr(Owner, "ask", asked)
+    assert desk.ask(spec_of(packed("x = 1\n")), "y\n")
 
 
 def test_a_disk_that_fails_refuses_and_the_node_lives_on(desk: Desk) -> None:

@@ -102,6 +102,8 @@ def test_what_is_not_found_is_guessed(three: Path) -> None:
     with pytest.raises(JournalMissing, match="there is no run zzz") as none:
         find("zzz", three)
     assert f"the last is {ID}" in (none.value.hint or "")
+    with pytest.raises(SettingError, match="no text at all"):
+        find("", three)
     with pytest.raises(JournalMissing, match="there are no runs in"):
         find("last", three / "no-run")
 

@@ -15,7 +15,7 @@ from tests.script.hosting import STEPS, context, hosted, processes_of, script, w
 import umbel
 import umbel.script
 from umbel.core.arrays import Arrays
-from umbel.errors import AppError
+from umbel.errors import AppError, UnusedCorrection
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes in /proc")
 
@@ -123,6 +123,15 @@ def test_sources_go_into_arguments_and_the_environment(tmp_path):
     assert "initial_source" in said.value.hint
     with pytest.raises(AppError, match=r"the source of client 0 cannot be handed to train.py: source is a set"):
         hosted(tmp_path, initial_source={1}).model()
+
+
+def test_a_strategy_that_corrects_the_loss_is_refused_before_anything_is_trained(tmp_path):
+    client = hosted(tmp_path)
+    app = umbel.App(client, model=MODEL, strategy=umbel.FedProx(mu=0.1, cohort="all"), rounds=1)
+    with pytest.raises(UnusedCorrection, match=r"the loop of train.py does not take") as said:
+        umbel.run(app, on=umbel.Simulation(1, workers=0), folder=None)
+    assert "FedAvg" in said.value.hint
+    assert not client._warm
 
 
 def test_its_file_is_found_beside_whoever_names_it(tmp_path, monkeypatch):

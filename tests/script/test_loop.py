@@ -121,6 +121,37 @@ def test_what_a_loop_does_wrong_is_said(host):
         next(tasks)
 
 
+@pytest.mark.slow
+def test_an_optimizers_moments_are_kept_in_the_state(host):
+    torch = pytest.importorskip("torch")
+    adapter = pytest.importorskip("umbel.torch")
+    net = torch.nn.Linear(3, 1, bias=False)
+    model, made = adapter.arrays(net), torch.optim.Adam(net.parameters())
+    net(torch.ones(3)).backward()
+    made.step()
+    tasks, kept = loop.tasks(net), made.state_dict()
+    say(host, {**TASK, "model": model})
+    next(tasks).state["optimizer"] = kept
+    loop.answer()
+    say(host, {**TASK, "model": model})
+    next(tasks)
+    state = hear(host)["state"]["optimizer"]
+    again = adapter.load_optimizer_(torch.optim.Adam(net.parameters()), state).state_dict()
+    for name, tensor in kept["state"][0].items():
+        assert torch.equal(again["state"][0][name], tensor)
+
+
+def test_metrics_are_numbers(host):
+    say(host, TASK)
+    tasks = loop.tasks({"w": np.ones(3)})
+    next(tasks)
+    for wrong in ({"error": np.ones(2)}, {"error": "a row of the data"}, {"examples": None}):
+        with pytest.raises(AppError, match=rf"fl.answer\({next(iter(wrong))}=...\) got a .* not one number") as caught:
+            loop.answer(**wrong)
+        assert "row" not in str(caught.value)
+    loop.answer(error=np.ones(1)[0], examples=np.int64(3))
+
+
 def test_an_evaluation_is_for_those_who_look(host):
     say(host, {**TASK, "kind": "evaluate"})
     next(loop.tasks({"w": np.ones(3)}))

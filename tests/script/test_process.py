@@ -13,6 +13,7 @@ import pytest
 from tests.conftest import open_files, some
 from tests.script.hosting import STEPS, context, hosted, processes_of, script, wait_until_gone
 
+import umbel
 from umbel.core.arrays import Arrays
 from umbel.core.client import Unwanted
 from umbel.errors import AppError, ClientCrashed, HandlerFailed
@@ -43,7 +44,9 @@ def ask(client, round=1, **more):
     some(
         [
             ("print('at it'); print('oh', file=sys.stderr); raise ValueError('no data')",
-             "ended with exit code 1 while it had a task; its errors end: .*| ValueError: no data", HandlerFailed),
+             r"ended with exit code 1 while it had a task: ValueError: no data \(train.py:10\)$", HandlerFailed),
+            ("print('a row', file=sys.stderr); sys.exit('enough')", "1 while it had a task: enough$", HandlerFailed),
+            ("print('row', file=sys.stderr); os.kill(os.getpid(), 15)", "SIGTERM while it had a task$", ClientCrashed),
             ("fl.answer(); fl.answer()", "exit code 1 .*twice for one task", HandlerFailed),
             ("continue", "exit code 1 .*its task was not answered", HandlerFailed),
             ("break", r"ended with exit code 0 while it had a task", HandlerFailed),
@@ -53,6 +56,7 @@ def ask(client, round=1, **more):
             ("fl.loop._host._socket.close(); threading.Event().wait()", "let go of its host", HandlerFailed),
             (ENDLESS, "showed no sign of life for 0.01 seconds, and was ended", HandlerFailed),
             ("net.clear()", r"exit code 1 .*KeyError: 'w'", HandlerFailed),
+            ("fl.answer(note='va.csv')", r"fl.answer\(note=...\) got a str, which is not one number", HandlerFailed),
         ],
         2,
     ),
@@ -69,21 +73,24 @@ def test_what_goes_wrong_is_said_of_the_script(tmp_path, monkeypatch, more, said
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("print('no loop')", "ended with exit code 0 while"), ("import nothing_at_all", "No module named 'nothing_at"),
+    [("print('no loop')", "ended with exit code 0 while"), ("1 + '1'", r": TypeError: .* \(train.py:1\)"),
+     ("import nothing_at_all", "No module named 'nothing_at"),
      (STEPS.replace("net = {", "net = 3 # {"), "which is no model that it knows")],
 )  # fmt: skip
 def test_a_script_that_does_not_come_to_its_tasks(tmp_path, text, said):
     client = hosted(tmp_path, text=text)
-    for begin in (lambda: ask(client), client.model):
-        with pytest.raises(HandlerFailed, match=f"(?s)the script train.py .*{said}"):
-            begin()
+    with pytest.raises(HandlerFailed, match=f"(?s)the script train.py .*{said}"):
+        ask(client)
+    with pytest.raises(AppError, match=f"(?s)the script train.py .*{said.replace(' while', ' before')}") as caught:
+        umbel.App(client, model=client.model, strategy=umbel.FedAvg(), rounds=1).initial_model()
+    assert "python train.py" in caught.value.hint
 
 
 @pytest.mark.slow
 def test_after_one_that_failed_or_was_killed_while_it_waited_there_is_a_new_one(tmp_path):
     client = hosted(tmp_path, "if task.round == 2: sys.exit('enough')")
     first = ask(client)
-    with pytest.raises(HandlerFailed, match="exit code 1 while it had a task; its errors end: enough"):
+    with pytest.raises(HandlerFailed, match="exit code 1 while it had a task: enough"):
         ask(client, 2)
     assert ask(client).metrics == first.metrics
     (pid,) = processes_of(tmp_path / "train.py")
@@ -108,7 +115,7 @@ def test_what_it_prints_is_printed_and_it_ends_with_its_loop(tmp_path, capsys):
     assert ctx.state == {"n": 1}
     said = capsys.readouterr()
     assert (said.out, said.err) == ("ü\n", "x" * 200_000 + "\n")
-    child = next(below(os.getpid()))
+    (child,) = processes_of(tmp_path / "train.py")
     ask(client, 2)
     client.release()
     client.release()
@@ -126,6 +133,17 @@ def test_a_task_that_nobody_wants_is_ended_and_life_is_seen(tmp_path):
     with pytest.raises(Unwanted):
         ask(hosted(tmp_path, "while True: pass"), on_step=step)
     assert steps == [1]
+
+
+def test_one_that_prints_without_end_is_not_read_for_ever(tmp_path, monkeypatch, capsys):
+    client, reads = hosted(tmp_path, "print('begun')"), []
+    ask(client)
+    monkeypatch.setattr(process._Printed, "pass_on", lambda printed, more=False: not reads.append(printed))
+    next(iter(client._warm.values())).pass_on()
+    assert len(reads) == 2 * process.MOST_READS
+    monkeypatch.undo()
+    client.release()
+    assert "begun" in capsys.readouterr().out
 
 
 def test_where_it_cannot_be_started(tmp_path, monkeypatch):

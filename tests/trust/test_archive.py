@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import random
 import zipfile
 
 import pytest
@@ -247,6 +248,25 @@ def test_a_difference_cannot_play_tricks_on_who_reads_it():
     evil = "x = 1\x1b[2K\r# \u202eharmless\u200b\x9b1A\n".encode()
     text = difference(read(DATA), read(build(ABOUT, {**FILES, "net.py": evil})))
     assert "+x = 1\\x1b[2K\\r# \\u202eharmless\\u200b\\x9b1A" in text.splitlines()
+
+
+def test_code_that_is_written_to_be_slow_to_compare_is_shown_whole(monkeypatch):
+    monkeypatch.setattr(archive, "MOST_STEPS", 10**6)
+    rng = random.Random(1)
+    old, new = ("\n".join(f"x = {rng.randrange(120)}" for _ in range(1_500)) for _ in range(2))
+    text = difference(*(read(build(ABOUT, {**FILES, "net.py": code.encode()})) for code in (old, new)))
+    lines = text.splitlines()
+    assert "@@ too much to be compared: all lines, old and new @@" in lines
+    assert [line[1:] for line in lines if line.startswith("+x")] == new.split("\n")
+    assert [line[1:] for line in lines if line.startswith("-x")] == old.split("\n")
+    tail = f"{old}\nlast"
+    text = difference(*(read(build(ABOUT, {**FILES, "net.py": code.encode()})) for code in (old, tail)))
+    assert text.splitlines()[-1] == "+last"
+    assert len(text.splitlines()) < 10
+    ordinary = "\n".join(f"line {number}" for number in range(500))
+    other = ordinary.replace("0\n", "1\n")
+    text = difference(*(read(build(ABOUT, {**FILES, "net.py": code.encode()})) for code in (ordinary, other)))
+    assert " line 432" in text.splitlines()
 
 
 def test_a_list_of_many_files_is_not_even_read(monkeypatch):

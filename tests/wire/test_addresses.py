@@ -31,6 +31,13 @@ def test_addresses_are_read(text: str, found: tuple[str, int] | None) -> None:
         assert host_and_port(text) == found
 
 
+@pytest.mark.parametrize("host", ["a..b", "x" * 64, f"www.{'x' * 64}.org", "a\ufffdb.org"])
+def test_a_name_that_no_host_can_have_is_not_looked_up(host: str) -> None:
+    with pytest.raises(SettingError, match="names no host"):
+        canonical(f"{host}:7420")
+    assert canonical("münchen.example.") == "münchen.example.:7420"
+
+
 def test_an_address_is_kept_in_one_way() -> None:
     assert canonical("Ward.Example.org") == "ward.example.org:7420"
     assert canonical("[FE80::1]:9") == "[fe80::1]:9"

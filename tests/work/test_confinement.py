@@ -323,6 +323,27 @@ def test_memory_and_processors_are_limited(tmp_path):
         assert found["more"] == "PermissionError"
 
 
+# What it sees of others
+
+
+@landlocked
+def test_it_sees_the_processor_time_of_what_it_has_started(tmp_path):
+    code = """
+    import subprocess
+    from umbel.work.vitals import processor_ticks
+    burns = "import sys, time\\nwhile time.process_time() < 0.1: pass\\nprint(1, flush=True); sys.stdin.read()"
+    child = subprocess.Popen([sys.executable, "-c", burns], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    child.stdout.readline()
+    told(closed=tried(lambda: open(f"/proc/{child.pid}/stat")), ticks=processor_ticks(child.pid))
+    child.communicate()
+    told(gone=processor_ticks(child.pid))
+    """
+    _, found = Stage(tmp_path, code, read=[SOURCE]).ended()
+    assert found["closed"] == "PermissionError"
+    assert found["ticks"] >= 0.1 * os.sysconf("SC_CLK_TCK")
+    assert found["gone"] == 0
+
+
 # What is lacking
 
 

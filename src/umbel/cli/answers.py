@@ -15,7 +15,7 @@ from rich.text import Text
 from ..core.app import App
 from ..core.arrays import Arrays
 from ..core.strategy import Question
-from .terminal import number, plural
+from .terminal import jsonable, number, plural
 
 MOST_ROWS = 60
 Row = tuple[tuple[str, ...], Mapping[str, Any]]
@@ -34,7 +34,7 @@ class ShownAnswer:
 
     def table(self) -> RenderableType:
         """A row for each innermost mapping: by what it is found under, and what is in it."""
-        found = list(rows(self.found))
+        found = list(rows(jsonable(self.found)))
         names = list(dict.fromkeys(name for _, cells in found for name in cells))
         depth = max((len(keys) for keys, _ in found), default=0)
         table = Table(*[""] * depth, box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False, header_style="dim")
@@ -48,18 +48,14 @@ class ShownAnswer:
 
 def rows(found: Any, keys: tuple[str, ...] = ()) -> Iterator[Row]:
     """The innermost mappings of an answer, each with the keys, or places from 1, that lead to it."""
-    inner = isinstance(found, Mapping) and not any(isinstance(each, Mapping | list) for each in found.values())
-    if inner:
+    if isinstance(found, dict) and not any(isinstance(each, dict | list) for each in found.values()):
         yield keys, found
-    elif isinstance(found, Mapping | list):
-        for key, each in found.items() if isinstance(found, Mapping) else enumerate(found, 1):
-            yield from rows(each, (*keys, ", ".join(map(str, key)) if isinstance(key, tuple) else str(key)))
+    elif isinstance(found, dict | list):
+        for key, each in found.items() if isinstance(found, dict) else enumerate(found, 1):
+            yield from rows(each, (*keys, str(key)))
     else:
         yield keys, {"": found}
 
 
 def _cell(value: Any) -> str:
-    value = value.item() if hasattr(value, "item") else value
-    if isinstance(value, float):
-        return "" if value != value else number(value)
-    return "" if value is None else str(value)
+    return "" if value is None else number(value) if isinstance(value, float) else str(value)

@@ -35,7 +35,16 @@ def environment(folder: Path, *, json: bool) -> bool:
     """
     if folder.exists() and not folder.is_dir():
         raise SettingError(f"{folder} is no folder", hint="--folder names where runs are kept.")
-    return print_findings([finding for check in CHECKS for finding in check(folder)], json=json)
+    return print_findings([finding for check in CHECKS for finding in _examined(check, folder)], json=json)
+
+
+def _examined(check: Callable[[Path], Iterator[Finding]], folder: Path) -> Iterator[Finding]:
+    """What a check finds; one that cannot be done on this machine keeps nobody from the others."""
+    try:
+        yield from check(folder)
+    except Exception as error:
+        name = getattr(check, "__name__", "check").strip("_").replace("_", " ")
+        yield _found(name, f"it cannot be told: {type(error).__name__}: {error}", "Look whether it is as it should be.")
 
 
 def _found(check: str, note: str, advice: str = "", *, wrong: bool = False) -> Finding:
@@ -139,8 +148,12 @@ def _gpus(folder: Path) -> Iterator[Finding]:
     if _version("torch") is None:
         yield _found("gpus", "PyTorch is not installed, so none was looked for")
         return
-    import torch
-
+    try:
+        import torch
+    except (ImportError, OSError) as error:  # libraries of CUDA that are not there, most often
+        advice = "Install it again, as pytorch.org says for this machine."
+        yield _found("gpus", f"PyTorch is installed and cannot be imported: {error}", advice, wrong=True)
+        return
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             free, total = torch.cuda.mem_get_info(index)

@@ -106,13 +106,18 @@ class Owner:
 
     async def _asked(self, spec: m.RunSpec, data: bytes) -> str:
         """Lay out the code and what has changed of it, and give what is answered."""
-        name, read, before = archive_sha256(spec).hex()[:16], archives.read(data), self._accepted.last(spec)
+        name, before = archive_sha256(spec).hex()[:16], self._accepted.last(spec)
         place, diff = self._folder / name, self._folder / f"{name}.diff"
-        try:
+
+        def lay_out() -> None:
+            read = archives.read(data)
             shutil.rmtree(place, ignore_errors=True)  # of a node that was killed
             archives.unpack(read, place)
             text = archives.difference(before.archive if before is not None else Archive({}, {}), read)
             diff.write_text(text, encoding="utf-8")
+
+        try:
+            await asyncio.to_thread(lay_out)  # for large code takes its time, while the node has others to hear
             for line in about(spec, before):
                 print(line, file=sys.stderr)
             print(f"  code      {place}\n  changes   {diff}  (v shows them)", file=sys.stderr)
@@ -123,8 +128,11 @@ class Owner:
 
     async def _answer(self, diff: Path) -> str:
         while True:
+            idle = self._typed is None or self._typed.done()  # else nobody has answered a question that is over
+            if idle:
+                _forget_typed()
             print("allow it, now and later? [y/N] ", end="", file=sys.stderr, flush=True)
-            if self._typed is None or self._typed.done():  # else nobody has answered a question that is over
+            if self._typed is None or idle:
                 self._typed = asyncio.ensure_future(_line_typed())
             answer = await asyncio.shield(self._typed)
             if answer.strip().lower() != "v":
@@ -155,7 +163,7 @@ def settings_lines(config: Mapping[str, Any], before: Mapping[str, Any] | None) 
     names = sorted({*config, *old}, key=lambda name: (name in config and config[name] == old.get(name, ...), name))
     found = []
     for name in names[:MOST_SETTINGS]:
-        now = shown(f"{name} = {json.dumps(config[name]):.200}") if name in config else shown(f"{name} is left out")
+        now = shown(f"{name:.80} = {json.dumps(config[name]):.200}" if name in config else f"{name:.80} is left out")
         was = "" if name in old and config.get(name, ...) == old[name] else "  (new)"
         found.append(f"{now}  (was {shown(json.dumps(old[name])):.200})" if was and name in old else now + was)
     more = len(names) - MOST_SETTINGS
@@ -174,7 +182,7 @@ def settings_of(spec: m.RunSpec) -> dict[str, Any]:
 async def _page(file: Path) -> None:
     """Show a file: in the pager of whoever sits at a terminal, or else as it is."""
     pager = shlex.split(os.environ.get("PAGER") or "less")
-    if not (sys.stdin.isatty() and sys.stderr.isatty() and pager and shutil.which(pager[0])):
+    if not (sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty() and pager and shutil.which(pager[0])):
         print(file.read_text("utf-8"), file=sys.stderr)
         return
     process = await asyncio.create_subprocess_exec(*pager, str(file))
@@ -184,6 +192,15 @@ async def _page(file: Path) -> None:
         with suppress(ProcessLookupError):
             process.terminate()
         raise
+
+
+def _forget_typed() -> None:
+    """Forget what was typed at the terminal before there was a question: it was no answer to it."""
+    with suppress(ImportError, OSError, ValueError, AttributeError):
+        import termios
+
+        with suppress(termios.error):  # no terminal
+            termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)
 
 
 async def _line_typed() -> str:
@@ -196,7 +213,9 @@ async def _line_typed() -> str:
             typed.set_result(text)
 
     def read() -> None:
-        text = sys.stdin.readline()
+        text = ""
+        with suppress(OSError, ValueError, AttributeError):  # a terminal that is gone, no text, no input at all
+            text = sys.stdin.readline()
         with suppress(RuntimeError):  # nobody waits for it any more
             loop.call_soon_threadsafe(tell, text)
 

@@ -96,13 +96,14 @@ def plain(metrics: Mapping[str, float]) -> dict[str, float | None]:
 
 def json_text(value: Any) -> str:
     """A value as one line of JSON: numbers that are not finite are null, and what JSON does not know is a text."""
-    return json.dumps(_jsonable(value), allow_nan=False, default=str)
+    return json.dumps(jsonable(value), allow_nan=False, default=str)
 
 
-def _jsonable(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
+    """A tree as JSON knows them: arrays and tuples are lists, and a key that is a tuple is a text."""
+    value = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(value, Mapping):
-        return {", ".join(map(str, k)) if isinstance(k, tuple) else str(k): _jsonable(v) for k, v in value.items()}
+        return {", ".join(map(str, k)) if isinstance(k, tuple) else str(k): jsonable(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_jsonable(each) for each in value]
-    value = value.item() if hasattr(value, "item") else value
+        return [jsonable(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

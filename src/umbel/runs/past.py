@@ -209,6 +209,8 @@ def find(reference: str, folder: Path) -> PastRun:
     """The run that `reference` means: `last`, the path of a run's folder, an id, or the beginning or another part of an
     id that no other run has. Raises `JournalMissing` for none, `SettingError` for several.
     """
+    if not reference:  # as of a shell's variable that is not set: part of every id
+        raise SettingError("a run is named by no text at all", hint="`umbel runs` lists them; `last` is the last.")
     path = Path(reference)
     if (path / LOG).is_file():
         return PastRun(path.resolve())

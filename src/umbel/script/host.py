@@ -13,7 +13,7 @@ from typing import Any
 from ..core.arrays import Arrays
 from ..core.client import Client, Context
 from ..core.update import Metrics, Update
-from ..errors import AppError, ClientId, StrategyError
+from ..errors import AppError, ClientError, ClientId, StrategyError, UnusedCorrection
 from ..work.processes import ONE_THREAD
 from ..work.seeding import seed_of
 from .process import ScriptProcess
@@ -68,6 +68,8 @@ class ScriptClient(Client):
         process = self._started(0, self._initial_source)
         try:
             arrays = process.ask({"says": "model"}, "model", lambda: None)["arrays"]
+        except ClientError as error:
+            raise AppError(error.message, hint=error.hint) from error
         finally:
             process.end()
         return arrays if isinstance(arrays, Arrays) else Arrays(arrays)
@@ -78,6 +80,12 @@ class ScriptClient(Client):
 
     def _do(self, model: Arrays, source: Any, ctx: Context) -> Update | Metrics:
         """Have the client's script do a task."""
+        if ctx.correction is not None:
+            raise UnusedCorrection(
+                f"the strategy needs a correction in the local loss, which the loop of {self._path.name} does not take",
+                hint="Take a strategy without one, such as FedAvg, or have a handler of an umbel.Client() train by "
+                "umbel.torch.fit(net, data, ctx).",
+            )
         process = self._warm.pop(ctx.client, None)
         if process is not None and process.over:  # killed while it had nothing to do
             process.end()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..core.arrays import Arrays
+from ..core.trees import keepable
 from ..errors import AppError, ClientId
 from ..work.seeding import note_generators, seed_all
 from ..work.vitals import die_with
@@ -24,7 +25,8 @@ class LocalTask:
     - `client`, `round`, `config`, `source`, `device`, `seed`: who works on what, where. The global random generators
       are seeded by `seed` when the task comes; alone it is None, and nothing is seeded.
     - `state`: a dictionary that the client finds again at its next task, in whatever process that is: arrays, numbers,
-      text and containers of them. What a script keeps elsewhere is gone when its process is.
+      text and containers of them; tensors come back as arrays. What a script keeps elsewhere is gone when its process
+      is.
     """
 
     model: Any
@@ -83,7 +85,8 @@ class Joined:
             raise AppError(
                 "fl.answer(...) is called twice for one task", hint="Call it once, at the end of the loop's body."
             )
-        answer = {"says": "answer", "examples": float(examples), "metrics": {n: float(v) for n, v in metrics.items()}}
+        named = {name: _number(name, value) for name, value in metrics.items()}
+        answer = {"says": "answer", "examples": _number("examples", examples), "metrics": named}
         if task._kind == "evaluate":
             if not task._looked:
                 raise AppError(
@@ -125,7 +128,7 @@ class Joined:
             )
         answer, state = self._answer, self._task.state
         self._task = self._answer = None
-        self._send({**answer, "state": state})
+        self._send({**answer, "state": keepable(state)})
 
     def _send(self, message: line.Message) -> None:
         for piece in line.packed(message):
@@ -138,6 +141,16 @@ class Joined:
         except (EOFError, ConnectionError):
             raise SystemExit(0) from None  # there is nothing more to do
         return message
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):  # PyTorch's, of a tensor with several numbers
+        raise AppError(
+            f"fl.answer({name}=...) got a {type(value).__name__}, which is not one number",
+            hint="`examples` and metrics are single numbers: of an array give its mean, say.",
+        ) from None
 
 
 def _joined() -> Joined | None:

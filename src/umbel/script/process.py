@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import codecs
+import itertools
 import os
+import re
 import selectors
 import signal
 import socket
@@ -27,7 +29,11 @@ LOOK_SECONDS = 0.25
 """So often it is looked whether a script is alive."""
 GRACE = 5.0
 """Seconds that a script has to end by itself once it has nothing more to do."""
-TAIL_LINES, TAIL_CHARACTERS = 3, 2000
+LONGEST_REASON, TAIL_CHARACTERS = 300, 4000
+FRAME = re.compile(r'^  File "(.+)", line (\d+).*$', re.MULTILINE)
+MOST_READS, READ_BYTES = 16, 1 << 16
+"""Together what a pipe holds at most, 1 MiB."""
+MEANS = "umbel.script.client(path, args=[...], initial_source=...) gives it, in an app.py"
 
 
 class ScriptProcess:
@@ -58,7 +64,7 @@ class ScriptProcess:
         ours.setblocking(False)
         self._socket, self._inbox, self._outgoing = ours, line.Inbox(), deque[Bytes]()
         self._printed = [_Printed(self._process.stdout, "stdout"), _Printed(self._process.stderr, "stderr")]
-        self._sign: tuple[int, int] = (0, 0)
+        self._sign, self._asked = (0, 0), ""
 
     def send(self, message: line.Message) -> None:
         """Say something, with what is said next."""
@@ -69,6 +75,7 @@ class ScriptProcess:
         Raises `HandlerFailed`, and `ClientCrashed` where it was killed.
         """
         self.send(message)
+        self._asked = says
         done, alive_at = None, time.monotonic()
         with selectors.DefaultSelector() as waiting:
             waiting.register(self._socket, selectors.EVENT_READ | selectors.EVENT_WRITE)
@@ -95,10 +102,11 @@ class ScriptProcess:
                         self._kill()
                         raise HandlerFailed(
                             f"the script {self._name} showed no sign of life for {self._stall:g} seconds, and was ended"
-                            + self._tail()
                         )
         self.pass_on()
-        return self._checked(done, says)
+        if done.get("says") != says:
+            raise HandlerFailed(f"the script {self._name} says {done.get('says')!r:.40}, and not {says!r}")
+        return done
 
     @property
     def over(self) -> bool:
@@ -113,15 +121,22 @@ class ScriptProcess:
             self._kill()
             return HandlerFailed(f"the script {self._name} let go of its host, and was ended")
         self.pass_on()
-        hint = None if code else "Let the loop over fl.tasks(...) go round until it ends by itself: no break."
+        when, hint = "while it had a task", None
+        if self._asked == "model":
+            when = "before it came to its loop over fl.tasks(...)"
+            hint = f"Start it by itself first: python {self._name}. What it needs beside, {MEANS}."
+        elif code == 0:
+            hint = "Let the loop over fl.tasks(...) go round until it ends by itself: no break."
         kind = ClientCrashed if code < 0 else HandlerFailed
-        return kind(f"the script {self._name} {described(code)} while it had a task{self._tail()}", hint=hint)
+        why = self._why() if code > 0 else ""
+        return kind(f"the script {self._name} {described(code)} {when}{why}", hint=hint)
 
     def pass_on(self) -> None:
-        """Print what it has printed."""
+        """Print what it has printed, of one that prints without end as much as a pipe holds."""
         for printed in self._printed:
-            while printed.pass_on(more=True):
-                pass
+            for _ in range(MOST_READS):
+                if not printed.pass_on(more=True):
+                    break
         sys.stdout.flush()
         sys.stderr.flush()
 
@@ -172,11 +187,6 @@ class ScriptProcess:
             raise HandlerFailed(f"the script {self._name} says what cannot be understood: {error}") from error
         return None
 
-    def _checked(self, said: line.Message, says: str) -> line.Message:
-        if said.get("says") != says:
-            raise HandlerFailed(f"the script {self._name} says {said.get('says')!r:.40}, and not {says!r}")
-        return said
-
     def _lives(self) -> bool:
         """Whether it has used the processor or printed since this was last asked; whoever cannot be seen does."""
         if not Path("/proc/self/stat").exists():
@@ -190,9 +200,20 @@ class ScriptProcess:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
-    def _tail(self) -> str:
-        lines = [text.strip()[:300] for text in self._printed[1].tail.splitlines() if text.strip()]
-        return f"; its errors end: {' | '.join(lines[-TAIL_LINES:])}" if lines else ""
+    def _why(self) -> str:
+        """What it raised, or the last that it said of its errors, and where; as of a handler no more than that, for it
+        is told to the run, and the rest may show data.
+        """
+        text, place = self._printed[1].tail, ""
+        lines = [line.strip() for line in text.splitlines()[-1:]]
+        if frames := list(FRAME.finditer(text)):
+            rest = text[frames[-1].end() :].splitlines()
+            rest = list(itertools.dropwhile(lambda line: not line or line[0].isspace(), rest))
+            lines = [line.strip() for line in rest]
+            own = [frame[2] for frame in frames if frame[1].rpartition("/")[2] == self._name]
+            place = f" ({self._name}:{own[-1]})" if own else ""
+        said = " ".join(filter(None, lines))[:LONGEST_REASON]
+        return f": {said}{place}" if said else ""
 
 
 class _Printed:
@@ -207,7 +228,7 @@ class _Printed:
     def pass_on(self, *, more: bool = False) -> bool:
         """Print what is there; whether there will be more, or, with `more`, may be at once."""
         try:
-            data = b"" if self.over else os.read(self.stream.fileno(), 1 << 16)
+            data = b"" if self.over else os.read(self.stream.fileno(), READ_BYTES)
         except BlockingIOError:
             return not more
         self.over = not data

@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
@@ -19,7 +20,8 @@ import struct
 import tempfile
 import unicodedata
 import zipfile
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,8 @@ MANIFEST = "manifest.json"
 MOST_FILES = 1000
 MOST_BYTES = 256 << 20
 LONGEST_NAME = 200
+MOST_STEPS = 10**9
+"""So much may be compared for somebody to read, which takes seconds."""
 MOST_DIRECTORY = (MOST_FILES + 1) * (46 + LONGEST_NAME)
 """Bytes of the zip file's list of what is in it; a longer one is not even read."""
 _END, _END_64 = struct.Struct("<4s6xHL6x"), b"PK\x06\x07"
@@ -137,11 +141,29 @@ def check_requirements(manifest: Mapping[str, Any]) -> list[str]:
 
 def difference(old: Archive, new: Archive) -> str:
     """What has changed from one archive to another, for somebody to read: a unified diff of the manifest and of each
-    file. What a terminal would act upon or hide is spelled out. Empty where nothing has changed.
+    file. What a terminal would act upon or hide is spelled out. Empty where nothing has changed. Of files that would
+    take too long to compare, as some do that were written for that, all lines are given, old and new.
     """
-    parts = [_unified("manifest", _said(old), _said(new))]
+    parts: list[str] = []
+    left = MOST_STEPS
+
+    def compare(head: str, name: str, before: list[str], after: list[str]) -> None:
+        nonlocal left
+        left -= _steps(before, after)
+        parts.append(head + _unified(name, before, after, quick=left < 0))
+
+    compare("", "manifest", _said(old), _said(new))
     for name in sorted({*old.files, *new.files}):
-        parts.append(_file_difference(name, old.files.get(name), new.files.get(name)))
+        was, now = old.files.get(name), new.files.get(name)
+        if was == now:
+            continue
+        head = f"added {name}\n" if was is None else f"removed {name}\n" if now is None else f"changed {name}\n"
+        before, after = _text(was or b""), _text(now or b"")
+        if before is None or after is None:
+            sizes = " -> ".join("nothing" if data is None else f"{len(data)} bytes" for data in (was, now))
+            parts.append(f"{head}(not text: {sizes})\n")
+        else:
+            compare(head, name, _lines(before), _lines(after))
     return "".join(parts)
 
 
@@ -151,20 +173,32 @@ def _said(archive: Archive) -> list[str]:
     return _lines(json.dumps(said, indent=1, sort_keys=True))
 
 
-def _file_difference(name: str, old: bytes | None, new: bytes | None) -> str:
-    if old == new:
-        return ""
-    head = f"added {name}\n" if old is None else f"removed {name}\n" if new is None else f"changed {name}\n"
-    before, after = _text(old or b""), _text(new or b"")
-    if before is None or after is None:
-        sizes = " -> ".join("nothing" if data is None else f"{len(data)} bytes" for data in (old, new))
-        return f"{head}(not text: {sizes})\n"
-    return head + _unified(name, _lines(before), _lines(after))
-
-
-def _unified(name: str, before: list[str], after: list[str]) -> str:
-    lines = difflib.unified_diff(before, after, f"old/{name}", f"new/{name}", lineterm="")
+def _unified(name: str, before: list[str], after: list[str], *, quick: bool) -> str:
+    lines: Iterable[str]
+    if quick:
+        head = [f"--- old/{name}", f"+++ new/{name}", "@@ too much to be compared: all lines, old and new @@"]
+        lines = [*head, *(f"-{line}" for line in before), *(f"+{line}" for line in after)]
+    else:
+        lines = difflib.unified_diff(before, after, f"old/{name}", f"new/{name}", lineterm="")
     return "".join(f"{line}\n" for line in lines)
+
+
+def _steps(before: list[str], after: list[str]) -> int:
+    """About how many steps `difflib` needs at most: one for each two lines that are equal and none of its frequent
+    ones, as often as the lines between the first and the last that differ may have it begin anew.
+    """
+    first, last = _alike(before, after), _alike(before[::-1], after[::-1])
+    old, new = before[first : max(first, len(before) - last)], after[first : max(first, len(after) - last)]
+    return 2 * _equal(before, after) + min(len(old), len(new)) * (len(old) + _equal(old, new))
+
+
+def _alike(before: list[str], after: list[str]) -> int:
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(before, after, strict=False)))
+
+
+def _equal(before: list[str], after: list[str]) -> int:
+    there, most = Counter(after), len(after) // 100 + 1 if len(after) >= 200 else len(after)
+    return sum(count for line in before if (count := there[line]) <= most)
 
 
 def _text(data: bytes) -> str | None:
@@ -180,6 +214,8 @@ def _lines(text: str) -> list[str]:
 
 def _shown(line: str) -> str:
     """A line without characters that change how the rest is shown."""
+    if line.isprintable():
+        return line
     return "".join(
         c if c == "\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
         else c.encode("unicode_escape", "surrogatepass").decode()

@@ -18,6 +18,13 @@ def host_and_port(address: str, port: int | None = None) -> tuple[str, int]:
     found = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+)(?::([0-9]{1,5}))?", address)
     if found is None or (found[2] is None and port is None) or int(found[2] or 0) > 65535:
         raise SettingError(f"{address!r} is not an address", hint=f"Write HOST:PORT, such as localhost:{PORT}.")
+    try:
+        found[1].encode("idna")  # which whoever looks the host up would do
+    except UnicodeError as error:
+        raise SettingError(
+            f"{address!r} names no host: {error.__cause__ or error}",
+            hint="Between its dots a name has 1 to 63 letters.",
+        ) from None
     return found[1].strip("[]"), port if found[2] is None and port is not None else int(found[2])
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -24,9 +26,15 @@ def die_with(parent: int | None = None) -> None:
 
 
 def processor_ticks(pid: int) -> int:
-    """The processor time of a process and of those it has waited for; 0 where the system does not tell."""
+    """The processor time of a process and of those it has waited for, of the process alone where this one is confined
+    and its folder in /proc closed; 0 where the system does not tell.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except PermissionError:
+        with suppress(OSError):  # a process's clock, by the number that clock_getcpuclockid(3) makes of its id
+            return int(time.clock_gettime(~pid << 3 | 2) * os.sysconf("SC_CLK_TCK"))
+        return 0
     except OSError:
         return 0
     return sum(map(int, fields[11:15]))
