@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,9 +89,11 @@ def sweep(
     runs = (len(points) if study is None else optuna or 0) * len(wanted)
     how = {"rounds": rounds, "init": init, "folder": folder, "name": name, "source": source}
     busy = "Wait for it, or stop it: the same command then goes on with what it has done."
-    alone = nullcontext() if folder is None else alone_in(Path(folder), id, busy, f".{id}.lock", 0o777)
+    alone: AbstractContextManager[Any] = (
+        nullcontext() if folder is None else alone_in(Path(folder), id, busy, f".{id}.lock", 0o777)
+    )
     with alone, getattr(on, "warm", nullcontext)():
-        past = () if folder is None else marked(folder).get(id, ())
+        past: Sequence[PastRun] = () if folder is None else marked(folder).get(id, ())
         before = {_key(point_of(run), run.log.started.seed): run for run in past}
         desk = _Desk(app, on, id, metric, goal, how, before, Progress(runs, tell))
         if before and tell is not None:
