@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import difflib
 import json
@@ -64,6 +65,45 @@ def test_an_example_is_short_and_explained(folder: Path) -> None:
     assert (folder / "app.py").is_file()
     for file in folder.glob("*.py"):
         assert len(file.read_text(encoding="utf-8").splitlines()) <= 120, file
+
+
+def written(folder: Path) -> int:
+    """How many lines of an example are there for Umbel: those of statements, or of the heads of functions and loops, in
+    `app.py` and `client.py`, that name something of Umbel, the client, the app, or a task's `ctx`. Imports do not
+    count, nor do the function that reads the data, the `model` of the app, and a `main` that compares.
+    """
+    count = 0
+    for file in (folder / name for name in ("client.py", "app.py") if (folder / name).exists()):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+        ours = {"umbel", "client", "app", "ctx"}
+        for node in imports:
+            if isinstance(node, ast.ImportFrom) and re.match(r"umbel(?!\.data)\b", str(node.module)):
+                ours |= {alias.name for alias in node.names}
+        left_out = [*imports, *(node for node in tree.body if isinstance(node, ast.If))]
+        left_out += [node.value for node in ast.walk(tree) if isinstance(node, ast.keyword) and node.arg == "model"]
+        lines: set[int] = set()
+        for node in ast.walk(tree):
+            heads = [ast.unparse(each) for each in getattr(node, "decorator_list", [])]
+            if isinstance(node, ast.FunctionDef) and (node.name == "main" or "client.data" in heads):
+                left_out.append(node)
+            if not isinstance(node, ast.stmt):
+                continue
+            body = getattr(node, "body", [])
+            parts = [each for each in ast.iter_child_nodes(node) if not isinstance(each, ast.stmt)]
+            if {each.id for part in parts for each in ast.walk(part) if isinstance(each, ast.Name)} & ours:
+                first = min(each.lineno for each in [node, *getattr(node, "decorator_list", [])])
+                lines |= set(range(first, (body[0].lineno if body else int(node.end_lineno or 0) + 1)))
+        for node in left_out:
+            lines -= set(range(node.lineno, int(node.end_lineno or 0) + 1))
+        text = file.read_text(encoding="utf-8").splitlines()
+        count += sum(bool(text[line - 1].strip()) and text[line - 1].strip()[0] not in '#"' for line in lines)
+    return count
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_an_example_takes_few_lines_for_umbel(folder: Path) -> None:
+    assert 1 <= written(folder) <= 25
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from umbel import files
-from umbel.errors import StorageError
+from umbel.errors import SettingError, StorageError
 
 
 @pytest.mark.parametrize("durable", [False, True])
@@ -147,3 +147,24 @@ def test_no_link_on_the_way_to_a_file_is_followed(tmp_path):
     for name in ("in/link", "out/secret", "in/pipe", "in/nothing"):
         with pytest.raises(OSError), files.opened_below(folder, name):
             pass
+
+
+def test_a_folder_is_one_process_s_alone(tmp_path):
+    folder = tmp_path / "made" / "here"
+    with files.alone(folder, "a node", "Wait."):
+        with (
+            pytest.raises(SettingError, match="a node runs in") as error,
+            files.alone(folder, "a node", "Wait."),
+        ):
+            pass
+        assert error.value.hint == "Wait."
+        with files.alone(folder, "another", "", "other.lock"):
+            pass
+    with files.alone(folder, "a node", ""):
+        pass
+
+
+def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="cannot be written"), files.alone(tmp_path / "file", "a node", ""):
+        pass

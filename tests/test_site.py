@@ -69,7 +69,9 @@ def test_the_gallery_has_every_example_with_its_picture(site: Path) -> None:
     gallery = (site / "gallery" / "index.html").read_text(encoding="utf-8")
     for readme in (ROOT / "examples").glob("*/README.md"):
         assert f"examples/{readme.parent.name}/" in gallery
-    assert "demo.png" in gallery
+    for name in ("demo", "example-hospitals", "example-quickstart-numpy", "example-xgboost"):
+        assert f"{name}.png" in gallery
+        assert (site / "pictures" / f"{name}.png").exists()
 
 
 def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:

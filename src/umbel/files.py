@@ -18,7 +18,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import StorageError
+from .errors import SettingError, StorageError
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
@@ -248,3 +248,23 @@ def locked(file: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+@contextmanager
+def alone(folder: Path, who: str, hint: str, name: str = "lock", mode: int = 0o700) -> Iterator[None]:
+    """Keep a folder, which is made where it is not there, to one process by a file of this `name`; the system lets go
+    of it however that process ends.
+
+    Raises `SettingError` where another one has it: `who` runs there, and `hint` says what to do.
+    """
+    try:
+        folder.mkdir(mode, parents=True, exist_ok=True)
+        file = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be written: {error.strerror}") from error
+    try:
+        if not locked(file):
+            raise SettingError(f"{who} runs in {folder} already", hint=hint)
+        yield
+    finally:
+        os.close(file)

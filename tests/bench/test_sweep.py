@@ -119,16 +119,31 @@ def test_what_is_done_is_kept_and_more_values_and_seeds_go_on(tmp_path: Path) ->
 
 def test_a_run_that_fails_is_a_row_that_says_why(tmp_path: Path) -> None:
     found = swept({"lr": [9, 0.5], "strategy.cohort": [2, 5]}, tmp_path)
-    assert [row.state for row in found.rows] == ["failed", "failed", "finished", "failed"]
+    assert [row.state for row in found.rows] == ["failed", "refused", "finished", "refused"]
     assert "it is too fast" in str(found.rows[0].error)
     assert "asks for 5 clients, but the federation has 4" in str(found.rows[1].error)
     assert found.best == found.rows[2]
     again = swept({"lr": [9, 0.5], "strategy.cohort": [2, 5]}, tmp_path)
-    assert [row.run for row in again.rows] == [row.run for row in found.rows]
+    assert again.rows == found.rows
+    assert str(again) == str(found)
     text = str(found).splitlines()
     assert text[0].split() == ["lr", "strategy.cohort", "runs", "test.accuracy", "time"]
     assert text[1].split()[:3] == ["0.5", "2", "1"]
     assert any("it is too fast" in line for line in text[2:])
+
+
+def test_one_process_at_a_time_has_a_sweep(tmp_path: Path) -> None:
+    app, others = app_of(rounds=1), []
+
+    def early(history: Any) -> None:
+        with pytest.raises(SettingError, match=r"test-sweep-\w+ runs in .* already") as caught:
+            swept({"lr": [0.5, 0.25]}, tmp_path, app, name="test")
+        others.append(caught.value.hint)
+
+    app.early_stop = early
+    swept({"lr": [0.5]}, tmp_path, app, name="test")
+    assert ["Wait for it" in hint for hint in others] == [True]
+    assert len(ids(tmp_path)) == 1
 
 
 def test_a_sweep_that_was_stopped_goes_on_with_the_run_that_was_broken_off(tmp_path: Path) -> None:

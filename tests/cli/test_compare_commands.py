@@ -13,7 +13,7 @@ Command = Callable[..., Any]
 @pytest.fixture
 def two(umbel: Command) -> list[dict[str, Any]]:
     """The summaries of two runs that differ in a rate, in rounds and in nothing else."""
-    settings = (["--rounds", 2], ["--rounds", 4, "--set", "config.lr=0.25"])
+    settings = (["--rounds", 2], ["--rounds", 4, "--set", "lr=0.25"])
     return [umbel("run", "app.py", "--clients", 4, *each, "--json").summary for each in settings]
 
 

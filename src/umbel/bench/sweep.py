@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from ..core.app import App
 from ..core.arrays import Arrays
 from ..errors import RunFailed, RunInterrupted, SettingError, StorageError, UmbelError
+from ..files import alone as alone_in
 from ..runs.config import laid_over
 from ..runs.past import PastRun
 from ..runs.run import RUNS, Result, federation_of, load_model, resume
@@ -85,15 +86,18 @@ def sweep(
         _changed(app, point, rounds)
     on, mode = federation_of(app, on), ["points"] if study is None else ["optuna", metric, goal, _name(sampler)]
     id = f"{name}-sweep-{digest(_known(app, on, rounds, init, [sorted(space), mode]))[:8]}"
-    before = (
-        {} if folder is None else {_key(point_of(run), run.log.started.seed): run for run in marked(folder).get(id, ())}
-    )
     runs = (len(points) if study is None else optuna or 0) * len(wanted)
     how = {"rounds": rounds, "init": init, "folder": folder, "name": name, "source": source}
-    desk = _Desk(app, on, id, metric, goal, how, before, Progress(runs, tell))
-    if before and tell is not None:
-        tell(f"{id} has {len(before)} {'run' if len(before) == 1 else 'runs'} already")
-    with getattr(on, "warm", nullcontext)():
+    busy = "Wait for it, or stop it: the same command then goes on with what it has done."
+    alone: AbstractContextManager[Any] = (
+        nullcontext() if folder is None else alone_in(Path(folder), id, busy, f".{id}.lock", 0o777)
+    )
+    with alone, getattr(on, "warm", nullcontext)():
+        past: Sequence[PastRun] = () if folder is None else marked(folder).get(id, ())
+        before = {_key(point_of(run), run.log.started.seed): run for run in past}
+        desk = _Desk(app, on, id, metric, goal, how, before, Progress(runs, tell))
+        if before and tell is not None:
+            tell(f"{id} has {len(before)} {'run' if len(before) == 1 else 'runs'} already")
         try:
             desk.all(points, wanted) if study is None else desk.proposed(study, optuna or 0, wanted)
         except KeyboardInterrupt:
@@ -217,9 +221,11 @@ class _Desk:
         except StorageError:
             raise
         except Exception as error:
+            run, folder = error.run if isinstance(error, UmbelError) else None, self.how["folder"]
+            if run is not None and folder is not None:  # as it is told of whenever the sweep goes on
+                return SweepRow.of(PastRun(Path(folder) / run), point, seed)
             if isinstance(error, RunFailed) and isinstance(kept := getattr(error, "result", None), Result):
                 return _row(kept, point, seed, reason_of(error))
-            run = error.run if isinstance(error, UmbelError) else None
             return SweepRow(point, seed, run, "failed", error=reason_of(error))
         return _row(result, point, seed)
 

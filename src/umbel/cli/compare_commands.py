@@ -64,6 +64,7 @@ def results(records: Sequence[PastRun]) -> dict[str, Row]:
 def _settings(record: PastRun) -> dict[str, Any]:
     """Everything that a run was begun with, by names as `--set` has them."""
     started = record.log.started
+    config = started.settings.get("config", {})
     said = (item.partition("=") for item in started.settings.get("set", ()))
     return {
         "app": started.app.get("path") or started.app.get("file"),
@@ -72,8 +73,8 @@ def _settings(record: PastRun) -> dict[str, Any]:
         "clients": started.clients,
         "seed": started.seed,
         "rounds": record.rounds_asked,
-        **{name: value for name, _, value in said},
-        **{f"config.{name}": value for name, value in started.settings.get("config", {}).items()},
+        **{name: value for name, _, value in said if name.removeprefix("config.") not in config},
+        **{f"config.{name}": value for name, value in config.items()},
         "init": started.settings.get("init"),
         "devices": started.federation.get("devices"),
         **{name: version for name, version in started.software.items() if name not in ("plan", "threads")},

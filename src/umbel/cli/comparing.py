@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -17,6 +16,7 @@ from .options import (
     Folder,
     Init,
     Json,
+    Plot,
     Rounds,
     TableJson,
     Work,
@@ -34,9 +34,7 @@ def compare(
     runs: Annotated[
         list[str] | None, typer.Argument(metavar="[RUN RUN...]", help="Ids of runs, or parts; by default the last two.")
     ] = None,
-    plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE", help="Draw the curves of all to this file.")
-    ] = None,
+    plot: Plot = None,
     json: TableJson = False,
     folder: Folder = RUNS,
     debug: Debug = False,
@@ -55,6 +53,10 @@ Metric = Annotated[
 Least = Annotated[
     bool | None, typer.Option("--min/--max", help="Whether less of it is better; by default that of a loss or error.")
 ]
+
+
+def _goal(least: bool | None) -> Literal["min", "max"] | None:
+    return None if least is None else "min" if least else "max"
 
 
 def sweep(
@@ -87,9 +89,7 @@ def sweep(
     workers: Workers = None,
     devices: Devices = None,
     work: Work = None,
-    plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE", help="Draw the picture to this file; beside the runs else.")
-    ] = None,
+    plot: Plot = None,
     json: Json = False,
     folder: Folder = RUNS,
     debug: Debug = False,
@@ -108,7 +108,7 @@ def sweep(
             optuna=optuna,
             sampler=sampler,
             metric=metric,
-            goal=None if min is None else "min" if min else "max",
+            goal=_goal(min),
             rounds=rounds,
             init=init,
             plot=plot,
@@ -123,9 +123,7 @@ def best(
     ] = "last",
     metric: Metric = None,
     min: Least = None,
-    plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE", help="Draw the sweep's picture to this file.")
-    ] = None,
+    plot: Plot = None,
     json: TableJson = False,
     folder: Folder = RUNS,
     debug: Debug = False,
@@ -134,8 +132,7 @@ def best(
     with reported(debug, json):
         from .sweep_commands import best
 
-        goal: Literal["min", "max"] | None = None if min is None else "min" if min else "max"
-        best(sweep, folder, metric=metric, goal=goal, plot=plot, json=json)
+        best(sweep, folder, metric=metric, goal=_goal(min), plot=plot, json=json)
 
 
 def rm(

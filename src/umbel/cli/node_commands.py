@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from ..errors import SettingError
+from ..files import alone
 from ..node.gate import PolicyGate
 from ..node.limits import Limits
 from ..node.service import NodeSettings, run_node
@@ -34,7 +35,6 @@ from ..trust.servers import KnownServer
 from ..trust.versions import Versions
 from ..wire.addresses import canonical, host_and_port, is_loopback
 from .faults import warn
-from .lock import alone
 from .options import SERVER as OWN_SERVER
 from .owner import Owner
 from .server_commands import warn_of_gaps

@@ -94,6 +94,10 @@ Rounds = Annotated[
 Json = Annotated[
     bool, typer.Option("--json", help="Print the result, or the error, as one line of JSON, the last of stdout.")
 ]
+Plot = Annotated[
+    Path | None,
+    typer.Option("--plot", metavar="FILE", help="Draw the picture to this file, such as a.png (needs umbel\\[plot])."),
+]
 TableJson = Annotated[bool, typer.Option("--json", help="Print the table, or the error, as one line of JSON.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error, of clients' code too.")]
 On = Annotated[str | None, typer.Option("--on", metavar="HOST:PORT", help="A server: instead of this machine.")]

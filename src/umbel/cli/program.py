@@ -22,6 +22,7 @@ from .options import (
     Init,
     Json,
     On,
+    Plot,
     RemoteRun,
     Rounds,
     Run,
@@ -257,9 +258,7 @@ def runs(
 @program.command()
 def show(
     run: Run,
-    plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE", help="Draw the curves to this PNG (needs umbel\\[plot]).")
-    ] = None,
+    plot: Plot = None,
     clients: Annotated[bool, typer.Option("--clients", help="Show what became of each client.")] = False,
     round: Annotated[
         int | None, typer.Option("--round", metavar="N", min=1, help="With --clients: in this round, not the last.")

@@ -11,10 +11,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from ..files import alone
 from ..server.settings import ServerOpened, ServerSettings, byte_count
 from ..work.confinement import lacking
 from .faults import warn
-from .lock import alone
 from .terminal import log_to_stderr, stdout
 
 NO_PAGES = "no"

@@ -3,11 +3,15 @@
 A folder has the files of the app, whose Python ends in .txt so that nothing takes it for modules of this package, and
 `template.toml`: `about`, what it is, in a line; `needs`, the modules that have to be there, and how pip gets them;
 `strategies`, the patterns of those that its client can do (`but`: and those of them that it cannot), the default first;
-`arguments`, what those are made with that need other than a cohort; `named`, where it is for apps that name a strategy.
+`arguments`, what those are made with that need other than a cohort; `named`, where it is for apps that name a strategy;
+`like`, the folder that has the files, where it is another; `words`, what stands in them for words in braces. What the
+README says of an app is what its `app.py` begins with.
 """
 
 from __future__ import annotations
 
+import ast
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -36,6 +40,8 @@ class Starter:
     run: str = "--clients 20 --rounds 3"
     learned: float = 0.5
     arguments: Mapping[str, str] = field(default_factory=dict)
+    like: str | None = None
+    words: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def framework(self) -> str:
@@ -55,20 +61,20 @@ class Starter:
 
     def files(self, name: str, strategy: str | None) -> dict[str, str]:
         """The files of an app of this name, with their text."""
-        chosen = strategy or next(iter(self.strategies), "")
-        words = {
-            "name": name,
-            "strategy": chosen,
-            "arguments": self.arguments.get(chosen, "cohort=10"),
-            "learned": str(self.learned),
-        }
+        chosen = strategy or next(iter(self.strategies), "FedAvg")
+        words = {**self.words, "name": name, "strategy": chosen, "learned": str(self.learned)}
+        words["arguments"] = self.arguments.get(chosen, "cohort=10")
         found = {}
-        for path in (*TEMPLATES.glob("*.txt"), *self.folder.iterdir()):  # its own go before those of all
-            if path.name != "template.toml":
-                text = path.read_text("utf-8")
-                for word, value in words.items():
-                    text = text.replace(f"{{{word}}}", value)
-                found[path.name.removesuffix(".txt")] = text
+        for path in (*TEMPLATES.glob("*.txt"), *(TEMPLATES / (self.like or self.folder.name)).iterdir()):
+            if path.name != "template.toml":  # its own go before those of all
+                found[path.name.removesuffix(".txt")] = _filled(path.read_text("utf-8"), words)
+        head = ast.get_docstring(ast.parse(found["app.py"])) or ""
+        about, how = head[: (at := head.index("\n\nRun it:"))], head[at:]
+        said = dict(re.findall(r"^(\w+) it: +(.*)", how.replace("app.py", f"{name}/app.py"), re.M))
+        packages = " ".join(f'"{each}"' for each in dict.fromkeys(self.needs.values()) if each != "numpy")
+        words |= {"about": about, "run": said.get("Run", ""), "changed": said.get("Change", "")}
+        words["install"] = f" It needs `pip install {packages}`." if packages else ""
+        found["README.md"] = _filled(found["README.md"], words)
         return found
 
 
@@ -105,6 +111,12 @@ def chosen(framework: str | None, task: str | None, strategy: str | None) -> Sta
     others = [each for each in starters() if strategy is None or each.takes(strategy)]
     listed = ", ".join(dict.fromkeys(f"{each.framework} {each.task}" for each in others)) or "none"
     raise SettingError(f"there is no template {wanted}", hint=f"For {strategy or 'apps'} there are: {listed}.")
+
+
+def _filled(text: str, words: Mapping[str, str]) -> str:
+    for word, value in words.items():
+        text = text.replace(f"{{{word}}}", value)
+    return text
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:

@@ -27,6 +27,7 @@ from .federations import Wanted
 from .run_commands import command, prepared
 from .terminal import number, plain, stderr, stdout
 
+ONCE_MORE = "`umbel runs` says how each ended. One that failed is done again by the same sweep after `umbel rm RUN`."
 MOST_LINES = 40
 """So many choices of settings are listed, the best ones."""
 
@@ -76,15 +77,15 @@ def sweep(
         _print(found, folder, picture)
     if found.best is None:
         why = next((group.failed for group in found.groups if group.failed), "no round has a metric")
-        raise RunFailed(f"none of the sweep's {len(found)} runs came to a result; the first {why}")
+        said = f"none of the sweep's {len(found)} runs came to a result; the first {why}"
+        raise RunFailed(said, hint=ONCE_MORE)
 
 
 def best(reference: str, folder: Path, *, metric: str | None, goal: Goal | None, plot: Path | None, json: bool) -> None:
     """Print the best run of a sweep, its settings, and what runs it again."""
     found = open_sweep(reference, folder, metric=metric, goal=goal)
     if found.best is None:
-        hint = "`umbel runs` says how its runs ended; `umbel sweep` with the same settings goes on."
-        raise SettingError(f"no run of {found.id} has come to a result yet", hint=hint)
+        raise SettingError(f"no run of {found.id} has come to a result yet", hint=ONCE_MORE)
     if plot is not None:
         drawn(lambda: found.plot(plot), plot)
     if json:
