@@ -149,6 +149,8 @@ class App:
         if callable(made):
             try:
                 made = made()
+            except AppError:
+                raise
             except Exception as error:
                 raise AppError(f"making the initial model raised {type(error).__name__}: {error}") from error
         if not is_tree(made) or not made:
