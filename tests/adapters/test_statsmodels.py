@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import numpy as np
 import pytest
 
@@ -12,7 +10,6 @@ from umbel.errors import StrategyError
 from umbel.strategies import Newton
 
 sm = pytest.importorskip("statsmodels.api")
-pandas = pytest.importorskip("pandas")
 pandas = pytest.importorskip("pandas")
 pytestmark = pytest.mark.slow
 RNG = np.random.default_rng(0)
@@ -108,7 +105,7 @@ def test_offsets_and_weights_are_those_of_statsmodels():
     found = native.loaded(umbel.run(app, on=umbel.Simulation(clients=parts, workers=0), folder=None).model)
     wanted = sm.GLM(y, sm.add_constant(X), family=sm.families.Poisson(), offset=offset, freq_weights=weights)
     wanted = wanted.fit(tol=1e-12)
-    for what in ("params", "bse", "deviance", "pearson_chi2", "nobs", "llf"):
+    for what in ("params", "bse", "deviance", "pearson_chi2", "df_resid", "llf"):
         np.testing.assert_allclose(getattr(found, what), getattr(wanted, what), rtol=1e-5, err_msg=what)
 
 
@@ -116,54 +113,6 @@ def test_successes_and_failures_are_two_columns():
     rng = np.random.default_rng(1)
     trials = rng.integers(1, 9, 200)
     won = rng.binomial(trials, 1 / (1 + 1 / MEAN))
-    y = np.column_stack([won, trials - won])
-    native = umbel.statsmodels.model(["a", "b"], sm.families.Binomial)
-    found = native.loaded(run(native, [(X[:90], y[:90]), (X[90:], y[90:])], 8).model)
-    wanted = sm.GLM(y, sm.add_constant(X), family=sm.families.Binomial()).fit(tol=1e-12)
-    for what in ("params", "bse", "deviance", "pearson_chi2", "llf"):
-        np.testing.assert_allclose(getattr(found, what), getattr(wanted, what), rtol=1e-5, err_msg=what)
-
-
-@pytest.mark.parametrize(
-    ("make", "y"),
-    [
-        (sm.families.Poisson, RNG.poisson(1e4 * MEAN)),
-        (sm.families.Gamma, RNG.gamma(5, 0.2, 200) / (3 + 0.3 * X[:, 0])),
-        (lambda: sm.families.Poisson(sm.families.links.Identity()), RNG.poisson(20 + X[:, 0])),
-    ],
-    ids=["large counts", "inverse", "identity"],
-)
-def test_a_link_of_any_range_begins_as_statsmodels_does(make, y):
-    native = umbel.statsmodels.model(["a", "b"], make)
-    with pytest.warns() if make is sm.families.Gamma else nullcontext():  # statsmodels warns of this link's domain
-        found = native.loaded(run(native, [(X[:90], y[:90]), (X[90:], y[90:]), (X[:0], y[:0])], 8).model)
-        wanted = sm.GLM(y, sm.add_constant(X), family=make()).fit(tol=1e-12)
-    np.testing.assert_allclose(found.params, wanted.params, rtol=1e-7)
-    np.testing.assert_allclose(found.bse, wanted.bse, rtol=1e-5)
-
-
-def test_offsets_and_weights_are_those_of_statsmodels():
-    offset, weights, y = np.log(RNG.uniform(1, 50, 200)), RNG.integers(0, 4, 200).astype(float), DRAWN["Poisson"]
-    native = umbel.statsmodels.model(["a", "b"], sm.families.Poisson)
-    client = umbel.Client()
-
-    @client.train
-    def train(model, part, ctx):
-        own = {"offset": offset[part], "sample_weight": weights[part]}
-        frame = pandas.DataFrame(X[part][:, ::-1], columns=["b", "a"])
-        return umbel.statsmodels.fit(native.loaded(model), frame, y[part], ctx, **own)
-
-    app = umbel.App(client, model=native, strategy=Newton(), rounds=8, evaluate_every=0)
-    parts = [slice(0, 70), slice(70, 200)]
-    found = native.loaded(umbel.run(app, on=umbel.Simulation(clients=parts, workers=0), folder=None).model)
-    wanted = sm.GLM(y, sm.add_constant(X), family=sm.families.Poisson(), offset=offset, freq_weights=weights).fit()
-    for what in ("params", "bse", "deviance", "pearson_chi2", "nobs", "llf"):
-        np.testing.assert_allclose(getattr(found, what), getattr(wanted, what), rtol=1e-5, err_msg=what)
-
-
-def test_successes_and_failures_are_two_columns():
-    trials = RNG.integers(1, 9, 200)
-    won = RNG.binomial(trials, 1 / (1 + 1 / MEAN))
     y = np.column_stack([won, trials - won])
     native = umbel.statsmodels.model(["a", "b"], sm.families.Binomial)
     found = native.loaded(run(native, [(X[:90], y[:90]), (X[90:], y[90:])], 8).model)
