@@ -1,4 +1,4 @@
-"""Clients whose data is a query: airlines keep flights in databases, and say together how late they are.
+"""Clients whose data is a query: hospitals keep patients in databases, and say together how long they lived.
 
 python examples/duckdb/app.py
 """

@@ -18,7 +18,7 @@ import numpy as np
 
 from .core.arrays import Array, Arrays
 from .core.client import Context
-from .core.native import NativeModel, missing_package
+from .core.native import NativeModel, columns_of, missing_package
 from .core.update import Update
 from .errors import AppError, UpdateRejected
 
@@ -29,11 +29,13 @@ COLUMNS: Mapping[str, Any] = {
     "depth": np.int64, "feature": np.int64, "border": np.float64, "leaf_value": np.float64, "leaf_weight": np.float64,
 }  # fmt: skip
 DEEPEST = 16
+CLASSIFIERS = ("Logloss", "MultiClass", "MultiClassOneVsAll", "Focal")
+ROUNDS = ("iterations", "n_estimators", "num_boost_round", "num_trees")
 
 
-def model(params: Mapping[str, Any], features: int | Sequence[str], classes: int = 2) -> NativeModel:
+def model(params: Mapping[str, Any], features: int | Sequence[str], classes: int | Sequence[Any] = 2) -> NativeModel:
     """The `model` of an `App`: an ensemble that begins with a tree of one leaf, 0, for the ``loss_function`` of
-    `params`, so many features, or these, and, where that is ``MultiClass``, so many classes.
+    `params`, so many features, or these, and, where that tells classes apart, these classes, or 0, 1 and so on.
 
     Its files are ``.cbm`` and ``.json``, CatBoost's own.
     """
@@ -41,7 +43,8 @@ def model(params: Mapping[str, Any], features: int | Sequence[str], classes: int
     def write(made: catboost.CatBoost, path: Path) -> None:
         made.save_model(str(path), format=path.suffix[1:])
 
-    made = partial(_empty, dict(params), features, classes)
+    named = list(range(classes)) if isinstance(classes, int) else np.unique(np.asarray(classes)).tolist()
+    made = partial(_empty, dict(params), features, named)
     return NativeModel(made, arrays, load_, {".cbm": write, ".json": write})
 
 
@@ -63,6 +66,7 @@ def arrays(made: catboost.CatBoost) -> Arrays:
         "features": [column["feature_id"] for column in columns],
         "outputs": len(bias),
         "params": whole["model_info"]["params"],
+        "classes": whole["model_info"].get("class_params"),
     }
     found = {
         "depth": [len(tree["splits"] or ()) for tree in trees],
@@ -109,24 +113,39 @@ def fit(
 ) -> Update:  # fmt: skip
     """Boost the ensemble on a client's ``(features, labels)`` by `trees` rounds, and return the new trees.
 
-    `params` are CatBoost's own. The update's weight is the number of rows, or the sum of `sample_weight`; its metrics
+    Of a frame the model's columns are taken, in its order; a client need not have seen all classes. `params` are
+    CatBoost's own. The update's weight is the number of rows, or the sum of `sample_weight`; its metrics
     are those of ``loss_function`` on the client's own rows. One thread and a seed of the task's key make it the same
     bits each time.
     """
     catboost = _catboost()
     x, y = data
+    facts = _facts(model)
+    x = columns_of(x, facts["features"] if all(facts["features"]) else None)
+    x = x.tocsr() if hasattr(x, "tocsr") else np.asarray(x)
+    if x.ndim != 2 or x.shape[1] != len(facts["features"]):
+        raise AppError(f"the rows have the shape {list(x.shape)}, and the model {len(facts['features'])} features")
+    nothing = {name: np.zeros(0, kind) for name, kind in COLUMNS.items()}
     if not len(y):
-        return Update({name: np.zeros(0, kind) for name, kind in COLUMNS.items()}, weight=0.0)
+        return Update(nothing, weight=0.0)
+    weight = len(y) if sample_weight is None else float(np.sum(sample_weight))
+    if classes := (facts.get("classes") or {}).get("class_names"):
+        x, y, sample_weight = _with_all_classes(x, np.asarray(y), sample_weight, classes)
     before = booster(model).predict(x, prediction_type="RawFormulaVal")
     own = catboost.Pool(x, y, weight=sample_weight, baseline=before)
-    settings = {"thread_count": 1, "random_seed": ctx.key.derive("catboost").integer(31), **_QUIET, **params}
-    after = catboost.CatBoost({**settings, "iterations": trees}).fit(own)
+    try:
+        after = catboost.CatBoost(_settings(params, ctx.key.derive("catboost").integer(31), trees)).fit(own)
+    except catboost.CatBoostError as error:
+        if "features are either constant or ignored" not in str(error):
+            raise
+        return Update(nothing, weight=weight)  # there is nothing to split by: a tree that says nothing
     grown = arrays(after)
-    return Update(
-        {name: grown[name] for name in COLUMNS},
-        weight=len(y) if sample_weight is None else float(np.sum(sample_weight)),
-        metrics={name: values[-1] for name, values in after.evals_result_["learn"].items()},
-    )
+    if (outputs := _facts(grown)["outputs"]) != facts["outputs"]:
+        raise AppError(
+            f"a tree has {outputs} values a leaf, the model {facts['outputs']}: such losses are not supported"
+        )
+    told = after.evals_result_["learn"].items()
+    return Update({n: grown[n] for n in COLUMNS}, weight=weight, metrics={name: values[-1] for name, values in told})
 
 
 def grown(model: Mapping[str, Array], parts: Iterable[tuple[Mapping[str, Array], float]]) -> Arrays:
@@ -183,7 +202,10 @@ def _whole(model: Mapping[str, Array]) -> dict[str, Any]:
     ]  # fmt: skip
     return {
         "features_info": {"float_features": columns},
-        "model_info": {"params": facts["params"]},
+        "model_info": {
+            "params": facts["params"],
+            **({"class_params": known} if (known := facts.get("classes")) else {}),
+        },
         "oblivious_trees": trees,
         "scale_and_bias": [1, [0] * facts["outputs"]],
     }
@@ -194,19 +216,45 @@ def _facts(model: Mapping[str, Array]) -> dict[str, Any]:
     return found
 
 
-_QUIET = {"allow_writing_files": False, "logging_level": "Silent", "boost_from_average": False}
+def _with_all_classes(x: Any, y: Any, weights: Any, classes: Sequence[Any]) -> tuple[Any, Any, Any]:
+    """Rows, labels and weights, with a row of weight 0 for each class that has none."""
+    if (odd := np.setdiff1d(y, classes)).size:
+        raise AppError(
+            f"the labels {odd[:4].tolist()} are not among the model's classes {classes[:8]}",
+            hint="Name all of them: umbel.catboost.model(params, features, classes).",
+        )
+    if not (missing := np.setdiff1d(classes, y)).size:
+        return x, y, weights
+    x = x.toarray() if hasattr(x, "toarray") else x
+    weights = np.concatenate([np.ones(len(y)) if weights is None else weights, np.zeros(len(missing))])
+    return np.concatenate([x, x[np.zeros(len(missing), int)]]), np.concatenate([y, missing]), weights
 
 
-def _empty(params: dict[str, Any], features: int | Sequence[str], classes: int) -> catboost.CatBoost:
+def _settings(params: Mapping[str, Any], seed: int, trees: int) -> dict[str, Any]:
+    """What to train by: `params`, whatever their other names are, and what makes a small client's training go."""
+    own: dict[str, Any] = {
+        "thread_count": 1,
+        "allow_writing_files": False,
+        "boost_from_average": False,
+        "allow_const_label": True,
+    }
+    if not params.keys() & {"random_seed", "random_state"}:
+        own["random_seed"] = seed
+    if not params.keys() & {"logging_level", "verbose", "verbose_eval", "silent"}:
+        own["logging_level"] = "Silent"
+    given = {name: value for name, value in params.items() if name not in ROUNDS}
+    return {**own, **given, "iterations": trees}
+
+
+def _empty(params: dict[str, Any], features: int | Sequence[str], classes: list[Any]) -> catboost.CatBoost:
     catboost = _catboost()
     names = None if isinstance(features, int) else list(features)
     count = features if isinstance(features, int) else len(features)
-    rows = np.random.default_rng(0).normal(size=(4 * classes, count))
-    pool = catboost.Pool(rows, np.arange(4 * classes) % classes, feature_names=names)
-    settings = {"thread_count": 1, "random_seed": 0, **_QUIET, **params, "iterations": 1}
-    if params.get("loss_function") == "MultiClass":
-        settings["classes_count"] = classes
-    found = dict(arrays(catboost.CatBoost(settings).fit(pool)))
+    rows = np.random.default_rng(0).normal(size=(4 * len(classes), count))
+    told = str(params.get("loss_function")).partition(":")[0] in CLASSIFIERS
+    labels = np.arange(len(rows)) % len(classes)
+    pool = catboost.Pool(rows, np.array(classes)[labels] if told else labels, feature_names=names)
+    found = dict(arrays(catboost.CatBoost(_settings(params, 0, 1)).fit(pool)))
     nothing = {name: np.zeros(0, kind) for name, kind in COLUMNS.items()}
     outputs = _facts(found)["outputs"]
     zero = {"depth": np.zeros(1, np.int64), "leaf_value": np.zeros(outputs), "leaf_weight": np.zeros(1)}

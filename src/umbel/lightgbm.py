@@ -17,7 +17,7 @@ import numpy as np
 
 from .core.arrays import Array, Arrays
 from .core.client import Context
-from .core.native import NativeModel, missing_package
+from .core.native import NativeModel, columns_of, missing_package
 from .core.update import Update
 from .errors import AppError, UpdateRejected
 
@@ -35,6 +35,10 @@ COLUMNS = {**TREE, **NODE, **LEAF}
 ENDING = "end of trees\n\nfeature_importances:\n\nparameters:\n\nend of parameters\n\npandas_categorical:null\n"
 MOST = 1e280
 """Beyond every number of data."""
+BY_SIDE = ("regression_l1", "quantile", "huber")
+"""Objectives that only see on which side of a prediction labels are, and how far: where all are on one, no split is
+better than none, and LightGBM takes their median, if there is no score to begin with. So they learn what is left.
+"""
 SPLITS = (0, 2, 4, 6, 8, 10)
 """The kinds of a split by a number: where missing values go, and what counts as missing."""
 
@@ -99,18 +103,23 @@ def fit(
 ) -> Update:  # fmt: skip
     """Boost the ensemble on a client's ``(features, labels)`` by `trees` rounds, and return the new trees.
 
-    `params` are LightGBM's own. The update's weight is the number of rows, or the sum of `sample_weight`; its metrics
-    are those of ``metric`` on the client's own rows. One thread and a seed of the task's key make it the same bits each
-    time.
+    Of a frame the model's columns are taken, in its order. `params` are LightGBM's own. The update's weight is the
+    number of rows, or the sum of `sample_weight`; its metrics are those of ``metric`` on the client's own rows. One
+    thread and a seed of the task's key make it the same bits each time.
     """
     lgb = _lightgbm()
     x, y = data
-    rows = len(y)
+    rows, facts = len(y), _facts(model)
+    if facts["feature_names"] != _numbered(shape(model)[0]) and hasattr(x, "columns"):
+        named = {str(name).replace(" ", "_"): name for name in x.columns}  # as LightGBM has names
+        x = columns_of(x, (named.get(name, name) for name in facts["feature_names"].split(" ")))
     if not rows:
         return Update({name: np.zeros(0, kind) for name, kind in COLUMNS.items()}, weight=0.0)
     settings = {"num_threads": 1, "deterministic": True, "force_row_wise": True, "verbosity": -1}
-    settings |= {"seed": ctx.key.derive("lightgbm").integer(31), **params}
+    settings |= {"seed": ctx.key.derive("lightgbm").integer(31), **params, "boost_from_average": False}
     before = booster(model).predict(x, raw_score=True)
+    if facts.get("objective", "").split(" ")[0] in BY_SIDE:
+        y, before = np.asarray(y, np.float64) - before, None
     own = lgb.Dataset(x, y, weight=sample_weight, init_score=before, params=settings, free_raw_data=False)
     told: dict[str, dict[str, list[float]]] = {}
     after = lgb.train(
@@ -201,10 +210,15 @@ def _empty(params: dict[str, Any], features: int | Sequence[str]) -> lightgbm.Bo
     count = features if isinstance(features, int) else len(features)
     names = "auto" if isinstance(features, int) else list(features)
     classes = int(params.get("num_class", 1))
-    rows, labels = np.zeros((max(classes, 2), count)), np.arange(max(classes, 2)) % max(classes, 2)
+    rows, labels = np.zeros((max(classes, 2), count)), np.arange(classes) if classes > 1 else np.ones(2)
     quiet = {"verbosity": -1, "num_threads": 1, **params}
     made: lightgbm.Booster = lgb.Booster(quiet, lgb.Dataset(rows, labels, feature_name=names, params=quiet))
     return made
+
+
+def _numbered(features: int) -> str:
+    """The names that LightGBM gives features without a name."""
+    return " ".join(f"Column_{number}" for number in range(features))
 
 
 def _lightgbm() -> Any:

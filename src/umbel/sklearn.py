@@ -18,7 +18,7 @@ import numpy as np
 
 from .core.arrays import Array, Arrays, Role
 from .core.client import Context
-from .core.native import NativeModel, check_same_form, missing_package
+from .core.native import NativeModel, check_same_form, columns_of, missing_package
 from .core.update import Update
 from .errors import AppError
 
@@ -30,17 +30,18 @@ TREES = "forest."
 
 def model(
     make: Callable[[], Any],
-    features: int,
+    features: int | Sequence[str],
     classes: Sequence[Any] | Array | None = None,
     *,
     outputs: int = 1,
     dtype: Any = np.float64,
 ) -> NativeModel:
-    """The `model` of an `App`: what `make` makes, of so many features and, for a classifier, with these classes.
+    """The `model` of an `App`: what `make` makes, of so many features, or these, and, for a classifier, these classes.
 
     A client need not have seen all classes. Linear models begin with zeros, neural networks with their random weights,
-    naive Bayes and scalers with counts of nothing, forests without trees; other estimators as fitted to zeros.
-    ``.joblib`` and ``.onnx`` (by skl2onnx) are its files.
+    naive Bayes and scalers with counts of nothing, forests without trees (`OneShot` puts them together); other
+    estimators as fitted to zeros. Of frames `fit` takes the columns that `features` names, in that order, whatever
+    theirs is. ``.joblib`` and ``.onnx`` (by skl2onnx) are its files; what `OneShot` ends with is an `ensemble`.
     """
     named = None if classes is None else np.unique(np.asarray(classes))
     made = partial(_prepared, make, features, named, outputs, np.dtype(dtype))
@@ -51,14 +52,19 @@ def model(
             kept.append(made())
         return deepcopy(kept[0])
 
-    return NativeModel(made, arrays, load_, {".joblib": _to_joblib, ".onnx": _to_onnx}, blank)
+    def load(estimator: Any, model: Mapping[str, Array]) -> Any:
+        return ensemble(native, model) if "weights" in model else load_(estimator, model)
+
+    native = NativeModel(made, arrays, load, {".joblib": _to_joblib, ".onnx": _to_onnx}, blank)
+    return native
 
 
 def arrays(estimator: Any) -> Arrays:
     """What a fitted estimator has learned, copied: parameters, but for the count of steps (``t_``), a buffer.
 
-    Of naive Bayes and of `StandardScaler` sums over rows, which add up to those of all rows in one place; of forests
-    and decision trees the nodes of all trees, one after the other. Raises `AppError` for what cannot travel.
+    Of naive Bayes and of `StandardScaler` sums over rows, which add up to those of all rows in one place (of a column
+    whose mean is 10**6 times its deviation squares keep but a few digits: subtract something first); of forests and
+    decision trees the nodes of all trees, one after the other. Raises `AppError` for what cannot travel.
     """
     found = {name: np.array(array) for name, array in _learned(estimator).items()}
     buffers = {name for name in found if name == "t_" or name.startswith(TREES)}
@@ -102,11 +108,13 @@ def fit(estimator: Any, x: Any, y: Any, ctx: Context, *, epochs: int = 1, sample
     estimator draws comes from the task's key.
     """
     classes = getattr(estimator, "classes_", None)
-    sparse = hasattr(x, "tocsr")
-    x = x if sparse else np.asarray(x, _dtype(estimator))
+    x, dtype = columns_of(x, getattr(estimator, "feature_names_in_", None)), _dtype(estimator)
+    x = x.tocsr().astype(dtype, copy=False) if hasattr(x, "tocsr") else np.asarray(x, dtype)
     rows, y = int(x.shape[0]), None if y is None else np.asarray(y)
+    if y is not None and y.ndim == 2 and y.shape[1] == 1:
+        y = y[:, 0]
     weights = None if sample_weight is None else np.asarray(sample_weight)
-    if not rows:
+    if not rows or (weights is not None and not weights.any()):
         return Update(arrays(estimator), weight=0.0)
     if classes is not None and y is not None and (odd := np.setdiff1d(y, classes)).size:
         raise AppError(
@@ -115,23 +123,38 @@ def fit(estimator: Any, x: Any, y: Any, ctx: Context, *, epochs: int = 1, sample
         )
     if hasattr(estimator, "random_state"):  # get_params would take as long as a small client's training
         estimator.random_state = ctx.key.derive("sklearn").integer(31)
-    with warnings.catch_warnings():
-        from sklearn.exceptions import ConvergenceWarning
+    names = vars(estimator).pop("feature_names_in_", None)  # the rows have none, which scikit-learn warns of
+    try:
+        with warnings.catch_warnings():
+            from sklearn.exceptions import ConvergenceWarning
 
-        warnings.simplefilter("ignore", ConvergenceWarning)  # training that is cut short is what was asked for
-        if _of_sums(estimator):
-            return _added_up(estimator, x, y, weights, classes)
-        if hasattr(estimator, "partial_fit"):
-            named = {} if classes is None or not hasattr(estimator, "predict") else {"classes": classes}
-            weighed = {} if weights is None else {"sample_weight": weights}
-            for _ in range(epochs):
-                estimator.partial_fit(x, y, **named, **weighed)
-                ctx.step()
-        else:
-            if hasattr(estimator, "warm_start") and not _is_forest(estimator):
-                estimator.warm_start = True
-            estimator.fit(*_with_all_classes(x, y, weights, classes))
-    return Update(arrays(estimator), rows if weights is None else float(weights.sum()), _scores(estimator, x, y))
+            warnings.simplefilter("ignore", ConvergenceWarning)  # training that is cut short is what was asked for
+            if _of_sums(estimator):
+                return _added_up(estimator, x, y, weights, classes)
+            _train(estimator, x, y, weights, classes, ctx, epochs)
+        return Update(arrays(estimator), rows if weights is None else float(weights.sum()), _scores(estimator, x, y))
+    finally:
+        if names is not None:
+            estimator.feature_names_in_ = names
+
+
+def _train(estimator: Any, x: Any, y: Any, weights: Any, classes: Any, ctx: Context, epochs: int) -> None:
+    if hasattr(estimator, "partial_fit"):
+        named = {} if classes is None or not hasattr(estimator, "predict") else {"classes": classes}
+        weighed = {} if weights is None else {"sample_weight": weights}
+        for _ in range(epochs):
+            estimator.partial_fit(x, y, **named, **weighed)
+            ctx.step()
+        return
+    if hasattr(estimator, "warm_start") and not _is_forest(estimator):
+        estimator.warm_start = True
+    balanced = getattr(estimator, "class_weight", None) == "balanced" and not _is_forest(estimator)
+    if balanced:  # of the classes that there are: scikit-learn would have those of weight 0 count without end
+        known, counts = np.unique(y, return_counts=True)
+        estimator.class_weight = dict(zip(known.tolist(), len(y) / len(known) / counts, strict=True))
+    estimator.fit(*_with_all_classes(estimator, x, y, weights, classes))
+    if balanced:
+        estimator.class_weight = "balanced"
 
 
 def ensemble(native: NativeModel, model: Mapping[str, Array]) -> Any:
@@ -147,13 +170,15 @@ def ensemble(native: NativeModel, model: Mapping[str, Array]) -> Any:
         load_(estimator, {name: array[place] for name, array in model.items() if name != "weights"})
     named = [(str(place), estimator) for place, estimator in enumerate(each)]
     if (classes := getattr(each[0], "classes_", None)) is None:
-        voting = VotingRegressor(named, weights=weights.tolist())
+        voting = VotingRegressor(named, weights=weights)
     else:
         soft = hasattr(each[0], "predict_proba")
-        voting = VotingClassifier(named, voting="soft" if soft else "hard", weights=weights.tolist())
+        how = "soft" if soft else "hard"
+        voting = VotingClassifier(named, voting=how, weights=weights, flatten_transform=False)  # as skl2onnx needs
         voting.le_, voting.classes_ = LabelEncoder().fit(classes), classes
-        for estimator in each:
-            estimator.classes_ = np.arange(len(classes))  # as whoever fits a voting ensemble encodes labels
+        for estimator in each:  # as whoever fits a voting ensemble encodes labels
+            holder = estimator if "classes_" in vars(estimator) else estimator._label_binarizer
+            holder.classes_ = np.arange(len(classes))
     voting.estimators_ = each
     return voting
 
@@ -205,8 +230,9 @@ def _of_sums(estimator: Any) -> dict[str, Array]:
         sums = {f"category_count_.{place}": part for place, part in enumerate(own["category_count_"])}
         return {"count": own["class_count_"], **sums}
     if type(estimator).__name__ == "StandardScaler":
-        mean, var = own["mean_"], own["var_"]
-        count = np.broadcast_to(np.float64(own["n_samples_seen_"]), mean.shape)
+        count = np.broadcast_to(np.float64(own["n_samples_seen_"]), estimator.n_features_in_)
+        # where nothing was seen of a column, or its means are not wanted, scikit-learn has NaN, or None
+        mean, var = (np.zeros(len(count)) if own[n] is None else np.nan_to_num(own[n]) for n in ("mean_", "var_"))
         return {"count": count, "sum": mean * count, "squares": (var + mean**2) * count}
     return {}
 
@@ -226,20 +252,22 @@ def _added_up(estimator: Any, x: Any, y: Any, weights: Any, classes: Any) -> Upd
 
 def _set_sums(estimator: Any, model: Mapping[str, Array]) -> None:
     count = np.array(model["count"], np.float64)
-    some = np.maximum(count, 1.0)
+    some = np.where(count > 0, count, 1.0)
     if "squares" in model:
         per = some if count.shape == np.shape(model["sum"]) else some[:, None]
         mean = model["sum"] / per
-        var = np.maximum(model["squares"] / per - mean**2, 0.0)
+        var = model["squares"] / per - mean**2
+        var = np.where(var > 1e-15 * mean**2, var, 0.0)  # what is left of a constant's is of rounding
     if type(estimator).__name__ == "StandardScaler":
-        estimator.n_samples_seen_ = int(count.max(initial=0)) if (count == count[:1]).all() else count.astype(np.int64)
-        estimator.mean_, estimator.var_ = mean, var
+        estimator.n_samples_seen_ = count.max(initial=0.0) if (count == count[:1]).all() else count
+        estimator.mean_ = mean if estimator.with_mean or estimator.with_std else None
+        estimator.var_ = var if estimator.with_std else None
         if estimator.with_std:
             estimator.scale_ = np.where(var > 10 * np.finfo(np.float64).eps, np.sqrt(var), 1.0)
         return
     estimator.class_count_ = count
     if "squares" in model:
-        rows = max(count.sum(), 1.0)
+        rows = count.sum() or 1.0
         overall = model["squares"].sum(0) / rows - (model["sum"].sum(0) / rows) ** 2
         estimator.epsilon_ = estimator.var_smoothing * max(float(overall.max()), 0.0)
         estimator.theta_ = mean
@@ -262,7 +290,9 @@ def _set_sums(estimator: Any, model: Mapping[str, Array]) -> None:
 # --- The first model
 
 
-def _prepared(make: Callable[[], Any], features: int, classes: Array | None, outputs: int, dtype: Any) -> Any:
+def _prepared(
+    make: Callable[[], Any], features: int | Sequence[str], classes: Array | None, outputs: int, dtype: Any
+) -> Any:
     """An estimator that has its shapes, and has learned nothing."""
     _sklearn()
     estimator = make()
@@ -278,10 +308,10 @@ def _prepared(make: Callable[[], Any], features: int, classes: Array | None, out
     if is_classifier(estimator):
         if classes is None:
             raise AppError("a classifier needs its classes: umbel.sklearn.model(make, features, classes)")
-        y: Any = classes
+        y: Any = np.repeat(classes, 5)  # as cross-validation within an estimator needs
     else:
-        y = None if not hasattr(estimator, "predict") else np.zeros((2, outputs) if outputs > 1 else 2, dtype)
-    x = np.zeros((2 if y is None else len(y), features), dtype)
+        y = None if not hasattr(estimator, "predict") else np.ones((10, outputs) if outputs > 1 else 10, dtype)
+    x = np.zeros((2 if y is None else len(y), features if isinstance(features, int) else len(features)), dtype)
     steps = estimator.get_params(deep=False).get("learning_rate_init")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # nothing is learned from zeros, as they warn
@@ -304,6 +334,10 @@ def _prepared(make: Callable[[], Any], features: int, classes: Array | None, out
                 del estimator._optimizer
         else:
             estimator.fit(x, y)
+    if hasattr(estimator, "x_weights_"):
+        raise AppError(f"a {type(estimator).__name__} predicts by more than its coefficients, which alone would travel")
+    if not isinstance(features, int):
+        estimator.feature_names_in_ = np.array(features, object)
     return estimator if _is_forest(estimator) else _emptied(estimator, dtype)
 
 
@@ -316,7 +350,7 @@ def _emptied(estimator: Any, dtype: Any) -> Any:
     return load_(estimator, {**own, **zeros})
 
 
-def _with_all_classes(x: Any, y: Any, weights: Any, classes: Any) -> tuple[Any, ...]:
+def _with_all_classes(estimator: Any, x: Any, y: Any, weights: Any, classes: Any) -> tuple[Any, ...]:
     """Rows, labels and weights, with a row of weight 0 for each class that has none."""
     missing = np.setdiff1d(classes, y) if classes is not None else np.zeros(0)
     if not missing.size:
@@ -329,7 +363,10 @@ def _with_all_classes(x: Any, y: Any, weights: Any, classes: Any) -> tuple[Any, 
     else:
         more = np.concatenate([x, x[some]])
     whole = np.ones(len(y)) if weights is None else weights
-    return more, np.concatenate([y, missing]), np.concatenate([whole, np.zeros(len(missing))])
+    # LIBLINEAR leaves out rows of weight 0, and then gives the coefficients of fewer classes than there is room for
+    liblinear = type(estimator).__name__ == "LinearSVC" or getattr(estimator, "solver", None) == "liblinear"
+    none = np.full(len(missing), 1e-9 if liblinear else 0.0)
+    return more, np.concatenate([y, missing]), np.concatenate([whole, none])
 
 
 def _scores(estimator: Any, x: Any, y: Any) -> dict[str, float]:
@@ -346,7 +383,8 @@ def _scores(estimator: Any, x: Any, y: Any) -> dict[str, float]:
 
 def _is_forest(estimator: Any) -> bool:
     return (
-        hasattr(estimator, "max_leaf_nodes")
+        hasattr(estimator, "predict")
+        and hasattr(estimator, "max_leaf_nodes")
         and hasattr(estimator, "min_impurity_decrease")
         and not hasattr(estimator, "learning_rate")
     )

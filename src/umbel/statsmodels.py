@@ -17,7 +17,7 @@ import numpy as np
 
 from .core.arrays import Array, Arrays
 from .core.client import Context
-from .core.native import NativeModel, check_same_form, missing_package
+from .core.native import NativeModel, check_same_form, columns_of, missing_package
 from .core.update import Update
 
 if TYPE_CHECKING:
@@ -78,25 +78,47 @@ def load_(results: GLMResults, model: Mapping[str, Array]) -> GLMResults:
     return results
 
 
-def fit(results: GLMResults, x: Any, y: Any, ctx: Context) -> Update:
+def fit(
+    results: GLMResults, x: Any, y: Any, ctx: Context, *, offset: Any = None, sample_weight: Any = None
+) -> Update:  # fmt: skip
     """What a holder's rows say at the coefficients of loaded results: sums, for `umbel.strategies.Newton`.
 
-    `x` has a column for each of the model's, without the constant. The weight is the number of rows.
+    `x` has a column for each of the model's, without the constant; of a frame those of these names are taken. `offset`
+    is added to the linear predictor, as the logarithm of an exposure is; a row counts `sample_weight` times, as
+    statsmodels' ``freq_weights`` have it. The weight is the number of rows. At coefficients of which nobody has told
+    anything yet the sums are those of statsmodels' own first step, which begins with the rows' own means.
     """
     columns = results.model.exog_names
-    rows = np.asarray(x, np.float64)
-    design = np.column_stack([np.ones(len(rows)), rows]) if columns[0] == "const" else rows
-    glm = type(results.model)(np.asarray(y, np.float64), design, family=results.model.family)
+    constant = columns[:1] == ["const"]
+    rows = np.asarray(columns_of(x, columns[constant:]), np.float64)
+    design = np.column_stack([np.ones(len(rows)), rows]) if constant else rows
+    if not len(rows):
+        nothing = {name: np.zeros(()) for name in SUMS}
+        size = len(columns)
+        return Update({**nothing, "gradient": np.zeros(size), "information": np.zeros((size, size))}, weight=0.0)
+    glm = type(results.model)(
+        np.asarray(y, np.float64), design, family=results.model.family, offset=offset, freq_weights=sample_weight
+    )
     at = np.asarray(results.params)
-    mean = glm.predict(at)
+    if results.pooled["count"]:
+        mean = glm.predict(at)
+        gradient, information = glm.score(at, scale=1.0), -glm.hessian(at, scale=1.0, observed=False)
+        likelihood = glm.loglike(at, scale=1.0)
+    else:
+        mean = glm.family.starting_mu(glm.endog)
+        weights = glm.iweights * glm.n_trials * glm.family.weights(mean)
+        response = (glm.endog - mean) * glm.family.link.deriv(mean) + glm.family.predict(mean) - glm._offset_exposure
+        information = design.T @ (weights[:, None] * design)
+        gradient, likelihood = design.T @ (weights * response) - information @ at, 0.0
+    squares = (glm.endog - mean) ** 2 / glm.family.variance(mean)
     return Update(
         {
-            "gradient": glm.score(at, scale=1.0),
-            "information": -glm.hessian(at, scale=1.0, observed=False),
-            "deviance": np.asarray(glm.family.deviance(glm.endog, mean)),
-            "pearson": np.asarray(((glm.endog - mean) ** 2 / glm.family.variance(mean)).sum()),
-            "log_likelihood": np.asarray(glm.loglike(at, scale=1.0)),
-            "count": np.asarray(float(len(rows))),
+            "gradient": gradient,
+            "information": information,
+            "deviance": np.asarray(glm.family.deviance(glm.endog, mean, glm.var_weights, glm.freq_weights)),
+            "pearson": np.asarray((squares * glm.iweights * glm.n_trials).sum()),
+            "log_likelihood": np.asarray(likelihood),
+            "count": np.asarray(float(glm.freq_weights.sum())),
         },
         weight=len(rows),
     )

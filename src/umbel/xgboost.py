@@ -16,7 +16,7 @@ import numpy as np
 
 from .core.arrays import Array, Arrays
 from .core.client import Context
-from .core.native import NativeModel, missing_package
+from .core.native import NativeModel, columns_of, missing_package
 from .core.update import Update
 from .errors import AppError, UpdateRejected
 
@@ -98,17 +98,20 @@ def fit(
 ) -> Update:
     """Boost the ensemble on a client's data by `trees` rounds, and return the new trees.
 
-    `data` is an ``xgboost.DMatrix`` or ``(features, labels)``; `params` are XGBoost's own. The update's weight is the
-    number of rows, its metrics those of ``eval_metric`` on the client's own data. One thread and a seed of the task's
-    key make it the same bits each time.
+    `data` is an ``xgboost.DMatrix`` or ``(features, labels)``, of a frame the model's columns; `params` are XGBoost's
+    own. The update's weight is the number of rows, its metrics those of ``eval_metric`` on the client's own data. One
+    thread and a seed of the task's key make it the same bits each time.
     """
-    xgb = _xgboost()
-    matrix = data if isinstance(data, xgb.DMatrix) else xgb.DMatrix(*data)
+    xgb, before = _xgboost(), booster(model)
+    if not isinstance(data, xgb.DMatrix):
+        x, y = data
+        x = columns_of(x, before.feature_names)
+        data = xgb.DMatrix(x, y, feature_names=None if hasattr(x, "columns") else before.feature_names)
+    matrix = data
     if not matrix.num_row():
         return Update({"trees": _packed([], [])}, weight=0.0)
     told: dict[str, dict[str, list[float]]] = {}
     settings = {"nthread": 1, "seed": ctx.key.derive("xgboost").integer(31), **params}
-    before = booster(model)
     after = xgb.train(
         settings, matrix, trees, xgb_model=before, evals=[(matrix, "own")], evals_result=told, verbose_eval=False
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tests.adapters.cases import context
 from tests.test_xgboost import rows
 
 import umbel
@@ -89,3 +90,39 @@ def test_trees_of_other_kinds_are_refused():
     odd = cb.CatBoost({**PLAIN, "iterations": 2, "grow_policy": "Lossguide"}).fit(cb.Pool(x, y))
     with pytest.raises(AppError, match="not symmetric"):
         arrays(odd)
+
+
+def test_clients_that_lack_classes_or_have_nothing_to_split_by_take_part(tmp_path):
+    x = np.random.default_rng(0).normal(size=(90, 4))
+    names = np.array(["a", "b", "c"])
+    y = names[np.arange(90) % 3]
+    x[:, 0] += 3 * (np.arange(90) % 3)
+    params = {"loss_function": "MultiClass", "depth": 3, "learning_rate": 0.3, "verbose": False, "n_estimators": 9}
+    native = model(params, 4, names)
+    client, updates = umbel.Client(), []
+
+    @client.train
+    def train(model, data, ctx):
+        updates.append(fit(model, data, ctx, params))
+        return updates[-1]
+
+    parts = [(x[y != name], y[y != name]) for name in names]
+    parts += [(x[y == "a"], y[y == "a"]), (x[:1], y[:1]), (np.ones((5, 4)), y[:5])]
+    app = umbel.App(client, model=native, strategy=CatBoostBagging(), rounds=8, evaluate_every=0)
+    result = umbel.run(app, on=umbel.Simulation(clients=parts, workers=0), folder=None)
+    assert [update.weight for update in updates[-6:]] == [60, 60, 60, 30, 1, 5]
+    result.export(tmp_path / "model.cbm")
+    made = cb.CatBoostClassifier().load_model(str(tmp_path / "model.cbm"))
+    assert (made.predict(x)[:, 0] == y).mean() > 0.8
+    with pytest.raises(AppError, match=r"the labels \['d'\] are not among"):
+        fit(result.model, (x, np.where(y == "a", "d", y)), context(), params)
+
+
+def test_columns_are_those_of_their_names():
+    pandas = pytest.importorskip("pandas")
+    x, y = PARTS[0]
+    frame, native = pandas.DataFrame(x, columns=list("abcd")), model(PARAMS, list("abcd"))
+    one, other = (fit(native(), (frame[list(order)], y), context(), PARAMS) for order in ("abcd", "cadb"))
+    assert umbel.Arrays(one.arrays) == umbel.Arrays(other.arrays)
+    with pytest.raises(AppError, match=r"the rows have the shape \[80, 3\]"):
+        fit(native(), (x[:, :3], y), context(), PARAMS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tests.adapters.cases import context
 from tests.test_xgboost import rows
 
 import umbel
@@ -129,3 +130,24 @@ def test_what_is_not_sound_or_not_supported_is_not_loaded():
     with pytest.raises(AppError, match="split by categories"):
         arrays(odd)
     assert grown(whole, []) == whole
+
+
+@pytest.mark.parametrize("objective", ["regression_l1", "quantile", "huber", "gamma"])
+def test_objectives_that_only_see_sides_learn_of_labels_far_from_the_start(objective):
+    x, _ = PARTS[0]
+    y = 1.0 + np.digitize(x[:, 0], [-0.5, 0.5])
+    params = {**PARAMS, "objective": objective}
+    made = booster(run([(x, y)], 5, params).model)
+    plain = lgb.train({**params, "boost_from_average": False, "num_threads": 1}, lgb.Dataset(x, y), 5)
+    np.testing.assert_allclose(made.predict(x), plain.predict(x), rtol=1e-6)
+
+
+def test_columns_are_those_of_their_names():
+    pandas = pytest.importorskip("pandas")
+    x, y = PARTS[0]
+    names = ["a b", "c", "d", "e"]  # LightGBM has a_b
+    frame, native = pandas.DataFrame(x, columns=names), model(PARAMS, names)
+    one, other = (fit(native(), (frame[order], y), context(), PARAMS) for order in (names, names[::-1]))
+    assert umbel.Arrays(one.arrays) == umbel.Arrays(other.arrays)
+    with pytest.raises(AppError, match="the rows lack the columns 'c'"):
+        fit(native(), (frame.drop(columns="c"), y), context(), PARAMS)

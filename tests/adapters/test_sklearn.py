@@ -189,3 +189,78 @@ def test_a_fitted_estimator_is_loaded_as_well_as_one_that_was_made():
     one, other = (linear_model.Ridge().fit(ROWS[part], ROWS[part, 0]) for part in (slice(20), slice(20, 40)))
     assert load_(other, arrays(one)) is other
     assert (other.predict(ROWS) == one.predict(ROWS)).all()
+
+
+def test_a_vote_is_loaded_and_exported(tmp_path):
+    x, y = IRIS[0], np.array(["a", "b", "c"])[IRIS[1]]
+    native = model(linear_model.RidgeClassifier, 4, ["a", "b", "c"])
+    learned = run(native, [(x[::2], y[::2]), (x[1::2], y[1::2])], OneShot())
+    native.save(learned, tmp_path / "vote.joblib")
+    import joblib
+
+    voting = joblib.load(tmp_path / "vote.joblib")
+    assert (voting.predict(x) == native.loaded(learned).predict(x)).all()
+    assert (voting.predict(x) == y).mean() > 0.7
+    pytest.importorskip("skl2onnx")
+    native.save(learned, tmp_path / "vote.onnx")
+
+
+def test_columns_are_those_of_their_names_and_labels_may_be_a_column():
+    pandas = pytest.importorskip("pandas")
+    names = ["a", "b", "c", "d"]
+    frame = pandas.DataFrame(ROWS, columns=names)
+    native = model(linear_model.LogisticRegression, names, range(3))
+    wanted = fit(native.make(), frame, LABELS, context())
+    for other in (fit(native.make(), frame[["c", "a", "d", "b"]], LABELS, context()),
+                  fit(native.make(), frame, LABELS[:, None], context())):  # fmt: skip
+        assert umbel.Arrays(other.arrays) == umbel.Arrays(wanted.arrays)
+        assert other.metrics == wanted.metrics
+    assert list(native.loaded(wanted.arrays).feature_names_in_) == names
+    with pytest.raises(AppError, match="the rows lack the columns 'b'"):
+        fit(native.make(), frame.drop(columns="b"), LABELS, context())
+
+
+def test_sums_of_small_weights_and_of_missing_values_are_those_of_all_rows():
+    x, y = IRIS
+    weights = np.random.default_rng(0).random(150) / 1000
+    native = model(naive_bayes.GaussianNB, 4, range(3))
+    learned = native.loaded(fit(native.make(), x, y, context(), sample_weight=weights).arrays)
+    wanted = naive_bayes.GaussianNB().fit(x, y, weights)
+    np.testing.assert_allclose(learned.theta_, wanted.theta_)
+    np.testing.assert_allclose(learned.class_prior_, wanted.class_prior_)
+    x = np.where(np.arange(150)[:, None] < [50, 20, 0, 0], np.nan, x)  # a holder has nothing of a column
+    for options in ({}, {"with_std": False}):
+        native = model(lambda options=options: preprocessing.StandardScaler(**options), 4)
+        with np.errstate(invalid="ignore"):
+            parts = [(part, None) for part in np.split(x, [50, 90])]
+            learned = native.loaded(run(native, parts, umbel.FedAvg(cohort="all", fold=umbel.total())))
+            wanted = preprocessing.StandardScaler(**options).fit(x)
+        np.testing.assert_allclose(learned.transform(x), wanted.transform(x), atol=1e-9)
+        assert np.array_equal(learned.n_samples_seen_, wanted.n_samples_seen_)
+
+
+@pytest.mark.parametrize("make", [svm.LinearSVC, lambda: linear_model.LogisticRegression(class_weight="balanced")])
+@pytest.mark.parametrize("classes", [(0,), (0, 1)])
+def test_classes_that_a_client_lacks_do_not_spoil_the_others(make, classes):
+    rows = np.isin(LABELS, classes)
+    update = fit(model(make, 4, range(3)).make(), ROWS[rows], LABELS[rows], context())
+    assert update.arrays["coef_"].shape == (3, 4)
+    assert np.isfinite(update.arrays["coef_"]).all()
+    assert update.metrics["accuracy"] > 0.8
+
+
+def test_sparse_rows_and_rows_of_no_weight():
+    sparse = pytest.importorskip("scipy.sparse")
+    native = model(lambda: linear_model.LogisticRegression(), 4, range(3), dtype=np.float32)
+    rows = LABELS == 0
+    update = fit(native.make(), sparse.coo_matrix(ROWS[rows].astype(float)), LABELS[rows], context())
+    assert update.arrays["coef_"].dtype == np.float32
+    assert fit(native.make(), ROWS, LABELS, context(), sample_weight=np.zeros(40)).weight == 0.0
+
+
+def test_estimators_of_positive_targets_begin_and_what_predicts_by_more_is_refused():
+    from sklearn.cross_decomposition import PLSRegression
+
+    assert not model(linear_model.GammaRegressor, 4)()["coef_"].any()
+    with pytest.raises(AppError, match=r"^a PLSRegression predicts by more"):
+        umbel.App(umbel.Client(), model=model(PLSRegression, 4), strategy=OneShot()).initial_model()

@@ -10,6 +10,7 @@ from umbel.errors import StrategyError
 from umbel.strategies import Newton
 
 sm = pytest.importorskip("statsmodels.api")
+pandas = pytest.importorskip("pandas")
 pytestmark = pytest.mark.slow
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(200, 2))
@@ -67,3 +68,54 @@ def test_a_fit_of_ones_own_travels():
     again = native.loaded(native.arrays(fitted))
     np.testing.assert_allclose([again.bse, again.params], [fitted.bse, fitted.params], rtol=1e-9)
     assert again.llf == pytest.approx(fitted.llf)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not respect the domain")
+@pytest.mark.parametrize(
+    ("make", "y"),
+    [
+        (sm.families.Poisson, RNG.poisson(1e4 * MEAN)),
+        (sm.families.Gamma, RNG.gamma(5, 0.2, 200) / (3 + 0.3 * X[:, 0])),
+        (lambda: sm.families.Poisson(sm.families.links.Identity()), RNG.poisson(20 + X[:, 0])),
+    ],
+    ids=["large counts", "inverse", "identity"],
+)
+def test_a_link_of_any_range_begins_as_statsmodels_does(make, y):
+    native = umbel.statsmodels.model(["a", "b"], make)
+    found = native.loaded(run(native, [(X[:90], y[:90]), (X[90:], y[90:]), (X[:0], y[:0])], 8).model)
+    wanted = sm.GLM(y, sm.add_constant(X), family=make()).fit(tol=1e-12)
+    np.testing.assert_allclose(found.params, wanted.params, rtol=1e-7)
+    np.testing.assert_allclose(found.bse, wanted.bse, rtol=1e-5)
+
+
+def test_offsets_and_weights_are_those_of_statsmodels():
+    rng, y = np.random.default_rng(1), DRAWN["Poisson"]
+    offset, weights = np.log(rng.uniform(1, 50, 200)), rng.integers(0, 4, 200).astype(float)
+    native = umbel.statsmodels.model(["a", "b"], sm.families.Poisson)
+    client = umbel.Client()
+
+    @client.train
+    def train(model, part, ctx):
+        own = {"offset": offset[part], "sample_weight": weights[part]}
+        frame = pandas.DataFrame(X[part][:, ::-1], columns=["b", "a"])
+        return umbel.statsmodels.fit(native.loaded(model), frame, y[part], ctx, **own)
+
+    app = umbel.App(client, model=native, strategy=Newton(), rounds=12, evaluate_every=0)
+    parts = [slice(0, 70), slice(70, 200)]
+    found = native.loaded(umbel.run(app, on=umbel.Simulation(clients=parts, workers=0), folder=None).model)
+    wanted = sm.GLM(y, sm.add_constant(X), family=sm.families.Poisson(), offset=offset, freq_weights=weights)
+    wanted = wanted.fit(tol=1e-12)
+    for what in ("params", "bse", "deviance", "pearson_chi2", "df_resid", "llf"):
+        np.testing.assert_allclose(getattr(found, what), getattr(wanted, what), rtol=1e-5, err_msg=what)
+
+
+def test_successes_and_failures_are_two_columns():
+    rng = np.random.default_rng(1)
+    trials = rng.integers(1, 9, 200)
+    won = rng.binomial(trials, 1 / (1 + 1 / MEAN))
+    y = np.column_stack([won, trials - won])
+    native = umbel.statsmodels.model(["a", "b"], sm.families.Binomial)
+    found = native.loaded(run(native, [(X[:90], y[:90]), (X[90:], y[90:])], 8).model)
+    wanted = sm.GLM(y, sm.add_constant(X), family=sm.families.Binomial()).fit(tol=1e-12)
+    for what in ("params", "bse", "deviance", "pearson_chi2", "llf"):
+        np.testing.assert_allclose(getattr(found, what), getattr(wanted, what), rtol=1e-5, err_msg=what)

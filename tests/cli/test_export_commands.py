@@ -17,7 +17,7 @@ from tests.conftest import PATIENCE
 from umbel import Arrays, load_model
 from umbel import open as open_run
 from umbel.cli import export_commands
-from umbel.errors import AppError
+from umbel.errors import AppError, StorageError
 
 Command = Callable[..., Any]
 
@@ -205,3 +205,18 @@ def test_the_result_of_a_run_knows_the_framework_of_its_app(folder: Path) -> Non
     exec(LINE, found := {"__name__": "line"})
     found["umbel"].run(found["app"], folder=None, on=found["umbel"].Simulation(2, workers=0)).export("model.line")
     assert Path("model.line").read_text() == "[1.0, 1.0, 1.0]"
+
+
+def test_what_keeps_a_framework_from_writing_is_said(tmp_path: Path) -> None:
+    from umbel.core.native import NativeModel
+    from umbel.runs.export import write_model
+
+    def write(made: object, path: Path) -> None:
+        raise RuntimeError("no converter\nStack trace:")
+
+    native = NativeModel(dict, Arrays, lambda made, model: model, {".txt": write})
+    with pytest.raises(AppError, match=r"cannot write m\.txt: RuntimeError: no converter$"):
+        write_model(Arrays({"w": np.ones(1)}), tmp_path / "m.txt", native)
+    with pytest.raises(StorageError, match="there is no such folder"):
+        write_model(Arrays({"w": np.ones(1)}), tmp_path / "none" / "m.txt", native)
+    assert not list(tmp_path.iterdir())

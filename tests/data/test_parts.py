@@ -319,3 +319,21 @@ def test_a_holder_holds_out_some_of_its_own_rows(tmp_path: Path) -> None:
     assert len(hold_out(X, test=0.0).test) == 0
     with pytest.raises(DataError):
         hold_out(X[:0])
+
+
+def test_a_holder_may_have_no_rows() -> None:
+    part = hold_out({"x": X[:0], "y": Y[:0]})
+    assert (len(part), part.train["x"].shape, part.test["y"].shape) == (0, (0, 3), (0,))
+
+
+def test_sparse_rows_are_split() -> None:
+    sparse = pytest.importorskip("scipy.sparse")
+    for rows in (sparse.csr_matrix(X), sparse.coo_array(X)):
+        x, y = split((rows, Y), iid(), clients=3)[1].train
+        other, same = split((X, Y), iid(), clients=3)[1].train
+        assert (np.array_equal(x.toarray(), other), np.array_equal(y, same)) == (True, True)
+
+
+def test_owners_that_are_dates_have_the_names_of_days() -> None:
+    days = np.array(["2020-01-02", "2021-03-04"], "datetime64[ns]")
+    assert list(split({"day": days, "y": Y[:2]}, by="day").sources) == ["2020-01-02T00:00:00", "2021-03-04T00:00:00"]

@@ -82,3 +82,34 @@ def test_duckdb_is_read_from_a_file_a_connection_and_over_files(tmp_path):
         query("select 1", tmp_path / "gone.duckdb")
     with pytest.raises(DataError, match="the query failed"):
         query("drop table patients", path)
+
+
+def test_numbers_of_numpy_are_parameters_and_columns_have_names_of_their_own(patients):
+    pytest.importorskip("sqlalchemy")
+    found = query("select dose from patients where age = :age", patients, age=np.int64(50))
+    assert found["dose"].tolist() == [1.5]
+    with pytest.raises(DataError, match="selects two columns 'age'"):
+        query("select age, age from patients", patients)
+    with pytest.raises(DataError, match="a int is no database"):
+        query("select 1", 3)
+
+
+def test_a_long_result_has_the_kinds_of_all_its_batches(patients, monkeypatch):
+    pytest.importorskip("sqlalchemy")
+    monkeypatch.setattr("umbel.data.queries.BATCH", 1)
+    found = query("select * from patients order by age desc", patients)
+    np.testing.assert_array_equal(found["dose"], [np.nan, 1.5, 2.5])
+    assert (found["age"].tolist(), found["age"].dtype.kind) == ([61, 50, 40], "i")
+    assert found["hospital"].tolist() == ["va", "va", "hu"]
+    assert query("select null as a from patients", patients)["a"].tolist() == [None] * 3
+
+
+@pytest.mark.slow
+def test_duckdb_says_no_value_and_has_dates_with_and_without_null():
+    pytest.importorskip("duckdb")
+    for statement, given in (("select $name::int as a", {"name": "secret"}), ("select ('sec' || 'ret')::int as a", {})):
+        with pytest.raises(DataError, match=r"Could not convert string '\.\.\.' to INT32") as caught:
+            query(statement, ":duckdb:", **given)
+        assert "secret" not in str(caught.value)
+    dates = query("select date '2020-01-02' as a union all select null", ":duckdb:")["a"]
+    assert (dates.dtype.kind, np.isnat(dates).sum()) == ("M", 1)

@@ -68,6 +68,19 @@ def check_same_form(own: Mapping[str, Array], model: Mapping[str, Array], what: 
         check_fit(name, np.asarray(model[name]), array.shape, array.dtype.name)
 
 
+def columns_of(rows: Any, names: Iterable[Any] | None) -> Any:
+    """Rows with the columns that a model has, in its order: of a frame those of these names; others as they are.
+
+    Raises `AppError` for a column that a frame lacks.
+    """
+    if names is None or not hasattr(rows, "columns"):
+        return rows
+    names = list(names)
+    if missing := [name for name in names if name not in rows.columns]:
+        raise AppError(f"the rows lack the columns {listed(map(str, missing))} of the model")
+    return rows[names]
+
+
 def missing_package(error: ModuleNotFoundError, package: str, extra: str) -> ImportError:
     """What to raise where an adapter's package is not installed; `error` itself where it is another that is missing."""
     if error.name != package:

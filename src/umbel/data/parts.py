@@ -17,7 +17,6 @@ from ..errors import DataError
 from .partition import Ints, Partition
 from .partitioner import Partitioner, check_whole
 from .partitioners.by import by as natural
-from .partitioners.iid import iid
 from .partitioners.temporal import temporal
 from .partitioners.vertical import vertical
 from .stored import read_part, write_part
@@ -69,7 +68,7 @@ def hold_out(
     `data`, `test`, `validation`, `held` and `label` are as for `split`. The same arguments give the same part, so that
     what was held out in one round is held out in all.
     """
-    return Parts(data, iid(), 1, seed, test, validation, held, label, ())[0]
+    return Parts(data, _whole, 1, seed, test, validation, held, label, ())[0]
 
 
 class Parts(Sequence["Part"]):
@@ -278,6 +277,10 @@ class Part:
     def test(self) -> Any:
         """The items to evaluate on."""
         return self.table.rows(self.test_items, self.change)
+
+
+def _whole(table: DataTable, clients: int, seed: int) -> Ints:
+    return np.zeros(len(table), np.int64)  # where there are no items, too
 
 
 def _changed(

@@ -84,7 +84,8 @@ class NumberTable(DataTable):
 
 
 class ArrayTable(DataTable):
-    """An array, a tuple of arrays of one length, or a mapping of names to them; of NumPy, or tensors of PyTorch.
+    """An array, a tuple of arrays of one length, or a mapping of names to them; of NumPy, SciPy's sparse matrices, or
+    tensors of PyTorch.
 
     A tuple ends with the labels, a mapping has them by the name `label`, `labels` or `y`; a single array of one
     dimension is the labels.
@@ -100,12 +101,12 @@ class ArrayTable(DataTable):
             self._parts = dict(enumerate(map(_arrayed, several)))
             self.label = len(several) - 1 if len(several) > 1 or np.ndim(self._parts[0]) == 1 else None
         self.names = tuple(self._parts)
-        lengths = {name: len(part) for name, part in self._parts.items()}
+        lengths = {name: part.shape[0] for name, part in self._parts.items()}
         if len(set(lengths.values())) != 1:
             raise DataError(f"arrays of one data set have one length, not {lengths}")
 
     def __len__(self) -> int:
-        return len(next(iter(self._parts.values())))
+        return int(next(iter(self._parts.values())).shape[0])
 
     @property
     def features(self) -> tuple[Any, ...]:
@@ -281,7 +282,7 @@ def as_table(data: Any) -> DataTable:
     package = type(data).__module__.split(".")[0]
     if package in ("pandas", "polars"):
         return FrameTable(data) if hasattr(data, "columns") else ArrayTable(data.to_numpy())
-    if isinstance(data, np.ndarray | Mapping) or hasattr(data, "numpy"):
+    if isinstance(data, np.ndarray | Mapping) or hasattr(data, "numpy") or hasattr(data, "tocsr"):
         return ArrayTable(data)
     if isinstance(data, tuple) and len(data) > 1 and all(np.ndim(part) > 0 for part in data):
         return ArrayTable(data)
@@ -333,11 +334,13 @@ def _parquet(path: Path) -> tuple[Any, Any]:
 
 
 def _arrayed(part: Any) -> Any:
+    if hasattr(part, "tocsr"):
+        return part.tocsr()
     return part if hasattr(part, "shape") and hasattr(part, "__getitem__") else np.asarray(part)
 
 
 def _taken(part: Any, items: Ints) -> Any:
-    if isinstance(part, np.ndarray):
+    if isinstance(part, np.ndarray) or hasattr(part, "tocsr"):
         return part[items]
     import torch
 

@@ -12,7 +12,7 @@ from .. import files
 from ..core.app import App
 from ..core.arrays import Arrays
 from ..core.native import NativeModel
-from ..errors import AppError, StorageError
+from ..errors import AppError, StorageError, UmbelError
 
 PLAIN = ("", ".safetensors", ".npz")
 """What needs no framework; a file without an ending is in the safetensors format."""
@@ -32,12 +32,19 @@ def write_model(model: Arrays, file: Path, native: object = None) -> None:
     elif file.suffix in PLAIN:
         model.to_file(file, durable=True)
     else:
+        if not file.parent.is_dir():
+            raise StorageError(f"{file} cannot be written: there is no such folder")
         written = file.with_name(f".{file.stem}.part{file.suffix}")  # frameworks look at the ending
         try:
             native_of(native, file).save(model, written)
             os.replace(written, file)
+        except UmbelError:
+            raise
         except OSError as error:
             raise StorageError(f"{file} cannot be written: {error.strerror or error}") from error
+        except Exception as error:
+            said = str(error).strip().partition("\n")[0]
+            raise AppError(f"the framework cannot write {file.name}: {type(error).__name__}: {said}") from error
         finally:
             written.unlink(missing_ok=True)
 

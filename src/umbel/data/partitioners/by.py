@@ -34,7 +34,9 @@ class by(Partitioner):
 def owners_of(table: DataTable, column: Any) -> tuple[Any, Ints]:
     """The distinct owners in ascending order, and the number of each item's owner."""
     try:
-        names, number = np.unique(column_of(table, column), return_inverse=True)
+        column = column_of(table, column)
+        column = np.datetime_as_string(column, "s") if column.dtype.kind == "M" else column
+        names, number = np.unique(column, return_inverse=True)
     except TypeError as error:
         raise DataError(f"owners cannot be put in order: {error}", hint="Name all of them by strings.") from error
     return names, number
