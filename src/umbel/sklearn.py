@@ -39,7 +39,8 @@ def model(
     """The `model` of an `App`: what `make` makes, of so many features and, for a classifier, with these classes.
 
     A client need not have seen all classes. Linear models begin with zeros, neural networks with their random weights,
-    naive Bayes and scalers with counts of nothing, forests without trees; other estimators as fitted to zeros.
+    naive Bayes and scalers with counts of nothing, forests without trees; other estimators as fitted to zeros. Of a
+    pipeline the last step is trained, and the others, such as a scaler of an earlier run, are to be fitted.
     ``.joblib`` and ``.onnx`` (by skl2onnx) are its files.
     """
     named = None if classes is None else np.unique(np.asarray(classes))
@@ -55,12 +56,13 @@ def model(
 
 
 def arrays(estimator: Any) -> Arrays:
-    """What a fitted estimator has learned, copied: parameters, but for the count of steps (``t_``), a buffer.
+    """What a fitted estimator has learned, copied: parameters, but for the count of steps (``t_``), a buffer; of a
+    pipeline its last step.
 
     Of naive Bayes and of `StandardScaler` sums over rows, which add up to those of all rows in one place; of forests
     and decision trees the nodes of all trees, one after the other. Raises `AppError` for what cannot travel.
     """
-    found = {name: np.array(array) for name, array in _learned(estimator).items()}
+    found = {name: np.array(array) for name, array in _learned(_last(estimator)).items()}
     buffers = {name for name in found if name == "t_" or name.startswith(TREES)}
     roles: dict[str, Role] = {name: "buffer" if name in buffers else "parameter" for name in found}
     return Arrays.trusted(found, roles)
@@ -71,6 +73,9 @@ def load_(estimator: Any, model: Mapping[str, Array]) -> Any:
 
     Raises `AppError`, naming the array, where names or shapes are others, and leaves the estimator as it was.
     """
+    if (last := _last(estimator)) is not estimator:
+        load_(last, model)
+        return estimator
     kind = type(estimator).__name__
     if _is_forest(estimator):
         return _grow(estimator, model)
@@ -101,6 +106,9 @@ def fit(estimator: Any, x: Any, y: Any, ctx: Context, *, epochs: int = 1, sample
     number of rows, or the sum of `sample_weight`; its metrics are ``accuracy`` or ``mse`` on these rows. What the
     estimator draws comes from the task's key.
     """
+    if hasattr(estimator, "steps"):
+        given = estimator[:-1].transform(x) if len(estimator.steps) > 1 and x.shape[0] else x
+        return fit(estimator[-1], given, y, ctx, epochs=epochs, sample_weight=sample_weight)
     classes = getattr(estimator, "classes_", None)
     sparse = hasattr(x, "tocsr")
     x = x if sparse else np.asarray(x, _dtype(estimator))
@@ -153,12 +161,17 @@ def ensemble(native: NativeModel, model: Mapping[str, Array]) -> Any:
         voting = VotingClassifier(named, voting="soft" if soft else "hard", weights=weights.tolist())
         voting.le_, voting.classes_ = LabelEncoder().fit(classes), classes
         for estimator in each:
-            estimator.classes_ = np.arange(len(classes))  # as whoever fits a voting ensemble encodes labels
+            _last(estimator).classes_ = np.arange(len(classes))  # as whoever fits a voting ensemble encodes labels
     voting.estimators_ = each
     return voting
 
 
 # --- What an estimator has learned
+
+
+def _last(estimator: Any) -> Any:
+    """What of an estimator learns: the last step of a pipeline."""
+    return estimator[-1] if hasattr(estimator, "steps") else estimator
 
 
 def _learned(estimator: Any) -> dict[str, Array]:
@@ -180,8 +193,7 @@ def _learned(estimator: Any) -> dict[str, Array]:
     if not any(name.startswith("coef") for name in found):
         raise AppError(
             f"a fitted {kind} cannot travel as plain arrays, and nothing is pickled",
-            hint="Linear models can, neural networks, naive Bayes, StandardScaler, decision trees and forests; of a "
-            "pipeline each step.",
+            hint="Linear models can, neural networks, naive Bayes, StandardScaler, decision trees and forests.",
         )
     return found
 
@@ -269,10 +281,7 @@ def _prepared(make: Callable[[], Any], features: int, classes: Array | None, out
     if not hasattr(estimator, "get_params") or not hasattr(estimator, "fit"):
         raise AppError(f"umbel.sklearn.model makes a {type(estimator).__name__}, which is no estimator")
     if hasattr(estimator, "steps"):
-        raise AppError(
-            "a pipeline is not a model that clients can train together",
-            hint="Make the steps models of their own, a scaler first: umbel.sklearn.model(StandardScaler, features).",
-        )
+        return _pipeline(estimator, features, classes, outputs, dtype)
     from sklearn.base import is_classifier
 
     if is_classifier(estimator):
@@ -305,6 +314,28 @@ def _prepared(make: Callable[[], Any], features: int, classes: Array | None, out
         else:
             estimator.fit(x, y)
     return estimator if _is_forest(estimator) else _emptied(estimator, dtype)
+
+
+def _pipeline(pipeline: Any, features: int, classes: Array | None, outputs: int, dtype: Any) -> Any:
+    """A pipeline whose last step has learned nothing, and whose others are fitted."""
+    from sklearn.exceptions import NotFittedError
+    from sklearn.utils.validation import check_is_fitted
+
+    rows = np.zeros((2, features), dtype)
+    for name, step in pipeline.steps[:-1]:
+        if hasattr(step, "transform"):
+            try:
+                check_is_fitted(step)
+            except NotFittedError:
+                raise AppError(
+                    f"the step {name!r} of the pipeline is not fitted, and clients train the last step alone",
+                    hint="Learn it in a run of its own, umbel.sklearn.model(StandardScaler, features), and make the "
+                    "pipeline of the fitted step.",
+                ) from None
+            rows = np.asarray(step.transform(rows))
+    name, last = pipeline.steps[-1]
+    pipeline.steps[-1] = name, _prepared(lambda: last, rows.shape[1], classes, outputs, dtype)
+    return pipeline
 
 
 def _emptied(estimator: Any, dtype: Any) -> Any:

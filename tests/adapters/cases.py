@@ -134,6 +134,18 @@ def sklearn_case(
     return Case(f"sklearn-{name}", "sklearn", make, fit_sklearn, predict_sklearn, changed, **settings)
 
 
+def pipeline(dtype: str = "float64", features: int = 4) -> NativeModel:
+    def make() -> Any:
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import FunctionTransformer, StandardScaler
+
+        scaler = StandardScaler().fit(np.abs(np.resize(ROWS, (40, features))))
+        return make_pipeline(scaler, "passthrough", FunctionTransformer(), LogisticRegression())
+
+    return umbel.sklearn.model(make, features, range(3))
+
+
 MLP = sklearn("neural_network.MLPClassifier", hidden_layer_sizes=(5,), random_state=3)
 LARGE = sklearn("neural_network.MLPRegressor", None, hidden_layer_sizes=(2000,), random_state=3)
 SHAPES: dict[str, dict[str, Any]] = {r"'coef_' has shape \[3, 4\]": {"features": 5}, r"shape \[3": {"classes": (0, 1)}}
@@ -154,6 +166,7 @@ SKLEARN = [
     sklearn_case(
         "logistic", sklearn("linear_model.LogisticRegression"), SHAPES, dtypes=("float64", "float32"), tolerance=1e-5
     ),
+    sklearn_case("pipeline", pipeline, {r"'coef_' has shape \[3, 4\]": {"features": 5}}, tolerance=1e-5),
     sklearn_case("ridge", sklearn("linear_model.Ridge", None), {"'coef_' has": {"features": 5}}, tolerance=1e-5),
     sklearn_case(
         "mlp",

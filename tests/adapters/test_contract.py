@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sys
@@ -28,14 +29,16 @@ ALONE = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.fixture(
+    scope="module",  # what a framework sets as it is imported is not a test's
     params=[
         pytest.param(case, id=case.name, marks=[*([] if case.fast else [pytest.mark.slow]), *marks])
         for cases, marks in ((CASES, []), (NETWORKS, [ALONE]))
         for case in cases
-    ]
+    ],
 )
 def case(request: pytest.FixtureRequest) -> Case:
     found: Case = request.param
+    os.environ.update(HF_HUB_OFFLINE="1", TF_CPP_MIN_LOG_LEVEL="3")
     for package in (found.needs, *found.also):
         pytest.importorskip(package, exc_type=ImportError)
     return found
@@ -247,6 +250,8 @@ def test_without_its_framework_an_adapter_says_what_to_install(case: Case, monke
     import_module(name)
     monkeypatch.setattr(umbel, case.adapter, None, raising=False)
     monkeypatch.delattr(umbel, case.adapter)
+    for key in [key for key in sys.modules if key.startswith(f"{case.needs}.")]:
+        monkeypatch.delitem(sys.modules, key)
     monkeypatch.setitem(sys.modules, case.needs, None)
     for key in kept:
         monkeypatch.delitem(sys.modules, key)

@@ -69,7 +69,7 @@ def check_same_form(own: Mapping[str, Array], model: Mapping[str, Array], what: 
         check_fit(name, np.asarray(model[name]), array.shape, array.dtype.name)
 
 
-def check_same_trees(own: Mapping[str, Any], given: Mapping[str, Any], check: Callable[[], None] = bool) -> None:
+def check_same_trees(own: Mapping[str, Any], given: Mapping[str, Any], check: Callable[[], object] = bool) -> None:
     """Raise `AppError` where what is known of an ensemble, `given`, is not what its booster says, `own`, and where
     `check` of its trees rejects them.
     """
