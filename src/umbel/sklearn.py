@@ -107,7 +107,8 @@ def fit(estimator: Any, x: Any, y: Any, ctx: Context, *, epochs: int = 1, sample
     estimator draws comes from the task's key.
     """
     if hasattr(estimator, "steps"):
-        given = estimator[:-1].transform(x) if len(estimator.steps) > 1 and x.shape[0] else x
+        some = x.shape[0] if hasattr(x, "shape") else len(x)
+        given = estimator[:-1].transform(x) if some and len(estimator.steps) > 1 else x
         return fit(estimator[-1], given, y, ctx, epochs=epochs, sample_weight=sample_weight)
     classes = getattr(estimator, "classes_", None)
     sparse = hasattr(x, "tocsr")
@@ -468,6 +469,8 @@ def _to_onnx(estimator: Any, path: Path) -> None:
         from skl2onnx import to_onnx
     except ModuleNotFoundError as error:
         raise AppError("writing .onnx needs skl2onnx", hint="pip install skl2onnx") from error
+    if hasattr(estimator, "steps"):  # skl2onnx knows no words for steps
+        estimator = type(estimator)([(name, step) for name, step in estimator.steps if hasattr(step, "fit")])
     rows = np.zeros((1, estimator.n_features_in_), np.float32)
     options = {"zipmap": False} if hasattr(estimator, "predict_proba") else None
     path.write_bytes(to_onnx(estimator, rows, options=options).SerializeToString())

@@ -138,10 +138,10 @@ def pipeline(dtype: str = "float64", features: int = 4) -> NativeModel:
     def make() -> Any:
         from sklearn.linear_model import LogisticRegression
         from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import FunctionTransformer, StandardScaler
+        from sklearn.preprocessing import StandardScaler
 
         scaler = StandardScaler().fit(np.abs(np.resize(ROWS, (40, features))))
-        return make_pipeline(scaler, "passthrough", FunctionTransformer(), LogisticRegression())
+        return make_pipeline(scaler, "passthrough", LogisticRegression())
 
     return umbel.sklearn.model(make, features, range(3))
 
