@@ -18,7 +18,7 @@ import numpy as np
 
 from .core.arrays import Array, Arrays
 from .core.client import Context
-from .core.native import NativeModel, columns_of, missing_package
+from .core.native import NativeModel, check_same_trees, columns_of, missing_package
 from .core.update import Update
 from .errors import AppError, UpdateRejected
 
@@ -94,16 +94,8 @@ def load_(made: catboost.CatBoost, model: Mapping[str, Array]) -> catboost.CatBo
     its trees are not sound.
     """
     own, given = _facts(arrays(made)), _facts(model)
-    for name in ("features", "outputs"):
-        if own[name] != given[name]:
-            raise AppError(
-                f"the model's {name} are {given[name]}, those of what was made {own[name]}",
-                hint="Load a model into what it was made from: in a later version of an app its features stay.",
-            )
-    try:
-        check_trees({name: model[name] for name in COLUMNS}, *shape(model))
-    except UpdateRejected as error:
-        raise AppError(error.message) from None
+    told = {name: own[name] for name in ("features", "outputs")}
+    check_same_trees(told, given, lambda: check_trees({n: model[n] for n in COLUMNS}, *shape(model)))
     return booster(model)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import torch as adapter
 from .core.arrays import Array, Arrays
-from .core.native import NativeModel
+from .core.native import NativeModel, missing_package
 from .core.update import Update
 from .errors import AppError
 from .torch.native import with_tensors
@@ -22,10 +22,7 @@ from .torch.native import with_tensors
 try:
     from fastai.callback.core import Callback, CancelValidException
 except ModuleNotFoundError as error:
-    if error.name != "fastai":
-        raise
-    hint = 'umbel.fastai needs fastai, which is not installed here. Install it with: pip install "umbel[fastai]"'
-    raise ImportError(hint, name="fastai") from error
+    raise missing_package(error, "fastai", "fastai") from error
 
 if TYPE_CHECKING:
     from .core.client import Context
@@ -71,14 +68,16 @@ def fit(
 ) -> Update:
     """Train a Learner on its own training data, on `ctx.device`, and give the update to return.
 
-    `lr` (else the Learner's) and `epochs` (1) come from `ctx.config` where they are not given; `options` go to
-    ``learner.fit``. There are no bars, no lines, and no validation. `keep_optimizer` has the client go on with its
-    optimizer's state, which is in ``ctx.state``.
+    `lr` (else the Learner's; a slice for groups of layers) and `epochs` (1) come from `ctx.config` where they are not
+    given; `options` go to ``learner.fit``. There are no bars, no lines, and no validation. `keep_optimizer` has the
+    client go on with its optimizer's state, which is in ``ctx.state``.
 
     Corrections that add to the gradient are applied, others are an `UnusedCorrection`. The update has the weight of as
     many examples as there are to train on, and the metrics `loss`, `steps` and `lr`.
     """
     rows = len(learner.dls.train_ds)
+    if not rows:
+        return Update(arrays(learner), weight=0.0)
     if not len(learner.dls.train):
         raise AppError(
             f"a batch is larger than the {rows} examples that there are, and fastai leaves out the rest",
@@ -86,13 +85,14 @@ def fit(
         )
     lr = ctx.config.get("lr", learner.lr) if lr is None else lr
     epochs = int(ctx.config.get("epochs", 1) if epochs is None else epochs)
+    learner.dls.rng.seed(ctx.key.derive("fastai").integer(31))  # a Learner may have been another task's before
     learner.dls.to(adapter.device(ctx))
     learner.model.to(adapter.device(ctx))
     steps = _Steps(ctx, keep_optimizer)
     with learner.no_bar(), learner.no_logging():
-        learner.fit(epochs, lr=lr, **{**options, "cbs": [*(options.get("cbs") or ()), steps]})
+        learner.fit(epochs, lr=lr, **{"reset_opt": True, **options, "cbs": [*(options.get("cbs") or ()), steps]})
     learner.model.to("cpu")
-    return Update(arrays(learner), weight=rows, metrics={**steps.metrics, "lr": float(lr)})
+    return Update(arrays(learner), weight=rows, metrics={**steps.metrics, "lr": float(getattr(lr, "stop", lr))})
 
 
 class _Steps(Callback):  # type: ignore[misc]

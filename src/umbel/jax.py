@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from .core.arrays import Array, Arrays, Role, is_floating
-from .core.native import NativeModel, check_fit, check_names, listed, mark_personal
+from .core.native import NativeModel, check_fit, check_names, listed, mark_personal, missing_package
 from .core.trees import tensor_array
 from .core.update import Update
 from .errors import AppError
@@ -23,10 +23,7 @@ try:
     import jax
     import jax.numpy as jnp
 except ModuleNotFoundError as error:
-    if error.name != "jax":
-        raise
-    hint = 'umbel.jax needs JAX, which is not installed here. Install it with: pip install "umbel[jax]"'
-    raise ImportError(hint, name="jax") from error
+    raise missing_package(error, "jax", "jax") from error
 
 if TYPE_CHECKING:
     from .core.client import Context
@@ -47,10 +44,12 @@ def arrays(tree: Any, *, personal: Sequence[str] = ()) -> Arrays:
     """
     values: dict[str, Array] = {}
     roles: dict[str, Role] = {}
-    for name, leaf, trained in _leaves(tree):
+    for name, (leaf, trained) in _rows(tree).items():
         found = tensor_array(leaf)
-        values[name] = np.asarray(leaf) if found is None else found
-        roles[name] = _role(values[name], trained)
+        array = np.asarray(leaf) if found is None else found
+        # Numbers, and numpy's arrays of 64 bits, become what JAX computes with.
+        values[name] = np.asarray(array, _dtype(array)) if array.dtype.kind in "fiu" else array
+        roles[name] = "parameter" if trained and is_floating(values[name].dtype) else "buffer"
     mark_personal(roles, personal, type(tree).__name__)
     return Arrays(values, roles)
 
@@ -62,7 +61,7 @@ def load_(tree: Tree, model: Mapping[str, Array], *, strict: bool = True) -> Tre
     ``load_(optimizer.init(params), ctx.state["optimizer"])``. Floating-point values take the dtype of the tree's. With
     `strict=False` names may be missing, whose arrays stay. Other names, shapes or dtypes are an `AppError`.
     """
-    rows = {name: leaf for name, leaf, _ in _leaves(tree)}
+    rows = {name: leaf for name, (leaf, _) in _rows(tree).items()}
     check_names(type(tree).__name__, rows, model, strict)
     new = {name: _like(name, leaf, model[name]) if name in model else leaf for name, leaf in rows.items()}
     if (nnx := _nnx(tree)) is not None:
@@ -94,7 +93,7 @@ def key(ctx: Context, *names: str | int) -> Any:
 
 
 def fit(
-    params: Any,
+    tree: Any,
     data: Any,
     ctx: Context,
     loss: Loss,
@@ -105,9 +104,13 @@ def fit(
     batch: int | None = None,
     keep_optimizer: bool = False,
 ) -> Update:
-    """Train a tree of parameters on a client's data, as the strategy wants it done, and give the update to return.
+    """Train a tree, or in place an nnx module, on a client's data, as the strategy wants it done, and give the update.
 
-    `data` is a tuple of arrays with a row an example; ``loss(params, batch, key)`` gives the mean loss of a batch.
+    `data` is a tuple of arrays with a row an example; ``loss(tree, batch, key)`` gives the mean loss of a batch. Where
+    Flax's variables have collections beside ``params``, it gives the loss and what of these has changed, as
+    ``net.apply(variables, x, mutable=["batch_stats"])`` does; an nnx module keeps what changes in itself, and its
+    random generators are the task's.
+
     `optimizer` makes one of optax's of a learning rate (``optax.adam``), by default plain SGD. Loss and optimizer are
     compiled once if they are the same objects in each task, such as functions of a module. `lr`, `epochs` (1) and
     `batch` (32; 0 for all data at once) come from `ctx.config` where they are not given. `keep_optimizer` has the
@@ -123,57 +126,96 @@ def fit(
     epochs = int(config.get("epochs", 1) if epochs is None else epochs)
     rows = len(data[0])
     size = int(config.get("batch", 32) if batch is None else batch) or max(1, rows)
-    _check_trained(params, offered)
+    kind, trained, held = _split(tree, ctx)
+    _check_trained(trained, offered)
     slope, move = _compiled(loss, optimizer)
-    state = None if optimizer is None else optimizer(lr).init(params)
+    state = None if optimizer is None else optimizer(lr).init(trained)
     if keep_optimizer and "optimizer" in ctx.state:
         state = load_(state, ctx.state["optimizer"])
     metrics = {"loss": 0.0, "steps": 0.0, "lr": float(lr)}
     if offered is not None and "initial_loss" in offered.reports:
-        metrics["initial_loss"] = float(loss(params, data, key(ctx, "initial")))
+        metrics["initial_loss"] = float(slope(trained, held, kind, data, key(ctx, "initial"))[0][0])
     for _ in range(epochs):
         order = ctx.rng.permutation(rows)
         for at in range(0, rows, size):
             now = tuple(part[order[at : at + size]] for part in data)
-            drawn = key(ctx, int(metrics["steps"]))
-            value, found = slope(params, now, drawn)
+            more = (held, kind, now, key(ctx, int(metrics["steps"])))
+            (value, held), found = slope(trained, *more)
             if offered is not None:
-                found = load_(found, offered.corrected(partial(_slopes, slope, params, now, drawn), arrays(params)))
-            params, state = move(params, found, state, lr)
+                found = load_(found, offered.corrected(partial(_slopes, slope, trained, more), arrays(trained)))
+            trained, state = move(trained, found, state, lr)
             metrics["steps"] += 1
             metrics["loss"] += (float(value) - metrics["loss"]) / metrics["steps"]
             ctx.step()
     if keep_optimizer:
         ctx.state["optimizer"] = arrays(state)
-    return Update(arrays(params), weight=rows, metrics=metrics)
+    if isinstance(kind, str):
+        trained = {**held, **trained}
+    elif kind is not None:
+        sys.modules["flax.nnx"].update(tree, trained, held)
+        trained = tree
+    return Update(arrays(trained), weight=rows, metrics=metrics)
+
+
+def _split(tree: Any, ctx: Context) -> tuple[Any, Any, Any]:
+    """The kind of a tree, what of it is trained, and what else a step may change."""
+    if isinstance(tree, Mapping) and "params" in tree and len(tree) > 1:
+        return (
+            "collections",
+            {"params": tree["params"]},
+            {name: part for name, part in tree.items() if name != "params"},
+        )
+    nnx = _nnx(tree)
+    if nnx is None or not isinstance(tree, nnx.Module):
+        return None, tree, {}
+    drawn = []  # the module may have been another task's before
+    for path, variable in nnx.to_flat_state(nnx.state(tree, nnx.RngState)):
+        value = variable.get_value()
+        if isinstance(variable, nnx.RngKey):
+            new = jax.random.key(ctx.key.derive("nnx", _dotted(path)).integer(31), impl=jax.random.key_impl(value))
+            drawn.append((path, variable.replace(jax.random.split(new, value.shape) if value.shape else new)))
+        else:
+            drawn.append((path, variable.replace(jnp.zeros_like(value))))
+    nnx.update(tree, nnx.from_flat_state(drawn))
+    return nnx.split(tree, nnx.Param, ...)  # type: ignore[no-any-return]
 
 
 @lru_cache(maxsize=8)
 def _compiled(loss: Loss, optimizer: Callable[[Any], Any] | None) -> tuple[Any, Any]:
-    """The loss with its gradient, and a step against one."""
+    """The loss, and what it changed, with its gradient; and a step against one."""
 
-    def move(params: Any, found: Any, state: Any, lr: Any) -> Any:
+    def whole(trained: Any, held: Any, kind: Any, batch: Any, drawn: Any) -> tuple[Any, Any]:
+        if kind is None:
+            return loss(trained, batch, drawn), held
+        if isinstance(kind, str):
+            value, changed = loss({**held, **trained}, batch, drawn)
+            return value, {name: changed.get(name, part) for name, part in held.items()}
+        nnx = sys.modules["flax.nnx"]
+        net = nnx.merge(kind, trained, held, copy=True)
+        return loss(net, batch, drawn), nnx.split(net, nnx.Param, ...)[2]
+
+    def move(trained: Any, found: Any, state: Any, lr: Any) -> Any:
         if optimizer is None:
-            return jax.tree.map(lambda w, slope: (w - lr * slope).astype(w.dtype), params, found), state
-        change, state = optimizer(lr).update(found, state, params)
-        return jax.tree.map(lambda w, step: (w + step).astype(w.dtype), params, change), state
+            return jax.tree.map(lambda w, slope: (w - lr * slope).astype(w.dtype), trained, found), state
+        change, state = optimizer(lr).update(found, state, trained)
+        return jax.tree.map(lambda w, step: (w + step).astype(w.dtype), trained, change), state
 
-    return jax.jit(jax.value_and_grad(loss)), jax.jit(move)
-
-
-def _slopes(slope: Any, like: Any, batch: Any, drawn: Any, at: Mapping[str, Array]) -> Mapping[str, Array]:
-    return arrays(slope(load_(like, at), batch, drawn)[1])
+    return jax.jit(jax.value_and_grad(whole, has_aux=True), static_argnums=2), jax.jit(move)
 
 
-def _check_trained(params: Any, offered: Any) -> None:
-    rows = {name: trained for name, _, trained in _leaves(params)}
-    others = [name for name, trained in rows.items() if not trained]
-    if others or _nnx(params) is not None:
+def _slopes(slope: Any, like: Any, more: tuple[Any, ...], at: Mapping[str, Array]) -> Mapping[str, Array]:
+    return arrays(slope(load_(like, at), *more)[1])
+
+
+def _check_trained(trained: Any, offered: Any) -> None:
+    others = [name for name, role in arrays(trained).roles.items() if role != "parameter"]
+    nnx = _nnx(trained)
+    if others or (nnx is not None and not isinstance(trained, nnx.State)):
         raise AppError(
-            f"fit trains a tree of parameters, and {listed(others) or 'an nnx module'} is none",
+            f"fit trains a tree of floating-point numbers, and {listed(others) or type(trained).__name__} is none",
             hint="Give what a gradient can be taken of, such as variables['params'], or write the loop by hand.",
         )
-    if offered is not None and (unknown := [name for name in rows if name not in offered.anchor]):
+    if offered is not None and (unknown := [name for name in _rows(trained) if name not in offered.anchor]):
         raise AppError(
             f"the strategy corrects a model that does not have {listed(unknown)}",
             hint="Give fit the whole tree that the app's model was made from, and not a part of it.",
@@ -181,6 +223,15 @@ def _check_trained(params: Any, offered: Any) -> None:
 
 
 # --- The leaves of a tree
+
+
+def _rows(tree: Any) -> dict[str, tuple[Any, bool]]:
+    found: dict[str, tuple[Any, bool]] = {}
+    for name, leaf, trained in _leaves(tree):
+        if name in found:
+            raise AppError(f"two arrays of the tree have the name {name!r}", hint="Have no dots in a tree's keys.")
+        found[name] = leaf, trained
+    return found
 
 
 def _leaves(tree: Any) -> Iterator[tuple[str, Any, bool]]:
@@ -206,16 +257,17 @@ def _dotted(path: Sequence[Any]) -> str:
     return ".".join(map(str, path))
 
 
-def _role(array: Array, trained: bool) -> Role:
-    return "parameter" if trained and is_floating(array.dtype) else "buffer"
+def _dtype(leaf: Any) -> Any:
+    """What JAX computes with, of an array, a number, or numpy's 64 bits."""
+    return jax.dtypes.canonicalize_dtype(getattr(leaf, "dtype", None) or np.asarray(leaf).dtype)
 
 
 def _like(name: str, leaf: Any, array: Array) -> Any:
     """An array as JAX's, of the dtype of a leaf."""
     if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(leaf))
-    shape, dtype = np.shape(leaf), getattr(leaf, "dtype", None) or np.asarray(leaf).dtype
-    check_fit(name, array, shape, np.dtype(dtype).name)
+    dtype = _dtype(leaf)
+    check_fit(name, array, np.shape(leaf), dtype.name)
     return jnp.asarray(array, dtype)
 
 

@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from .core.arrays import Array, Arrays, Role, is_floating
-from .core.native import NativeModel, check_fit, check_names, mark_personal
+from .core.native import NativeModel, check_fit, check_names, mark_personal, missing_package
 from .core.trees import as_array
 from .core.update import Update
 from .errors import AppError
@@ -26,10 +26,7 @@ from .errors import AppError
 try:
     import keras
 except ModuleNotFoundError as error:
-    if error.name != "keras":
-        raise
-    hint = 'umbel.keras needs Keras, which is not installed here. Install it with: pip install "umbel[keras]"'
-    raise ImportError(hint, name="keras") from error
+    raise missing_package(error, "keras", "keras") from error
 
 if TYPE_CHECKING:
     from .core.client import Context
@@ -77,7 +74,7 @@ def model(make: Callable[[], Any], *, personal: Sequence[str] = (), trainable_on
         make,
         partial(arrays, personal=personal, trainable_only=trainable_only),
         partial(load_, strict=not trainable_only),
-        {".keras": lambda net, path: net.save(path), ".safetensors": _write_safetensors},
+        {".keras": _write_keras, ".safetensors": _write_safetensors},
     )
 
 
@@ -101,8 +98,7 @@ def load_optimizer_(optimizer: Any, kept: Mapping[str, Array] | None) -> Any:
         shapes = [tuple(variable.shape) for variable in optimizer.variables]
         if shapes != [np.shape(kept[name]) for name in sorted(kept, key=int)]:
             raise AppError("the optimizer's state is of other weights than this one's", hint="Has the model changed?")
-        rate = optimizer.learning_rate
-        before = None if callable(rate) else float(rate)
+        before = None if _scheduled(optimizer) else float(optimizer.learning_rate)
         optimizer.load_own_variables(dict(kept))
         if before is not None:
             optimizer.learning_rate = before
@@ -139,10 +135,14 @@ def fit(
         raise AppError(
             f"fit cannot tell how many examples a {type(data).__name__} has", hint="Give (x, y), or examples=N."
         )
-    rows = len(data[1]) if examples is None else examples
-    _begin(net, optimizer)
+    rows = _rows(data[1]) if examples is None else examples
+    if not rows:
+        return Update(arrays(net), weight=0.0)
+    _begin(net, optimizer, ctx)
     load_optimizer_(optimizer, ctx.state.get("optimizer") if keep_optimizer else None)
     if (lr := config.get("lr") if lr is None else lr) is not None:
+        if _scheduled(optimizer):
+            raise AppError("the optimizer's learning rate is a schedule of its own", hint="Leave lr out of the config.")
         optimizer.learning_rate = lr
     size = int(config.get("batch", 32) if batch is None else batch) or max(1, rows)
     given = {"x": data[0], "y": data[1], "batch_size": size} if pair else {"x": data}
@@ -159,9 +159,20 @@ def fit(
     if keep_optimizer:
         ctx.state["optimizer"] = optimizer_arrays(optimizer)
     metrics = {name: float(values[-1]) for name, values in told.history.items() if values}
-    rate = optimizer.learning_rate
-    metrics |= {"steps": float(steps.taken), **({} if callable(rate) else {"lr": float(rate)})}
+    metrics |= {"steps": float(steps.taken), "lr": float(optimizer.learning_rate)}
     return Update(arrays(net), weight=rows, metrics=metrics)
+
+
+def _rows(labels: Any) -> int:
+    """How many examples there are, by their labels, or by those of the first output of several."""
+    while isinstance(labels, dict | list | tuple):
+        labels = next(iter(labels.values() if isinstance(labels, dict) else labels), ())
+    return len(labels)
+
+
+def _scheduled(optimizer: Any) -> bool:
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    return isinstance(getattr(inner, "_learning_rate", None), keras.optimizers.schedules.LearningRateSchedule)
 
 
 class _Steps(keras.callbacks.Callback):  # type: ignore[misc]
@@ -180,8 +191,16 @@ _fresh: WeakKeyDictionary[Any, dict[str, Array]] = WeakKeyDictionary()
 """Optimizers as they were made."""
 
 
-def _begin(net: Any, optimizer: Any) -> None:
-    """Have the optimizer as it was made: a task must not depend on those that its process has done before."""
+def _begin(net: Any, optimizer: Any, ctx: Context) -> None:
+    """Have the optimizer as it was made, the generators of layers such as Dropout seeded for the task, and recurrent
+    layers forget: a task must not depend on those that its process has done before.
+    """
+    for place, state in enumerate(v for v in net.variables if v.path.endswith("seed_generator_state")):
+        drawn = ctx.key.derive("keras", place)
+        state.assign([drawn.derive(at).integer(31) for at in range(state.shape[0])])
+    for layer in net._flatten_layers():
+        if getattr(layer, "stateful", False):
+            layer.reset_state()
     if not optimizer.built:
         optimizer.build(net.trainable_variables)
     if optimizer in _fresh:
@@ -236,7 +255,7 @@ def _named(net: Any) -> dict[str, Any]:
         path = ""
         for part in rest if first == own and rest else (first, *rest):
             stem = re.sub(r"_\d+$", "", part)
-            if stem in counted and (path, part) not in known:
+            if re.sub("^(forward|backward)_", "", stem) in counted and (path, part) not in known:
                 number = taken[path, stem] = taken.get((path, stem), -1) + 1
                 known[path, part] = f"{stem}_{number}" if number else stem
             path = f"{path}/{known.get((path, part), part)}".lstrip("/")
@@ -255,6 +274,13 @@ def _snake(name: str) -> str:
 
 def _kind(net: Any) -> str:
     return type(net).__name__
+
+
+def _write_keras(net: Any, path: Path) -> None:
+    optimizer = getattr(net, "optimizer", None)
+    if optimizer is not None and not optimizer.built:
+        optimizer.build(net.trainable_variables)  # as it is when it is read
+    net.save(path)
 
 
 def _write_safetensors(net: Any, path: Path) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from .core.arrays import Array, Arrays
 from .core.client import Context
-from .core.native import NativeModel, columns_of, missing_package
+from .core.native import NativeModel, check_same_trees, columns_of, missing_package
 from .core.update import Update
 from .errors import AppError, UpdateRejected
 
@@ -84,16 +84,8 @@ def load_(made: lightgbm.Booster, model: Mapping[str, Array]) -> lightgbm.Booste
     where its trees are not sound.
     """
     own, given = _facts(arrays(made)), _facts(model)
-    for name in ("feature_names", "num_tree_per_iteration", "objective"):
-        if own.get(name) != given.get(name):
-            raise AppError(
-                f"the model's {name} are {given.get(name, 'none')!r:.200}, those of the booster {own.get(name)!r:.200}",
-                hint="Load a model into what it was made from: in a later version of an app its features stay.",
-            )
-    try:
-        check_trees({name: model[name] for name in COLUMNS}, *shape(model))
-    except UpdateRejected as error:
-        raise AppError(error.message) from None
+    told = {name: own.get(name) for name in ("feature_names", "num_tree_per_iteration", "objective")}
+    check_same_trees(told, given, lambda: check_trees({n: model[n] for n in COLUMNS}, *shape(model)))
     return booster(model)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import torch as adapter
-from .core.native import NativeModel
+from .core.native import NativeModel, missing_package
 from .core.update import Update
 from .errors import AppError
 from .torch import arrays, load_
@@ -24,10 +24,7 @@ from .torch.training import plain_steps
 try:
     import lightning
 except ModuleNotFoundError as error:
-    if error.name != "lightning":
-        raise
-    hint = 'umbel.lightning needs Lightning, which is not installed here: pip install "umbel[lightning]"'
-    raise ImportError(hint, name="lightning") from error
+    raise missing_package(error, "lightning", "lightning") from error
 
 if TYPE_CHECKING:
     from .core.client import Context
@@ -89,7 +86,7 @@ class _Steps(lightning.Callback):  # type: ignore[misc]
 
     def __init__(self, ctx: Context, keeps: bool) -> None:
         self._ctx, self._keeps, self.rows = ctx, keeps, 0
-        self.metrics: dict[str, float] = {"loss": 0.0, "steps": 0.0}
+        self.metrics: dict[str, float] = {"steps": 0.0}
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         if self._ctx.correction is not None and not pl_module.automatic_optimization:
@@ -110,7 +107,8 @@ class _Steps(lightning.Callback):  # type: ignore[misc]
         found = outputs.get("loss") if isinstance(outputs, dict) else outputs
         self.metrics["steps"] += 1
         if found is not None:
-            self.metrics["loss"] += (float(found) - self.metrics["loss"]) / self.metrics["steps"]
+            before = self.metrics.setdefault("loss", 0.0)
+            self.metrics["loss"] += (float(found) - before) / self.metrics["steps"]
         self.rows += rows_of(batch)
         self._ctx.step()
 

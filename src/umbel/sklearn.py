@@ -40,7 +40,8 @@ def model(
 
     A client need not have seen all classes. Linear models begin with zeros, neural networks with their random weights,
     naive Bayes and scalers with counts of nothing, forests without trees (`OneShot` puts them together); other
-    estimators as fitted to zeros. Of frames `fit` takes the columns that `features` names, in that order, whatever
+    estimators as fitted to zeros. Of a pipeline the last step is trained, and the others, such as a scaler of an
+    earlier run, are to be fitted. Of frames `fit` takes the columns that `features` names, in that order, whatever
     theirs is. ``.joblib`` and ``.onnx`` (by skl2onnx) are its files; what `OneShot` ends with is an `ensemble`.
     """
     named = None if classes is None else np.unique(np.asarray(classes))
@@ -60,13 +61,14 @@ def model(
 
 
 def arrays(estimator: Any) -> Arrays:
-    """What a fitted estimator has learned, copied: parameters, but for the count of steps (``t_``), a buffer.
+    """What a fitted estimator has learned, copied: parameters, but for the count of steps (``t_``), a buffer; of a
+    pipeline its last step.
 
     Of naive Bayes and of `StandardScaler` sums over rows, which add up to those of all rows in one place (of a column
     whose mean is 10**6 times its deviation squares keep but a few digits: subtract something first); of forests and
     decision trees the nodes of all trees, one after the other. Raises `AppError` for what cannot travel.
     """
-    found = {name: np.array(array) for name, array in _learned(estimator).items()}
+    found = {name: np.array(array) for name, array in _learned(_last(estimator)).items()}
     buffers = {name for name in found if name == "t_" or name.startswith(TREES)}
     roles: dict[str, Role] = {name: "buffer" if name in buffers else "parameter" for name in found}
     return Arrays.trusted(found, roles)
@@ -77,6 +79,9 @@ def load_(estimator: Any, model: Mapping[str, Array]) -> Any:
 
     Raises `AppError`, naming the array, where names or shapes are others, and leaves the estimator as it was.
     """
+    if (last := _last(estimator)) is not estimator:
+        load_(last, model)
+        return estimator
     kind = type(estimator).__name__
     if _is_forest(estimator):
         return _grow(estimator, model)
@@ -107,6 +112,11 @@ def fit(estimator: Any, x: Any, y: Any, ctx: Context, *, epochs: int = 1, sample
     number of rows, or the sum of `sample_weight`; its metrics are ``accuracy`` or ``mse`` on these rows. What the
     estimator draws comes from the task's key.
     """
+    if hasattr(estimator, "steps"):
+        x = columns_of(x, getattr(estimator, "feature_names_in_", None))
+        some = x.shape[0] if hasattr(x, "shape") else len(x)
+        given = estimator[:-1].transform(x) if some and len(estimator.steps) > 1 else x
+        return fit(estimator[-1], given, y, ctx, epochs=epochs, sample_weight=sample_weight)
     classes = getattr(estimator, "classes_", None)
     x, dtype = columns_of(x, getattr(estimator, "feature_names_in_", None)), _dtype(estimator)
     x = x.tocsr().astype(dtype, copy=False) if hasattr(x, "tocsr") else np.asarray(x, dtype)
@@ -176,14 +186,19 @@ def ensemble(native: NativeModel, model: Mapping[str, Array]) -> Any:
         how = "soft" if soft else "hard"
         voting = VotingClassifier(named, voting=how, weights=weights, flatten_transform=False)  # as skl2onnx needs
         voting.le_, voting.classes_ = LabelEncoder().fit(classes), classes
-        for estimator in each:  # as whoever fits a voting ensemble encodes labels
-            holder = estimator if "classes_" in vars(estimator) else estimator._label_binarizer
+        for last in map(_last, each):  # as whoever fits a voting ensemble encodes labels
+            holder = last if "classes_" in vars(last) else last._label_binarizer
             holder.classes_ = np.arange(len(classes))
     voting.estimators_ = each
     return voting
 
 
 # --- What an estimator has learned
+
+
+def _last(estimator: Any) -> Any:
+    """What of an estimator learns: the last step of a pipeline."""
+    return estimator[-1] if hasattr(estimator, "steps") else estimator
 
 
 def _learned(estimator: Any) -> dict[str, Array]:
@@ -205,8 +220,7 @@ def _learned(estimator: Any) -> dict[str, Array]:
     if not any(name.startswith("coef") for name in found):
         raise AppError(
             f"a fitted {kind} cannot travel as plain arrays, and nothing is pickled",
-            hint="Linear models can, neural networks, naive Bayes, StandardScaler, decision trees and forests; of a "
-            "pipeline each step.",
+            hint="Linear models can, neural networks, naive Bayes, StandardScaler, decision trees and forests.",
         )
     return found
 
@@ -299,10 +313,7 @@ def _prepared(
     if not hasattr(estimator, "get_params") or not hasattr(estimator, "fit"):
         raise AppError(f"umbel.sklearn.model makes a {type(estimator).__name__}, which is no estimator")
     if hasattr(estimator, "steps"):
-        raise AppError(
-            "a pipeline is not a model that clients can train together",
-            hint="Make the steps models of their own, a scaler first: umbel.sklearn.model(StandardScaler, features).",
-        )
+        return _pipeline(estimator, features, classes, outputs, dtype)
     from sklearn.base import is_classifier
 
     if is_classifier(estimator):
@@ -339,6 +350,32 @@ def _prepared(
     if not isinstance(features, int):
         estimator.feature_names_in_ = np.array(features, object)
     return estimator if _is_forest(estimator) else _emptied(estimator, dtype)
+
+
+def _pipeline(pipeline: Any, features: int | Sequence[str], classes: Array | None, outputs: int, dtype: Any) -> Any:
+    """A pipeline whose last step has learned nothing, and whose others are fitted."""
+    from sklearn.exceptions import NotFittedError
+    from sklearn.utils.validation import check_is_fitted
+
+    rows = np.zeros((2, features if isinstance(features, int) else len(features)), dtype)
+    for name, step in pipeline.steps[:-1]:
+        if hasattr(step, "transform"):
+            try:
+                check_is_fitted(step)
+            except NotFittedError:
+                raise AppError(
+                    f"the step {name!r} of the pipeline is not fitted, and clients train the last step alone",
+                    hint="Learn it in a run of its own, umbel.sklearn.model(StandardScaler, features), and make the "
+                    "pipeline of the fitted step.",
+                ) from None
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of the names that zeros lack
+                rows = np.asarray(step.transform(rows))
+    name, last = pipeline.steps[-1]
+    pipeline.steps[-1] = name, _prepared(lambda: last, rows.shape[1], classes, outputs, dtype)
+    if not isinstance(features, int):
+        pipeline.steps[0][1].feature_names_in_ = np.array(features, object)
+    return pipeline
 
 
 def _emptied(estimator: Any, dtype: Any) -> Any:
@@ -475,6 +512,8 @@ def _to_onnx(estimator: Any, path: Path) -> None:
         from skl2onnx import to_onnx
     except ModuleNotFoundError as error:
         raise AppError("writing .onnx needs skl2onnx", hint="pip install skl2onnx") from error
+    if hasattr(estimator, "steps"):  # skl2onnx knows no words for steps
+        estimator = type(estimator)([(name, step) for name, step in estimator.steps if hasattr(step, "fit")])
     rows = np.zeros((1, estimator.n_features_in_), np.float32)
     options = {"zipmap": False} if hasattr(estimator, "predict_proba") else None
     path.write_bytes(to_onnx(estimator, rows, options=options).SerializeToString())

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import torch as adapter
-from .core.native import NativeModel
+from .core.native import NativeModel, missing_package
 from .core.update import Update
 from .errors import AppError
 from .torch import arrays, load_
@@ -22,10 +22,7 @@ from .torch import arrays, load_
 try:
     import transformers
 except ModuleNotFoundError as error:
-    if error.name != "transformers":
-        raise
-    hint = 'umbel.transformers needs transformers, which is not installed here: pip install "umbel[transformers]"'
-    raise ImportError(hint, name="transformers") from error
+    raise missing_package(error, "transformers", "transformers") from error
 
 if TYPE_CHECKING:
     from .core.client import Context
@@ -76,6 +73,8 @@ def fit(
     lr = config.get("lr") if lr is None else lr
     if lr is None:
         raise AppError("fit needs a learning rate", hint="Pass lr=5e-5, or put it into the app's config: {'lr': 5e-5}.")
+    if not rows:
+        return Update(arrays(net, trainable_only=trainable_only), weight=0.0)
     where = adapter.device(ctx).type
     with tempfile.TemporaryDirectory() as folder:
         given: dict[str, Any] = {

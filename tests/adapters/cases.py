@@ -37,7 +37,11 @@ class Case:
       some fixed rows.
     - `later`: what a later version of the app makes, by a part of the error that names what differs.
     - `read`: for each ending that the model is written in, a function of the path that reads it with the framework
-      itself and predicts as `predict` does.
+      itself and predicts as `predict` does; None where another test does. That of ``""`` reads a folder.
+    - `fit(native, ctx, epochs, keep)`: what the adapter does for a client, by two epochs the same as `train`; with
+      `keep` it goes on with its optimizer. `mixed(native, ctx, epochs)`: the same in fewer bits. `rows`: what an update
+      weighs.
+    - `tied`: names of a single weight. `also`: packages without which the case is skipped, too.
     - `buffers`: the arrays whose role is `buffer`. `tolerance`: how far arrays may be off after a round trip, and
       predictions. `in_place`: whether `load` gives back the model that it was given. `averaged`: whether `FedAvg` is
       what its clients learn by.
@@ -50,8 +54,8 @@ class Case:
     make: Callable[[str], NativeModel]
     train: Callable[[Any], Any]
     predict: Callable[[Any], Any]
-    later: Mapping[str, Callable[[], NativeModel]]
-    read: Mapping[str, Callable[[Path], Any]] = field(default_factory=dict)
+    later: Mapping[str, Callable[[], NativeModel]] = field(default_factory=dict)
+    read: Mapping[str, Callable[[Path], Any] | None] = field(default_factory=dict)
     dtypes: tuple[str, ...] = ("float32",)
     buffers: tuple[str, ...] = ()
     tolerance: float = 0.0
@@ -59,6 +63,11 @@ class Case:
     averaged: bool = True
     fast: bool = False
     large: Callable[[], NativeModel] | None = None
+    fit: Callable[..., umbel.Update] | None = None
+    mixed: Callable[..., umbel.Update] | None = None
+    rows: int = len(ROWS)
+    tied: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
 
     @property
     def adapter(self) -> str:
@@ -66,10 +75,11 @@ class Case:
         return self.name.partition("-")[0]
 
 
-def context(**settings: Any) -> Context:
+def context(state: Any = None, **settings: Any) -> Context:
     """What a handler gets, of a task that nobody asked for."""
+    kept = {} if state is None else state
     return Context(
-        client=0, round=1, kind="train", config=settings, key=Key.from_seed(1), inbox=umbel.Arrays(), state={}
+        client=0, round=1, kind="train", config=settings, key=Key.from_seed(1), inbox=umbel.Arrays(), state=kept
     )
 
 
@@ -124,6 +134,18 @@ def sklearn_case(
     return Case(f"sklearn-{name}", "sklearn", make, fit_sklearn, predict_sklearn, changed, **settings)
 
 
+def pipeline(dtype: str = "float64", features: int = 4) -> NativeModel:
+    def make() -> Any:
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        scaler = StandardScaler().fit(np.abs(np.resize(ROWS, (40, features))))
+        return make_pipeline(scaler, "passthrough", LogisticRegression())
+
+    return umbel.sklearn.model(make, features, range(3))
+
+
 MLP = sklearn("neural_network.MLPClassifier", hidden_layer_sizes=(5,), random_state=3)
 LARGE = sklearn("neural_network.MLPRegressor", None, hidden_layer_sizes=(2000,), random_state=3)
 SHAPES: dict[str, dict[str, Any]] = {r"'coef_' has shape \[3, 4\]": {"features": 5}, r"shape \[3": {"classes": (0, 1)}}
@@ -144,6 +166,7 @@ SKLEARN = [
     sklearn_case(
         "logistic", sklearn("linear_model.LogisticRegression"), SHAPES, dtypes=("float64", "float32"), tolerance=1e-5
     ),
+    sklearn_case("pipeline", pipeline, {r"'coef_' has shape \[3, 4\]": {"features": 5}}, tolerance=1e-5),
     sklearn_case("ridge", sklearn("linear_model.Ridge", None), {"'coef_' has": {"features": 5}}, tolerance=1e-5),
     sklearn_case(
         "mlp",
@@ -259,8 +282,8 @@ BOOSTED = [
         train_xgboost,
         predict_xgboost,
         {
-            "features are 4, those of the booster 5": partial(XGBOOST, features=5),
-            r"features are 4, those of the booster \['a', 'b', 'c', 'd'\]": partial(XGBOOST, features=list("abcd")),
+            "features are '4', those of the booster '5'": partial(XGBOOST, features=5),
+            r"features are '4', those of the booster \['a', 'b', 'c', 'd'\]": partial(XGBOOST, features=list("abcd")),
             "outputs are": partial(XGBOOST, classes=2),
         },
         {".ubj": read_xgboost, ".json": read_xgboost},

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import sys
 from importlib import import_module
 from importlib.util import find_spec
@@ -11,21 +13,34 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.adapters.cases import CASES, FILES_NEED, Case
+from tests.adapters.cases import CASES, FILES_NEED, Case, context
+from tests.adapters.networks import NETWORKS
 
 import umbel
+from umbel.core import encoding
 from umbel.core.app import App
 from umbel.core.arrays import Arrays
+from umbel.core.trees import keepable
 from umbel.errors import AppError
 from umbel.runs.export import write_model
 
+ALONE = pytest.mark.filterwarnings("ignore")
+"""Frameworks warn of this and that, by themselves."""
+
 
 @pytest.fixture(
-    params=[pytest.param(case, id=case.name, marks=[] if case.fast else [pytest.mark.slow]) for case in CASES]
+    scope="module",  # what a framework sets as it is imported is not a test's
+    params=[
+        pytest.param(case, id=case.name, marks=[*([] if case.fast else [pytest.mark.slow]), *marks])
+        for cases, marks in ((CASES, []), (NETWORKS, [ALONE]))
+        for case in cases
+    ],
 )
 def case(request: pytest.FixtureRequest) -> Case:
     found: Case = request.param
-    pytest.importorskip(found.needs)
+    os.environ.update(HF_HUB_OFFLINE="1", TF_CPP_MIN_LOG_LEVEL="3")
+    for package in (found.needs, *found.also):
+        pytest.importorskip(package, exc_type=ImportError)
     return found
 
 
@@ -101,11 +116,14 @@ def test_files_of_a_model_are_read_by_the_framework_itself(case: Case, tmp_path:
     for ending, read in case.read.items():
         if missing[ending]:
             continue
+        if read is None:
+            continue
         file = tmp_path / f"model{ending}"
         write_model(sent, file, native)
         close(case, read(file), case.predict(model), 1e-5 if ending == ".onnx" else 0.0)
         assert [path.name for path in tmp_path.iterdir()] == [file.name]
-        file.unlink()
+        write_model(sent, file, native)  # over what is there
+        shutil.rmtree(file) if file.is_dir() else file.unlink()
     with pytest.raises(AppError, match="not written as"):
         native.save(sent, tmp_path / "model.abc")
     if lacking := sorted({name for names in missing.values() for name in names}):
@@ -126,6 +144,82 @@ def test_a_run_of_one_client_learns_what_it_learns_alone(case: Case) -> None:
     alone = native.arrays(case.train(native.loaded(native())))
     for name in alone:
         np.testing.assert_allclose(found.model[name], alone[name], rtol=1e-6, atol=1e-6)
+
+
+def test_fit_is_the_frameworks_own_loop_and_goes_on_with_its_optimizer(case: Case) -> None:
+    if case.fit is None:
+        pytest.skip("it is trained by what is made for it")
+    native = case.make(case.dtypes[0])
+    start = native()
+
+    def fitted(rounds: int, epochs: int, keep: bool) -> Arrays:
+        model, state = start, {}
+        for _ in range(rounds):
+            update = case.fit(native.loaded(model), context(state), epochs, keep)
+            assert update.weight == case.rows
+            assert {"loss", "steps", "lr"} <= update.metrics.keys()
+            assert update.metrics["steps"] == epochs
+            state = encoding.decode(encoding.encode(keepable(state)))
+            model = Arrays(update.arrays, start.roles)
+        return model
+
+    alone = native.arrays(case.train(native.loaded(start)))
+    assert alone.schema == start.schema
+    for found in (fitted(1, 2, False), fitted(2, 1, True)):
+        assert found.schema == start.schema
+        for name in alone:
+            close(case, found[name], alone[name], 1e-5)
+    anew = fitted(2, 1, False)
+    assert any(np.abs(anew[name] - alone[name]).max() > 1e-4 for name in alone if alone.roles[name] == "parameter")
+
+
+def test_a_task_does_not_depend_on_those_before(case: Case) -> None:
+    if case.fit is None:
+        pytest.skip("it is trained by what is made for it")
+    native = case.make(case.dtypes[0])
+    start, made = native(), native.make()
+    first, second = (Arrays(case.fit(native.load(made, start), context(), 1).arrays) for _ in range(2))
+    assert first == second == Arrays(case.fit(native.loaded(start), context(), 1).arrays)
+
+
+def test_corrections_hold_a_client_near(case: Case) -> None:
+    if case.fit is None:
+        pytest.skip("it is trained by what is made for it")
+    native, client = case.make(case.dtypes[0]), umbel.Client()
+    start = native()
+    client.train(lambda model, data, ctx: case.fit(native.loaded(model), ctx, 4))
+
+    def moved(strategy: Any) -> float:
+        app = App(client, model=start, strategy=strategy, rounds=1, evaluate_every=0)
+        found = umbel.run(app, on=umbel.Simulation(clients=1, workers=0), folder=None).model
+        return sum(float(np.abs(found[n] - start[n]).sum()) for n, role in start.roles.items() if role == "parameter")
+
+    assert 0 < moved(umbel.FedProx(cohort=1, mu=5.0)) < 0.9 * moved(umbel.FedAvg(cohort=1))
+
+
+def test_mixed_precision_keeps_weights_whole(case: Case) -> None:
+    if case.mixed is None:
+        pytest.skip("it has none")
+    native = case.make(case.dtypes[0])
+    start = native()
+    whole, mixed = (
+        Arrays(fit(native.loaded(start), context(), 2).arrays, start.roles) for fit in (case.fit, case.mixed)
+    )
+    assert mixed.schema == start.schema
+    assert mixed != whole
+    for name, role in start.roles.items():
+        if role == "parameter":
+            np.testing.assert_allclose(mixed[name], whole[name], atol=0.02)
+
+
+def test_a_tied_weight_is_one_however_many_names_it_has(case: Case) -> None:
+    if not case.tied:
+        pytest.skip("it has none")
+    native, model = trained(case)
+    for one in (model, case.train(native.loaded(native.arrays(model)))):
+        same = [native.arrays(one)[name] for name in case.tied]
+        assert all(np.array_equal(same[0], other) for other in same)
+        assert not np.array_equal(same[0], native()[case.tied[0]])
 
 
 def resident(key: str) -> int:
@@ -156,6 +250,8 @@ def test_without_its_framework_an_adapter_says_what_to_install(case: Case, monke
     import_module(name)
     monkeypatch.setattr(umbel, case.adapter, None, raising=False)
     monkeypatch.delattr(umbel, case.adapter)
+    for key in [key for key in sys.modules if key.startswith(f"{case.needs}.")]:
+        monkeypatch.delitem(sys.modules, key)
     monkeypatch.setitem(sys.modules, case.needs, None)
     for key in kept:
         monkeypatch.delitem(sys.modules, key)

@@ -7,6 +7,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+from tests.adapters.cases import context
 
 import umbel
 import umbel.strategies
@@ -46,7 +47,7 @@ def federated(train, *, strategy=None, clients=2, rounds=3, config=None, model=N
     return umbel.run(app, folder=None, seed=1)
 
 
-def test_names_are_the_same_for_each_model_that_is_made_and_roles_follow_training(tmp_path):
+def test_names_are_the_same_for_each_model_that_is_made_and_roles_follow_training():
     first, second = adapter.arrays(make()), adapter.arrays(make())
     assert list(first) == list(second) == [
         "dense/kernel", "dense/bias", "batch_normalization/gamma", "batch_normalization/beta",
@@ -61,11 +62,6 @@ def test_names_are_the_same_for_each_model_that_is_made_and_roles_follow_trainin
     assert adapter.arrays(net, personal="dense_1/*").roles["dense_1/bias"] == "personal"
     with pytest.raises(AppError, match="matches no tensor"):
         adapter.arrays(net, personal="head/*")
-    model = adapter.model(make)
-    for ending in ("keras", "safetensors"):
-        model.save(first, tmp_path / f"model.{ending}")
-    assert adapter.arrays(keras.saving.load_model(tmp_path / "model.keras")) == first
-    assert Arrays.from_file(tmp_path / "model.safetensors") == first
 
 
 def test_models_of_all_kinds_have_their_names_and_shared_layers_one():
@@ -80,10 +76,10 @@ def test_models_of_all_kinds_have_their_names_and_shared_layers_one():
     ]
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64", "int32", "uint8", "bool"])
+@pytest.mark.parametrize("dtype", ["int32", "uint8", "bool"])
 def test_every_dtype_is_loaded_in_place(dtype):
     layer = keras.layers.Layer()
-    weight = layer.add_weight(shape=(2,), dtype=dtype, trainable="float" in dtype, initializer="zeros", name="w")
+    weight = layer.add_weight(shape=(2,), dtype=dtype, trainable=False, initializer="zeros", name="w")
     layer.built = True
     model = adapter.arrays(layer)
     (name,) = model
@@ -91,67 +87,11 @@ def test_every_dtype_is_loaded_in_place(dtype):
     assert adapter.load_(layer, Arrays.from_bytes(other.to_bytes())) is layer
     assert adapter.arrays(layer) == other
     assert layer.weights[0] is weight
-    assert model.roles[name] == ("parameter" if "float" in dtype else "buffer")
+    assert model.roles[name] == "buffer"
 
 
-def test_a_model_that_has_changed_is_an_error_that_says_so():
-    model = adapter.arrays(make())
-    with pytest.raises(AppError, match="holds 'other', which Sequential does not have"):
-        adapter.load_(make(), model.replace({"other": np.zeros(1)}))
-    with pytest.raises(AppError, match="lacks 'dense/bias'"):
-        adapter.load_(make(), model.select(n for n in model if n != "dense/bias"))
-    with pytest.raises(AppError, match=r"'dense/bias' has shape \[3\], the module's tensor \[8\]"):
-        adapter.load_(make(), model.replace({"dense/bias": np.zeros(3, np.float32)}))
-    with pytest.raises(AppError, match="dtype int32, the module's tensor float32"):
-        adapter.load_(make(), Arrays({**model, "dense/bias": np.zeros(8, np.int32)}))
-    with pytest.raises(AppError, match="no weights yet"):
-        adapter.arrays(keras.Sequential([keras.layers.Dense(2)]))
-
-
-def test_a_model_is_made_once_and_each_task_begins_alike():
-    net = cache(lambda: make("adam"))
-    seen = []
-
-    def train(model, data, ctx):
-        update = adapter.fit(adapter.load_(net(), model), (X, Y), ctx, lr=0.01, batch=0)
-        seen.append((int(net().optimizer.iterations), float(net().optimizer.learning_rate)))
-        again = adapter.fit(adapter.load_(make("adam"), model), (X, Y), ctx, lr=0.01, batch=0)
-        for name, array in update.arrays.items():
-            np.testing.assert_allclose(array, again.arrays[name], atol=1e-6)
-        assert update.weight == 48
-        assert {"loss", "accuracy", "steps", "lr"} <= update.metrics.keys()
-        return update
-
-    federated(train, clients=1)
-    assert seen == [(1, pytest.approx(0.01))] * 3
-
-
-def test_an_optimizer_goes_on_where_it_was():
-    net, alone, steps = cache(lambda: make("adam")), make("adam"), []
-
-    def train(model, data, ctx):
-        if ctx.round == 1:
-            adapter.load_(alone, model)
-        rate = 0.01 / ctx.round
-        update = adapter.fit(adapter.load_(net(), model), (X, Y), ctx, lr=rate, batch=0, keep_optimizer=True)
-        steps.append(int(ctx.state["optimizer"]["0"]))
-        return update
-
-    result = federated(train, clients=1)
-    assert steps == [1, 2, 3]
-    for rate in (0.01, 0.005, 0.01 / 3):
-        alone.optimizer.learning_rate = rate
-        alone.fit(X, Y, batch_size=48, verbose=0)
-    for name, array in adapter.arrays(alone).items():
-        if name != "dense/bias":  # before a normalisation its gradient is noise
-            np.testing.assert_allclose(result.model[name], array, atol=1e-5)
-    with pytest.raises(AppError, match="of other weights"):
-        adapter.load_optimizer_(make("sgd").optimizer, adapter.optimizer_arrays(alone.optimizer))
-
-
-@pytest.mark.parametrize("policy", [None, "mixed_bfloat16", "mixed_float16"])
-def test_corrections_hold_a_client_near_in_mixed_precision_too(policy):
-    net = cache(lambda: make("sgd", policy))
+def test_corrections_hold_a_client_near_where_gradients_are_scaled_too():
+    net = cache(lambda: make("sgd", "mixed_float16"))
 
     def train(model, data, ctx):
         return adapter.fit(adapter.load_(net(), model), (X, Y), ctx, lr=0.1, batch=16, epochs=4)
@@ -187,6 +127,10 @@ def test_what_is_wrong_is_said():
     def uncompiled(model, data, ctx):
         return adapter.fit(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]), (X, Y), ctx)
 
+    with pytest.raises(AppError, match="no weights yet"):
+        adapter.arrays(keras.Sequential([keras.layers.Dense(2)]))
+    with pytest.raises(AppError, match="of other weights"):
+        adapter.load_optimizer_(make("sgd").optimizer, adapter.optimizer_arrays(make("adam").optimizer))
     with pytest.raises(AppError, match="Sequential is not compiled"):
         federated(uncompiled)
     with pytest.raises(AppError, match="cannot tell how many examples"):
@@ -200,3 +144,55 @@ def test_tensorflows_generator_is_seeded_as_it_seeds_itself(seed):
     for _ in range(2):  # one that is there already, too
         Tensorflow().seed(seed)
         assert (tensorflow.random.get_global_generator().state.numpy() == expected).all()
+
+
+def compiled(*layers, optimizer="sgd", shape=(4,)):
+    net = keras.Sequential([keras.Input(batch_shape=(16, *shape)), *layers])
+    net.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return net
+
+
+@pytest.mark.parametrize("kind", ["dropout", "recurrent"])
+def test_a_task_does_not_depend_on_what_layers_drew_or_remember(kind):
+    def make():
+        if kind == "dropout":
+            return compiled(keras.layers.Dense(8), keras.layers.Dropout(0.5), keras.layers.Dense(2))
+        return compiled(keras.layers.Reshape((2, 2)), keras.layers.LSTM(3, stateful=True), keras.layers.Dense(2))
+
+    net, start, found = make(), adapter.arrays(make()), []
+    for each in (net, net, make()):
+        adapter.seed(1)  # as whoever runs a task does: rows are shuffled
+        found.append(adapter.fit(adapter.load_(each, start), (X, Y), context(), batch=16).arrays)
+    assert umbel.Arrays(found[0]) == umbel.Arrays(found[1]) == umbel.Arrays(found[2])
+
+
+def test_both_directions_of_a_layer_have_the_same_names_in_each_model():
+    def make():
+        return compiled(keras.layers.Reshape((2, 2)), keras.layers.Bidirectional(keras.layers.LSTM(3)))
+
+    first = adapter.arrays(make())
+    assert {name.split("/")[1] for name in first} == {"forward_lstm", "backward_lstm"}
+    assert adapter.arrays(adapter.load_(make(), first)) == first
+
+
+def test_a_learning_rate_that_is_a_schedule_goes_on():
+    rates = keras.optimizers.schedules.PiecewiseConstantDecay([3], [0.1, 0.01])
+    net, state = compiled(keras.layers.Dense(2), optimizer=keras.optimizers.SGD(rates)), {}
+    told = [adapter.fit(net, (X, Y), context(state), batch=16, keep_optimizer=True).metrics["lr"] for _ in range(2)]
+    assert told == pytest.approx([0.1, 0.01])
+    with pytest.raises(AppError, match="a schedule of its own"):
+        adapter.fit(net, (X, Y), context(), lr=0.1)
+
+
+def test_examples_are_counted_where_there_are_several_outputs_or_none():
+    seen = keras.Input((4,))
+    dense = keras.layers.Dense
+    for outputs, y in (
+        ([dense(1)(seen), dense(1)(seen)], (Y, Y)),
+        ({"a": dense(1, name="a")(seen), "b": dense(1, name="b")(seen)}, {"a": Y, "b": Y}),
+    ):
+        net = keras.Model(seen, outputs)
+        net.compile("sgd", "mse")
+        assert adapter.fit(net, (X, y), context()).weight == 48
+    net = make()
+    assert adapter.fit(net, (X[:0], Y[:0]), context()).weight == 0

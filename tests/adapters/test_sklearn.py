@@ -144,7 +144,10 @@ def test_a_client_weighs_as_much_as_its_rows():
     [
         (svm.SVC, "a fitted SVC cannot travel"),
         (forests.GradientBoostingClassifier, "a fitted GradientBoostingClassifier cannot travel"),
-        (lambda: make_pipeline(preprocessing.StandardScaler(), svm.LinearSVC()), "a pipeline is not a model"),
+        (
+            lambda: make_pipeline(preprocessing.StandardScaler(), svm.LinearSVC()),
+            "the step 'standardscaler' of the pipeline is not fitted",
+        ),
         (lambda: linear_model.SGDClassifier(average=True), "that averages its steps"),
         (dict, "a dict, which is no estimator"),
     ],

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tracemalloc
-from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -13,7 +11,6 @@ import pytest
 
 import umbel
 import umbel.strategies
-from umbel.core.arrays import Arrays
 from umbel.errors import AppError, RunFailed
 
 torch = pytest.importorskip("torch", exc_type=ImportError)
@@ -29,28 +26,6 @@ def net():
     return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
 
 
-class Tied(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.embed = nn.Embedding(6, 4)
-        self.out = nn.Linear(4, 6, bias=False)
-        self.out.weight = self.embed.weight
-
-    def forward(self, x):
-        return self.out(self.embed(x))
-
-
-class Typed(nn.Module):
-    """One tensor of each dtype that travels."""
-
-    def __init__(self):
-        super().__init__()
-        for name in ("float16", "bfloat16", "float32", "float64"):
-            self.register_parameter(f"x_{name}", nn.Parameter(torch.randn(3, 2).to(getattr(torch, name))))
-        for name in ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"):
-            self.register_buffer(f"x_{name}", torch.tensor([0, 1, 1]).to(getattr(torch, name)))
-
-
 def federated(train, *, rounds=3, clients=2, make=net, config=None, workers=0, strategy=None, **options):
     client = umbel.Client()
     client.train(train)
@@ -59,24 +34,6 @@ def federated(train, *, rounds=3, clients=2, make=net, config=None, workers=0, s
     model = adapter.model(make, **options)
     app = umbel.App(client, model=model, strategy=strategy, rounds=rounds, config=config, federation=federation)
     return umbel.run(app, folder=None, seed=1)
-
-
-def adam(weights):
-    return torch.optim.Adam(weights, lr=0.01)
-
-
-@pytest.mark.parametrize("ending", [".pt", ".safetensors"])
-def test_every_dtype_comes_back_through_a_file(tmp_path, ending):
-    model = adapter.model(Typed)
-    first = model()
-    assert sum(role == "parameter" for role in first.roles.values()) == 4
-    model.save(first, path := tmp_path / f"model{ending}")
-    if ending == ".pt":
-        read = Typed()
-        read.load_state_dict(torch.load(path))
-        assert adapter.arrays(read) == first
-    else:
-        assert Arrays.from_file(path) == first == adapter.arrays(model.loaded(Arrays.from_file(path)))
 
 
 def test_parts_of_a_model_travel_alone_or_not_at_all():
@@ -92,42 +49,38 @@ def test_parts_of_a_model_travel_alone_or_not_at_all():
     assert adapter.model(net, personal=["3.*"])().roles["3.bias"] == "personal"
 
 
-def test_a_model_that_has_changed_is_an_error_that_says_so():
-    model = adapter.model(lambda: nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
-    with pytest.raises(AppError, match=r"holds '1\.weight', '1\.bias', '1\.running_mean', '1\.running_var' and 3 more"):
-        model.loaded(adapter.arrays(net()))
-    with pytest.raises(AppError, match=r"not written as '\.keras'") as caught:
-        model.save(model(), Path("model.keras"))
-    assert ".onnx, .pt, .safetensors" in caught.value.hint
+def test_a_compiled_module_has_the_names_of_what_was_compiled():
+    plain, seen = net(), []
+    compiled = torch.compile(plain, backend="eager")
+    model = adapter.arrays(plain)
+    assert adapter.arrays(compiled) == adapter.model(lambda: compiled)() == model
+    assert adapter.load_(compiled, model.map(lambda name, array: array + 1)) is compiled
+    assert torch.equal(plain[0].bias, torch.tensor(model["0.bias"] + 1))
 
-
-def test_tied_weights_stay_tied_and_train_together():
     def train(model, data, ctx):
-        tied = adapter.load_(Tied(), model)
-        assert tied.out.weight is tied.embed.weight
-        tokens = torch.arange(6)
-        return adapter.fit(tied, (tokens, tokens), ctx, lr=0.5, batch=0, epochs=5)
+        made = torch.compile(adapter.load_(net(), model), backend="eager")
+        update = adapter.fit(made, (X, Y), ctx, lr=0.1)
+        seen.append(np.abs(update.arrays["3.weight"] - model["3.weight"]).sum())
+        return update
 
-    result = federated(train, make=Tied)
-    assert np.array_equal(result.model["embed.weight"], result.model["out.weight"])
-    scores = adapter.model(Tied).loaded(result.model)(torch.arange(6))
-    assert (scores.argmax(1) == torch.arange(6)).all()
+    start = umbel.App(umbel.Client(), model=adapter.model(lambda: plain), strategy=umbel.FedAvg()).initial_model()
+    for strategy in (umbel.FedAvg(cohort=1), umbel.FedProx(cohort=1, mu=8.0)):
+        client = umbel.Client()
+        client.train(train)
+        app = umbel.App(client, model=start, strategy=strategy, rounds=1)
+        umbel.run(app, on=umbel.Simulation(clients=1, workers=0), folder=None)
+    assert seen[1] < 0.9 * seen[0]
 
 
-def test_loading_is_in_place_and_copies_no_more_than_the_model():
-    big = nn.Sequential(nn.Linear(1024, 1024), nn.Linear(1024, 1024))
-    size = sum(w.nbytes for w in big.parameters())
-    tracemalloc.start()
-    try:
-        model = adapter.arrays(big)
-        assert tracemalloc.get_traced_memory()[1] < 1.1 * size  # beside the module itself: twice, all told
-        tracemalloc.reset_peak()
-        before = [w.data_ptr() for w in big.parameters()]
-        assert adapter.load_(big, model) is big
-        assert tracemalloc.get_traced_memory()[1] < 1.1 * size
-    finally:
-        tracemalloc.stop()
-    assert [w.data_ptr() for w in big.parameters()] == before
+def test_tensors_that_cannot_be_written_to_are_named_as_such():
+    expanded = nn.Module()
+    expanded.register_buffer("x", torch.ones(3).expand(2, 3))
+    with pytest.raises(AppError, match=r"Module cannot load this model: .*single memory location"):
+        adapter.load_(expanded, adapter.arrays(expanded))
+    with torch.inference_mode():
+        inferring = nn.Linear(2, 2)
+    with pytest.raises(AppError, match=r"Linear cannot load this model: .*inference tensor"):
+        adapter.load_(inferring, adapter.arrays(inferring))
 
 
 # --- What a client keeps
@@ -157,40 +110,6 @@ def test_tensors_and_state_dicts_are_kept_in_ctx_state():
         federated(keeps_what_cannot_be)
 
 
-def test_an_optimizer_goes_on_where_it_was():
-    def plain():
-        return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
-
-    alone = plain()
-    optimizer = adam(alone.parameters())
-    steps = []
-    start = adapter.arrays(alone)
-
-    def train(model, data, ctx):
-        made = adapter.load_(plain(), model)
-        update = adapter.fit(made, (X, Y), ctx, lr=0.01, batch=0, optimizer=adam, keep_optimizer=True)
-        steps.append(int(ctx.state["optimizer"]["state"][0]["step"]))
-        return update
-
-    client = umbel.Client()
-    client.train(train)
-    app = umbel.App(
-        client,
-        model=start,
-        strategy=umbel.FedAvg(cohort=1),
-        rounds=3,
-        federation=umbel.Simulation(clients=1, workers=0),
-    )
-    result = umbel.run(app, folder=None)
-    assert steps == [1, 2, 3]
-    for _ in range(3):  # the same loop without a federation
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(alone(X), Y).backward()
-        optimizer.step()
-    for name, array in adapter.arrays(alone).items():
-        np.testing.assert_allclose(result.model[name], array, atol=1e-6)
-
-
 def test_what_is_kept_of_an_optimizer_are_moments_and_not_settings():
     made = net()
     first = torch.optim.SGD(made.parameters(), lr=0.1, momentum=0.9)
@@ -212,8 +131,7 @@ def test_what_is_kept_of_an_optimizer_are_moments_and_not_settings():
 # --- Mixed precision
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_mixed_precision_computes_in_fewer_bits_and_keeps_weights_whole(precision):
+def test_mixed_precision_computes_in_fewer_bits_and_scales_gradients():
     seen = set()
 
     def loss(made, batch):
@@ -224,8 +142,8 @@ def test_mixed_precision_computes_in_fewer_bits_and_keeps_weights_whole(precisio
     def train(model, data, ctx):
         return adapter.fit(adapter.load_(net(), model), (X, Y), ctx, loss=loss, lr=0.2, epochs=5, batch=8)
 
-    whole, mixed = (federated(train, config={"precision": each}) for each in ("float32", precision))
-    assert seen == {torch.float32, getattr(torch, precision)}
+    whole, mixed = (federated(train, config={"precision": each}) for each in ("float32", "float16"))
+    assert seen == {torch.float32, torch.float16}
     assert {array.dtype.name for array in mixed.model.values()} == {"float32", "int64"}
     assert mixed.metrics["train.loss"] == pytest.approx(whole.metrics["train.loss"], abs=0.05)
     assert mixed.model != whole.model

@@ -220,3 +220,30 @@ def test_what_keeps_a_framework_from_writing_is_said(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="there is no such folder"):
         write_model(Arrays({"w": np.ones(1)}), tmp_path / "none" / "m.txt", native)
     assert not list(tmp_path.iterdir())
+
+
+FOLDER = LINE.replace('{".line": write}', '{"": write}').replace(
+    "path.write_text(", 'path.mkdir(); (path / "w").write_text('
+)
+
+
+def test_a_model_that_is_a_folder_is_exported_as_one(umbel: Command, folder: Path) -> None:
+    (folder / "parts.py").write_text(FOLDER)
+    umbel("run", "parts.py", "--workers", 0)
+    done = umbel("export", "last", "model")
+    assert (done.code, "15 bytes" in done.out) == (0, True), done.err
+    assert (folder / "model" / "w").read_text() == "[1.0, 1.0, 1.0]"
+    (folder / "model" / "mine").write_text("mine")
+    (folder / "model" / "w").write_text("")
+    assert umbel("export", "last", "model").code == 3
+    assert umbel("export", "last", "model", "--force").code == 0
+    assert {path.name: path.read_text() for path in (folder / "model").iterdir()} == {
+        "w": "[1.0, 1.0, 1.0]", "mine": "mine",
+    }  # fmt: skip
+    assert not list(folder.glob(".model*"))
+    assert umbel("export", "last", "model.safetensors").code == 0
+    done = umbel("export", "last", "model.pt")
+    assert (done.code, "in nothing, for a folder" in done.said) == (3, True)
+    (folder / "parts.py").unlink()
+    assert umbel("export", "last", "plain").code == 0
+    assert load_model("plain")["w"].tolist() == [1.0, 1.0, 1.0]

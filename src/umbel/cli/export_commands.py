@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.text import Text
 
 from ..core.arrays import Arrays
-from ..errors import AppError, SettingError, StorageError
-from ..runs.export import PLAIN, native_of, write_model
+from ..core.native import NativeModel
+from ..errors import AppError, SettingError, StorageError, UmbelError
+from ..runs.export import PLAIN, as_folder, native_of, write_model
 from ..runs.past import PastRun, find
-from .application import load
+from .application import LoadedApp, load
 from .terminal import plural, stderr, stdout
 
 
@@ -21,12 +23,13 @@ def export(reference: str, file: Path, folder: Path, *, app: str | None, round: 
     the one that the run's log names.
     """
     record = find(reference, folder)
-    if file.is_dir():
+    native = _native(record, app, file)
+    many = native is not None and not file.suffix
+    if file.is_dir() and not many:
         raise SettingError(f"{file} is a folder", hint=f"Name a file, such as {file / 'model.safetensors'}.")
     if file.exists() and not force:
         raise SettingError(f"{file} exists", hint="--force overwrites it.")
     model, after = record.model(round)
-    native = None if file.suffix in PLAIN else native_of(_app(record, app), file)
     try:
         write_model(model, file, native)
     except StorageError as error:
@@ -34,7 +37,8 @@ def export(reference: str, file: Path, folder: Path, *, app: str | None, round: 
         raise
     of = f"after round {after}" if after else "before round 1"
     sha256 = "" if file.suffix == ".npz" or native else f", sha256 {model.sha256[:12]}"
-    size = f"{plural(len(model), 'array')}, {file.stat().st_size:,} bytes{sha256}"
+    written = sum(each.stat().st_size for each in (file.iterdir() if many else (file,)))
+    size = f"{plural(len(model), 'array')}, {written:,} bytes{sha256}"
     console = stdout()
     console.print(Text(f"the model of {record.id} {of} is in {file} ({size})"), soft_wrap=True)
     if native is not None:
@@ -47,19 +51,35 @@ def export(reference: str, file: Path, folder: Path, *, app: str | None, round: 
         console.print(Text(f"  umbel run APP --init {shlex.quote(str(file))}", style="cyan"), soft_wrap=True)
 
 
-def _app(record: PastRun, reference: str | None) -> object:
-    """The app that is named, or else that of the run. Raises `AppError` where it is nowhere."""
+def _native(record: PastRun, app: str | None, file: Path) -> NativeModel | None:
+    """What writes a file in a framework's own format; None where plain arrays are to be written. Of a file without an
+    ending only the app knows, and there need not be one.
+    """
+    if file.suffix in PLAIN and file.suffix:
+        return None
     known = record.log.started.app
+    try:
+        loaded = _loaded(record, known, app)
+    except UmbelError:
+        if file.suffix or app is not None:
+            raise
+        return None
+    if not file.suffix and not as_folder(loaded.app, file):
+        return None
+    if known.get("sha256") not in (None, loaded.sha256):
+        stderr().print(Text(f"{loaded.path} is not as it was when the run began"), soft_wrap=True)
+    return native_of(loaded.app, file)
+
+
+def _loaded(record: PastRun, known: Mapping[str, Any], reference: str | None) -> LoadedApp:
+    """The app that is named, or else that of the run. Raises `AppError` where it is nowhere."""
     if reference is None:
         path = known.get("path")
         if not path or not Path(path).exists():
             what = f"the app of {record.id} is not at {path}" if path else f"the log of {record.id} names no app"
             raise AppError(what, hint="Name the app whose model it is: --app APP.")
         reference = ":".join(filter(None, (str(path), known.get("name"))))
-    loaded = load(reference)
-    if known.get("sha256") not in (None, loaded.sha256):
-        stderr().print(Text(f"{loaded.path} is not as it was when the run began"), soft_wrap=True)
-    return loaded.app
+    return load(reference)
 
 
 def _loaders(model: Arrays, file: Path) -> Iterator[str]:

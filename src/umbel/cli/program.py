@@ -341,7 +341,7 @@ def export(
         typer.Argument(
             metavar="FILE",
             help="The file to write: .safetensors or .npz; in the format of the framework that the app's model is of: "
-            ".pt, .keras, .joblib, .ubj, .onnx.",
+            ".pt, .keras, .joblib, .ubj, .onnx; of transformers a folder, which has no ending.",
         ),
     ],
     app: Annotated[

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import AppError, SettingError
+from ..errors import AppError, SettingError, UpdateRejected
 from .arrays import Array, Arrays, Role, is_floating
 
 Writer = Callable[[Any, Path], None]
@@ -24,7 +24,7 @@ class NativeModel:
     - `make`: makes one, such as a class of modules, or a function that builds and compiles one.
     - `arrays`: what of it travels. `load`: the same put into a model, in place where that can be, which is returned.
     - `blank`: makes what is loaded where that takes less than `make`, whose weights are of no account then.
-    - `formats`: by the ending of a file's name (``".pt"``), what writes a model there.
+    - `formats`: by the ending of a file's name (``".pt"``), what writes a model there; that of ``""`` makes a folder.
     """
 
     make: Callable[[], Any]
@@ -54,7 +54,8 @@ class NativeModel:
         if writer is None:
             raise AppError(
                 f"such a model is not written as {path.suffix or path.name!r}",
-                hint=f"Name a file that ends in {', '.join(sorted(self.formats)) or '.safetensors'}.",
+                hint=f"Name a file that ends in {', '.join(sorted(filter(None, self.formats))) or '.safetensors'}"
+                + (", or in nothing, for a folder." if "" in self.formats else "."),
             )
         writer(self.loaded(model), path)
 
@@ -79,6 +80,22 @@ def columns_of(rows: Any, names: Iterable[Any] | None) -> Any:
     if missing := [name for name in names if name not in rows.columns]:
         raise AppError(f"the rows lack the columns {listed(map(str, missing))} of the model")
     return rows[names]
+
+
+def check_same_trees(own: Mapping[str, Any], given: Mapping[str, Any], check: Callable[[], object] = bool) -> None:
+    """Raise `AppError` where what is known of an ensemble, `given`, is not what its booster says, `own`, and where
+    `check` of its trees rejects them.
+    """
+    for name, value in own.items():
+        if given.get(name) != value:
+            raise AppError(
+                f"the model's {name} are {given.get(name)!r:.200}, those of the booster {value!r:.200}",
+                hint="Load a model into what it was made from: in a later version of an app its features stay.",
+            )
+    try:
+        check()
+    except UpdateRejected as error:
+        raise AppError(error.message) from None
 
 
 def missing_package(error: ModuleNotFoundError, package: str, extra: str) -> ImportError:

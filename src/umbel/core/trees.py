@@ -7,7 +7,7 @@ framework's tensor has loaded the framework.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -95,10 +95,37 @@ def as_tree(arrays: Mapping[str, Any], like: Tree) -> Tree:
     return made
 
 
+def put_(tree: Any, arrays: Mapping[str, Any], path: str = "") -> Any:
+    """A tree with these arrays in the places of its own, in place where that can be: in numpy's arrays that can be
+    written to, else in the dictionary or list that has them.
+    """
+    if tree is None:
+        return tree
+    if path and not is_tree(tree):
+        if isinstance(tree, np.ndarray) and tree.flags.writeable:
+            tree[...] = arrays[path]
+            return tree
+        jax = sys.modules.get("jax")
+        return (
+            np.array(arrays[path]) if jax is None or not isinstance(tree, jax.Array) else jax.numpy.array(arrays[path])
+        )
+    parts = [put_(value, arrays, f"{path}.{key}" if path else key) for key, value in _parts(tree)]
+    if isinstance(tree, MutableMapping | list):
+        for key, part in zip(tree if isinstance(tree, MutableMapping) else range(len(tree)), parts, strict=True):
+            tree[key] = part
+        return tree
+    return _again(tree, parts)
+
+
 def _filled(tree: Any, arrays: Mapping[str, Any], path: str) -> Any:
     if tree is None or (path and not is_tree(tree)):
         return tree if tree is None else arrays[path]
     parts = [_filled(value, arrays, f"{path}.{key}" if path else key) for key, value in _parts(tree)]
+    return _again(tree, parts)
+
+
+def _again(tree: Any, parts: list[Any]) -> Any:
+    """A tree of the kind of another, of other parts."""
     if isinstance(tree, Mapping):
         return dict(zip(tree, parts, strict=True))
     return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)

@@ -6,8 +6,7 @@ Nothing is imported but for a framework that is loaded: whoever has its model ha
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from functools import partial
+from collections.abc import Mapping, MutableMapping
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..core.arrays import Array, Arrays
+from ..core.trees import flat, put_
 from ..errors import AppError
 
 KINDS = (("torch.nn", "Module", "torch"), ("keras", "Model", "keras"), ("sklearn.base", "BaseEstimator", "sklearn"))
@@ -39,34 +39,16 @@ def adapter_of(native: Any) -> Any:
 
 def tree_arrays(tree: Any) -> Arrays:
     """Copies of the arrays in a tree of dictionaries and lists, by dotted names such as ``layers.0.kernel``."""
-    return Arrays({name: np.array(value) for name, value, _ in _leaves(tree)})
+    return Arrays({name: np.array(value) for name, value in flat(tree).items()})
 
 
 def load_tree_(tree: Any, arrays: Mapping[str, Array]) -> Any:
     """Put arrays in the places of those that the tree has: numpy's are written to, others, such as JAX's, exchanged."""
-    places = {name: (value, put) for name, value, put in _leaves(tree)}
-    if places.keys() != arrays.keys():
-        odd = sorted(places.keys() ^ arrays.keys())
+    own = flat(tree)
+    if own.keys() != arrays.keys():
+        odd = sorted(own.keys() ^ arrays.keys())
         raise AppError(f"the model that came and the script's do not both have {odd[0]!r}")
-    for name, (value, put) in places.items():
+    for name, value in own.items():
         if np.shape(value) != arrays[name].shape:
             raise AppError(f"the array {name!r} that came has another shape than the script's")
-        if isinstance(value, np.ndarray) and value.flags.writeable:
-            value[...] = arrays[name]
-        else:
-            jax = sys.modules.get("jax")
-            is_jax = jax is not None and isinstance(value, jax.Array)
-            put(jax.numpy.asarray(arrays[name]) if jax is not None and is_jax else np.array(arrays[name]))
-    return tree
-
-
-def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any, Callable[[Any], None]]]:
-    """The arrays of a tree: name, value, and what puts another one there."""
-    for key, value in tree.items() if isinstance(tree, MutableMapping) else enumerate(tree):
-        name = f"{path}{key}"
-        if isinstance(value, MutableMapping | list):
-            yield from _leaves(value, f"{name}.")
-        elif isinstance(value, tuple):
-            raise AppError(f"{name!r} is a tuple, in which nothing can be loaded", hint="Have a list in its place.")
-        elif value is not None:
-            yield name, value, partial(tree.__setitem__, key)
+    return put_(tree, arrays)

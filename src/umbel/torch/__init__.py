@@ -5,13 +5,12 @@ Used as ``umbel.torch``; needs PyTorch: ``pip install "umbel[torch]"``.
 
 from __future__ import annotations
 
+from ..core.native import missing_package
+
 try:
     import torch as _  # noqa: F401
 except ModuleNotFoundError as error:
-    if error.name != "torch":
-        raise
-    hint = 'umbel.torch needs PyTorch, which is not installed here. Install it with: pip install "umbel[torch]"'
-    raise ImportError(hint, name="torch") from error
+    raise missing_package(error, "torch", "torch") from error
 
 from .corrections import correct_gradients_, correction_loss
 from .distillation import distil

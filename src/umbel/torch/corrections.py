@@ -11,7 +11,7 @@ from ..core.arrays import Arrays
 from ..core.correction import Correction
 from ..core.native import listed
 from ..errors import AppError
-from .modules import check_fit, state_of, tensors_from
+from .modules import check_fit, plain, state_of, tensors_from
 
 
 class OfferedCorrection(Protocol):
@@ -110,7 +110,7 @@ class _Terms(NamedTuple):
 def _terms(net: nn.Module, correction: Correction, anchor: Arrays) -> _Terms | None:
     if not correction.proximal and correction.linear is None:
         return None
-    named = {n: w for n, w in net.named_parameters() if w.requires_grad and n in anchor}
+    named = {n: w for n, w in plain(net).named_parameters() if w.requires_grad and n in anchor}
     if not named:
         _check_known(net, anchor)
         return None
@@ -145,7 +145,7 @@ def _flat(net: nn.Module, source: Arrays, named: dict[str, nn.Parameter]) -> Ten
 
 
 def _check_known(net: nn.Module, source: Arrays) -> None:
-    known, _, _ = state_of(net)
+    known, _, _ = state_of(plain(net))
     unknown = [name for name, role in source.roles.items() if role == "parameter" and name not in known]
     if unknown:
         raise AppError(

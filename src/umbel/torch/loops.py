@@ -14,7 +14,7 @@ from ..core.update import Update
 from ..errors import AppError, UnusedCorrection
 from .batches import Batches, rows_of
 from .generators import FeatureGenerator
-from .modules import arrays
+from .modules import arrays, plain
 from .personal import load_personal_
 from .procedures import PROCEDURES, UNCORRECTED, WITH_MODELS
 from .seeds import device
@@ -135,7 +135,9 @@ def gradient(net: nn.Module, data: Any, ctx: Context, *, loss: Loss | None = Non
         seen += rows_of(each)
         ctx.step()
     found = arrays(net)
-    slopes = {n: _slope(w) for n, w in net.named_parameters(remove_duplicate=False) if found.roles[n] != "buffer"}
+    slopes = {
+        n: _slope(w) for n, w in plain(net).named_parameters(remove_duplicate=False) if found.roles[n] != "buffer"
+    }
     if 0 < seen != batches.examples:  # a loader may leave out the last batch, or draw rows more than once
         slopes = {n: slope * (batches.examples / seen) for n, slope in slopes.items()}
     return Update(found.replace(slopes), weight=seen, delta=True)

@@ -19,7 +19,8 @@ Net = TypeVar("Net", bound=nn.Module)
 
 
 def arrays(net: nn.Module, *, personal: Sequence[str] = (), trainable_only: bool = False, copy: bool = True) -> Arrays:
-    """The state of a module as arrays, under the names and in the order of its ``state_dict``.
+    """The state of a module as arrays, under the names and in the order of its ``state_dict``; of one that is compiled,
+    those of what was compiled.
 
     Floating-point parameters, frozen ones included, have the role `parameter`; persistent buffers and integer
     parameters have the role `buffer`; names that match a glob pattern in `personal` (``"head.*"``) have the role
@@ -32,6 +33,7 @@ def arrays(net: nn.Module, *, personal: Sequence[str] = (), trainable_only: bool
     Raises `AppError`, naming the tensor, for what cannot travel (complex, quantized, sparse or uninitialised tensors,
     extra state of a module), and for a pattern that matches no name.
     """
+    net = plain(net)
     tensors, buffers, _ = state_of(net)
     if trainable_only:
         frozen = {name for name, w in net.named_parameters(remove_duplicate=False) if not w.requires_grad}
@@ -57,9 +59,10 @@ def load_(net: Net, model: Mapping[str, Any], *, strict: bool = True) -> Net:
     `Arrays` object many times is cheaper than ``load_state_dict``: its tensors are made once.
     """
     sources = _tensors(model)
-    targets, _, live = state_of(net)
+    inner = plain(net)
+    targets, _, live = state_of(inner)
     if sources.keys() != targets.keys():
-        check_names(type(net).__name__, targets, sources, strict)
+        check_names(type(inner).__name__, targets, sources, strict)
         targets = {name: target for name, target in targets.items() if name in sources}
     chosen = []
     for name, target in targets.items():
@@ -67,15 +70,21 @@ def load_(net: Net, model: Mapping[str, Any], *, strict: bool = True) -> Net:
         if source.dtype is not target.dtype or source.shape != target.shape or target.is_meta:
             check_fit(name, target, source)
         chosen.append(source)
-    if live and chosen:
-        with torch.no_grad():
-            torch._foreach_copy_(list(targets.values()), chosen)
-    elif not live:
-        try:
-            net.load_state_dict(dict(zip(targets, chosen, strict=True)), strict=False)
-        except RuntimeError as error:
-            raise AppError(f"{type(net).__name__} cannot load this model: {error}") from error
+    try:
+        if live and chosen:
+            with torch.no_grad():
+                torch._foreach_copy_(list(targets.values()), chosen)
+        elif not live:
+            inner.load_state_dict(dict(zip(targets, chosen, strict=True)), strict=False)
+    except RuntimeError as error:  # of tensors that were expanded, say, or made in inference mode
+        raise AppError(f"{type(inner).__name__} cannot load this model: {error}") from error
     return net
+
+
+def plain(net: nn.Module) -> nn.Module:
+    """What ``torch.compile`` has wrapped: its names are those of the module that was compiled."""
+    inner = getattr(net, "_orig_mod", None)
+    return net if inner is None else plain(inner)
 
 
 # --- The tensors of a module

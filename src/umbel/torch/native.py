@@ -15,7 +15,7 @@ from torch import nn
 
 from ..core.native import NativeModel
 from ..errors import AppError
-from .modules import arrays, load_, tensor_of
+from .modules import arrays, load_, plain, tensor_of
 
 Optimizing = TypeVar("Optimizing", bound=torch.optim.Optimizer)
 
@@ -72,7 +72,7 @@ def with_tensors(tree: Any) -> Any:
 
 
 def _write_state(net: nn.Module, path: Path) -> None:
-    torch.save(net.state_dict(), path)
+    torch.save(plain(net).state_dict(), path)
 
 
 def _write_safetensors(net: nn.Module, path: Path) -> None:

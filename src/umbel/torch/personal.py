@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.arrays import Array
-from .modules import Net, load_
+from .modules import Net, load_, plain
 from .training import classified
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ def load_personal_(net: Net, ctx: Context) -> Net:
 def norm_layers(net: nn.Module) -> list[str]:
     """The names of all arrays of the module's normalisation layers (batch, layer, group, instance): for `FedBN`."""
     kinds = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
-    mine = [name for name, module in net.named_modules() if isinstance(module, kinds)]
-    return [name for name in net.state_dict() if name.rpartition(".")[0] in mine]
+    mine = [name for name, module in plain(net).named_modules() if isinstance(module, kinds)]
+    return [name for name in plain(net).state_dict() if name.rpartition(".")[0] in mine]
 
 
 def adapt_(net: Net, batch: Any, alpha: float, loss: Callable[[nn.Module, Any], Tensor] | None = None) -> Net:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..core.correction import Correction
 from ..errors import AppError, UpdateRejected
 from .corrections import add_gradients_
-from .modules import arrays, load_
+from .modules import arrays, load_, plain
 from .personal import load_personal_
 from .training import Training
 
@@ -25,7 +25,7 @@ def fedrep(training: Training, settings: Settings) -> None:
     mine = frozenset(training.ctx.personal)
     if not mine:
         raise AppError("FedRep trains a personal head first, and the model has none")
-    trainable = {n: w for n, w in training.net.named_parameters() if w.requires_grad}
+    trainable = {n: w for n, w in plain(training.net).named_parameters() if w.requires_grad}
     for epochs, head in ((settings["head_epochs"], True), (None, False)):
         for name, weight in trainable.items():
             weight.requires_grad_((name in mine) == head)
