@@ -108,7 +108,7 @@ bench-peers: $(VENV)/dev-ready ## the same beside flwr and pfl, each in an envir
 leaderboard: $(VENV)/dev-ready ## compare all strategies, and write docs/leaderboard.md; an hour and a half on two cores, and goes on where it was
 	$(BIN)/python -m benchmarks.leaderboard $(LEADERBOARD)
 
-baselines: $(VENV)/dev-ready ## run published settings anew, and write docs/baselines.md; hours on two cores, and goes on where it was
+baselines: $(VENV)/dev-ready ## run published settings anew, and write docs/baselines.md; an hour and a half on two cores, and goes on where it was
 	$(BIN)/python -m benchmarks.baselines $(BASELINES)
 
 data: $(VENV)/demo-ready ## fetch data sets into the folder UMBEL_DATA, by default ~/.cache/umbel; what cannot be had is said
