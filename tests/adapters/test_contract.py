@@ -246,8 +246,8 @@ def test_a_model_and_its_arrays_take_twice_the_memory_of_the_model(case: Case) -
 
 def test_without_its_framework_an_adapter_says_what_to_install(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     name = f"umbel.{case.adapter}"
-    kept = {key: module for key, module in sys.modules.items() if key == name or key.startswith(f"{name}.")}
     import_module(name)
+    kept = {key: module for key, module in sys.modules.items() if key == name or key.startswith(f"{name}.")}
     monkeypatch.setattr(umbel, case.adapter, None, raising=False)
     monkeypatch.delattr(umbel, case.adapter)
     for key in [key for key in sys.modules if key.startswith(f"{case.needs}.")]:

@@ -129,8 +129,10 @@ def test_what_is_wrong_is_said():
 
     with pytest.raises(AppError, match="no weights yet"):
         adapter.arrays(keras.Sequential([keras.layers.Dense(2)]))
+    for net in (plain := make("sgd"), other := make("adam")):
+        net.optimizer.build(net.trainable_variables)
     with pytest.raises(AppError, match="of other weights"):
-        adapter.load_optimizer_(make("sgd").optimizer, adapter.optimizer_arrays(make("adam").optimizer))
+        adapter.load_optimizer_(plain.optimizer, adapter.optimizer_arrays(other.optimizer))
     with pytest.raises(AppError, match="Sequential is not compiled"):
         federated(uncompiled)
     with pytest.raises(AppError, match="cannot tell how many examples"):

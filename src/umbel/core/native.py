@@ -100,7 +100,7 @@ def check_same_trees(own: Mapping[str, Any], given: Mapping[str, Any], check: Ca
 
 def missing_package(error: ModuleNotFoundError, package: str, extra: str) -> ImportError:
     """What to raise where an adapter's package is not installed; `error` itself where it is another that is missing."""
-    if error.name != package:
+    if error.name is None or error.name.partition(".")[0] != package:
         return error
     hint = f'umbel.{extra} needs {package}, which is not installed here. Install it with: pip install "umbel[{extra}]"'
     return ImportError(hint, name=package)
