@@ -38,7 +38,7 @@ COMING_FROM = sorted((ROOT / "docs" / "coming-from").glob("*.md"))
 SPLITTING = ROOT / "docs" / "split-data.md"
 SESSIONS = [TUTORIAL, *(ROOT / "docs" / f"{name}.md" for name in PAGES_OF_SNIPPETS), *COMING_FROM]
 """Pages whose snippets belong together: they are run in order, in one session."""
-LONG = ("fedml", "pfl-research")
+LONG = ("fedml", "pfl-research", "simulation")
 """Of these those that are run by `make test-all`."""
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md")), *COMING_FROM]
@@ -164,7 +164,7 @@ def test_a_session_runs_and_prints_what_it_shows(page, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "page", [pytest.param(page, marks=pytest.mark.slow if page == TUTORIAL else ()) for page in PAGES],
+    "page", [pytest.param(page, marks=pytest.mark.slow if page.stem in ("tutorial", "sweep") else ()) for page in PAGES],
     ids=lambda page: page.stem,
 )  # fmt: skip
 def test_its_commands_work(page, tmp_path):

@@ -63,6 +63,7 @@ def test_it_learns_and_evaluates_on_other_images(folder, model):
     assert held["test"] == fashion.images(folder, "t10k")[1].tolist()
 
 
+@pytest.mark.slow
 def test_all_strategies_are_compared(folder):
     settings = {"rounds": 2, "cohort": 3, "rates": (0.1,), "config": {"epochs": 1, "batch": 100}}
     problem = bench.fashion_mnist("iid", clients=4, folder=folder, **settings)

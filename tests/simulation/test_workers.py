@@ -557,6 +557,7 @@ def test_workers_that_are_started_with_an_interpreter_of_their_own():
     assert learned(run(made(), 1, start="spawn")) == learned(run(made(), 0))
 
 
+@pytest.mark.slow
 def test_torch(monkeypatch):
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(crew, "_modules", MODULES)
