@@ -164,9 +164,10 @@ def test_a_session_runs_and_prints_what_it_shows(page, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "page", [pytest.param(page, marks=pytest.mark.slow if page.stem in ("tutorial", "sweep") else ()) for page in PAGES],
+    "page",
+    [pytest.param(page, marks=pytest.mark.slow if page.stem in ("tutorial", "sweep") else ()) for page in PAGES],
     ids=lambda page: page.stem,
-)  # fmt: skip
+)
 def test_its_commands_work(page, tmp_path):
     lines = [line for block in blocks(page, "sh") for line in block.text.splitlines() if line.startswith("umbel ")]
     for line in lines:
