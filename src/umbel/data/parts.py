@@ -66,7 +66,7 @@ def hold_out(
     file or table.
 
     `data`, `test`, `validation`, `held` and `label` are as for `split`. The same arguments give the same part, so that
-    what was held out in one round is held out in all.
+    what was held out in one round is held out in all. Of no rows all parts are empty.
     """
     return Parts(data, _whole, 1, seed, test, validation, held, label, ())[0]
 
