@@ -232,6 +232,7 @@ def test_epochs_are_drawn_where_they_are_unequal():
     assert {drawn_epochs(slow) for _ in range(50)} == {1, 2, 3, 4}
 
 
+@pytest.mark.slow
 def test_the_leaderboards_command_writes_its_page(tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(fashion, "HELD", 100)

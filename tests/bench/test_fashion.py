@@ -50,6 +50,7 @@ def test_two_classes_a_client_are_about_two(folder):
     assert np.mean(kinds) <= 3.5  # shards are cut where a class ends only by chance
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["logistic", "mlp"])
 def test_it_learns_and_evaluates_on_other_images(folder, model):
     settings = {"rounds": 4, "evaluate_every": 2, "rates": (0.1,), "config": {"epochs": 2, "batch": 20}}
