@@ -38,7 +38,7 @@ COMING_FROM = sorted((ROOT / "docs" / "coming-from").glob("*.md"))
 SPLITTING = ROOT / "docs" / "split-data.md"
 SESSIONS = [TUTORIAL, *(ROOT / "docs" / f"{name}.md" for name in PAGES_OF_SNIPPETS), *COMING_FROM]
 """Pages whose snippets belong together: they are run in order, in one session."""
-LONG = ("fedml", "pfl-research", "simulation")
+LONG = ("fedml", "pfl-research", "simulation", "tutorial")
 """Of these those that are run by `make test-all`."""
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md")), *COMING_FROM]

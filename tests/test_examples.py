@@ -135,6 +135,7 @@ def test_quickstart_pytorch_draws_who_holds_what(tmp_path: Path, images: Path) -
     assert (tmp_path / "holders.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_quickstart_numpy_learns_and_gives_the_same_bits_twice(tmp_path: Path) -> None:
     app = EXAMPLES / "quickstart-numpy" / "app.py"
     first = umbel_run(app, tmp_path, "--seed", 7)

@@ -670,6 +670,7 @@ assert run() == run()
 """
 
 
+@pytest.mark.slow
 def test_the_adapter_may_be_loaded_first_by_a_handler_whose_draws_are_seeded_all_the_same() -> None:
     done = subprocess.run([sys.executable, "-c", FIRST_USE], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -258,7 +258,7 @@ def test_a_stopped_run_resumes_to_the_same_model(
     assert resumed.summary["model_sha256"] == whole.summary["model_sha256"]
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_debug_shows_what_clients_raised(
     umbel: Command, folder: Path, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

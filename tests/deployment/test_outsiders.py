@@ -108,6 +108,7 @@ def test_a_server_with_another_key_is_not_spoken_to(three, tmp_path):
     assert "deceived" not in nodes(three)
 
 
+@pytest.mark.slow
 def test_plaintext_goes_no_further_than_this_machine(three):
     server = three.command("server", "--dir", "plain", "--insecure", "--listen", "0.0.0.0:0")
     assert server.wait() == 3
@@ -117,6 +118,7 @@ def test_plaintext_goes_no_further_than_this_machine(three):
     assert "without TLS" in node.output
 
 
+@pytest.mark.slow
 def test_a_revoked_node_is_disconnected_and_its_tasks_fail_with_a_reason(three):
     gate = three.folder / "revoked"
     run = three.submit(f"{APP}:gated", 2, *(f"--only={name}" for name in "012"), "--set", f"gate={gate}")
@@ -142,6 +144,7 @@ def test_a_revoked_node_is_disconnected_and_its_tasks_fail_with_a_reason(three):
         office.call("nodes.approve", node="2")
 
 
+@pytest.mark.slow
 def test_a_node_outside_of_a_run_sees_nothing_of_it(three):
     token = token_of(three.invitation())
 

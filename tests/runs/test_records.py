@@ -209,6 +209,7 @@ def test_what_all_have_in_common_is_learned(name):
     np.testing.assert_allclose(run(made).model["w"], common, atol=0.01)
 
 
+@pytest.mark.slow
 def test_in_virtual_time_seconds_are_those_of_devices_and_the_run_is_the_same():
     seconds, results = [], []
     for workers in (0, 2):

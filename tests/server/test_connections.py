@@ -586,6 +586,7 @@ def test_whoever_has_heard_the_whole_answer_may_ask_again(tmp_path):
     play(act, tmp_path)
 
 
+@pytest.mark.slow
 def test_what_an_operator_does_not_take_is_not_read_either(tmp_path):
     """Beyond what is on its way, which the transport bounds."""
     event = json.dumps({"event": "x", "text": "x" * 100_000})

@@ -463,7 +463,7 @@ def asked(kind, clients, window, shape):
     workers=WHOLE(1, 4),
     every=WHOLE(0, 2),
 )
-@settings(max_examples=30)
+@settings(max_examples=max(12, settings.default.max_examples // 10))
 def test_any_scenario(asks, fleet, workers, every):
     made = lambda: app_of(Moving(*(asked(*ask) for ask in asks)), evaluate_every=every)  # noqa: E731
     the_same(made, clients=8, workers=(workers,), devices=FLEETS[fleet]() if fleet else None)
@@ -528,6 +528,7 @@ def scripts(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_an_app_may_live_in_a_script_in_a_module_or_on_the_command_line(scripts):
     here = python("script.py", 0, folder=scripts)
     assert here[1] == "train.here"

@@ -97,12 +97,13 @@ def test_whatever_happens_the_bits_are_those_of_the_simulation(tmp_path, batch, 
         live(tmp_path, seed, undisturbed)
 
 
+@pytest.mark.slow
 def test_so_are_they_where_all_clients_answer_alike(tmp_path, undisturbed):
     for seed in range(40):
         live(tmp_path, seed, undisturbed, "alike")
 
 
-@pytest.mark.parametrize("batch", some(range(5), 2))
+@pytest.mark.parametrize("batch", some(range(5), 1))
 def test_so_are_they_with_everything_in_sqlite(tmp_path, batch, undisturbed):
     for seed in range(10_000 + 10 * batch, 10_010 + 10 * batch):
         world = live(
