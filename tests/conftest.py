@@ -58,12 +58,6 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         terminal.write_line(f"order of the tests: --randomly-seed={seed}")
 
 
-def pytest_collection_finish() -> None:
-    """What is loaded by now stays: whoever looks for garbage afterwards, as many tests do, need not go through it."""
-    gc.collect()
-    gc.freeze()
-
-
 def open_files() -> set[str]:
     """The descriptors that this process has open, with what each leads to (Linux). Those that others have left may
     close at any time, such as gRPC's, so that what counts is which of them were not there before.
@@ -100,6 +94,15 @@ def _home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("UMBEL_HOME", str(tmp_path_factory.mktemp("home")))
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _settled() -> None:
+    """What other modules have loaded and made stays: whoever looks for garbage, as many tests do, need not go through
+    it.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

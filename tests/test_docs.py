@@ -38,7 +38,7 @@ COMING_FROM = sorted((ROOT / "docs" / "coming-from").glob("*.md"))
 SPLITTING = ROOT / "docs" / "split-data.md"
 SESSIONS = [TUTORIAL, *(ROOT / "docs" / f"{name}.md" for name in PAGES_OF_SNIPPETS), *COMING_FROM]
 """Pages whose snippets belong together: they are run in order, in one session."""
-LONG = ("fedml", "pfl-research", "simulation", "tutorial")
+LONG = ("analytics", "fedml", "pfl-research", "simulation", "split-data", "tutorial", "your-data")
 """Of these those that are run by `make test-all`."""
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md")), *COMING_FROM]
@@ -177,7 +177,7 @@ def test_its_commands_work(page, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "page", [pytest.param(page, marks=pytest.mark.slow if page.stem == "sweep" else ()) for page in PAGES],
+    "page", [pytest.param(page, marks=pytest.mark.slow if page.stem in ("compare", "sweep") else ()) for page in PAGES],
     ids=lambda page: page.stem,
 )  # fmt: skip
 def test_its_python_compiles_and_whole_programs_run(page, tmp_path, monkeypatch):

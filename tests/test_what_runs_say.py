@@ -59,6 +59,7 @@ def row(found):
 # However many clients there are, and whatever they say
 
 
+@pytest.mark.slow
 def test_thousands_of_failures_with_long_reasons_fit_into_a_frame_and_a_resume(tmp_path):
     def train(model, data, ctx):
         if ctx.client >= 2:

@@ -208,7 +208,7 @@ def test_what_has_to_be_installed_is_said(umbel: Command, monkeypatch: pytest.Mo
     assert 'pip install "umbel[torch]"' in umbel("new", "b").out
 
 
-QUICK = ("XGBoostBagging", "FedDF", "HeteroFL", "Matched")
+QUICK = ("XGBoostBagging", "HeteroFL", "Matched")
 """Strategies that need more than the usual; the others are made and run with the slow tests."""
 
 

@@ -42,6 +42,7 @@ def test_draws_any_number_of_clients_and_classes(clients: int, classes: int) -> 
     assert title == f"1,200 items of {classes} classes at {clients} clients"
 
 
+@pytest.mark.slow
 def test_draws_thousands_of_clients(tmp_path: Path) -> None:
     labels = np.arange(20_000) % 62
     figure = draw(shards()(labels, 10_000, 1), labels, tmp_path / "many.png")

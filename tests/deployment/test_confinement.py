@@ -46,6 +46,7 @@ def run(two):
         return found, two.finished(found, office), [event for _, event in office.logs(found)]
 
 
+@pytest.mark.slow
 def test_a_run_comes_by_nothing_that_is_not_its_own_and_ends_with_the_same_bits(two, run):
     id, ended, events = run
     found = [event["test"] for event in events if event.get("test")]
@@ -58,6 +59,7 @@ def test_a_run_comes_by_nothing_that_is_not_its_own_and_ends_with_the_same_bits(
     assert not (two.folder / "server" / "planted").exists()
 
 
+@pytest.mark.slow
 def test_a_link_that_a_run_leaves_is_not_followed_when_its_files_are_fetched(two, run):
     with two.office() as office:
         names = [each["name"] for each in office.call("runs.pull", run=run[0])["files"]]
@@ -66,6 +68,7 @@ def test_a_link_that_a_run_leaves_is_not_followed_when_its_files_are_fetched(two
     assert json.dumps(names).count("safetensors") > 1
 
 
+@pytest.mark.slow
 def test_a_client_comes_by_nothing_but_the_data_that_its_node_gives(two):
     (two.folder / "data").write_text("the data")
     given = ("--source", f"path={two.folder / 'data'}", "--no-network", "--memory", "800MB", "--cpus", "1")

@@ -75,6 +75,7 @@ def test_a_node_without_a_token_waits_until_it_is_approved_and_then_takes_part(t
     assert {"nodes.wait", "nodes.approve", "runs.submit"} <= set(did)
 
 
+@pytest.mark.slow
 def test_a_token_lets_one_node_in(three):
     join = three.invitation()
     three.start_node("first", "--source", "index=8", join=join).wait_for("connected to")

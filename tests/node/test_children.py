@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.conftest import PATIENCE
+from tests.conftest import PATIENCE, some
 
 from umbel import Arrays, Free, Like
 from umbel.core import encoding
@@ -298,10 +298,11 @@ LIES = {
 }
 
 
-@pytest.mark.parametrize("says", LIES.values(), ids=LIES)
-def test_a_child_that_says_what_it_may_not_costs_its_task_and_is_ended(tmp_path, says):
+@pytest.mark.parametrize("lie", some(LIES, 3))
+def test_a_child_that_says_what_it_may_not_costs_its_task_and_is_ended(tmp_path, lie):
     async def run():
-        async with bench(tmp_path, code=LIAR.replace("{does}", "").replace("{says}", says), grace=GRACE) as b:
+        code = LIAR.replace("{does}", "").replace("{says}", LIES[lie])
+        async with bench(tmp_path, code=code, grace=GRACE) as b:
             await b.ready()
             b.start(b.ask(1, "query:lie"))
             failed = await b.next()

@@ -186,7 +186,7 @@ SCENARIOS = {
 }
 
 
-@pytest.mark.parametrize("scenario", some(SCENARIOS, 2))
+@pytest.mark.parametrize("scenario", some(SCENARIOS, 1))
 def test_workers_killed_just_when_they_are_spoken_to(scenario, monkeypatch):
     made, on = SCENARIOS[scenario]
     whole = learned(run(made(), 0, **on))
@@ -292,6 +292,7 @@ def test_the_process_that_makes_workers_is_killed():
         assert len(kills) >= 3
 
 
+@pytest.mark.slow
 def test_workers_with_an_interpreter_of_their_own_are_killed():
     made = lambda: app_of(FedAvg(cohort=7, transforms=top_k(0.5)), rounds=3)  # noqa: E731
     kills = []
@@ -536,7 +537,7 @@ def test_an_interrupt_anywhere_leaves_a_run_that_resumes_and_nothing_else(tmp_pa
     lines = interrupted_at(-1, made(), None, on)
     assert lines > 1000
     interrupts = 0
-    for line in random.Random(7).sample(range(1, lines), 14):
+    for line in random.Random(7).sample(range(1, lines), 8):
         folder = tmp_path / str(line)
         interrupts += interrupted_at(line, made(), folder, on) is True
         left = watched(workers())
@@ -544,7 +545,7 @@ def test_an_interrupt_anywhere_leaves_a_run_that_resumes_and_nothing_else(tmp_pa
         for place in folder.iterdir():
             if (place / "events.jsonl").exists() and (place / "events.jsonl").stat().st_size:
                 assert learned(umbel.resume(made(), place, on=on)) == whole, line
-    assert interrupts > 6
+    assert interrupts > 3
     gc.collect()  # what an interrupt has left open complains here, and not in a test after this one
 
 
@@ -602,6 +603,7 @@ def finished(place, *arguments):
     return json.loads(out)["model_sha256"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", some([signal.SIGINT, signal.SIGKILL, signal.SIGTERM], 1))
 def test_a_command_that_is_stopped_leaves_a_run_that_resumes_and_no_process(number, place):
     whole = finished(place, "run", "app.py", "--seed", "3", "--folder", "whole")

@@ -72,6 +72,7 @@ def test_a_run_inside_a_handler_is_refused(start):
         trained(Simulation(4, workers=1, start=start), train)
 
 
+@pytest.mark.slow
 def test_a_client_that_cannot_be_sent(connect):
     processes.prepare(processes.default_start(), [])
     before, lock = open_files(), threading.Lock()
@@ -87,6 +88,7 @@ def test_a_client_that_cannot_be_sent(connect):
     assert trained(Simulation(4, workers=0), train).rounds == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("named", [False, True])
 def test_sources_that_cannot_be_sent(connect, named):
     before = open_files()

@@ -538,6 +538,7 @@ def test_an_app_may_live_in_a_script_in_a_module_or_on_the_command_line(scripts)
     assert python("-m", "user", 2, folder=scripts) == [here[0], "train.there"]
 
 
+@pytest.mark.slow
 def test_umbel_run_uses_workers(scripts):
     shas = set()
     for workers in ("0", "2"):
@@ -549,6 +550,7 @@ def test_umbel_run_uses_workers(scripts):
     assert len(shas) == 1
 
 
+@pytest.mark.slow
 def test_workers_that_are_started_with_an_interpreter_of_their_own():
     for window in (Window(), ASYNC):
         made = lambda window=window: app_of(FedAvg(cohort=5, window=window, fold=mean()), rounds=3)  # noqa: E731

@@ -3,6 +3,7 @@ context.
 """
 
 import numpy as np
+import pytest
 
 import umbel
 from umbel import Arrays, Ask, Like, State, Strategy, Update, mean
@@ -46,6 +47,7 @@ def distance(strategy):
     return abs(model["w"][0] - np.dot(CURVATURE, OPTIMUM) / sum(CURVATURE))
 
 
+@pytest.mark.slow
 def test_it_finds_the_optimum_of_the_sum_where_averaging_drifts():
     assert distance(Scaffold()) < 1e-6
     assert distance(Scaffold(on=0.0)) > 0.05

@@ -3,6 +3,7 @@ training gets.
 """
 
 import numpy as np
+import pytest
 
 import umbel
 from umbel import FedAvg, Update, top_k
@@ -25,6 +26,7 @@ def final(transforms):
     return umbel.run(app, on=umbel.Simulation(clients=8), folder=None).model["w"]
 
 
+@pytest.mark.slow
 def test_feedback_finds_the_dense_answer_and_its_absence_does_not():
     dense = final(())
     assert np.abs(final(top_k(0.2)) - dense).max() < 0.5

@@ -3,6 +3,7 @@ upper.
 """
 
 import numpy as np
+import pytest
 
 import umbel
 from umbel import Ask, Free, State, Strategy, Update, collect
@@ -43,6 +44,7 @@ class Split(Strategy):
         return State(state.model, loss=upper.metrics["loss"])
 
 
+@pytest.mark.slow
 def test_neither_sees_the_others_part_and_the_loss_vanishes():
     app = umbel.App(client, model={"unused": np.zeros(1)}, strategy=Split(), rounds=400, evaluate_every=0)
     result = umbel.run(app, on=umbel.Simulation(clients={"features": None, "labels": None}), folder=None)
