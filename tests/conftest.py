@@ -28,7 +28,7 @@ os.environ.setdefault("UMBEL_WORKERS", "0")
 
 # How many examples a law is tried on, the same ones each time. `make test-all` takes --hypothesis-profile=full.
 SLOW = (HealthCheck.too_slow,)  # on a busy machine all is
-settings.register_profile("quick", max_examples=25, deadline=None, derandomize=True, suppress_health_check=SLOW)
+settings.register_profile("quick", max_examples=20, deadline=None, derandomize=True, suppress_health_check=SLOW)
 settings.register_profile("full", settings.get_profile("quick"), max_examples=400)
 settings.load_profile("quick")
 

@@ -65,8 +65,8 @@ app = umbel.App(
     client,
     model=umbel.transformers.model(make, tokenizer=tokenizer, trainable_only=True),
     strategy=umbel.FedAvg(cohort="all"),
-    rounds=4,
-    config={"lr": 5e-4, "epochs": 1, "batch": 16},
+    rounds=6,
+    config={"lr": 1e-3, "epochs": 1, "batch": 16},
     federation=umbel.Simulation(clients=6),
 )
 

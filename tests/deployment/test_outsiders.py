@@ -194,6 +194,7 @@ def test_the_newest_session_of_a_key_wins(three):
     assert (end.code, end.retry) == (m.CODE_SUPERSEDED, False)
 
 
+@pytest.mark.slow
 def test_no_secret_is_printed_or_left_in_a_log(three):
     """Nor is one in the end: see `three`."""
     run = three.submit(f"{APP}:whole", 4, "--only=0", "--only=1")

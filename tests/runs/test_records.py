@@ -185,7 +185,8 @@ def test_nothing_is_kept_where_nobody_looks(tmp_path, monkeypatch):
     assert saved.keys() == {"state", "ask", "transforms", "late", "clock"}
 
 
-@pytest.mark.parametrize("name", some(SAMPLERS, 1))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_with_workers_the_run_is_the_same(name):
     results = [run(app(Patient(SAMPLERS[name], OORT)), on=simulation(workers)) for workers in (0, 2)]
     assert len({result.model_sha256 for result in results}) == 1

@@ -528,6 +528,7 @@ def interrupted_at(line: int, app, folder, on):
     return count
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.gettrace() is not None, reason="something else traces")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of a __del__
 def test_an_interrupt_anywhere_leaves_a_run_that_resumes_and_nothing_else(tmp_path):
@@ -537,7 +538,7 @@ def test_an_interrupt_anywhere_leaves_a_run_that_resumes_and_nothing_else(tmp_pa
     lines = interrupted_at(-1, made(), None, on)
     assert lines > 1000
     interrupts = 0
-    for line in random.Random(7).sample(range(1, lines), 8):
+    for line in random.Random(7).sample(range(1, lines), 14):
         folder = tmp_path / str(line)
         interrupts += interrupted_at(line, made(), folder, on) is True
         left = watched(workers())
@@ -545,7 +546,7 @@ def test_an_interrupt_anywhere_leaves_a_run_that_resumes_and_nothing_else(tmp_pa
         for place in folder.iterdir():
             if (place / "events.jsonl").exists() and (place / "events.jsonl").stat().st_size:
                 assert learned(umbel.resume(made(), place, on=on)) == whole, line
-    assert interrupts > 3
+    assert interrupts > 6
     gc.collect()  # what an interrupt has left open complains here, and not in a test after this one
 
 

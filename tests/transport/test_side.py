@@ -157,7 +157,7 @@ def patched(base: bytes, kinds: list[int]) -> bytes:
 
 
 @pytest.mark.parametrize("way", ["up", "down"])
-@settings(max_examples=10)
+@settings(max_examples=max(5, settings.default.max_examples // 10))
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=7), st.integers(LARGE_BLOB, SIZE))
 def test_pieces_that_are_zero_or_there_already_are_not_sent(way: str, kinds: list[int], size: int) -> None:
     async def main(folder: Path) -> None:
