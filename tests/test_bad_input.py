@@ -607,7 +607,7 @@ class slipping(umbel.Transform):
     def send(self, state):
         self._slip("send")
 
-    def finish(self, answer, state, key):
+    def finish(self, answer, state, key, own):
         self._slip("finish")
         return (answer, state) if self.step else answer
 

@@ -122,10 +122,10 @@ class fading(Transform):
     def send(self, state):
         return {"scale": 1 / (1 + state["answers"])}
 
-    def encode(self, update, params, local, key):
+    def encode(self, update, params, local, key, own):
         return replace(update, arrays=update.arrays.map(lambda n, a: params["scale"] * a)), (local or 0) + 1
 
-    def finish(self, answer, state, key):
+    def finish(self, answer, state, key, own):
         drawn = state["drawn"] + float(key.draws().uniform(1)[0])
         value = answer.value.map(lambda n, a: a + drawn)
         return replace(answer, value=value), {"answers": state["answers"] + 1, "drawn": drawn}
@@ -158,12 +158,12 @@ class turning(Transform):
     def send(self, state):
         return state.T
 
-    def encode(self, update, params, local, key):
+    def encode(self, update, params, local, key, own):
         local = RAGGED if local is None else local
         moved = {"v": update.arrays["v"] * (1 + 1e-3 * (params.sum() + local.sum()))}
         return replace(update, arrays=moved), (local * 1.1).T
 
-    def finish(self, answer, state, key):
+    def finish(self, answer, state, key, own):
         drift = 1e-3 * state.sum()
         return replace(answer, value=answer.value.map(lambda n, a: (a + drift).T)), np.asfortranarray(state * 1.01)
 

@@ -528,7 +528,7 @@ class Count(umbel.Transform):
     def init(self, schema):
         return {"arrays": sorted(schema or ()), "asks": 0}
 
-    def finish(self, answer, state, key):
+    def finish(self, answer, state, key, own):
         state = {**state, "asks": state["asks"] + 1}
         return dataclasses.replace(answer, value=answer.value.map(lambda n, a: a + 100 * state["asks"])), state
 

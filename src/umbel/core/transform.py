@@ -16,6 +16,7 @@ from functools import partial
 from importlib import import_module
 from typing import Any, ClassVar, TypeVar
 
+from ..entropy import SYSTEM, Entropy
 from ..errors import StrategyError, UmbelError, UpdateRejected
 from . import encoding
 from .answer import Answer
@@ -109,8 +110,10 @@ class Transform:
         """
         return None
 
-    def encode(self, update: Update, params: Any, local: Any, key: Key) -> tuple[Update, Any]:
-        """At the holder: change the update; `local` is what the last encode here left. `key` is the task's own."""
+    def encode(self, update: Update, params: Any, local: Any, key: Key, own: Entropy = SYSTEM) -> tuple[Update, Any]:
+        """At the holder: change the update; `local` is what the last encode here left. `key` is the task's own, which
+        the run knows; noise that hides something from the run is drawn from `own`, which nobody else knows.
+        """
         return update, local
 
     def settle(self, local: Any, received: Callable[[], Update]) -> Any:
@@ -127,8 +130,10 @@ class Transform:
         """
         return update
 
-    def finish(self, answer: Answer, state: Any, key: Key) -> tuple[Answer, Any]:
-        """On the server, after the fold: change the answer and the state."""
+    def finish(self, answer: Answer, state: Any, key: Key, own: Entropy = SYSTEM) -> tuple[Answer, Any]:
+        """On the server, after the fold: change the answer and the state. What `own` gives is drawn once: the answer
+        is recorded before anything is made of it.
+        """
         return answer, state
 
     def event(self, answer: Answer) -> Any:
@@ -269,11 +274,11 @@ class Chain(Transform):
             found = own if found is None else found.with_(own)
         return found
 
-    def encode(self, update: Update, params: Any, local: Any, key: Key) -> tuple[Update, Any]:
+    def encode(self, update: Update, params: Any, local: Any, key: Key, own: Entropy = SYSTEM) -> tuple[Update, Any]:
         left, schemas = [], []
         before = local if local is not None else (None,) * len(self.parts)
         for i, (part, sent, old) in enumerate(zip(self.parts, params, before, strict=True)):
-            update, kept = part.encode(update, sent, old, key.derive("part", i))
+            update, kept = part.encode(update, sent, old, key.derive("part", i), own)
             left.append(kept)
             schemas.append(as_arrays(update).schema)
         for i, part in enumerate(self.parts):
@@ -290,11 +295,11 @@ class Chain(Transform):
             update = part.decode(update, sent, expected)
         return update
 
-    def finish(self, answer: Answer, state: Any, key: Key) -> tuple[Answer, Any]:
+    def finish(self, answer: Answer, state: Any, key: Key, own: Entropy = SYSTEM) -> tuple[Answer, Any]:
         after = list(state)
         for i in reversed(range(len(self.parts))):
             part = self.parts[i]
-            answer, after[i] = _called(part, part.finish, answer, state[i], key.derive("part", i))
+            answer, after[i] = _called(part, part.finish, answer, state[i], key.derive("part", i), own)
         return answer, encoding.settled(tuple(after))
 
     def event(self, answer: Answer) -> Any:

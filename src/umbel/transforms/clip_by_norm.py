@@ -14,6 +14,7 @@ from ..core.randomness import Key
 from ..core.settings import positive
 from ..core.transform import Transform, as_arrays, register_transform
 from ..core.update import Expectation, Update
+from ..entropy import SYSTEM, Entropy
 from ..errors import StrategyError, UpdateRejected
 
 
@@ -50,7 +51,7 @@ class clip_by_norm(Transform):
                 hint="Fold with mean(), so that every client counts alike.",
             )
 
-    def encode(self, update: Update, params: Any, local: Any, key: Key) -> tuple[Update, Any]:
+    def encode(self, update: Update, params: Any, local: Any, key: Key, own: Entropy = SYSTEM) -> tuple[Update, Any]:
         arrays = as_arrays(update)
         norm = parameter_norm(arrays)
         if not norm > self.norm:  # a NaN goes on, to be rejected by name

@@ -16,6 +16,7 @@ from ..core.fold import Fold
 from ..core.randomness import Key
 from ..core.transform import Transform, as_arrays
 from ..core.update import Expectation, Update, check_schema, finite
+from ..entropy import SYSTEM, Entropy
 from ..errors import StrategyError, UpdateRejected
 
 BYTES, PLACES = np.dtype(np.uint8), np.dtype(np.int64)
@@ -84,7 +85,7 @@ class Compression(Transform):
             made[self._seed] = Spec((), np.dtype(np.uint64), "buffer")
         return Schema(made)
 
-    def encode(self, update: Update, params: Any, local: Any, key: Key) -> tuple[Update, Any]:
+    def encode(self, update: Update, params: Any, local: Any, key: Key, own: Entropy = SYSTEM) -> tuple[Update, Any]:
         arrays = as_arrays(update)
         sent: dict[str, Array] = {}
         seed = key.integer(64)

@@ -11,6 +11,7 @@ from ..core.correction import Correction
 from ..core.randomness import Key
 from ..core.transform import as_arrays, register_transform, taken_aux, with_aux
 from ..core.update import Update
+from ..entropy import SYSTEM, Entropy
 from .differences import PerParameter, zeros
 
 
@@ -30,15 +31,15 @@ class control_variates(PerParameter):
         drift = params if local is None else params.map(lambda n, c: c - local[n])
         return Correction(linear=drift, reports=self.reports)
 
-    def encode(self, update: Update, params: Any, local: Any, key: Key) -> tuple[Update, Any]:
-        own = zeros(params.schema) if local is None else local
+    def encode(self, update: Update, params: Any, local: Any, key: Key, own: Entropy = SYSTEM) -> tuple[Update, Any]:
+        before = zeros(params.schema) if local is None else local
         span = update.metrics["steps"] * update.metrics["lr"]
         if span == 0:  # it had nothing to learn from
             return with_aux(update, self, zeros(params.schema)), local
         moved = as_arrays(update).of_role("parameter").map(lambda n, d: -params[n] - d / span)
-        return with_aux(update, self, moved), own.map(lambda n, c: c + moved[n])
+        return with_aux(update, self, moved), before.map(lambda n, c: c + moved[n])
 
-    def finish(self, answer: Answer, state: Any, key: Key) -> tuple[Answer, Any]:
+    def finish(self, answer: Answer, state: Any, key: Key, own: Entropy = SYSTEM) -> tuple[Answer, Any]:
         moved, answer = taken_aux(answer, self)
         if not moved:
             return answer, state

@@ -16,6 +16,7 @@ from ..core.randomness import Key
 from ..core.settings import not_negative, positive, whole
 from ..core.transform import register_transform
 from ..core.update import Expectation
+from ..entropy import SYSTEM, Entropy
 from ..errors import StrategyError
 from .compression import Compression
 from .tables import Tables
@@ -71,7 +72,7 @@ class count_sketch(Compression):
     def init(self, schema: Any) -> Any:
         return {"speed": {}, "left": {}}
 
-    def finish(self, answer: Answer, state: Any, key: Key) -> tuple[Answer, Any]:
+    def finish(self, answer: Answer, state: Any, key: Key, own: Entropy = SYSTEM) -> tuple[Answer, Any]:
         if not isinstance(answer.value, Arrays):
             return answer, state
         speeds, lefts, taken = dict(state["speed"]), dict(state["left"]), {}

@@ -12,6 +12,7 @@ from ..core.randomness import Key
 from ..core.settings import positive
 from ..core.transform import as_arrays, register_transform
 from ..core.update import Update
+from ..entropy import SYSTEM, Entropy
 from .differences import OnDifferences, changed_answer, zeros
 
 
@@ -36,11 +37,11 @@ class dynamic_regularizer(OnDifferences):
     def correct(self, model: Arrays | None, params: Any, local: Any) -> Correction:
         return Correction(proximal=self.alpha, linear=None if local is None else local.map(lambda n, g: -g))
 
-    def encode(self, update: Update, params: Any, local: Any, key: Key) -> tuple[Update, Any]:
+    def encode(self, update: Update, params: Any, local: Any, key: Key, own: Entropy = SYSTEM) -> tuple[Update, Any]:
         moved = as_arrays(update).of_role("parameter").map(lambda n, d: -self.alpha * d)
         return update, moved if local is None else moved.map(lambda n, g: local[n] + g)
 
-    def finish(self, answer: Answer, state: Any, key: Key) -> tuple[Answer, Any]:
+    def finish(self, answer: Answer, state: Any, key: Key, own: Entropy = SYSTEM) -> tuple[Answer, Any]:
         if not answer.count:
             return answer, state
         share = self.alpha * answer.count / answer.federation

@@ -11,6 +11,7 @@ from ..core.fold import Fold
 from ..core.randomness import Key
 from ..core.transform import Transform, as_arrays, register_transform
 from ..core.update import Expectation, Update
+from ..entropy import SYSTEM, Entropy
 from ..errors import StrategyError
 
 
@@ -33,7 +34,7 @@ class error_feedback(Transform):
         if not expects.delta:
             raise StrategyError("error_feedback adds up differences", hint="Use Like(delta=True).")
 
-    def encode(self, update: Update, params: Any, local: Any, key: Key) -> tuple[Update, Any]:
+    def encode(self, update: Update, params: Any, local: Any, key: Key, own: Entropy = SYSTEM) -> tuple[Update, Any]:
         whole = with_left_out(update, local)
         return replace(update, arrays=whole), whole
 

@@ -13,6 +13,7 @@ from ..core.randomness import Key
 from ..core.settings import positive
 from ..core.transform import as_arrays, register_transform, taken_aux, with_aux
 from ..core.update import Update
+from ..entropy import SYSTEM, Entropy
 from .clip_by_norm import parameter_norm, with_roles
 from .differences import OnDifferences, changed_answer
 
@@ -36,7 +37,7 @@ class extrapolated(OnDifferences):
         norm = parameter_norm(with_roles(as_arrays(update), schema))
         return with_aux(update, self, {"square": np.float64(norm**2)})
 
-    def finish(self, answer: Answer, state: Any, key: Key) -> tuple[Answer, Any]:
+    def finish(self, answer: Answer, state: Any, key: Key, own: Entropy = SYSTEM) -> tuple[Answer, Any]:
         sent, answer = taken_aux(answer, self)
         if not sent:
             return answer, state

@@ -15,6 +15,7 @@ from ..core.randomness import Key
 from ..core.settings import not_negative, positive
 from ..core.transform import as_arrays, checked_aux, register_transform, taken_aux, with_aux
 from ..core.update import Expectation, Update
+from ..entropy import SYSTEM, Entropy
 from ..errors import StrategyError, UpdateRejected
 from .clip_by_norm import parameter_norm, with_roles
 from .differences import OnDifferences, changed, changed_answer
@@ -51,7 +52,7 @@ class fair_weights(OnDifferences):
     def correct(self, model: Arrays | None, params: Any, local: Any) -> Correction:
         return Correction(reports=self.reports)
 
-    def encode(self, update: Update, params: Any, local: Any, key: Key) -> tuple[Update, Any]:
+    def encode(self, update: Update, params: Any, local: Any, key: Key, own: Entropy = SYSTEM) -> tuple[Update, Any]:
         loss = max(0.0, update.metrics["initial_loss"]) + _LEAST
         update = changed(update, lambda n, d: d * d.dtype.type(loss**self.q))
         return with_aux(update, self, {"bend": np.float64(loss)}), local
@@ -66,6 +67,6 @@ class fair_weights(OnDifferences):
         bend = self.q * loss ** (self.q - 1) * square / self.lr + factor
         return with_aux(update, self, {"bend": np.float64(bend)})
 
-    def finish(self, answer: Answer, state: Any, key: Key) -> tuple[Answer, Any]:
+    def finish(self, answer: Answer, state: Any, key: Key, own: Entropy = SYSTEM) -> tuple[Answer, Any]:
         sent, answer = taken_aux(answer, self)
         return changed_answer(answer, lambda n, d: d / float(sent["bend"])) if sent else answer, state

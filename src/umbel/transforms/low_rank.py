@@ -14,6 +14,7 @@ from ..core.arrays import Array, Arrays, Spec
 from ..core.randomness import Key
 from ..core.settings import whole
 from ..core.transform import register_transform
+from ..entropy import SYSTEM, Entropy
 from .compression import Compression
 from .subspace import orthonormal, projected
 
@@ -68,7 +69,7 @@ class low_rank(Compression):
             dense += left[:, None] * right  # one rounding each, so that the sum is the same everywhere
         return dense.reshape(-1)
 
-    def finish(self, answer: Answer, state: Any, key: Key) -> tuple[Answer, Any]:
+    def finish(self, answer: Answer, state: Any, key: Key, own: Entropy = SYSTEM) -> tuple[Answer, Any]:
         if not self.warm_start or not isinstance(answer.value, Arrays):
             return answer, state
         kept = dict(state)

@@ -12,6 +12,7 @@ from ..core.fold import Fold
 from ..core.randomness import Key
 from ..core.transform import register_transform
 from ..core.update import Expectation, Update
+from ..entropy import SYSTEM, Entropy
 from ..errors import StrategyError
 from .differences import OnDifferences, changed, changed_answer
 
@@ -40,11 +41,11 @@ class per_step(OnDifferences):
     def correct(self, model: Arrays | None, params: Any, local: Any) -> Correction:
         return Correction(reports=self.reports)
 
-    def encode(self, update: Update, params: Any, local: Any, key: Key) -> tuple[Update, Any]:
+    def encode(self, update: Update, params: Any, local: Any, key: Key, own: Entropy = SYSTEM) -> tuple[Update, Any]:
         steps = max(1.0, update.metrics["steps"])
         return changed(update, lambda n, d: d / d.dtype.type(steps)), local
 
-    def finish(self, answer: Answer, state: Any, key: Key) -> tuple[Answer, Any]:
+    def finish(self, answer: Answer, state: Any, key: Key, own: Entropy = SYSTEM) -> tuple[Answer, Any]:
         if not answer.count:
             return answer, state
         return changed_answer(answer, lambda n, d: d * answer.metrics["steps"]), state

@@ -14,6 +14,7 @@ from ..core.randomness import Key
 from ..core.settings import number
 from ..core.transform import Transform, register_transform
 from ..core.update import Expectation, Update
+from ..entropy import SYSTEM, Entropy
 from ..errors import SettingError, StrategyError
 
 _MOST = 300.0  # of an exponent
@@ -52,9 +53,9 @@ class tilted(Transform):
     def correct(self, model: Arrays | None, params: Any, local: Any) -> Correction:
         return Correction(reports=self.reports)
 
-    def encode(self, update: Update, params: Any, local: Any, key: Key) -> tuple[Update, Any]:
+    def encode(self, update: Update, params: Any, local: Any, key: Key, own: Entropy = SYSTEM) -> tuple[Update, Any]:
         exponent = self.t * (update.metrics["initial_loss"] - params)
         return replace(update, weight=update.weight * math.exp(min(max(exponent, -_MOST), _MOST))), local
 
-    def finish(self, answer: Answer, state: Any, key: Key) -> tuple[Answer, Any]:
+    def finish(self, answer: Answer, state: Any, key: Key, own: Entropy = SYSTEM) -> tuple[Answer, Any]:
         return answer, answer.metrics.get("initial_loss", state)

@@ -14,6 +14,7 @@ from ..core.randomness import Key
 from ..core.settings import positive
 from ..core.transform import register_transform
 from ..core.update import Update
+from ..entropy import SYSTEM, Entropy
 from .bits import place_bytes, places, places_read
 from .compression import Compression, part
 from .error_feedback import left_out, with_left_out
@@ -65,11 +66,11 @@ class top_k(Sparse):
     def entries(self, size: int) -> int:
         return max(1, round(self.fraction * size))
 
-    def encode(self, update: Update, params: Any, local: Any, key: Key) -> tuple[Update, Any]:
+    def encode(self, update: Update, params: Any, local: Any, key: Key, own: Entropy = SYSTEM) -> tuple[Update, Any]:
         if not self.error_feedback:
-            return super().encode(update, params, None, key)
+            return super().encode(update, params, None, key, own)
         whole = with_left_out(update, local)
-        sent, _ = super().encode(replace(update, arrays=whole), params, None, key)
+        sent, _ = super().encode(replace(update, arrays=whole), params, None, key, own)
         return sent, left_out(whole, self.decode(sent, params, whole.schema))
 
     def pack(self, name: str, flat: Array, spec: Spec, key: Key, params: Any) -> dict[str, Array]:
