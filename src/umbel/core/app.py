@@ -12,6 +12,7 @@ from .arrays import Arrays
 from .client import Client, check_signature
 from .contract import contract
 from .strategy import Question, Strategy
+from .transform import Transform
 from .trees import flat, is_tree
 from .update import Metrics, check_metrics
 
@@ -172,6 +173,19 @@ class App:
         model, evaluates = self._made(), self.evaluate_every > 0
         model = self.initial_model() if model is None else model  # a large one is not held twice
         return contract(model, self.strategy, self.client.handlers, self.config, evaluates)
+
+    def check_released(self) -> None:
+        """Raise `AppError` where the strategy hides every client, and what clients say when they evaluate would be told
+        as it is.
+        """
+        transforms = getattr(self.strategy, "transforms", None)
+        if not (isinstance(transforms, Transform) and transforms.private):
+            return
+        if (self.evaluate_every or self.evaluate_at_start) and "evaluate" in self.client.handlers:
+            raise AppError(
+                "the strategy hides every client, but what clients say when they evaluate would be told as it is",
+                hint="Leave the client's evaluate handler out, and test on data of your own with @app.test.",
+            )
 
     def run_test(self, model: Arrays) -> dict[str, float] | None:
         """Run the operator's evaluation; None where there is none."""

@@ -134,6 +134,8 @@ class Ask:
             raise StrategyError(f"an ask's window is a Window(...), not {self.window!r:.60}")
         if not isinstance(self.fold, Fold):
             raise StrategyError(f"{self.fold!r} is not a fold", hint="Write fold=mean(), with the parentheses.")
+        if transforms.private:
+            self._check_private()
         if self.kind == "evaluate":
             object.__setattr__(self, "expects", NUMBERS)
         else:
@@ -143,6 +145,21 @@ class Ask:
                 self._check(self.expects)
         if self.lane is None:
             object.__setattr__(self, "lane", self.kind)
+
+    def _check_private(self) -> None:
+        """Raise `StrategyError` where more would be told of an answer than what hides its clients lets be."""
+        window, own = self.window, self.transform.parts[0].name
+        if window.quorum > 1:
+            raise StrategyError(
+                f"a quorum of {window.quorum} under {own} would tell how many clients came",
+                hint="Leave it out: noise is released whoever came.",
+            )
+        if window.late == "keep" and window.staleness_exponent:
+            raise StrategyError(
+                f"late updates that count less are not what {own} bounds", hint="Use Window(staleness_exponent=0)."
+            )
+        if not callable(self.expects) and self.expects.aux is not None:
+            raise StrategyError(f"aux arrays beside {own} would be released as they are")
 
     @property
     def transform(self) -> Chain:

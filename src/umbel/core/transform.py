@@ -28,6 +28,8 @@ from .update import Expectation, Update
 from .update import as_arrays as arrays_of
 
 _registry: dict[tuple[str, int], type[Any]] = {}
+CATALOGUES = ("umbel.transforms", "umbel.privacy")
+"""Rooms with transforms of which nobody need have used anything so far."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,11 @@ class Transform:
         return False
 
     @property
+    def moving(self) -> tuple[str, ...]:
+        """Settings that say where it begins, and not what holds in every round."""
+        return ()
+
+    @property
     def brings_aux(self) -> bool:
         """Whether `encode` adds aux arrays of its own, which `decode` has to check by `checked_aux`, and of whose mean
         `finish` makes what it needs.
@@ -75,6 +82,13 @@ class Transform:
     @property
     def feeds_back(self) -> bool:
         """Whether `encode` adds what earlier updates left out, as one step of a chain may at most."""
+        return False
+
+    @property
+    def private(self) -> bool:
+        """Whether it hides every client's part in the answer. Then nothing else of an update may be told: metrics are
+        dropped, and the answer is released whoever came, nobody included.
+        """
         return False
 
     def encoded(self, schema: Schema, sent: Mapping[str, Array] | None = None) -> Schema:
@@ -136,8 +150,10 @@ class Transform:
         """
         return answer, state
 
-    def event(self, answer: Answer) -> Any:
-        """What releasing the answer costs in privacy; None for nothing to account."""
+    def event(self, answer: Answer, state: Any) -> Any:
+        """What releasing the answer costs in privacy, as a plain dict; None for nothing to account. `state` is the one
+        with which the ask was sent.
+        """
         return None
 
     def spec(self) -> Any:
@@ -159,14 +175,17 @@ def register_transform(kind: Kind) -> Kind:
 
 def known_transforms() -> list[tuple[str, int]]:
     """The names and versions of all transforms that are known here, in order."""
+    for catalogue in CATALOGUES:
+        import_module(catalogue)
     return sorted(_registry)
 
 
 def transform_from_spec(spec: Mapping[str, Any]) -> Transform:
     """Rebuild a transform from what its `spec` described. Raises `StrategyError` for one that is not known here."""
     place = spec["name"], spec["version"]
-    if place not in _registry:
-        import_module("umbel.transforms")  # the catalogue, of which nobody need have used anything so far
+    for catalogue in CATALOGUES:
+        if place not in _registry:
+            import_module(catalogue)  # of which nobody need have used anything so far
     kind = _registry.get(place)
     if kind is None:
         raise StrategyError(f"the transform {spec['name']!r} version {spec['version']} is not known here")
@@ -195,12 +214,23 @@ class Chain(Transform):
     def keeps_norm(self) -> bool:
         return all(part.keeps_norm for part in self.parts)
 
+    @property
+    def private(self) -> bool:
+        return any(part.private for part in self.parts)
+
     def encoded(self, schema: Schema, sent: Mapping[str, Array] | None = None) -> Schema:
         for part in self.parts:
             schema = part.encoded(schema, sent)
         return schema
 
     def check(self, fold: Fold, expects: Expectation) -> None:
+        if self.private and len(self.parts) > 1:
+            names = [part.name for part in self.parts]
+            own = next(part.name for part in self.parts if part.private)
+            raise StrategyError(
+                f"{own} stands in a chain of {', '.join(names)}, of which not all is accounted for",
+                hint=f"Use {own} alone.",
+            )
         bounded: Transform | None = None
         hidden: Transform | None = None
         for part in self.parts:
@@ -302,9 +332,9 @@ class Chain(Transform):
             answer, after[i] = _called(part, part.finish, answer, state[i], key.derive("part", i), own)
         return answer, encoding.settled(tuple(after))
 
-    def event(self, answer: Answer) -> Any:
-        events = [e for e in (part.event(answer) for part in self.parts) if e is not None]
-        return events or None
+    def event(self, answer: Answer, state: Any) -> Any:
+        told = (part.event(answer, own) for part, own in zip(self.parts, state, strict=True))
+        return [event for event in told if event is not None] or None
 
     def spec(self) -> Any:
         return [part.spec() for part in self.parts]

@@ -22,7 +22,7 @@ from ..work.account import Account
 from ..work.intake import ClosedAsk
 from ..work.late import call_for, lasting
 from ..work.state import ClientStates
-from .cohorts import draw
+from .cohorts import draw, sampling
 from .coordinator import Close, Command, Coordinator, Event, Opened, TaskState
 from .events import AskClosed, AskOpened, TaskEnded
 from .federation import Session
@@ -41,7 +41,7 @@ UNKNOWN = "?"
 @dataclass(slots=True)
 class AskUnderway:
     """An ask on its way: its place in its round, what was asked of whom, since when, the state of its transforms;
-    `drawn` counts those whom the sampler drew, who need not all be online.
+    `drawn` counts those whom the sampler drew, and `there` says whether all of them were online.
     """
 
     id: int
@@ -50,6 +50,7 @@ class AskUnderway:
     lane: str
     cohort: Sequence[ClientId]
     drawn: int
+    there: bool
     digest: str
     began: float
     place: str
@@ -253,7 +254,7 @@ class RunAsks:
             lane = f"{lane}#{index}"
             ask = replace(ask, lane=lane)
         record, key = self._records.of(ask.clients, lane, r), self._key.derive("cohort", r, number)
-        cohort, drawn = draw(ask.clients, self._clients, self._session.online, key, record)
+        cohort, drawn, there = draw(ask.clients, self._clients, self._session.online, key, record)
         if isinstance(ask.model, Arrays) and ask.model.is_computed:
             ask = replace(ask, model=self._journal.kept(ask.model))
         if ask.window.late == "keep":
@@ -262,7 +263,9 @@ class RunAsks:
         kept = place(lane, ask.transform, schema)
         state = self.transforms[kept] if kept in self.transforms else ask.transform.init(schema)
         digest = ask.digest(cohort) if self._journal.folder is not None else ""
-        self._going[id] = item = AskUnderway(id, number, ask, lane, cohort, drawn, digest, self._clock(), kept, state)
+        self._going[id] = item = AskUnderway(
+            id, number, ask, lane, cohort, drawn, there, digest, self._clock(), kept, state
+        )
         self._session.open(id, ask, r, number, ask.transform.send(state), cohort)
         return item
 
@@ -395,6 +398,7 @@ class RunAsks:
             account=asdict(closed.account),
             clock=self.virtual_now(),
             final=answer is not None and bool(item.ask.transform.parts),
+            releases=[] if answer is None else _releases(item, answer, len(self._clients)),
         )
 
     def _keep_state(self, item: AskUnderway, state: Any) -> None:
@@ -406,7 +410,7 @@ class RunAsks:
         self, item: AskUnderway, r: int, command: Close, closed: ClosedAsk, failed: Mapping[ClientId, str]
     ) -> tuple[Reply, Any]:
         partial = closed.partial
-        came, quorum = partial.count, item.ask.window.quorum
+        came, quorum = partial.count, 0 if item.ask.transform.private else item.ask.window.quorum
         if came < quorum:
             return item.nothing(came, len(failed), item.why_short(came, failed)), item.transform_state
         try:
@@ -422,6 +426,13 @@ class RunAsks:
             return item.ask.transform.finish(answer, item.transform_state, self._key.derive("finish", r, item.number))
         except NothingToFold as error:
             return item.nothing(came, len(failed), error.message), item.transform_state
+
+
+def _releases(item: AskUnderway, answer: Answer, federation: int) -> list[Mapping[str, Any]]:
+    """What an answer tells of clients, as its transforms describe it, with how clients were sampled."""
+    found = item.ask.transform.event(answer, item.transform_state) or ()
+    how = sampling(item.ask, item.drawn, item.there, federation) if found else {}
+    return [{**each, "sampling": how} for each in found]
 
 
 def nothing_came(served: Sequence[AskUnderway]) -> str | None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .. import samplers
+from ..core.ask import Ask
 from ..core.randomness import Key
 from ..core.record import Record
 from ..core.sampler import is_adaptive
@@ -27,19 +28,39 @@ def draw(
     online: Callable[[ClientId], bool],
     key: Key,
     record: Record | None = None,
-) -> tuple[tuple[ClientId, ...], int]:
-    """The clients to ask, and how many the sampler drew. In place of those who are not online, and cannot be asked,
-    others are drawn, as far as the sampler finds any. An adaptive one goes by `record`. Raises `SamplingError`.
+) -> tuple[tuple[ClientId, ...], int, bool]:
+    """The clients to ask, how many the sampler drew, and whether all that it drew first are online. In place of those
+    who are not, and cannot be asked, others are drawn, as far as the sampler finds any. An adaptive one goes by
+    `record`. Raises `SamplingError`.
     """
     cohort = drawn_by(sampler, clients, key, record)
     wanted, found = len(cohort), dict.fromkeys(filter(online, cohort))
+    there = len(found) == wanted
     for again in range(REDRAWS):
         if len(found) == wanted:
             break
         drawn = drawn_by(sampler, clients, key.derive("again", again), record)
         others = (client for client in drawn if client not in found and online(client))
         found.update(dict.fromkeys(islice(others, wanted - len(found))))
-    return tuple(found), wanted
+    return tuple(found), wanted, there
+
+
+def sampling(ask: Ask, drawn: int, there: bool, federation: int) -> dict[str, Any]:
+    """How the clients of an ask were sampled, for who accounts for privacy: `kind` is ``"poisson"`` with its `rate`,
+    ``"fixed"`` (`count` clients `of` so many), ``"everyone"``, or ``"unknown"``, and `why`.
+    """
+    sampler: Any = as_sampler(ask.clients)
+    if not there:
+        return {"kind": "unknown", "why": "clients that the sampler drew were not online, and others took their place"}
+    if not ask.window.takes_all:
+        return {"kind": "unknown", "why": f"who comes in time is in it: {ask.window}"}
+    if isinstance(sampler, samplers.Poisson):
+        return {"kind": "poisson", "rate": sampler.rate}
+    if isinstance(sampler, samplers.Everyone):
+        return {"kind": "everyone"}
+    if isinstance(sampler, samplers.Uniform | samplers.Fraction):
+        return {"kind": "fixed", "count": drawn, "of": federation}
+    return {"kind": "unknown", "why": f"the sampler {type(sampler).__name__} goes by something else than chance alone"}
 
 
 def drawn_by(sampler: Any, clients: Sequence[ClientId], key: Key, record: Record | None = None) -> tuple[ClientId, ...]:

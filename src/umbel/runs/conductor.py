@@ -91,6 +91,7 @@ class Conductor:
 
     def begin(self, model: Arrays) -> None:
         """Start from the initial model."""
+        self.app.check_released()
         self._tell(self.started)
         self._connect()
         self._state = self._start(model)

@@ -142,7 +142,8 @@ class AskClosed(RunEvent):
     updates were folded; with fewer than the quorum there is no answer but a `reason`. `answer` names the file with the
     answer as the strategy got it, and with the tasks that go on. `account` says where the time went; `clock` is the
     virtual time, where time is virtual; `final` says that a transform had a hand in the answer, which is never to be
-    made another time.
+    made another time. `releases` describes what the answer tells of clients, where a transform hides them: one dict
+    each, with `sampling`, which says how clients were drawn.
 
     What became of the clients is told in little: `failures` counts those that failed, `failed` has rows of a reason,
     how many failed for it, and the first of them; `skipped` says which metrics were left out of the means because they
@@ -171,6 +172,7 @@ class AskClosed(RunEvent):
     account: Mapping[str, float] = field(default_factory=dict, compare=False)
     clock: float | None = None
     final: bool = False
+    releases: list[Mapping[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)

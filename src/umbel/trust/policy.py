@@ -103,6 +103,8 @@ class RequiredStep:
                 continue
             said = {key: bound.fault(spec["settings"].get(key)) for key, bound in self.settings.items()}
             wrong = [f"its {key} {fault}" for key, fault in said.items() if fault is not None]
+            moving = [key for key in self.settings if key in transform_from_spec(spec).moving]
+            wrong += [f"its {key} moves from round to round" for key in moving]
             growing = [later["name"] for later in specs[place + 1 :] if transform_from_spec(later).grows]
             wrong += [f"{name} after it can enlarge the update again" for name in growing]
             hiding = [before["name"] for before in specs[:place] if not transform_from_spec(before).keeps_norm]
@@ -283,7 +285,8 @@ class Policy:
             return reasons
         required = {step.name for step in self.transforms}
         parts = chain_from_spec(json.loads(spec.transforms)).parts if required else ()
-        bounds = [part.name for part in parts if part.name in required and part.bound < math.inf]
+        # What hides every client drops what it does not bound.
+        bounds = [p.name for p in parts if p.name in required and p.bound < math.inf and not p.private]
         free = _unbounded(sent.get("expects"), sent.get("model")) if bounds else None
         return [] if free is None else [f"{free}, which {bounds[0]} does not bound, and it has to bound all here"]
 

@@ -407,6 +407,7 @@ class Executor(Intake):
                 if ask.transform.parts:
                     where = place(str(ask.lane), ask.transform, expects.schema(model))
                     update, local = self._encode(ask, update, job.opened.params, local, where, ctx.key)
+                    job.metrics = {} if ask.transform.private else job.metrics
             job.update = update
         user = dict(ctx.state) if ctx.state else {}
         job.state = _encoded(user, local, ctx.client) if kept or user or local else None
