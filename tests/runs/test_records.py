@@ -336,8 +336,8 @@ def test_those_who_are_away_are_chosen_anew_with_another_key():
             return {}
 
     mine, key = Record(), umbel.core.randomness.Key.from_seed(1)
-    cohort, drawn = cohorts.draw(First(), range(9), lambda client: client >= 3, key, mine)
-    assert (cohort, drawn) == ((3, 4), 2)
+    cohort, drawn, there = cohorts.draw(First(), range(9), lambda client: client >= 3, key, mine)
+    assert (cohort, drawn, there) == ((3, 4), 2, False)
     assert len(set(First.keys)) == len(First.keys) == 4
 
 
