@@ -28,14 +28,14 @@ Halves = npt.NDArray[np.uint32]
 
 _BLOCK = 1 << 14  # tries made at a time: a block and its temporaries stay in the cache
 _MARGIN = 2.0  # in units of 2^-32: one for the width of what 32 bits leave open, one for the error of floats
-_MOST_STEPS = 1 << 12  # with steps below 2^51 int64 holds every result; more steps have odds below exp(-2000)
+_MOST_STEPS = 1 << 10  # more have odds below exp(-500), and with steps up to 2^50 int64 holds all results
 
 
 def discrete_gaussian(variance: Fraction | int, n: int, own: Entropy) -> Integers:
     """`n` integers x, each of probability proportional to exp(-x^2 / (2 variance)) (Canonne et al. 2020, algorithm 3).
 
-    `variance` is that parameter, which the variance of a draw is never above. It is from 2^-100 to 2^100,
-    anything else is a ValueError. Takes memory for the result and one block.
+    `variance` is that parameter, which the variance of the draws is never above. It is from 2^-100 to 2^100, anything
+    else is a ValueError. Takes memory for the result and one block.
     """
     variance = _rational(variance, "variance", 100)
     step = math.isqrt(math.floor(variance)) + 1
@@ -71,8 +71,7 @@ def bernoulli_exp(numerators: npt.ArrayLike, denominator: int, own: Entropy) -> 
     result = np.empty(flat.size, np.bool_)
     for start in range(0, flat.size, _BLOCK):
         part = flat[start : start + _BLOCK]
-        bits = own.words((part.size + 1) // 2).view(np.uint32)[: part.size]
-        result[start : start + part.size] = _below_exp(bits, _product, (part,), (unit,), own)
+        result[start : start + part.size] = _below_exp(_halves(part.size, own)[0], _product, (part,), (unit,), own)
     return result.reshape(given.shape)
 
 
@@ -86,6 +85,11 @@ def uniform_integers(bound: int, n: int, own: Entropy) -> Integers:
     while (over := np.flatnonzero(words > largest)).size:
         words[over] = own.words(over.size)
     return (words - words // np.uint64(bound) * np.uint64(bound)).view(np.int64)
+
+
+def _halves(n: int, own: Entropy) -> tuple[Halves, Halves]:
+    words = own.words(n)
+    return (words >> np.uint64(32)).astype(np.uint32), words.astype(np.uint32)
 
 
 def _product(u: Any, *others: Any) -> Any:
@@ -156,8 +160,8 @@ def _geometric(bits: Halves, rate: Fraction, own: Entropy) -> Integers:
         uniform, k = _Uniform(int(bits[i]), own), int(below[i])
         while uniform.below_exp((k + 1) * rate):
             k += 1
-        if k > _MOST_STEPS:
-            raise OverflowError(f"a draw of more than {_MOST_STEPS} steps, as good as impossible: check the entropy")
+            if k > _MOST_STEPS:
+                raise OverflowError("a draw is so large as none ever is: the words of the entropy are not random")
         below[i] = k
     return below
 
@@ -172,11 +176,11 @@ def _two_sided(
     done = 0
     while done < n:
         tries = min(3 * (n - done) + 8, _BLOCK)
-        bits = own.words(tries).view(np.uint32)
-        v = _geometric(bits[:tries], rate, own)
+        first, second = _halves(tries, own)
+        v = _geometric(first, rate, own)
         u = uniform_integers(2 * step, tries, own)
         negative, u = (u & 1).astype(np.bool_), u >> 1
-        kept = _below_exp(bits[tries:], gamma, (u, v), exact, own)
+        kept = _below_exp(second, gamma, (u, v), exact, own)
         size = u + step * v
         kept &= ~negative | (size > 0)  # there is one zero, not two
         drawn = np.where(negative, -size, size)[kept][: n - done]
@@ -193,7 +197,7 @@ def _count(n: int) -> int:
 
 def _rational(value: Fraction | int, name: str, most: int) -> Fraction:
     if isinstance(value, bool) or not isinstance(value, int | Fraction):
-        raise ValueError(f"{name} must be an int or a Fraction, not a {type(value).__name__}; Fraction(x) is a float x")
+        raise ValueError(f"{name} must be an int or a Fraction, not {type(value).__name__}: Fraction(x) of a float x")
     value = Fraction(int(value.numerator), int(value.denominator))  # numpy's integers would overflow
     if not Fraction(1, 1 << 100) <= value <= 1 << most:
         raise ValueError(f"{name} must be from 2**-100 to 2**{most}")
