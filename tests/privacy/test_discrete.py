@@ -1,0 +1,393 @@
+"""Exact noise, against the algorithms of Canonne, Kamath & Steinke 2020 in fractions, and against the probabilities.
+
+Statistics are of pinned words. A right sampler would fail one of them with a probability of 1e-6.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from decimal import Decimal, localcontext
+from fractions import Fraction
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from umbel.core.randomness import Key
+from umbel.entropy import SYSTEM, Entropy
+from umbel.privacy import discrete
+from umbel.privacy.discrete import bernoulli_exp, discrete_gaussian, discrete_laplace, uniform_integers
+
+UNLIKELY = 1e-6
+EVERYTHING = 2.0**33  # as a margin: floats decide nothing
+VARIANCES = [Fraction(1, 3), 1, Fraction(15, 2), 100]
+SCALES = [Fraction(1, 3), 1, Fraction(7, 3), 20]
+KINDS = [("gaussian", v) for v in VARIANCES] + [("laplace", s) for s in SCALES]
+
+
+def pinned(*name: int | str) -> Entropy:
+    return Entropy(Key.from_seed(15).derive("discrete", *name).draws().words)
+
+
+def planted(*words: int) -> Entropy:
+    """Just these words, then ones that are random."""
+    left, rest = list(words), pinned("rest")
+
+    def take(n: int) -> Any:
+        first = [left.pop(0) for _ in range(min(n, len(left)))]
+        return np.concatenate([np.array(first, np.uint64), rest.words(n - len(first))])
+
+    return Entropy(take)
+
+
+def weight(kind: str, setting: Fraction | int, x: int) -> float:
+    return math.exp(-(x * x) / (2 * setting) if kind == "gaussian" else -abs(x) / setting)
+
+
+def odds_of(values: Any, probability: dict[int, float]) -> float:
+    """The p-value of a chi-square test over runs of neighbouring values, each of which is expected ten times or more;
+    0 if there is one that cannot be.
+    """
+    found = dict(zip(*(a.tolist() for a in np.unique(values, return_counts=True)), strict=True))
+    parts, seen, wanted = [], 0, 0.0
+    for x in sorted(probability):
+        seen, wanted = seen + found.pop(x, 0), wanted + len(values) * probability[x]
+        if wanted >= 10:
+            parts.append((seen, wanted))
+            seen, wanted = 0, 0.0
+    parts[-1] = (parts[-1][0] + seen, parts[-1][1] + wanted)
+    return 0.0 if found else float(stats.chi2.sf(sum((s - w) ** 2 / w for s, w in parts), len(parts) - 1))
+
+
+def odds(kind: str, setting: Fraction | int, values: Any) -> float:
+    weights = {x: weight(kind, setting, x) for x in range(-1500, 1501)}
+    total = math.fsum(weights.values())
+    return odds_of(values, {x: w / total for x, w in weights.items()})
+
+
+def draw(kind: str, setting: Fraction | int, n: int, own: Entropy, module: ModuleType = discrete) -> Any:
+    return getattr(module, f"discrete_{kind}")(setting, n, own)
+
+
+class Paper:
+    """Algorithms 1, 2 and 3, one value at a time."""
+
+    def __init__(self, own: Entropy) -> None:
+        self.words = iter(lambda: int(own.words(1)[0]), None)
+
+    def below(self, bound: int) -> int:
+        bits = (bound - 1).bit_length()
+        while True:
+            value = next(self.words) >> (64 - bits) if bits else 0
+            if value < bound:
+                return value
+
+    def bernoulli(self, p: Fraction) -> bool:
+        return self.below(p.denominator) < p.numerator
+
+    def bernoulli_exp(self, gamma: Fraction) -> bool:
+        for _ in range(math.floor(gamma)):
+            if not self.bernoulli_exp_up_to_1(Fraction(1)):
+                return False
+        return self.bernoulli_exp_up_to_1(gamma - math.floor(gamma))
+
+    def bernoulli_exp_up_to_1(self, gamma: Fraction) -> bool:
+        k = 1
+        while self.bernoulli(gamma / k):
+            k += 1
+        return k % 2 == 1
+
+    def laplace(self, scale: Fraction) -> int:
+        t, s = scale.numerator, scale.denominator
+        while True:
+            u, v = self.below(t), 0
+            if not self.bernoulli_exp(Fraction(u, t)):
+                continue
+            while self.bernoulli_exp(Fraction(1)):
+                v += 1
+            y, negative = (u + t * v) // s, self.bernoulli(Fraction(1, 2))
+            if not (negative and y == 0):
+                return -y if negative else y
+
+    def gaussian(self, variance: Fraction) -> int:
+        t = math.isqrt(math.floor(variance)) + 1
+        while True:
+            y = self.laplace(Fraction(t))
+            if self.bernoulli_exp((abs(y) - variance / t) ** 2 / (2 * variance)):
+                return y
+
+
+def exp_floor(gamma: Fraction, size: int) -> int:
+    """2^size exp(-gamma), rounded down, by the decimal module."""
+    with localcontext(prec=size + 60, Emin=-(10**12)):
+        return int((Decimal(-gamma.numerator) / gamma.denominator).exp() * 2**size)
+
+
+# What is drawn
+
+
+@pytest.mark.parametrize(("kind", "setting"), KINDS)
+def test_draws_have_the_probabilities(kind: str, setting: Fraction | int) -> None:
+    values = draw(kind, setting, 100_000, pinned(kind, str(setting)))
+    assert odds(kind, setting, values) > UNLIKELY
+    there = {int(v) for v in values}
+    assert all(-x in there for x in there if weight(kind, setting, x) > 1e-3)
+
+
+@pytest.mark.parametrize(("kind", "setting"), KINDS)
+@pytest.mark.parametrize("n", [400, pytest.param(20_000, marks=pytest.mark.slow)])
+def test_the_papers_own_algorithm_has_them_too(kind: str, setting: Fraction | int, n: int) -> None:
+    paper = Paper(pinned("paper", kind, str(setting)))
+    values = [getattr(paper, kind)(Fraction(setting)) for _ in range(n)]
+    assert odds(kind, setting, values) > UNLIKELY
+
+
+@pytest.mark.parametrize(("kind", "setting"), KINDS)
+@pytest.mark.parametrize("n", [400, pytest.param(20_000, marks=pytest.mark.slow)])
+def test_integers_alone_give_them_too(
+    kind: str, setting: Fraction | int, n: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(discrete, "_MARGIN", EVERYTHING)
+    values = draw(kind, setting, n, pinned("integers", kind, str(setting)))
+    assert odds(kind, setting, values) > UNLIKELY
+
+
+@pytest.mark.parametrize("variance", [2**20, 2**60 + Fraction(1, 3), 2**80 - 1, 2**100])
+def test_a_large_gaussian_is_the_normal_distribution_with_no_gaps(variance: Fraction | int) -> None:
+    n, sigma = 100_000, math.sqrt(variance)
+    values = discrete_gaussian(variance, n, pinned("large", str(variance)))
+    z = values / sigma
+    assert abs(z.mean()) < 5 / math.sqrt(n)  # five standard errors: 6e-7
+    assert abs((z**2).mean() - 1) < 5 * math.sqrt(2 / n)
+    cuts = np.floor(sigma * stats.norm.ppf(np.arange(1, 64) / 64)).astype(np.int64)
+    parts = np.diff(stats.norm.cdf((cuts + 0.5) / sigma), prepend=0, append=1)
+    assert odds_of(np.searchsorted(cuts, values), dict(enumerate(parts))) > UNLIKELY
+    assert odds_of(values % 16, dict.fromkeys(range(16), 1 / 16)) > UNLIKELY
+
+
+@pytest.mark.parametrize("scale", [2**20, 2**40 + Fraction(1, 7), Fraction(2**101 - 1, 2**51)])
+def test_a_large_laplace_has_exponential_sizes_with_no_gaps(scale: Fraction | int) -> None:
+    values = discrete_laplace(scale, 100_000, pinned("large", str(scale)))
+    parts = np.floor(64 * (1 - np.exp(-np.abs(values) / float(scale))))
+    assert odds_of(parts, dict.fromkeys(range(64), 1 / 64)) > UNLIKELY
+    assert odds_of(values % 16, dict.fromkeys(range(16), 1 / 16)) > UNLIKELY
+    assert odds_of(np.sign(values), {-1: 0.5, 1: 0.5}) > UNLIKELY
+
+
+def test_a_tiny_one_is_zero() -> None:
+    for kind in ("gaussian", "laplace"):
+        assert not draw(kind, Fraction(1, 2**100), 1000, pinned("tiny")).any()
+
+
+def test_bernoulli_draws_have_the_probabilities() -> None:
+    numerators = np.arange(12).repeat(20_000).reshape(12, -1)
+    seen = bernoulli_exp(numerators, 3, pinned("bernoulli"))
+    assert seen[0].all()
+    for i in range(1, 12):
+        p = math.exp(-i / 3)
+        assert odds_of(seen[i], {False: 1 - p, True: p}) > UNLIKELY
+    assert not bernoulli_exp(np.full(1000, 2**64 - 1, np.uint64), 1, pinned("never")).any()
+    assert bernoulli_exp(np.full(1000, 2**64 - 1, np.uint64), 10**400, pinned("always")).all()
+
+
+@pytest.mark.parametrize("bound", [1, 2, 7, 2**63, 3 * 2**61])
+def test_integers_are_uniform(bound: int) -> None:
+    values = uniform_integers(bound, 60_000, pinned("uniform", bound))
+    assert values.dtype == np.int64
+    assert 0 <= values.min() <= values.max() < bound
+    parts = min(bound, 12)
+    if parts == 1:
+        return
+    assert odds_of([v * parts // bound for v in values.tolist()], dict.fromkeys(range(parts), 1 / parts)) > UNLIKELY
+    assert odds_of(values % parts, dict.fromkeys(range(parts), 1 / parts)) > UNLIKELY
+
+
+# How it is decided
+
+rationals = st.builds(
+    lambda a, b, power: min(max(Fraction(a, b) * Fraction(2) ** power, Fraction(1, 2**100)), Fraction(2**50)),
+    st.integers(1, 2**70),
+    st.integers(1, 2**70),
+    st.integers(-80, 80),
+)
+kinds = st.sampled_from(["gaussian", "laplace"])
+
+
+@given(kinds, rationals, st.integers(0, 5), st.integers(0, 2**32))
+def test_floats_decide_as_integers_do(kind: str, setting: Fraction, n: int, seed: int) -> None:
+    setting = setting**2 if kind == "gaussian" and setting > 1 else setting
+    wanted = draw(kind, setting, n, pinned(seed))
+    assert (wanted.shape, wanted.dtype) == ((n,), np.int64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(discrete, "_MARGIN", EVERYTHING)
+        patch.setattr(discrete.np, "exp", lambda x: np.zeros_like(x))  # and none is used
+        assert draw(kind, setting, n, pinned(seed)).tolist() == wanted.tolist()
+
+
+@given(kinds, rationals, st.integers(0, 2**32))
+def test_what_is_close_to_the_edge_is_on_the_right_side_of_it(kind: str, setting: Fraction, seed: int) -> None:
+    setting = setting**2 if kind == "gaussian" and setting > 1 else setting
+    asked: list[tuple[Any, ...]] = []
+    below_exp, geometric = discrete._below_exp, discrete._geometric
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(discrete, "_below_exp", lambda bits, *more: asked.append(more) or below_exp(bits, *more))
+        patch.setattr(discrete, "_geometric", lambda bits, *more: asked.append(more) or geometric(bits, *more))
+        draw(kind, setting, 2, pinned(seed))
+    rate, (gamma, at, exact, _) = asked[0][0], asked[1]
+    floors = [exp_floor(gamma(*(int(a[i]) for a in at), *exact), 32) for i in range(at[0].size)]
+    steps = np.array([exp_floor(k * rate, 32) for k in range(1, int(20 / rate))], np.int64)
+    for off in (-4, -3, -2, -1, 1, 2, 3, 4):
+        bits = np.clip(np.array(floors) + off, 0, 2**32 - 1)
+        seen = below_exp(bits.astype(np.uint32), gamma, at, exact, SYSTEM)
+        clear = bits != floors
+        assert (seen == (bits < floors))[clear].all()
+        counts = geometric((steps + off).astype(np.uint32), rate, SYSTEM)
+        assert counts.tolist() == [(steps > each + off).sum() for each in steps]
+
+
+@given(st.fractions(0, 60, max_denominator=10**9), st.integers(32, 200))
+def test_the_series_is_right_to_the_last_bit(gamma: Fraction, size: int) -> None:
+    assert discrete._exp_floor(gamma, size) == exp_floor(gamma, size)
+    tiny = Fraction(1, 2**300 + gamma.numerator)
+    assert discrete._exp_floor(tiny, size) == 2**size - 1
+    assert discrete._exp_floor(Fraction(size) + 1 + gamma, size) == 0
+
+
+@given(st.integers(1, 2**32 - 1), st.integers(30, 120), st.sampled_from([1, -1]))
+def test_the_series_is_right_just_beside_an_integer(whole: int, bits: int, side: int) -> None:
+    with localcontext(prec=100):
+        gamma = Fraction(-((whole + side / Decimal(2**bits)) / 2**32).ln())
+    assert discrete._exp_floor(gamma, 32) == (whole if side > 0 else whole - 1)
+
+
+@given(st.integers(1, 60), st.integers(1, 9), st.integers(1, 2))
+def test_what_no_bits_so_far_decide_further_ones_do(numerator: int, denominator: int, words: int) -> None:
+    floor = exp_floor(Fraction(numerator, denominator), 32 + 64 * words)
+    for off in (-1, 1):
+        value = max(floor + off, 0)
+        first, rest = value >> 64 * words, [value >> 64 * i & (1 << 64) - 1 for i in reversed(range(words))]
+        if value != floor:
+            own = planted(first << 32, *rest)
+            assert bernoulli_exp([numerator], denominator, own).tolist() == [off < 0]
+
+
+def test_whoever_has_no_random_words_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(discrete, "_MOST_STEPS", 20)
+    with pytest.raises(OverflowError, match="not random"):
+        discrete_laplace(3, 1, Entropy(lambda n: np.zeros(n, np.uint64)))
+
+
+# What would be wrong
+
+
+def broken(old: str, new: str) -> ModuleType:
+    source = inspect.getsource(discrete)
+    assert source.count(old) == 1
+    module = ModuleType("broken")
+    module.__package__ = discrete.__package__
+    exec(compile(source.replace(old, new), "broken", "exec"), vars(module))
+    return module
+
+
+BUGS = {
+    "zero twice": ("kept &= ~negative | (size > 0)", "pass", "laplace", 1),
+    "zero twice, of the Gaussian": ("kept &= ~negative | (size > 0)", "pass", "gaussian", 1),
+    "no zero": ("~negative | (size > 0)", "size > 0", "laplace", 20),
+    "kept as if proposals were uniform": ("square - v +", "square +", "gaussian", Fraction(15, 2)),
+    "variance for its double": ("(1 / (2 * variance),", "(1 / variance,", "gaussian", 100),
+    "a scale too large by one": ("(1 / scale,)", "(1 / (scale + 1),)", "laplace", Fraction(7, 3)),
+    "a rate that is not the step's": ("step / scale, _product", "Fraction(1), _product", "laplace", Fraction(7, 3)),
+    "the sign's bit used twice": ("u >> 1", "u // 4 * 2 + (u & 1)", "gaussian", 100),
+    "one word used twice": ("_below_exp(second,", "_below_exp(first,", "gaussian", 100),
+}
+INTEGER_BUGS = {
+    "a step too many": ("(k + 1) * rate", "k * rate", "gaussian", 1),
+    "a sum that is too large": ("high += 1  #", "high = low = low + low // 99  #", "gaussian", 1),
+}
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_wrong_sampler_is_found(bug: str) -> None:
+    old, new, kind, setting = BUGS[bug]
+    module = broken(old, new)
+    assert odds(kind, setting, draw(kind, setting, 50_000, pinned(bug), module)) < UNLIKELY
+
+
+@pytest.mark.parametrize("bug", INTEGER_BUGS)
+def test_wrong_integers_are_found(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new, kind, setting = INTEGER_BUGS[bug]
+    module = broken(old, new)
+    monkeypatch.setattr(module, "_MARGIN", EVERYTHING)
+    assert draw(kind, setting, 100, pinned(bug), module).tolist() != draw(kind, setting, 100, pinned(bug)).tolist()
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("sampler", [discrete_gaussian, discrete_laplace])
+@pytest.mark.parametrize("setting", [0, -1, Fraction(-1, 3), 2**100 + 1, Fraction(1, 2**101), 10**400])
+def test_what_int64_or_floats_do_not_hold_is_refused(sampler: Callable[..., Any], setting: Fraction | int) -> None:
+    with pytest.raises(ValueError, match=r"must be from 2\*\*-100 to 2"):
+        sampler(setting, 1, SYSTEM)
+
+
+@pytest.mark.parametrize("sampler", [discrete_gaussian, discrete_laplace])
+@pytest.mark.parametrize("setting", [1.0, True, "1", None, np.int64(3), math.inf])
+def test_what_is_no_rational_is_refused(sampler: Callable[..., Any], setting: Any) -> None:
+    with pytest.raises(ValueError, match="must be an int or a Fraction"):
+        sampler(setting, 1, SYSTEM)
+
+
+def test_fractions_of_numpys_integers_do_not_overflow() -> None:
+    variance = Fraction(np.int64(2**40), np.int64(3))
+    seen = discrete_gaussian(variance, 100, pinned("numpy"))
+    assert seen.tolist() == discrete_gaussian(Fraction(2**40, 3), 100, pinned("numpy")).tolist()
+
+
+@pytest.mark.parametrize("numerators", [[-1], [0.5], [True], [2**65], ["1"]])
+def test_numerators_that_are_none_are_refused(numerators: Any) -> None:
+    with pytest.raises(ValueError, match="numerators must be integers"):
+        bernoulli_exp(numerators, 1, SYSTEM)
+
+
+CALLS = [
+    ("denominator must be", lambda: bernoulli_exp([1], 0, SYSTEM)),
+    ("denominator must be", lambda: bernoulli_exp([1], 1.5, SYSTEM)),  # type: ignore[arg-type]
+    ("bound must be", lambda: uniform_integers(0, 1, SYSTEM)),
+    ("bound must be", lambda: uniform_integers(2**63 + 1, 1, SYSTEM)),
+    ("n must not be negative", lambda: discrete_gaussian(1, -1, SYSTEM)),
+    ("n must not be negative", lambda: discrete_laplace(1, -1, SYSTEM)),
+    ("n must not be negative", lambda: uniform_integers(1, -1, SYSTEM)),
+]
+
+
+@pytest.mark.parametrize(("message", "call"), CALLS)
+def test_wrong_settings_are_refused(message: str, call: Callable[[], Any]) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@given(st.lists(st.integers(0, 4), max_size=3), st.sampled_from("bhilBHIL"))
+def test_bernoulli_draws_have_the_shape_of_what_is_asked(shape: list[int], dtype: str) -> None:
+    seen = bernoulli_exp(np.ones(shape, dtype), 2, pinned("shape"))
+    assert (seen.shape, seen.dtype) == (tuple(shape), np.bool_)
+
+
+@given(st.integers(0, 50), st.integers(1, 20))
+def test_blocks_do_not_show(n: int, block: int) -> None:
+    """Each block is drawn like the first one: no value is left out or there twice."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(discrete, "_BLOCK", block)
+        assert discrete_gaussian(2**80, n, pinned(block)).size == n == len(set(discrete_gaussian(2**80, n, SYSTEM)))
+        assert bernoulli_exp(np.arange(n) * 10**9, 1, SYSTEM).tolist() == [i == 0 for i in range(n)]
+
+
+def test_the_operating_systems_noise_is_other_noise_each_time() -> None:
+    first, second = (discrete_gaussian(2**60, 20, SYSTEM) for _ in range(2))
+    assert not set(first.tolist()) & set(second.tolist())
