@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import comparing, deployment
+from . import comparing, deployment, privacy
 from .faults import reported
 from .options import (
     RUNS,
@@ -468,3 +468,4 @@ def doctor(json: TableJson = False, folder: Folder = RUNS, debug: Debug = False)
 
 
 deployment.register(program)
+privacy.register(program)

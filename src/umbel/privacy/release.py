@@ -1,0 +1,100 @@
+"""What an accountant has to know of a noisy release: what a transform's `event` returns, and a run's log keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+from ..core.settings import not_negative, positive, whole
+from ..errors import SettingError
+
+MECHANISMS = ("gaussian", "discrete_gaussian", "laplace", "pure")
+UNITS = ("client", "example")
+ADD_OR_REMOVE, ZERO_OUT, REPLACE = NEIGHBOURS = ("add or remove one", "zero out one", "replace one")
+SAMPLINGS = {"poisson": {"rate"}, "fixed": {"count", "of"}, "everyone": set[str](), "unknown": {"why"}}
+"""The kinds of sampling, and what is said beside `kind` of each."""
+
+
+@dataclass(frozen=True)
+class NoisyRelease:
+    """One noisy answer. Raises `SettingError` for what cannot be.
+
+    ``noise * norm`` is the standard deviation of the noise on the sum (of Laplace noise its scale). `norm` bounds what
+    one unit adds to that sum, rounding included: in L2, of Laplace noise in L1. Whether twice that can change, as where
+    one is replaced, is for the accountant to see. Of several sums that are told together `noise` is that of all, and
+    `steps` that of the coarsest grid.
+
+    `mechanism` is ``gaussian``; ``discrete_gaussian``, whose standard deviation in steps of its grid is `steps`;
+    ``laplace``; or ``pure``, any mechanism that by itself, between neighbours, is 1/`noise`-differentially private, as
+    PrivUnit and randomised response are.
+
+    `sampling` says how a release's units were taken: ``{"kind": "poisson", "rate": q}`` each by its own throw of the
+    dice, of which nobody who sees the release learns anything; ``{"kind": "fixed", "count": n, "of": N}`` so many, each
+    set equally likely; ``{"kind": "everyone"}``; or ``{"kind": "unknown", "why": "..."}``: by whatever else does not go
+    by anybody's data, as availability or speed. (What goes by what clients told cannot be described: no account of
+    it holds.) What was noised by its holder was not sampled for whoever sees who sent it.
+
+    `denominator` is the fixed number that the sum is divided by, None where that is how many came.
+    """
+
+    mechanism: str
+    noise: float
+    norm: float
+    unit: str
+    neighbours: str
+    sampling: Mapping[str, Any]
+    denominator: float | None
+    steps: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, known in (("mechanism", MECHANISMS), ("unit", UNITS), ("neighbours", NEIGHBOURS)):
+            if getattr(self, name) not in known:
+                raise SettingError(f"NoisyRelease: {name} is one of {', '.join(known)}, not {getattr(self, name)!r:.60}")
+        not_negative(self, "noise")
+        positive(self, "norm", *(["denominator"] if self.denominator is not None else []))
+        if (self.mechanism == "discrete_gaussian") != (self.steps is not None):
+            raise SettingError("NoisyRelease: steps go with discrete_gaussian, which cannot do without")
+        if self.steps is not None:
+            not_negative(self, "steps")
+        object.__setattr__(self, "sampling", dict(_Sampling.checked(self.sampling)))
+
+    def plain(self) -> dict[str, Any]:
+        """The release as JSON can hold it; `of` reads it."""
+        return {**{f.name: getattr(self, f.name) for f in fields(self)}, "sampling": dict(self.sampling)}
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> NoisyRelease:
+        """The release that `plain` described. Raises `SettingError` for anything else."""
+        if not isinstance(plain, Mapping):
+            raise SettingError(f"a release is described by a dict, not by {plain!r:.60}")
+        names = {f.name for f in fields(cls)}
+        if plain.keys() != names:
+            wrong = sorted(map(str, plain.keys() ^ names))
+            raise SettingError(f"a release is described by {', '.join(sorted(names))}; these do not fit: {wrong}")
+        return cls(**plain)
+
+
+@dataclass(frozen=True)
+class _Sampling:
+    """The numbers of a sampling, to be checked as settings are."""
+
+    name: ClassVar[str] = "NoisyRelease: sampling"
+    rate: Any = 1.0
+    count: Any = 1
+    of: Any = 1
+
+    @classmethod
+    def checked(cls, plain: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A sampling. Raises `SettingError` for what is none."""
+        kind = plain.get("kind") if isinstance(plain, Mapping) else None
+        if not isinstance(kind, str) or kind not in SAMPLINGS or plain.keys() != SAMPLINGS[kind] | {"kind"}:
+            known = "; ".join(" and ".join([name, *sorted(with_)]) for name, with_ in SAMPLINGS.items())
+            raise SettingError(f"NoisyRelease: a sampling has a kind and what belongs to it ({known}), not {plain!r:.80}")
+        if kind == "unknown" and not isinstance(plain["why"], str):
+            raise SettingError(f"NoisyRelease: why a sampling is unknown is a text, not {plain['why']!r:.60}")
+        one = cls(**{name: value for name, value in plain.items() if name in ("rate", "count", "of")})
+        positive(one, "rate", most=1.0)
+        whole(one, count=1)
+        whole(one, of=one.count)
+        return plain
