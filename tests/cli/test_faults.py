@@ -144,6 +144,7 @@ FAILING = {
     ("logs",): ("logs", "last"),
     ("compare",): ("compare", "last"),
     **{(name,): (name, "gone") for name in ("strategies", "folds", "transforms", "samplers", "partitioners")},
+    ("privacy", "show"): ("privacy", "show", "last"),
     ("nodes", "invite"): ("nodes", "invite"),
     ("nodes", "ls"): ("nodes", "ls"),
     ("operators", "add"): ("operators", "add", "ann"),

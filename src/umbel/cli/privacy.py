@@ -7,19 +7,21 @@ from typing import Annotated
 import typer
 
 from .faults import reported
-from .options import Debug, Plot, TableJson, group
+from .options import RUNS, Debug, Folder, Plot, Run, TableJson, group
 
-privacy = group("privacy", "Plan how much noise a run needs for what may be spent.")
+Accountant = Annotated[
+    str,
+    typer.Option(
+        "--accountant", metavar="NAME", help="pld (privacy loss distributions) or rdp (Renyi divergences, looser)."
+    ),
+]
+
+privacy = group("privacy", "Plan how much noise a run needs, and show what one has spent.")
 
 
 def register(program: typer.Typer) -> None:
     """Add these commands to the program."""
     program.add_typer(privacy)
-
-
-@privacy.callback()
-def _privacy() -> None:
-    pass  # so that one command is not the group itself
 
 
 @privacy.command()
@@ -31,12 +33,7 @@ def plan(
     rounds: Annotated[int, typer.Option("--rounds", metavar="N", min=1, help="How many noised answers.")],
     population: Annotated[int, typer.Option("--population", metavar="N", min=1, help="How many clients there are.")],
     cohort: Annotated[int, typer.Option("--cohort", metavar="N", min=1, help="How many the mean round has.")],
-    accountant: Annotated[
-        str,
-        typer.Option(
-            "--accountant", metavar="NAME", help="pld (privacy loss distributions) or rdp (Renyi divergences, looser)."
-        ),
-    ] = "pld",
+    accountant: Accountant = "pld",
     plot: Plot = None,
     json: TableJson = False,
     debug: Debug = False,
@@ -46,3 +43,22 @@ def plan(
         from .privacy_commands import plan
 
         plan((epsilon, delta, rounds, population, cohort, accountant), plot=plot, json=json)
+
+
+@privacy.command()
+def show(
+    run: Run = "last",
+    delta: Annotated[
+        float | None,
+        typer.Option("--delta", metavar="D", help="With what probability more; a tenth of 1 / clients by default."),
+    ] = None,
+    accountant: Accountant = "pld",
+    folder: Folder = RUNS,
+    json: TableJson = False,
+    debug: Debug = False,
+) -> None:
+    """Say what a run's answers have spent together, and what that counts on (needs umbel\\[dp])."""
+    with reported(debug, json):
+        from .spent import show
+
+        show(run, folder, delta, accountant, json=json)

@@ -50,7 +50,9 @@ class NoisyRelease:
     def __post_init__(self) -> None:
         for name, known in (("mechanism", MECHANISMS), ("unit", UNITS), ("neighbours", NEIGHBOURS)):
             if getattr(self, name) not in known:
-                raise SettingError(f"NoisyRelease: {name} is one of {', '.join(known)}, not {getattr(self, name)!r:.60}")
+                raise SettingError(
+                    f"NoisyRelease: {name} is one of {', '.join(known)}, not {getattr(self, name)!r:.60}"
+                )
         not_negative(self, "noise")
         positive(self, "norm", *(["denominator"] if self.denominator is not None else []))
         if (self.mechanism == "discrete_gaussian") != (self.steps is not None):
@@ -90,7 +92,9 @@ class _Sampling:
         kind = plain.get("kind") if isinstance(plain, Mapping) else None
         if not isinstance(kind, str) or kind not in SAMPLINGS or plain.keys() != SAMPLINGS[kind] | {"kind"}:
             known = "; ".join(" and ".join([name, *sorted(with_)]) for name, with_ in SAMPLINGS.items())
-            raise SettingError(f"NoisyRelease: a sampling has a kind and what belongs to it ({known}), not {plain!r:.80}")
+            raise SettingError(
+                f"NoisyRelease: a sampling has a kind and what belongs to it ({known}), not {plain!r:.80}"
+            )
         if kind == "unknown" and not isinstance(plain["why"], str):
             raise SettingError(f"NoisyRelease: why a sampling is unknown is a text, not {plain['why']!r:.60}")
         one = cls(**{name: value for name, value in plain.items() if name in ("rate", "count", "of")})
