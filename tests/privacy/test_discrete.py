@@ -134,14 +134,14 @@ def exp_floor(gamma: Fraction, size: int) -> int:
 
 @pytest.mark.parametrize(("kind", "setting"), KINDS)
 def test_draws_have_the_probabilities(kind: str, setting: Fraction | int) -> None:
-    values = draw(kind, setting, 100_000, pinned(kind, str(setting)))
+    values = draw(kind, setting, 50_000, pinned(kind, str(setting)))
     assert odds(kind, setting, values) > UNLIKELY
     there = {int(v) for v in values}
-    assert all(-x in there for x in there if weight(kind, setting, x) > 1e-3)
+    assert all(-x in there for x in there if weight(kind, setting, x) > 0.05)
 
 
 @pytest.mark.parametrize(("kind", "setting"), KINDS)
-@pytest.mark.parametrize("n", [400, pytest.param(20_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n", [300, pytest.param(20_000, marks=pytest.mark.slow)])
 def test_the_papers_own_algorithm_has_them_too(kind: str, setting: Fraction | int, n: int) -> None:
     paper = Paper(pinned("paper", kind, str(setting)))
     values = [getattr(paper, kind)(Fraction(setting)) for _ in range(n)]
@@ -149,7 +149,7 @@ def test_the_papers_own_algorithm_has_them_too(kind: str, setting: Fraction | in
 
 
 @pytest.mark.parametrize(("kind", "setting"), KINDS)
-@pytest.mark.parametrize("n", [400, pytest.param(20_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n", [300, pytest.param(20_000, marks=pytest.mark.slow)])
 def test_integers_alone_give_them_too(
     kind: str, setting: Fraction | int, n: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,7 +160,7 @@ def test_integers_alone_give_them_too(
 
 @pytest.mark.parametrize("variance", [2**20, 2**60 + Fraction(1, 3), 2**80 - 1, 2**100])
 def test_a_large_gaussian_is_the_normal_distribution_with_no_gaps(variance: Fraction | int) -> None:
-    n, sigma = 100_000, math.sqrt(variance)
+    n, sigma = 50_000, math.sqrt(variance)
     values = discrete_gaussian(variance, n, pinned("large", str(variance)))
     z = values / sigma
     assert abs(z.mean()) < 5 / math.sqrt(n)  # five standard errors: 6e-7
@@ -173,7 +173,7 @@ def test_a_large_gaussian_is_the_normal_distribution_with_no_gaps(variance: Frac
 
 @pytest.mark.parametrize("scale", [2**20, 2**40 + Fraction(1, 7), Fraction(2**101 - 1, 2**51)])
 def test_a_large_laplace_has_exponential_sizes_with_no_gaps(scale: Fraction | int) -> None:
-    values = discrete_laplace(scale, 100_000, pinned("large", str(scale)))
+    values = discrete_laplace(scale, 50_000, pinned("large", str(scale)))
     parts = np.floor(64 * (1 - np.exp(-np.abs(values) / float(scale))))
     assert odds_of(parts, dict.fromkeys(range(64), 1 / 64)) > UNLIKELY
     assert odds_of(values % 16, dict.fromkeys(range(16), 1 / 16)) > UNLIKELY
@@ -316,7 +316,7 @@ INTEGER_BUGS = {
 def test_a_wrong_sampler_is_found(bug: str) -> None:
     old, new, kind, setting = BUGS[bug]
     module = broken(old, new)
-    assert odds(kind, setting, draw(kind, setting, 50_000, pinned(bug), module)) < UNLIKELY
+    assert odds(kind, setting, draw(kind, setting, 20_000, pinned(bug), module)) < UNLIKELY
 
 
 @pytest.mark.parametrize("bug", INTEGER_BUGS)
