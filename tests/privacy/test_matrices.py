@@ -92,6 +92,12 @@ def test_the_sensitivity_is_that_of_the_worst_pattern(factorisation, participati
     check_sensitivity(factorisation, participations, separation)
 
 
+@pytest.mark.parametrize("coefficients", [(3, 2, 1), (3, -2, 1)])
+def test_columns_that_overlap_by_one_row_are_not_taken_for_orthogonal(coefficients):
+    for separation in (1, 2, 3, 4):
+        check_sensitivity(BandedToeplitz((1.0,) * 9, coefficients), 3, separation)
+
+
 def test_sensitivities_that_are_known():
     f = banded(100, 4)
     assert f.sensitivity(5, 4) == pytest.approx(np.sqrt(5) * np.linalg.norm(f.coefficients))
@@ -102,6 +108,7 @@ def test_sensitivities_that_are_known():
     for n in (1, 2, 7, 8, 100, 1023, 1024):
         assert tree(n).sensitivity() == pytest.approx(np.sqrt(n.bit_length()))  # one node of each level
     assert banded(30, 1).sensitivity(4) == 2
+    assert tree(3).sensitivity(2, 4) == tree(3).sensitivity()  # a client that never comes again
 
 
 def test_a_general_pattern_of_a_tree_is_bounded_without_much_loss():

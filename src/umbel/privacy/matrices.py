@@ -127,7 +127,7 @@ class BinaryTree(Factorisation):
         for t in range(self.rounds, 0, -1):
             after = t + (t & -t)
             rows[t] = 1 + (rows[after] if after <= self.rounds else 0)
-        return np.array(rows[1:])
+        return np.array(rows[1:], np.float64)
 
     def correlated(self, past: Sequence[Noise], z: Noise, round: int) -> tuple[Noise, list[Noise]]:
         replaced = (round ^ (round + 1)).bit_length() - 1  # the bits that are set at the end of `round`
@@ -312,6 +312,7 @@ def _quotient(a: Sequence[float] | Floats, c: Sequence[float] | Floats) -> Float
 def _largest(values: Floats, picks: int, separation: int) -> Any:
     """The largest sums, along the last axis, of at most so many values (none negative) that are so far apart."""
     best = np.zeros_like(values)
+    separation = min(separation, values.shape[-1])
     for _ in range(picks):
         earlier = np.zeros_like(values)
         earlier[..., separation:] = best[..., : best.shape[-1] - separation]
