@@ -20,6 +20,8 @@ from .release import ADD_OR_REMOVE, REPLACE, NoisyRelease
 
 ACCOUNTANTS = ("pld", "rdp")
 
+GAUSSIAN = ("gaussian", "discrete_gaussian")
+
 Event = tuple[Any, ...]
 """A release as an accountant sees it: its kind, and numbers; noise relative to what can change between neighbours."""
 
@@ -34,6 +36,10 @@ stays within 1 +- 1e-18, which is beyond the digits of an epsilon.
 """
 
 FINEST = 1e-4
+LEAST_NOISE, LEAST_LAPLACE, MOST_NOISE = 1e-6, 1e-2, 1e9
+"""Less noise counts as none, and more as this, so that no square of it overflows."""
+VAST = 500.0
+"""Losses above this are too large for privacy loss distributions in floating point: Renyi divergences bound them."""
 QUICK = "quick"
 """An accountant of few orders of Renyi divergences: a bound to begin with."""
 QUICK_ORDERS = (1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256)
@@ -66,7 +72,8 @@ class PrivacySpent:
 def spent(releases: Iterable[NoisyRelease], delta: float, accountant: str = "pld") -> PrivacySpent:
     """What releases cost, whatever their order; each may depend on what those before it gave.
 
-    `accountant` is ``pld`` (privacy loss distributions, tight) or ``rdp`` (Renyi divergences, looser, and quicker).
+    `accountant` is ``pld`` (privacy loss distributions, tight; of an epsilon in the hundreds Renyi divergences) or
+    ``rdp`` (Renyi divergences, looser, and quicker).
     Raises `SettingError` for releases of several units or neighbouring relations, whose costs do not add up, and
     `CallerError` where dp-accounting is not installed.
     """
@@ -90,8 +97,8 @@ def spent(releases: Iterable[NoisyRelease], delta: float, accountant: str = "pld
         epsilon_of(events, delta, accountant),
         delta,
         accountant,
-        first and first.unit,
-        first and first.neighbours,
+        first.unit if first else None,
+        first.neighbours if first else None,
         tuple(sorted(sampling)),
         len(listed),
         tuple(sorted(why)),
@@ -162,15 +169,15 @@ class _Seen:
         noise = release.noise / self._change()
         if release.mechanism == "discrete_gaussian":
             noise = self._continuous(noise)
-        if noise == 0.0:
+        if noise < (LEAST_NOISE if release.mechanism in GAUSSIAN else LEAST_LAPLACE):
+            self.why.append("a release has next to no noise: nothing holds")
             return ("nothing",)
+        noise = min(noise, MOST_NOISE)
         if release.mechanism in GAUSSIAN:
             return self._sampled("gaussian", noise)
-        if release.mechanism == "laplace" and self.accountant == "pld":
+        if release.mechanism == "laplace":
             return self._sampled("laplace", noise)
-        if self.counted:  # of a mechanism that is 1/noise-private by itself: Balle, Barthe & Gaboardi 2018, theorem 8
-            return ("pure", _log1p_of(release.sampling["rate"], 1 / noise))
-        return ("laplace", noise) if release.mechanism == "laplace" else ("pure", 1 / noise)
+        return ("pure", _sampled_pure(release.sampling["rate"], 1 / noise) if self.counted else 1 / noise)
 
     def _change(self) -> float:
         """How many times `norm` the sum can change between neighbours."""
@@ -188,11 +195,13 @@ class _Seen:
         """The noise of a continuous Gaussian that a discrete one stands behind."""
         steps = self.release.steps or 0.0
         if self.accountant == "rdp" and not self.counted:
-            return noise  # the same Renyi divergences: Canonne, Kamath & Steinke 2020, proposition 5
+            return noise  # no larger Renyi divergences than a continuous one: Canonne, Kamath & Steinke 2020
         if steps > ROUNDING:
             return noise * math.sqrt(1 - (ROUNDING / steps) ** 2)
-        self.why.append(f"of discrete noise of {steps:g} steps of its grid nothing but Renyi divergences are known")
         self.counted = False
+        self.why.append(
+            f"discrete noise of {steps:g} steps of its grid counts by Renyi divergences only, and without sampling"
+        )
         return noise if self.accountant == "rdp" else 0.0
 
     def _sampled(self, kind: str, noise: float) -> Event:
@@ -200,18 +209,13 @@ class _Seen:
             return (kind, noise)
         sampling = self.release.sampling
         if sampling["kind"] == "fixed":
-            return ("fixed", sampling["count"], sampling["of"], noise)
+            return ("fixed", sampling["count"], sampling["of"], min(noise, 1e6))  # more is beyond the library's digits
         return (f"poisson {kind}", sampling["rate"], noise)
 
 
-GAUSSIAN = ("gaussian", "discrete_gaussian")
-
-
-def _log1p_of(rate: float, epsilon: float) -> float:
-    """``log(1 + rate (exp(epsilon) - 1))``, also where that is large."""
-    if epsilon < 30:
-        return math.log1p(rate * math.expm1(epsilon))
-    return epsilon + math.log(rate + (1 - rate) * math.exp(-epsilon))
+def _sampled_pure(rate: float, epsilon: float) -> float:
+    """Of a mechanism that is epsilon-private by itself, with Poisson sampling: Balle, Barthe & Gaboardi 2018."""
+    return math.log1p(rate * math.expm1(epsilon))
 
 
 def epsilon_of(events: Mapping[Event, int], delta: float, accountant: str) -> float:
@@ -231,7 +235,7 @@ def _merged(events: Mapping[Event, int]) -> Iterator[tuple[Event, int]]:
     yield from sorted((event, count) for event, count in events.items() if event[0] != "gaussian")
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def _epsilon(events: tuple[tuple[Event, int], ...], delta: float, accountant: str) -> float:
     """Of merged events; what was found is kept, for calibration comes back to it."""
     with _quiet():
@@ -241,23 +245,32 @@ def _epsilon(events: tuple[tuple[Event, int], ...], delta: float, accountant: st
             return _renyi(events, delta, QUICK_ORDERS)
         dp, found = library(), 0.0
         bound, before = _renyi(events, delta, QUICK_ORDERS), math.inf
-        while before > (step := _step(bound, sum(count for _, count in events))):
+        if max(bound, _widest(events)) > VAST:
+            return _renyi(events, delta)
+        while before > (step := _step(bound, events)):
             made = dp.pld.PLDAccountant(value_discretization_interval=step)
             found = float(_composed(made, events).get_epsilon(delta))
-            if found > bound / 2 or step == FINEST:
+            if found > bound / 2:
                 break
             bound, before = found, step
         return found
 
 
-def _step(epsilon: float, count: int) -> float:
-    """The grid for losses that come to about this epsilon in so many releases.
+def _step(epsilon: float, events: Iterable[tuple[Event, int]]) -> float:
+    """The grid for losses of events that come to about this epsilon.
 
     Losses are rounded up to it, which adds about count * step^2 / 4 to their variance; that is to be less than a
-    two-thousandth of it. It is no finer than dp-accounting's own: one for the least of epsilons would not fit into
-    memory for large ones.
+    two-thousandth of it. It is no finer than dp-accounting's own, nor than memory has room for.
     """
-    return max(FINEST, min(epsilon, 1e9) * math.sqrt(6e-5 / (count * max(1.0, epsilon / 5))))
+    if not all("gaussian" in event[0] for event, _ in events):
+        return max(FINEST, epsilon / 2e4)  # a pure loss has an end, which is to stay where it is
+    count = sum(count for _, count in events)
+    return max(FINEST, _widest(events) / 2e5, epsilon * math.sqrt(6e-5 / (count * max(1.0, epsilon / 5))))
+
+
+def _widest(events: Iterable[tuple[Event, int]]) -> float:
+    """About the largest loss of one event that matters."""
+    return max(10 / event[-1] + 0.5 / event[-1] ** 2 if "gaussian" in event[0] else 100.0 for event, _ in events)
 
 
 def _without_sampling(events: Iterable[tuple[Event, int]]) -> tuple[tuple[Event, int], ...]:
@@ -281,16 +294,17 @@ def _composed(accountant: Any, events: Iterable[tuple[Event, int]]) -> Any:
         noise = numbers[-1]
         if kind in ("gaussian", "poisson gaussian", "fixed"):
             event: Any = dp.GaussianDpEvent(noise)
-        elif kind in ("laplace", "poisson laplace"):
+        elif kind == "laplace" or (not rdp and kind == "poisson laplace"):
             event = dp.LaplaceDpEvent(noise)
         elif rdp:
+            noise = _sampled_pure(numbers[0], 1 / noise) if kind == "poisson laplace" else noise
             event = dp.ZCDpEvent(noise**2 / 2)  # Bun & Steinke 2016, proposition 1.4
         else:
             # Discrete Laplace noise of one step's change has losses of just +-epsilon, which no pure one exceeds.
             event = dp.dp_event.DiscreteLaplaceDpEvent(noise, 1)
         if kind == "fixed":
             event = dp.SampledWithoutReplacementDpEvent(numbers[1], numbers[0], event)
-        elif kind.startswith("poisson"):
+        elif kind == "poisson gaussian" or (not rdp and kind == "poisson laplace"):
             event = dp.PoissonSampledDpEvent(numbers[0], event)
         accountant.compose(event, count)
     return accountant

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..core.settings import positive, whole
 from ..errors import SettingError
-from .accounting import QUICK, Event, check, epsilon_of, library
+from .accounting import MOST_NOISE, QUICK, Event, check, epsilon_of, library
 
 LEAST = 0.01
 """The least noise multiplier that is looked for."""
@@ -53,8 +53,8 @@ class PrivacyPlan:
     def assumed(self) -> tuple[str, ...]:
         """What has to be so for the plan to hold, in plain words."""
         rare = () if self.delta * self.population < 1 else (
-            f"A delta of {self.delta:g} is much: at {1 / self.population:g} and more, one over the clients, a mechanism "
-            "that tells all about some of them would pass.",
+            f"A delta of {self.delta:g} is much: at {1 / self.population:g} and more, one over the clients, a "
+            "mechanism that tells all about some of them would pass.",
         )  # fmt: skip
         return (
             f"Each client is taken by its own throw of the dice, Poisson({self.rate:g}), anew in every round. A fixed "
@@ -119,6 +119,8 @@ def _bracket(plan: PrivacyPlan, accountant: str, guess: float, factor: float) ->
     """Two logarithms of noise, of which the first spends more than the budget and the second does not."""
     epsilon, high, step = _epsilon(plan, accountant), math.log(guess), math.log(factor)
     while epsilon(high) > plan.epsilon:
+        if high > math.log(MOST_NOISE):
+            raise SettingError(f"no noise is enough for an epsilon of {plan.epsilon:g}")
         high += step
     low = high - step
     while low > math.log(LEAST) and epsilon(low) <= plan.epsilon:

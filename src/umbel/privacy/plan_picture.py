@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = ("#4c72b0", "#c44e52", "#55a868")
+COLOURS = ("#4477aa", "#ee6677", "#228833")
 
 
 def draw(plan: PrivacyPlan, path: str | Path | None = None) -> Figure:
@@ -20,6 +20,8 @@ def draw(plan: PrivacyPlan, path: str | Path | None = None) -> Figure:
     what the plan's noise spends over the rounds. Needs matplotlib and some seconds.
     """
     try:
+        from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
         from ..core.figure import Picture
     except ImportError as error:
         raise ImportError('drawing needs matplotlib: pip install "umbel[plot]"') from error
@@ -34,20 +36,25 @@ def draw(plan: PrivacyPlan, path: str | Path | None = None) -> Figure:
             axes.plot(cohorts, values, "o-", markersize=3, color=colour, label=f"{rounds:,} rounds")
     for axes, value, words in (
         (noise, plan.noise, "noise multiplier"),
-        (mean, plan.mean_noise, "noise in an element of the mean, over the clip bound"),
+        (mean, plan.mean_noise, "noise on the mean / clip bound"),
     ):
         axes.plot([plan.cohort], [value], "o", markersize=9, markerfacecolor="none", color="black")
         axes.set_xscale("log")
         axes.set_yscale("log")
+        axes.set_xticks(cohorts, [f"{n:,}" for n in cohorts])
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.2g}"))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_minor_locator(NullLocator())
         _labelled(axes, "clients in the mean round", words)
     for cohort, colour in zip(around(plan.cohort, (0.5, 1, 2), plan.population), COLOURS, strict=False):
-        rounds = [0, *around(plan.rounds, (0.05, 0.25, 0.5, 1, 1.5, 2))]
-        values = [plan.with_same_noise(cohort, n) for n in rounds]
-        spent.plot(rounds, values, "o-", markersize=3, color=colour, label=f"{cohort:,} in the mean round")
+        counts = around(plan.rounds, (0, 0.05, 0.1, 0.25, 0.5, 1, 1.5, 2))
+        values = [plan.with_same_noise(cohort, n) for n in counts]
+        spent.plot(counts, values, "o-", markersize=3, color=colour, label=f"{cohort:,} in the mean round")
     spent.axhline(plan.epsilon, color="0.4", linestyle="--", linewidth=1)
     spent.plot([plan.rounds], [plan.spent], "o", markersize=9, markerfacecolor="none", color="black")
     spent.set_ylim(bottom=0)
-    _labelled(spent, "rounds", f"epsilon of a noise multiplier of {plan.noise:g}")
+    _labelled(spent, "rounds", f"epsilon at a noise multiplier of {plan.noise:g}")
     if path is not None:
         figure.savefig(path, dpi=130)
     return figure

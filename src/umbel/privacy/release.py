@@ -50,13 +50,11 @@ class NoisyRelease:
     def __post_init__(self) -> None:
         for name, known in (("mechanism", MECHANISMS), ("unit", UNITS), ("neighbours", NEIGHBOURS)):
             if getattr(self, name) not in known:
-                raise SettingError(
-                    f"NoisyRelease: {name} is one of {', '.join(known)}, not {getattr(self, name)!r:.60}"
-                )
+                raise SettingError(f"a release's {name} is one of {', '.join(known)}, not {getattr(self, name)!r:.60}")
         not_negative(self, "noise")
         positive(self, "norm", *(["denominator"] if self.denominator is not None else []))
         if (self.mechanism == "discrete_gaussian") != (self.steps is not None):
-            raise SettingError("NoisyRelease: steps go with discrete_gaussian, which cannot do without")
+            raise SettingError("a release: steps go with discrete_gaussian, which cannot do without")
         if self.steps is not None:
             not_negative(self, "steps")
         object.__setattr__(self, "sampling", dict(_Sampling.checked(self.sampling)))
@@ -81,7 +79,7 @@ class NoisyRelease:
 class _Sampling:
     """The numbers of a sampling, to be checked as settings are."""
 
-    name: ClassVar[str] = "NoisyRelease: sampling"
+    name: ClassVar[str] = "a release's sampling"
     rate: Any = 1.0
     count: Any = 1
     of: Any = 1
@@ -92,11 +90,9 @@ class _Sampling:
         kind = plain.get("kind") if isinstance(plain, Mapping) else None
         if not isinstance(kind, str) or kind not in SAMPLINGS or plain.keys() != SAMPLINGS[kind] | {"kind"}:
             known = "; ".join(" and ".join([name, *sorted(with_)]) for name, with_ in SAMPLINGS.items())
-            raise SettingError(
-                f"NoisyRelease: a sampling has a kind and what belongs to it ({known}), not {plain!r:.80}"
-            )
+            raise SettingError(f"a release's sampling has a kind and what belongs to it ({known}), not {plain!r:.80}")
         if kind == "unknown" and not isinstance(plain["why"], str):
-            raise SettingError(f"NoisyRelease: why a sampling is unknown is a text, not {plain['why']!r:.60}")
+            raise SettingError(f"a release: why a sampling is unknown is a text, not {plain['why']!r:.60}")
         one = cls(**{name: value for name, value in plain.items() if name in ("rate", "count", "of")})
         positive(one, "rate", most=1.0)
         whole(one, count=1)
