@@ -155,8 +155,9 @@ FAILING = {
     ("node",): ("node", "h:1", "--check", "--read", "gone"),
     ("doctor",): ("doctor", "--folder", __file__),
     ("privacy", "plan"): (
-        "privacy", "plan", "--epsilon", "4", "--delta", "1e-6", "--rounds", "9", "--population", "9", "--cohort", "10",
-    ),  # fmt: skip
+        *("privacy", "plan", "--epsilon", "4", "--delta", "1e-6"),
+        *("--rounds", "9", "--population", "9", "--cohort", "10"),
+    ),
     ("server", "doctor"): ("server", "doctor", "--dir", __file__),
 }
 
