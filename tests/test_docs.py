@@ -165,7 +165,10 @@ def test_a_session_runs_and_prints_what_it_shows(page, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "page",
-    [pytest.param(page, marks=pytest.mark.slow if page.stem in ("tutorial", "sweep") else ()) for page in PAGES],
+    [
+        pytest.param(page, marks=pytest.mark.slow if page.stem in ("privacy", "sweep", "tutorial") else ())
+        for page in PAGES
+    ],
     ids=lambda page: page.stem,
 )
 def test_its_commands_work(page, tmp_path):

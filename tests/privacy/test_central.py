@@ -18,6 +18,7 @@ from umbel.entropy import SYSTEM
 from umbel.errors import AppError, RunInterrupted, StrategyError, UpdateRejected
 from umbel.privacy.central import central_gaussian, grid
 from umbel.runs.conductor import Conductor
+from umbel.samplers import Oort
 from umbel.testing.deployment import Deployment, Faults
 from umbel.transforms import top_k
 from umbel.trust.policy import Range, RequiredStep
@@ -257,6 +258,7 @@ def test_what_would_be_released_as_it_is_is_refused():
     for wrong, why in [
         (lambda: FedAvg(transforms=step), "fold=umbel.total"),
         (lambda: FedAvg(fold=umbel.total(), transforms=(step, top_k(0.1))), "alone"),
+        (lambda: Ask(clients=Oort(4), model=MODEL, fold=umbel.total(), transforms=step), "Oort goes by"),
         (lambda: Ask(clients=1, model=MODEL, fold=umbel.total(), transforms=step, window=Window(quorum=2)), "quorum"),
         (lambda: Ask(clients=1, model=MODEL, fold=umbel.total(), transforms=step, window=Window(late="keep")), "late"),
         (lambda: Ask(clients=1, expects=umbel.Free(), fold=umbel.total(), transforms=step), "Like"),

@@ -27,7 +27,7 @@ def by_the_log(noise: float, rate: float, rounds: int, delta: float, accountant:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("accountant", ["pld", "rdp"])
-@settings(max_examples=10)
+@settings(max_examples=5)
 @given(st.floats(0.1, 20), st.floats(-9, -4), st.integers(1, 3000), st.integers(1, 10**6), st.floats(1e-4, 1))
 def test_what_was_planned_is_spent(
     accountant: str, epsilon: float, delta: float, rounds: int, population: int, share: float

@@ -15,6 +15,7 @@ from .arrays import Arrays, Schema
 from .correction import Correction
 from .elementwise import weighted_mean
 from .fold import Fold
+from .sampler import is_adaptive
 from .transform import Chain, Transform, chain
 from .update import LARGEST, NUMBERS, Expectation, Free, Like, check_agreement
 from .window import Window
@@ -149,6 +150,11 @@ class Ask:
     def _check_private(self) -> None:
         """Raise `StrategyError` where more would be told of an answer than what hides its clients lets be."""
         window, own = self.window, self.transform.parts[0].name
+        if is_adaptive(self.clients):
+            raise StrategyError(
+                f"the sampler {type(self.clients).__name__} goes by what clients told, which {own} does not hide",
+                hint="Draw them by chance alone: Poisson(0.01).",
+            )
         if window.quorum > 1:
             raise StrategyError(
                 f"a quorum of {window.quorum} under {own} would tell how many clients came",

@@ -205,9 +205,9 @@ class _Seen:
         return noise if self.accountant == "rdp" else 0.0
 
     def _sampled(self, kind: str, noise: float) -> Event:
-        if not self.counted:
-            return (kind, noise)
         sampling = self.release.sampling
+        if not self.counted or sampling.get("rate") == 1:
+            return (kind, noise)
         if sampling["kind"] == "fixed":
             return ("fixed", sampling["count"], sampling["of"], min(noise, 1e6))  # more is beyond the library's digits
         return (f"poisson {kind}", sampling["rate"], noise)
