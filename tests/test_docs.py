@@ -40,6 +40,7 @@ SESSIONS = [TUTORIAL, *(ROOT / "docs" / f"{name}.md" for name in PAGES_OF_SNIPPE
 """Pages whose snippets belong together: they are run in order, in one session."""
 LONG = ("analytics", "fedml", "pfl-research", "simulation", "split-data", "tutorial", "your-data")
 """Of these those that are run by `make test-all`."""
+LONG_COMMANDS = ("privacy", "sweep", "tutorial")
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md")), *COMING_FROM]
 NOT_RUN = [ROOT / "docs" / "deploy.md"]
