@@ -19,6 +19,7 @@ from umbel.errors import AppError, RunInterrupted, StrategyError, UpdateRejected
 from umbel.privacy.central import central_gaussian, grid
 from umbel.runs.conductor import Conductor
 from umbel.samplers import Oort
+from umbel.strategies import FedNova
 from umbel.testing.deployment import Deployment, Faults
 from umbel.transforms import top_k
 from umbel.trust.policy import Range, RequiredStep
@@ -201,6 +202,26 @@ def test_the_log_says_what_each_release_is_and_how_clients_were_sampled(tmp_path
     assert "in time" in logged(window=Window(close_after=2))["sampling"]["why"]
 
 
+def test_noise_is_that_of_the_bound_that_was_sent_though_another_was_kept(pinned):
+    before, now = (central_gaussian(norm=norm, noise=1, expected=1) for norm in (1.0, 100.0))
+    state = before.init(Arrays({"w": np.zeros(2000, np.float32)}).schema)
+    answer, after = now.finish(Answer(Arrays()), state, KEY)
+    assert answer.value["w"].std() == pytest.approx(100, rel=0.1)
+    assert now.send(after) == {"norm": 100.0}
+    assert now.event(answer, state)["norm"] == 100.0
+
+
+def test_a_round_to_which_nobody_came_is_no_failed_round(pinned):
+    """All that were drawn fail: whether somebody else was drawn, too, must not decide what comes of the run."""
+
+    def fails(client):
+        raise RuntimeError
+
+    result = ran(app_of(central(cohort="all"), moves=fails, rounds=2))
+    assert (result.reason, result.rounds) == ("rounds", 2)  # and RunFailed was not raised
+    assert result.model["w"].any()
+
+
 # A bound that moves
 
 
@@ -238,6 +259,9 @@ def test_who_says_more_than_below_or_above_is_rejected():
     for wrong in (np.array(9.0), np.array(0.0), np.array(np.nan), np.ones(2)):
         with pytest.raises(UpdateRejected, match="central_gaussian"):
             taken(step, Update(fine.arrays, aux={"central_gaussian:below": wrong}, delta=True))
+    other = Arrays({"central_gaussian:below": np.array(1.0, np.float32)}, {"central_gaussian:below": "buffer"})
+    alike = taken(step, Update(fine.arrays, aux=other, delta=True)).aux
+    assert alike.schema == taken(step, fine).aux.schema  # or one client's would decide what is summed
     with pytest.raises(UpdateRejected, match="more than that"):
         taken(step, Update(fine.arrays, aux={**fine.aux, "mine": np.ones(2)}, delta=True))
 
@@ -261,11 +285,34 @@ def test_what_would_be_released_as_it_is_is_refused():
         (lambda: Ask(clients=Oort(4), model=MODEL, fold=umbel.total(), transforms=step), "Oort goes by"),
         (lambda: Ask(clients=1, model=MODEL, fold=umbel.total(), transforms=step, window=Window(quorum=2)), "quorum"),
         (lambda: Ask(clients=1, model=MODEL, fold=umbel.total(), transforms=step, window=Window(late="keep")), "late"),
+        (lambda: Ask(clients=1, model=lambda c: MODEL, fold=umbel.total(), transforms=step), "by client"),
+        (lambda: FedNova(fold=umbel.total(), transforms=step), "alone"),
         (lambda: Ask(clients=1, expects=umbel.Free(), fold=umbel.total(), transforms=step), "Like"),
     ]:
         with pytest.raises(StrategyError) as caught:
             wrong()
         assert why in f"{caught.value.message} {caught.value.hint}"
+
+
+def test_strategies_that_step_in_a_way_of_their_own_are_refused():
+    class Counting(FedAvg):
+        def stepped(self, state, answer):
+            return super().stepped(state, answer) if answer.count > 3 else state
+
+    with pytest.raises(StrategyError, match="how many clients came"):
+        Counting(fold=umbel.total(), transforms=central_gaussian(norm=1, noise=1, expected=4))
+
+
+def test_clients_that_evaluate_are_refused_though_a_strategy_hides_what_it_asks():
+    class Own(umbel.Strategy):
+        def round(self, state, r):
+            yield Ask(clients=4, model=state.model, fold=umbel.total(), transforms=central().transforms)
+            return state
+
+    app = app_of(Own())
+    app.client.evaluate(lambda model, data, ctx: umbel.Metrics({"accuracy": 1.0}))
+    with pytest.raises(AppError, match="evaluate"):
+        ran(app)
 
 
 def test_clients_that_evaluate_are_refused():

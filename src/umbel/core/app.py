@@ -174,12 +174,12 @@ class App:
         model = self.initial_model() if model is None else model  # a large one is not held twice
         return contract(model, self.strategy, self.client.handlers, self.config, evaluates)
 
-    def check_released(self) -> None:
-        """Raise `AppError` where the strategy hides every client, and what clients say when they evaluate would be told
-        as it is.
+    def check_released(self, private: bool = False) -> None:
+        """Raise `AppError` where the strategy hides every client, as its transforms say or what it has asked, and what
+        clients say when they evaluate would be told as it is.
         """
         transforms = getattr(self.strategy, "transforms", None)
-        if not (isinstance(transforms, Transform) and transforms.private):
+        if not (private or (isinstance(transforms, Transform) and transforms.private)):
             return
         if (self.evaluate_every or self.evaluate_at_start) and "evaluate" in self.client.handlers:
             raise AppError(

@@ -160,9 +160,12 @@ class Ask:
                 f"a quorum of {window.quorum} under {own} would tell how many clients came",
                 hint="Leave it out: noise is released whoever came.",
             )
-        if window.late == "keep" and window.staleness_exponent:
+        if window.late == "keep":
+            raise StrategyError(f"late updates were bounded for another round than that whose noise {own} adds")
+        if callable(self.model) or callable(self.expects):
             raise StrategyError(
-                f"late updates that count less are not what {own} bounds", hint="Use Window(staleness_exponent=0)."
+                f"{own} under models or expectations by client: which of them are summed would depend on who came",
+                hint="Give the ask one model, and one expectation, for all its clients.",
             )
         if not callable(self.expects) and self.expects.aux is not None:
             raise StrategyError(f"aux arrays beside {own} would be released as they are")

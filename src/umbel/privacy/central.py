@@ -126,7 +126,7 @@ class central_gaussian(Transform):
         return {"looks": looks, "norm": float(self.norm), "streak": 0}
 
     def send(self, state: Any) -> Any:
-        return {"norm": state["norm"]}
+        return {"norm": self._sent(state)}
 
     def encode(self, update: Update, params: Any, local: Any, key: Key, own: Entropy = SYSTEM) -> tuple[Update, Any]:
         arrays, bound = as_arrays(update), self._sent(params)
@@ -155,11 +155,13 @@ class central_gaussian(Transform):
             aux = as_arrays(Update(checked_aux(update, self, {"below": ()}).aux))
             if list(aux) != [f"{self.name}:below"] or abs(float(aux[f"{self.name}:below"])) != 1.0:
                 raise UpdateRejected(f"what {self.name} adds to the update is neither 1 nor -1, or more than that")
+            # Of one dtype and role, whatever was sent: what is unlike would be summed apart.
+            aux = Arrays({name: np.array(float(value)) for name, value in aux.items()})
         kept = {name: array if name in parameters else np.zeros_like(array) for name, array in arrays.items()}
         return Update(Arrays.trusted(kept, dict(arrays.roles)), aux=aux, delta=update.delta)
 
     def finish(self, answer: Answer, state: Any, key: Key, own: Entropy = SYSTEM) -> tuple[Answer, Any]:
-        looks, bound = state["looks"], state["norm"]
+        looks, bound = state["looks"], self._sent(state)
         noised = {name: self._noised(answer.value.get(name), looks[name], bound, own) for name in sorted(looks)}
         if self.quantile is not None:
             state = {**state, **self._moved(answer, state, own)}
@@ -167,20 +169,21 @@ class central_gaussian(Transform):
         return replace(answer, value=value, aux=Arrays(), metrics={}, weight=0.0), state
 
     def event(self, answer: Answer, state: Any) -> dict[str, Any]:
-        steps = math.sqrt(self._variance(state["norm"]))
+        bound = self._sent(state)
+        steps = math.sqrt(self._variance(bound))
         return {
             "mechanism": "discrete_gaussian",
             "unit": "client",
             "neighbours": "add or remove one",
             "noise": self.noise,
-            "norm": state["norm"],
+            "norm": bound,
             "steps": steps if self.quantile is None else min(steps, 2 * self._below_noise),
             "denominator": self.expected,
         }
 
-    def _sent(self, params: Mapping[str, Any]) -> float:
-        """The bound of this round; one that does not move is the setting's, whatever is sent."""
-        return float(params["norm"]) if self.moving else self.norm
+    def _sent(self, known: Mapping[str, Any]) -> float:
+        """The bound of this round; one that does not move is the setting's, whatever is sent, or was kept."""
+        return float(known["norm"]) if self.moving else self.norm
 
     @property
     def _below_noise(self) -> float:

@@ -440,6 +440,7 @@ def nothing_came(served: Sequence[AskUnderway]) -> str | None:
     that; None where somebody's did. Evaluations count where there is nothing else.
     """
     items = [item for item in served if item.ask.kind != "evaluate"] or list(served)
+    items = [item for item in items if not item.ask.transform.private]  # of these nobody is to know who came
     missed = [item for item in items if item.counts[1]]
     if not missed or any(item.counts[0] for item in missed):
         return None

@@ -74,6 +74,7 @@ class Conductor:
         self._finished: RunFinished | None = None
         self._best: tuple[int, Arrays] | None = None
         self._unevaluated = False
+        self._private = False
         self._seconds = 0.0
         self._since = 0.0
         self._unjudged = False
@@ -264,6 +265,7 @@ class Conductor:
             drew_nobody = not error.asked and any(item.reply is error for item in served)
             failed = None if drew_nobody else error.message
         failed = failed or nothing_came(served)
+        self._private = self._private or any(item.ask.transform.private for item in served)
         evaluated, tested = self._evaluate(r) if failed is None else ({}, {})
         self._asks.check_all_replayed(r)
         # From commit to commit, and with what recorded asks took: the account has the work of all that time.
@@ -345,6 +347,7 @@ class Conductor:
             return {}, {}
         found: dict[str, float] = {}
         if "evaluate" in self.app.client.handlers:
+            self.app.check_released(self._private)
             clients = self.app.evaluate_clients
             if clients is None:
                 clients = Uniform(min(100, len(self._federation.clients)))

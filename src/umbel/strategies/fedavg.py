@@ -71,6 +71,11 @@ class FedAvg(Strategy):
         transform = chain(self.transforms)
         object.__setattr__(self, "transforms", transform)
         transform.check(self.fold, Like())
+        if transform.private and (own.round is not FedAvg.round or own.stepped is not FedAvg.stepped):
+            raise StrategyError(
+                f"{transform.parts[0].name} under {own.__name__}, which may go by how many clients came",
+                hint="Use FedAvg, with a server optimiser.",
+            )
 
     def correction(self) -> Correction | None:
         """What the training loop has to add to its loss."""
