@@ -356,6 +356,16 @@ def test_nodes_and_relays_come_to_the_bits_of_the_simulation(relays, tmp_path, m
     assert not any("loss" in name for name in there.metrics)
 
 
+def test_where_the_bound_moves_a_relay_passes_updates_on_one_by_one(pinned, tmp_path):
+    """Nobody could check a sum of theirs against a bound that the ask does not name."""
+    steps = central_gaussian(norm=1.0, noise=1.0, expected=100, quantile=0.5)
+    strategy = FedAvg(cohort="all", fold=umbel.total(), transforms=steps)
+    app = app_of(strategy, moves=lambda c: 0.01, rounds=2)
+    world = Deployment(app, NODES, seed=9, relays={"r": ["a", "b"]}, faults=Faults.none(), scratch=tmp_path)
+    result = world.run(tmp_path, seed=3)
+    assert {(row.status, row.reason) for row in result.clients} == {("counted", None)}
+
+
 def test_two_workers_come_to_the_bits_of_one(monkeypatch):
     models = []
     for workers in (0, 2):

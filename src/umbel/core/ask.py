@@ -167,7 +167,7 @@ class Ask:
                 f"{own} under models or expectations by client: which of them are summed would depend on who came",
                 hint="Give the ask one model, and one expectation, for all its clients.",
             )
-        if not callable(self.expects) and self.expects.aux is not None:
+        if self.expects.aux is not None and not self.transform.brings_aux:  # which lets no other arrays pass
             raise StrategyError(f"aux arrays beside {own} would be released as they are")
 
     @property

@@ -55,7 +55,7 @@ class RemoteAsk:
     @property
     def whole(self) -> bool:
         """Whether its window takes whatever comes."""
-        return bool(self.ask.window.takes_all)
+        return bool(self.ask.window.takes_all and not self.ask.transform.moving)
 
 
 def ask_spec(run: str, sent: RemoteAsk, store: Stored) -> m.AskSpec:
