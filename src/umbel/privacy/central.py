@@ -15,14 +15,7 @@ from ..core.arrays import Array, Arrays, Schema, wide
 from ..core.fold import Fold
 from ..core.randomness import Key
 from ..core.settings import number, positive
-from ..core.transform import (
-    Transform,
-    as_arrays,
-    checked_aux,
-    register_transform,
-    taken_aux,
-    with_aux,
-)
+from ..core.transform import Transform, as_arrays, checked_aux, register_transform, taken_aux, with_aux
 from ..core.update import Expectation, Like, Update
 from ..entropy import SYSTEM, Entropy
 from ..errors import StrategyError, UpdateRejected
@@ -58,7 +51,8 @@ class central_gaussian(Transform):
     twentieth of `expected`), and the differences so much more that both together cost what `noise` says.
 
     Weights, metrics and buffers would be released as they are, and are dropped: all clients count alike, and the model
-    keeps the buffers that it has. Needs differences, the fold `total`, and a window without a discount of late updates.
+    keeps the buffers that it has. Needs differences, the fold `total`, one model and expectation for all clients, a
+    sampler that goes by chance, and a window that keeps no late updates.
     """
 
     name: ClassVar[str] = "central_gaussian"

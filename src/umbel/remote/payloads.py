@@ -54,7 +54,7 @@ class RemoteAsk:
 
     @property
     def whole(self) -> bool:
-        """Whether its window takes whatever comes."""
+        """Whether its window takes whatever comes, and sums of updates can be checked against a bound that it names."""
         return bool(self.ask.window.takes_all and not self.ask.transform.moving)
 
 
