@@ -82,7 +82,7 @@ def boosting(count: int) -> tuple[Task, Task]:
     model, text = umbel.lightgbm.arrays(made), made.model_to_string()
 
     def by_hand() -> Any:
-        before = lightgbm.Booster(model_str=text).predict(x, raw_score=True)
+        before = lightgbm.Booster(model_str=text).predict(x, raw_score=True, num_threads=1)
         own = lightgbm.Dataset(x, y, init_score=before, free_raw_data=False)
         after = lightgbm.train(params, own, 1, valid_sets=[own], valid_names=["own"])
         return umbel.Update({"trees": np.frombuffer(after.model_to_string().encode(), np.uint8)}, len(y))
@@ -90,27 +90,29 @@ def boosting(count: int) -> tuple[Task, Task]:
     return lambda: umbel.lightgbm.fit(model, (x, y), context(), params), by_hand
 
 
-def least(task: Task, repeats: int) -> float:
-    """The least processor seconds of a task."""
-    seconds = []
+def least(tasks: tuple[Task, ...], repeats: int) -> list[float]:
+    """The least processor seconds of each task, taken by turns: what slows the machine down slows all of them."""
+    seconds: list[list[float]] = [[] for _ in tasks]
     for _ in range(repeats):
-        began = time.process_time()
-        task()
-        seconds.append(time.process_time() - began)
-    return min(seconds)
+        for task, taken in zip(tasks, seconds, strict=True):
+            began = time.process_time()
+            task()
+            taken.append(time.process_time() - began)
+    return [min(taken) for taken in seconds]
 
 
-def measured(repeats: int = 20) -> Iterator[tuple[str, float, float]]:
+def measured(repeats: int = 100) -> Iterator[tuple[str, float, float]]:
     """For each adapter its name, and the seconds of its task and of that by hand."""
     tasks = {"sklearn": linear, "xgboost": trees, "lightgbm": boosting}
     for name, make in tasks.items():
         for count in (200, 5000):
             try:
-                adapter, by_hand = make(count)
+                sides = make(count)
             except ImportError:
                 continue
-            adapter(), by_hand()
-            yield f"{name}, {count} rows", least(adapter, repeats), least(by_hand, repeats)
+            least(sides, 3)  # to warm up
+            own, hand = least(sides, repeats)
+            yield f"{name}, {count} rows", own, hand
 
 
 if __name__ == "__main__":

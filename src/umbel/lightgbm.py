@@ -8,6 +8,7 @@ with linear models, are not supported.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -67,8 +68,10 @@ def arrays(booster: lightgbm.Booster) -> Arrays:
             columns[name] += (tree[name].split() or ["0"]) if name not in NODE or not single else []
     # Text first becomes floats: all its whole numbers are far below 2**53.
     # A split that only parts missing values from others has an infinite threshold, which does not travel.
-    numbers = {name: np.nan_to_num(np.array(values, np.float64)) for name, values in columns.items()}
-    found = {name: values.clip(-MOST, MOST).astype(COLUMNS[name]) for name, values in numbers.items()}
+    every = np.nan_to_num(np.array([*itertools.chain(*columns.values())], np.float64)).clip(-MOST, MOST)
+    ends = itertools.accumulate(map(len, columns.values()))
+    parts = zip(COLUMNS.items(), ends, strict=True)
+    found = {name: every[end - len(columns[name]) : end].astype(kind) for (name, kind), end in parts}
     found["header"] = np.frombuffer(header.encode(), np.uint8)
     return Arrays(found, dict.fromkeys(found, "buffer"))
 
@@ -109,7 +112,7 @@ def fit(
         return Update({name: np.zeros(0, kind) for name, kind in COLUMNS.items()}, weight=0.0)
     settings = {"num_threads": 1, "deterministic": True, "force_row_wise": True, "verbosity": -1}
     settings |= {"seed": ctx.key.derive("lightgbm").integer(31), **params, "boost_from_average": False}
-    before = booster(model).predict(x, raw_score=True)
+    before = booster(model).predict(x, raw_score=True, num_threads=1)
     if facts.get("objective", "").split(" ")[0] in BY_SIDE:
         y, before = np.asarray(y, np.float64) - before, None
     own = lgb.Dataset(x, y, weight=sample_weight, init_score=before, params=settings, free_raw_data=False)
@@ -180,14 +183,14 @@ def _text(model: Mapping[str, Array]) -> str:
     header = model["header"].tobytes().decode()
     nodes = np.cumsum(np.concatenate([[0], model["num_leaves"] - 1])).tolist()
     leaves = np.cumsum(np.concatenate([[0], model["num_leaves"]])).tolist()
+    texts = {name: [*map(repr, model[name].tolist())] for name in COLUMNS}
     trees = []
-    for number in range(len(model["num_leaves"])):
-        lines = [f"Tree={number}", f"num_leaves={model['num_leaves'][number]}", "num_cat=0"]
+    for number, (count, shrinkage) in enumerate(zip(texts["num_leaves"], texts["shrinkage"], strict=True)):
+        lines = [f"Tree={number}", f"num_leaves={count}", "num_cat=0"]
         for columns, at in ((NODE, nodes), (LEAF, leaves)):
-            for name in columns:
-                values = model[name][at[number] : at[number + 1]].tolist()
-                lines.append(f"{name}={' '.join(map(repr, values))}")
-        trees.append("\n".join([*lines, "is_linear=0", f"shrinkage={model['shrinkage'][number].item()!r}", "\n\n"]))
+            start, end = at[number : number + 2]
+            lines += [f"{name}={' '.join(texts[name][start:end])}" for name in columns]
+        trees.append("\n".join([*lines, "is_linear=0", f"shrinkage={shrinkage}", "\n\n"]))
     sizes = " ".join(str(len(tree)) for tree in trees)
     return f"{header}tree_sizes={sizes}\n\n{''.join(trees)}{ENDING}"
 
