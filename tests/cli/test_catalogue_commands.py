@@ -55,7 +55,7 @@ def test_machinery_is_not_in_a_catalogue() -> None:
     assert not names["partitioners"] & {"Partition", "draw", "heart"}
     assert not names["samplers"] & {"Record"}
     assert {"weighted_mean", "total", "krum", "median"} <= names["folds"]
-    assert {"quantise", "drive", "power_sgd", "top_k"} <= names["transforms"]
+    assert {"quantise", "drive", "power_sgd", "top_k", "central_gaussian"} <= names["transforms"]
     assert {"Oort", "Uniform"} <= names["samplers"]
     assert {"iid", "dirichlet", "vertical"} <= names["partitioners"]
 

@@ -16,11 +16,11 @@ from ..errors import SettingError
 from .terminal import stdout
 
 PLACES = {
-    "strategies": "strategies",
-    "folds": "folds",
-    "transforms": "transforms",
-    "samplers": "samplers",
-    "partitioners": "data",
+    "strategies": ("strategies",),
+    "folds": ("folds",),
+    "transforms": ("transforms", "privacy"),
+    "samplers": ("samplers",),
+    "partitioners": ("data",),
 }
 """The catalogues, and the rooms that hold them."""
 _CITED = re.compile(r"((?:[A-Z][\w-]+(?:,| &| et al\.)? )+)\(((?:19|20)\d\d[^()]*)\)")
@@ -43,7 +43,7 @@ def listed(catalogue: str, name: str | None, *, json: bool) -> None:
         console.file.write(json_text.dumps(found) + "\n")
     elif name is not None:
         row = rows[name]
-        console.print(Text(f"umbel.{PLACES[catalogue]}.{name}{row['signature']}", style="cyan"), soft_wrap=True)
+        console.print(Text(f"umbel.{row['room']}.{name}{row['signature']}", style="cyan"), soft_wrap=True)
         console.print(Text("\n" + row["text"]), soft_wrap=True)
     else:
         needs = any(row["needs"] for row in rows.values())
@@ -54,10 +54,13 @@ def listed(catalogue: str, name: str | None, *, json: bool) -> None:
 
 
 def entries(catalogue: str) -> Iterator[dict[str, str]]:
-    """What a catalogue holds: of each its name, signature, docstring, one line, paper, and what it needs of clients."""
-    room = import_module(f"umbel.{PLACES[catalogue]}")
-    for name in sorted(room.__all__, key=str.lower):
-        value = getattr(room, name)
+    """What a catalogue holds: of each its name, room, signature, docstring, one line, paper, and what it needs of
+    clients.
+    """
+    rooms = {room: import_module(f"umbel.{room}") for room in PLACES[catalogue]}
+    held = [(name, room) for room, module in rooms.items() for name in module.__all__]
+    for name, room in sorted(held, key=lambda each: each[0].lower()):
+        value = getattr(rooms[room], name)
         module = inspect.getmodule(value)
         if module is None or not _is_algorithm(catalogue, value):
             continue
@@ -65,6 +68,7 @@ def entries(catalogue: str) -> Iterator[dict[str, str]]:
         titled = catalogue == "strategies" and name.lower() in of_file.partition(":")[0].lower()
         yield {
             "name": name,
+            "room": room,
             "signature": str(inspect.signature(value)),
             "text": f"{of_file}\n\n{own}" if _paper(of_file) else own,
             "line": _line(of_file if titled else own, titled=titled),
@@ -80,7 +84,7 @@ def _is_algorithm(catalogue: str, value: Any) -> bool:
     if inspect.isfunction(value):
         return (
             catalogue == "transforms"
-            and value.__module__.startswith("umbel.transforms.")
+            and value.__module__.startswith(tuple(f"umbel.{room}." for room in PLACES[catalogue]))
             and "Chain" in str(value.__annotations__.get("return"))
         )
     if not inspect.isclass(value) or inspect.isabstract(value) or hasattr(value, "_is_protocol"):
