@@ -15,7 +15,7 @@ from umbel.core.ask import Ask
 from umbel.core.randomness import Key
 from umbel.core.transform import chain, chain_from_spec
 from umbel.entropy import SYSTEM
-from umbel.errors import AppError, RunInterrupted, StrategyError, UpdateRejected
+from umbel.errors import AppError, CorruptFile, RunInterrupted, StrategyError, UpdateRejected
 from umbel.privacy.central import central_gaussian, grid
 from umbel.runs.conductor import Conductor
 from umbel.samplers import Oort
@@ -64,7 +64,7 @@ def central(noise=1.0, norm=1.0, expected=4, **settings):
 
 
 def ran(app, clients=8, **settings):
-    return umbel.run(app, on=Simulation(clients), folder=None, **settings)
+    return umbel.run(app, on=Simulation(clients), **{"folder": None, **settings})
 
 
 # What a client can do
@@ -120,8 +120,8 @@ def test_what_is_beyond_the_bound_or_beside_the_grid_is_rejected(values, why):
 
 
 def test_the_answer_is_the_clipped_sum_over_what_is_expected_and_noise(pinned):
-    clean = ran(app_of(central(noise=1e-6), moves=lambda c: 0.01 if c % 2 else 100.0), seed=3).model
-    cohort = {row.client for row in ran(app_of(FedAvg(cohort=4)), seed=3).clients}
+    result = ran(app_of(central(noise=1e-6), moves=lambda c: 0.01 if c % 2 else 100.0), seed=3)
+    clean, cohort = result.model, {row.client for row in result.clients}
     each = [0.01 if c % 2 else 1 / np.sqrt(40) for c in cohort]  # one has a norm of 0.06, the other is clipped to 1
     np.testing.assert_allclose(clean["w"], sum(each) / 4, atol=2e-5)
     assert not clean["seen"].any()  # buffers stay as they are
@@ -155,6 +155,23 @@ def test_weights_metrics_and_losses_are_not_told():
 def test_the_noise_is_another_each_time_though_the_seed_is_the_same():
     first, second = (ran(app_of(central()), seed=1).model["w"] for _ in range(2))
     assert (first != second).all()
+
+
+def test_whom_the_dice_take_does_not_follow_from_the_seed(tmp_path):
+    """It follows from a secret, which is kept with the run."""
+
+    def took(strategy, on=8, **settings):
+        return tuple(row.client for row in ran(app_of(strategy), on, seed=1, **settings).clients)
+
+    assert took(FedAvg(cohort=20), 1000) == took(FedAvg(cohort=20), 1000)
+    private = central(cohort=Poisson(0.02))
+    assert len({took(private, 1000) for _ in range(3)}) == 3
+    took(private, 1000, folder=tmp_path)
+    (secret,) = tmp_path.glob("*/secret")
+    assert len(secret.read_bytes()) == 32
+    secret.write_bytes(b"another")
+    with pytest.raises(CorruptFile, match="a secret has 32 bytes, and it has 7"):
+        umbel.resume(app_of(private), secret.parent, on=Simulation(1000), rounds=2)
 
 
 def test_a_run_that_goes_on_has_the_noise_that_it_has_drawn(tmp_path, monkeypatch):

@@ -253,7 +253,9 @@ class RunAsks:
         while any(item.lane == lane for item in self._going.values()):
             lane = f"{lane}#{index}"
             ask = replace(ask, lane=lane)
-        record, key = self._records.of(ask.clients, lane, r), self._key.derive("cohort", r, number)
+        record = self._records.of(ask.clients, lane, r)
+        # Whoever knows the seed, and gets the models, is not to know whom the dice took.
+        key = (self._journal.secret if ask.transform.private else self._key).derive("cohort", r, number)
         cohort, drawn, there = draw(ask.clients, self._clients, self._session.online, key, record)
         if isinstance(ask.model, Arrays) and ask.model.is_computed:
             ask = replace(ask, model=self._journal.kept(ask.model))

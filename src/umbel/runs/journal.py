@@ -26,7 +26,9 @@ from typing import Any
 from .. import files
 from ..core import encoding
 from ..core.arrays import Arrays, Stored
+from ..core.randomness import Key
 from ..core.strategy import State
+from ..entropy import SYSTEM
 from ..errors import CorruptFile, JournalMissing, StorageError
 from ..store.patience import Patience
 from .events import AskClosed, RoundCommitted, RunEvent, RunFinished, RunResumed, RunStarted
@@ -39,6 +41,8 @@ READ = (3, 4, 5)
 LOG = "events.jsonl"
 ARRAYS = "arrays"
 """The folder of what is large, models above all, as plain files by their SHA-256."""
+SECRET = "secret"
+"""The file of what a run draws by that its seed must not tell."""
 CHECKPOINTS_LEFT = "The checkpoints beside it can still be used: `umbel run APP --init <checkpoint>`."
 
 
@@ -124,6 +128,7 @@ class Journal:
         self._told = False
         self._unsynced: list[Path] = []
         self._named: dict[str, set[str]] = {}
+        self._secret: Key | None = None
         if folder is not None:
             with files.writing(folder):
                 (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -143,6 +148,24 @@ class Journal:
     def begun(self) -> bool:
         """Whether it has an event."""
         return self._told if self._log is None else os.fstat(self._log).st_size > 0
+
+    @property
+    def secret(self) -> Key:
+        """A key of the run's own, of which its seed tells nothing; made when it is first wanted. Raises `StorageError`,
+        and `CorruptFile` for one that is none.
+        """
+        if self._secret is None:
+            raw = SYSTEM.words(4).tobytes()
+            path = None if self.folder is None else self.folder / SECRET
+            if path is not None and path.exists():
+                with files.reading(path):
+                    raw = path.read_bytes()
+            elif path is not None:
+                self._patience(write_whole, path, raw)
+            if len(raw) != 32:
+                raise CorruptFile(f"{path} is not what the run wrote: a secret has 32 bytes, and it has {len(raw)}")
+            self._secret = Key(raw)
+        return self._secret
 
     def append(self, event: RunEvent, *, at: float, durable: bool = False) -> None:
         """Append an event, with the wall time `at`; `durable` waits until it is on the disk. Raises `StorageError`."""
