@@ -98,8 +98,10 @@ class Transform:
 
     @property
     def apart(self) -> int:
-        """How many answers later a client may be in one again at the earliest."""
-        return 1
+        """How many answers later a client may be in one again at the earliest. 0 where what it hides is who is in one
+        by chance, and not the traces that this leaves in later ones, as with a sampler that lets clients wait.
+        """
+        return 0
 
     def encoded(self, schema: Schema, sent: Mapping[str, Array] | None = None) -> Schema:
         """What a difference of this schema is once it is encoded: its `nbytes` are those on the wire. Where that
@@ -234,7 +236,7 @@ class Chain(Transform):
 
     @property
     def apart(self) -> int:
-        return max((part.apart for part in self.parts), default=1)
+        return max((part.apart for part in self.parts), default=0)
 
     def encoded(self, schema: Schema, sent: Mapping[str, Array] | None = None) -> Schema:
         for part in self.parts:

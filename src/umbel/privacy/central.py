@@ -23,6 +23,8 @@ from .discrete import discrete_gaussian
 
 LONGEST_STREAK = 10
 """An adaptive bound that was off to one side for so many rounds moves by so many times its rate."""
+VOTE = 1 << 12
+"""Who is below the bound counts so many steps of the noise's grid: in steps of 1 discrete noise costs some per cent."""
 STEEPEST = 1e12
 """An adaptive bound stays within so many times the first one, and the same share of it."""
 
@@ -117,7 +119,7 @@ class central_gaussian(Clipped):
             "neighbours": "add or remove one",
             "noise": self.noise,
             "norm": bound,
-            "steps": steps if self.quantile is None else min(steps, 2 * self._below_noise),
+            "steps": steps if self.quantile is None else min(steps, 2 * self._below_noise * VOTE),
             "denominator": self.expected,
         }
 
@@ -141,8 +143,8 @@ class central_gaussian(Clipped):
         """
         assert self.quantile is not None
         mean = taken_aux(answer, self)[0].get("below", np.zeros(()))
-        variance = math.ceil((2 * Fraction(self._below_noise)) ** 2)
-        passed = round(float(mean) * answer.count) + int(discrete_gaussian(variance, 1, own)[0])
+        variance = math.ceil((2 * Fraction(self._below_noise) * VOTE) ** 2)
+        passed = round(float(mean) * answer.count) + int(discrete_gaussian(variance, 1, own)[0]) / VOTE
         off = min(max(0.5 + passed / 2 / self.expected, 0.0), 1.0) - self.quantile
         same = state["streak"] * off > 0
         streak = (abs(state["streak"]) if same else 0) + 1
