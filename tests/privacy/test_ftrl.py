@@ -68,22 +68,23 @@ def came(*clients):
 # The noise
 
 
-def streamed(step, streams, width, seed):
-    """The noise of so many streams as `finish` adds it, in steps of the grid: stream, round, element."""
+def streamed(step, streams, seed):
+    """The noise of so many streams as `finish` adds it, in steps of the grid: stream, round, element (of two arrays)."""
     own, found = Entropy(Key.from_seed(seed).draws().words), []
     for _ in range(streams):
-        state = step.init(Arrays({"w": np.zeros(width)}).schema)
+        state = step.init(Arrays({"b": np.zeros(1), "w": np.zeros((3, 1))}).schema)
         for _ in range(getattr(step, "rounds", 1)):
             answer, state = step.finish(Answer(Arrays()), state, KEY, own)
-            found.append(answer.value["w"] * (step.expected / grid(step.norm)))
-    return np.array(found).reshape(streams, -1, width)
+            drawn = [answer.value["b"], answer.value["w"][:, 0]]
+            found.append(np.concatenate(drawn) * (step.expected / grid(step.norm)))
+    return np.array(found).reshape(streams, -1, 4)
 
 
 def check_noise(step, streams, covariance):
     """2,000 releases: the variance of each round within 3 standard errors, and what rounds and elements have in common
     within 4.5, beyond which one of a hundred entries is by chance once in 1,400 times. Entropy is pinned.
     """
-    noise, width = streamed(step, streams, 4, 7), 4
+    noise, width = streamed(step, streams, 7), 4
     rounds = noise.shape[1]
     assert streams * rounds == 2000
     rows = noise.transpose(0, 2, 1).reshape(-1, rounds)  # elements are independent, so many samples there are
