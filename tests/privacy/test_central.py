@@ -14,7 +14,7 @@ from umbel.core.answer import Answer
 from umbel.core.ask import Ask
 from umbel.core.randomness import Key
 from umbel.core.transform import chain, chain_from_spec
-from umbel.entropy import SYSTEM
+from umbel.entropy import SYSTEM, Entropy
 from umbel.errors import AppError, RunInterrupted, StrategyError, UpdateRejected
 from umbel.privacy import central_gaussian
 from umbel.privacy.accounting import spent
@@ -225,6 +225,19 @@ def test_the_bound_comes_to_the_quantile_of_the_norms(pinned, first, quantile):
         answer = Answer(Arrays(), Arrays({"central_gaussian:below": np.array(below)}), receipts=[None] * 200)
         _, state = step.finish(answer, state, KEY)
     assert state["norm"] == pytest.approx(np.quantile(norms, quantile), rel=0.05)
+
+
+def test_noise_on_who_is_below_has_the_standard_deviation_that_it_is_said_to_have():
+    """2,000 releases, of nobody: the variance within 3 standard errors. Steps are small, so that no bound cuts them."""
+    step, own = (
+        central_gaussian(norm=1.0, noise=1.0, expected=1000, quantile=0.5),
+        Entropy(Key.from_seed(5).draws().words),
+    )
+    state = step.init(Arrays({"w": np.zeros(1)}).schema)
+    norms = [step.finish(Answer(Arrays()), state, KEY, own)[1]["norm"] for _ in range(2000)]
+    voices = np.log(norms) / -step.rate * 2 * step.expected  # by which half of 1,000 is passed, times two
+    assert abs((voices / (2 * 50)).var() - 1) < 3 * np.sqrt(2 / 2000)
+    assert abs((voices / (2 * 50)).mean()) < 3 / np.sqrt(2000)
 
 
 def test_a_moving_bound_moves_in_a_run_and_both_noises_cost_what_one_would(pinned, tmp_path):

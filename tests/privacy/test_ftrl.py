@@ -69,7 +69,7 @@ def came(*clients):
 
 
 def streamed(step, streams, seed):
-    """The noise of so many streams as `finish` adds it, in steps of the grid: stream, round, element (of two arrays)."""
+    """The noise of so many streams as `finish` adds it, in steps: stream, round, element (of two arrays)."""
     own, found = Entropy(Key.from_seed(seed).draws().words), []
     for _ in range(streams):
         state = step.init(Arrays({"b": np.zeros(1), "w": np.zeros((3, 1))}).schema)
@@ -239,6 +239,8 @@ def test_more_rounds_than_the_noise_is_for_are_refused_and_lose_nothing(tmp_path
     with pytest.raises(AppError, match="made for 6"):
         umbel.resume(app, done.folder, on=Simulation(8), rounds=7)
 
+    trained = []
+
     class Twice(umbel.Strategy):  # of whose asks nobody can know before
         def round(self, state, r):
             for _ in range(2):
@@ -247,10 +249,11 @@ def test_more_rounds_than_the_noise_is_for_are_refused_and_lose_nothing(tmp_path
             return state
 
     with pytest.raises(StrategyError, match="6 rounds, which are over"):
-        ran(app_of(Twice(), rounds=5), folder=tmp_path / "twice")
+        ran(app_of(Twice(), lambda c: trained.append(c) or 0.0, rounds=5), folder=tmp_path / "twice")
     (folder,) = (tmp_path / "twice").iterdir()
     log = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
     assert sum(event["event"] == "round_committed" for event in log) == 3
+    assert len(trained) == 6 * 8  # nobody in vain
 
 
 @pytest.mark.parametrize("bands", [3, pytest.param(None, marks=pytest.mark.slow)])
