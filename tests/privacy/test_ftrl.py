@@ -332,6 +332,7 @@ def released(folder):
     return [NoisyRelease.of(each) for event in events for each in event.get("releases", [])]
 
 
+@pytest.mark.slow
 def test_all_answers_count_as_one_release_however_many_they_are(tmp_path):
     dp = pytest.importorskip("dp_accounting")
     releases = released(ran(app_of(ftrl(Spaced(2, 4), separation=4, noise=1.3)), folder=tmp_path).folder)
@@ -421,6 +422,7 @@ def test_planted_a_sensitivity_that_forgets_participations(monkeypatch):
     module._sensitivity.cache_clear()
 
 
+@pytest.mark.slow
 def test_planted_a_stream_that_begins_anew_each_round(monkeypatch):
     right = dp_ftrl.finish
 

@@ -48,7 +48,7 @@ def test_the_order_of_rows_does_not_matter(clients, seed):
     assert chosen == Spaced(2, 3).choose(clients, permuted(record, seed), Key.from_seed(seed))
 
 
-@pytest.mark.parametrize("clients", [range(8), NAMES[:8]])
+@pytest.mark.parametrize("clients", [range(8), pytest.param(NAMES[:8], marks=pytest.mark.slow)])
 def test_each_set_of_those_who_may_be_asked_is_equally_likely(clients):
     """Chi-square over 15 sets with 3,000 draws: beyond 40 once in 4,000 times; the keys are fixed."""
     record = record_of([Seen(0, [clients[1]]), Seen(1, [clients[0]]), Seen(2, [clients[5]])])
