@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -133,5 +134,5 @@ def test_correlated_noise_is_planned_as_it_is_added(rounds: int, separation: int
     assert found["sampled"] == pytest.approx(np.sqrt(np.square(sums).sum(1).mean()))
     release = NoisyRelease(**step.event(Answer(Arrays()), state), sampling={"kind": "everyone"})
     assert spent([release] * rounds, 1e-6).epsilon == pytest.approx(found["spent"], rel=1e-6)
-    with pytest.raises(SettingError, match="wait for 11 rounds"):
-        correlated(plan, 11)
+    with pytest.raises(SettingError, match="cannot be had of 1,000"):
+        correlated(replace(plan, cohort=200), 11)

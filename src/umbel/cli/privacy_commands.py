@@ -34,12 +34,8 @@ def plan(
     if json:
         rows = [{**_row(other), "epsilons": row} for other, row in zip(others, epsilons, strict=True)]
         picture = None if plot is None else str(plot)
-        print(
-            json_text(
-                {"plan": found.plain(), "dp_ftrl": waiting, "rounds": rounds, "cohorts": rows, "picture": picture}
-            ),
-            flush=True,
-        )
+        told = {"plan": found.plain(), "dp_ftrl": waiting, "rounds": rounds, "cohorts": rows, "picture": picture}
+        print(json_text(told), flush=True)
         return
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="dim")
@@ -51,9 +47,7 @@ def plan(
     if waiting is not None:
         bands, model, sampled = waiting["bands"], waiting["model_noise"], waiting["sampled"]
         facts.add_row("dp_ftrl", Text(f"noise {waiting['noise']:g}, separation {separation}, bands {bands}", "bold"))
-        facts.add_row(
-            "", f"leaves {model:.3g} times the clip bound in the model's elements; by the above {sampled:.3g}"
-        )
+        facts.add_row("", f"leaves {model:.3g} times the clip bound in the model; by the above it is {sampled:.3g}")
         facts.add_row("", "needs clients that wait, and no dice; hides what one sends, not that it is there")
     if plot is not None:
         facts.add_row("picture", str(plot))

@@ -108,16 +108,15 @@ def correlated(plan: PrivacyPlan, separation: int) -> dict[str, Any]:
 
     Raises `SettingError` where there are too few clients for that.
     """
-    if type(separation) is not int or separation < 1 or plan.cohort * separation > plan.population:
+    bands = min(separation, plan.rounds)
+    if plan.cohort * bands > plan.population:
         raise SettingError(
-            f"{plan.cohort:,} clients in a round that then wait for {separation!r:.60} rounds cannot be had of "
+            f"{plan.cohort:,} clients in a round that then wait for {bands:,} rounds cannot be had of "
             f"{plan.population:,}",
             hint="Ask fewer at a time, or sooner again.",
         )
-    bands = min(separation, plan.rounds)
-    one = calibrated(
-        plan.epsilon, plan.delta, 1, plan.cohort, plan.cohort, plan.accountant
-    )  # all rounds are one release
+    # All rounds are one release, and nobody is sampled.
+    one = calibrated(plan.epsilon, plan.delta, 1, plan.cohort, plan.cohort, plan.accountant)
     left = math.sqrt(float(banded(plan.rounds, bands).errors(plan.rounds, bands).mean()))
     return {
         "noise": one.noise,
