@@ -49,5 +49,5 @@ def test_without_dp_accounting_it_is_said_what_to_install(umbel: Command, monkey
 def test_a_cohort_beyond_the_population_is_refused(umbel: Command) -> None:
     done = umbel(*plan(4, 2, 9, 10))
     assert done.code == 3
-    assert umbel(*plan(4, 2, 9, 4, "--separation", 3)).code == 3
+    assert umbel(*plan(4, 3, 9, 4, "--separation", 3)).code == 3
     assert "a cohort of 10 cannot be taken from a population of 9" in done.said
