@@ -17,12 +17,13 @@ def plan(epsilon: float, rounds: int, population: int, cohort: int, *more: objec
 
 def test_a_plan_says_noise_table_and_what_it_rests_on(umbel: Command) -> None:
     pytest.importorskip("dp_accounting")
-    done = umbel(*plan(4, 2, 1, 1, "--accountant", "rdp"))
+    done = umbel(*plan(4, 2, 1, 1, "--accountant", "rdp", "--separation", 1))
     assert done.code == 0
     assert "the noise multiplier" in done.out
     assert "noise for 4" in done.out
     assert "Poisson(1)" in " ".join(done.out.split())
     assert "The server is trusted" in done.out
+    assert "separation 1, bands 1" in done.out
 
 
 @pytest.mark.slow
@@ -48,4 +49,5 @@ def test_without_dp_accounting_it_is_said_what_to_install(umbel: Command, monkey
 def test_a_cohort_beyond_the_population_is_refused(umbel: Command) -> None:
     done = umbel(*plan(4, 2, 9, 10))
     assert done.code == 3
+    assert umbel(*plan(4, 3, 9, 4, "--separation", 3)).code == 3
     assert "a cohort of 10 cannot be taken from a population of 9" in done.said

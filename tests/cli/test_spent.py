@@ -71,6 +71,22 @@ def test_a_cohort_of_a_fixed_size_gains_nothing_and_it_says_so(umbel: Command, r
     assert "but" in text
 
 
+@pytest.mark.slow
+def test_a_stream_of_noise_is_one_release_and_it_says_so(umbel: Command, ran: Callable[[str], str]) -> None:
+    ran("umbel.Poisson(0.1)")
+    app = Path("private.py").read_text()
+    app = app.replace("import central_gaussian", "import dp_ftrl").replace("umbel.Poisson(0.1)", "Spaced(10, 3)")
+    app = app.replace("central_gaussian(", "dp_ftrl(rounds=3, separation=3, bands=2, ")
+    Path("private.py").write_text("from umbel.samplers import Spaced\n" + app)
+    umbel("run", "private.py", "--clients", 100)
+    text = " ".join(umbel("privacy", "show", "--delta", "1e-5").out.split())
+    assert "3 noised answers over 3 rounds" in text
+    assert "epsilon 1.993 at delta 1e-05" in text  # of one Gaussian release of twice what changes
+    assert "2 times how far one can move all answers" in text
+    assert "counts once" in text
+    assert "zero out one" in text
+
+
 def test_a_run_that_hides_nobody_says_so(umbel: Command, folder: Path) -> None:
     umbel("run", "app.py", "--clients", 4)
     done = umbel("privacy", "show")

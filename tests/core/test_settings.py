@@ -21,7 +21,7 @@ GIVEN = {
     "LGFedAvg": {"local": ["head"]}, "FedDF": {"distil": max}, "Matched": {"neurons": []},
     "FedGen": {"generator": umbel.Arrays(), "learn": max}, "Poisson": {"rate": 0.5}, "Fraction": {"fraction": 0.5},
     "HeteroFL": WIDTHS, "FjORD": WIDTHS, "fltrust": {"server": max}, "AvailabilityAware": COHORT, "ByNorm": COHORT,
-    "Clustered": COHORT, "FairRate": COHORT, "Oort": COHORT, "Uniform": COHORT,
+    "Clustered": COHORT, "FairRate": COHORT, "Oort": COHORT, "Uniform": COHORT, "Spaced": {"cohort": 1, "gap": 2},
     "Fixed": {"clients": [0]}, "Weighted": {"cohort": 1, "weights": [1]}, "noise": {"level": 1.0},
     "PowerOfChoice": {"cohort": 1, "candidates": 2}, "dirichlet": {"alpha": 0.3}, "inner_dirichlet": {"alpha": 0.3},
 }  # fmt: skip

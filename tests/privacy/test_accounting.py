@@ -45,8 +45,9 @@ def release(
     denominator: float | None = 10.0,
     steps: float | None = None,
     unit: str = "client",
+    stream: str | None = None,
 ) -> NoisyRelease:
-    return NoisyRelease(mechanism, noise, 0.3, unit, neighbours, sampling, denominator, steps)
+    return NoisyRelease(mechanism, noise, 0.3, unit, neighbours, sampling, denominator, steps, stream)
 
 
 def by_library(events: Iterable[tuple[Any, int]], delta: float, accountant: str) -> float:
@@ -271,3 +272,27 @@ def test_without_the_library_it_is_said_what_to_install(monkeypatch: pytest.Monk
     with pytest.raises(CallerError, match="dp-accounting") as caught:
         spent([release()], 1e-6)
     assert 'pip install "umbel[dp]"' in str(caught.value.hint)
+
+
+@BOTH
+@pytest.mark.parametrize("sampling", [EVERYONE, UNKNOWN, poisson(0.01), FIXED])
+def test_a_stream_counts_once_and_as_if_there_were_no_sampling(sampling: dict[str, Any], accountant: str) -> None:
+    def stream(name: str, noise: float = 2.0, neighbours: str = ZERO) -> NoisyRelease:
+        return release(noise, sampling, neighbours, stream=name)
+
+    once = spent([release(2.0, EVERYONE, ZERO)], 1e-6, accountant).epsilon
+    for n in (1, 7):
+        found = spent([stream("a")] * n, 1e-6, accountant)
+        assert found.epsilon == once
+        assert found.releases == n
+        assert any("counts once" in why for why in found.why)
+    two = spent([stream("a"), stream("b"), stream("a"), release(3.0, EVERYONE, ZERO)], 1e-6, accountant).epsilon
+    same = [release(noise, EVERYONE, ZERO) for noise in (2.0, 2.0, 3.0)]
+    assert two == spent(same, 1e-6, accountant).epsilon
+    assert (
+        spent([stream("a"), stream("a", 1.0)], 1e-6, accountant).epsilon
+        == spent([release(1.0, EVERYONE, ZERO)], 1e-6, accountant).epsilon
+    )  # the least that was told
+    assert spent([stream("a"), stream("a", 0.0)], 1e-6, accountant).epsilon == math.inf
+    replaced = spent([stream("a", 4.0, REPLACE)] * 3, 1e-6, accountant).epsilon
+    assert replaced == once

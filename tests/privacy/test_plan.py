@@ -2,15 +2,22 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from umbel.core.answer import Answer
+from umbel.core.arrays import Arrays
 from umbel.errors import SettingError
+from umbel.privacy import dp_ftrl
 from umbel.privacy.accounting import spent
-from umbel.privacy.plan import LEAST, around, calibrated, tradeoff
+from umbel.privacy.clipped import grid
+from umbel.privacy.matrices import banded
+from umbel.privacy.plan import LEAST, around, calibrated, correlated, tradeoff
 from umbel.privacy.release import NoisyRelease
 
 pytest.importorskip("dp_accounting")
@@ -109,3 +116,23 @@ def test_a_vast_budget_needs_next_to_no_noise() -> None:
 
 def test_numbers_around_another() -> None:
     assert around(3, (0.1, 0.5, 1, 2, 10), most=10) == [1, 2, 3, 6]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rounds", "separation"), [(20, 4), (7, 10)])
+def test_correlated_noise_is_planned_as_it_is_added(rounds: int, separation: int) -> None:
+    plan = calibrated(4.0, 1e-6, rounds, 1000, 100)
+    found = correlated(plan, separation)
+    assert found["spent"] <= 4.0
+    assert found["spent"] == pytest.approx(4.0, rel=1e-3)
+    step = dp_ftrl(1.0, found["noise"], 100, rounds=rounds, separation=separation, bands=found["bands"])
+    state = step.init(Arrays({"w": np.zeros(2)}).schema)
+    b = banded(rounds, found["bands"]).decoder()
+    deviation = step.event(Answer(Arrays()), state)["steps"] * grid(1.0)  # of z; the model has B z of it
+    assert found["model_noise"] == pytest.approx(np.sqrt(np.square(b).sum(1).mean()) * deviation / 100, rel=1e-6)
+    sums = np.tril(np.ones((rounds, rounds))) * plan.mean_noise
+    assert found["sampled"] == pytest.approx(np.sqrt(np.square(sums).sum(1).mean()))
+    release = NoisyRelease(**step.event(Answer(Arrays()), state), sampling={"kind": "everyone"})
+    assert spent([release] * rounds, 1e-6).epsilon == pytest.approx(found["spent"], rel=1e-6)
+    with pytest.raises(SettingError, match="cannot be had of 1,000"):
+        correlated(replace(plan, cohort=200), 11)

@@ -73,6 +73,8 @@ def test_a_release_survives_json(fields: tuple[Any, ...]) -> None:
         ({"sampling": {"kind": "fixed", "count": 1.5, "of": 9}}, "count"),
         ({"sampling": {"kind": "unknown", "why": 3}}, "why"),
         ({"colour": "blue"}, "colour"),
+        ({"stream": 3}, "stream"),
+        ({"stream": "a", "mechanism": "laplace", "steps": None}, "stream"),
     ],
 )
 def test_nonsense_is_refused_by_name(change: dict[str, Any], named: str) -> None:
@@ -86,3 +88,9 @@ def test_what_is_missing_is_named(missing: str) -> None:
         NoisyRelease.of({name: value for name, value in PLAIN.items() if name != missing})
     with pytest.raises(SettingError, match="by a dict"):
         NoisyRelease.of([])  # type: ignore[arg-type]
+
+
+def test_a_stream_is_named_or_there_is_none() -> None:
+    assert NoisyRelease.of(PLAIN).stream is None  # as in logs from before there were streams
+    named = NoisyRelease.of({**PLAIN, "stream": "a"})
+    assert NoisyRelease.of(json.loads(json.dumps(named.plain()))) == named

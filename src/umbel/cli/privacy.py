@@ -33,6 +33,10 @@ def plan(
     rounds: Annotated[int, typer.Option("--rounds", metavar="N", min=1, help="How many noised answers.")],
     population: Annotated[int, typer.Option("--population", metavar="N", min=1, help="How many clients there are.")],
     cohort: Annotated[int, typer.Option("--cohort", metavar="N", min=1, help="How many the mean round has.")],
+    separation: Annotated[
+        int | None,
+        typer.Option("--separation", metavar="N", min=1, help="Also plan DP-FTRL, with clients that wait N rounds."),
+    ] = None,
     accountant: Accountant = "pld",
     plot: Plot = None,
     json: TableJson = False,
@@ -42,7 +46,7 @@ def plan(
     with reported(debug, json):
         from .privacy_commands import plan
 
-        plan((epsilon, delta, rounds, population, cohort, accountant), plot=plot, json=json)
+        plan((epsilon, delta, rounds, population, cohort, accountant), separation, plot=plot, json=json)
 
 
 @privacy.command()

@@ -11,7 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from ..privacy.plan import PrivacyPlan, around, calibrated, tradeoff
+from ..privacy.plan import PrivacyPlan, around, calibrated, correlated, tradeoff
 from ..privacy.plan_picture import draw
 from .drawing import drawn
 from .terminal import json_text, stdout
@@ -20,9 +20,12 @@ COHORTS = (0.25, 0.5, 1, 2, 4)
 ROUNDS = (0.5, 1, 2, 5)
 
 
-def plan(budget: tuple[float, float, int, int, int, str], *, plot: Path | None, json: bool) -> None:
+def plan(
+    budget: tuple[float, float, int, int, int, str], separation: int | None = None, *, plot: Path | None, json: bool
+) -> None:
     """Print the least noise for a budget, and draw it where `plot` names a file."""
     found = calibrated(*budget)
+    waiting = None if separation is None else correlated(found, separation)
     others = tradeoff(found, around(found.cohort, COHORTS, found.population))
     rounds = around(found.rounds, ROUNDS)
     epsilons = [[found.with_same_noise(other.cohort, n) for n in rounds] for other in others]
@@ -31,7 +34,8 @@ def plan(budget: tuple[float, float, int, int, int, str], *, plot: Path | None, 
     if json:
         rows = [{**_row(other), "epsilons": row} for other, row in zip(others, epsilons, strict=True)]
         picture = None if plot is None else str(plot)
-        print(json_text({"plan": found.plain(), "rounds": rounds, "cohorts": rows, "picture": picture}), flush=True)
+        told = {"plan": found.plain(), "dp_ftrl": waiting, "rounds": rounds, "cohorts": rows, "picture": picture}
+        print(json_text(told), flush=True)
         return
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="dim")
@@ -40,6 +44,11 @@ def plan(budget: tuple[float, float, int, int, int, str], *, plot: Path | None, 
     facts.add_row("", "in norm that times the square root of how many elements there are")
     facts.add_row("spent", f"epsilon {found.spent:.4f} at delta {found.delta:g} after {found.rounds:,} rounds")
     facts.add_row("accountant", found.accountant)
+    if waiting is not None:
+        bands, model, sampled = waiting["bands"], waiting["model_noise"], waiting["sampled"]
+        facts.add_row("dp_ftrl", Text(f"noise {waiting['noise']:g}, separation {separation}, bands {bands}", "bold"))
+        facts.add_row("", f"leaves {model:.3g} times the clip bound in the model; by the above it is {sampled:.3g}")
+        facts.add_row("", "needs clients that wait, and no dice; hides what one sends, not that it is there")
     if plot is not None:
         facts.add_row("picture", str(plot))
     assumed = Table.grid(padding=(0, 1))

@@ -39,7 +39,9 @@ def show(reference: str, folder: Path, delta: float | None, accountant: str, *, 
     facts.add_row("spent", Text(f"epsilon {found.epsilon:.4g} at delta {found.delta:.3g}", "bold"))
     if releases:
         facts.add_row("hides", f"one {found.unit}: neighbours {found.neighbours}")
-        facts.add_row("noise", _range([release.noise for release in releases], "times the clip bound, on the sum"))
+        correlated = any(release.stream is not None for release in releases)
+        what = "times how far one can move all answers" if correlated else "times the clip bound, on the sum"
+        facts.add_row("noise", _range([release.noise for release in releases], what))
         facts.add_row("clip bound", _range([release.norm for release in releases], ""))
     for name, lines in (("sampling", found.sampling), ("but", found.why)):
         for line in lines:

@@ -132,6 +132,7 @@ class App:
         self.evaluate_at_start = evaluate_at_start
         self.max_failed_rounds = _whole("max_failed_rounds", max_failed_rounds, 1)
         self.federation = federation
+        self.check_rounds(self.rounds)
         self._test: Callable[[Arrays], Any] | None = None
         self._made: Callable[[], Arrays | None] = _nothing
 
@@ -185,6 +186,15 @@ class App:
             raise AppError(
                 "the strategy hides every client, but what clients say when they evaluate would be told as it is",
                 hint="Leave the client's evaluate handler out, and test on data of your own with @app.test.",
+            )
+
+    def check_rounds(self, rounds: int) -> None:
+        """Raise `AppError` for more rounds than what hides the strategy's clients was made for."""
+        transforms = getattr(self.strategy, "transforms", None)
+        if isinstance(transforms, Transform) and rounds > transforms.most_answers:
+            raise AppError(
+                f"the app has {rounds:,} rounds, and what hides its clients was made for {transforms.most_answers:,}",
+                hint="Set the transform's rounds to all that there will be: they are accounted for together.",
             )
 
     def run_test(self, model: Arrays) -> dict[str, float] | None:

@@ -15,7 +15,7 @@ from .arrays import Arrays, Schema
 from .correction import Correction
 from .elementwise import weighted_mean
 from .fold import Fold
-from .sampler import is_adaptive
+from .sampler import Spacing, is_adaptive
 from .transform import Chain, Transform, chain
 from .update import LARGEST, NUMBERS, Expectation, Free, Like, check_agreement
 from .window import Window
@@ -150,10 +150,19 @@ class Ask:
     def _check_private(self) -> None:
         """Raise `StrategyError` where more would be told of an answer than what hides its clients lets be."""
         window, own = self.window, self.transform.parts[0].name
-        if is_adaptive(self.clients):
+        apart, gap = self.transform.apart, self.clients.gap if isinstance(self.clients, Spacing) else None
+        if is_adaptive(self.clients) and not (apart and gap):
             raise StrategyError(
-                f"the sampler {type(self.clients).__name__} goes by what clients told, which {own} does not hide",
+                f"the sampler {type(self.clients).__name__} goes by what clients told, or by when they were asked, "
+                f"which {own} does not hide",
                 hint="Draw them by chance alone: Poisson(0.01).",
+            )
+        nobody = isinstance(self.clients, tuple) and not self.clients  # as where others draw them
+        if apart > (gap or 1) and not nobody:
+            raise StrategyError(
+                f"{own} counts on it that clients are asked again {apart} rounds later at the earliest, and "
+                f"{self.clients!r:.60} does not see to that",
+                hint=f"Draw them by umbel.samplers.Spaced(cohort, gap={apart}), or set a separation of 1.",
             )
         if window.quorum > 1:
             raise StrategyError(

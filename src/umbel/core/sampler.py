@@ -55,6 +55,17 @@ class Adaptive(Protocol):
         """A plain description that JSON can hold: equal for equal samplers, and part of what a run records."""
 
 
+@runtime_checkable
+class Spacing(Adaptive, Protocol):
+    """A sampler that asks no client again before `gap` asks of the lane later. It goes by when clients were asked, and
+    by nothing that they told.
+    """
+
+    @property
+    def gap(self) -> int:
+        """How many asks later, at least."""
+
+
 def is_adaptive(sampler: object) -> bool:
     """Whether a sampler, or what stands for one, goes by a record: `isinstance`, but fast."""
     return hasattr(sampler, "choose") and hasattr(sampler, "spec")

@@ -91,6 +91,18 @@ class Transform:
         """
         return False
 
+    @property
+    def most_answers(self) -> float:
+        """For how many answers it is made, after which there is an error."""
+        return math.inf
+
+    @property
+    def apart(self) -> int:
+        """How many answers later a client may be in one again at the earliest. 0 where what it hides is who is in one
+        by chance, and not the traces that this leaves in later ones, as with a sampler that lets clients wait.
+        """
+        return 0
+
     def encoded(self, schema: Schema, sent: Mapping[str, Array] | None = None) -> Schema:
         """What a difference of this schema is once it is encoded: its `nbytes` are those on the wire. Where that
         depends on values, `sent` has the arrays of an update, which need not be true; without them it is the most.
@@ -217,6 +229,14 @@ class Chain(Transform):
     @property
     def private(self) -> bool:
         return any(part.private for part in self.parts)
+
+    @property
+    def most_answers(self) -> float:
+        return min((part.most_answers for part in self.parts), default=math.inf)
+
+    @property
+    def apart(self) -> int:
+        return max((part.apart for part in self.parts), default=0)
 
     def encoded(self, schema: Schema, sent: Mapping[str, Array] | None = None) -> Schema:
         for part in self.parts:

@@ -16,11 +16,9 @@ from functools import lru_cache
 from typing import Any
 
 from ..errors import CallerError, SettingError
-from .release import ADD_OR_REMOVE, REPLACE, NoisyRelease
+from .release import ADD_OR_REMOVE, GAUSSIAN, REPLACE, NoisyRelease
 
 ACCOUNTANTS = ("pld", "rdp")
-
-GAUSSIAN = ("gaussian", "discrete_gaussian")
 
 Event = tuple[Any, ...]
 """A release as an accountant sees it: its kind, and numbers; noise relative to what can change between neighbours."""
@@ -86,12 +84,18 @@ def spent(releases: Iterable[NoisyRelease], delta: float, accountant: str = "pld
                 hint="What they cost does not add up: account each kind by itself.",
             )
     events: Counter[Event] = Counter()
+    streams: dict[str, Event] = {}
     sampling, why = set(), set()
     for release in listed:
         seen = _Seen(release, accountant)
-        events[seen.event] += 1
+        if release.stream is None:
+            events[seen.event] += 1
+        else:  # one event, with the least noise that was told of it; none at all has no number
+            least = min(streams.get(release.stream, seen.event), seen.event, key=lambda event: event[1:])
+            streams[release.stream] = least
         sampling.add(seen.sampling)
         why.update(seen.why)
+    events.update(streams.values())
     first = listed[0] if listed else None
     return PrivacySpent(
         epsilon_of(events, delta, accountant),
@@ -132,6 +136,11 @@ class _Seen:
         self.why: list[str] = []
         kind = release.sampling["kind"]
         self.counted = {"poisson": self._poisson, "fixed": self._fixed}.get(kind, lambda: False)()
+        if release.stream is not None:
+            self.counted, self.why = False, [
+                "what is told with correlated noise counts once, and as a whole, however many answers there are; what "
+                "sampling gains is not counted of it"
+            ]  # fmt: skip
         self.event = self._event()
         words = {
             "poisson": "Poisson({rate:g})",

@@ -11,6 +11,7 @@ from typing import Any
 from ..core.settings import positive, whole
 from ..errors import SettingError
 from .accounting import MOST_NOISE, QUICK, Event, check, epsilon_of, library
+from .matrices import banded
 
 LEAST = 0.01
 """The least noise multiplier that is looked for."""
@@ -98,6 +99,33 @@ def tradeoff(plan: PrivacyPlan, cohorts: Iterable[int] = (), rounds: Iterable[in
     """Plans for the same budget: one for each other cohort, then one for each other number of rounds."""
     others = [replace(plan, cohort=cohort) for cohort in cohorts] + [replace(plan, rounds=n) for n in rounds]
     return [calibrated(p.epsilon, p.delta, p.rounds, p.population, p.cohort, p.accountant) for p in others]
+
+
+def correlated(plan: PrivacyPlan, separation: int) -> dict[str, Any]:
+    """The least `noise` with which `dp_ftrl` keeps to a plan's budget where clients wait so many rounds, with as many
+    `bands`; `model_noise` is the standard deviation that it leaves in each element of the model, over the clip bound,
+    in the mean round, and `sampled` that of the plan's own noise.
+
+    Raises `SettingError` where there are too few clients for that.
+    """
+    bands = min(separation, plan.rounds)
+    if plan.cohort * bands > plan.population:
+        raise SettingError(
+            f"{plan.cohort:,} clients in a round that then wait for {bands:,} rounds cannot be had of "
+            f"{plan.population:,}",
+            hint="Ask fewer at a time, or sooner again.",
+        )
+    # All rounds are one release, and nobody is sampled.
+    one = calibrated(plan.epsilon, plan.delta, 1, plan.cohort, plan.cohort, plan.accountant)
+    left = math.sqrt(float(banded(plan.rounds, bands).errors(plan.rounds, bands).mean()))
+    return {
+        "noise": one.noise,
+        "spent": one.spent,
+        "separation": separation,
+        "bands": bands,
+        "model_noise": one.mean_noise * left,
+        "sampled": plan.mean_noise * math.sqrt((plan.rounds + 1) / 2),
+    }
 
 
 def around(value: int, factors: Iterable[float], most: float = math.inf) -> list[int]:

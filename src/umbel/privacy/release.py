@@ -10,6 +10,7 @@ from ..core.settings import not_negative, positive, whole
 from ..errors import SettingError
 
 MECHANISMS = ("gaussian", "discrete_gaussian", "laplace", "pure")
+GAUSSIAN = MECHANISMS[:2]
 UNITS = ("client", "example")
 ADD_OR_REMOVE, ZERO_OUT, REPLACE = NEIGHBOURS = ("add or remove one", "zero out one", "replace one")
 SAMPLINGS = {"poisson": {"rate"}, "fixed": {"count", "of"}, "everyone": set[str](), "unknown": {"why"}}
@@ -35,6 +36,10 @@ class NoisyRelease:
     by anybody's data, as availability or speed. (What goes by what clients told cannot be described: no account of
     it holds.) What was noised by its holder was not sampled for whoever sees who sent it.
 
+    Releases whose noise is correlated are of one `stream`, by its id; others have None. There `noise` is that of all
+    the stream's answers together, relative to how far one unit can move them, and `steps` are of that noise, too: the
+    stream counts as one release, however much of it was told.
+
     `denominator` is the fixed number that the sum is divided by, None where that is how many came.
     """
 
@@ -46,6 +51,7 @@ class NoisyRelease:
     sampling: Mapping[str, Any]
     denominator: float | None
     steps: float | None = None
+    stream: str | None = None
 
     def __post_init__(self) -> None:
         for name, known in (("mechanism", MECHANISMS), ("unit", UNITS), ("neighbours", NEIGHBOURS)):
@@ -57,6 +63,10 @@ class NoisyRelease:
             raise SettingError("a release: steps go with discrete_gaussian, which cannot do without")
         if self.steps is not None:
             not_negative(self, "steps")
+        if self.stream is not None and not (isinstance(self.stream, str) and self.mechanism in GAUSSIAN):
+            raise SettingError(
+                f"a release's stream is the id, a text, of one of Gaussian noise, not {self.stream!r:.60}"
+            )
         object.__setattr__(self, "sampling", dict(_Sampling.checked(self.sampling)))
 
     def plain(self) -> dict[str, Any]:
@@ -69,8 +79,7 @@ class NoisyRelease:
         if not isinstance(plain, Mapping):
             raise SettingError(f"a release is described by a dict, not by {plain!r:.60}")
         names = {f.name for f in fields(cls)}
-        if plain.keys() != names:
-            wrong = sorted(map(str, plain.keys() ^ names))
+        if wrong := sorted(map(str, (plain.keys() ^ names) - {"stream"})):  # which most have not
             raise SettingError(f"a release is described by {', '.join(sorted(names))}; these do not fit: {wrong}")
         return cls(**plain)
 

@@ -60,6 +60,8 @@ def sampling(ask: Ask, drawn: int, there: bool, federation: int) -> dict[str, An
         return {"kind": "everyone"}
     if isinstance(sampler, samplers.Uniform | samplers.Fraction):
         return {"kind": "fixed", "count": drawn, "of": federation}
+    if isinstance(sampler, samplers.Spaced):
+        return {"kind": "unknown", "why": f"clients that were asked wait {sampler.gap} rounds"}
     return {"kind": "unknown", "why": f"the sampler {type(sampler).__name__} goes by something else than chance alone"}
 
 

@@ -93,6 +93,7 @@ class Conductor:
     def begin(self, model: Arrays) -> None:
         """Start from the initial model."""
         self.app.check_released()
+        self.app.check_rounds(self.started.rounds)
         self._tell(self.started)
         self._connect()
         self._state = self._start(model)
@@ -122,6 +123,7 @@ class Conductor:
             # The failed rounds in which it ended are made up for.
             self._last_round += sum(event.round > log.resumed_after for event in failures(self.rounds))
         self._last_round = max(self._last_round, rounds or 0)
+        self.app.check_rounds(self._last_round)
         over = self.round >= self._last_round or early_end(self.app.early_stop, self._history) is not None
         if log.finished is not None and log.finished.error is None and over:
             self._finished = log.finished

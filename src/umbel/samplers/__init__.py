@@ -13,10 +13,11 @@ from .oort import Oort
 from .poisson import Poisson
 from .power_of_choice import PowerOfChoice
 from .shorthand import as_sampler
+from .spaced import Spaced
 from .uniform import Fraction, Uniform
 from .weighted import Weighted
 
 __all__ = [
     "Adaptive", "AvailabilityAware", "ByNorm", "Clustered", "Everyone", "FairRate", "Fixed", "Fraction", "Oort",
-    "Poisson", "PowerOfChoice", "Record", "Sampler", "Unbiased", "Uniform", "Weighted", "as_sampler",
+    "Poisson", "PowerOfChoice", "Record", "Sampler", "Spaced", "Unbiased", "Uniform", "Weighted", "as_sampler",
 ]  # fmt: skip

@@ -71,6 +71,8 @@ class FedAvg(Strategy):
         transform = chain(self.transforms)
         object.__setattr__(self, "transforms", transform)
         transform.check(self.fold, Like())
+        if transform.private:  # or it would be found out in the first round
+            Ask(clients=self.cohort, fold=self.fold, transforms=transform, window=self.window)
         if transform.private and (own.round is not FedAvg.round or own.stepped is not FedAvg.stepped):
             raise StrategyError(
                 f"{transform.parts[0].name} under {own.__name__}, which may go by how many clients came",
