@@ -1,7 +1,11 @@
 """Differential privacy: mechanisms that hide one client, or one example, and the account of what each release costs."""
 
 from .central import central_gaussian
+from .counts import central_counts
 from .local import local_gaussian, local_laplace
 from .privunit import privunit
+from .randomised_response import randomised_response
 
-__all__ = ["central_gaussian", "local_gaussian", "local_laplace", "privunit"]
+__all__ = [
+    "central_counts", "central_gaussian", "local_gaussian", "local_laplace", "privunit", "randomised_response",
+]  # fmt: skip

@@ -13,18 +13,18 @@ from ..core.answer import Answer
 from ..core.randomness import Draws
 from ..core.settings import number
 from ..core.transform import register_transform
-from ..entropy import Entropy, Words
+from ..entropy import Entropy
 from ..errors import SettingError, UpdateRejected
 from .central import grid
-from .discrete import Floats, bernoulli_odds, uniform_integers
+from .counts import OwnDraws
+from .discrete import Floats, bernoulli_odds
 from .local import ROUNDED, LocalNoise, unit_of
+from .randomised_response import FINEST, respond
 
 LEAST, MOST = 1e-3, 1e4
 """Between which each share of epsilon lies: beyond it floats do not tell odds apart, or nothing is hidden."""
 MARGIN = 1e-6
 """By how much less than its epsilon the odds of a cap are: more than floats err by in the logarithm of its share."""
-FINEST = 2**32
-"""Logarithms of odds are multiples of one over this."""
 MOST_LEVELS = 1000
 """So many steps a length is rounded to at most."""
 LEAST_DIMENSIONS = 4
@@ -163,7 +163,7 @@ def _nodes() -> tuple[Floats, Floats]:
 
 def within(direction: Floats, near: Cap, own: Entropy) -> Floats:
     """A direction drawn around a unit vector as `near` says (PrivUnit2)."""
-    draws, d = _Own(own), direction.size
+    draws, d = OwnDraws(own), direction.size
     inside = bool(bernoulli_odds(near.odds, FINEST, own))
     while True:
         found = draws.normal(d)
@@ -211,35 +211,8 @@ class Levels:
     def rounded(self, length: float, own: Entropy) -> int:
         """One of the two levels beside a length from 0 to 1, at random, so that the mean is right."""
         at = min(length, 1.0) * self.k
-        return min(math.floor(at) + (float(_Own(own).uniform(1)[0]) < at - math.floor(at)), self.k)
+        return min(math.floor(at) + (float(OwnDraws(own).uniform(1)[0]) < at - math.floor(at)), self.k)
 
     def told(self, level: int, own: Entropy) -> float:
         """What stands for the level, exp(epsilon) times as likely as what stands for each other one."""
         return float(self.values[respond(level, self.k + 1, self._epsilon, own)])
-
-
-def respond(value: int, count: int, epsilon: float, own: Entropy) -> int:
-    """A value below `count` itself, exp(epsilon) times as likely as each other one: k-ary randomised response, drawn
-    exactly (Warner 1965; Kairouz, Bonawitz & Ramage 2016, arXiv 1602.07387). There are two values at least.
-    """
-    if bernoulli_odds(odds(epsilon, count), FINEST, own):
-        return value
-    other = int(uniform_integers(count - 1, 1, own)[0])
-    return other + (other >= value)
-
-
-def odds(epsilon: float, count: int) -> int:
-    """By which a value is told as it is: exp(odds / `FINEST`), exp(epsilon) / (count - 1) at most, for what floats err
-    by.
-    """
-    return math.floor((epsilon - math.log(count - 1)) * (1 - 1e-15) * FINEST) - 1
-
-
-class _Own(Draws):
-    """Draws of words that nobody else knows."""
-
-    def __init__(self, own: Entropy) -> None:
-        self._own = own
-
-    def words(self, n: int) -> Words:
-        return self._own.words(n)
