@@ -147,6 +147,9 @@ def test_before_the_noise_is_a_point_of_the_grid_within_the_norm(values, norm, o
 
 def test_discrete_laplace_noise_costs_no_more_than_its_event_says():
     """Its trade-off of errors lies nowhere above that of the continuous one by which accountants go."""
+    step = local_laplace(norm=1.5, noise=1e-5)
+    told = 1 + step.step(1) / (4 * 1e-5 * 1.5)
+    assert step.noise / step.event(Answer(Arrays()), None)["noise"] == pytest.approx(told, rel=1e-9)
     for scale, shifts in [(3.0, (1,)), (5.0, (4,)), (4.0, (1, 2)), (8.0, (3, 1, 1))]:
         p = math.exp(-1 / scale)
         xs = np.arange(-200, 201)

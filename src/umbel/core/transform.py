@@ -91,6 +91,11 @@ class Transform:
         """
         return False
 
+    @property
+    def of_metrics(self) -> Expectation | None:
+        """What it makes of an evaluation's metrics, where it hides these; None where they are told as they are."""
+        return None
+
     def encoded(self, schema: Schema, sent: Mapping[str, Array] | None = None) -> Schema:
         """What a difference of this schema is once it is encoded: its `nbytes` are those on the wire. Where that
         depends on values, `sent` has the arrays of an update, which need not be true; without them it is the most.
@@ -217,6 +222,10 @@ class Chain(Transform):
     @property
     def private(self) -> bool:
         return any(part.private for part in self.parts)
+
+    @property
+    def of_metrics(self) -> Expectation | None:
+        return next((part.of_metrics for part in self.parts if part.of_metrics is not None), None)
 
     def encoded(self, schema: Schema, sent: Mapping[str, Array] | None = None) -> Schema:
         for part in self.parts:

@@ -3,9 +3,11 @@
 from .central import central_gaussian
 from .counts import central_counts
 from .local import local_gaussian, local_laplace
+from .metrics import central_metrics
 from .privunit import privunit
 from .randomised_response import randomised_response
 
 __all__ = [
-    "central_counts", "central_gaussian", "local_gaussian", "local_laplace", "privunit", "randomised_response",
+    "central_counts", "central_gaussian", "central_metrics", "local_gaussian", "local_laplace", "privunit",
+    "randomised_response",
 ]  # fmt: skip
