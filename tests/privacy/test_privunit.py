@@ -16,8 +16,9 @@ from umbel.core.randomness import Key
 from umbel.entropy import Entropy
 from umbel.errors import SettingError
 from umbel.privacy import privunit
+from umbel.privacy.counts import OwnDraws
 from umbel.privacy.discrete import bernoulli_odds
-from umbel.privacy.privunit import Levels, cap, within
+from umbel.privacy.privunit import Levels, _beyond_edge, cap, within
 from umbel.privacy.randomised_response import FINEST, respond
 
 UNLIKELY = 1e-6
@@ -96,6 +97,14 @@ def test_directions_have_the_density_that_they_should(dimensions, epsilon):
     assert np.abs(across.mean(0)).max() < SURE / math.sqrt(1000)
     spread = (across.T @ across) / 1000 * (dimensions - 1)
     np.testing.assert_allclose(spread, np.eye(dimensions) - np.outer(true, true), atol=8 / math.sqrt(1000))
+
+
+def test_products_beyond_the_edge_have_their_density():
+    draws = OwnDraws(pinned("edge"))
+    found = np.array([_beyond_edge(0.4, 2.0, draws) for _ in range(3000)])
+    law = stats.beta(3, 3)  # of (1 + t) / 2, in seven dimensions
+    below = law.cdf(0.7)
+    assert stats.kstest((law.cdf((1 + found) / 2) - below) / (1 - below), "uniform").pvalue > UNLIKELY
 
 
 @pytest.mark.parametrize("epsilon", [2.0, *(pytest.param(e, marks=pytest.mark.slow) for e in (0.3, 5.0))])

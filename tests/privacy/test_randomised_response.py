@@ -61,9 +61,9 @@ def test_no_answer_is_likelier_than_epsilon_lets_it_be(kind, epsilon, size):
 
 
 @kinds
-@pytest.mark.parametrize("own_cell", [None, 1])
+@pytest.mark.parametrize("own_cell", [1, pytest.param(None, marks=pytest.mark.slow)])
 def test_answers_have_the_odds_that_they_should(kind, own_cell):
-    step, own, n = randomised_response(epsilon=1.5, kind=kind), pinned(kind, str(own_cell)), 1500
+    step, own, n = randomised_response(epsilon=1.5, kind=kind), pinned(kind, str(own_cell)), 1000
     counts = np.zeros(3) if own_cell is None else np.eye(3)[own_cell] * 7
     answers = [tuple(told(step, counts, own).tolist()) for _ in range(n)]
     chances = law(step, own_cell, 3)
@@ -72,9 +72,10 @@ def test_answers_have_the_odds_that_they_should(kind, own_cell):
     )
 
 
+@pytest.mark.slow
 @kinds
 def test_estimates_are_right_in_the_mean_and_their_errors_too(kind):
-    """400 releases over 40 clients each."""
+    """100 releases over 40 clients each."""
     step, own = randomised_response(epsilon=1.0, kind=kind), pinned("mean", kind)
     having, releases = np.array([25, 10, 0, 3]), 100
     looks = Arrays({"counts": np.zeros(4, np.int64)}).schema
@@ -89,6 +90,17 @@ def test_estimates_are_right_in_the_mean_and_their_errors_too(kind):
     spread = np.std(found, axis=0)
     assert (np.abs(np.mean(found, axis=0) - having) < 5 * spread / math.sqrt(releases)).all()
     np.testing.assert_allclose(np.mean(errors, axis=0), spread, rtol=4 / math.sqrt(2 * releases))
+
+
+@kinds
+def test_the_error_is_that_of_who_has_a_cell_and_who_has_not(kind):
+    step = randomised_response(epsilon=4.0, kind=kind)
+    _, true, other = step._chances(9)
+    total = np.array([60 * true + 40 * other, 100 * other, 100.0])
+    found, error = step.estimated(total, 100, 9, pinned())
+    np.testing.assert_allclose(found[:2], [60, 0], atol=1e-9)
+    wanted = [(n * true * (1 - true) + (100 - n) * other * (1 - other)) ** 0.5 / (true - other) for n in (60, 0, 100)]
+    np.testing.assert_allclose(error, wanted)
 
 
 @given(size=st.integers(1, 3000), epsilon=st.floats(0.01, 8))

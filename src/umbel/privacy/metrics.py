@@ -54,7 +54,7 @@ class central_metrics(Transform):
             and ends[0] < ends[1] for name, ends in given
         ):  # fmt: skip
             raise SettingError(
-                f"central_metrics takes ranges from the least value of a metric to the largest, not {self.ranges!r:.60}",
+                f"central_metrics takes ranges of metrics, from the least value to the largest: not {self.ranges!r:.60}",
                 hint='Write ranges={"accuracy": (0.0, 1.0)}.',
             )
         object.__setattr__(self, "ranges", {name: (float(ends[0]), float(ends[1])) for name, ends in sorted(given)})

@@ -72,13 +72,12 @@ class privunit(LocalNoise):
     def randomised(self, values: Floats, own: Entropy) -> Floats:
         unit, peak = unit_of(values)
         size = float(np.linalg.norm(unit)) if peak else 1.0
-        length = min(peak, self.norm / size) * size
         direction = np.zeros(max(values.size, LEAST_DIMENSIONS))
         direction[: values.size] = unit / size
         direction[0] += 0.0 if peak else 1.0  # of zeros: whichever, for its length is 0 in the mean
         near, levels = cap(direction.size, self.shares[0]), Levels(self.shares[1])
         drawn = within(direction, near, own)[: values.size]
-        told = levels.told(levels.rounded(length / self.norm, own), own)
+        told = levels.told(levels.rounded(peak * size / self.norm, own), own)
         return np.rint(drawn * (told * self.norm / near.mean / self.step(values.size)))
 
     def check_size(self, values: Floats) -> None:
@@ -209,7 +208,7 @@ class Levels:
         )
 
     def rounded(self, length: float, own: Entropy) -> int:
-        """One of the two levels beside a length from 0 to 1, at random, so that the mean is right."""
+        """One of the two levels beside a length, at random, so that the mean is right; above 1 it counts as 1."""
         at = min(length, 1.0) * self.k
         return min(math.floor(at) + (float(OwnDraws(own).uniform(1)[0]) < at - math.floor(at)), self.k)
 
