@@ -44,6 +44,7 @@ def app_of(noise, says=lambda client: {"accuracy": 0.75, "loss": 1.0, "mine": 5.
 @given(st.dictionaries(st.sampled_from(["loss", "accuracy", "mine"]), ANY), st.floats(0, 1e9))
 def test_whatever_a_client_says_moves_the_sum_by_its_ranges_at_most(metrics, weight):
     update = STEP.encode(Update(metrics=metrics, weight=weight), None, None, KEY)[0]
+    assert (update.weight, update.metrics, dict(update.aux)) == (1.0, {}, {})
     found = STEP.decode(update, None)
     assert (found.weight, found.metrics, dict(found.aux)) == (1.0, {}, {})
     steps = found.arrays["metrics"].tolist()

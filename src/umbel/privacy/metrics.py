@@ -48,16 +48,14 @@ class central_metrics(Transform):
     def __post_init__(self) -> None:
         positive(self, "expected")
         positive(self, "noise", most=MOST_NOISE)
-        given = self.ranges.items() if isinstance(self.ranges, Mapping) else ()
-        if not given or not all(
-            isinstance(name, str) and isinstance(ends, list | tuple) and len(ends) == 2 and all(map(number, ends))
-            and ends[0] < ends[1] for name, ends in given
-        ):  # fmt: skip
+        given = dict(self.ranges) if isinstance(self.ranges, Mapping) else {}
+        if not given or not all(isinstance(name, str) and _range(ends) for name, ends in given.items()):
             raise SettingError(
-                f"central_metrics takes ranges of metrics, from the least value to the largest: not {self.ranges!r:.60}",
+                f"central_metrics takes ranges of metrics, the least and the largest value, not {self.ranges!r:.60}",
                 hint='Write ranges={"accuracy": (0.0, 1.0)}.',
             )
-        object.__setattr__(self, "ranges", {name: (float(ends[0]), float(ends[1])) for name, ends in sorted(given)})
+        ranges = {name: (float(given[name][0]), float(given[name][1])) for name in sorted(given)}
+        object.__setattr__(self, "ranges", ranges)
 
     @property
     def private(self) -> bool:
@@ -111,3 +109,7 @@ class central_metrics(Transform):
     @property
     def _variance(self) -> int:
         return math.ceil(Fraction(self.noise) ** 2 * len(self.ranges) * HALF**2)
+
+
+def _range(ends: Any) -> bool:
+    return isinstance(ends, list | tuple) and len(ends) == 2 and all(map(number, ends)) and ends[0] < ends[1]
