@@ -34,7 +34,7 @@ def load(source):
     return {"age": np.array([at % 100 + 0.5]), "sex": np.array([at % 2]), "code": np.array([WORDS[at % 10]])}
 
 
-def asked(question, clients=200, load=load):
+def asked(question, clients=100, load=load):
     app = umbel.App(client(load), strategy=question)
     return umbel.run(app, on=Simulation(clients), folder=None).model
 
@@ -43,7 +43,7 @@ def asked(question, clients=200, load=load):
 def test_counts_are_as_near_as_they_say(noise):
     question = Histogram(["age"], bins=EDGES, by={"sex": (0, 1)}, noise=noise)
     model = asked(question)
-    off = (model["counts"] - 20) / model["error"]
+    off = (model["counts"] - 10) / model["error"]
     assert np.abs(off).max() < 5
     assert "clients" not in model
     assert "withheld" not in model
@@ -61,10 +61,11 @@ def test_of_clients_with_many_rows_so_many_count():
     assert model["counts"][0, 0, 1] == pytest.approx(50 * 20, abs=10 * 20)
 
 
+@pytest.mark.slow
 @every
 def test_quantiles_are_within_the_interval_that_they_say(noise):
     question = Quantiles(["age"], at=[0.1, 0.5, 0.9], edges=range(0, 101, 10), noise=noise)
-    model = asked(question)
+    model = asked(question, 200)
     assert (model["low"] < model["values"]).all()
     assert (model["values"] < model["high"]).all()
     np.testing.assert_allclose(model["values"][0, 0], [10, 50, 90], atol=8)
@@ -123,6 +124,7 @@ def test_noise_alone_seldom_goes_on(scale):
     assert p ** np.ceil(beyond_noise(error)[0, 0]) / (1 + p) * 257 < 0.1
 
 
+@pytest.mark.slow
 def test_each_question_is_in_the_log(tmp_path):
     app = umbel.App(client(load), strategy=HeavyHitters("code", length=3, noise=central_counts(epsilon=2.0)))
     run = umbel.run(app, on=Simulation(100), folder=tmp_path)

@@ -111,7 +111,7 @@ def test_noise_is_the_holders_own_and_not_the_runs(step):
     np.testing.assert_array_equal(*same)
 
 
-@pytest.mark.parametrize("step", KINDS[:2], ids=lambda step: step.name)
+@pytest.mark.parametrize("step", [pytest.param(KINDS[0], marks=pytest.mark.slow), KINDS[1]], ids=lambda step: step.name)
 def test_noise_has_the_distribution_that_is_claimed(step):
     """2,000 releases: mean, variance within three standard errors, and a chi-square test of 50 cells."""
     values = np.array([3.0, -1.0, 0.0, 0.5])

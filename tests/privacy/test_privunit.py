@@ -74,18 +74,18 @@ def test_no_other_cap_has_less_error(dimensions, epsilon, edge):
 
 
 @pytest.mark.parametrize(
-    ("dimensions", "epsilon"),
-    [(40, 12.0), *(pytest.param(*each, marks=pytest.mark.slow) for each in ((4, 0.5), (6, 4.0)))],
+    ("dimensions", "epsilon", "n"),
+    [(40, 12.0, 400), *(pytest.param(*each, 4000, marks=pytest.mark.slow) for each in ((4, 0.5), (6, 4.0)))],
 )
-def test_directions_have_the_density_that_they_should(dimensions, epsilon):
+def test_directions_have_the_density_that_they_should(dimensions, epsilon, n):
     near, own = cap(dimensions, epsilon), pinned("density", dimensions)
     true = np.linspace(-1, 2, dimensions)
     true /= np.linalg.norm(true)
-    drawn = np.stack([within(true, near, own) for _ in range(1000)])
+    drawn = np.stack([within(true, near, own) for _ in range(n)])
     np.testing.assert_allclose(np.linalg.norm(drawn, axis=1), 1, rtol=1e-12)
     products = drawn @ true
     inside = products >= near.edge
-    assert stats.binomtest(int(inside.sum()), 1000, within_odds(near)).pvalue > UNLIKELY
+    assert stats.binomtest(int(inside.sum()), n, within_odds(near)).pvalue > UNLIKELY
     uniform = stats.beta((dimensions - 1) / 2, (dimensions - 1) / 2)  # of (1 + t) / 2
     below = 1 - near.share
     for these, low, high in ((products[~inside], 0.0, below), (products[inside], below, 1.0)):
@@ -94,14 +94,14 @@ def test_directions_have_the_density_that_they_should(dimensions, epsilon):
         assert stats.chisquare(cells).pvalue > UNLIKELY
     across = drawn - np.outer(products, true)
     across /= np.linalg.norm(across, axis=1)[:, None]
-    assert np.abs(across.mean(0)).max() < SURE / math.sqrt(1000)
-    spread = (across.T @ across) / 1000 * (dimensions - 1)
-    np.testing.assert_allclose(spread, np.eye(dimensions) - np.outer(true, true), atol=8 / math.sqrt(1000))
+    assert np.abs(across.mean(0)).max() < SURE / math.sqrt(n)
+    spread = (across.T @ across) / n * (dimensions - 1)
+    np.testing.assert_allclose(spread, np.eye(dimensions) - np.outer(true, true), atol=8 / math.sqrt(n))
 
 
 def test_products_beyond_the_edge_have_their_density():
     draws = OwnDraws(pinned("edge"))
-    found = np.array([_beyond_edge(0.4, 2.0, draws) for _ in range(3000)])
+    found = np.array([_beyond_edge(0.4, 2.0, draws) for _ in range(1500)])
     law = stats.beta(3, 3)  # of (1 + t) / 2, in seven dimensions
     below = law.cdf(0.7)
     assert stats.kstest((law.cdf((1 + found) / 2) - below) / (1 - below), "uniform").pvalue > UNLIKELY
@@ -111,13 +111,13 @@ def test_products_beyond_the_edge_have_their_density():
 def test_lengths_are_told_with_their_odds_and_a_right_mean(epsilon):
     levels, own = Levels(epsilon), pinned("lengths", str(epsilon))
     count = levels.k + 1
-    found = np.bincount([respond(1, count, epsilon, own) for _ in range(1000)], minlength=count)
+    found = np.bincount([respond(1, count, epsilon, own) for _ in range(400)], minlength=count)
     likely = np.ones(count)
     likely[1] = math.exp(epsilon)
-    assert stats.chisquare(found, 1000 * likely / likely.sum()).pvalue > UNLIKELY
+    assert stats.chisquare(found, 400 * likely / likely.sum()).pvalue > UNLIKELY
     for length in (0.0, 0.37, 1.0):
-        told = np.array([levels.told(levels.rounded(length, own), own) for _ in range(500)])
-        assert abs(told.mean() - length) < SURE * told.std() / math.sqrt(500)
+        told = np.array([levels.told(levels.rounded(length, own), own) for _ in range(200)])
+        assert abs(told.mean() - length) < SURE * told.std() / math.sqrt(200)
 
 
 @pytest.mark.parametrize("steps", [-5 * FINEST, -FINEST // 3, 0, FINEST // 2, 3 * FINEST])
@@ -131,7 +131,7 @@ MEANS = [[3.0, -4.0, 0.0, 1.0, 0.1], [0.5], [0.3, -0.1], [0.0, 0.0, 0.0, 0.0]]
 
 @pytest.mark.parametrize("values", [MEANS[0], *(pytest.param(each, marks=pytest.mark.slow) for each in MEANS[1:])])
 def test_the_mean_of_answers_is_the_update_at_its_bound(values):
-    step, own, n = privunit(norm=1.0, epsilon=12.0), pinned("mean", *map(str, values)), 500
+    step, own, n = privunit(norm=1.0, epsilon=12.0), pinned("mean", *map(str, values)), 200
     update = Update({"w": np.array(values)}, delta=True)
     sent = np.stack([step.encode(update, None, None, Key.from_seed(0), own)[0].arrays["w"] for _ in range(n)])
     true = np.array(values) / max(1.0, np.linalg.norm(values))
@@ -150,7 +150,7 @@ def test_the_mean_of_very_many_answers_is_the_update():
 def test_its_answers_have_less_error_than_gaussian_noise_of_the_same_epsilon():
     step, own = privunit(norm=1.0, epsilon=8.0), pinned("error")
     true = np.full(100, 0.1)
-    errors = [((step.randomised(true, own) * step.step(100) - true) ** 2).sum() for _ in range(200)]
+    errors = [((step.randomised(true, own) * step.step(100) - true) ** 2).sum() for _ in range(40)]
     assert np.mean(errors) < 100 * 2.0**2 / 2  # noise of 1, which is epsilon 8.7 at a delta of 1e-5
 
 

@@ -63,7 +63,7 @@ def test_no_answer_is_likelier_than_epsilon_lets_it_be(kind, epsilon, size):
 @kinds
 @pytest.mark.parametrize("own_cell", [1, pytest.param(None, marks=pytest.mark.slow)])
 def test_answers_have_the_odds_that_they_should(kind, own_cell):
-    step, own, n = randomised_response(epsilon=1.5, kind=kind), pinned(kind, str(own_cell)), 1000
+    step, own, n = randomised_response(epsilon=1.5, kind=kind), pinned(kind, str(own_cell)), 500
     counts = np.zeros(3) if own_cell is None else np.eye(3)[own_cell] * 7
     answers = [tuple(told(step, counts, own).tolist()) for _ in range(n)]
     chances = law(step, own_cell, 3)
