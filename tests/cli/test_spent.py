@@ -93,3 +93,18 @@ def test_a_run_that_hides_nobody_says_so(umbel: Command, folder: Path) -> None:
     assert done.code == 3
     assert "hides nobody" in done.said
     assert "were told as they are" in done.said
+
+
+def test_what_holders_have_noised_themselves_is_told_by_its_epsilon(
+    umbel: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("dp_accounting")
+    monkeypatch.chdir(tmp_path)
+    local = "from umbel.privacy import privunit\nprivate = privunit(norm=1.0, epsilon=2.0)\n"
+    Path("local.py").write_text(APP.replace("strategy =", f"{local}strategy =").replace("COHORT", "umbel.Poisson(0.5)"))
+    umbel("run", "local.py", "--clients", 20)
+    found = json.loads(umbel("privacy", "show", "--delta", "1e-9", "--json").out)["spent"]
+    assert found["epsilon"] == pytest.approx(6.0, rel=1e-3)  # three rounds, and nothing gained by the dice
+    text = umbel("privacy", "show").out
+    assert "2 epsilon by itself" in text
+    assert "clip bound" not in text

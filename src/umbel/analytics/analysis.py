@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -17,7 +17,8 @@ from ..core.arrays import Arrays
 from ..core.ask import Ask
 from ..core.client import Client
 from ..core.strategy import Asks, Question, State
-from ..core.update import Free
+from ..core.transform import Transform
+from ..core.update import Free, Like
 from ..core.window import Window
 from ..errors import ClientId, SettingError, StrategyError
 from ..folds.total import total
@@ -33,11 +34,33 @@ Answered = Generator[Ask, Answer, Mapping[str, Any]]
 
 @dataclass
 class Asking:
-    """Puts the questions of one analysis to the same clients: those that answered the first."""
+    """Puts the questions of one analysis to the same clients: those that answered the first. With `noise` to all each
+    time, whoever answers: which these are is not to decide what comes of it.
+    """
 
     clients: Any
     least: int | None
+    noise: Transform | None = None
     answered: tuple[ClientId, ...] = field(default=(), init=False)
+
+    def noisy(self, name: str, config: Mapping[str, Any], shape: Sequence[int], **inbox: Any) -> Asked:
+        """Ask `query:<name>` for `counts` of this shape, and give them with their noise, and its standard deviation as
+        `counts:error`.
+        """
+        assert self.noise is not None
+        looks = Arrays({"counts": np.zeros(shape, np.int64), "withheld": np.zeros(0, np.int64)})
+        answer: Answer = yield Ask(
+            kind=f"query:{name}",
+            clients=self.clients,
+            config=config,
+            inbox=inbox,
+            expects=Like(looks, ("counts",), delta=False),
+            fold=total(),
+            transforms=self.noise,
+            window=Window(quorum=0),
+        )
+        sums: Arrays = answer.value
+        return sums
 
     def __call__(self, name: str, config: Mapping[str, Any], **inbox: Any) -> Asked:
         """Ask `query:<name>` and give the sums. Raises `StrategyError` where the answers are not those of all."""
@@ -72,14 +95,22 @@ class Analysis(Question):
     Those that answered the first question are asked all others, and have to answer these. Settings named `columns`,
     `column`, `target`, `time`, `event`, `times`, `by`, `iterations` and `ridge` are checked here. Raises
     `SettingError`.
+
+    With `noise`, of `umbel.privacy` a mechanism for counts, sums are told with noise that hides every client, and
+    without how many answered; analyses that tell of more than counts take none.
     """
 
+    counted: ClassVar[bool] = False
+    """Whether counts are all that it asks, so that noise can hide who was counted."""
     clients: Any = field(default="all", kw_only=True)
     least: int | None = field(default=None, kw_only=True)
+    noise: Transform | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.least is not None:
             check_whole(self, least=1)
+        if self.noise is not None:
+            self._check_noise()
         if hasattr(self, "iterations"):
             check_whole(self, iterations=1)
         if hasattr(self, "columns"):
@@ -95,9 +126,26 @@ class Analysis(Question):
             raise SettingError(f"{type(self).__name__} takes a ridge of at least 0, not {ridge!r}")
 
     def round(self, state: State, r: int) -> Asks:
-        asking = Asking(self.clients, self.least)
+        asking = Asking(self.clients, self.least, self.noise)
         answer = yield from self.questions(asking)
+        if self.noise is not None:
+            return State(Arrays(answer))
         return State(Arrays({**answer, "clients": np.array(len(asking.answered))}))
+
+    def _check_noise(self) -> None:
+        what = type(self).__name__
+        if not (isinstance(self.noise, Transform) and self.noise.private):
+            raise SettingError(
+                f"{what}'s noise is {self.noise!r:.60}, which hides nobody",
+                hint="Write noise=umbel.privacy.central_counts(epsilon=1.0), say.",
+            )
+        if not self.counted:
+            raise SettingError(
+                f"{what} tells of sums that {self.noise.name} cannot bound",
+                hint="Histogram, Quantiles and HeavyHitters take noise.",
+            )
+        if self.least is not None:
+            raise SettingError(f"with noise {what} is of whoever answers, and takes no least")
 
     @abstractmethod
     def questions(self, asking: Asking) -> Answered:
@@ -151,11 +199,11 @@ def by_group(by: By | None, results: Iterable[Any]) -> Any:
     return found if by else found[()]
 
 
-def check_times(times: Any) -> Floats:
-    """A grid of times. Raises `SettingError` unless they ascend."""
-    array = finite(list(times) if isinstance(times, Sequence | range) else times, "times")
+def check_times(times: Any, what: str = "times") -> Floats:
+    """A grid of times, or of something else. Raises `SettingError` unless they ascend."""
+    array = finite(list(times) if isinstance(times, Sequence | range) else times, what)
     if array.ndim != 1 or not array.size or (np.diff(array) <= 0).any():
-        raise SettingError(f"times ascend, and there is at least one: not {times!r:.80}")
+        raise SettingError(f"{what} ascend, and there is at least one: not {times!r:.80}")
     return array
 
 

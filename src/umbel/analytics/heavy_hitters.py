@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from ..core.client import Context
 from ..core.randomness import Key
 from ..errors import HandlerFailed, SettingError
 from .analysis import Analysis, Answered, Asking, check_whole
-from .table import HeldTable
+from .table import Floats, HeldTable
 
 END = 256
 """The letter after a value's last; all others are bytes of UTF-8."""
@@ -52,12 +52,18 @@ class HeavyHitters(Analysis):
     alone are private: whoever adds votes up sees their sums, which secure aggregation would hide, but not its result.
     A value is likely found if it has far more than theta / chance rows; so it takes many thousands of rows.
 
-    The result has `values` [found, length] of bytes, 0 after the end, `sizes`, and `counts` where there is no epsilon.
+    With `noise`, in place of `epsilon`, counts are told with noise that hides every client, and each letter asked for
+    costs what it says: up to `length` times. Where `threshold` is less, so many standard deviations are needed that
+    noise alone goes on in one letter of ten at most. A client contributes to each letter anew.
+
+    The result has `values` [found, length] of bytes, 0 after the end, `sizes`, `counts` where there is no epsilon, and
+    with `noise` their `error`.
 
     Leaving the holder: how many of its rows go on with which letter after each beginning that is frequent so far, down
     to how many have each frequent value; with `epsilon`, of the rows that vote.
     """
 
+    counted: ClassVar[bool] = True
     column: str
     threshold: int = 1
     length: int = 20
@@ -67,6 +73,8 @@ class HeavyHitters(Analysis):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_whole(self, threshold=1, length=1)
+        if self.epsilon is not None and self.noise is not None:
+            raise SettingError("HeavyHitters takes an epsilon or noise, and not both")
         if self.epsilon is not None and not (0 < self.epsilon < math.inf and 0 < self.delta < 1):
             raise SettingError(f"an epsilon above 0 and a delta in (0, 1): not {self.epsilon!r} and {self.delta!r}")
 
@@ -78,36 +86,64 @@ class HeavyHitters(Analysis):
     def questions(self, asking: Asking) -> Answered:
         needed, rate = self.privacy
         config = {"column": self.column, "rate": rate, "length": self.length}
-        found: list[tuple[bytes, int]] = []
+        found: list[tuple[bytes, Any, float]] = []
         prefixes = [b""]
         for depth in range(self.length):
             letters = np.frombuffer(b"".join(prefixes), np.uint8).reshape(len(prefixes), depth)
-            counts = (yield from asking("letters", config, prefixes=letters))["counts"]
-            going = [(prefixes[p], int(letter), int(counts[p, letter])) for p, letter in np.argwhere(counts >= needed)]
-            found += [(prefix, count) for prefix, letter, count in going if letter == END]
-            on = [(prefix + bytes([letter]), count) for prefix, letter, count in going if letter != END]
+            if self.noise is None:
+                counts = (yield from asking("letters", config, prefixes=letters))["counts"]
+                errors = np.zeros(counts.shape)
+            else:
+                told = yield from asking.noisy("letters", config, (len(prefixes), END + 1), prefixes=letters)
+                counts, errors = told["counts"], np.broadcast_to(told["counts:error"], told["counts"].shape)
+            enough = np.maximum(needed, beyond_noise(errors))
+            going = [
+                (prefixes[p], int(letter), counts[p, letter].item(), float(errors[p, letter]))
+                for p, letter in np.argwhere(counts >= enough)
+            ]
+            found += [(prefix, count, error) for prefix, letter, count, error in going if letter == END]
+            on = [(prefix + bytes([letter]), count, error) for prefix, letter, count, error in going if letter != END]
             if depth == self.length - 1:
                 found += on
-            prefixes = [prefix for prefix, _ in on]
+            prefixes = [prefix for prefix, _, _ in on]
             if not prefixes:
                 break
+        return self._result(found)
+
+    def _result(self, found: list[tuple[bytes, Any, float]]) -> dict[str, Any]:
         found.sort(key=lambda each: each[0] if self.epsilon else (-each[1], each[0]))
-        values = np.array([list(value.ljust(self.length, b"\0")) for value, _ in found], np.uint8)
+        values = np.array([list(value.ljust(self.length, b"\0")) for value, _, _ in found], np.uint8)
         result = {
             "values": values.reshape(len(found), self.length),
-            "sizes": np.array([len(value) for value, _ in found], np.int64),
+            "sizes": np.array([len(value) for value, _, _ in found], np.int64),
         }
-        return result if self.epsilon else {**result, "counts": np.array([count for _, count in found], np.int64)}
+        if self.epsilon is None:
+            result["counts"] = np.array([count for _, count, _ in found], None if found else np.int64)
+        if self.noise is not None:
+            result["error"] = np.array([error for _, _, error in found], np.float64)
+        return result
 
-    def read(self, model: Mapping[str, Any]) -> dict[str, int | None]:
+    def read(self, model: Mapping[str, Any]) -> dict[str, float | None]:
         """``{value: how many rows have it}``, the most frequent first; with epsilon None for how many."""
         rows = zip(model["values"], model["sizes"].tolist(), strict=True)
         names = [row.tobytes()[:size].decode(errors="replace") for row, size in rows]
         return dict(zip(names, model["counts"].tolist() if "counts" in model else [None] * len(names), strict=True))
 
-    def table(self, model: Mapping[str, Any]) -> dict[str, dict[str, int | None]]:
+    def table(self, model: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
         """A row for each value."""
-        return {value: {"count": count} for value, count in self.read(model).items()}
+        rows: dict[str, dict[str, float | None]] = {v: {"count": count} for v, count in self.read(model).items()}
+        for row, error in zip(rows.values(), model["error"].tolist() if "error" in model else (), strict=False):
+            row["error"] = error
+        return rows
+
+
+def beyond_noise(errors: Floats) -> Floats:
+    """What noise of these standard deviations reaches in none of the cells but with a probability of 0.1 at most; none
+    has heavier tails than discrete Laplace noise, which is k or more with a probability below exp(-k / scale).
+    """
+    with np.errstate(divide="ignore"):
+        scales = 1 / (2 * np.arcsinh(1 / (math.sqrt(2) * errors)))
+    return np.asarray(scales * math.log(10 * errors.size))
 
 
 def votes(epsilon: float, delta: float, length: int) -> tuple[int, float]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
+from ..core.answer import Answer
+from ..core.ask import Ask
 from ..core.client import Context
 from ..errors import SettingError, StrategyError
 from . import order
@@ -42,8 +45,13 @@ class Histogram(Analysis):
 
     Leaving the holder: the counts that are at least its minimum, all others as 0. No total is told beside them, from
     which a withheld count could be had.
+
+    With `noise` it needs edges. Each row is a contribution in each column; `error` [columns, groups, bins] has the
+    standard deviation of the noise, in place of `withheld`. Of a client with more contributions than count the answer
+    is about those that were drawn.
     """
 
+    counted: ClassVar[bool] = True
     columns: Sequence[str]
     bins: Any = 10
     by: By | None = None
@@ -52,6 +60,8 @@ class Histogram(Analysis):
         super().__post_init__()
         if isinstance(self.bins, int):
             check_whole(self, bins=1)
+            if self.noise is not None:
+                raise SettingError("with noise Histogram takes edges, for the extremes are somebody's values")
         elif isinstance(self.bins, Mapping) and self.bins.keys() != {*self.columns}:
             raise SettingError(f"Histogram takes edges for {', '.join(self.columns)}, not for {', '.join(self.bins)}")
         else:
@@ -76,14 +86,18 @@ class Histogram(Analysis):
             edges = np.stack([np.histogram_bin_edges(each, self.bins) for each in ends])
         else:
             edges = self._given()
-        told = yield from asking("histogram", {"columns": columns, "by": by}, edges=edges)
-        counts = told["counts"]
+        config = {"columns": columns, "by": by}
+        if self.noise is not None:
+            counts, beside = yield from noisy_counts(asking, config, edges)
+        else:
+            told = yield from asking("histogram", config, edges=edges)
+            counts, beside = told["counts"], told["withheld"]
         return {
             "edges": edges,
             "counts": counts[:, :, 1:-1],
             "below": counts[:, :, 0],
             "above": counts[:, :, -1],
-            "withheld": told["withheld"][:, :, 1:-1],
+            "withheld" if self.noise is None else "error": beside[:, :, 1:-1],
         }
 
     def read(self, model: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,13 +109,23 @@ class Histogram(Analysis):
 
     def table(self, model: Mapping[str, Any]) -> dict[str, Any]:
         """A row for each bin, with its edges, by column and group."""
+        told = {"count": model["counts"]} | ({"error": model["error"]} if "error" in model else {})
 
-        def rows(counts: Any, edges: Any) -> list[dict[str, Any]]:
-            ends = edges.tolist()
+        def rows(column: int, group: int) -> list[dict[str, Any]]:
+            ends = model["edges"][column].tolist()
+            cells = zip(*(each[column, group].tolist() for each in told.values()), strict=True)
             return [
-                {"from": low, "to": high, "count": count}
-                for low, high, count in zip(ends, ends[1:], counts.tolist(), strict=False)
+                {"from": low, "to": high, **dict(zip(told, cell, strict=True))}
+                for low, high, cell in zip(ends, ends[1:], cells, strict=False)
             ]
 
-        found = zip(self.columns, model["counts"], model["edges"], strict=True)
-        return {name: by_group(self.by, [rows(each, edges) for each in counts]) for name, counts, edges in found}
+        groups = range(model["counts"].shape[1])
+        return {name: by_group(self.by, [rows(c, g) for g in groups]) for c, name in enumerate(self.columns)}
+
+
+def noisy_counts(asking: Asking, config: Mapping[str, Any], edges: Any) -> Generator[Ask, Answer, tuple[Any, Any]]:
+    """Counts [columns, groups, bins + 2] with noise, and the standard deviation of that."""
+    groups = math.prod(len(labels) for _, labels in config["by"])
+    shape = (len(config["columns"]), groups, edges.shape[1] + 1)
+    told = yield from asking.noisy("histogram", config, shape, edges=edges)
+    return told["counts"], np.broadcast_to(told["counts:error"], shape)

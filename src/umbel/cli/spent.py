@@ -39,10 +39,14 @@ def show(reference: str, folder: Path, delta: float | None, accountant: str, *, 
     facts.add_row("spent", Text(f"epsilon {found.epsilon:.4g} at delta {found.delta:.3g}", "bold"))
     if releases:
         facts.add_row("hides", f"one {found.unit}: neighbours {found.neighbours}")
-        correlated = any(release.stream is not None for release in releases)
-        what = "times how far one can move all answers" if correlated else "times the clip bound, on the sum"
-        facts.add_row("noise", _range([release.noise for release in releases], what))
-        facts.add_row("clip bound", _range([release.norm for release in releases], ""))
+    pure = [1 / release.noise for release in releases if release.mechanism == "pure" and release.noise]
+    if pure:
+        facts.add_row("each", _range(pure, "epsilon by itself"))
+    if noisy := [release for release in releases if release.mechanism != "pure"]:
+        correlated = any(release.stream is not None for release in noisy)
+        what = "times how far one can move all answers" if correlated else "times the clip bound"
+        facts.add_row("noise", _range([release.noise for release in noisy], what))
+        facts.add_row("clip bound", _range([release.norm for release in noisy], ""))
     for name, lines in (("sampling", found.sampling), ("but", found.why)):
         for line in lines:
             facts.add_row(name, Text(line))

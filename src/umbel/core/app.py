@@ -72,6 +72,8 @@ class App:
       for never. By default 1; of a `Question` 0. With `evaluate_at_start` also before the first, which is told as round
       0.
     - `evaluate_clients`: who evaluates (a number, a fraction, a sampler); by default up to 100 clients drawn at random.
+    - `evaluate_noise`: a transform that hides who evaluates, `umbel.privacy.central_metrics(...)`; strategies that hide
+      every client need it where clients evaluate.
     - `early_stop`, `keep_best`: see there. `early_stop` may also be a function, which is called after each round with
       the history so far: where it returns true the run ends; a text is the reason that the run then gives.
     - `checkpoint_every`: the models of every so many rounds are kept in the run's folder, besides those of the last
@@ -91,6 +93,7 @@ class App:
         config: Mapping[str, Any] | None = None,
         evaluate_every: int | None = None,
         evaluate_clients: Any = None,
+        evaluate_noise: Transform | None = None,
         early_stop: EarlyStop | Callable[[Any], Any] | None = None,
         keep_best: KeepBest | str | None = None,
         checkpoint_every: int = 0,
@@ -125,7 +128,10 @@ class App:
         self.rounds = _whole("rounds", (1 if asks else 10) if rounds is None else rounds, 1)
         self.config = dict(config or {})
         self.evaluate_every = _whole("evaluate_every", int(not asks) if evaluate_every is None else evaluate_every, 0)
+        if evaluate_noise is not None and not (isinstance(evaluate_noise, Transform) and evaluate_noise.private):
+            raise SettingError(f"an app's evaluate_noise is a central_metrics(...), not {evaluate_noise!r:.60}")
         self.evaluate_clients = evaluate_clients
+        self.evaluate_noise = evaluate_noise
         self.early_stop = early_stop
         self.keep_best = KeepBest(keep_best) if isinstance(keep_best, str) else keep_best
         self.checkpoint_every = _whole("checkpoint_every", checkpoint_every, 0)
@@ -182,10 +188,12 @@ class App:
         transforms = getattr(self.strategy, "transforms", None)
         if not (private or (isinstance(transforms, Transform) and transforms.private)):
             return
-        if (self.evaluate_every or self.evaluate_at_start) and "evaluate" in self.client.handlers:
+        evaluates = (self.evaluate_every or self.evaluate_at_start) and "evaluate" in self.client.handlers
+        if evaluates and self.evaluate_noise is None:
             raise AppError(
                 "the strategy hides every client, but what clients say when they evaluate would be told as it is",
-                hint="Leave the client's evaluate handler out, and test on data of your own with @app.test.",
+                hint="Set evaluate_noise=umbel.privacy.central_metrics(...). Or leave the client's handler out, "
+                "and test on data of your own with @app.test.",
             )
 
     def check_rounds(self, rounds: int) -> None:

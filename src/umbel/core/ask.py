@@ -138,7 +138,9 @@ class Ask:
         if transforms.private:
             self._check_private()
         if self.kind == "evaluate":
-            object.__setattr__(self, "expects", NUMBERS)
+            object.__setattr__(self, "expects", transforms.of_metrics or NUMBERS)
+            if transforms.private:
+                self._check(self.expects)  # type: ignore[arg-type]
         else:
             if transforms.brings_aux:
                 object.__setattr__(self, "expects", _with_aux(self.expects))

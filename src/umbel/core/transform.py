@@ -103,6 +103,11 @@ class Transform:
         """
         return 0
 
+    @property
+    def of_metrics(self) -> Expectation | None:
+        """What it makes of an evaluation's metrics, where it hides these; None where they are told as they are."""
+        return None
+
     def encoded(self, schema: Schema, sent: Mapping[str, Array] | None = None) -> Schema:
         """What a difference of this schema is once it is encoded: its `nbytes` are those on the wire. Where that
         depends on values, `sent` has the arrays of an update, which need not be true; without them it is the most.
@@ -237,6 +242,10 @@ class Chain(Transform):
     @property
     def apart(self) -> int:
         return max((part.apart for part in self.parts), default=0)
+
+    @property
+    def of_metrics(self) -> Expectation | None:
+        return next((part.of_metrics for part in self.parts if part.of_metrics is not None), None)
 
     def encoded(self, schema: Schema, sent: Mapping[str, Array] | None = None) -> Schema:
         for part in self.parts:

@@ -1,6 +1,14 @@
 """Differential privacy: mechanisms that hide one client, or one example, and the account of what each release costs."""
 
 from .central import central_gaussian
+from .counts import central_counts
 from .ftrl import dp_ftrl
+from .local import local_gaussian, local_laplace
+from .metrics import central_metrics
+from .privunit import privunit
+from .randomised_response import randomised_response
 
-__all__ = ["central_gaussian", "dp_ftrl"]
+__all__ = [
+    "central_counts", "central_gaussian", "central_metrics", "dp_ftrl", "local_gaussian", "local_laplace", "privunit",
+    "randomised_response",
+]  # fmt: skip

@@ -75,6 +75,22 @@ def bernoulli_exp(numerators: npt.ArrayLike, denominator: int, own: Entropy) -> 
     return result.reshape(given.shape)
 
 
+def bernoulli_odds(odds: npt.ArrayLike, unit: int, own: Entropy) -> Bools:
+    """For each of `odds`, integers of either sign, a draw that is True exp(odds / unit) times as likely as False.
+
+    One of both is tried, each as likely, and the rarer one kept by a Bernoulli draw. Raises as `bernoulli_exp` does.
+    """
+    flat = np.atleast_1d(np.asarray(odds)).ravel()
+    result, left = np.empty(flat.size, np.bool_), np.arange(flat.size)
+    while left.size:
+        tried = uniform_integers(2, left.size, own).astype(np.bool_)
+        gaps = np.where(tried == (flat[left] > 0), 0, np.abs(flat[left]))
+        kept = bernoulli_exp(gaps, unit, own)
+        result[left[kept]] = tried[kept]
+        left = left[~kept]
+    return result.reshape(np.shape(odds))
+
+
 def uniform_integers(bound: int, n: int, own: Entropy) -> Integers:
     """`n` integers uniform in [0, bound), without bias; `bound` is from 1 to 2^63, anything else is a ValueError."""
     bound, n = index(bound), _count(n)

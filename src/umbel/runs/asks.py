@@ -431,10 +431,12 @@ class RunAsks:
 
 
 def _releases(item: AskUnderway, answer: Answer, federation: int) -> list[Mapping[str, Any]]:
-    """What an answer tells of clients, as its transforms describe it, with how clients were sampled."""
+    """What an answer tells of clients, as its transforms describe it, with how clients were sampled where they do not
+    say that themselves.
+    """
     found = item.ask.transform.event(answer, item.transform_state) or ()
     how = sampling(item.ask, item.drawn, item.there, federation) if found else {}
-    return [{**each, "sampling": how} for each in found]
+    return [{"sampling": how, **each} for each in found]
 
 
 def nothing_came(served: Sequence[AskUnderway]) -> str | None:

@@ -354,7 +354,10 @@ class Conductor:
             if clients is None:
                 clients = Uniform(min(100, len(self._federation.clients)))
             model = self.app.strategy.served(self._state)
-            (item,) = self._asks.serve([Ask(kind="evaluate", clients=clients, model=model, fold=total())], r)
+            noise = () if self.app.evaluate_noise is None else self.app.evaluate_noise
+            (item,) = self._asks.serve(
+                [Ask(kind="evaluate", clients=clients, model=model, fold=total(), transforms=noise)], r
+            )
             found = self._evaluated(item, r)
         seed_generators(self._key.derive("test", r))
         return found, self.app.run_test(self._state.model) or {}
