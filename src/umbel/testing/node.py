@@ -87,7 +87,7 @@ class LocalChild:
             kept=state is not None,
         )
         done = m.Done(receipt=receipt, update=self._payload(told["update"]))
-        return nodes.TaskDone(self._run, task.task, task.attempt, done, state)
+        return nodes.TaskDone(self._run, task.task, task.attempt, done, state, tuple(told["accounted"]))
 
     def _open(self, ask: m.AskSpec) -> None:
         if self._ask is not None:
