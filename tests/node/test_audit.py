@@ -52,15 +52,17 @@ async def test_a_node_notes_who_came_what_was_let_in_and_what_was_done(tmp_path)
         ("server", "server.connected"),
         ("server", "run.came"),
         ("policy", "run.allowed"),
+        ("node", "privacy.spent"),
         ("policy", "ask.refused"),
         ("node", "run.ended"),
         ("server", "run.came"),
         ("owner", "owner.refused"),
     ]
-    assert found[1][2]["archive"] == found[2][2]["archive"] != found[6][2]["archive"]
-    assert (found[2][2]["run"], found[3][2]["reason"]) == ("r", "not here")
-    assert found[4][2] == {"run": "r", "done": 1, "failed": 0}
-    assert found[5][2]["name"] == "x" * 250
+    assert found[1][2]["archive"] == found[2][2]["archive"] != found[7][2]["archive"]
+    assert (found[2][2]["run"], found[4][2]["reason"]) == ("r", "not here")
+    assert (found[3][2]["task"], found[3][2]["releases"]) == ("1.0", [])
+    assert found[5][2] == {"run": "r", "done": 1, "failed": 0}
+    assert found[6][2]["name"] == "x" * 250
 
 
 def test_records_are_on_disk_with_what_they_are_about_and_tasks_are_counted_by_run(tmp_path):

@@ -156,6 +156,22 @@ class Transform:
         """
         return None
 
+    @property
+    def accounts(self) -> bool:
+        """Whether it says what its noise costs."""
+        mine = type(self)
+        return not (mine.event is Transform.event and mine.promises is Transform.promises)
+
+    def promises(self, params: Any) -> Any:
+        """At the holder, before it trains: what its answer will cost at most, as `event` says it; None where nothing
+        holds. `params` is what was sent. By default `event` of an answer that nobody has given, with `params` for the
+        state: override it where that is not all that `event` needs, or where what holds is said in another way.
+
+        Where several releases cost no more than one, as where their noise is correlated, each has the same text as
+        `stream`.
+        """
+        return self.event(Answer(Arrays()), params)
+
     def spec(self) -> Any:
         """A plain description that `transform_from_spec` reads."""
         settings: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -335,6 +351,16 @@ class Chain(Transform):
     def event(self, answer: Answer, state: Any) -> Any:
         told = (part.event(answer, own) for part, own in zip(self.parts, state, strict=True))
         return [event for event in told if event is not None] or None
+
+    @property
+    def accounts(self) -> bool:
+        return any(part.accounts for part in self.parts)
+
+    def promises(self, params: Any) -> Any:
+        if self.private and len(self.parts) > 1:
+            return None  # as `check` has it
+        told = (part.promises(sent) for part, sent in zip(self.parts, params, strict=True) if part.accounts)
+        return [release for release in told if release is not None] or None
 
     def spec(self) -> Any:
         return [part.spec() for part in self.parts]
