@@ -85,6 +85,17 @@ def test_records_are_on_disk_with_what_they_are_about_and_tasks_are_counted_by_r
     ]
 
 
+def test_a_node_that_was_killed_before_it_named_its_first_record_starts_again(tmp_path):
+    for _ in range(2):
+        with closing(Spool(tmp_path / "node.db")) as spool:
+            notes = NodeAudit(spool, tmp_path, lambda: 7.0)
+            notes.judged(m.RunSpec(run="r"), Verdict("allow"))
+            spool.commit()
+            (tmp_path / audit.HEAD).unlink(missing_ok=True)
+            notes.settle()
+    assert [did for _, did, _ in noted(tmp_path)] == ["run.allowed"] * 2
+
+
 def test_a_server_that_asks_on_and_on_does_not_fill_a_nodes_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(audit, "KEPT", 5)
     monkeypatch.setattr(audit, "PRUNED", 5)

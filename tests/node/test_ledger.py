@@ -7,6 +7,7 @@ import sqlite3
 import sys
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from umbel.errors import CallerError, CorruptFile
 from umbel.node.audit import NodeAudit
 from umbel.node.ledger import BUDGET, SPENT, Ledger, entry_of, promises, signed_by
 from umbel.node.signals import Start, TaskDone, TaskFailed
-from umbel.node.spool import Spool
+from umbel.node.spool import Spool, StoredAnswer
 from umbel.privacy import central_gaussian
 from umbel.privacy.release import NoisyRelease
 from umbel.testing.deployment import Deployment
@@ -48,20 +49,22 @@ def noised(number=1, transforms=NOISED, params=({"norm": 1.0},), **more):
 def start(client="a", number=1, run="r", attempt=1, **more):
     asked = noised(number, **more)
     asked.run = run
-    return Start(run, m.Task(run=run, task=f"{number}.{client}", ask=number, client=client, attempt=attempt), asked, None)
+    return Start(
+        run, m.Task(run=run, task=f"{number}.{client}", ask=number, client=client, attempt=attempt), asked, None
+    )
 
 
 class Desk:
     """A ledger in a folder, and what befalls it."""
 
-    def __init__(self, folder, budget=None):
-        self.folder, self.budget, self.now = folder, budget, 1_790_000_000.0
+    def __init__(self, folder, budget=None, key=KEY):
+        self.folder, self.budget, self.key, self.now = folder, budget, key, 1_790_000_000.0
         self.open()
 
     def open(self):
         self.spool = Spool(self.folder / "node.db")
         self.notes = NodeAudit(self.spool, self.folder, lambda: self.now)
-        self.ledger = Ledger(self.notes.records, KEY, self.budget, server=lambda: "ab", clock=lambda: self.now)
+        self.ledger = Ledger(self.notes.records, self.key, self.budget, server=lambda: "ab", clock=lambda: self.now)
         return self.ledger
 
     def begin(self, client="a", number=1, app="app", **more):
@@ -88,6 +91,8 @@ class Desk:
         return [row for row in rows if row["did"] == SPENT]
 
     def again(self):
+        self.spool.commit()
+        self.notes.settle()
         self.spool.close()
         return self.open()
 
@@ -100,14 +105,14 @@ def desk(tmp_path):
 
 
 def test_an_entry_says_who_has_told_whom_what_and_what_that_hides(desk):
-    assert desk.answer("a", by="") == "" if False else desk.answer("a") == ""
+    assert desk.answer("a") == ""
     (row,) = desk.rows()
     entry, year = entry_of(row)
     assert (entry.client, entry.server, entry.app, entry.run, entry.task, entry.digest) == (
         "a", "ab", "app", "r", "1.a", b"d".hex(),
     )  # fmt: skip
     assert (entry.by, year) == (("central_gaussian",), 2026)
-    ((release),) = entry.releases
+    (release,) = entry.releases
     assert (release["noise"], release["norm"], release["neighbours"]) == (4.0, 1.0, "zero out one")
     assert release["sampling"] == {"kind": "everyone"}
 
@@ -130,7 +135,9 @@ class Odd(Transform):
         return {"raise": lambda: 1 / 0, "nonsense": lambda: {"noise": 1}, "nothing": lambda: None}[self.says]()
 
 
-@pytest.mark.parametrize("transforms", [umbel.clip_by_norm(1.0), (NOISED, umbel.top_k(0.5)), (umbel.top_k(0.5), NOISED)])
+@pytest.mark.parametrize(
+    "transforms", [umbel.clip_by_norm(1.0), (NOISED, umbel.top_k(0.5)), (umbel.top_k(0.5), NOISED)]
+)
 def test_where_nothing_is_promised_nothing_holds(transforms):
     params = tuple({"norm": 1.0} for _ in chain(transforms).parts)
     by, found = promises(noised(transforms=transforms, params=params), lambda sha: None)
@@ -198,7 +205,7 @@ def test_what_is_at_work_counts_until_it_has_ended(tmp_path):
 
 @BUDGETS
 def test_apps_and_years_have_bounds_of_their_own(tmp_path):
-    desk = Desk(tmp_path, Budget(epsilon=100.0, delta=1e-6, per_app=1.5, per_year=2.5))
+    desk = Desk(tmp_path, Budget(epsilon=100.0, delta=1e-6, per_app=1.5, per_year=1.8))
     assert desk.answer("a", 1) == ""
     assert "with the app app (each client)" in desk.answer("a", 2)
     assert desk.answer("a", 2, app="other") == ""
@@ -211,7 +218,7 @@ def test_apps_and_years_have_bounds_of_their_own(tmp_path):
 
 @BUDGETS
 def test_where_examples_are_hidden_what_the_handler_tells_counts_before_the_answer_is_given(tmp_path):
-    desk = Desk(tmp_path, Budget(epsilon=4.0, delta=1e-6, unit="example"))
+    desk = Desk(tmp_path, Budget(epsilon=3.2, delta=1e-6, unit="example"))
     bare = {"transforms": (), "params": ()}
     assert "would hold" in desk.answer("a", 1, **bare), "it has told nothing"
     assert "would make it" in desk.answer("a", 1, accounted=((EXAMPLE, 1000),), **bare)
@@ -225,12 +232,11 @@ def test_where_examples_are_hidden_what_the_handler_tells_counts_before_the_answ
 def test_a_budget_is_part_of_the_record_and_only_where_it_is_another(tmp_path):
     pytest.importorskip("dp_accounting")
     desk = Desk(tmp_path)
-    for budget in (Budget(4.0, 1e-6), Budget(4.0, 1e-6), Budget(5.0, 1e-6, per_year=1.0)):
+    for budget in (None, Budget(4.0, 1e-6), Budget(4.0, 1e-6), Budget(5.0, 1e-6, per_year=1.0), None, None):
         desk.budget = budget
-        desk.spool.commit()
         desk.again()
-    desk.spool.commit()
-    assert [row["what"]["epsilon"] for row in desk.notes.records.of(BUDGET)] == [4.0, 5.0]
+    desk.rows()
+    assert [row["what"].get("epsilon") for row in desk.notes.records.of(BUDGET)] == [4.0, 5.0, None]
     desk.spool.close()
 
 
@@ -260,16 +266,12 @@ def test_answer_and_entry_are_on_disk_together_or_not_at_all(tmp_path):
         kinds = [type(step).__name__ for step in batch]
         assert kinds.count("StoredAnswer") == kinds.count("Noted") == 1
         if failing:
-            with pytest.raises(Exception, match="bind|supported"):
-                desk.spool.write((*batch, type(batch[0])(**{**vars_of(batch[0]), "message": object()})))
+            unwritable: Any = object()
+            with pytest.raises(Exception, match=r"bind|supported"):
+                desk.spool.write((*batch, StoredAnswer("r", 9, "a", "9.a", unwritable)))
         desk.spool.crash()
         assert (desk.spool.answers(), desk.notes.records.of(SPENT)) == ([], [])
         desk.spool.close()
-
-
-def vars_of(step):
-    return {name: getattr(step, name) for name in step.__slots__} if hasattr(step, "message") else {
-        "run": "r", "ask": 1, "client": "a", "task": "1.a"}  # fmt: skip
 
 
 COLUMNS = ("number", "at", "who", "did", "what", "peer", "before", "seal")
@@ -389,10 +391,10 @@ SOURCES = {str(i): {"index": i, "count": 4} for i in range(4)}
 NODES = {"a": {"0": SOURCES["0"], "1": SOURCES["1"]}, "b": {"2": SOURCES["2"]}, "c": {"3": SOURCES["3"]}}
 
 
-@pytest.mark.parametrize("batch", some(range(20), 1))
+@pytest.mark.parametrize("batch", some(range(40), 1))
 def test_whatever_is_killed_answers_are_the_same_and_each_counts_once(tmp_path, batch):
     expected = umbel.run(private(), on=umbel.Simulation(clients=4), seed=5, folder=None).model_sha256
-    for seed in range(8 * batch, 8 * batch + 8):
+    for seed in range(4 * batch, 4 * batch + 4):
         folder = tmp_path / str(seed)
         folder.mkdir()
         world = Deployment(private(), NODES, seed=seed, scratch=folder)
@@ -401,7 +403,7 @@ def test_whatever_is_killed_answers_are_the_same_and_each_counts_once(tmp_path, 
         for name, sources in NODES.items():
             rows = world.nodes[name].audit.of(SPENT)
             tasks = [row["what"]["task"] for row in rows]
-            assert sorted(tasks) == sorted(f"{number}.{client}" for number in (1, 2, 3) for client in sources)
+            assert sorted(tasks) == sorted(f"{number}.{client}" for number in range(3) for client in sources)
             assert all(row["what"]["releases"][0]["noise"] == 0.1 for row in rows)
             audit.verified(b"", rows)
         world.close()

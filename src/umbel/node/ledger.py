@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -66,8 +66,9 @@ class Ledger:
         self._begun: dict[Task, Entry] = {}
         for row in audit.of(SPENT):
             self._count(*entry_of(row))
-        if budget is not None and ([*audit.of(BUDGET), None][-1] or {}).get("what") != asdict(budget):
-            audit.record("owner", BUDGET, **asdict(budget))
+        told = {} if budget is None else {name: value for name, value in asdict(budget).items() if value is not None}
+        if told != budget_of(audit.of(BUDGET)):
+            audit.record("owner", BUDGET, **told)
 
     def begin(self, start: Start, app: str, path: Callable[[bytes], Path | None]) -> str:
         """A task is about to begin: why it must not, empty where it may. `path` gives the files of blobs."""
@@ -175,6 +176,11 @@ def promises(ask: m.AskSpec, path: Callable[[bytes], Path | None]) -> tuple[tupl
 def entry_of(row: Row) -> tuple[Entry, int]:
     """The entry of a record, and its year."""
     return Entry.of(row["what"]), _year(row["at"])
+
+
+def budget_of(rows: Sequence[Row]) -> dict[str, Any]:
+    """What budget there is, by all records of budgets; empty for none."""
+    return dict(rows[-1]["what"]) if rows else {}
 
 
 def signed_by(public: bytes, row: Row) -> bool:
