@@ -28,10 +28,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tests.deployment import lives
 from tests.deployment.conftest import APP, app_of
 from tests.deployment.lives import HOW, Stop, lived, populate
 
 import umbel
+from umbel.cli.ledger import NodeLedger
 from umbel.core.encoding import named_files
 from umbel.office.operator import Operator
 from umbel.testing.machines import SECONDS, MachineProcess, Machines
@@ -91,6 +93,23 @@ def test_a_hundred_kills(tmp_path_factory):
     if not os.environ.get("UMBEL_KILLS"):
         assert died.total() >= 100
         assert min(died[kind] for kind in KINDS) >= 5, died
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_of_a_noised_run_with_each_release_in_a_ledger_once(tmp_path_factory):
+    for seed in (1, 2):
+        with fresh(tmp_path_factory) as machines, lived(machines, "private", seed, ROUNDS) as life:
+            life.be_killed(10)
+        print(life.report(), flush=True)
+        assert life.deaths["node"] + life.deaths["child"] >= 3, life.report()
+        found = [
+            (entry.client, entry.task)
+            for home in lives.LAYOUT.homes
+            for entry, _ in NodeLedger.read(machines.folder / f"node-{home.name}").entries
+        ]
+        tasks = [(str(client), f"{ask}.{client}") for ask in range(ROUNDS) for client in range(lives.CLIENTS)]
+        assert sorted(found) == sorted(tasks)
 
 
 @pytest.mark.slow
