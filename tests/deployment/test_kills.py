@@ -199,6 +199,16 @@ NODE = [
     ("umbel.transport.connection:Connection.post", "after", 3, ", result {"),
     ("umbel.node.machine:NodeMachine.handle", "after", 2, "ack {"),
 ]
+LEDGER = [
+    ("umbel.node.ledger:Ledger.done", "after", 1, ""),
+    ("umbel.node.ledger:Ledger.commit", "before", 2, ""),
+    ("umbel.node.ledger:Ledger.commit", "after", 1, ""),
+    ("umbel.node.spool:Spool.write", "before", 1, "privacy.spent"),
+    ("umbel.node.spool:Spool.write", "after", 2, "privacy.spent"),
+    ("umbel.trust.audit:Audit.settle", "before", 5, ""),
+    ("umbel.transport.connection:Connection.post", "before", 1, ", result {"),
+    ("umbel.transport.connection:Connection.post", "after", 1, ", result {"),
+]
 RUN = [
     ("umbel.runs.journal:Journal.append", "before", 3, "AskClosed("),
     ("umbel.runs.journal:Journal.append", "after", 4, "AskClosed("),
@@ -251,6 +261,19 @@ def test_of_a_node_at_points_of_its_code(four):
     run = begun(four, "long", 12)
     finishes_undisturbed(four, run, "long", 12)
     points.passed()
+
+
+@pytest.mark.slow
+def test_of_a_node_at_points_of_its_ledger(four):
+    four.nodes["2"].stop()
+    points = Points(four, "node", LEDGER)
+    points.watch(lambda: four.start_node_again("2", points.arguments))
+    run = begun(four, "noised", 15)
+    finishes_undisturbed(four, run, "noised", 15)
+    points.passed()
+    for name in NODES:
+        found = [entry.task for entry, _ in NodeLedger.read(four.folder / f"node-{name}").entries if entry.run == run]
+        assert found == [f"{ask}.{name}" for ask in range(12)]
 
 
 @pytest.mark.slow
