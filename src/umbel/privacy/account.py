@@ -109,15 +109,19 @@ class PrivacyAccount:
 
     def add(self, entry: Entry, year: int) -> None:
         """Count an entry of a year."""
-        events = self.events(entry)
-        self._streams.update(self._stream(entry, *cost) for cost in entry.costs(self.unit) if cost[1])
+        costs = entry.costs(self.unit)
+        events = self._events_of(entry, costs)
+        self._streams.update(self._stream(entry, *cost) for cost in costs if cost[1])
         for scope in (ALL, ("app", entry.app), ("server", entry.server), ("year", str(year))):
             self._events.setdefault((entry.client, scope), Counter()).update(events)
 
     def events(self, entry: Entry) -> Counter[Event]:
         """What an entry adds to what is there; a release of a stream that is there already costs nothing more."""
+        return self._events_of(entry, entry.costs(self.unit))
+
+    def _events_of(self, entry: Entry, costs: Mapping[tuple[str, str], int]) -> Counter[Event]:
         found: Counter[Event] = Counter()
-        for (text, stream), times in entry.costs(self.unit).items():
+        for (text, stream), times in costs.items():
             if not stream:
                 found[_event(text)] += times
             elif self._stream(entry, text, stream) not in self._streams:
