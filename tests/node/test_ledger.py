@@ -8,6 +8,7 @@ import sys
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from tests.node.test_service import Gate, Server, ask, node, on_loop, spec, task
 import umbel
 from umbel.core import encoding
 from umbel.core.transform import Transform, chain
+from umbel.core.transform import _registry as registry
 from umbel.entropy import Entropy
 from umbel.errors import CallerError, CorruptFile
 from umbel.node.audit import NodeAudit
@@ -124,12 +126,25 @@ def test_a_bound_that_moves_is_that_which_was_sent():
     assert (release["norm"], release["noise"]) == (0.25, 4.0)
 
 
+class Bare(Transform):
+    """Says what its noise costs, and lets metrics pass beside it."""
+
+    name = "bare"
+
+    def event(self, answer, state):
+        return NOISED.event(answer, {"norm": 1.0})
+
+
 @dataclass(frozen=True)
 class Odd(Transform):
     """Says what it cannot."""
 
     name = "odd"
     says: str = "raise"
+
+    @property
+    def private(self):
+        return True
 
     def event(self, answer, state):
         return {"raise": lambda: 1 / 0, "nonsense": lambda: {"noise": 1}, "nothing": lambda: None}[self.says]()
@@ -156,6 +171,11 @@ def test_what_cannot_be_read_promises_nothing():
         assert promises(wrong, lambda sha: None)[1] == ()
     for says in ("raise", "nonsense", "nothing"):
         assert Odd(says).accounts
+        with patch.dict(registry, {("odd", 1): Odd}):
+            assert promises(noised(transforms=Odd(says)), lambda sha: None)[1] == ()
+    assert not Bare().accounts
+    with patch.dict(registry, {("bare", 1): Bare}):
+        assert promises(noised(transforms=Bare()), lambda sha: None) == (("bare",), ())
 
 
 def test_of_what_nothing_holds_one_entry_a_run_client_and_year_is_kept(desk):

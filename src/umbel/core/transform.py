@@ -158,9 +158,9 @@ class Transform:
 
     @property
     def accounts(self) -> bool:
-        """Whether it says what its noise costs."""
+        """Whether it says what its noise costs, which is then all that is told of a client."""
         mine = type(self)
-        return not (mine.event is Transform.event and mine.promises is Transform.promises)
+        return self.private and not (mine.event is Transform.event and mine.promises is Transform.promises)
 
     def promises(self, params: Any) -> Any:
         """At the holder, before it trains: what its answer will cost at most, as `event` says it; None where nothing
@@ -354,12 +354,12 @@ class Chain(Transform):
 
     @property
     def accounts(self) -> bool:
-        return any(part.accounts for part in self.parts)
+        return len(self.parts) == 1 and self.parts[0].accounts
 
     def promises(self, params: Any) -> Any:
-        if self.private and len(self.parts) > 1:
-            return None  # as `check` has it
-        told = (part.promises(sent) for part, sent in zip(self.parts, params, strict=True) if part.accounts)
+        if not self.private or len(self.parts) > 1:
+            return None  # something would be told beside it, as it is
+        told = (part.promises(sent) for part, sent in zip(self.parts, params, strict=True))
         return [release for release in told if release is not None] or None
 
     def spec(self) -> Any:
