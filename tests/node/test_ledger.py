@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sqlite3
 import sys
@@ -370,10 +371,33 @@ async def test_a_node_refuses_what_would_exceed_the_budget_before_anything_train
         assert "may spend epsilon 1.5" in result.failure.reason
         assert not result.failure.retry
         assert len(made[0].started) == 1
-    with sqlite3.connect(tmp_path / "node" / "node.db") as database:
-        counts = dict(database.execute("SELECT did, count(*) FROM audit GROUP BY did").fetchall())
-    database.close()
-    assert (counts[SPENT], counts[BUDGET], counts["task.refused"]) == (1, 1, 1)
+    assert counted(tmp_path / "node") == {SPENT: 1, BUDGET: 1, "task.refused": 1}
+
+
+@on_loop
+async def test_an_answer_whose_handler_has_not_accounted_for_it_is_withheld_and_its_blob_let_go(tmp_path):
+    pytest.importorskip("dp_accounting")
+    server = Server(tmp_path)
+    async with node(server, tmp_path, gate=Gate(), budget=Budget(1.5, 1e-6, unit="example")) as made:
+        await server.session()
+        server.post(run_spec=spec())
+        assert (await server.hear("run_answer")).ready
+        server.post(ask_spec=ask())
+        server.post(task=task(client=1))
+        result = await server.hear("result")
+        assert "nothing that is promised of this answer would hold" in result.failure.reason
+        assert len(made[0].started) == 1
+        assert not made[0].blobs.held(hashlib.sha256(b"x" * 100_000).digest())
+        server.post(ask_spec=with_noise(ask(2)))  # which hides each example, too
+        server.post(task=task(2, client=1))
+        assert (await server.hear("result")).failure.reason.startswith("client 1 may spend epsilon 1.5")
+    assert counted(tmp_path / "node") == {BUDGET: 1, "task.refused": 2}
+
+
+def counted(folder):
+    with closing(sqlite3.connect(folder / "node.db")) as database:
+        found = dict(database.execute("SELECT did, count(*) FROM audit GROUP BY did").fetchall())
+    return {did: found[did] for did in (SPENT, BUDGET, "task.refused") if did in found}
 
 
 def with_noise(asked):
