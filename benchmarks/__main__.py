@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import NoReturn
 
-from . import deployment, machines, pages, simulated, splitting, trackers
+from . import deployment, ledger, machines, pages, simulated, splitting, trackers
 from .figures import VOID, Row, machine, plain
 
 NAMED: dict[str, tuple[Callable[[bool, int], Iterator[Row]], int]] = {
@@ -26,6 +26,7 @@ NAMED: dict[str, tuple[Callable[[bool, int], Iterator[Row]], int]] = {
     "robust": (simulated.robust, 5),
     "partition": (splitting.partition, 5),
     "trackers": (trackers.tracked, 5),
+    "ledger": (ledger.ledger, 5),
     "machines": (machines.rows, 5),
     **deployment.PARTS,
 }

@@ -25,6 +25,7 @@ SECTIONS: Mapping[str, tuple[str, tuple[str, ...]]] = {
         ("round-2", "round-10", "round-50", "thousand", "machines", "slow-disk", "results", "idle", "hostile", "ready"),
     ),
     "data": ("Splitting data", ("partition",)),
+    "privacy": ("Privacy", ("ledger",)),
     "models": ("Large models", ("two-nodes", "gigabyte", "changed", "stream")),
 }
 PREFACE = """# Benchmarks

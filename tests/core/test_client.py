@@ -13,6 +13,7 @@ from umbel.core.client import Client, Context, LocalCorrection
 from umbel.core.correction import Correction
 from umbel.core.randomness import Key
 from umbel.errors import AppError
+from umbel.privacy.release import NoisyRelease
 
 
 def handle(model, data, ctx):
@@ -200,3 +201,22 @@ def test_the_gradient_is_that_of_the_stated_loss():
     for i, step in enumerate(np.eye(3) * 1e-5):
         numeric = (loss(weights["w"] + step) - loss(weights["w"] - step)) / 2e-5
         assert abs(found[i] - numeric) < 1e-8
+
+
+def release(**changes):
+    said = {"unit": "example", "neighbours": "add or remove one", "sampling": {"kind": "poisson", "rate": 0.1}}
+    return NoisyRelease(**{"mechanism": "gaussian", "noise": 1.0, "norm": 0.5, "denominator": 8.0, **said, **changes})
+
+
+def test_a_handler_tells_what_its_own_noise_costs():
+    ctx = context()
+    assert ctx.accounted == []
+    for times in (3, 4):
+        ctx.account(release(), times)
+    ctx.account(release(noise=2.0).plain())
+    assert ctx.accounted == [(release().plain(), 7), (release(noise=2.0).plain(), 1)]
+    with pytest.raises(AppError, match="unit 'example', not 'client'"):
+        ctx.account(release(unit="client"))
+    for times in (0, 1.0, True):
+        with pytest.raises(AppError, match="whole number of times"):
+            ctx.account(release(), times)

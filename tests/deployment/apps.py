@@ -8,6 +8,8 @@ import numpy as np
 
 import umbel
 from umbel import folds, transforms
+from umbel.entropy import Entropy
+from umbel.privacy import central_gaussian
 from umbel.samplers import FairRate
 from umbel.strategies import AFL, FedNova, Scaffold
 
@@ -134,6 +136,13 @@ class Own(umbel.Strategy):
         return umbel.State(umbel.Arrays({"w": state.model["w"] + answer.value["w"]}))
 
 
+class Pinned(central_gaussian):
+    """Noise that a test can expect: drawn from the run's key."""
+
+    def finish(self, answer, state, key, own=None):
+        return super().finish(answer, state, key, Entropy(key.draws().words))
+
+
 def app(strategy, rounds=4, **more):
     return umbel.App(client, model={"w": np.zeros(10)}, strategy=strategy, rounds=rounds, **more)
 
@@ -156,6 +165,11 @@ huge = umbel.App(
     model={"w": np.ones(9_000_000)},
     strategy=umbel.FedAdam(cohort=2),
     rounds=3,
+    evaluate_every=0,
+)
+noised = app(
+    umbel.FedAvg(cohort=umbel.Everyone(), fold=umbel.total(), transforms=Pinned(norm=1.0, noise=0.1, expected=4)),
+    rounds=12,
     evaluate_every=0,
 )
 shapes = umbel.App(

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 
 import umbel
+from umbel.entropy import Entropy
+from umbel.privacy import central_gaussian
 
 client = umbel.Client()
 
@@ -71,6 +73,13 @@ class Tardy(umbel.FedAvg):
         return replace(super().ask(state, r), window=left)
 
 
+class Pinned(central_gaussian):
+    """Noise that a test can expect: drawn from the run's key."""
+
+    def finish(self, answer, state, key, own=None):
+        return super().finish(answer, state, key, Entropy(key.draws().words))
+
+
 def app(strategy, size=10, keeps=False, meets=False, **more):
     config = {"meets": meets, "hold": 0, "keeps": keeps}
     return umbel.App(client, model={"w": np.zeros(size)}, strategy=strategy, rounds=40, config=config, **more)
@@ -82,3 +91,5 @@ sparse = app(umbel.FedAvg(cohort=umbel.Everyone(), transforms=(umbel.top_k(0.3, 
 late = app(
     Tardy(cohort=umbel.Everyone(), fold=umbel.mean()), size=3000, keeps=True, meets=True, evaluate_every=0
 )  # a node that waits for others must not have to evaluate meanwhile
+noise = Pinned(norm=1.0, noise=0.1, expected=CLIENTS)
+private = app(umbel.FedAvg(cohort=umbel.Everyone(), fold=umbel.total(), transforms=noise), keeps=True, evaluate_every=0)

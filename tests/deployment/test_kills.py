@@ -28,10 +28,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tests.deployment import lives
 from tests.deployment.conftest import APP, app_of
 from tests.deployment.lives import HOW, Stop, lived, populate
 
 import umbel
+from umbel.cli.ledger import NodeLedger
 from umbel.core.encoding import named_files
 from umbel.office.operator import Operator
 from umbel.testing.machines import SECONDS, MachineProcess, Machines
@@ -91,6 +93,23 @@ def test_a_hundred_kills(tmp_path_factory):
     if not os.environ.get("UMBEL_KILLS"):
         assert died.total() >= 100
         assert min(died[kind] for kind in KINDS) >= 5, died
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_of_a_noised_run_with_each_release_in_a_ledger_once(tmp_path_factory):
+    for seed in (1, 2):
+        with fresh(tmp_path_factory) as machines, lived(machines, "private", seed, ROUNDS) as life:
+            life.be_killed(10)
+        print(life.report(), flush=True)
+        assert life.deaths["node"] + life.deaths["child"] >= 3, life.report()
+        found = [
+            (entry.client, entry.task)
+            for home in lives.LAYOUT.homes
+            for entry, _ in NodeLedger.read(machines.folder / f"node-{home.name}").entries
+        ]
+        tasks = [(str(client), f"{ask}.{client}") for ask in range(ROUNDS) for client in range(lives.CLIENTS)]
+        assert sorted(found) == sorted(tasks)
 
 
 @pytest.mark.slow
@@ -180,6 +199,16 @@ NODE = [
     ("umbel.transport.connection:Connection.post", "after", 3, ", result {"),
     ("umbel.node.machine:NodeMachine.handle", "after", 2, "ack {"),
 ]
+LEDGER = [
+    ("umbel.node.ledger:Ledger.done", "after", 1, ""),
+    ("umbel.node.ledger:Ledger.commit", "before", 2, ""),
+    ("umbel.node.ledger:Ledger.commit", "after", 1, ""),
+    ("umbel.node.spool:Spool.write", "before", 1, "privacy.spent"),
+    ("umbel.node.spool:Spool.write", "after", 2, "privacy.spent"),
+    ("umbel.trust.audit:Audit.settle", "before", 5, ""),
+    ("umbel.transport.connection:Connection.post", "before", 1, ", result {"),
+    ("umbel.transport.connection:Connection.post", "after", 1, ", result {"),
+]
 RUN = [
     ("umbel.runs.journal:Journal.append", "before", 3, "AskClosed("),
     ("umbel.runs.journal:Journal.append", "after", 4, "AskClosed("),
@@ -232,6 +261,19 @@ def test_of_a_node_at_points_of_its_code(four):
     run = begun(four, "long", 12)
     finishes_undisturbed(four, run, "long", 12)
     points.passed()
+
+
+@pytest.mark.slow
+def test_of_a_node_at_points_of_its_ledger(four):
+    four.nodes["2"].stop()
+    points = Points(four, "node", LEDGER)
+    points.watch(lambda: four.start_node_again("2", points.arguments))
+    run = begun(four, "noised", 15)
+    finishes_undisturbed(four, run, "noised", 15)
+    points.passed()
+    for name in NODES:
+        found = [entry.task for entry, _ in NodeLedger.read(four.folder / f"node-{name}").entries if entry.run == run]
+        assert found == [f"{ask}.{name}" for ask in range(12)]
 
 
 @pytest.mark.slow

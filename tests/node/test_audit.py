@@ -52,15 +52,17 @@ async def test_a_node_notes_who_came_what_was_let_in_and_what_was_done(tmp_path)
         ("server", "server.connected"),
         ("server", "run.came"),
         ("policy", "run.allowed"),
+        ("node", "privacy.spent"),
         ("policy", "ask.refused"),
         ("node", "run.ended"),
         ("server", "run.came"),
         ("owner", "owner.refused"),
     ]
-    assert found[1][2]["archive"] == found[2][2]["archive"] != found[6][2]["archive"]
-    assert (found[2][2]["run"], found[3][2]["reason"]) == ("r", "not here")
-    assert found[4][2] == {"run": "r", "done": 1, "failed": 0}
-    assert found[5][2]["name"] == "x" * 250
+    assert found[1][2]["archive"] == found[2][2]["archive"] != found[7][2]["archive"]
+    assert (found[2][2]["run"], found[4][2]["reason"]) == ("r", "not here")
+    assert (found[3][2]["task"], found[3][2]["releases"]) == ("1.0", [])
+    assert found[5][2] == {"run": "r", "done": 1, "failed": 0}
+    assert found[6][2]["name"] == "x" * 250
 
 
 def test_records_are_on_disk_with_what_they_are_about_and_tasks_are_counted_by_run(tmp_path):
@@ -81,6 +83,17 @@ def test_records_are_on_disk_with_what_they_are_about_and_tasks_are_counted_by_r
         ("node", "run.ended", {"run": "r", "done": 1, "failed": 1}),
         ("node", "run.ended", {"run": "s", "done": 0, "failed": 1}),
     ]
+
+
+def test_a_node_that_was_killed_before_it_named_its_first_record_starts_again(tmp_path):
+    for _ in range(2):
+        with closing(Spool(tmp_path / "node.db")) as spool:
+            notes = NodeAudit(spool, tmp_path, lambda: 7.0)
+            notes.judged(m.RunSpec(run="r"), Verdict("allow"))
+            spool.commit()
+            (tmp_path / audit.HEAD).unlink(missing_ok=True)
+            notes.settle()
+    assert [did for _, did, _ in noted(tmp_path)] == ["run.allowed"] * 2
 
 
 def test_a_server_that_asks_on_and_on_does_not_fill_a_nodes_disk(tmp_path, monkeypatch):

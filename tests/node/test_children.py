@@ -58,6 +58,8 @@ def environment(model, data, ctx):
 @client.query("large")
 def large(model, data, ctx):
     ctx.state["much"] = np.zeros(10000)
+    ctx.account({"mechanism": "gaussian", "noise": 2.0, "norm": 1.0, "unit": "example", "denominator": 8.0,
+                 "neighbours": "add or remove one", "sampling": {"kind": "poisson", "rate": 0.1}, "steps": None}, 3)
     return umbel.Update({"big": np.arange(10000.0)})
 
 @client.query("fail")
@@ -232,6 +234,8 @@ async def test_what_is_large_becomes_a_blob(tmp_path):
         blob = done.result.update.blob
         assert encoding.load_file(b.blobs.path(blob.sha256, run_giver("r"))).arrays["big"][9] == 9
         assert encoding.decode(done.state)["user"]["much"].shape == (10000,)
+        ((release, times),) = done.accounted
+        assert (release["noise"], release["sampling"], times) == (2.0, {"kind": "poisson", "rate": 0.1}, 3)
         b.blobs.collect()
         assert b.blobs.path(blob.sha256, run_giver("r")) is not None
         again = await b.done(b.ask(2, "query:large"), base=done.state)  # the same bytes
@@ -293,6 +297,7 @@ LIES = {
     "odd_hash": '{**done, "type": "done", "update": {**file, "sha256": 5}}',
     "odd_size": '{**done, "type": "done", "update": {**file, "size": -1}}',
     "odd_state": '{**done, "type": "done", "state": {"base64": "A"}}',
+    "odd_account": '{**done, "type": "done", "accounted": [[{"unit": "example"}, 1]]}',
     "long_line": '{**done, "type": "done", "besides": "x" * (1 << 20)}',
     "another_task": '{**done, "type": "done", "task": "1.1"}',
 }

@@ -159,7 +159,7 @@ class FakeHosts:
 
     def prepare(self, run, spec, archive):
         handlers = frozenset({"train", "query:secret"})
-        self.loop.call_soon(self.tell, HostReady(run, handlers, frozenset()))
+        self.loop.call_soon(self.tell, HostReady(run, handlers, frozenset({("central_gaussian", 1)})))
 
     def start(self, effect):
         self.started.append(effect)

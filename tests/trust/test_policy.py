@@ -12,10 +12,11 @@ import pytest
 from umbel import Arrays, Free, Like
 from umbel.core.transform import chain
 from umbel.errors import CorruptFile, SettingError, StorageError
+from umbel.privacy import central_gaussian
 from umbel.transforms.clip_by_norm import clip_by_norm
 from umbel.transforms.quantise import quantise
 from umbel.transforms.top_k import top_k
-from umbel.trust.policy import Approvals, Policy, Range, RequiredStep, archive_sha256
+from umbel.trust.policy import Approvals, Budget, Policy, Range, RequiredStep, archive_sha256
 from umbel.wire import messages as m
 
 ARCHIVE = b"an archive"
@@ -61,6 +62,44 @@ def test_a_file_says_it_all():
         config={"epochs": Range(1, 5), "optimizer": Range(one_of=("sgd", "adam"))},
     )
     assert Policy.read("") == Policy()
+    told = "[budget]\nepsilon = 4\ndelta = 1e-6\nper_app = 2.0"
+    assert Policy.read(told).budget == Budget(4.0, 1e-6, per_app=2.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epsilon = 1", "cannot be read"),
+        ("epsilon = 1\ndelta = 1e-6\nper_week = 1", "per_week"),
+        ("epsilon = -1\ndelta = 1e-6", "epsilon"),
+        ("epsilon = 1\ndelta = 1", "delta below 1"),
+        ("epsilon = 1\ndelta = 0", "delta"),
+        ("epsilon = 1\ndelta = 1e-6\nper_year = 'x'", "per_year"),
+        ("epsilon = 1\ndelta = 1e-6\nunit = 'row'", "client or example"),
+    ],
+)
+def test_a_budget_that_cannot_be_is_an_error(text, message):
+    with pytest.raises(SettingError, match=message):
+        Policy.read(f"[budget]\n{text}")
+    with pytest.raises(SettingError, match="cannot be read"):
+        Policy.read("budget = 3")
+
+
+def test_where_there_is_a_budget_answers_have_to_be_hidden():
+    policy = Policy(allow=("any",), budget=Budget(4.0, 1e-6))
+    hidden = central_gaussian(norm=1.0, noise=1.0, expected=10)
+    for kind in ("train", "evaluate", "query:facts"):
+        assert policy.check_ask(asked(hidden, kind=kind)) == []
+        for bare in ((), (clip_by_norm(1.0),), (hidden, top_k(0.5))):
+            (reason,) = policy.check_ask(asked(*bare, kind=kind))
+            assert "answers have to be hidden by noise here (budget)" in reason
+    assert policy.check_run(run(transforms=(hidden,)), MANIFEST) == []
+    assert "have to be hidden" in policy.check_run(run(), MANIFEST)[0]
+    assert "have to be hidden" in policy.check_run(run(kinds=("evaluate",)), MANIFEST)[0]
+    (reason,) = policy.check_ask(m.AskSpec(kind="train", cohort=1, transforms="["))
+    assert "have to be hidden" in reason
+    examples = Policy(allow=("any",), budget=Budget(4.0, 1e-6, unit="example"))
+    assert examples.check_ask(asked()) == [], "its handlers may hide them"
 
 
 def test_the_example_in_the_documentation_is_one(tmp_path):

@@ -193,6 +193,7 @@ def node_settings(order: NodeOrder) -> NodeSettings:
         slots=order.slots,
         ask_owner=Owner(approvals, place).ask if policy.ask else None,
         server=server,
+        budget=policy.budget,
         limits=order.limits,
     )
 

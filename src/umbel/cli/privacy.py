@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from .faults import reported
-from .options import RUNS, Debug, Folder, Plot, Run, TableJson, group
+from .options import RUNS, Debug, Folder, Plot, TableJson, group, refuse, run_names
 
 Accountant = Annotated[
     str,
@@ -16,7 +17,7 @@ Accountant = Annotated[
     ),
 ]
 
-privacy = group("privacy", "Plan how much noise a run needs, and show what one has spent.")
+privacy = group("privacy", "Plan how much noise a run needs, and show what was spent.")
 
 
 def register(program: typer.Typer) -> None:
@@ -51,18 +52,54 @@ def plan(
 
 @privacy.command()
 def show(
-    run: Run = "last",
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN",
+            autocompletion=run_names,
+            help="A run's id, a unique part of one, 'last', or a node's folder.",
+        ),
+    ] = "last",
     delta: Annotated[
         float | None,
-        typer.Option("--delta", metavar="D", help="With what probability more; a tenth of 1 / clients by default."),
+        typer.Option(
+            "--delta",
+            metavar="D",
+            help="With what probability more; a tenth of 1 / clients by default, of a node what its budget says.",
+        ),
     ] = None,
     accountant: Accountant = "pld",
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Of a node: write a page for auditors, too.")
+    ] = None,
     folder: Folder = RUNS,
     json: TableJson = False,
     debug: Debug = False,
 ) -> None:
-    """Say what a run's answers have spent together, and what that counts on (needs umbel\\[dp])."""
+    """Say what a run's answers, or each client of a node, have spent (needs umbel\\[dp])."""
     with reported(debug, json):
-        from .spent import show
+        if (Path(run) / "node.db").exists():
+            from .ledger import show as show_node
 
-        show(run, folder, delta, accountant, json=json)
+            show_node(Path(run), delta, html, json=json)
+        else:
+            from .spent import show
+
+            refuse({"--html": html}, "is for a node's folder")
+            show(run, folder, delta, accountant, json=json)
+
+
+@privacy.command()
+def check(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A node's folder.")],
+    against: Annotated[
+        str | None, typer.Option("--against", metavar="HEAD", help="A head of earlier, which this command has told.")
+    ] = None,
+    json: TableJson = False,
+    debug: Debug = False,
+) -> None:
+    """See whether nothing was changed in a node's ledger: its chain, and the node's signature."""
+    with reported(debug, json):
+        from .ledger import check
+
+        check(folder, against, json=json)

@@ -103,11 +103,13 @@ class Context:
     - `personal`: the names of the model's arrays that are this client's own, and are not sent.
     - `device`: where to compute, such as `"cpu"` or `"cuda:0"`.
     - `step()`: call it now and then in a long loop: it shows progress, and ends the task when nobody wants it any more.
+    - `account(release)`: tell the holder what noise of the handler's own has spent; `accounted` has all of it.
     """
 
     __slots__ = (
         "_on_step",
         "_rng",
+        "accounted",
         "client",
         "config",
         "correction",
@@ -145,6 +147,7 @@ class Context:
         self.correction = correction
         self.personal = personal
         self.device = device
+        self.accounted: list[tuple[Mapping[str, Any], int]] = []
         self._on_step = on_step
         self._rng: np.random.Generator | None = None
 
@@ -159,6 +162,25 @@ class Context:
         """Show progress; raises where the task is not wanted any more."""
         if self._on_step is not None:
             self._on_step()
+
+    def account(self, release: Any, times: int = 1) -> None:
+        """Tell what noise that the handler has drawn itself costs: a `NoisyRelease` of the unit ``"example"``, made so
+        many times, of which all that the task answers is made.
+
+        A node keeps it in its ledger, with the answer; a simulation, and whatever else hosts clients, drops it. It
+        never goes to the server. What is told anew adds up with what was told.
+        """
+        told = release.plain() if hasattr(release, "plain") else dict(release)
+        if told.get("unit") != "example":
+            raise AppError(
+                f"ctx.account takes releases of the unit 'example', not {told.get('unit')!r:.60}",
+                hint="What hides the whole client is a transform of the ask, which says what it costs by itself.",
+            )
+        if type(times) is not int or times < 1:
+            raise AppError(f"a release is made a whole number of times, not {times!r:.60}")
+        if self.accounted and self.accounted[-1][0] == told:
+            times += self.accounted.pop()[1]
+        self.accounted.append((told, times))
 
 
 class Unwanted(BaseException):

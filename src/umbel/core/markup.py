@@ -14,14 +14,14 @@ COLOURS = {"train": "#0072B2", "evaluate": "#E69F00", "test": "#009E73"}
 Series = Sequence[tuple[int, float]]
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[object]], more: int = 0) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[object]], more: int = 0, most: int = MOST_ROWS) -> str:
     """A table of the first rows, and how many more there are: `more` and those that it leaves out."""
     rows = list(rows)
     cells = "".join(f"<th>{escape(name)}</th>" for name in head)
     body = "".join(
-        f"<tr>{''.join(f'<td>{escape(str(value))}</td>' for value in row)}</tr>" for row in islice(rows, MOST_ROWS)
+        f"<tr>{''.join(f'<td>{escape(str(value))}</td>' for value in row)}</tr>" for row in islice(rows, most)
     )
-    more += max(0, len(rows) - MOST_ROWS)
+    more += max(0, len(rows) - most)
     return f"<table><tr>{cells}</tr>{body}</table>" + (f"<i>and {more:,} more</i>" if more else "")
 
 

@@ -173,6 +173,22 @@ class Transform:
         """
         return None
 
+    @property
+    def accounts(self) -> bool:
+        """Whether it says what its noise costs, which is then all that is told of a client."""
+        mine = type(self)
+        return self.private and not (mine.event is Transform.event and mine.promises is Transform.promises)
+
+    def promises(self, params: Any) -> Any:
+        """At the holder, before it trains: what its answer will cost at most, as `event` says it; None where nothing
+        holds. `params` is what was sent. By default `event` of an answer that nobody has given, with `params` for the
+        state: override it where that is not all that `event` needs, or where what holds is said in another way.
+
+        Where several releases cost no more than one, as where their noise is correlated, each has the same text as
+        `stream`.
+        """
+        return self.event(Answer(Arrays()), params)
+
     def spec(self) -> Any:
         """A plain description that `transform_from_spec` reads."""
         settings: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -364,6 +380,16 @@ class Chain(Transform):
     def event(self, answer: Answer, state: Any) -> Any:
         told = (part.event(answer, own) for part, own in zip(self.parts, state, strict=True))
         return [event for event in told if event is not None] or None
+
+    @property
+    def accounts(self) -> bool:
+        return len(self.parts) == 1 and self.parts[0].accounts
+
+    def promises(self, params: Any) -> Any:
+        if not self.private or len(self.parts) > 1:
+            return None  # something would be told beside it, as it is
+        told = (part.promises(sent) for part, sent in zip(self.parts, params, strict=True))
+        return [release for release in told if release is not None] or None
 
     def spec(self) -> Any:
         return [part.spec() for part in self.parts]

@@ -59,9 +59,9 @@ class NodeAudit:
     def __init__(self, spool: Spool, folder: Path, clock: Callable[[], float] = time.time) -> None:
         key = audit.key_of(folder)
         records: Any = SpooledRecords(spool)
-        self._audit = audit.Audit(records, clock, key=key, passing=PASSING, head=folder / audit.HEAD)
+        self.records = audit.Audit(records, clock, key=key, passing=PASSING, head=folder / audit.HEAD)
         self._tasks: dict[str, Counter[str]] = {}
-        self.settle = self._audit.settle
+        self.settle = self.records.settle
 
     def connected(self, peer: str, welcome: m.Welcome) -> None:
         """A server has let this node in; what it says from now on came from there."""
@@ -113,4 +113,4 @@ class NodeAudit:
 
     def _note(self, who: str, did: str, **what: Any) -> None:
         cut = {key: value[:_TEXT] if isinstance(value, str) else value for key, value in what.items()}
-        self._audit.limited(who, did, **cut)
+        self.records.limited(who, did, **cut)

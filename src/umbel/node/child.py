@@ -24,7 +24,7 @@ From the child:
 - ``refused``: `reason`; the child ends
 - ``stepped``: `task`
 - ``done``: `task`, `attempt`, `weight`, `metrics`, `seconds`, `update` (a part, a file's with `sha256` and `size`),
-  `state` (a part)
+  `state` (a part), `accounted`: pairs of a release, as `NoisyRelease.plain` has it, and how many times it was made
 - ``failed``: `task`, `attempt`, `reason`, `retry`
 - ``cancelled``: `task`, `attempt`
 
@@ -350,6 +350,7 @@ def _written(answered: EncodedAnswer, result: str) -> Message:
         "seconds": receipt.seconds,
         "update": part,
         "state": state,
+        "accounted": answered.accounted,
     }
 
 

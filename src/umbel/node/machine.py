@@ -54,7 +54,8 @@ class NodeMachine:
 
     `clients` are those that it hosts, by their text. `allows(spec, ask)` is the owner's policy about what a run asks:
     the reason against it, empty where it is allowed; `admits(spec)` is that about a run before its archive is fetched.
-    No task is done that needs a blob of more than `largest` bytes.
+    `account(task, ask)` is called as an answer is put into the spool, for what goes there with it. No task is done that
+    needs a blob of more than `largest` bytes.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class NodeMachine:
         allows: Callable[[m.RunSpec, m.AskSpec], str] | None = None,
         admits: Callable[[m.RunSpec], str] | None = None,
         largest: int | None = None,
+        account: Callable[[m.Task, m.AskSpec], None] | None = None,
     ) -> None:
         self.next_tick: float | None = None
         self._spool = spool
@@ -73,6 +75,7 @@ class NodeMachine:
         self._slots = slots
         self._allows, self._admits = allows, admits
         self._largest = largest
+        self._account = account
         self._runs: dict[str, HostedRun] = {}
         self._asleep = spool.runs()
         self._finished: deque[str] = deque()
@@ -318,5 +321,7 @@ class NodeMachine:
         result.done.receipt.task = held.task.task
         result.done.receipt.client = held.task.client
         result.done.receipt.kept = event.state is not None
+        if self._account is not None:
+            self._account(held.task, held.ask)
         more = held.ask.whole and self._runs[event.run].has_more
         self._answers.keep(result, held.ask.digest, event.state, TOGETHER if more else 0.0)

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from ..core.update import check_metrics
+from ..privacy.release import NoisyRelease
 from ..wire import messages as m
+from ..wire.bodies import MOST
 from ..wire.texts import read_json
 from ..work.confinement import Confinement, below, end
 from ..work.processes import ONE_THREAD, described
@@ -255,6 +257,8 @@ def read(line: bytes) -> Message:
         case "done":
             said["metrics"] = check_metrics(said["metrics"], "the update's metrics")
             m.Receipt(metrics=said["metrics"], weight=said["weight"], seconds=said["seconds"])
+            told = said.get("accounted", ())
+            said["accounted"] = tuple((NoisyRelease.of(each).plain(), _count(times)) for each, times in told)
             update, state = said["update"], said["state"]
             if "file" in update:
                 m.Blob(sha256=bytes.fromhex(update["sha256"]), size=update["size"])
@@ -276,6 +280,13 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r:.40} is not text")
     return value.encode(errors="backslashreplace").decode()
+
+
+def _count(value: Any) -> int:
+    """How many times something was done."""
+    if type(value) is not int or not 0 < value < MOST:
+        raise ValueError(f"{value!r:.40} is no number of times")
+    return value
 
 
 def scrubbed(more: Mapping[str, str]) -> dict[str, str]:

@@ -294,7 +294,7 @@ class RunHost:
         if any(message[name] and "file" in message[name] for name in ("update", "state")):
             self._tasks.begin(self._stored(start, result, receipt, message))
         else:
-            self._finished(start, receipt, *self._taken_in(result, message))
+            self._finished(start, receipt, message, *self._taken_in(result, message))
 
     async def _stored(self, start: Start, result: str, receipt: m.Receipt, message: Message) -> None:
         try:
@@ -302,7 +302,7 @@ class RunHost:
         except Exception as error:  # the client's code may leave anything there
             self._failed(start, f"the node cannot keep the result: {error}", retry=True)
         else:
-            self._finished(start, receipt, update, state)
+            self._finished(start, receipt, message, update, state)
             if self._ended and update.HasField("blob"):  # the run was over first, and nobody is told of it
                 self._blobs.release(holder(self._run, update.blob.sha256))
 
@@ -328,9 +328,11 @@ class RunHost:
         Path(f"{result}.state").unlink()
         return payload, data
 
-    def _finished(self, start: Start, receipt: m.Receipt, update: m.Payload, state: bytes | None) -> None:
-        done = m.Done(receipt=receipt, update=update)
-        self._tell(TaskDone(self._run, start.task.task, start.task.attempt, done, state))
+    def _finished(
+        self, start: Start, receipt: m.Receipt, message: Message, update: m.Payload, state: bytes | None
+    ) -> None:
+        done, task = m.Done(receipt=receipt, update=update), start.task
+        self._tell(TaskDone(self._run, task.task, task.attempt, done, state, message["accounted"]))
 
     # what children are sent
 

@@ -37,6 +37,7 @@ from ..transport.tasks import Tasks
 from ..trust import archive as archives
 from ..trust.epochs import Epoch
 from ..trust.identity import SigningKey
+from ..trust.policy import Budget
 from ..trust.proofs import NodeProof
 from ..trust.servers import KnownServer
 from ..trust.tokens import Token
@@ -48,8 +49,10 @@ from .audit import OWNER, NodeAudit
 from .children import Children
 from .gate import Gate, Verdict, against_client, against_start
 from .holdings import REASON_LETTERS
+from .ledger import Ledger
 from .limits import Limits
 from .machine import NodeMachine
+from .orders import blob_of
 from .run_host import ChildSettings, Program, holder
 from .signals import (
     Approved,
@@ -72,6 +75,7 @@ from .signals import (
     SessionEnded,
     Start,
     Stop,
+    TaskDone,
     TaskFailed,
 )
 from .spool import Batch, Spool
@@ -121,6 +125,7 @@ class NodeSettings:
     - `lends_below`: where a server on the same machine may have files linked; None for nowhere.
     - `hosts`: makes what hosts runs, in place of child processes.
     - `server`: what it knows of its server.
+    - `budget`: what each client may spend of its privacy; None for no bound.
     - `rest`: how it waits for room on a full disk, which it does for as long as it takes.
     """
 
@@ -142,6 +147,7 @@ class NodeSettings:
     lends_below: Path | None = None
     hosts: MakeHosts | None = None
     server: KnownServer = field(default_factory=KnownServer)
+    budget: Budget | None = None
     first_wait: float = FIRST_WAIT
     longest_wait: float = LONGEST_WAIT
     rest: Callable[[float], Awaitable[object]] = asyncio.sleep
@@ -195,6 +201,8 @@ class NodeService:
         self._blobs = Blobs(settings.folder / "blobs", settings.quota)
         self._depot = Depot(self._blobs, lends_below=settings.lends_below)
         self._audit = NodeAudit(spool, settings.folder)
+        known_as = lambda: settings.server.known_as  # noqa: E731
+        self._ledger = Ledger(self._audit.records, settings.key, settings.budget, server=known_as)
         self._patience = Patience(None, self._waits, rest=settings.rest)
         self._machine = NodeMachine(
             spool,
@@ -203,6 +211,7 @@ class NodeService:
             allows=self._audit.against_ask(settings.gate.against_ask),
             admits=settings.gate.against_run,
             largest=self._largest(),
+            account=self._ledger.commit,
         )
         for run, sha in self._machine.needed():
             self._blobs.hold(sha, holder(run, sha))
@@ -317,15 +326,26 @@ class NodeService:
         """Take an event from anywhere but the server; what goes wrong then is the node's own fault, and its end."""
         try:
             self._audit.told(event)
+            if isinstance(event, TaskDone) and (reason := self._ledger.done(event)):
+                event = self._withheld(event, reason)
             if isinstance(event, HostReady):
                 reason = against_client(self._specs[event.run].contract, event)
                 if reason:
                     self._hosts.end_run(event.run)
                     event = HostRefused(event.run, reason)
             self._handle(event)
+            self._ledger.over(event)
         except Exception as error:
             if not self.fault.done():
                 self.fault.set_exception(error)
+
+    def _withheld(self, event: TaskDone, reason: str) -> TaskFailed:
+        """The answer of a task is not given."""
+        blob = blob_of(event.result, "update")
+        if blob is not None and (event.run, blob.sha256) not in self._machine.needed():
+            self._blobs.release(holder(event.run, blob.sha256))
+        self._audit.against_task(m.Task(run=event.run, task=event.task), reason)
+        return TaskFailed(event.run, event.task, event.attempt, reason, False)
 
     def _handle(self, event: Event) -> None:
         for effect in self._machine.handle(event, self._loop.time()):
@@ -366,9 +386,9 @@ class NodeService:
                 self._specs[effect.run] = effect.spec
                 self._prepare_by(effect.run, self._prepare(effect))
             case Start():
-                gate, config = self._settings.gate, self._specs[effect.run].config
-                reason = against_start(gate, effect, config, self._blobs.path)
-                if reason:
+                gate, spec, path = self._settings.gate, self._specs[effect.run], self._blobs.path
+                reason = against_start(gate, effect, spec.config, path)
+                if reason := reason or self._ledger.begin(effect, spec.name, path):
                     task = effect.task
                     self._audit.against_task(task, reason)
                     failed = TaskFailed(effect.run, task.task, task.attempt, reason, False)
@@ -379,6 +399,7 @@ class NodeService:
                 self._hosts.stop(effect)
             case EndRun(run):
                 self._audit.ended(run)
+                self._ledger.ended(run)
                 self._specs.pop(run, None)
                 if (preparing := self._preparing.pop(run, None)) is not None:
                     preparing.cancel()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from ..core.task import Ticked
 from ..wire import messages as m
@@ -88,7 +89,7 @@ class Denied:
 
 @dataclass(frozen=True, slots=True)
 class TaskDone:
-    """A task that was started is done, with the state that its client leaves.
+    """A task that was started is done, with the state that its client leaves, and what its handler has `accounted` for.
 
     The file of an update that is a blob lies in the node's folder already, held until `ReleaseBlob`.
     """
@@ -98,6 +99,7 @@ class TaskDone:
     attempt: int
     result: m.Done
     state: bytes | None
+    accounted: tuple[tuple[Mapping[str, Any], int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -250,6 +250,9 @@ def _statements(step: Step) -> Iterator[tuple[str, tuple[Any, ...]]]:
                 yield f"DELETE FROM {table} WHERE run = ?", (run,)
             yield "INSERT OR IGNORE INTO ended VALUES (?)", (run,)
         case Noted(row):
-            yield f"INSERT INTO audit VALUES ({', '.join('?' * len(_NOTED))})", tuple(row[name] for name in _NOTED)
+            yield (
+                f"INSERT OR REPLACE INTO audit VALUES ({', '.join('?' * len(_NOTED))})",
+                tuple(row[name] for name in _NOTED),
+            )
         case Unnoted(number):
             yield "DELETE FROM audit WHERE number = ?", (number,)

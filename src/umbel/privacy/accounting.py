@@ -227,6 +227,11 @@ def _sampled_pure(rate: float, epsilon: float) -> float:
     return math.log1p(rate * math.expm1(epsilon))
 
 
+def event_of(release: NoisyRelease, accountant: str = "pld") -> Event:
+    """A release as an accountant sees it."""
+    return _Seen(release, accountant).event
+
+
 def epsilon_of(events: Mapping[Event, int], delta: float, accountant: str) -> float:
     """The epsilon of events, each so many times, by one accountant."""
     if not events:

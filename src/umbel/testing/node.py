@@ -12,9 +12,13 @@ from ..core import encoding
 from ..core.client import Client
 from ..core.task import Ticked
 from ..node import signals as nodes
+from ..node.audit import SpooledRecords
 from ..node.child import ChildProgram, Message
+from ..node.ledger import Ledger
 from ..node.machine import NodeMachine
 from ..server.signals import Connected
+from ..trust.audit import Audit
+from ..trust.identity import SigningKey
 from ..wire import messages as m
 from ..wire.blobs import Fetched
 from ..work import contents
@@ -87,7 +91,7 @@ class LocalChild:
             kept=state is not None,
         )
         done = m.Done(receipt=receipt, update=self._payload(told["update"]))
-        return nodes.TaskDone(self._run, task.task, task.attempt, done, state)
+        return nodes.TaskDone(self._run, task.task, task.attempt, done, state, tuple(told["accounted"]))
 
     def _open(self, ask: m.AskSpec) -> None:
         if self._ask is not None:
@@ -122,7 +126,8 @@ class LocalChild:
 class SimulatedNode(WireEnd):
     """What it has on disk, its spool and `blobs`, its machine, and the tasks that its children work on.
 
-    `preparing` and `busy` are what its children are at; `note` is told of every message that it says.
+    `preparing` and `busy` are what its children are at, `audit` has its ledger; `note` is told of every message that it
+    says.
     """
 
     def __init__(
@@ -150,7 +155,10 @@ class SimulatedNode(WireEnd):
 
     def _begin(self, spool: Any) -> None:
         self._spool = spool
-        self._machine = NodeMachine(spool, self._sources, slots=self._slots)
+        records: Any = SpooledRecords(spool)
+        self.audit = Audit(records, self._network.clock)
+        self._ledger = Ledger(self.audit, SigningKey.of_seed(bytes(32)), clock=self._network.clock)
+        self._machine = NodeMachine(spool, self._sources, slots=self._slots, account=self._ledger.commit)
         self.preparing: dict[str, nodes.Prepare] = {}
         self.busy: dict[tuple[str, str, int], nodes.Start] = {}
         self._children: dict[str, LocalChild] = {}
@@ -232,6 +240,12 @@ class SimulatedNode(WireEnd):
     # What its machine says
 
     def _tell(self, event: nodes.Event) -> None:
+        if isinstance(event, nodes.TaskDone):
+            self._ledger.done(event)
+        self._carry_out(event)
+        self._ledger.over(event)
+
+    def _carry_out(self, event: nodes.Event) -> None:
         for effect in self._machine.handle(event, self._network.clock()):
             if isinstance(effect, nodes.SayToServer):
                 self._note(effect.message)
@@ -247,10 +261,12 @@ class SimulatedNode(WireEnd):
             elif isinstance(effect, nodes.Prepare):
                 self.preparing[effect.run] = effect
             elif isinstance(effect, nodes.Start):
+                self._ledger.begin(effect, "", self.blobs.file)
                 self.busy[effect.run, effect.task.task, effect.task.attempt] = effect
             elif isinstance(effect, nodes.Stop):
                 self._stopped.add((effect.run, effect.task, effect.attempt))
             elif isinstance(effect, nodes.EndRun):
+                self._ledger.ended(effect.run)
                 self.preparing.pop(effect.run, None)
                 self._children.pop(effect.run, None)
                 self.busy = {key: start for key, start in self.busy.items() if key[0] != effect.run}

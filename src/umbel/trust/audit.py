@@ -124,6 +124,15 @@ class Audit:
         if self._counts[did] <= LIMIT:
             self.record(who, did, **what)
 
+    @property
+    def head(self) -> Head:
+        """The last record, on disk or not."""
+        return self._head
+
+    def of(self, did: str) -> list[Row]:
+        """The records of a kind that are on disk."""
+        return self._store.rows("audit", did=did)
+
     def last(self, count: int = 100) -> list[dict[str, Any]]:
         """The last so many records, oldest first."""
         return self.after(max(0, self._head.number - count))

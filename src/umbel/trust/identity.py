@@ -22,6 +22,7 @@ _HANDSHAKE = b"umbel/v1alpha\0"
 _NODE = b"node\0"
 _TOKEN = b"token\0"
 _STATEMENT = b"statement\0"
+_LEDGER = b"ledger\0"
 
 
 class SigningKey:
@@ -122,3 +123,13 @@ def sign_statement(key: SigningKey, statement: bytes) -> bytes:
 def check_statement(public: bytes, statement: bytes, signature: bytes) -> bool:
     """Whether the author has signed this statement."""
     return verified(public, _STATEMENT + statement, signature)
+
+
+def sign_entry(key: SigningKey, entry: bytes) -> bytes:
+    """A node's signature of an entry of its ledger."""
+    return key.sign(_LEDGER + entry)
+
+
+def check_entry(public: bytes, entry: bytes, signature: bytes) -> bool:
+    """Whether the node has signed this entry."""
+    return verified(public, _LEDGER + entry, signature)

@@ -28,6 +28,15 @@ A policy is a TOML file, such as::
     [config.optimizer]
     one_of = ["sgd", "adam"]
 
+    # What each client may spend of its privacy over all runs (epsilon at delta), with any one app, and in any one year.
+    # Answers of which nothing is promised are refused then. With unit = "example" single rows are hidden, and what the
+    # client's own code says of its noise counts.
+    [budget]
+    epsilon = 4.0
+    delta = 1e-6
+    per_app = 2.0
+    per_year = 1.0
+
 Without a file nobody's code is allowed. Evaluations answer with numbers alone: they need no transforms. These numbers,
 and the metrics and the weight of any update, are not bounded.
 
@@ -45,8 +54,9 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from ..core.settings import not_negative, positive
 from ..core.transform import chain_from_spec, transform_from_spec
 from ..core.update import Like
 from ..errors import CorruptFile, SettingError, StorageError, StrategyError, UmbelError
@@ -116,6 +126,43 @@ class RequiredStep:
         return f"{reason}, and {faults[0]}" if faults else f"{reason}, and the app does not ask for that"
 
 
+@dataclass(frozen=True)
+class Budget:
+    """What each client of a node may spend of its privacy: `epsilon` at `delta` over all runs, `per_app` of that with
+    any one app and `per_year` in any one calendar year (UTC), None for no such bound. `unit` is what is hidden: the
+    whole ``client``, or each ``example`` of it. Raises `SettingError`.
+    """
+
+    name: ClassVar[str] = "a policy's budget"
+    epsilon: float
+    delta: float
+    unit: str = "client"
+    per_app: float | None = None
+    per_year: float | None = None
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("per_app", "per_year") if getattr(self, name) is not None]
+        not_negative(self, "epsilon", *given)
+        positive(self, "delta")
+        if not self.delta < 1:
+            raise SettingError(f"{self.name} takes a delta below 1, not {self.delta!r:.60}")
+        if self.unit not in ("client", "example"):
+            raise SettingError(f"{self.name} has the unit client or example, not {self.unit!r:.60}")
+
+    @classmethod
+    def of(cls, table: Any) -> Budget | None:
+        """The budget of a policy's table; None for none."""
+        if table is None:
+            return None
+        try:
+            return cls(**table)
+        except TypeError as error:
+            names = ", ".join(f.name for f in fields(cls))
+            raise SettingError(
+                f"{cls.name} cannot be read: {error}", hint=f"It has epsilon and delta, and may have more: {names}."
+            ) from None
+
+
 class Approvals:
     """The archives that the owner has approved, by hash; kept in a file, or in memory alone."""
 
@@ -167,6 +214,7 @@ class Policy:
     transforms: tuple[RequiredStep, ...] = ()
     config: Mapping[str, Range] = field(default_factory=dict)
     require: tuple[str, ...] = ()
+    budget: Budget | None = None
     approvals: Approvals = field(default_factory=Approvals, compare=False)
 
     def __post_init__(self) -> None:
@@ -219,6 +267,7 @@ class Policy:
         settings: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in table.items()
         }
+        settings["budget"] = Budget.of(table.get("budget"))
         return cls(**settings, transforms=steps, config=ranges, approvals=approvals or Approvals())
 
     def is_allowed(self, sha256: bytes, author: bytes = b"") -> bool:
@@ -270,7 +319,7 @@ class Policy:
             reasons.append(f"a cohort of {spec.cohort} is asked, and here it has to be at least {self.smallest_cohort}")
         if spec.kind != "evaluate":
             reasons += self._check_steps(spec.transforms)
-        return reasons
+        return reasons + self._check_promises(spec.transforms)
 
     def check_task(self, spec: m.AskSpec, sent: Mapping[str, Any]) -> list[str]:
         """Why an ask is not answered by a client that is sent this; empty if it is. `config` are the app's settings
@@ -301,7 +350,8 @@ class Policy:
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             return [f"the run's description cannot be read: {error}"]
         reasons = self._check_kinds(kinds) + self._check_config(config, whole=False)
-        return reasons + (self._check_steps(steps) if set(kinds) - {"evaluate"} else [])
+        reasons += self._check_steps(steps) if set(kinds) - {"evaluate"} else []
+        return reasons + self._check_promises(steps)
 
     def _check_kinds(self, kinds: Sequence[str]) -> list[str]:
         if self.kinds is None:
@@ -321,6 +371,16 @@ class Policy:
         except Exception:
             return ["the ask's transforms cannot be read"]
         return [fault for fault in faults if fault is not None]
+
+    def _check_promises(self, text: str) -> list[str]:
+        """Judge whether steps that JSON describes promise anything, where a budget needs that."""
+        if self.budget is None or self.budget.unit != "client":
+            return []  # what handlers do is seen when they have done it
+        try:
+            promising = chain_from_spec(json.loads(text) if text else []).accounts
+        except Exception:
+            promising = False
+        return [] if promising else ["answers have to be hidden by noise here (budget), and no transform says it is"]
 
     def _check_config(self, config: Mapping[str, Any], *, whole: bool) -> list[str]:
         reasons = []

@@ -32,6 +32,11 @@ class KnownServer:
         self._seen: dict[str, Any] = {}
         self.federations: set[str] = {key.hex() for key in self._successors.trusted(authority)}
 
+    @property
+    def known_as(self) -> str:
+        """Its authority's public key, in hexadecimal; empty without TLS."""
+        return self._authority.hex()
+
     def roots(self) -> bytes | None:
         """The root certificates to trust, as PEM; None for a server without TLS."""
         return self._successors.roots(self._authority)

@@ -79,11 +79,14 @@ class Job:
 
 @dataclass(slots=True)
 class EncodedAnswer:
-    """What a client answered, as it is sent elsewhere: `update` is encoded and checked, `state` the client's next."""
+    """What a client answered, as it is sent elsewhere: `update` is encoded and checked, `state` the client's next.
+    `accounted` is what the handler has told its holder, and goes nowhere else: see `Context.account`.
+    """
 
     update: Update
     receipt: Receipt
     state: bytes | None
+    accounted: list[tuple[Mapping[str, Any], int]]
 
 
 class Keys(Protocol):
@@ -275,7 +278,7 @@ class Executor(Intake):
         if isinstance(item, Failed):
             return item
         plain = replace(job.update, weight=item.weight, metrics={})  # metrics travel in the receipt
-        return EncodedAnswer(plain, self._receipt(job, item), job.state)
+        return EncodedAnswer(plain, self._receipt(job, item), job.state, job.ctx.accounted)
 
     def take_account(self) -> Account:
         """Where time went since this was last asked."""
