@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 Tree = TypeVar("Tree")
 Loss = Callable[[Any, Any, Any], Any]
 
+BLOCK = 1024
+
 __all__ = ["arrays", "fit", "key", "load_", "model"]
 
 
@@ -259,7 +261,7 @@ def _compiled(loss: Loss, optimizer: Callable[[Any], Any] | None) -> tuple[Any, 
             return jax.tree.map(lambda slope: slope.astype(jnp.promote_types(slope.dtype, jnp.float32)), found)
 
         slopes = jax.vmap(one)(rows, keys)
-        norms = jnp.sqrt(sum(jnp.square(s.reshape(len(there), -1)).sum(1) for s in jax.tree.leaves(slopes)))
+        norms = jnp.sqrt(sum(_squared_norms(slope.reshape(len(there), -1)) for slope in jax.tree.leaves(slopes)))
         good = there & jnp.isfinite(norms)
         scales = jnp.where(good, jnp.minimum(1, limit / norms), 0)
 
@@ -271,6 +273,12 @@ def _compiled(loss: Loss, optimizer: Callable[[Any], Any] | None) -> tuple[Any, 
 
     slope = jax.jit(jax.value_and_grad(whole, has_aux=True), static_argnums=2)
     return slope, jax.jit(move), jax.jit(clipped, static_argnums=2)
+
+
+def _squared_norms(rows: Any) -> Any:
+    """Those of rows, in blocks, for many squares that float32 adds up one by one err by more than a bound can bear."""
+    padded = jnp.pad(rows, ((0, 0), (0, -rows.shape[1] % BLOCK)))
+    return jnp.square(padded.reshape(len(rows), -1, BLOCK)).sum(2).sum(1)
 
 
 def _slopes(slope: Any, like: Any, more: tuple[Any, ...], at: Mapping[str, Array]) -> Mapping[str, Array]:

@@ -265,17 +265,18 @@ def test_jax_compiles_once_whatever_is_drawn():
 
 
 def test_noise_dice_and_dropout_are_not_the_run_s():
-    def fitted(privacy):
+    def fitted(privacy, batch):
         torch.manual_seed(3)
         net = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 2))
-        update = umbel.torch.fit(net, (X, Y), context(), privacy=privacy)
+        update = umbel.torch.fit(net, (X, Y), context(), batch=batch, privacy=privacy)
         return update.arrays["0.weight"], torch.rand(4)
 
-    (one, after), (two, again) = fitted(HIDDEN), fitted(HIDDEN)
+    (one, after), (two, again) = fitted(HIDDEN, 10), fitted(HIDDEN, 10)
     assert not np.array_equal(one, two)
     assert torch.equal(after, again)  # nothing of it shows in what is drawn later
-    (one, _), (two, _) = fitted(SILENT), fitted(SILENT)
-    assert np.abs(one - two).max() > 1e-4  # by dice and dropout
+    for batch in (10, 0):  # by dice and dropout; by dropout alone
+        (one, _), (two, _) = fitted(SILENT, batch), fitted(SILENT, batch)
+        assert np.abs(one - two).max() > 1e-4
 
 
 def test_modules_are_left_as_they_were():
