@@ -82,7 +82,7 @@ class PrivateTraining(Training):
                 total += part
         for weight, total in zip(weights, sums, strict=True):
             noise = torch.from_numpy(self.privacy.drawn_noise(weight.numel())).view_as(weight)
-            weight.grad = (total + noise.to(weight)) / self.size
+            weight.grad = (total + noise.to(weight.dtype).to(weight.device)) / self.size
         self._correct(None, loss)
         optimizer.step()
         self.metrics["steps"] += 1
@@ -101,19 +101,19 @@ class PrivateTraining(Training):
                 raise AppError("the loss goes by none of the module's layers")
             if any(row is not None and (isinstance(row, list) or len(row) != len(portion)) for row in rows):
                 raise AppError(
-                    f"of {len(portion)} examples some layer sees another number of rows, so that no row is an example",
+                    "some layer sees another number of rows than there are examples, so that no row is an example",
                     hint="Keep the examples in the first dimension of all that layers are given.",
                 )
             flat = [None if row is None else row.flatten(1) for row in rows]
             norms = torch.stack([_squared_norms(row) for row in flat if row is not None]).sum(0).sqrt()
             good = norms.isfinite()
             if not good.all():
-                flat = [None if row is None else torch.where(good[:, None], row, 0) for row in flat]
+                flat = [None if row is None else torch.where(good[:, None].to(row.device), row, 0) for row in flat]
             scales = torch.where(good, (self.privacy.limit / norms).clamp(max=1), 0)
             both = torch.stack([scales, torch.full_like(scales, 1 / len(portion))])
             sums, off = [], 0.0
             for weight, row in zip(weights, flat, strict=True):
-                found = weight.new_zeros(2, weight.numel()) if row is None else both.to(row.dtype) @ row
+                found = weight.new_zeros(2, weight.numel()) if row is None else both.to(row.dtype).to(row.device) @ row
                 sums.append(found[0].view_as(weight))
                 if weight.grad is not None:
                     off += float((found[1] - weight.grad.flatten()).square().sum())
@@ -143,10 +143,10 @@ class PrivateTraining(Training):
 
 def _squared_norms(rows: Tensor) -> Tensor:
     """Those of rows, in float64: float32 adds up so few squares only that it errs by less than `SLACK` at worst."""
-    whole = rows.shape[1] // BLOCK * BLOCK
-    parts = torch.linalg.vector_norm(rows[:, :whole].unflatten(1, (-1, BLOCK)), dim=2)
-    rest = torch.linalg.vector_norm(rows[:, whole:], dim=1, keepdim=True)
-    return torch.cat([parts, rest], 1).double().square().sum(1)
+    blocks = rows.shape[1] // BLOCK
+    parts = torch.linalg.vector_norm(rows[:, : blocks * BLOCK].reshape(len(rows), blocks, BLOCK), dim=2)
+    rest = torch.linalg.vector_norm(rows[:, blocks * BLOCK :], dim=1, keepdim=True)
+    return torch.cat([parts, rest], 1).cpu().double().square().sum(1)
 
 
 def _hooked(net: nn.Module) -> Any:
