@@ -106,6 +106,7 @@ def test_what_is_spent_adds_up_over_rounds_and_is_what_dp_accounting_says_of_dp_
     assert [count for _, count in state["example_privacy"]] == [126, 21]
 
 
+@pytest.mark.slow
 def test_abadi_2016_again():
     dp = pytest.importorskip("dp_accounting")
     ctx = context()
