@@ -19,6 +19,8 @@ import pytest
 from tests.conftest import PATIENCE
 
 from umbel.data import HEART_COLUMNS, HOSPITALS
+from umbel.data.mnist import idx_folder
+from umbel.errors import DataError
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -116,6 +118,21 @@ def test_quickstart_pytorch_reaches_93_percent(tmp_path: Path, images: Path) -> 
     pytest.importorskip("matplotlib")
     python("-m", "umbel.cli", "show", "last", "--folder", tmp_path, "--plot", tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_private_mnist_learns_and_states_what_it_has_spent() -> None:
+    needed("torch", "dp_accounting")
+    try:
+        folder = Path(idx_folder("mnist")).parent
+    except DataError as error:
+        pytest.skip(f"{error}")
+    said = python(EXAMPLES / "private-mnist" / "report.py", UMBEL_DATA=folder)
+    assert float(said.split()[1]) >= 0.86
+    shown = (EXAMPLES / "private-mnist" / "README.md").read_text(encoding="utf-8").split("```text\n")[1].split("```")[0]
+    facts = [line.split() for line in shown.splitlines() if line and line.split()[0] not in ("accuracy", "run")]
+    assert len(facts) >= 5
+    assert all(fact in [line.split() for line in said.splitlines()] for fact in facts)
 
 
 @pytest.mark.slow

@@ -155,6 +155,7 @@ TESTED_ELSEWHERE = {
     "testing.lives": "deployment/test_kills.py",
     **{n: f"adapters/test_{n}.py" for n in ("fastai", "jax", "keras", "lightning", "transformers")},
     "torch.native": "adapters/test_torch_model.py",
+    "torch.private": "adapters/test_private.py",
     "testing.machines": "deployment/test_same_bits.py",
     "trackers.process": "trackers/test_tracking.py",
     "trackers.tracker": "trackers/test_tracking.py",

@@ -64,6 +64,20 @@ class Given(umbel.FedAvg):
         return asked if task.cohort == task.pool else replace(asked, clients=cohort(task, r))
 
 
+def strategy(task: Workload) -> umbel.Strategy:
+    """The cohorts of the workload; or, where the driver says so, as many by dice, with or without noise."""
+    poisson = os.environ.get("BENCH_POISSON")
+    if poisson is None:
+        return Given(cohort=task.cohort)
+    cohort = umbel.Poisson(task.cohort / task.pool)
+    if poisson == "plain":
+        return umbel.FedAvg(cohort=cohort)
+    from umbel.privacy import central_gaussian
+
+    noise = central_gaussian(norm=1.0, noise=1.0, expected=task.cohort)
+    return umbel.FedAvg(cohort=cohort, fold=umbel.total(), transforms=noise)
+
+
 def main() -> None:
     """Do all rounds, print what they took, and leave the model in the folder of this run."""
     folder, task = Path(os.environ["BENCH_FOLDER"]), workload()
@@ -73,7 +87,7 @@ def main() -> None:
     app = umbel.App(
         client,
         model=lambda: umbel.Arrays(initial(task)),
-        strategy=Given(cohort=task.cohort),
+        strategy=strategy(task),
         rounds=rounds,
         evaluate_every=0,
     )

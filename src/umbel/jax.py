@@ -17,6 +17,7 @@ from .core.arrays import Array, Arrays, Role, is_floating
 from .core.native import NativeModel, check_fit, check_names, listed, mark_personal, missing_package
 from .core.trees import tensor_array
 from .core.update import Update
+from .entropy import SYSTEM
 from .errors import AppError
 
 try:
@@ -27,9 +28,12 @@ except ModuleNotFoundError as error:
 
 if TYPE_CHECKING:
     from .core.client import Context
+    from .privacy.example import ExamplePrivacy
 
 Tree = TypeVar("Tree")
 Loss = Callable[[Any, Any, Any], Any]
+
+BLOCK = 1024
 
 __all__ = ["arrays", "fit", "key", "load_", "model"]
 
@@ -103,6 +107,7 @@ def fit(
     epochs: int | None = None,
     batch: int | None = None,
     keep_optimizer: bool = False,
+    privacy: ExamplePrivacy | None = None,
 ) -> Update:
     """Train a tree, or in place an nnx module, on a client's data, as the strategy wants it done, and give the update.
 
@@ -114,7 +119,9 @@ def fit(
     `optimizer` makes one of optax's of a learning rate (``optax.adam``), by default plain SGD. Loss and optimizer are
     compiled once if they are the same objects in each task, such as functions of a module. `lr`, `epochs` (1) and
     `batch` (32; 0 for all data at once) come from `ctx.config` where they are not given. `keep_optimizer` has the
-    client go on with its optimizer's state, which is in ``ctx.state``.
+    client go on with its optimizer's state, which is in ``ctx.state``. `privacy`, an `umbel.privacy.ExamplePrivacy`,
+    hides each example of the data; `batch` is then how many a step takes on average, the weight is what `privacy` says,
+    and there is no loss among the metrics.
 
     All corrections are applied but procedures, which are an `UnusedCorrection`. The update has the weight of as many
     examples, and the metrics `loss`, `steps`, `lr`, and `initial_loss` where it is wanted.
@@ -125,28 +132,31 @@ def fit(
         raise AppError("fit needs a learning rate", hint="Pass lr=0.1, or put it into the app's config: {'lr': 0.1}.")
     epochs = int(config.get("epochs", 1) if epochs is None else epochs)
     rows = len(data[0])
-    size = int(config.get("batch", 32) if batch is None else batch) or max(1, rows)
+    all_of_them = max(1, rows) if privacy is None else privacy.examples
+    size = int(config.get("batch", 32) if batch is None else batch) or all_of_them
     kind, trained, held = _split(tree, ctx)
     _check_trained(trained, offered)
-    slope, move = _compiled(loss, optimizer)
+    slope, move, clipped = _compiled(loss, optimizer)
     state = None if optimizer is None else optimizer(lr).init(trained)
     if keep_optimizer and "optimizer" in ctx.state:
         state = load_(state, ctx.state["optimizer"])
-    metrics = {"loss": 0.0, "steps": 0.0, "lr": float(lr)}
-    if offered is not None and "initial_loss" in offered.reports:
+    metrics = {"steps": 0.0, "lr": float(lr), **({"loss": 0.0} if privacy is None else {})}
+    if privacy is None and offered is not None and "initial_loss" in offered.reports:
         metrics["initial_loss"] = float(slope(trained, held, kind, data, key(ctx, "initial"))[0][0])
-    for _ in range(epochs):
-        order = ctx.rng.permutation(rows)
-        for at in range(0, rows, size):
-            now = tuple(part[order[at : at + size]] for part in data)
-            more = (held, kind, now, key(ctx, int(metrics["steps"])))
+    for chosen in _batches(ctx, rows, size, epochs, held, privacy):
+        metrics["steps"] += 1
+        if privacy is None:
+            more = (held, kind, tuple(part[chosen] for part in data), key(ctx, int(metrics["steps"] - 1)))
             (value, held), found = slope(trained, *more)
-            if offered is not None:
-                found = load_(found, offered.corrected(partial(_slopes, slope, trained, more), arrays(trained)))
-            trained, state = move(trained, found, state, lr)
-            metrics["steps"] += 1
+            again = partial(_slopes, slope, trained, more)
             metrics["loss"] += (float(value) - metrics["loss"]) / metrics["steps"]
-            ctx.step()
+        else:
+            found = _noised(partial(clipped, trained, held, kind), trained, data, chosen, size, privacy)
+            again = partial(_same, found)
+        if offered is not None:
+            found = load_(found, offered.corrected(again, arrays(trained)))
+        trained, state = move(trained, found, state, lr)
+        ctx.step()
     if keep_optimizer:
         ctx.state["optimizer"] = arrays(state)
     if isinstance(kind, str):
@@ -154,7 +164,49 @@ def fit(
     elif kind is not None:
         sys.modules["flax.nnx"].update(tree, trained, held)
         trained = tree
-    return Update(arrays(trained), weight=rows, metrics=metrics)
+    return Update(arrays(trained), weight=rows if privacy is None else privacy.examples, metrics=metrics)
+
+
+def _batches(
+    ctx: Context, rows: int, size: int, epochs: int, held: Any, privacy: ExamplePrivacy | None
+) -> Iterator[Any]:
+    """The examples of each step, by their indices; with privacy in portions, by dice that nobody else knows."""
+    if privacy is None:
+        for _ in range(epochs):
+            order = ctx.rng.permutation(rows)
+            yield from (order[at : at + size] for at in range(0, rows, size))
+        return
+    if names := list(_rows(held)):
+        raise AppError(
+            f"{listed(names)}: what is no parameter changes by examples that noise does not hide",
+            hint="Take layers that keep no statistics, and draw by the key that the loss is given.",
+        )
+    for _ in range(privacy.begin(ctx, size, epochs)):
+        yield privacy.drawn(rows, size)
+
+
+def _noised(clipped: Any, trained: Any, data: Any, chosen: Any, size: int, privacy: ExamplePrivacy) -> Any:
+    """The noised mean of clipped gradients. Whatever a portion has, what is compiled sees as many rows: those beyond
+    are another example's, and count nothing.
+    """
+    room = privacy.capacity(size)
+    sums = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)), trained)
+    for portion in chosen:
+        at = np.resize(portion, room)
+        own = jax.random.wrap_key_data(jnp.asarray(SYSTEM.words(1).view(np.uint32)), impl="threefry2x32")
+        there = np.arange(room) < len(portion)
+        found = clipped(tuple(part[at] for part in data), jax.random.split(own, room), there, privacy.limit)
+        sums = jax.tree.map(jnp.add, sums, found)
+
+    def mean(total: Any) -> Any:
+        noise = privacy.drawn_noise(total.size).reshape(total.shape)
+        return (total + jnp.asarray(noise, total.dtype)) / size
+
+    return jax.tree.map(mean, sums)
+
+
+def _same(found: Any, at: Mapping[str, Array]) -> Mapping[str, Array]:
+    return arrays(found)
 
 
 def _split(tree: Any, ctx: Context) -> tuple[Any, Any, Any]:
@@ -181,8 +233,10 @@ def _split(tree: Any, ctx: Context) -> tuple[Any, Any, Any]:
 
 
 @lru_cache(maxsize=8)
-def _compiled(loss: Loss, optimizer: Callable[[Any], Any] | None) -> tuple[Any, Any]:
-    """The loss, and what it changed, with its gradient; and a step against one."""
+def _compiled(loss: Loss, optimizer: Callable[[Any], Any] | None) -> tuple[Any, Any, Any]:
+    """The loss, and what it changed, with its gradient; a step against one; and the sum over examples, a row each, of
+    those that are `there`, of their gradients scaled down to a norm.
+    """
 
     def whole(trained: Any, held: Any, kind: Any, batch: Any, drawn: Any) -> tuple[Any, Any]:
         if kind is None:
@@ -200,7 +254,31 @@ def _compiled(loss: Loss, optimizer: Callable[[Any], Any] | None) -> tuple[Any, 
         change, state = optimizer(lr).update(found, state, trained)
         return jax.tree.map(lambda w, step: (w + step).astype(w.dtype), trained, change), state
 
-    return jax.jit(jax.value_and_grad(whole, has_aux=True), static_argnums=2), jax.jit(move)
+    def clipped(trained: Any, held: Any, kind: Any, rows: Any, keys: Any, there: Any, limit: Any) -> Any:
+        def one(row: Any, drawn: Any) -> Any:
+            alone = tuple(part[None] for part in row)
+            found = jax.grad(whole, has_aux=True)(trained, held, kind, alone, drawn)[0]
+            return jax.tree.map(lambda slope: slope.astype(jnp.promote_types(slope.dtype, jnp.float32)), found)
+
+        slopes = jax.vmap(one)(rows, keys)
+        norms = jnp.sqrt(sum(_squared_norms(slope.reshape(len(there), -1)) for slope in jax.tree.leaves(slopes)))
+        good = there & jnp.isfinite(norms)
+        scales = jnp.where(good, jnp.minimum(1, limit / norms), 0)
+
+        def total(slope: Any) -> Any:
+            row = good.reshape(-1, *[1] * (slope.ndim - 1))
+            return jnp.tensordot(scales, jnp.where(row, slope, 0), 1)
+
+        return jax.tree.map(total, slopes)
+
+    slope = jax.jit(jax.value_and_grad(whole, has_aux=True), static_argnums=2)
+    return slope, jax.jit(move), jax.jit(clipped, static_argnums=2)
+
+
+def _squared_norms(rows: Any) -> Any:
+    """Those of rows, in blocks, for many squares that float32 adds up one by one err by more than a bound can bear."""
+    padded = jnp.pad(rows, ((0, 0), (0, -rows.shape[1] % BLOCK)))
+    return jnp.square(padded.reshape(len(rows), -1, BLOCK)).sum(2).sum(1)
 
 
 def _slopes(slope: Any, like: Any, more: tuple[Any, ...], at: Mapping[str, Array]) -> Mapping[str, Array]:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-LARGE = ("test_fastai.py", "test_jax.py", "test_keras.py", "test_lightning.py", "test_transformers.py")
+LARGE = (
+    "test_fastai.py", "test_jax.py", "test_keras.py", "test_lightning.py", "test_private.py", "test_transformers.py",
+)  # fmt: skip
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

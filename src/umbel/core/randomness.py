@@ -265,6 +265,14 @@ class Draws:
         return _open_uniform(self.words(n))
 
 
+def normals(words: Words) -> Floats:
+    """A standard normal value of each word, as `Draws.normal` makes them."""
+    result = np.empty(words.size)
+    for part in _blocks(words.size):
+        result[part] = _normal_quantile(_open_uniform(words[part]))
+    return result
+
+
 def _not_bool(value: Any) -> Any:
     if isinstance(value, bool | np.bool_):
         raise TypeError("True and False name nothing here: use a word or a number")

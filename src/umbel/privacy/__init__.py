@@ -2,6 +2,7 @@
 
 from .central import central_gaussian
 from .counts import central_counts
+from .example import ExamplePrivacy, example_privacy_spent
 from .ftrl import dp_ftrl
 from .local import local_gaussian, local_laplace
 from .metrics import central_metrics
@@ -9,6 +10,6 @@ from .privunit import privunit
 from .randomised_response import randomised_response
 
 __all__ = [
-    "central_counts", "central_gaussian", "central_metrics", "dp_ftrl", "local_gaussian", "local_laplace", "privunit",
-    "randomised_response",
+    "ExamplePrivacy", "central_counts", "central_gaussian", "central_metrics", "dp_ftrl", "example_privacy_spent",
+    "local_gaussian", "local_laplace", "privunit", "randomised_response",
 ]  # fmt: skip

@@ -52,6 +52,12 @@ class Batches:
         for at in range(0, self.examples, size):
             yield self._rows if order is None else tuple(part[order[at : at + size]] for part in self._rows)
 
+    def at(self, chosen: Any) -> Any:
+        """The batch of the examples at these indices, an array."""
+        if self._rows is not None:
+            return tuple(part[torch.as_tensor(chosen).to(self._device)] for part in self._rows)
+        return _moved(self._loader.collate_fn([self._loader.dataset[int(i)] for i in chosen]), self._device)
+
 
 def _is_no_dataset(data: Any) -> bool:
     """Whether what has a length and items are no examples: such as the columns of a frame, or lists beside lists."""

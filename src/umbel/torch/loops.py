@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from ..core.correction import Correction
 from ..core.update import Update
@@ -22,6 +24,7 @@ from .training import PRECISIONS, Loss, MakeOptimizer, Training, classified, in_
 
 if TYPE_CHECKING:
     from ..core.client import Context
+    from ..privacy.example import ExamplePrivacy
 
 
 def fit(
@@ -38,6 +41,7 @@ def fit(
     generator: FeatureGenerator | None = None,
     precision: str | None = None,
     keep_optimizer: bool = False,
+    privacy: ExamplePrivacy | None = None,
 ) -> Update:
     """Train a module on a client's data, as the strategy wants it done, and give the update to return.
 
@@ -49,6 +53,8 @@ def fit(
     `generator` is FedGen's. `precision`, also from `ctx.config`, is ``"float32"``, or for mixed precision (autocast on
     `ctx.device`; the weights stay in float32) ``"bfloat16"`` or ``"float16"``, whose gradients are scaled.
     `keep_optimizer` has the client go on with its optimizer's moments at its next task; they are in `ctx.state`.
+    `privacy`, an `umbel.privacy.ExamplePrivacy`, hides each example of the data (needs opacus); `batch` is then how
+    many a step takes on average, the weight is what `privacy` says, and there is no loss among the metrics.
 
     All corrections are applied, and procedures done: see `umbel.Correction`. The update has the weight of as many
     examples, and the metrics `loss`, `steps`, `lr`, and `initial_loss` where it is wanted. For a strategy that goes by
@@ -69,14 +75,20 @@ def fit(
         load_personal_(net, ctx)
     precision = config.get("precision", "float32") if precision is None else precision
     _check_precision(precision, correction, keep_optimizer)
+    kind: Callable[..., Training] = Training
+    if privacy is not None:
+        from .private import PrivateTraining
+
+        _check_private(data, precision)
+        kind = partial(PrivateTraining, privacy=privacy, size=size or privacy.examples)
     scaler = torch.amp.GradScaler(where.type, init_scale=2.0**10) if precision == "float16" else None
     batches, loss = Batches(data, size or None, where), in_precision(loss or classified(), precision, where)
-    training = Training(
+    training = kind(
         net, batches, ctx, correction, loss, lr, epochs, optimizer, features, generator, scaler, keep_optimizer
     )
     if "initial_loss" in correction.reports:
         training.metrics["initial_loss"] = training.mean_loss()
-    if correction.procedure is None:
+    if correction.procedure is None or privacy is not None:
         training.train()
     elif correction.procedure in PROCEDURES:
         _check_procedure(correction, ctx)
@@ -89,7 +101,19 @@ def fit(
     if ctx.personal:
         ctx.state["personal"] = {n: array for n, array in arrays(net).items() if n in ctx.personal}
     answer = arrays(net) if training.answer is None else training.answer
-    return Update(answer, weight=batches.examples, metrics=training.metrics, aux=training.aux)
+    weight = batches.examples if privacy is None else privacy.examples
+    return Update(answer, weight=weight, metrics=training.metrics, aux=training.aux)
+
+
+def _check_private(data: Any, precision: Any) -> None:
+    """Raise `AppError` for what does not go together with hiding examples."""
+    if isinstance(data, DataLoader):
+        raise AppError(
+            "under example privacy batches are drawn by dice, and a DataLoader draws its own",
+            hint="Give its data set: loader.dataset.",
+        )
+    if precision != "float32":
+        raise AppError(f"example privacy needs precision='float32', not {precision!r}: a bound has to be kept")
 
 
 def _check_precision(precision: Any, correction: Correction, keeps: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -120,13 +120,17 @@ class Training:
         keeps: Any = optimizer if self.keep_optimizer and hasattr(optimizer, "load_state_dict") else None
         if keeps is not None:
             load_optimizer_(keeps, self.ctx.state.get("optimizer"))
-        for _ in range(self.epochs if epochs is None else epochs):
-            for batch in self.batches:
-                self.step(batch, optimizer, loss or self.loss)
+        for batch in self.taken(self.epochs if epochs is None else epochs):
+            self.step(batch, optimizer, loss or self.loss)
         if "steps" in self.correction.reports and groups:
             self.metrics["steps"] = plain_steps(int(self.metrics["steps"]), groups[0])
         if keeps is not None:
             self.ctx.state["optimizer"] = keeps.state_dict()
+
+    def taken(self, epochs: int) -> Iterator[Any]:
+        """What the steps of some epochs are taken on."""
+        for _ in range(epochs):
+            yield from self.batches
 
     def optimizer(self, net: nn.Module) -> Optimizer:
         """An optimizer of what of a module is trained."""

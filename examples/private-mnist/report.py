@@ -1,0 +1,23 @@
+"""Train, and print how good the model is, what it has spent of its clients' privacy, and what attacks still find.
+
+python examples/private-mnist/report.py
+"""
+
+import subprocess
+import sys
+import tempfile
+
+from app import app
+
+import umbel
+
+QUESTIONS = ("show",)
+"""Of `umbel privacy`: what was spent."""
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        result = umbel.run(app, folder=folder)
+        print(f"accuracy {result.metrics['test.accuracy']:.3f} on images that nobody has trained on", flush=True)
+        for question in QUESTIONS:
+            command = [sys.executable, "-m", "umbel.cli", "privacy", question, "last", "--folder", folder]
+            subprocess.run(command, check=True)
