@@ -146,6 +146,7 @@ FAILING = {
     ("compare",): ("compare", "last"),
     **{(name,): (name, "gone") for name in ("strategies", "folds", "transforms", "samplers", "partitioners")},
     ("privacy", "show"): ("privacy", "show", "last"),
+    ("privacy", "audit"): ("privacy", "audit", "gone.py"),
     ("nodes", "invite"): ("nodes", "invite"),
     ("nodes", "ls"): ("nodes", "ls"),
     ("operators", "add"): ("operators", "add", "ann"),

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .faults import reported
-from .options import RUNS, Debug, Folder, Plot, Run, TableJson, group
+from .options import RUNS, App, Debug, Folder, Plot, Rounds, Run, TableJson, group
 
 Accountant = Annotated[
     str,
@@ -16,7 +16,7 @@ Accountant = Annotated[
     ),
 ]
 
-privacy = group("privacy", "Plan how much noise a run needs, and show what one has spent.")
+privacy = group("privacy", "Plan how much noise a run needs, show what one has spent, and audit it.")
 
 
 def register(program: typer.Typer) -> None:
@@ -62,3 +62,39 @@ def show(
         from .spent import show
 
         show(run, folder, delta, accountant, json=json)
+
+
+@privacy.command()
+def audit(
+    app: App,
+    runs: Annotated[
+        int, typer.Option("--runs", metavar="N", min=0, help="Runs, half of them with one canary; 0 for none.")
+    ] = 1000,
+    canaries: Annotated[
+        int | None,
+        typer.Option("--canaries", metavar="N", min=0, help="Canaries of the one run: 1,000 if they fit; 0: none."),
+    ] = None,
+    clients: Annotated[
+        int | None,
+        typer.Option("--clients", metavar="N", min=1, help="Clients beside them: the app's by default, or 10."),
+    ] = None,
+    rounds: Rounds = None,
+    delta: Annotated[
+        float, typer.Option("--delta", metavar="D", help="At what delta epsilon is claimed and proved.")
+    ] = 1e-5,
+    confidence: Annotated[
+        float, typer.Option("--confidence", metavar="P", help="How sure what is proved is to be.")
+    ] = 0.95,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Decides all but the noise.")] = 0,
+    accountant: Accountant = "pld",
+    plot: Plot = None,
+    json: TableJson = False,
+    debug: Debug = False,
+) -> None:
+    """Plant canaries in an app and print the least epsilon that they prove, beside what is claimed; exits with 3 where
+    the claim is false (needs umbel\\[dp])."""
+    with reported(debug, json):
+        from .canary_commands import audit
+
+        settings = {"clients": clients, "rounds": rounds, "delta": delta, "confidence": confidence}
+        audit(app, runs=runs, canaries=canaries, plot=plot, json=json, seed=seed, accountant=accountant, **settings)
