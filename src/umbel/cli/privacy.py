@@ -16,7 +16,7 @@ Accountant = Annotated[
     ),
 ]
 
-privacy = group("privacy", "Plan how much noise a run needs, show what one has spent, and audit it.")
+privacy = group("privacy", "Plan how much noise a run needs, show what one has spent, audit and attack it.")
 
 
 def register(program: typer.Typer) -> None:
@@ -98,3 +98,22 @@ def audit(
 
         settings = {"clients": clients, "rounds": rounds, "delta": delta, "confidence": confidence}
         audit(app, runs=runs, canaries=canaries, plot=plot, json=json, seed=seed, accountant=accountant, **settings)
+
+
+@privacy.command()
+def attack(
+    run: Run = "last",
+    round: Annotated[
+        int | None,
+        typer.Option("--round", metavar="R", min=0, help="The model after this round; the result by default."),
+    ] = None,
+    app: Annotated[str | None, typer.Option("--app", metavar="APP", help="The app, if it has moved.")] = None,
+    folder: Folder = RUNS,
+    json: TableJson = False,
+    debug: Debug = False,
+) -> None:
+    """Attack a simulated run's model and its clients' updates, and say what they give away (needs umbel\\[dp])."""
+    with reported(debug, json):
+        from .attack_commands import attack
+
+        attack(run, folder, round, app, json=json)
