@@ -195,6 +195,13 @@ def test_an_app_that_hides_nobody_has_no_claim_to_audit():
         audit_one_run(app)
 
 
+def test_strategies_that_correct_local_losses_are_audited_too():
+    step = central_gaussian(norm=1.0, noise=1.0, expected=1.0)
+    app = app_of(step, size=40)
+    app.strategy = umbel.FedProx(mu=0.1, cohort="all", fold=umbel.total(), transforms=step)
+    assert audit_one_run(app, clients=1).canaries == 40
+
+
 def test_canaries_that_are_never_asked_are_no_audit():
     app = app_of(central_gaussian(norm=1.0, noise=1.0, expected=1.0), cohort=Poisson(1e-9), size=20)
     with pytest.raises(SettingError, match="no canary was ever asked"):

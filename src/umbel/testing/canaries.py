@@ -169,6 +169,8 @@ class Planted:
 
     def _answer(self, who: Mapping[int, int | None], model: Arrays, data: Any, ctx: Any) -> Update:
         turn = 1.0 if ctx.round % 2 else -1.0
+        if ctx.correction is not None:
+            ctx.correction.take()  # whatever it is, a client need not do it
         return Update(self.directions.arrays(who.get(ctx.client), turn * self.norm, model), delta=True)
 
     def scores(self, heard: _Heard) -> tuple[Floats, Floats, float]:
