@@ -83,6 +83,17 @@ def test_one_run_is_wrong_as_often_as_it_may_be(epsilon, guesses):
     assert wrong > 0.02 or guesses < 100 or epsilon > 3  # it takes as much as it may
 
 
+def test_all_shares_together_are_wrong_as_seldom_as_one():
+    """Of randomised response, where every guess is as good as it may be. More than 24 of 200: a chance below 1e-4."""
+    rng, epsilon, wrong = np.random.default_rng(4), 1.0, 0
+    for _ in range(200):
+        taken = rng.random(200) < 0.5
+        told = (rng.random(200) < 1 / (1 + math.exp(-epsilon))) == taken
+        scores = told + rng.random(200) / 2
+        wrong += one_run_bound(scores[taken], scores[~taken], 0.0) > epsilon
+    assert 0 < wrong <= 24
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mu", [0.3, 1.0, 3.0])
 def test_of_a_gaussian_mechanism_few_bounds_exceed_what_is_true(mu):

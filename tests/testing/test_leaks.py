@@ -61,6 +61,8 @@ def test_central_noise_leaves_the_server_the_input_and_all_others_nothing(more):
     victims = Victims(app, federation, app.config)
     found = victims.inversion(app.initial_model())
     assert found["sent"].min() > 0.999
+    trained, sent, _ = victims._stages(0, app.initial_model())
+    assert np.linalg.norm(sent["w"]) <= 0.1 < np.linalg.norm(trained["w"])
     assert np.abs(found["released"]).max() < 0.3  # of 400 elements, and a bias: 5 standard deviations
     assert len(victims.inversion(app.initial_model(), [3])["sent"]) == 1
 
