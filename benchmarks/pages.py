@@ -24,9 +24,8 @@ SECTIONS: Mapping[str, tuple[str, tuple[str, ...]]] = {
         "Rounds of a deployment",
         ("round-2", "round-10", "round-50", "thousand", "machines", "slow-disk", "results", "idle", "hostile", "ready"),
     ),
-    "privacy": ("Privacy", ("private",)),
     "data": ("Splitting data", ("partition",)),
-    "privacy": ("Privacy", ("ledger",)),
+    "privacy": ("Privacy", ("private", "ledger")),
     "models": ("Large models", ("two-nodes", "gigabyte", "changed", "stream")),
 }
 PREFACE = """# Benchmarks

@@ -206,6 +206,23 @@ def test_hospitals_run_by_the_command_line(tmp_path: Path) -> None:
     assert summary["metrics"]["evaluate.accuracy"] > 0.75
 
 
+@pytest.mark.slow
+@with_heart
+def test_private_hospitals_spend_what_they_planned_and_attacks_find_less() -> None:
+    pytest.importorskip("dp_accounting")
+    code = "import attack, json; print(json.dumps(attack.main()))"
+    output = python("-c", code, folder=EXAMPLES / "private-hospitals", HEART=HEART)
+    without, noised = json.loads(output.splitlines()[-1])
+    assert (without["epsilon at delta 0.0001"], float(noised["epsilon at delta 0.0001"])) == (
+        "inf",
+        pytest.approx(3, abs=0.01),
+    )
+    assert float(noised["accuracy"]) > 0.7  # it is about 0.81, and a coin has 0.5
+    assert (without["server reads, of 100"], without["others read, of 100"]) == ("100", "100")
+    assert (noised["server reads, of 100"], noised["others read, of 100"]) == ("100", "0")
+    assert float(noised["AUC, by ratios"].split()[0]) < 0.6
+
+
 REACHED = {
     "fastai": 0.79,
     "jax": 0.96,

@@ -147,6 +147,8 @@ FAILING = {
     **{(name,): (name, "gone") for name in ("strategies", "folds", "transforms", "samplers", "partitioners")},
     ("privacy", "show"): ("privacy", "show", "last"),
     ("privacy", "check"): ("privacy", "check", "gone"),
+    ("privacy", "audit"): ("privacy", "audit", "gone.py"),
+    ("privacy", "attack"): ("privacy", "attack", "last"),
     ("nodes", "invite"): ("nodes", "invite"),
     ("nodes", "ls"): ("nodes", "ls"),
     ("operators", "add"): ("operators", "add", "ann"),

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .faults import reported
-from .options import RUNS, Debug, Folder, Plot, TableJson, group, refuse, run_names
+from .options import RUNS, App, Debug, Folder, Plot, Rounds, Run, TableJson, group, refuse, run_names
 
 Accountant = Annotated[
     str,
@@ -17,7 +17,7 @@ Accountant = Annotated[
     ),
 ]
 
-privacy = group("privacy", "Plan how much noise a run needs, and show what was spent.")
+privacy = group("privacy", "Plan noise, show what was spent, audit and attack what is hidden.")
 
 
 def register(program: typer.Typer) -> None:
@@ -103,3 +103,58 @@ def check(
         from .ledger import check
 
         check(folder, against, json=json)
+
+
+@privacy.command()
+def audit(
+    app: App,
+    runs: Annotated[
+        int, typer.Option("--runs", metavar="N", min=0, help="Runs, half of them with one canary; 0 for none.")
+    ] = 1000,
+    canaries: Annotated[
+        int | None,
+        typer.Option("--canaries", metavar="N", min=0, help="Canaries of the one run: 1,000 if they fit; 0: none."),
+    ] = None,
+    clients: Annotated[
+        int | None,
+        typer.Option("--clients", metavar="N", min=1, help="Clients beside them: the app's by default, or 10."),
+    ] = None,
+    rounds: Rounds = None,
+    delta: Annotated[
+        float, typer.Option("--delta", metavar="D", help="At what delta epsilon is claimed and proved.")
+    ] = 1e-5,
+    confidence: Annotated[
+        float, typer.Option("--confidence", metavar="P", help="How sure what is proved is to be.")
+    ] = 0.95,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Decides all but the noise.")] = 0,
+    accountant: Accountant = "pld",
+    plot: Plot = None,
+    json: TableJson = False,
+    debug: Debug = False,
+) -> None:
+    """Plant canaries in an app and print the least epsilon that they prove, beside what is claimed; exits with 3 where
+    the claim is false (needs umbel\\[dp])."""
+    with reported(debug, json):
+        from .canary_commands import audit
+
+        settings = {"clients": clients, "rounds": rounds, "delta": delta, "confidence": confidence}
+        audit(app, runs=runs, canaries=canaries, plot=plot, json=json, seed=seed, accountant=accountant, **settings)
+
+
+@privacy.command()
+def attack(
+    run: Run = "last",
+    round: Annotated[
+        int | None,
+        typer.Option("--round", metavar="R", min=0, help="The model after this round; the result by default."),
+    ] = None,
+    app: Annotated[str | None, typer.Option("--app", metavar="APP", help="The app, if it has moved.")] = None,
+    folder: Folder = RUNS,
+    json: TableJson = False,
+    debug: Debug = False,
+) -> None:
+    """Attack a simulated run's model and its clients' updates, and say what they give away (needs umbel\\[dp])."""
+    with reported(debug, json):
+        from .attack_commands import attack
+
+        attack(run, folder, round, app, json=json)

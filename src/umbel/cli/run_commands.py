@@ -119,7 +119,7 @@ def resume(
     """Find a run and its app, go on with it and print what came out."""
     with stop_signals():
         record = find(reference, folder)
-        loaded = _app_of(record, app)
+        loaded = app_of(record, app)
         changed = settings.apply(loaded.app, record.log.started.settings.get("set", ()))
         federation = Wanted.again(record.log.started.app, workers).federation(loaded)
         trackings = _again(record.log.started.settings.get("track", ()), track)
@@ -153,7 +153,8 @@ def _again(known: Sequence[str], track: Sequence[str]) -> list[Tracking]:
     return trackings
 
 
-def _app_of(record: PastRun, app: str | None) -> LoadedApp:
+def app_of(record: PastRun, app: str | None) -> LoadedApp:
+    """The app of a run, as its log says, or from where else. Raises `AppError` and `SettingError`."""
     source = record.log.started.app
     if app is None and "path" not in source:
         raise SettingError(

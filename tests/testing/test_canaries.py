@@ -1,0 +1,217 @@
+"""Canaries find what is wrong with a mechanism, and nothing where it is right. Noise is pinned, so that each test gives
+the same each time; a bound that held by 95 % chance holds always then.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+import umbel
+from umbel import App, Arrays, FedAvg, Poisson, Update
+from umbel.core.randomness import Key
+from umbel.entropy import SYSTEM, Entropy
+from umbel.errors import SettingError
+from umbel.privacy.central import central_gaussian, grid
+from umbel.privacy.discrete import discrete_gaussian
+from umbel.testing.canaries import Directions, audit_many_runs, audit_one_run
+
+pytest.importorskip("dp_accounting")
+
+
+@pytest.fixture(autouse=True)
+def pinned(monkeypatch):
+    """Noise of a key, in place of the operating system's."""
+    monkeypatch.setattr(SYSTEM, "words", Key.from_seed(7).draws().words)
+
+
+def app_of(step, cohort="all", rounds=2, size=2000, **settings):
+    """An app whose clients would fail, and are not asked to train by an audit."""
+    client = umbel.Client()
+
+    @client.train
+    def train(model, data, ctx):
+        raise AssertionError
+
+    model = {"w": np.zeros((size // 2, 1), np.float32), "v": np.zeros(size - size // 2)}
+    strategy = FedAvg(cohort=cohort, fold=umbel.total(), transforms=step, **settings)
+    return App(client, model=model, strategy=strategy, rounds=rounds)
+
+
+# Bugs, each a mechanism that says of itself what the right one does
+
+
+class HalvedNoise(central_gaussian):
+    def _variance(self, bound):
+        return super()._variance(bound) // 4
+
+    def event(self, answer, state):
+        return {**super().event(answer, state), "steps": 2.0**22}
+
+
+class ForgottenClip(central_gaussian):
+    def encode(self, update, params, local, key, own=SYSTEM):
+        step = grid(self.norm)
+        rounded = {n: (np.rint(a.astype(np.float64) / step) * step).astype(a.dtype) for n, a in update.arrays.items()}
+        return Update(Arrays(rounded), delta=True), local
+
+    def decode(self, update, params, schema=None):
+        return Update(update.arrays, delta=True)
+
+
+class NoiseBeforeClip(central_gaussian):
+    """Each holder adds noise and then clips: a large update leaves none of it."""
+
+    def encode(self, update, params, local, key, own=SYSTEM):
+        noised = {n: a + self._drawn(a.shape, own).astype(a.dtype) for n, a in update.arrays.items()}
+        return super().encode(Update(Arrays(noised), delta=True), params, local, key, own)
+
+    def _drawn(self, shape, own):
+        variance = round((self.noise * self.norm / grid(self.norm)) ** 2)
+        return discrete_gaussian(variance, int(np.prod(shape)), own).reshape(shape) * grid(self.norm)
+
+    def _noised(self, total, looks, bound, own):
+        return np.asarray(np.zeros(looks[0]) if total is None else total / self.expected, looks[1])
+
+
+class DividedByWhoCame(central_gaussian):
+    """Noise and all is divided by how many came."""
+
+    def finish(self, answer, state, key, own=SYSTEM):
+        made = replace(self, expected=max(answer.count, 1))
+        return central_gaussian.finish(made, answer, state, key, own)
+
+
+class MeanOfWhoCame(central_gaussian):
+    """The mean of who came gets the noise that the mean of the expected number would need."""
+
+    def finish(self, answer, state, key, own=SYSTEM):
+        value = {n: a * (self.expected / max(answer.count, 1)) for n, a in answer.value.items()}
+        return super().finish(replace(answer, value=Arrays(value)), state, key, own)
+
+
+class ReplayedNoise(central_gaussian):
+    """Every other round has the noise of the round before."""
+
+    def finish(self, answer, state, key, own=SYSTEM):
+        used = vars(self).setdefault("used", [])
+        drawn = used.pop() if used else Key(SYSTEM.words(4).tobytes())
+        if len(vars(self).setdefault("drawn", [])) % 2 == 0:
+            used.append(drawn)
+        self.drawn.append(drawn)
+        return super().finish(answer, state, key, Entropy(drawn.draws().words))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a mechanism is given, and how it is audited."""
+
+    noise: float
+    cohort: object = "all"
+    rounds: int = 2
+    clients: int = 2
+    runs: int = 200
+
+    def audited(self, kind, **more):
+        app = app_of(kind(norm=0.5, noise=self.noise, expected=10.0, **more), self.cohort, self.rounds)
+        return audit_many_runs(app, runs=self.runs, clients=self.clients, seed=3)
+
+
+EVERYONE = Setting(noise=0.7)
+SAMPLED = Setting(noise=1.5, cohort=Poisson(0.5), rounds=4, clients=1, runs=300)
+OFTEN = Setting(noise=2.0, cohort=Poisson(0.9), rounds=4, clients=1, runs=400)
+FEW = Setting(noise=0.7, cohort=3, clients=3)
+
+
+def one_run(kind, noise, cohort="all", canaries=400, **more):
+    app = app_of(kind(norm=0.5, noise=noise, expected=10.0, **more), cohort)
+    return audit_one_run(app, canaries=canaries, clients=3, seed=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", [EVERYONE, SAMPLED, FEW], ids=["everyone", "sampled", "few"])
+@pytest.mark.parametrize("more", [{}, {"quantile": 0.5, "below_noise": 4.0}], ids=["fixed", "moving"])
+def test_the_right_mechanism_is_below_its_claim(setting, more):
+    """Another mechanism is one more parameter here."""
+    found = setting.audited(central_gaussian, **more)
+    assert not found.refuted
+    assert 0 <= found.epsilon <= found.claim
+    one = one_run(central_gaussian, setting.noise, setting.cohort, **more)
+    assert not one.refuted
+    assert 0 <= one.epsilon <= one.claim
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", [EVERYONE, SAMPLED], ids=["everyone", "sampled"])
+@pytest.mark.parametrize(
+    "kind", [HalvedNoise, ForgottenClip, NoiseBeforeClip, DividedByWhoCame, MeanOfWhoCame, ReplayedNoise]
+)
+def test_each_bug_is_caught(kind, setting):
+    found = (OFTEN if (kind, setting) == (HalvedNoise, SAMPLED) else setting).audited(kind)
+    assert found.refuted
+    above = [delta for delta, epsilon, claim in found.profile if epsilon > claim]
+    assert above or found.gaussian > found.claim
+
+
+@pytest.mark.parametrize(
+    "kind", [ForgottenClip, *(pytest.param(k, marks=pytest.mark.slow) for k in (NoiseBeforeClip, ReplayedNoise))]
+)
+def test_one_run_catches_what_leaves_no_noise(kind):
+    found = one_run(kind, noise=2.5)
+    assert found.refuted
+    assert found.epsilon > found.claim > found.ideal > 0.3
+
+
+def test_one_run_of_the_right_mechanism_hears_canaries_and_is_below_the_claim():
+    found = one_run(central_gaussian, noise=0.7)
+    assert not found.refuted
+    assert found.claim > found.epsilon > found.ideal / 2 > 0.5
+    assert found.present.mean() - found.absent.mean() == pytest.approx(2 / 0.7**2, rel=0.1)
+
+
+@pytest.mark.slow
+def test_what_is_told_is_the_same_each_time(monkeypatch):
+    first = EVERYONE.audited(central_gaussian)
+    monkeypatch.setattr(SYSTEM, "words", Key.from_seed(7).draws().words)
+    assert EVERYONE.audited(central_gaussian).plain() == first.plain()
+
+
+def test_directions_are_units_at_right_angles_and_are_read_again():
+    model = Arrays({"a": np.zeros((5, 3), np.float32), "b": np.zeros(6), "n": np.zeros(2, int)})
+    directions = Directions(model, 4, Key.from_seed(1))
+    made = [directions.arrays(i, 2.0, model) for i in range(4)]
+    flat = np.array([directions.flat(arrays) for arrays in made])
+    np.testing.assert_allclose(flat @ flat.T, 4 * np.eye(4), atol=1e-6)
+    np.testing.assert_allclose([directions.along(row) for row in flat], 2 * np.eye(4), atol=1e-6)
+    assert not directions.flat(directions.arrays(None, 2.0, model)).any()
+    assert Directions(model, None, Key.from_seed(1)).count == 21
+    with pytest.raises(SettingError, match="22 canaries in a model of 21 parameters"):
+        Directions(model, 22, Key.from_seed(1))
+
+
+def test_an_app_that_hides_nobody_has_no_claim_to_audit():
+    app = app_of((), size=20)
+    with pytest.raises(SettingError, match="hides nobody"):
+        audit_one_run(app)
+
+
+def test_strategies_that_correct_local_losses_are_audited_too():
+    step = central_gaussian(norm=1.0, noise=1.0, expected=1.0)
+    app = app_of(step, size=40)
+    app.strategy = umbel.FedProx(mu=0.1, cohort="all", fold=umbel.total(), transforms=step)
+    assert audit_one_run(app, clients=1).canaries == 40
+
+
+def test_canaries_that_are_never_asked_are_no_audit():
+    app = app_of(central_gaussian(norm=1.0, noise=1.0, expected=1.0), cohort=Poisson(1e-9), size=20)
+    with pytest.raises(SettingError, match="no canary was ever asked"):
+        audit_one_run(app)
+
+
+def test_canaries_that_are_rejected_are_no_audit():
+    class Rejecting(central_gaussian):
+        def encode(self, update, params, local, key, own=SYSTEM):
+            return Update(update.arrays, delta=True), local
+
+    with pytest.raises(SettingError, match="had to be clipped"):
+        audit_one_run(app_of(Rejecting(norm=1.0, noise=1.0, expected=1.0), size=20))
