@@ -100,6 +100,17 @@ def test_it_is_the_loop_by_hand(pinned, momentum, mu):
     assert update.metrics["steps"] == 10
 
 
+def test_more_examples_than_expected_are_worked_on_in_portions(pinned):
+    privacy = ExamplePrivacy(norm=0.7, noise=0.9, examples=5)  # of 40, all of which are drawn
+    assert len(privacy.drawn(40, 5)) == 4
+    pinned()
+    wanted = by_hand(mlp(), torch.from_numpy(X), torch.from_numpy(Y), privacy, batch=5, epochs=3)
+    pinned()
+    close(umbel.torch.fit(mlp(), (X, Y), context(), batch=5, epochs=3, privacy=privacy).arrays, wanted)
+    few = ExamplePrivacy(norm=0.7, noise=1e-9, examples=5)
+    close(torch_linear(5, 3, few), jax_linear(5, 3, few))
+
+
 def test_data_sets_and_arrays_are_drawn_from_alike(pinned):
     class Rows(torch.utils.data.Dataset):
         def __len__(self):
@@ -206,13 +217,13 @@ def test_torch_and_jax_come_to_the_same():
         close(found[0], found[1])
 
 
-def torch_linear(batch, epochs):
-    return umbel.torch.fit(plain().float(), (X, Y), context(), batch=batch, epochs=epochs, privacy=SILENT).arrays
+def torch_linear(batch, epochs, privacy=SILENT):
+    return umbel.torch.fit(plain().float(), (X, Y), context(), batch=batch, epochs=epochs, privacy=privacy).arrays
 
 
-def jax_linear(batch, epochs):
+def jax_linear(batch, epochs, privacy=SILENT):
     tree = {name: jnp.asarray(array, jnp.float32) for name, array in START.items()}
-    return umbel.jax.fit(tree, (X, Y), context(), cross_entropy, batch=batch, epochs=epochs, privacy=SILENT).arrays
+    return umbel.jax.fit(tree, (X, Y), context(), cross_entropy, batch=batch, epochs=epochs, privacy=privacy).arrays
 
 
 def test_jax_draws_what_torch_draws(pinned):

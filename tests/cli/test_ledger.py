@@ -78,6 +78,7 @@ def test_the_page_for_auditors_has_it_all_and_no_script(umbel: Command, kept: Pa
     names = {name for name, _ in tags.found}
     assert not names & {"script", "link", "img", "iframe", "b"}
     assert not [key for _, held in tags.found for key in held if key.startswith("on") or key in ("src", "href")]
+    assert text.count("<td>nothing holds<") == 4, "for b, with an app, a server and a year"
     assert "&lt;b&gt;one&lt;/b&gt;" in text
     assert SigningKey.kept(kept / "node.key").public.hex() in text
     head = re.search(r"\d+:[0-9a-f]{64}", text)

@@ -157,6 +157,7 @@ class Odd(Transform):
 def test_where_nothing_is_promised_nothing_holds(transforms):
     params = tuple({"norm": 1.0} for _ in chain(transforms).parts)
     by, found = promises(noised(transforms=transforms, params=params), lambda sha: None)
+    assert chain(transforms).promises(params) is None
     assert found == ()
     assert by == tuple(part.name for part in chain(transforms).parts)
 
