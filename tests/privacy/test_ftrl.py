@@ -183,9 +183,12 @@ def test_a_sampler_has_to_see_to_the_separation():
 
 
 def test_a_sampler_that_does_not_keep_what_it_says_stops_the_run(tmp_path):
+    drawn = []
+
     class Lying(Spaced):
         def choose(self, clients, record, key):
-            return tuple(clients[:2]) if record.asks == 2 else super().choose(clients, record, key)
+            drawn.append(drawn[0] if record.asks == 2 else super().choose(clients, record, key))
+            return drawn[-1]
 
     app = app_of(ftrl(Lying(2, 4), separation=4), moves=lambda c: 0.1, rounds=6)
     with pytest.raises(StrategyError, match="came sooner"):

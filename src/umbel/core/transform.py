@@ -173,12 +173,6 @@ class Transform:
         """
         return None
 
-    @property
-    def accounts(self) -> bool:
-        """Whether it says what its noise costs, which is then all that is told of a client."""
-        mine = type(self)
-        return self.private and not (mine.event is Transform.event and mine.promises is Transform.promises)
-
     def promises(self, params: Any) -> Any:
         """At the holder, before it trains: what its answer will cost at most, as `event` says it; None where nothing
         holds. `params` is what was sent. By default `event` of an answer that nobody has given, with `params` for the
@@ -381,10 +375,6 @@ class Chain(Transform):
         told = (part.event(answer, own) for part, own in zip(self.parts, state, strict=True))
         return [event for event in told if event is not None] or None
 
-    @property
-    def accounts(self) -> bool:
-        return len(self.parts) == 1 and self.parts[0].accounts
-
     def promises(self, params: Any) -> Any:
         if not self.private or len(self.parts) > 1:
             return None  # something would be told beside it, as it is
@@ -422,6 +412,14 @@ def chain(*transforms: Transform | Iterable[Transform]) -> Chain:
         else:
             raise StrategyError(f"{transform!r} is not a transform")
     return Chain(tuple(parts))
+
+
+def accounts(step: Transform) -> bool:
+    """Whether a step says what its noise costs, which is then all that is told of a client; a chain, if it is all."""
+    if isinstance(step, Chain):
+        return len(step.parts) == 1 and accounts(step.parts[0])
+    kind = type(step)
+    return step.private and not (kind.event is Transform.event and kind.promises is Transform.promises)
 
 
 def chain_from_spec(specs: Iterable[Mapping[str, Any]]) -> Chain:

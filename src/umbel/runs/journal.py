@@ -155,13 +155,14 @@ class Journal:
         and `CorruptFile` for one that is none.
         """
         if self._secret is None:
-            raw = SYSTEM.words(4).tobytes()
             path = None if self.folder is None else self.folder / SECRET
             if path is not None and path.exists():
                 with files.reading(path):
                     raw = path.read_bytes()
-            elif path is not None:
-                self._patience(write_whole, path, raw)
+            else:
+                raw = SYSTEM.words(4).tobytes()
+                if path is not None:
+                    self._patience(write_whole, path, raw)
             if len(raw) != 32:
                 raise CorruptFile(f"{path} is not what the run wrote: a secret has 32 bytes, and it has {len(raw)}")
             self._secret = Key(raw)
