@@ -14,12 +14,12 @@ from umbel.cli.ledger import NodeLedger
 from umbel.core import encoding
 from umbel.core.transform import chain
 from umbel.node.audit import NodeAudit
-from umbel.node.ledger import Ledger
+from umbel.node.ledger import PrivacyLedger
 from umbel.node.signals import Start, TaskDone
 from umbel.node.spool import Spool
 from umbel.privacy import central_gaussian
 from umbel.trust.identity import SigningKey
-from umbel.trust.policy import Budget
+from umbel.trust.policy import PrivacyBudget
 from umbel.wire import messages as m
 
 from .figures import Row, turns
@@ -35,7 +35,7 @@ def asked(number: int) -> m.AskSpec:
     return m.AskSpec(run="r", ask=number, digest=b"d" * 32, kind="train", transforms=steps, shared=shared)
 
 
-def enter(ledger: Ledger, numbers: range) -> None:
+def enter(ledger: PrivacyLedger, numbers: range) -> None:
     """Answer so many asks by one client."""
     for number in numbers:
         ask = asked(number)
@@ -50,7 +50,7 @@ def filled(folder: Path, entries: int) -> None:
     """A node's folder with so many entries of one client."""
     with closing(Spool(folder / "node.db")) as spool:
         notes = NodeAudit(spool, folder)
-        enter(Ledger(notes.records, SigningKey.kept(folder / "node.key")), range(entries))
+        enter(PrivacyLedger(notes.records, SigningKey.kept(folder / "node.key")), range(entries))
         spool.commit()
         notes.settle()
 
@@ -65,8 +65,8 @@ def timed(work: Callable[[], object]) -> float:
 def one_more(folder: Path, entries: int) -> float:
     """The milliseconds of one answer more under a budget, behind all these."""
     with closing(Spool(folder / "node.db")) as spool:
-        key, budget = SigningKey.kept(folder / "node.key"), Budget(epsilon=1000.0, delta=1e-6)
-        ledger = Ledger(NodeAudit(spool, folder).records, key, budget)
+        key, budget = SigningKey.kept(folder / "node.key"), PrivacyBudget(epsilon=1000.0, delta=1e-6)
+        ledger = PrivacyLedger(NodeAudit(spool, folder).records, key, budget)
         return timed(lambda: enter(ledger, range(entries, entries + MORE))) / MORE * 1000
 
 

@@ -17,7 +17,7 @@ from tests.node.test_ledger import EXAMPLE, Desk
 from umbel.privacy.accounting import spent
 from umbel.privacy.release import NoisyRelease
 from umbel.trust.identity import SigningKey
-from umbel.trust.policy import Budget
+from umbel.trust.policy import PrivacyBudget
 
 Command = Callable[..., Any]
 
@@ -32,7 +32,7 @@ def kept(tmp_path: Path) -> Path:
     for number in range(3):
         assert desk.answer("a", number, app="<b>one</b>") == ""
     assert desk.answer("b", 4, accounted=((EXAMPLE, 2),), transforms=(), params=()) == ""
-    desk.budget = Budget(4.0, 1e-6, per_year=2.0)
+    desk.budget = PrivacyBudget(4.0, 1e-6, per_year=2.0)
     desk.again()
     assert desk.answer("a", 5, app="two", run="other") != ""
     desk.rows()

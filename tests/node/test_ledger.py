@@ -26,7 +26,7 @@ from umbel.core.transform import _registry as registry
 from umbel.entropy import Entropy
 from umbel.errors import CallerError, CorruptFile
 from umbel.node.audit import NodeAudit
-from umbel.node.ledger import BUDGET, SPENT, Ledger, entry_of, promises, signed_by
+from umbel.node.ledger import BUDGET, SPENT, PrivacyLedger, entry_of, promises, signed_by
 from umbel.node.signals import Start, TaskDone, TaskFailed
 from umbel.node.spool import Spool, StoredAnswer
 from umbel.privacy import central_gaussian
@@ -34,7 +34,7 @@ from umbel.privacy.release import NoisyRelease
 from umbel.testing.deployment import Deployment
 from umbel.trust import audit
 from umbel.trust.identity import SigningKey
-from umbel.trust.policy import Budget
+from umbel.trust.policy import PrivacyBudget
 from umbel.wire import messages as m
 
 KEY = SigningKey.of_seed(bytes(32))
@@ -67,7 +67,9 @@ class Desk:
     def open(self):
         self.spool = Spool(self.folder / "node.db")
         self.notes = NodeAudit(self.spool, self.folder, lambda: self.now)
-        self.ledger = Ledger(self.notes.records, self.key, self.budget, server=lambda: "ab", clock=lambda: self.now)
+        self.ledger = PrivacyLedger(
+            self.notes.records, self.key, self.budget, server=lambda: "ab", clock=lambda: self.now
+        )
         return self.ledger
 
     def begin(self, client="a", number=1, app="app", **more):
@@ -194,7 +196,7 @@ def test_of_what_nothing_holds_one_entry_a_run_client_and_year_is_kept(desk):
 
 @BUDGETS
 def test_what_would_exceed_a_budget_is_refused_with_what_is_left(tmp_path):
-    desk = Desk(tmp_path, Budget(epsilon=4.0, delta=1e-6))
+    desk = Desk(tmp_path, PrivacyBudget(epsilon=4.0, delta=1e-6))
     done = 0
     while not (reason := desk.answer("a", done + 1)):
         done += 1
@@ -211,7 +213,7 @@ def test_what_would_exceed_a_budget_is_refused_with_what_is_left(tmp_path):
 
 @BUDGETS
 def test_what_is_at_work_counts_until_it_has_ended(tmp_path):
-    desk = Desk(tmp_path, Budget(epsilon=1.5, delta=1e-6))
+    desk = Desk(tmp_path, PrivacyBudget(epsilon=1.5, delta=1e-6))
     assert desk.begin("a", 1, run="one") == ""
     assert "0 is spent" not in desk.begin("a", 1, run="two")
     assert desk.begin("a", 1, run="two") != ""
@@ -227,7 +229,7 @@ def test_what_is_at_work_counts_until_it_has_ended(tmp_path):
 
 @BUDGETS
 def test_apps_and_years_have_bounds_of_their_own(tmp_path):
-    desk = Desk(tmp_path, Budget(epsilon=100.0, delta=1e-6, per_app=1.5, per_year=1.8))
+    desk = Desk(tmp_path, PrivacyBudget(epsilon=100.0, delta=1e-6, per_app=1.5, per_year=1.8))
     assert desk.answer("a", 1) == ""
     assert "with the app app (each client)" in desk.answer("a", 2)
     assert desk.answer("a", 2, app="other") == ""
@@ -240,7 +242,7 @@ def test_apps_and_years_have_bounds_of_their_own(tmp_path):
 
 @BUDGETS
 def test_where_examples_are_hidden_what_the_handler_tells_counts_before_the_answer_is_given(tmp_path):
-    desk = Desk(tmp_path, Budget(epsilon=3.2, delta=1e-6, unit="example"))
+    desk = Desk(tmp_path, PrivacyBudget(epsilon=3.2, delta=1e-6, unit="example"))
     bare = {"transforms": (), "params": ()}
     assert "would hold" in desk.answer("a", 1, **bare), "it has told nothing"
     assert "would make it" in desk.answer("a", 1, accounted=((EXAMPLE, 1000),), **bare)
@@ -254,7 +256,14 @@ def test_where_examples_are_hidden_what_the_handler_tells_counts_before_the_answ
 def test_a_budget_is_part_of_the_record_and_only_where_it_is_another(tmp_path):
     pytest.importorskip("dp_accounting")
     desk = Desk(tmp_path)
-    for budget in (None, Budget(4.0, 1e-6), Budget(4.0, 1e-6), Budget(5.0, 1e-6, per_year=1.0), None, None):
+    for budget in (
+        None,
+        PrivacyBudget(4.0, 1e-6),
+        PrivacyBudget(4.0, 1e-6),
+        PrivacyBudget(5.0, 1e-6, per_year=1.0),
+        None,
+        None,
+    ):
         desk.budget = budget
         desk.again()
     desk.rows()
@@ -269,7 +278,7 @@ def test_without_dp_accounting_there_is_a_ledger_and_no_budget(tmp_path, monkeyp
     assert len(desk.rows()) == 1
     desk.spool.close()
     with closing(Spool(tmp_path / "node.db")) as spool, pytest.raises(CallerError, match="dp-accounting"):
-        Ledger(NodeAudit(spool, tmp_path).records, KEY, Budget(4.0, 1e-6))
+        PrivacyLedger(NodeAudit(spool, tmp_path).records, KEY, PrivacyBudget(4.0, 1e-6))
 
 
 def test_answer_and_entry_are_on_disk_together_or_not_at_all(tmp_path):
@@ -358,7 +367,7 @@ def test_a_signature_is_of_one_entry_at_one_place_by_one_node(kept, at, data):
 async def test_a_node_refuses_what_would_exceed_the_budget_before_anything_trains(tmp_path):
     pytest.importorskip("dp_accounting")
     server = Server(tmp_path)
-    async with node(server, tmp_path, gate=Gate(), budget=Budget(1.5, 1e-6)) as made:
+    async with node(server, tmp_path, gate=Gate(), budget=PrivacyBudget(1.5, 1e-6)) as made:
         await server.session()
         server.post(run_spec=spec())
         assert (await server.hear("run_answer")).ready
@@ -379,7 +388,7 @@ async def test_a_node_refuses_what_would_exceed_the_budget_before_anything_train
 async def test_an_answer_whose_handler_has_not_accounted_for_it_is_withheld_and_its_blob_let_go(tmp_path):
     pytest.importorskip("dp_accounting")
     server = Server(tmp_path)
-    async with node(server, tmp_path, gate=Gate(), budget=Budget(1.5, 1e-6, unit="example")) as made:
+    async with node(server, tmp_path, gate=Gate(), budget=PrivacyBudget(1.5, 1e-6, unit="example")) as made:
         await server.session()
         server.post(run_spec=spec())
         assert (await server.hear("run_answer")).ready

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from umbel.errors import SettingError
 from umbel.privacy import central_gaussian
-from umbel.privacy.account import ALL, NOTHING, Entry, PrivacyAccount, held
+from umbel.privacy.account import ALL, NOTHING, LedgerEntry, PrivacyAccount, held
 from umbel.privacy.accounting import event_of, spent
 from umbel.privacy.release import NoisyRelease
 
@@ -19,7 +19,7 @@ PROMISE = central_gaussian(norm=1.0, noise=4.0, expected=10).promises({"norm": 1
 
 
 def entry(client="a", task="1.a", app="app", run="r", **more):
-    return Entry(client, "server", app, run, task, "00", **more)
+    return LedgerEntry(client, "server", app, run, task, "00", **more)
 
 
 def noised(noise=4.0, mechanism="gaussian", neighbours="zero out one", **more):
@@ -83,7 +83,7 @@ def test_releases_of_a_stream_count_as_one_in_their_run_and_for_their_client():
 
 def test_an_entry_is_what_json_keeps_of_it():
     made = entry(by=("central_gaussian",), releases=(held(PROMISE),), examples=((EXAMPLE.plain(), 2),))
-    again = Entry.of(made.plain())
+    again = LedgerEntry.of(made.plain())
     assert PrivacyAccount().events(again) == PrivacyAccount().events(made)
     assert again.task == made.task
 

@@ -16,7 +16,7 @@ from umbel.privacy import central_gaussian
 from umbel.transforms.clip_by_norm import clip_by_norm
 from umbel.transforms.quantise import quantise
 from umbel.transforms.top_k import top_k
-from umbel.trust.policy import Approvals, Budget, Policy, Range, RequiredStep, archive_sha256
+from umbel.trust.policy import Approvals, Policy, PrivacyBudget, Range, RequiredStep, archive_sha256
 from umbel.wire import messages as m
 
 ARCHIVE = b"an archive"
@@ -63,7 +63,7 @@ def test_a_file_says_it_all():
     )
     assert Policy.read("") == Policy()
     told = "[budget]\nepsilon = 4\ndelta = 1e-6\nper_app = 2.0"
-    assert Policy.read(told).budget == Budget(4.0, 1e-6, per_app=2.0)
+    assert Policy.read(told).budget == PrivacyBudget(4.0, 1e-6, per_app=2.0)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_a_budget_that_cannot_be_is_an_error(text, message):
 
 
 def test_where_there_is_a_budget_answers_have_to_be_hidden():
-    policy = Policy(allow=("any",), budget=Budget(4.0, 1e-6))
+    policy = Policy(allow=("any",), budget=PrivacyBudget(4.0, 1e-6))
     hidden = central_gaussian(norm=1.0, noise=1.0, expected=10)
     for kind in ("train", "evaluate", "query:facts"):
         assert policy.check_ask(asked(hidden, kind=kind)) == []
@@ -98,7 +98,7 @@ def test_where_there_is_a_budget_answers_have_to_be_hidden():
     assert "have to be hidden" in policy.check_run(run(kinds=("evaluate",)), MANIFEST)[0]
     (reason,) = policy.check_ask(m.AskSpec(kind="train", cohort=1, transforms="["))
     assert "have to be hidden" in reason
-    examples = Policy(allow=("any",), budget=Budget(4.0, 1e-6, unit="example"))
+    examples = Policy(allow=("any",), budget=PrivacyBudget(4.0, 1e-6, unit="example"))
     assert examples.check_ask(asked()) == [], "its handlers may hide them"
 
 

@@ -20,7 +20,7 @@ from rich.text import Text
 from ..core.markup import table
 from ..errors import CorruptFile, SettingError
 from ..node.ledger import BUDGET, SPENT, budget_of, entry_of, signed_by
-from ..privacy.account import ALL, Entry, PrivacyAccount, Scope
+from ..privacy.account import ALL, LedgerEntry, PrivacyAccount, Scope
 from ..runs.journal import write_whole
 from ..store.records import Row
 from ..trust import audit
@@ -71,7 +71,7 @@ class NodeLedger:
         return cls(mine, last, public, budget_of([row for row in rows if row["did"] == BUDGET]))
 
     @property
-    def entries(self) -> Iterator[tuple[Entry, Row]]:
+    def entries(self) -> Iterator[tuple[LedgerEntry, Row]]:
         """The entries, with their records."""
         return ((entry_of(row)[0], row) for row in self.rows)
 
@@ -173,7 +173,7 @@ def _page(found: NodeLedger, spent: Sequence[dict[str, Any]], delta: float, unit
     return PAGE.format(body=f"{body}<h2>Runs</h2>{told}{table(columns, runs, most=len(runs))}")
 
 
-def _run(same: Sequence[tuple[Entry, Row]]) -> tuple[str, ...]:
+def _run(same: Sequence[tuple[LedgerEntry, Row]]) -> tuple[str, ...]:
     """What one client has told one run."""
     entry, times = same[0][0], [row["at"] for _, row in same]
     hides = {_words(release) for each, _ in same for release in each.releases} or {"nothing"}

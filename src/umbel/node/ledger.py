@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from ..core.transform import chain_from_spec
-from ..privacy.account import ALL, Entry, PrivacyAccount, Scope, held
+from ..privacy.account import ALL, LedgerEntry, PrivacyAccount, Scope, held
 from ..privacy.accounting import library
 from ..store.records import Row
 from ..trust.audit import Audit, Head
 from ..trust.identity import SigningKey, check_entry, sign_entry
-from ..trust.policy import Budget
+from ..trust.policy import PrivacyBudget
 from ..trust.statement import canonical
 from ..wire import messages as m
 from ..work import contents
@@ -38,7 +38,7 @@ Task = tuple[str, str, int]
 """A run, a task and an attempt."""
 
 
-class Ledger:
+class PrivacyLedger:
     """The account of a node's clients, in its `audit`, signed with its `key`. With a `budget` it says which tasks are
     not begun, and which answers not given.
 
@@ -50,7 +50,7 @@ class Ledger:
         self,
         audit: Audit,
         key: SigningKey,
-        budget: Budget | None = None,
+        budget: PrivacyBudget | None = None,
         *,
         server: Callable[[], str] = lambda: "",
         clock: Callable[[], float] = time.time,
@@ -63,7 +63,7 @@ class Ledger:
         self._bare: set[tuple[str, str, int]] = set()
         self._last: dict[tuple[str, str], tuple[tuple[Mapping[str, Any], int], ...]] = {}
         self._promised: OrderedDict[tuple[str, int, bytes], tuple[tuple[str, ...], tuple[Any, ...]]] = OrderedDict()
-        self._begun: dict[Task, Entry] = {}
+        self._begun: dict[Task, LedgerEntry] = {}
         for row in audit.of(SPENT):
             self._count(*entry_of(row))
         told = {} if budget is None else {name: value for name, value in asdict(budget).items() if value is not None}
@@ -75,7 +75,7 @@ class Ledger:
         task = start.task
         by, releases = self._promises(start.ask, path)
         digest = start.ask.digest.hex()
-        entry = Entry(task.client, self._server(), app, task.run, task.task, digest, by, releases)
+        entry = LedgerEntry(task.client, self._server(), app, task.run, task.task, digest, by, releases)
         told = self._account.unit == "client" or bool(releases)
         if not told:  # what its handler will spend shows when it is done: until then it is what it was
             entry = replace(entry, examples=self._last.get((task.client, task.run), ()))
@@ -111,7 +111,7 @@ class Ledger:
         """A run is not hosted any more."""
         self._begun = {task: entry for task, entry in self._begun.items() if task[0] != run}
 
-    def _count(self, entry: Entry, year: int) -> None:
+    def _count(self, entry: LedgerEntry, year: int) -> None:
         self._account.add(entry, year)
         self._last[entry.client, entry.run] = entry.examples
         if not (entry.releases or entry.examples):
@@ -128,7 +128,7 @@ class Ledger:
                 self._promised.popitem(last=False)
         return self._promised[key]
 
-    def _against(self, entry: Entry) -> str:
+    def _against(self, entry: LedgerEntry) -> str:
         """Why a budget does not allow an entry; empty where it does."""
         if (budget := self._budget) is None:
             return ""
@@ -151,7 +151,7 @@ class Ledger:
         return ""
 
 
-def _refusal(entry: Entry, budget: Budget, words: str, found: tuple[float, float, float]) -> str:
+def _refusal(entry: LedgerEntry, budget: PrivacyBudget, words: str, found: tuple[float, float, float]) -> str:
     before, after, most = found
     left = max(most - before, 0.0)
     may = f"client {entry.client} may spend epsilon {most:g} at delta {budget.delta:g} {words} (each {budget.unit})"
@@ -173,9 +173,9 @@ def promises(ask: m.AskSpec, path: Callable[[bytes], Path | None]) -> tuple[tupl
         return (), ()
 
 
-def entry_of(row: Row) -> tuple[Entry, int]:
+def entry_of(row: Row) -> tuple[LedgerEntry, int]:
     """The entry of a record, and its year."""
-    return Entry.of(row["what"]), _year(row["at"])
+    return LedgerEntry.of(row["what"]), _year(row["at"])
 
 
 def budget_of(rows: Sequence[Row]) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from ..transport.tasks import Tasks
 from ..trust import archive as archives
 from ..trust.epochs import Epoch
 from ..trust.identity import SigningKey
-from ..trust.policy import Budget
+from ..trust.policy import PrivacyBudget
 from ..trust.proofs import NodeProof
 from ..trust.servers import KnownServer
 from ..trust.tokens import Token
@@ -49,7 +49,7 @@ from .audit import OWNER, NodeAudit
 from .children import Children
 from .gate import Gate, Verdict, against_client, against_start
 from .holdings import REASON_LETTERS
-from .ledger import Ledger
+from .ledger import PrivacyLedger
 from .limits import Limits
 from .machine import NodeMachine
 from .orders import blob_of
@@ -147,7 +147,7 @@ class NodeSettings:
     lends_below: Path | None = None
     hosts: MakeHosts | None = None
     server: KnownServer = field(default_factory=KnownServer)
-    budget: Budget | None = None
+    budget: PrivacyBudget | None = None
     first_wait: float = FIRST_WAIT
     longest_wait: float = LONGEST_WAIT
     rest: Callable[[float], Awaitable[object]] = asyncio.sleep
@@ -202,7 +202,7 @@ class NodeService:
         self._depot = Depot(self._blobs, lends_below=settings.lends_below)
         self._audit = NodeAudit(spool, settings.folder)
         known_as = lambda: settings.server.known_as  # noqa: E731
-        self._ledger = Ledger(self._audit.records, settings.key, settings.budget, server=known_as)
+        self._ledger = PrivacyLedger(self._audit.records, settings.key, settings.budget, server=known_as)
         self._patience = Patience(None, self._waits, rest=settings.rest)
         self._machine = NodeMachine(
             spool,

@@ -19,7 +19,7 @@ ALL: Scope = ("all", "")
 
 
 @dataclass(frozen=True)
-class Entry:
+class LedgerEntry:
     """What an answer of a client tells of it, at most.
 
     `releases` are what the transforms of the ask have promised, as `held` has them: each of the unit ``"client"``, and
@@ -39,7 +39,7 @@ class Entry:
     examples: tuple[tuple[Mapping[str, Any], int], ...] = ()
 
     @classmethod
-    def of(cls, plain: Mapping[str, Any]) -> Entry:
+    def of(cls, plain: Mapping[str, Any]) -> LedgerEntry:
         """The entry that `plain` described."""
         kept = {name: tuple(plain[name]) for name in ("by", "releases", "examples")}
         return cls(**{name: kept.get(name, plain[name]) for name in cls.__dataclass_fields__})
@@ -107,7 +107,7 @@ class PrivacyAccount:
         self._events: dict[tuple[str, Scope], Counter[Event]] = {}
         self._streams: set[tuple[str, ...]] = set()
 
-    def add(self, entry: Entry, year: int) -> None:
+    def add(self, entry: LedgerEntry, year: int) -> None:
         """Count an entry of a year."""
         costs = entry.costs(self.unit)
         events = self._events_of(entry, costs)
@@ -115,11 +115,11 @@ class PrivacyAccount:
         for scope in (ALL, ("app", entry.app), ("server", entry.server), ("year", str(year))):
             self._events.setdefault((entry.client, scope), Counter()).update(events)
 
-    def events(self, entry: Entry) -> Counter[Event]:
+    def events(self, entry: LedgerEntry) -> Counter[Event]:
         """What an entry adds to what is there; a release of a stream that is there already costs nothing more."""
         return self._events_of(entry, entry.costs(self.unit))
 
-    def _events_of(self, entry: Entry, costs: Mapping[tuple[str, str], int]) -> Counter[Event]:
+    def _events_of(self, entry: LedgerEntry, costs: Mapping[tuple[str, str], int]) -> Counter[Event]:
         found: Counter[Event] = Counter()
         for (text, stream), times in costs.items():
             if not stream:
@@ -161,5 +161,5 @@ class PrivacyAccount:
         return epsilon_of(events, delta, "pld")
 
     @staticmethod
-    def _stream(entry: Entry, text: str, stream: str) -> tuple[str, ...]:
+    def _stream(entry: LedgerEntry, text: str, stream: str) -> tuple[str, ...]:
         return entry.client, entry.server, entry.run, text, stream

@@ -14,7 +14,7 @@ from ..core.task import Ticked
 from ..node import signals as nodes
 from ..node.audit import SpooledRecords
 from ..node.child import ChildProgram, Message
-from ..node.ledger import Ledger
+from ..node.ledger import PrivacyLedger
 from ..node.machine import NodeMachine
 from ..server.signals import Connected
 from ..trust.audit import Audit
@@ -157,7 +157,7 @@ class SimulatedNode(WireEnd):
         self._spool = spool
         records: Any = SpooledRecords(spool)
         self.audit = Audit(records, self._network.clock)
-        self._ledger = Ledger(self.audit, SigningKey.of_seed(bytes(32)), clock=self._network.clock)
+        self._ledger = PrivacyLedger(self.audit, SigningKey.of_seed(bytes(32)), clock=self._network.clock)
         self._machine = NodeMachine(spool, self._sources, slots=self._slots, account=self._ledger.commit)
         self.preparing: dict[str, nodes.Prepare] = {}
         self.busy: dict[tuple[str, str, int], nodes.Start] = {}

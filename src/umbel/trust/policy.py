@@ -127,7 +127,7 @@ class RequiredStep:
 
 
 @dataclass(frozen=True)
-class Budget:
+class PrivacyBudget:
     """What each client of a node may spend of its privacy: `epsilon` at `delta` over all runs, `per_app` of that with
     any one app and `per_year` in any one calendar year (UTC), None for no such bound. `unit` is what is hidden: the
     whole ``client``, or each ``example`` of it. Raises `SettingError`.
@@ -150,7 +150,7 @@ class Budget:
             raise SettingError(f"{self.name} has the unit client or example, not {self.unit!r:.60}")
 
     @classmethod
-    def of(cls, table: Any) -> Budget | None:
+    def of(cls, table: Any) -> PrivacyBudget | None:
         """The budget of a policy's table; None for none."""
         if table is None:
             return None
@@ -214,7 +214,7 @@ class Policy:
     transforms: tuple[RequiredStep, ...] = ()
     config: Mapping[str, Range] = field(default_factory=dict)
     require: tuple[str, ...] = ()
-    budget: Budget | None = None
+    budget: PrivacyBudget | None = None
     approvals: Approvals = field(default_factory=Approvals, compare=False)
 
     def __post_init__(self) -> None:
@@ -267,7 +267,7 @@ class Policy:
         settings: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in table.items()
         }
-        settings["budget"] = Budget.of(table.get("budget"))
+        settings["budget"] = PrivacyBudget.of(table.get("budget"))
         return cls(**settings, transforms=steps, config=ranges, approvals=approvals or Approvals())
 
     def is_allowed(self, sha256: bytes, author: bytes = b"") -> bool:
