@@ -200,9 +200,9 @@ NODE = [
     ("umbel.node.machine:NodeMachine.handle", "after", 2, "ack {"),
 ]
 LEDGER = [
-    ("umbel.node.ledger:Ledger.done", "after", 1, ""),
-    ("umbel.node.ledger:Ledger.commit", "before", 2, ""),
-    ("umbel.node.ledger:Ledger.commit", "after", 1, ""),
+    ("umbel.node.ledger:PrivacyLedger.done", "after", 1, ""),
+    ("umbel.node.ledger:PrivacyLedger.commit", "before", 2, ""),
+    ("umbel.node.ledger:PrivacyLedger.commit", "after", 1, ""),
     ("umbel.node.spool:Spool.write", "before", 1, "privacy.spent"),
     ("umbel.node.spool:Spool.write", "after", 2, "privacy.spent"),
     ("umbel.trust.audit:Audit.settle", "before", 5, ""),
