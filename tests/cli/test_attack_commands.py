@@ -17,6 +17,7 @@ def attack(model, data, ctx):
 """
 
 
+@pytest.mark.slow
 def test_what_a_run_gives_away_is_said(umbel: Command, folder: Path) -> None:
     pytest.importorskip("scipy")
     app = folder / "app.py"

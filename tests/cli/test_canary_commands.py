@@ -46,6 +46,7 @@ def app(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_an_audit_says_what_it_proves_beside_what_is_claimed(umbel: Command, app: Path) -> None:
     pytest.importorskip("dp_accounting")
     done = umbel("privacy", "audit", "private.py:right", "--runs", 8, "--canaries", 20)
@@ -56,6 +57,7 @@ def test_an_audit_says_what_it_proves_beside_what_is_claimed(umbel: Command, app
     assert said.count("nothing against the claim") == 2
     assert "with 95% confidence, whatever the mechanism is" in said
     assert "at least if its noise is Gaussian" in said
+    assert "is FALSE" in umbel("privacy", "audit", "private.py:wrong", "--runs", 0, "--steady").out
 
 
 @pytest.mark.slow
@@ -75,7 +77,6 @@ def test_a_false_claim_is_said_and_exits_with_3(umbel: Command, app: Path) -> No
     assert found["refuted"]
     assert found["epsilon"] > found["claim"] == pytest.approx(1.2, abs=0.1)
     assert (found["kind"], found["canaries"], found["seed"]) == ("one run", 300, 0)
-    assert "is FALSE" in umbel("privacy", "audit", "private.py:wrong", "--runs", 0).out
 
 
 @pytest.mark.parametrize("options", [("--runs", 0, "--canaries", 0), ("--runs", 2), ("--confidence", 2)])

@@ -12,6 +12,7 @@ from umbel.privacy.accounting import epsilon_of
 from umbel.privacy.audit import (
     check_confidence,
     clopper_pearson,
+    discriminant,
     gaussian_delta,
     gaussian_epsilon,
     gaussian_mu,
@@ -108,6 +109,19 @@ def test_of_a_gaussian_mechanism_few_bounds_exceed_what_is_true(mu):
         wrong["many"] += any(found[delta] > true[delta] for delta in deltas)
         wrong["mu"] += many_run_bounds(present, absent, true, gaussian=True)[1] > mu
     assert max(wrong.values()) <= 24, wrong
+
+
+def test_a_discriminant_sees_through_noise_that_rounds_share_and_looks_at_the_first_half_alone():
+    rng = np.random.default_rng(5)
+    shared, own = rng.normal(size=(2, 400, 1)), 0.1 * rng.normal(size=(2, 400, 3))
+    rows = shared * [1, -1, 1] + own
+    rows[0] += [1, 1, 1]
+    present, absent = discriminant(*rows)
+    apart = (present.mean() - absent.mean()) / absent.std()
+    assert apart == pytest.approx(np.sqrt(8 / 3) / 0.1, rel=0.1)  # of (1, 1, 1) what is at right angles to (1, -1, 1)
+    again = discriminant(*np.concatenate([rows[:, :200], 100 * rng.normal(size=(2, 200, 3))], axis=1))
+    np.testing.assert_array_equal([each[:200] for each in again], [present[:200], absent[:200]])
+    assert not np.any(discriminant(*rows[:, :58]))
 
 
 def test_the_best_statistic_and_side_is_found_and_measured_on_other_runs():

@@ -127,6 +127,9 @@ def audit(
         float, typer.Option("--confidence", metavar="P", help="How sure what is proved is to be.")
     ] = 0.95,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Decides all but the noise.")] = 0,
+    steady: Annotated[
+        bool, typer.Option("--steady", help="Canaries that do not turn round every round: for correlated noise.")
+    ] = False,
     accountant: Accountant = "pld",
     plot: Plot = None,
     json: TableJson = False,
@@ -137,7 +140,7 @@ def audit(
     with reported(debug, json):
         from .canary_commands import audit
 
-        settings = {"clients": clients, "rounds": rounds, "delta": delta, "confidence": confidence}
+        settings = {"clients": clients, "rounds": rounds, "delta": delta, "confidence": confidence, "turns": not steady}
         audit(app, runs=runs, canaries=canaries, plot=plot, json=json, seed=seed, accountant=accountant, **settings)
 
 

@@ -2,8 +2,10 @@
 
 What is audited is the app's own strategy, transforms, fold and releases, run in a simulation; only what clients answer
 is replaced. A canary's update is a direction of its own, a thousand times as long as the bound, and turns round every
-round: so a clip that is forgotten is seen, and noise that is used twice cancels. All others answer that nothing has
-changed. Differential privacy holds for whatever others do, so the audit may choose it, and theirs is no noise.
+round: so a clip that is forgotten is seen, and noise that is used twice cancels. (Where noise is correlated over
+rounds, so that sums have less of it, canaries that do not turn round are found better: `turns`.) All others answer that
+nothing has changed. Differential privacy holds for whatever others do, so the audit may choose it, and theirs is no
+noise.
 
 Noise is drawn as in any run, from the operating system: an audit of pinned noise would be one of another mechanism. All
 else (directions, coins, cohorts) comes from the seed.
@@ -31,6 +33,7 @@ from ..privacy.audit import (
     Floats,
     PrivacyAudit,
     check_confidence,
+    discriminant,
     gaussian_epsilon,
     gaussian_mu,
     ideal,
@@ -134,13 +137,16 @@ class _Overheard(Strategy):
 
 @dataclass(frozen=True)
 class Planted:
-    """An app with canaries. `clients` others are there; `norm` is how long canaries' updates are."""
+    """An app with canaries. `clients` others are there; `norm` is how long canaries' updates are, which turn round
+    every round, or not.
+    """
 
     app: App
     model: Arrays
     directions: Directions
     clients: int
     rounds: int
+    turns: bool = True
     norm: float = 1.0
 
     def heard(self, present: Sequence[int], absent: Sequence[int], seed: int) -> _Heard:
@@ -168,32 +174,34 @@ class Planted:
         return heard
 
     def _answer(self, who: Mapping[int, int | None], model: Arrays, data: Any, ctx: Any) -> Update:
-        turn = 1.0 if ctx.round % 2 else -1.0
         if ctx.correction is not None:
             ctx.correction.take()  # whatever it is, a client need not do it
-        return Update(self.directions.arrays(who.get(ctx.client), turn * self.norm, model), delta=True)
+        return Update(self.directions.arrays(who.get(ctx.client), self._turn(ctx.round) * self.norm, model), delta=True)
+
+    def _turn(self, round: int) -> float:
+        return -1.0 if self.turns and round % 2 == 0 else 1.0
 
     def scores(self, heard: _Heard) -> tuple[Floats, Floats, float]:
         """For each canary the logarithm of how much likelier the releases are with it than without it, by the noise and
-        the sampling that are claimed, and how long the releases are along it in all; and how long they are, in all
-        directions together: of the wrong denominator's noise that depends on who came.
+        the sampling that are claimed for each; how long each release is along it, a row a release; and how long the
+        shortest release is in all directions together: a wrong denominator tells by its noise how many came.
         """
-        ratio, along, energy = np.zeros(self.directions.count), np.zeros(self.directions.count), math.inf
+        ratio, along, energy = np.zeros(self.directions.count), [], math.inf
         events = sorted(heard.closed, key=lambda event: event.ask)
         for event, release, answer in zip(events, heard.releases, heard.answers, strict=True):
             flat = self.directions.flat(answer) * (release.denominator or 1.0) / release.norm
-            x = self.directions.along(flat) * (1.0 if event.round % 2 else -1.0)
+            x = self.directions.along(flat) * self._turn(event.round)
             rate = release.sampling.get("rate", 1.0)
             term = (x - 0.5) / max(release.noise, 1e-9) ** 2
             with np.errstate(divide="ignore"):
                 ratio += np.logaddexp(np.log(rate) + term, np.log1p(-rate))
-            along += x
+            along.append(x)
             energy = min(energy, math.log(float(flat @ flat) + 1e-300))
-        return ratio, along, energy
+        return ratio, np.array(along), energy
 
 
 def planted(
-    app: App, canaries: int | None, clients: int | None, rounds: int | None, seed: int
+    app: App, canaries: int | None, clients: int | None, rounds: int | None, seed: int, turns: bool
 ) -> tuple[Planted, _Heard]:
     """The app with canaries as loud as they have to be, and a first run without them, which says what is claimed.
     Raises `SettingError` for an app that hides no client.
@@ -201,7 +209,9 @@ def planted(
     model, key = app.initial_model(), Key.from_seed(seed)
     if clients is None:
         clients = len(app.federation.clients) if isinstance(app.federation, Simulation) else 10
-    made = Planted(app, model, Directions(model, canaries, key.derive("directions")), clients, rounds or app.rounds)
+    made = Planted(
+        app, model, Directions(model, canaries, key.derive("directions")), clients, rounds or app.rounds, turns
+    )
     heard = made.heard([], [], seed)
     if not all(event.releases for event in heard.closed):
         raise SettingError(
@@ -223,13 +233,14 @@ def audit_one_run(
     confidence: float = 0.95,
     seed: int = 0,
     accountant: str = "pld",
+    turns: bool = True,
 ) -> PrivacyAudit:
     """Audit an app by one run with canaries, each of which takes part by a coin of its own (Steinke, Nasr & Jagielski
     2023, arXiv 2305.08846): the bound holds for whatever is (epsilon, delta)-private, and finds at most about the
     logarithm of a third of the canaries.
     """
     check_confidence(confidence)
-    made, first = planted(app, canaries, clients, rounds, seed)
+    made, first = planted(app, canaries, clients, rounds, seed, turns)
     coins = Key.from_seed(seed).derive("coins").generator().random(made.directions.count) < 0.5
     present, absent = np.flatnonzero(coins).tolist(), np.flatnonzero(~coins).tolist()
     heard = made.heard(present, [] if _can_leave(first) else absent, seed + 1)
@@ -267,27 +278,33 @@ def audit_many_runs(
     confidence: float = 0.95,
     seed: int = 0,
     accountant: str = "pld",
+    turns: bool = True,
     on_run: Callable[[], None] = lambda: None,
 ) -> PrivacyAudit:
     """Audit an app by runs with one canary and as many without it: see `many_run_bounds`. `on_run` is called after
     each.
     """
     check_confidence(confidence)
-    made, first = planted(app, 1, clients, rounds, seed)
+    made, first = planted(app, 1, clients, rounds, seed, turns)
     rows: dict[bool, list[list[float]]] = {True: [], False: []}
+    by_round: dict[bool, list[Floats]] = {True: [], False: []}
     claimed, came = {_claim_of(first): first.releases}, 0
     for i in range(runs):
         taken = i % 2 == 0
         heard = made.heard([0] if taken else [], [] if taken or _can_leave(first) else [0], seed + 1 + i)
-        (ratio,), (along,), energy = made.scores(heard)
-        rows[taken].append([ratio, along, energy])
+        (ratio,), along, energy = made.scores(heard)
+        rows[taken].append([ratio, float(along.sum()), energy])
+        by_round[taken].append(along[:, 0])
         came += len(heard.came)
         claimed.setdefault(_claim_of(heard), heard.releases)
         on_run()
     _check_came(came)
     deltas = sorted({delta, *DELTAS})
     claims = {d: max(spent(each, d, accountant).epsilon for each in claimed.values()) for d in deltas}
-    present, absent = np.array(rows[True]), np.array(rows[False])
+    fitted = discriminant(np.array(by_round[True]), np.array(by_round[False]))
+    present, absent = (
+        np.column_stack([rows[taken], found]) for taken, found in zip((True, False), fitted, strict=True)
+    )
     released = [release for each in claimed.values() for release in each]
     plainly = all(each.mechanism in GAUSSIAN and each.sampling["kind"] != "poisson" for each in released)
     bounds, mu, column = many_run_bounds(present, absent, claims, confidence, plainly)
@@ -320,8 +337,8 @@ def _can_leave(heard: _Heard) -> bool:
 
 
 def _claim_of(heard: _Heard) -> str:
-    """What is claimed but for the bounds, which may move, for what is spent does not depend on them."""
-    return repr([{**release.plain(), "norm": 0, "steps": 0} for release in heard.releases])
+    """What is claimed but for bounds, which may move, and names that are drawn: what is spent depends on neither."""
+    return repr([{**release.plain(), "norm": 0, "steps": 0, "stream": 0} for release in heard.releases])
 
 
 def _check_came(count: int) -> None:
