@@ -72,7 +72,7 @@ def _table(audits: list[PrivacyAudit], plot: Path | None) -> Table:
             if epsilon > claim:
                 facts.add_row("", Text(f"epsilon {epsilon:.4g} at delta {delta:g}, where {claim:.4g} is claimed"))
         facts.add_row("power", f"where the claim is just true, such audits find {found.ideal:.4g} (median)")
-        facts.add_row("seed", f"{found.seed}, of canaries, coins and cohorts; the noise is the run's own")
+        facts.add_row("seed", f"{found.seed}, of canaries and their coins; noise is drawn as in any run")
         verdict = ("the claim is FALSE", "bold red") if found.refuted else ("nothing against the claim", "")
         facts.add_row("found", Text(*verdict))
         facts.add_row()

@@ -126,7 +126,9 @@ def audit(
     confidence: Annotated[
         float, typer.Option("--confidence", metavar="P", help="How sure what is proved is to be.")
     ] = 0.95,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Decides all but the noise.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", metavar="N", help="Decides canaries and coins, and not the noise.")
+    ] = 0,
     steady: Annotated[
         bool, typer.Option("--steady", help="Canaries that do not turn round every round: for correlated noise.")
     ] = False,

@@ -7,8 +7,8 @@ rounds, so that sums have less of it, canaries that do not turn round are found 
 nothing has changed. Differential privacy holds for whatever others do, so the audit may choose it, and theirs is no
 noise.
 
-Noise is drawn as in any run, from the operating system: an audit of pinned noise would be one of another mechanism. All
-else (directions, coins, cohorts) comes from the seed.
+The seed decides canaries and their coins. Noise is drawn as in any run, from the operating system: an audit of pinned
+noise would be one of another mechanism.
 """
 
 from __future__ import annotations
