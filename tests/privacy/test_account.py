@@ -9,6 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from umbel import privacy
+from umbel.core.answer import Answer
+from umbel.core.arrays import Arrays
+from umbel.core.transform import Transform, accounts, chain
 from umbel.errors import SettingError
 from umbel.privacy import central_gaussian
 from umbel.privacy.account import ALL, NOTHING, LedgerEntry, PrivacyAccount, held
@@ -27,6 +31,42 @@ def noised(noise=4.0, mechanism="gaussian", neighbours="zero out one", **more):
     said = {"norm": 1.0, "unit": "client", "neighbours": neighbours, "denominator": None, **steps}
     sampling = {"kind": "poisson", "rate": 0.5}
     return {**held({"mechanism": mechanism, "noise": noise, "sampling": sampling, **said}), **more}
+
+
+HIDING = {
+    "central_counts": dict(epsilon=1.0),
+    "central_gaussian": dict(norm=1.0, noise=4.0, expected=10),
+    "central_metrics": dict(ranges={"accuracy": (0, 1)}, noise=2.0, expected=10),
+    "dp_ftrl": dict(norm=1.0, noise=4.0, expected=10, rounds=8, separation=3),
+    "local_gaussian": dict(norm=1.0, noise=4.0),
+    "local_laplace": dict(norm=1.0, noise=4.0),
+    "privunit": dict(norm=1.0, epsilon=2.0),
+    "randomised_response": dict(epsilon=2.0),
+}
+
+
+def test_all_that_hide_a_client_are_tried():
+    assert {n for n in privacy.__all__ if isinstance(getattr(privacy, n), type)} - {"ExamplePrivacy"} == {*HIDING}
+
+
+@pytest.mark.parametrize("name", HIDING)
+def test_what_a_holder_is_promised_is_what_the_log_will_say(name):
+    """Of the same noise and bound; by which a ledger counts it as something, and a stream once."""
+    made = getattr(privacy, name)(**HIDING[name])
+    step = chain(made)
+    dtype = "int64" if name.endswith(("counts", "response")) else "float32"
+    schema = Arrays({"w": [0] * 4}).schema if dtype == "int64" else Arrays({"w": [0.0] * 4}).schema
+    assert isinstance(made, Transform)
+    assert accounts(step)
+    state = step.init(schema)
+    (promise,), (event,) = step.promises(step.send(state)), step.event(Answer(Arrays()), state)
+    told = {key: promise.get(key) for key in ("mechanism", "noise", "norm", "unit", "stream")}
+    assert told == {key: event.get(key) for key in told}
+    account = PrivacyAccount()
+    for task in ("1.a", "2.a"):
+        account.add(entry(task=task, releases=(held(promise),)), 2026)
+    assert account.releases("a") == (1 if name == "dp_ftrl" else 2)
+    assert NOTHING not in account.events(entry(releases=(held(promise),)))
 
 
 def test_what_is_promised_is_counted_against_zeros_and_without_what_sampling_gains():

@@ -300,7 +300,7 @@ def test_the_noise_stays_with_the_run():
     state = step.init(schema)
     for _ in range(4):
         state = step.finish(came("a"), state, KEY)[1]
-    assert step.send(state) == {"norm": 1.0}
+    assert step.send(state) == {"norm": 1.0, "stream": state["id"]}
     assert step.init(schema)["id"] != state["id"]
 
 

@@ -128,5 +128,4 @@ def _account(ctx: Context, release: NoisyRelease, count: int) -> None:
     else:
         kept.append([plain, count])
     ctx.state[KEPT] = kept
-    if (account := getattr(ctx, "account", None)) is not None:
-        account(release, count)
+    ctx.account(release, count)

@@ -82,7 +82,7 @@ class dp_ftrl(Clipped):
                 f"{self.name} was begun with {state['as']}, and is now set to {self._settings}",
                 hint="Its settings hold for all rounds: go on with the first ones, or begin a new run.",
             )
-        return super().send(state)
+        return {**super().send(state), "stream": state["id"]}
 
     def finish(self, answer: Answer, state: Any, key: Key, own: Entropy = SYSTEM) -> tuple[Answer, Any]:
         recent = self._recent(answer, state)
@@ -99,15 +99,21 @@ class dp_ftrl(Clipped):
         return self._released(answer, state, draw), {**state, "noise": stream.state, "recent": recent}
 
     def event(self, answer: Answer, state: Any) -> dict[str, Any]:
+        return self._release(_kept(state), state["id"])
+
+    def promises(self, params: Any) -> dict[str, Any]:
+        return self._release(_factorisation(self.rounds, self.bands), str(params["stream"]))
+
+    def _release(self, made: Factorisation, stream: str) -> dict[str, Any]:
         return {
             "mechanism": "discrete_gaussian",
             "unit": "client",
             "neighbours": "zero out one",
             "noise": self.noise,
             "norm": self.norm,
-            "steps": math.sqrt(self._variance(_kept(state))),
+            "steps": math.sqrt(self._variance(made)),
             "denominator": self.expected,
-            "stream": state["id"],
+            "stream": stream,
         }
 
     @property
