@@ -6,6 +6,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import chdir
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -63,10 +64,11 @@ def spent(rounds: int, tracker: str | None) -> tuple[float, float]:
     )
     with tempfile.TemporaryDirectory() as folder:
         told = [] if tracker is None else [umbel.track(TRACKERS[tracker].format(folder))]
-        began, before = time.perf_counter(), time.process_time()
-        done = umbel.run(app, folder=Path(folder) / "runs", observers=told)
-        assert done.rounds == rounds
-        return time.perf_counter() - began, time.process_time() - before
+        with chdir(folder):  # where MLflow puts pictures and models
+            began, before = time.perf_counter(), time.process_time()
+            done = umbel.run(app, folder=Path(folder) / "runs", observers=told)
+            assert done.rounds == rounds
+            return time.perf_counter() - began, time.process_time() - before
 
 
 def tracked(smoke: bool, times: int) -> Iterator[Row]:
