@@ -17,7 +17,7 @@ Accountant = Annotated[
     ),
 ]
 
-privacy = group("privacy", "Plan noise, show what was spent, audit and attack what is hidden.")
+privacy = group("privacy", "Plan noise, show what was spent, audit it and attack it.")
 
 
 def register(program: typer.Typer) -> None:

@@ -25,6 +25,8 @@ GRID_BITS = 23
 """A clip bound is at most so many powers of two above the grid, so that float32 has all its multiples."""
 SLACK = 1e-7
 """How far below the bound, by its share, updates stay: more than float64 can err by in a norm."""
+_PART = 1 << 14
+"""So many elements are rounded at a time."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,7 @@ class Clipped(Transform):
         if not (norm := parameter_norm(arrays)) <= bound * (1 - SLACK / 2):
             raise UpdateRejected(f"the update's norm is {norm:.9g}, but it had to be clipped to {bound:.9g}")
         for name, array in parameters.items():
-            steps = np.asarray(array, np.float64) / step
-            if not (np.rint(steps) == steps).all():
+            if not _on_grid(array, step):
                 raise UpdateRejected(f"array {name!r} is not on the grid of {self.name}: multiples of {step:g}")
         kept = {name: array if name in parameters else np.zeros_like(array) for name, array in arrays.items()}
         return Update(Arrays.trusted(kept, dict(arrays.roles)), delta=update.delta)
@@ -103,7 +104,8 @@ class Clipped(Transform):
     def _clipped(self, update: Update, bound: float) -> tuple[Update, float]:
         """What is sent of an update, and the norm that it had."""
         arrays, step = as_arrays(update), grid(bound)
-        parameters, made = arrays.of_role("parameter"), {name: np.zeros_like(array) for name, array in arrays.items()}
+        parameters = arrays.of_role("parameter")
+        made = {name: np.zeros_like(array) for name, array in arrays.items() if name not in parameters}
         layers = dict[str, list[str]]()
         for name in parameters:
             layers.setdefault((name.rpartition(".")[0] or name) if self.per_layer else "", []).append(name)
@@ -112,9 +114,10 @@ class Clipped(Transform):
             norm = parameter_norm(arrays.select(names))
             scale = 1.0 if norm <= limit else limit / norm  # NaN where the norm is, to be rejected by name
             for name in names:
-                steps = np.rint(np.multiply(arrays[name], scale / step, dtype=np.float64))
-                made[name] = np.asarray(steps * step, wide(arrays[name].dtype))
-        return Update(Arrays.trusted(made, dict(arrays.roles)), delta=update.delta), parameter_norm(arrays)
+                made[name] = _rounded(arrays[name], scale / step, step)
+        whole = norm if len(layers) == 1 else parameter_norm(arrays)
+        made = {name: made[name] for name in arrays}
+        return Update(Arrays.trusted(made, dict(arrays.roles)), delta=update.delta), whole
 
     def _released(self, answer: Answer, state: Any, draw: Callable[[int], Integers]) -> Answer:
         """The mean with its noise, in steps of the grid, which `draw` gives for so many elements at a time, by name."""
@@ -136,3 +139,26 @@ def grid(bound: float) -> float:
 def _limit(bound: float, size: int) -> float:
     """The norm to scale to, from which rounding so many elements leads to no norm above the bound."""
     return bound * (1 - SLACK) - grid(bound) * math.sqrt(size) / 2
+
+
+def _rounded(array: Array, factor: float, step: float) -> Array:
+    """The array times a factor, rounded to whole steps, as floats: part by part, so that all stays in the cache."""
+    flat = np.ravel(array)
+    made, room = np.empty(len(flat), wide(array.dtype)), np.empty(min(len(flat), _PART))
+    for at in range(0, len(flat), _PART):
+        part = flat[at : at + _PART]
+        steps = np.multiply(part, factor, out=room[: len(part)], dtype=np.float64)
+        np.rint(steps, out=steps)
+        np.multiply(steps, step, out=made[at : at + _PART], casting="same_kind")
+    return made.reshape(array.shape)
+
+
+def _on_grid(array: Array, step: float) -> bool:
+    """Whether all elements are multiples of the step, a power of two; part by part, so that all stays in the cache."""
+    flat, exact = np.ravel(array), array.dtype == np.float32 and 2.0**-100 <= step <= 1.0  # in which nothing gets small
+    kind = np.dtype(np.float32 if exact else np.float64)
+    for at in range(0, len(flat), _PART):
+        steps = np.multiply(flat[at : at + _PART], kind.type(1 / step), dtype=kind)
+        if not np.array_equal(np.rint(steps), steps):
+            return False
+    return True
