@@ -253,6 +253,23 @@ def test_where_examples_are_hidden_what_the_handler_tells_counts_before_the_answ
     desk.spool.close()
 
 
+@BUDGETS
+def test_a_task_of_which_nothing_is_told_yet_withholds_no_answer_to_another_run(tmp_path):
+    desk = Desk(tmp_path, PrivacyBudget(epsilon=3.2, delta=1e-6, unit="example"))
+    bare = {"transforms": (), "params": ()}
+    assert desk.begin("a", 1, run="one", **bare) == ""
+    one = desk.last
+    assert desk.begin("a", 1, run="two", **bare) == ""
+    two, desk.last = desk.last, one
+    assert desk.done(((EXAMPLE, 3),)) == ""
+    desk.last = two
+    assert "would hold" in desk.done(), "it has told nothing when it is done"
+    assert desk.begin("a", 1, run="two", **bare) == ""
+    assert "would make it" in desk.done(((EXAMPLE, 1000),))
+    assert [row["what"]["run"] for row in desk.rows()] == ["one"]
+    desk.spool.close()
+
+
 def test_a_budget_is_part_of_the_record_and_only_where_it_is_another(tmp_path):
     pytest.importorskip("dp_accounting")
     desk = Desk(tmp_path)

@@ -141,7 +141,9 @@ class PrivacyLedger:
         for words, scope, most in bounds:
             if most is None:
                 continue
-            of = [each for each in self._begun.values() if each.client == client]
+            # Of one that has told nothing so far it is seen when it is done.
+            telling = [each for each in self._begun.values() if each.releases or each.examples]
+            of = [each for each in telling if each.client == client]
             begun = [each for each in of if scope[0] != "app" or each.app == entry.app]
             more = [self._account.events(each) for each in (*begun, entry)]
             after = self._account.epsilon(client, budget.delta, scope, more, most)
