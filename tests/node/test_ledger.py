@@ -192,6 +192,11 @@ def test_of_what_nothing_holds_one_entry_a_run_client_and_year_is_kept(desk):
     desk.now += 366 * 86400
     assert desk.answer("a", 5, transforms=(), params=()) == ""
     assert [row["what"]["task"] for row in desk.rows()] == ["1.a", "1.b", "5.a"]
+    assert desk.answer("a", 6, app="other", transforms=(), params=()) == ""
+    with patch.object(desk.ledger, "_server", lambda: "cd"):  # whose runs may be called what others' are
+        assert desk.answer("a", 7, transforms=(), params=()) == ""
+        assert desk.answer("a", 8, transforms=(), params=()) == ""
+    assert [row["what"]["task"] for row in desk.rows()][3:] == ["6.a", "7.a"]
 
 
 @BUDGETS

@@ -60,7 +60,7 @@ class PrivacyLedger:
         self._audit, self._key, self._budget = audit, key, budget
         self._server, self._clock = server, clock
         self._account = PrivacyAccount(budget.unit if budget is not None else "client")
-        self._bare: set[tuple[str, str, int]] = set()
+        self._bare: set[tuple[str, str, str, str, int]] = set()
         self._last: dict[tuple[str, str], tuple[tuple[Mapping[str, Any], int], ...]] = {}
         self._promised: OrderedDict[tuple[str, int, bytes], tuple[tuple[str, ...], tuple[Any, ...]]] = OrderedDict()
         self._begun: dict[Task, LedgerEntry] = {}
@@ -96,7 +96,7 @@ class PrivacyLedger:
         """The answer of a task is put into the spool: so is its entry."""
         entry, now = self._begun.pop((task.run, task.task, task.attempt)), self._clock()
         year = _year(now)
-        if not (entry.releases or entry.examples) and (entry.client, entry.run, year) in self._bare:
+        if _bare(entry, year) in self._bare:
             return  # nothing holds, and nothing did before
         text = _signed(self._audit.head, entry.plain())
         self._audit.record("node", SPENT, **entry.plain(), signed=sign_entry(self._key, text).hex())
@@ -114,8 +114,8 @@ class PrivacyLedger:
     def _count(self, entry: LedgerEntry, year: int) -> None:
         self._account.add(entry, year)
         self._last[entry.client, entry.run] = entry.examples
-        if not (entry.releases or entry.examples):
-            self._bare.add((entry.client, entry.run, year))
+        if (bare := _bare(entry, year)) is not None:
+            self._bare.add(bare)
 
     def _promises(
         self, ask: m.AskSpec, path: Callable[[bytes], Path | None]
@@ -151,6 +151,13 @@ class PrivacyLedger:
                 before = self._account.epsilon(client, budget.delta, scope, more[:-1])
                 return _refusal(entry, budget, words, (before, after, most))
         return ""
+
+
+def _bare(entry: LedgerEntry, year: int) -> tuple[str, str, str, str, int] | None:
+    """Of whom, to what and when nothing holds by an entry; None where something does."""
+    if entry.releases or entry.examples:
+        return None
+    return entry.client, entry.server, entry.app, entry.run, year
 
 
 def _refusal(entry: LedgerEntry, budget: PrivacyBudget, words: str, found: tuple[float, float, float]) -> str:
