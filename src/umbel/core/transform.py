@@ -179,7 +179,7 @@ class Transform:
         state: override it where that is not all that `event` needs, or where what holds is said in another way.
 
         Where several releases cost no more than one, as where their noise is correlated, each has the same text as
-        `stream`.
+        `stream`, of 64 letters at most, and as `answers` in how many of them one client may be for that.
         """
         return self.event(Answer(Arrays()), params)
 

@@ -102,7 +102,8 @@ class dp_ftrl(Clipped):
         return self._release(_kept(state), state["id"])
 
     def promises(self, params: Any) -> dict[str, Any]:
-        return self._release(_factorisation(self.rounds, self.bands), str(params["stream"]))
+        release = self._release(_factorisation(self.rounds, self.bands), params["stream"])
+        return {**release, "answers": -(-self.rounds // self.apart)}
 
     def _release(self, made: Factorisation, stream: str) -> dict[str, Any]:
         return {
