@@ -29,7 +29,7 @@ from umbel.node.audit import NodeAudit
 from umbel.node.ledger import BUDGET, SPENT, PrivacyLedger, entry_of, promises, signed_by
 from umbel.node.signals import Start, TaskDone, TaskFailed
 from umbel.node.spool import Spool, StoredAnswer
-from umbel.privacy import central_gaussian
+from umbel.privacy import central_gaussian, dp_ftrl, local_gaussian
 from umbel.privacy.release import NoisyRelease
 from umbel.testing.deployment import Deployment
 from umbel.trust import audit
@@ -162,6 +162,19 @@ def test_where_nothing_is_promised_nothing_holds(transforms):
     assert chain(transforms).promises(params) is None
     assert found == ()
     assert by == tuple(part.name for part in chain(transforms).parts)
+
+
+def test_an_ask_that_is_made_again_promises_what_it_then_says(desk):
+    """Whatever it is called: what is asked is the server's word, and so is the digest of that."""
+    for client, noise in (("a", 100.0), ("b", 0.01)):
+        assert desk.answer(client, transforms=local_gaussian(norm=1.0, noise=noise), params=(None,)) == ""
+    assert desk.answer("c", transforms=(), params=()) == ""
+    sent = dp_ftrl(norm=1.0, noise=1.0, expected=4, rounds=4)
+    for client in "de":
+        assert desk.answer(client, transforms=sent, params=({"norm": 1.0, "stream": client},)) == ""
+    found = [entry_of(row)[0].releases for row in desk.rows()]
+    assert [each[0]["noise"] if each else None for each in found] == [100.0, 0.01, None, 1.0, 1.0]
+    assert [each[0]["stream"] for each in found[3:]] == ["d", "e"]
 
 
 def test_what_cannot_be_read_promises_nothing():

@@ -8,6 +8,7 @@ against the budget until it has ended.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections import OrderedDict
@@ -62,7 +63,7 @@ class PrivacyLedger:
         self._account = PrivacyAccount(budget.unit if budget is not None else "client")
         self._bare: set[tuple[str, str, str, str, int]] = set()
         self._last: dict[tuple[str, str], tuple[tuple[Mapping[str, Any], int], ...]] = {}
-        self._promised: OrderedDict[tuple[str, int, bytes], tuple[tuple[str, ...], tuple[Any, ...]]] = OrderedDict()
+        self._promised: OrderedDict[bytes, tuple[tuple[str, ...], tuple[Any, ...]]] = OrderedDict()
         self._begun: dict[Task, LedgerEntry] = {}
         for row in audit.of(SPENT):
             self._count(*entry_of(row))
@@ -121,7 +122,9 @@ class PrivacyLedger:
         self, ask: m.AskSpec, path: Callable[[bytes], Path | None]
     ) -> tuple[tuple[str, ...], tuple[Any, ...]]:
         """The transforms of an ask, and what they promise of each answer."""
-        key = (ask.run, ask.ask, ask.digest)
+        # By what it says: the number and the digest are those that the server gives it, and may give another.
+        shared = ask.shared.SerializeToString(deterministic=True)
+        key = hashlib.sha256(f"{len(ask.transforms)} {ask.transforms}".encode() + shared).digest()
         if key not in self._promised:
             self._promised[key] = promises(ask, path)
             if len(self._promised) > KEPT_ASKS:
