@@ -87,6 +87,22 @@ def test_a_stream_of_noise_is_one_release_and_it_says_so(umbel: Command, ran: Ca
     assert "zero out one" in text
 
 
+def test_a_stream_and_noised_metrics_are_counted_against_zeros(umbel: Command, ran: Callable[[str], str]) -> None:
+    ran("umbel.Poisson(0.1)")
+    app = Path("private.py").read_text()
+    app = app.replace("import central_gaussian", "import central_metrics, dp_ftrl")
+    app = app.replace("umbel.Poisson(0.1)", "Spaced(10, 3)").replace("rounds=3)", "rounds=3, evaluate_noise=noise)")
+    app = app.replace("central_gaussian(", "dp_ftrl(rounds=3, separation=3, bands=2, ")
+    noise = 'noise = central_metrics(ranges={"accuracy": (0, 1)}, noise=2.0, expected=100)\n'
+    handler = '@client.evaluate\ndef evaluate(model, data, ctx):\n    return {"accuracy": 0.5}\n\n\n'
+    app = app.replace("private =", f"{handler}{noise}private =")
+    Path("private.py").write_text("from umbel.samplers import Spaced\n" + app)
+    umbel("run", "private.py", "--clients", 100)
+    found = json.loads(umbel("privacy", "show", "--delta", "1e-5", "--json").out)["spent"]
+    assert (found["neighbours"], found["releases"]) == ("zero out one", 6)
+    assert found["epsilon"] == pytest.approx(4.377, rel=1e-3)  # of one Gaussian release of half the noise
+
+
 def test_a_run_that_hides_nobody_says_so(umbel: Command, folder: Path) -> None:
     umbel("run", "app.py", "--clients", 4)
     done = umbel("privacy", "show")

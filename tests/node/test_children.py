@@ -213,6 +213,19 @@ async def test_a_warm_child_does_task_after_task(tmp_path):
 
 
 @on_loop
+async def test_an_ask_that_comes_again_with_other_steps_is_done_by_these(tmp_path):
+    """As its own node has judged it, and not by those of the ask that had its number before."""
+    async with bench(tmp_path) as b:
+        await b.ready()
+        bare, clipped = b.ask(1), b.ask(1)
+        clipped.transforms = '[{"name": "clip_by_norm", "version": 1, "settings": {"norm": 1.0}}]'
+        clipped.shared.inline = encoding.encode({**encoding.decode(bare.shared.inline), "params": (None,)})
+        first, second = await b.done(bare, 0), await b.done(clipped, 1)
+        norms = [np.linalg.norm(contents.answer(each.result.update).arrays["w"]) for each in (first, second)]
+        assert norms == [4.0, pytest.approx(1.0)]
+
+
+@on_loop
 async def test_several_tasks_at_once_have_children_of_their_own(tmp_path):
     async with bench(tmp_path) as b:
         await b.ready()

@@ -29,7 +29,7 @@ from umbel.node.audit import NodeAudit
 from umbel.node.ledger import BUDGET, SPENT, PrivacyLedger, entry_of, promises, signed_by
 from umbel.node.signals import Start, TaskDone, TaskFailed
 from umbel.node.spool import Spool, StoredAnswer
-from umbel.privacy import central_gaussian
+from umbel.privacy import central_gaussian, dp_ftrl, local_gaussian
 from umbel.privacy.release import NoisyRelease
 from umbel.testing.deployment import Deployment
 from umbel.trust import audit
@@ -164,6 +164,19 @@ def test_where_nothing_is_promised_nothing_holds(transforms):
     assert by == tuple(part.name for part in chain(transforms).parts)
 
 
+def test_an_ask_that_is_made_again_promises_what_it_then_says(desk):
+    """Whatever it is called: what is asked is the server's word, and so is the digest of that."""
+    for client, noise in (("a", 100.0), ("b", 0.01)):
+        assert desk.answer(client, transforms=local_gaussian(norm=1.0, noise=noise), params=(None,)) == ""
+    assert desk.answer("c", transforms=(), params=()) == ""
+    sent = dp_ftrl(norm=1.0, noise=1.0, expected=4, rounds=4)
+    for client in "de":
+        assert desk.answer(client, transforms=sent, params=({"norm": 1.0, "stream": client},)) == ""
+    found = [entry_of(row)[0].releases for row in desk.rows()]
+    assert [each[0]["noise"] if each else None for each in found] == [100.0, 0.01, None, 1.0, 1.0]
+    assert [each[0]["stream"] for each in found[3:]] == ["d", "e"]
+
+
 def test_what_cannot_be_read_promises_nothing():
     for wrong in (
         noised(params=()),
@@ -192,6 +205,11 @@ def test_of_what_nothing_holds_one_entry_a_run_client_and_year_is_kept(desk):
     desk.now += 366 * 86400
     assert desk.answer("a", 5, transforms=(), params=()) == ""
     assert [row["what"]["task"] for row in desk.rows()] == ["1.a", "1.b", "5.a"]
+    assert desk.answer("a", 6, app="other", transforms=(), params=()) == ""
+    with patch.object(desk.ledger, "_server", lambda: "cd"):  # whose runs may be called what others' are
+        assert desk.answer("a", 7, transforms=(), params=()) == ""
+        assert desk.answer("a", 8, transforms=(), params=()) == ""
+    assert [row["what"]["task"] for row in desk.rows()][3:] == ["6.a", "7.a"]
 
 
 @BUDGETS
@@ -250,6 +268,23 @@ def test_where_examples_are_hidden_what_the_handler_tells_counts_before_the_answ
     assert desk.answer("a", 2, accounted=((EXAMPLE, 3),), **bare) == ""
     assert "would make it" in desk.begin("a", 3, **bare), "it would be what it was"
     assert [row["what"]["examples"][0][1] for row in desk.rows()] == [3, 3]
+    desk.spool.close()
+
+
+@BUDGETS
+def test_a_task_of_which_nothing_is_told_yet_withholds_no_answer_to_another_run(tmp_path):
+    desk = Desk(tmp_path, PrivacyBudget(epsilon=3.2, delta=1e-6, unit="example"))
+    bare = {"transforms": (), "params": ()}
+    assert desk.begin("a", 1, run="one", **bare) == ""
+    one = desk.last
+    assert desk.begin("a", 1, run="two", **bare) == ""
+    two, desk.last = desk.last, one
+    assert desk.done(((EXAMPLE, 3),)) == ""
+    desk.last = two
+    assert "would hold" in desk.done(), "it has told nothing when it is done"
+    assert desk.begin("a", 1, run="two", **bare) == ""
+    assert "would make it" in desk.done(((EXAMPLE, 1000),))
+    assert [row["what"]["run"] for row in desk.rows()] == ["one"]
     desk.spool.close()
 
 

@@ -40,6 +40,16 @@ def test_a_child_is_told_of_an_ask_once_and_forgets_the_one_used_longest_ago():
     assert told(child, first[0]) == []
 
 
+def test_a_child_does_what_was_judged_and_not_an_earlier_ask_of_the_same_number():
+    child, other = Noting(), ask(1)
+    other.transforms = '[{"name": "local_gaussian", "version": 1, "settings": {"norm": 1.0, "noise": 100.0}}]'
+    assert told(child, ask(1), ask(1)) == [("ask", 1)]
+    assert told(child, other, other) == [("forget", [1]), ("ask", 1)]
+    assert told(child, ask(1)) == [("forget", [1]), ("ask", 1)]
+    others = [ask(number) for number in range(2, 2 + KEPT_ASKS)]
+    assert told(child, *others, other)[-2:] == [("forget", [2]), ("ask", 1)]
+
+
 def test_of_large_asks_a_child_keeps_fewer():
     child = Noting()
     told(child, ask(1), ask(2, KEPT_BYTES))

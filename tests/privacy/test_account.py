@@ -14,7 +14,7 @@ from umbel.core.answer import Answer
 from umbel.core.arrays import Arrays
 from umbel.core.transform import Transform, accounts, chain
 from umbel.errors import SettingError
-from umbel.privacy import central_gaussian
+from umbel.privacy import central_gaussian, dp_ftrl
 from umbel.privacy.account import ALL, NOTHING, LedgerEntry, PrivacyAccount, held
 from umbel.privacy.accounting import event_of, spent
 from umbel.privacy.release import NoisyRelease
@@ -66,6 +66,9 @@ def test_what_a_holder_is_promised_is_what_the_log_will_say(name):
     for task in ("1.a", "2.a"):
         account.add(entry(task=task, releases=(held(promise),)), 2026)
     assert account.releases("a") == (1 if name == "dp_ftrl" else 2)
+    for task in range(3, 8):  # of 8 rounds a client that waits for 3 is in 3
+        account.add(entry(task=f"{task}.a", releases=(held(promise),)), 2026)
+    assert account.releases("a") == (3 if name == "dp_ftrl" else 7)
     assert NOTHING not in account.events(entry(releases=(held(promise),)))
 
 
@@ -119,6 +122,29 @@ def test_releases_of_a_stream_count_as_one_in_their_run_and_for_their_client():
     assert account.releases("a") == 4
     account.add(entry("b", task="1.b", releases=(noised(stream="s"),)), 2026)
     assert account.releases("b") == 1
+
+
+def test_a_stream_counts_again_where_more_answers_are_in_it_than_it_is_for():
+    """Nobody but the server sees to it that clients wait, and that rounds end."""
+    said = dp_ftrl(norm=1.0, noise=4.0, expected=10, rounds=20, separation=7)
+    release = held(said.promises({"norm": 1.0, "stream": "s"}))
+    account = PrivacyAccount()
+    for task in range(3):
+        account.add(entry(task=f"{task}.a", releases=(release,)), 2026)
+    assert account.releases("a") == 1
+    assert account.events(entry(releases=(release,))).total() == 1
+    for task in range(3, 9):
+        account.add(entry(task=f"{task}.a", releases=(release,)), 2026)
+    assert account.releases("a") == 3
+
+
+@pytest.mark.parametrize("wrong", [{"stream": "s" * 65}, {"stream": 3}, {"answers": 0}, {"answers": "3"}])
+def test_a_stream_has_a_short_name_and_some_answers(wrong):
+    said = dp_ftrl(norm=1.0, noise=4.0, expected=10, rounds=20).promises({"norm": 1.0, "stream": "s" * 64})
+    assert held(said)["answers"] == 20
+    with pytest.raises(TypeError):
+        held({**said, **wrong})
+    assert held({name: said[name] for name in said if name != "answers"})["answers"] == 1
 
 
 def test_an_entry_is_what_json_keeps_of_it():

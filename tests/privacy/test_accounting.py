@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from umbel.errors import CallerError, SettingError
 from umbel.privacy import accounting
-from umbel.privacy.accounting import epsilon_curve, epsilon_of, spent
+from umbel.privacy.accounting import against_zeros, epsilon_curve, epsilon_of, spent
 from umbel.privacy.release import NoisyRelease
 
 dp = pytest.importorskip("dp_accounting")
@@ -231,6 +231,21 @@ def test_pure_mechanisms(accountant: str) -> None:
     assert spent([release(4.0, EVERYONE, REPLACE, "laplace")] * 9, 1e-6, accountant).epsilon == pytest.approx(
         noisy, 1e-3
     )
+
+
+@BOTH
+def test_against_zeros_releases_of_all_neighbours_add_up(accountant: str) -> None:
+    """A Gaussian one costs its noise whatever its neighbours, and what sampling gains where that is proven."""
+    kinds = [release(2.0, EVERYONE, neighbours) for neighbours in (ADD, ZERO, REPLACE)]
+    kinds += [release(2.0, poisson(0.1), REPLACE), release(2.0, EVERYONE, ZERO, stream="s")]
+    found = spent(against_zeros(kinds), 1e-6, accountant)
+    assert found.neighbours == ZERO
+    assert found.epsilon == pytest.approx(by_library([(gaussian(2.0), 5)], 1e-6, accountant), rel=1e-3)
+    sampled = [release(2.0, poisson(0.1), neighbours) for neighbours in (ADD, ZERO)]
+    own = by_library([(gaussian(2.0, 0.1), 2)], 1e-6, accountant)
+    assert spent(against_zeros(sampled), 1e-6, accountant).epsilon == pytest.approx(own, rel=1e-3)
+    pure = [release(4.0, EVERYONE, neighbours, "pure") for neighbours in (ADD, ZERO, REPLACE)]
+    assert [each.noise for each in against_zeros(pure)] == [2.0, 4.0, 4.0]
 
 
 def test_what_does_not_add_up_is_refused() -> None:

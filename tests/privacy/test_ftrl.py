@@ -26,6 +26,7 @@ from umbel.privacy.clipped import grid
 from umbel.privacy.ftrl import _factorisation
 from umbel.privacy.matrices import Factorisation
 from umbel.privacy.release import NoisyRelease
+from umbel.runs.asks import RunAsks
 from umbel.runs.conductor import Conductor
 from umbel.samplers import Spaced
 from umbel.strategies import FedAvgM
@@ -283,6 +284,22 @@ def test_a_run_that_goes_on_in_the_midst_of_a_stream_has_the_noise_that_it_has_d
     releases = [release for event in events for release in event.get("releases", [])]
     assert len(releases) == 6
     assert len({release["stream"] for release in releases}) == 1
+
+
+def test_a_stream_has_one_name_though_its_first_ask_is_made_again(tmp_path, monkeypatch):
+    """By which a node counts it once; and another run of the same seed has another."""
+    app, told = app_of(ftrl(), rounds=2), []
+    send, close = dp_ftrl.send, RunAsks._close
+    monkeypatch.setattr(dp_ftrl, "send", lambda self, state: told.append(state["id"]) or send(self, state))
+    monkeypatch.setattr(RunAsks, "_close", lambda self, command, r: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(RunInterrupted):
+        ran(app, folder=tmp_path, seed=2)
+    monkeypatch.setattr(RunAsks, "_close", close)
+    (folder,) = tmp_path.iterdir()
+    umbel.resume(app, folder, on=Simulation(8, workers=0))
+    assert (len(told), len({*told})) == (3, 1)
+    ran(app, seed=2)
+    assert len({*told}) == 2
 
 
 def test_settings_that_the_account_rests_on_do_not_change_on_the_way(tmp_path):

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import SettingError
-from ..privacy.accounting import spent
+from ..privacy.accounting import against_zeros, spent
 from ..privacy.release import NoisyRelease
 from ..runs.events import AskClosed
 from ..runs.past import find
@@ -29,7 +29,9 @@ def show(reference: str, folder: Path, delta: float | None, accountant: str, *, 
             f"{record.id} hides nobody: {bare:,} of its {len(closed):,} answers ({kinds}) were told as they are",
             hint="See docs/privacy.md for noise on the sum of updates; what was told cannot be taken back.",
         )
-    found = spent(releases, 0.1 / max(clients, 2) if delta is None else delta, accountant)
+    alike = len({release.neighbours for release in releases}) < 2
+    counted = releases if alike else against_zeros(releases)
+    found = spent(counted, 0.1 / max(clients, 2) if delta is None else delta, accountant)
     if json:
         print(json_text({"run": record.id, "spent": found.plain()}), flush=True)
         return

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from importlib import import_module
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from ..entropy import SYSTEM, Entropy
 from ..errors import StrategyError, UmbelError, UpdateRejected
@@ -179,7 +179,7 @@ class Transform:
         state: override it where that is not all that `event` needs, or where what holds is said in another way.
 
         Where several releases cost no more than one, as where their noise is correlated, each has the same text as
-        `stream`.
+        `stream`, of 64 letters at most, and as `answers` in how many of them one client may be for that.
         """
         return self.event(Answer(Arrays()), params)
 
@@ -412,6 +412,23 @@ def chain(*transforms: Transform | Iterable[Transform]) -> Chain:
         else:
             raise StrategyError(f"{transform!r} is not a transform")
     return Chain(tuple(parts))
+
+
+@runtime_checkable
+class Named(Protocol):
+    """A step whose state has a name, which no other has."""
+
+    def named(self, state: Any, own: Entropy) -> Any:
+        """The state that `init` gave, with a name that `own` gives."""
+
+
+def named(step: Transform, state: Any, own: Entropy) -> Any:
+    """The state that `init` gave, with the names of those steps that are `Named`: where a run is killed and goes on,
+    `own` gives the same ones again.
+    """
+    if isinstance(step, Chain):
+        return tuple(named(part, of, own) for part, of in zip(step.parts, state, strict=True))
+    return step.named(state, own) if isinstance(step, Named) else state
 
 
 def accounts(step: Transform) -> bool:

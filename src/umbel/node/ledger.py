@@ -8,6 +8,7 @@ against the budget until it has ended.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections import OrderedDict
@@ -60,9 +61,9 @@ class PrivacyLedger:
         self._audit, self._key, self._budget = audit, key, budget
         self._server, self._clock = server, clock
         self._account = PrivacyAccount(budget.unit if budget is not None else "client")
-        self._bare: set[tuple[str, str, int]] = set()
+        self._bare: set[tuple[str, str, str, str, int]] = set()
         self._last: dict[tuple[str, str], tuple[tuple[Mapping[str, Any], int], ...]] = {}
-        self._promised: OrderedDict[tuple[str, int, bytes], tuple[tuple[str, ...], tuple[Any, ...]]] = OrderedDict()
+        self._promised: OrderedDict[bytes, tuple[tuple[str, ...], tuple[Any, ...]]] = OrderedDict()
         self._begun: dict[Task, LedgerEntry] = {}
         for row in audit.of(SPENT):
             self._count(*entry_of(row))
@@ -96,7 +97,7 @@ class PrivacyLedger:
         """The answer of a task is put into the spool: so is its entry."""
         entry, now = self._begun.pop((task.run, task.task, task.attempt)), self._clock()
         year = _year(now)
-        if not (entry.releases or entry.examples) and (entry.client, entry.run, year) in self._bare:
+        if _bare(entry, year) in self._bare:
             return  # nothing holds, and nothing did before
         text = _signed(self._audit.head, entry.plain())
         self._audit.record("node", SPENT, **entry.plain(), signed=sign_entry(self._key, text).hex())
@@ -114,14 +115,16 @@ class PrivacyLedger:
     def _count(self, entry: LedgerEntry, year: int) -> None:
         self._account.add(entry, year)
         self._last[entry.client, entry.run] = entry.examples
-        if not (entry.releases or entry.examples):
-            self._bare.add((entry.client, entry.run, year))
+        if (bare := _bare(entry, year)) is not None:
+            self._bare.add(bare)
 
     def _promises(
         self, ask: m.AskSpec, path: Callable[[bytes], Path | None]
     ) -> tuple[tuple[str, ...], tuple[Any, ...]]:
         """The transforms of an ask, and what they promise of each answer."""
-        key = (ask.run, ask.ask, ask.digest)
+        # By what it says: the number and the digest are those that the server gives it, and may give another.
+        shared = ask.shared.SerializeToString(deterministic=True)
+        key = hashlib.sha256(f"{len(ask.transforms)} {ask.transforms}".encode() + shared).digest()
         if key not in self._promised:
             self._promised[key] = promises(ask, path)
             if len(self._promised) > KEPT_ASKS:
@@ -141,7 +144,9 @@ class PrivacyLedger:
         for words, scope, most in bounds:
             if most is None:
                 continue
-            of = [each for each in self._begun.values() if each.client == client]
+            # Of one that has told nothing so far it is seen when it is done.
+            telling = [each for each in self._begun.values() if each.releases or each.examples]
+            of = [each for each in telling if each.client == client]
             begun = [each for each in of if scope[0] != "app" or each.app == entry.app]
             more = [self._account.events(each) for each in (*begun, entry)]
             after = self._account.epsilon(client, budget.delta, scope, more, most)
@@ -149,6 +154,13 @@ class PrivacyLedger:
                 before = self._account.epsilon(client, budget.delta, scope, more[:-1])
                 return _refusal(entry, budget, words, (before, after, most))
         return ""
+
+
+def _bare(entry: LedgerEntry, year: int) -> tuple[str, str, str, str, int] | None:
+    """Of whom, to what and when nothing holds by an entry; None where something does."""
+    if entry.releases or entry.examples:
+        return None
+    return entry.client, entry.server, entry.app, entry.run, year
 
 
 def _refusal(entry: LedgerEntry, budget: PrivacyBudget, words: str, found: tuple[float, float, float]) -> str:

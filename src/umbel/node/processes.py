@@ -49,6 +49,7 @@ class Child:
         self.stopped = False
         self.clients: set[str] = set()
         self.asks: OrderedDict[int, int] = OrderedDict()  # with their bytes, the one used last at the end
+        self._known: dict[int, m.AskSpec] = {}
         self.ticks: int | None = None
         self.timer: asyncio.TimerHandle | None = None
         self.fault = ""
@@ -120,16 +121,22 @@ class Child:
             self._orders.write(data)
 
     def tell_of(self, ask: m.AskSpec, part: Callable[[m.Payload], Message]) -> None:
-        """Tell of an ask unless it is known, and of what to forget for it."""
+        """Tell of an ask unless it is known, and of what to forget for it: an earlier one of the same number, too, for
+        what was judged is the one that its task came with.
+        """
         size = sum(p.blob.size for p in (ask.model, ask.shared) if p.WhichOneof("at") == "blob")
-        if ask.ask in self.asks:
-            self.asks.move_to_end(ask.ask)
-            return
         gone = []
+        if ask.ask in self.asks:
+            if self._known[ask.ask] == ask:
+                self.asks.move_to_end(ask.ask)
+                return
+            del self.asks[ask.ask]
+            gone.append(ask.ask)
         while self.asks and (len(self.asks) >= KEPT_ASKS or sum(self.asks.values()) + size > KEPT_BYTES):
             gone.append(self.asks.popitem(last=False)[0])
         if gone:
             self.send("forget", with_next=True, asks=gone)
+        self._known = {**{number: self._known[number] for number in self.asks}, ask.ask: ask}
         self.asks[ask.ask] = size
         self.send(
             "ask",

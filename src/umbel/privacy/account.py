@@ -16,6 +16,9 @@ NOTHING: Event = ("nothing",)
 Scope = tuple[str, str]
 ALL: Scope = ("all", "")
 """Of which answers something was spent: all, those to an app, those to a server, those of a year."""
+STREAM_LETTERS = 64
+"""The name of a stream has so many letters at most."""
+_STREAMING = ("stream", "answers")
 
 
 @dataclass(frozen=True)
@@ -23,9 +26,9 @@ class LedgerEntry:
     """What an answer of a client tells of it, at most.
 
     `releases` are what the transforms of the ask have promised, as `held` has them: each of the unit ``"client"``, and
-    with `stream` where it is one of several that count as one. None of them: nothing holds. `examples` are what the
-    handler has told of noise of its own, and how often: they hide single examples, and a client not at all. `by` names
-    the transforms, `digest` what was asked.
+    with `stream` where it is one of several that count as one, up to so many `answers`. None of them: nothing holds.
+    `examples` are what the handler has told of noise of its own, and how often: they hide single examples, and a client
+    not at all. `by` names the transforms, `digest` what was asked.
     """
 
     client: str
@@ -48,15 +51,17 @@ class LedgerEntry:
         """As JSON can hold it."""
         return asdict(self)
 
-    def costs(self, unit: str) -> Counter[tuple[str, str]]:
-        """How often it has what costs a unit something: a release as JSON, or nothing at all, and the stream."""
+    def costs(self, unit: str) -> Counter[tuple[str, str, int]]:
+        """How often it has what costs a unit something: a release as JSON, or nothing at all, the stream, and how many
+        answers of that cost no more than one; 0 for any number.
+        """
         hiding = [(release, 1) for release in self.releases]
         if unit == "example":  # what hides it in the answer hides it in all that is made of that
             hiding = [*self.examples] or [(_replaced(release), 1) for release in self.releases]
-        found: Counter[tuple[str, str]] = Counter()
+        found: Counter[tuple[str, str, int]] = Counter()
         for release, times in hiding or [({}, 1)]:
-            told = {name: value for name, value in release.items() if name != "stream"}
-            found[json.dumps(told, sort_keys=True) if told else "", release.get("stream") or ""] += times
+            told = json.dumps(_alone(release), sort_keys=True) if release else ""
+            found[told, release.get("stream") or "", release.get("answers", 0)] += times
         return found
 
 
@@ -66,18 +71,27 @@ def held(promise: Mapping[str, Any]) -> dict[str, Any]:
     A client that is added or removed moves a sum by no more than its bound, and so does one whose answer becomes
     zeros; how many came stays, and so do the others that were asked. What sampling gains is not counted: a holder sees
     neither how clients were drawn, nor the rounds in which its own were not, and which cost something then, too.
-    Raises `SettingError` and `TypeError` for what is no release of clients.
+    Of a stream it counts one more with each time that so many `answers` are in it as it was promised for: nobody else
+    sees to that here. Raises `SettingError` and `TypeError` for what is no release of clients.
     """
-    told = {name: value for name, value in promise.items() if name != "stream"}
-    release = NoisyRelease(**{**told, "sampling": {"kind": "everyone"}})
+    release = NoisyRelease(**{**_alone(promise), "sampling": {"kind": "everyone"}})
     if release.unit != "client":
         raise TypeError(f"a transform hides clients, not a unit {release.unit!r}")
     if release.neighbours == ADD_OR_REMOVE:
         # One that is of no sum: from an answer to none, and from that to zeros.
         twice = 2 if release.mechanism == "pure" else 1
         release = replace(release, neighbours=ZERO_OUT, noise=release.noise / twice)
-    stream = promise.get("stream")
-    return {**release.plain(), **({} if stream is None else {"stream": str(stream)})}
+    stream, answers = promise.get("stream"), promise.get("answers", 1)
+    if stream is None:
+        return release.plain()
+    if not (isinstance(stream, str) and len(stream) <= STREAM_LETTERS and type(answers) is int and answers > 0):
+        raise TypeError(f"a stream has a short name, and some answers, not {stream!r:.60} and {answers!r:.60}")
+    return {**release.plain(), "stream": stream, "answers": answers}
+
+
+def _alone(release: Mapping[str, Any]) -> dict[str, Any]:
+    """A release without the stream that it is of."""
+    return {name: value for name, value in release.items() if name not in _STREAMING}
 
 
 def _replaced(release: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,7 +119,7 @@ class PrivacyAccount:
     def __init__(self, unit: str = "client") -> None:
         self.unit = unit
         self._events: dict[tuple[str, Scope], Counter[Event]] = {}
-        self._streams: set[tuple[str, ...]] = set()
+        self._streams: Counter[tuple[str | int, ...]] = Counter()
 
     def add(self, entry: LedgerEntry, year: int) -> None:
         """Count an entry of a year."""
@@ -116,15 +130,18 @@ class PrivacyAccount:
             self._events.setdefault((entry.client, scope), Counter()).update(events)
 
     def events(self, entry: LedgerEntry) -> Counter[Event]:
-        """What an entry adds to what is there; a release of a stream that is there already costs nothing more."""
+        """What an entry adds to what is there; a release of a stream that is there already costs nothing more, unless
+        it is beyond the answers that the stream is for.
+        """
         return self._events_of(entry, entry.costs(self.unit))
 
-    def _events_of(self, entry: LedgerEntry, costs: Mapping[tuple[str, str], int]) -> Counter[Event]:
+    def _events_of(self, entry: LedgerEntry, costs: Mapping[tuple[str, str, int], int]) -> Counter[Event]:
         found: Counter[Event] = Counter()
-        for (text, stream), times in costs.items():
+        for (text, stream, answers), times in costs.items():
+            before = self._streams[self._stream(entry, text, stream, answers)]
             if not stream:
                 found[_event(text)] += times
-            elif self._stream(entry, text, stream) not in self._streams:
+            elif before % answers == 0 if answers else not before:
                 found[_event(text)] += 1
         return found
 
@@ -161,5 +178,5 @@ class PrivacyAccount:
         return epsilon_of(events, delta, "pld")
 
     @staticmethod
-    def _stream(entry: LedgerEntry, text: str, stream: str) -> tuple[str, ...]:
-        return entry.client, entry.server, entry.run, text, stream
+    def _stream(entry: LedgerEntry, text: str, stream: str, answers: int) -> tuple[str | int, ...]:
+        return entry.client, entry.server, entry.run, text, stream, answers

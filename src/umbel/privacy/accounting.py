@@ -11,12 +11,12 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 from ..errors import CallerError, SettingError
-from .release import ADD_OR_REMOVE, GAUSSIAN, REPLACE, NoisyRelease
+from .release import ADD_OR_REMOVE, GAUSSIAN, REPLACE, ZERO_OUT, NoisyRelease
 
 ACCOUNTANTS = ("pld", "rdp")
 
@@ -107,6 +107,24 @@ def spent(releases: Iterable[NoisyRelease], delta: float, accountant: str = "pld
         len(listed),
         tuple(sorted(why)),
     )
+
+
+def against_zeros(releases: Iterable[NoisyRelease]) -> list[NoisyRelease]:
+    """The same releases as they hide a client whose answers become zeros, whatever their neighbours are: so what they
+    cost adds up. Neither holds less: zeros move a sum by no more than one that is removed, and are what one may be
+    replaced by.
+    """
+    return [*map(_against_zeros, releases)]
+
+
+def _against_zeros(release: NoisyRelease) -> NoisyRelease:
+    pure, kind = release.mechanism == "pure", release.sampling["kind"]
+    if release.neighbours == ADD_OR_REMOVE:  # of no sum it is two steps: to none, and from that to zeros
+        return replace(release, neighbours=ZERO_OUT, noise=release.noise / 2 if pure else release.noise)
+    if release.neighbours == REPLACE and kind == "poisson":  # of which nothing is counted there
+        why = "by the dice, whose gain is not counted where one is replaced"
+        return replace(release, neighbours=ZERO_OUT, sampling={"kind": "unknown", "why": why})
+    return replace(release, neighbours=ZERO_OUT)
 
 
 def epsilon_curve(

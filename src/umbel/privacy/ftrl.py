@@ -65,10 +65,12 @@ class dp_ftrl(Clipped):
     def init(self, schema: Schema | None) -> dict[str, Any]:
         made = _factorisation(self.rounds, self.bands)
         self._variance(made)  # raises where there is too much of it
-        stream = f"{int(SYSTEM.words(1)[0]):016x}"  # for accounts: which releases are of one stream
-        return {
-            **super().init(schema), "id": stream, "as": self._settings, "noise": made.stream().state, "recent": []
-        }  # fmt: skip
+        state = {**super().init(schema), "as": self._settings, "noise": made.stream().state, "recent": []}
+        return self.named(state, SYSTEM)
+
+    def named(self, state: Any, own: Entropy) -> dict[str, Any]:
+        """With an id of its stream, for accounts: which releases are of one."""
+        return {**state, "id": f"{int(own.words(1)[0]):016x}"}
 
     def send(self, state: Any) -> Any:
         """Raises `StrategyError` before anybody is asked in vain."""
@@ -102,7 +104,8 @@ class dp_ftrl(Clipped):
         return self._release(_kept(state), state["id"])
 
     def promises(self, params: Any) -> dict[str, Any]:
-        return self._release(_factorisation(self.rounds, self.bands), str(params["stream"]))
+        release = self._release(_factorisation(self.rounds, self.bands), params["stream"])
+        return {**release, "answers": -(-self.rounds // self.apart)}
 
     def _release(self, made: Factorisation, stream: str) -> dict[str, Any]:
         return {

@@ -11,12 +11,13 @@ from itertools import islice
 from typing import Any
 
 from ..core.answer import Answer, Receipts
-from ..core.arrays import Arrays
+from ..core.arrays import Arrays, Schema
 from ..core.ask import Ask
 from ..core.randomness import Key
 from ..core.task import Failed, Finished, Task, Ticked
-from ..core.transform import place
+from ..core.transform import named, place
 from ..core.update import MOST_METRICS
+from ..entropy import Entropy
 from ..errors import ClientId, CorruptFile, InternalError, NondeterministicStrategy, NothingToFold
 from ..work.account import Account
 from ..work.intake import ClosedAsk
@@ -263,7 +264,7 @@ class RunAsks:
             ask = lasting(ask)
         schema = ask.schema(cohort[0] if cohort else None)
         kept = place(lane, ask.transform, schema)
-        state = self.transforms[kept] if kept in self.transforms else ask.transform.init(schema)
+        state = self.transforms[kept] if kept in self.transforms else _begun(self._journal, ask, id, schema)
         digest = ask.digest(cohort) if self._journal.folder is not None else ""
         self._going[id] = item = AskUnderway(
             id, number, ask, lane, cohort, drawn, there, digest, self._clock(), kept, state
@@ -428,6 +429,14 @@ class RunAsks:
             return item.ask.transform.finish(answer, item.transform_state, self._key.derive("finish", r, item.number))
         except NothingToFold as error:
             return item.nothing(came, len(failed), error.message), item.transform_state
+
+
+def _begun(journal: Journal, ask: Ask, id: int, schema: Schema | None) -> Any:
+    """The first state of an ask's transforms, with the same names where the ask is made again after a stop."""
+    state = ask.transform.init(schema)
+    if not ask.transform.private:
+        return state
+    return named(ask.transform, state, Entropy(journal.secret.derive("names", id).draws().words))
 
 
 def _releases(item: AskUnderway, answer: Answer, federation: int) -> list[Mapping[str, Any]]:
