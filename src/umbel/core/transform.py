@@ -416,7 +416,7 @@ def chain(*transforms: Transform | Iterable[Transform]) -> Chain:
 
 @runtime_checkable
 class Named(Protocol):
-    """A step whose state has a name, which no other has."""
+    """A step whose state has a name, which no other has, and tells what the step hides: a run keeps it masked."""
 
     def named(self, state: Any, own: Entropy) -> Any:
         """The state that `init` gave, with a name that `own` gives."""

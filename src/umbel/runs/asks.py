@@ -15,7 +15,7 @@ from ..core.arrays import Arrays, Schema
 from ..core.ask import Ask
 from ..core.randomness import Key
 from ..core.task import Failed, Finished, Task, Ticked
-from ..core.transform import named, place
+from ..core.transform import Chain, Named, named, place
 from ..core.update import MOST_METRICS
 from ..entropy import Entropy
 from ..errors import ClientId, CorruptFile, InternalError, NondeterministicStrategy, NothingToFold
@@ -28,6 +28,7 @@ from .coordinator import Close, Command, Coordinator, Event, Opened, TaskState
 from .events import AskClosed, AskOpened, TaskEnded
 from .federation import Session
 from .journal import Journal
+from .masking import is_masked, masked, unmasked
 from .outcome import shortage
 from .publisher import Publisher
 from .reasons import Reasons, counted, short
@@ -264,7 +265,8 @@ class RunAsks:
             ask = lasting(ask)
         schema = ask.schema(cohort[0] if cohort else None)
         kept = place(lane, ask.transform, schema)
-        state = self.transforms[kept] if kept in self.transforms else _begun(self._journal, ask, id, schema)
+        begun = self.transforms.get(kept)
+        state = _begun(self._journal, ask, id, schema) if begun is None else _known(self._journal, begun)
         digest = ask.digest(cohort) if self._journal.folder is not None else ""
         self._going[id] = item = AskUnderway(
             id, number, ask, lane, cohort, drawn, there, digest, self._clock(), kept, state
@@ -348,6 +350,7 @@ class RunAsks:
         closed.agree()
         failed = _failed(item, command, closed)
         reply, state = self._finish(item, r, command, closed, failed)
+        state = _kept(self._journal, item.ask.transform, state)
         if isinstance(reply, Answer) and not reply.count:
             failed = {**reply.failed}  # some may have come in vain
         seen = self._records.closed(item.lane, r, item.cohort, command.admitted, reply, failed)
@@ -437,6 +440,17 @@ def _begun(journal: Journal, ask: Ask, id: int, schema: Schema | None) -> Any:
     if not ask.transform.private:
         return state
     return named(ask.transform, state, Entropy(journal.secret.derive("names", id).draws().words))
+
+
+def _known(journal: Journal, state: Any) -> Any:
+    """A state that is kept, as the transforms have it."""
+    return unmasked(state, journal.secret) if is_masked(state) else state
+
+
+def _kept(journal: Journal, transform: Chain, state: Any) -> Any:
+    """A state as it is kept: of what tells what it hides, masked."""
+    hides = journal.folder is not None and any(isinstance(part, Named) for part in transform.parts)
+    return masked(state, journal.secret) if hides else state
 
 
 def _releases(item: AskUnderway, answer: Answer, federation: int) -> list[Mapping[str, Any]]:
