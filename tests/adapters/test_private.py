@@ -407,6 +407,20 @@ class Centred(nn.Module):
         return x - x.mean(0)
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_layers_that_change_weights_where_they_are_called_are_refused(frozen):
+    words = nn.Embedding(20, 8, max_norm=0.1)  # of words that are there, and of no others
+    words.weight.requires_grad_(not frozen)
+    refused(nn.Sequential(words, nn.Flatten(), nn.Linear(16, 2)), "changes its weights", data=(WORDS, Y))
+    refused(nn.Sequential(words, nn.Flatten(), nn.Linear(16, 2)), "changes its weights", data=(WORDS[:1], Y[:1]))
+    umbel.torch.fit(
+        nn.Sequential(nn.Embedding(20, 8), nn.Flatten(), nn.Linear(16, 2)), (WORDS, Y), context(), privacy=HIDDEN
+    )
+
+
+WORDS = RNG.integers(0, 20, (40, 2))
+
+
 def test_losses_in_which_an_example_changes_what_others_count_are_refused():
     weights = torch.tensor([1.0, 9.0])
     refused(mlp(), "is not the mean", loss=lambda net, b: nn.functional.cross_entropy(net(b[0]), b[1], weight=weights))

@@ -52,7 +52,8 @@ class PrivateTraining(Training):
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Full backward hook is firing")  # of what has pixels as its input
-                self._check_loss(loss or self.loss)
+                loss = _watched(loss or self.loss)
+                self._check_loss(loss)
                 super().train(epochs, loss)
         finally:
             hooks.to_standard_module()
@@ -139,6 +140,22 @@ class PrivateTraining(Training):
                 "count",
                 hint="Give the plain mean: without weights of classes, ignored labels, or pairs of examples.",
             )
+
+
+def _watched(loss: Loss) -> Loss:
+    """The loss. Raises `AppError` where it changes weights itself, by examples that noise does not hide."""
+
+    def watched(net: nn.Module, batch: Any) -> Tensor:
+        before = [weight._version for weight in net.parameters()]
+        found = loss(net, batch)
+        if before != [weight._version for weight in net.parameters()]:
+            raise AppError(
+                "some layer changes its weights where it is called, by examples that noise does not hide",
+                hint="Take layers that change in steps alone, such as nn.Embedding without max_norm.",
+            )
+        return found
+
+    return watched
 
 
 def _squared_norms(rows: Tensor) -> Tensor:
