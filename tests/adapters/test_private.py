@@ -450,3 +450,27 @@ def test_jax_trains_parameters_alone():
 
     with pytest.raises(AppError, match=r"batch_stats.*|mean"):
         umbel.jax.fit(tree, (X, Y), context(), loss, privacy=HIDDEN)
+
+
+def test_jax_draws_dropout_anew_for_each_example_and_step():
+    nnx = pytest.importorskip("flax.nnx")
+    seen = []
+
+    class Net(nnx.Module):
+        def __init__(self):
+            self.last, self.drop = nnx.Linear(6, 2, rngs=nnx.Rngs(0)), nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+
+    def loss(net, batch, key):
+        kept = net.drop(jnp.ones((1, 32)))
+        jax.debug.callback(lambda mask: seen.append(mask.tobytes()), kept)
+        scores = net.last(batch[0])
+        return -jax.nn.log_softmax(scores)[jnp.arange(len(batch[1])), batch[1]].mean()
+
+    drawn = []
+    for _ in range(2):  # the same task again
+        umbel.jax.fit(Net(), (X, Y), context(), loss, privacy=HIDDEN)
+        jax.effects_barrier()
+        drawn.append({*seen})
+        assert len(drawn[-1]) == len(seen) >= 5 * 10
+        seen.clear()
+    assert not drawn[0] & drawn[1]
