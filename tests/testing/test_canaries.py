@@ -242,6 +242,12 @@ def test_strategies_that_correct_local_losses_are_audited_too():
     assert audit_one_run(app, clients=1).canaries == 40
 
 
+def test_seeds_and_bounds_of_all_sizes_are_audited():
+    app = app_of(central_gaussian(norm=1000.0, noise=1.0, expected=1.0), size=20)
+    app.model = {"w": np.zeros(20, np.float16)}  # in which a canary would be infinite
+    assert audit_one_run(app, seed=-1).canaries == 20
+
+
 def test_canaries_that_are_never_asked_are_no_audit():
     app = app_of(central_gaussian(norm=1.0, noise=1.0, expected=1.0), cohort=Poisson(1e-9), size=20)
     with pytest.raises(SettingError, match="no canary was ever asked"):

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from ..core.app import App
-from ..core.arrays import Array, Arrays
+from ..core.arrays import Array, Arrays, wide
 from ..core.client import Client
 from ..core.randomness import Key
 from ..core.strategy import Asks, State, Strategy
@@ -76,7 +76,7 @@ class Directions:
         made = {name: np.zeros_like(model[name]) for name in model}
         cuts = np.cumsum([math.prod(spec.shape) for spec in self.schema.values()])[:-1]
         for (name, spec), part in zip(self.schema.items(), np.split(flat, cuts), strict=True):
-            made[name] = np.asarray(part.reshape(spec.shape) * (norm / self.root[canary or 0]), spec.dtype)
+            made[name] = np.asarray(part.reshape(spec.shape) * (norm / self.root[canary or 0]), wide(spec.dtype))
         return Arrays(made, dict(model.roles))
 
     def along(self, flat: Floats) -> Floats:
