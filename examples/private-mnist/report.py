@@ -1,4 +1,4 @@
-"""Train, and print how good the model is, what it has spent of its clients' privacy, and what attacks still find.
+"""Train, and print how good the model is and what it has spent of its clients' privacy.
 
 python examples/private-mnist/report.py
 """
