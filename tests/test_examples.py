@@ -136,6 +136,13 @@ def test_private_mnist_learns_and_states_what_it_has_spent() -> None:
 
 
 @pytest.mark.slow
+def test_private_mnist_says_what_is_missing(tmp_path: Path) -> None:
+    needed("torch", "dp_accounting")
+    said = python(EXAMPLES / "private-mnist" / "report.py", fails=True, UMBEL_DATA=tmp_path)
+    assert said.startswith("MNIST is not in")
+
+
+@pytest.mark.slow
 def test_quickstart_pytorch_takes_the_correction_of_fedprox(images: Path) -> None:
     code = (
         "import app, umbel; app.app.strategy = umbel.FedProx(cohort=3, mu=0.1)\n"

@@ -257,7 +257,7 @@ def _compiled(loss: Loss, optimizer: Callable[[Any], Any] | None) -> tuple[Any, 
     def clipped(trained: Any, held: Any, kind: Any, rows: Any, keys: Any, there: Any, limit: Any) -> Any:
         def one(row: Any, drawn: Any) -> Any:
             alone = tuple(part[None] for part in row)
-            found = jax.grad(whole, has_aux=True)(trained, held, kind, alone, drawn)[0]
+            found = jax.grad(whole, has_aux=True)(trained, _redrawn(held, drawn), kind, alone, drawn)[0]
             return jax.tree.map(lambda slope: slope.astype(jnp.promote_types(slope.dtype, jnp.float32)), found)
 
         slopes = jax.vmap(one)(rows, keys)
@@ -273,6 +273,21 @@ def _compiled(loss: Loss, optimizer: Callable[[Any], Any] | None) -> tuple[Any, 
 
     slope = jax.jit(jax.value_and_grad(whole, has_aux=True), static_argnums=2)
     return slope, jax.jit(move), jax.jit(clipped, static_argnums=2)
+
+
+def _redrawn(held: Any, drawn: Any) -> Any:
+    """What an nnx module holds beside weights, with the keys of its random generators drawn by another key."""
+    nnx = _nnx(held)
+    if nnx is None:
+        return held
+    flat = []
+    for at, (path, variable) in enumerate(nnx.to_flat_state(held)):
+        if isinstance(variable, nnx.RngKey):
+            old = variable.get_value()
+            bits = jax.random.bits(jax.random.fold_in(drawn, at), jax.random.key_data(old).shape, np.uint32)
+            variable = variable.replace(jax.random.wrap_key_data(bits, impl=jax.random.key_impl(old)))
+        flat.append((path, variable))
+    return nnx.from_flat_state(flat)
 
 
 def _squared_norms(rows: Any) -> Any:

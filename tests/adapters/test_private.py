@@ -407,10 +407,26 @@ class Centred(nn.Module):
         return x - x.mean(0)
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_layers_that_change_weights_where_they_are_called_are_refused(frozen):
+    words = nn.Embedding(20, 8, max_norm=0.1)  # of words that are there, and of no others
+    words.weight.requires_grad_(not frozen)
+    refused(nn.Sequential(words, nn.Flatten(), nn.Linear(16, 2)), "changes its weights", data=(WORDS, Y))
+    refused(nn.Sequential(words, nn.Flatten(), nn.Linear(16, 2)), "changes its weights", data=(WORDS[:1], Y[:1]))
+    umbel.torch.fit(
+        nn.Sequential(nn.Embedding(20, 8), nn.Flatten(), nn.Linear(16, 2)), (WORDS, Y), context(), privacy=HIDDEN
+    )
+
+
+WORDS = RNG.integers(0, 20, (40, 2))
+
+
 def test_losses_in_which_an_example_changes_what_others_count_are_refused():
     weights = torch.tensor([1.0, 9.0])
     refused(mlp(), "is not the mean", loss=lambda net, b: nn.functional.cross_entropy(net(b[0]), b[1], weight=weights))
     refused(mlp(), "is not the mean", loss=lambda net, b: net(b[0]).square().sum())
+    ignored = np.where(np.arange(len(Y)) < 20, Y, -100)  # from the middle on, as where data are sorted
+    refused(mlp(), "is not the mean", data=(X, ignored))
 
 
 def penalised(net, batch):
@@ -436,3 +452,27 @@ def test_jax_trains_parameters_alone():
 
     with pytest.raises(AppError, match=r"batch_stats.*|mean"):
         umbel.jax.fit(tree, (X, Y), context(), loss, privacy=HIDDEN)
+
+
+def test_jax_draws_dropout_anew_for_each_example_and_step():
+    nnx = pytest.importorskip("flax.nnx")
+    seen = []
+
+    class Net(nnx.Module):
+        def __init__(self):
+            self.last, self.drop = nnx.Linear(6, 2, rngs=nnx.Rngs(0)), nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+
+    def loss(net, batch, key):
+        kept = net.drop(jnp.ones((1, 32)))
+        jax.debug.callback(lambda mask: seen.append(mask.tobytes()), kept)
+        scores = net.last(batch[0])
+        return -jax.nn.log_softmax(scores)[jnp.arange(len(batch[1])), batch[1]].mean()
+
+    drawn = []
+    for _ in range(2):  # the same task again
+        umbel.jax.fit(Net(), (X, Y), context(), loss, privacy=HIDDEN)
+        jax.effects_barrier()
+        drawn.append({*seen})
+        assert len(drawn[-1]) == len(seen) >= 5 * 10
+        seen.clear()
+    assert not drawn[0] & drawn[1]

@@ -120,7 +120,7 @@ def test_it_is_for_evaluations_alone_and_for_noise():
 def test_settings_are_checked_and_cross_the_wire():
     plain = json.loads(json.dumps(chain(STEP).spec()))
     assert chain_from_spec(plain).parts == (STEP,)
-    for wrong in ({}, {"a": (1, 0)}, {"a": (0, math.inf)}, {"a": 1}, [("a", 0, 1)], {1: (0, 1)}):
+    for wrong in ({}, {"a": (1, 0)}, {"a": (0, math.inf)}, {"a": (0, 5e-324)}, {"a": 1}, [("a", 0, 1)], {1: (0, 1)}):
         with pytest.raises(SettingError, match="ranges"):
             central_metrics(wrong, 1.0, 10)
     for name in ("noise", "expected"):

@@ -12,7 +12,7 @@ from umbel import App, Arrays, FedAvg, Poisson, Update
 from umbel.core.randomness import Key
 from umbel.entropy import SYSTEM, Entropy
 from umbel.errors import SettingError
-from umbel.privacy import central_gaussian
+from umbel.privacy import central_gaussian, local_gaussian
 from umbel.privacy.discrete import discrete_gaussian
 from umbel.testing.canaries import Directions, audit_many_runs, audit_one_run
 
@@ -44,6 +44,11 @@ def app_of(step, cohort="all", rounds=2, size=2000, **settings):
 class HalvedNoise(central_gaussian):
     def finish(self, answer, state, key, own=SYSTEM):
         return central_gaussian.finish(replace(self, noise=self.noise / 2), answer, state, key, own)
+
+
+class HalvedLocalNoise(local_gaussian):
+    def randomised(self, values, own):
+        return local_gaussian.randomised(replace(self, noise=self.noise / 2), values, own)
 
 
 class ForgottenClip(central_gaussian):
@@ -185,6 +190,18 @@ def test_noise_that_is_correlated_over_rounds_is_seen_through():
     assert Setting(noise=2.0, rounds=4, turns=False).audited(central_gaussian).refuted is False
 
 
+@pytest.mark.parametrize("kind", [local_gaussian, HalvedLocalNoise])
+def test_noise_of_holders_is_audited_at_one_holder_without_that_of_others(kind):
+    app = app_of((), cohort=2, size=100)
+    app.strategy = FedAvg(cohort=2, transforms=kind(norm=0.5, noise=1.4))
+    found = audit_many_runs(app, runs=200, clients=5, seed=3)
+    assert found.refuted is (kind is HalvedLocalNoise)
+    assert 1 < found.ideal < found.claim  # it is near enough to see twice as much
+    one = audit_one_run(app, canaries=100, clients=5, seed=3)
+    assert not one.refuted
+    assert one.ideal == 0  # in a sum with the noise of all there is nothing to be found
+
+
 def test_one_run_of_the_right_mechanism_hears_canaries_and_is_below_the_claim():
     found = one_run(central_gaussian, noise=0.7)
     assert not found.refuted
@@ -223,6 +240,12 @@ def test_strategies_that_correct_local_losses_are_audited_too():
     app = app_of(step, size=40)
     app.strategy = umbel.FedProx(mu=0.1, cohort="all", fold=umbel.total(), transforms=step)
     assert audit_one_run(app, clients=1).canaries == 40
+
+
+def test_seeds_and_bounds_of_all_sizes_are_audited():
+    app = app_of(central_gaussian(norm=1000.0, noise=1.0, expected=1.0), size=20)
+    app.model = {"w": np.zeros(20, np.float16)}  # in which a canary would be infinite
+    assert audit_one_run(app, seed=-1).canaries == 20
 
 
 def test_canaries_that_are_never_asked_are_no_audit():

@@ -207,7 +207,7 @@ def gaussian_mu(epsilon: float, delta: float) -> float:
 
 def ideal(audited: Callable[[Floats, Floats], float], mu: float, present: int, absent: int, seed: int) -> float:
     """The median of what audits of so many scores find of a Gaussian mechanism with this mu."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(abs(seed))  # keys take seeds below 0, numpy takes none
     found = [audited(rng.normal(mu, 1.0, present), rng.normal(0.0, 1.0, absent)) for _ in range(IDEALS)]
     return float(np.median(found))
 

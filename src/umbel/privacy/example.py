@@ -110,7 +110,9 @@ class ExamplePrivacy:
 
 
 def example_privacy_spent(state: Mapping[str, Any], delta: float, accountant: str = "pld") -> PrivacySpent:
-    """What a client's examples have spent over all its rounds, by what it keeps: its ``ctx.state``. See `spent`."""
+    """What a client's examples have spent over all its rounds, by what it keeps: its ``ctx.state``, in which
+    answers that were rejected are not, though a server may have seen them; a node's ledger has those, too. See `spent`.
+    """
     kept = [(NoisyRelease.of(release), count) for release, count in state.get(KEPT, [])]
     return spent((release for release, count in kept for _ in range(count)), delta, accountant)
 

@@ -112,4 +112,4 @@ class central_metrics(Transform):
 
 
 def _range(ends: Any) -> bool:
-    return isinstance(ends, list | tuple) and len(ends) == 2 and all(map(number, ends)) and ends[0] < ends[1]
+    return isinstance(ends, list | tuple) and len(ends) == 2 and all(map(number, ends)) and ends[0] / 2 < ends[1] / 2

@@ -5,7 +5,8 @@ is replaced. A canary's update is a direction of its own, a thousand times as lo
 round: so a clip that is forgotten is seen, and noise that is used twice cancels. (Where noise is correlated over
 rounds, so that sums have less of it, canaries that do not turn round are found better: `turns`.) All others answer that
 nothing has changed. Differential privacy holds for whatever others do, so the audit may choose it, and theirs is no
-noise.
+noise. (Where holders add the noise, runs with one canary have nobody else, and those without it have its opposite: what
+is to hide each answer by itself gets no help of others' noise.)
 
 The seed decides canaries and their coins. Noise is drawn as in any run, from the operating system: an audit of pinned
 noise would be one of another mechanism.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -22,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from ..core.app import App
-from ..core.arrays import Array, Arrays
+from ..core.arrays import Array, Arrays, wide
 from ..core.client import Client
 from ..core.randomness import Key
 from ..core.strategy import Asks, State, Strategy
@@ -40,10 +42,11 @@ from ..privacy.audit import (
     many_run_bounds,
     one_run_bound,
 )
-from ..privacy.release import ADD_OR_REMOVE, GAUSSIAN, NoisyRelease
+from ..privacy.release import ADD_OR_REMOVE, GAUSSIAN, REPLACE, NoisyRelease
 from ..runs.events import AskClosed, RunEvent
 from ..runs.run import run
 from ..simulation.federation import Simulation
+from ..strategies.fedavg import FedAvg
 
 CANARIES = 1000
 LOUD = 1000.0
@@ -73,7 +76,7 @@ class Directions:
         made = {name: np.zeros_like(model[name]) for name in model}
         cuts = np.cumsum([math.prod(spec.shape) for spec in self.schema.values()])[:-1]
         for (name, spec), part in zip(self.schema.items(), np.split(flat, cuts), strict=True):
-            made[name] = np.asarray(part.reshape(spec.shape) * (norm / self.root[canary or 0]), spec.dtype)
+            made[name] = np.asarray(part.reshape(spec.shape) * (norm / self.root[canary or 0]), wide(spec.dtype))
         return Arrays(made, dict(model.roles))
 
     def along(self, flat: Floats) -> Floats:
@@ -138,7 +141,7 @@ class _Overheard(Strategy):
 @dataclass(frozen=True)
 class Planted:
     """An app with canaries. `clients` others are there; `norm` is how long canaries' updates are, which turn round
-    every round, or not.
+    every round, or not. With `replaces` neighbours are two values of one client: who is absent answers the opposite.
     """
 
     app: App
@@ -148,12 +151,20 @@ class Planted:
     rounds: int
     turns: bool = True
     norm: float = 1.0
+    replaces: bool = False
+
+    def alone(self) -> Planted:
+        """Without others, and with everybody asked: holders' own noise is to hide each answer, and not their sum."""
+        app, strategy = copy(self.app), self.app.strategy
+        app.strategy = replace(strategy, cohort="all") if isinstance(strategy, FedAvg) else strategy
+        return replace(self, app=app, clients=0)
 
     def heard(self, present: Sequence[int], absent: Sequence[int], seed: int) -> _Heard:
         """What is released in one run with the canaries that are present. Those that are absent are not there, or,
-        given as such, answer as all others do.
+        given as such, answer as all others do, or the opposite.
         """
-        who = dict(enumerate([*present, *(None for _ in absent)], start=self.clients))
+        others = [(canary, -1.0) if self.replaces else None for canary in absent]
+        who = dict(enumerate([*((canary, 1.0) for canary in present), *others], start=self.clients))
         client, heard = Client(), _Heard()
         for kind in self.app.client.handlers:
             client._register(kind, partial(self._answer, who))
@@ -170,13 +181,14 @@ class Planted:
         refused = {tuple(row[:1]) for event in heard.closed for row in event.failed}
         if refused:
             raise SettingError(f"the audit's clients were not taken: {next(iter(refused))[0]}")
-        heard.came = {who[client] for client in heard.came if who.get(client) is not None}
+        heard.came = {each[0] for client in heard.came if (each := who.get(client)) is not None}
         return heard
 
-    def _answer(self, who: Mapping[int, int | None], model: Arrays, data: Any, ctx: Any) -> Update:
+    def _answer(self, who: Mapping[int, tuple[int, float] | None], model: Arrays, data: Any, ctx: Any) -> Update:
         if ctx.correction is not None:
             ctx.correction.take()  # whatever it is, a client need not do it
-        return Update(self.directions.arrays(who.get(ctx.client), self._turn(ctx.round) * self.norm, model), delta=True)
+        canary, side = who.get(ctx.client) or (None, 1.0)
+        return Update(self.directions.arrays(canary, side * self._turn(ctx.round) * self.norm, model), delta=True)
 
     def _turn(self, round: int) -> float:
         return -1.0 if self.turns and round % 2 == 0 else 1.0
@@ -220,7 +232,8 @@ def planted(
         )
     if any(release.unit != "client" for release in heard.releases):
         raise SettingError("the app hides examples, and canaries are clients: this audit would say nothing of it")
-    return replace(made, norm=LOUD * max(release.norm for release in heard.releases)), heard
+    replaces = any(release.neighbours == REPLACE for release in heard.releases)
+    return replace(made, norm=LOUD * max(release.norm for release in heard.releases), replaces=replaces), heard
 
 
 def audit_one_run(
@@ -250,7 +263,9 @@ def audit_one_run(
     def bound(present: Floats, absent: Floats) -> float:
         return one_run_bound(present, absent, delta, confidence)
 
-    found = bound(scores[present], scores[absent])
+    found, mu = bound(scores[present], scores[absent]), gaussian_mu(claim, delta)
+    if made.replaces:  # a canary is heard in a sum with the noise of all
+        mu /= math.sqrt(made.clients + len(scores))
     return PrivacyAudit(
         kind="one run",
         epsilon=found,
@@ -258,7 +273,7 @@ def audit_one_run(
         claim=claim,
         delta=delta,
         confidence=confidence,
-        ideal=ideal(bound, gaussian_mu(claim, delta), len(present), len(absent), seed),
+        ideal=ideal(bound, mu, len(present), len(absent), seed),
         profile=((delta, found, claim),),
         canaries=len(scores),
         runs=1,
@@ -286,6 +301,7 @@ def audit_many_runs(
     """
     check_confidence(confidence)
     made, first = planted(app, 1, clients, rounds, seed, turns)
+    made = made.alone() if made.replaces else made
     rows: dict[bool, list[list[float]]] = {True: [], False: []}
     by_round: dict[bool, list[Floats]] = {True: [], False: []}
     claimed, came = {_claim_of(first): first.releases}, 0

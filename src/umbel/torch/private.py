@@ -26,8 +26,8 @@ WIDE = (torch.float32, torch.float64)
 BLOCK = 1024
 OFF = 1e-2
 """So much of a mean norm gradients may be off by rounding."""
-FEW = 8
-"""So many examples show whether a loss is a mean."""
+FEW = 32
+"""So many examples, from all over the data, show whether a loss is a mean."""
 
 
 @dataclass
@@ -52,7 +52,8 @@ class PrivateTraining(Training):
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Full backward hook is firing")  # of what has pixels as its input
-                self._check_loss(loss or self.loss)
+                loss = _watched(loss or self.loss)
+                self._check_loss(loss)
                 super().train(epochs, loss)
         finally:
             hooks.to_standard_module()
@@ -128,17 +129,34 @@ class PrivateTraining(Training):
     @torch.no_grad()
     def _check_loss(self, loss: Loss) -> None:
         """Raise `AppError` for a loss in which examples count by what others there are: no bound would hold."""
-        few = np.arange(min(FEW, self.batches.examples))
-        if not len(few):
+        if not self.batches.examples:
             return
+        few = np.unique(np.linspace(0, self.batches.examples - 1, FEW).astype(int))
         self.net.eval()
-        alone = sum(float(loss(self.net, self.batches.at(few[i : i + 1]))) for i in few) / len(few)
-        if abs(float(loss(self.net, self.batches.at(few))) - alone) > OFF * (1 + abs(alone)):
+        alone = sum(float(loss(self.net, self.batches.at(few[i : i + 1]))) for i in range(len(few))) / len(few)
+        whole = float(loss(self.net, self.batches.at(few)))  # NaN of the ignored alone
+        if np.isfinite(whole) and not abs(whole - alone) <= OFF * (1 + abs(alone)):
             raise AppError(
                 "the loss of a batch is not the mean of its examples' losses, so that one example changes what others "
                 "count",
                 hint="Give the plain mean: without weights of classes, ignored labels, or pairs of examples.",
             )
+
+
+def _watched(loss: Loss) -> Loss:
+    """The loss. Raises `AppError` where it changes weights itself, by examples that noise does not hide."""
+
+    def watched(net: nn.Module, batch: Any) -> Tensor:
+        before = [weight._version for weight in net.parameters()]
+        found = loss(net, batch)
+        if before != [weight._version for weight in net.parameters()]:
+            raise AppError(
+                "some layer changes its weights where it is called, by examples that noise does not hide",
+                hint="Take layers that change in steps alone, such as nn.Embedding without max_norm.",
+            )
+        return found
+
+    return watched
 
 
 def _squared_norms(rows: Tensor) -> Tensor:
