@@ -55,7 +55,7 @@ def test_an_audit_says_what_it_proves_beside_what_is_claimed(umbel: Command, app
     assert "with 20 canaries, each there by a coin claimed epsilon 1.2" in said
     assert "8 runs, half of them with a canary" in said
     assert said.count("nothing against the claim") == 2
-    assert "with 95% confidence, whatever the mechanism is" in said
+    assert "with 97.5 % confidence, whatever the mechanism is" in said
     assert "at least if its noise is Gaussian" in said
     assert "is FALSE" in umbel("privacy", "audit", "private.py:wrong", "--runs", 0, "--steady").out
 

@@ -42,6 +42,8 @@ def audit(reference: str, *, runs: int, canaries: int | None, plot: Path | None,
 
 def _audits(app: App, runs: int, canaries: int | None, settings: dict[str, Any]) -> list[PrivacyAudit]:
     found, done = [], iter(range(1, runs + 1))
+    if runs and canaries != 0:  # two chances to be wrong
+        settings = {**settings, "confidence": (1 + settings["confidence"]) / 2}
     with stderr().status("one run with canaries") as status:
 
         def on_run() -> None:
@@ -58,7 +60,7 @@ def _table(audits: list[PrivacyAudit], plot: Path | None) -> Table:
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="dim")
     for found in audits:
-        sure = f"with {found.confidence:.0%} confidence"
+        sure = f"with {100 * found.confidence:.4g} % confidence"
         what = (
             f"with {found.canaries:,} canaries, each there by a coin" if found.kind == "one run"
             else f"{found.runs:,} runs, half of them with a canary"
