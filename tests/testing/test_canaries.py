@@ -226,7 +226,7 @@ WAITING = Setting(noise=0.8, cohort=Spaced(4, gap=2), rounds=4, clients=8, runs=
 EACH_ROUND = Setting(noise=0.8, clients=1, runs=800, turns=False, size=20, sure=SURE)
 TOO_SOON = Setting(noise=0.8, rounds=4, clients=1, runs=400, turns=False, size=20, sure=SURE)
 HOLDER = Setting(noise=1.4, rounds=1, clients=0, runs=800, size=20, sure=SURE)
-ONE_NUMBER = replace(HOLDER, noise=2.0, runs=1600, size=1)
+ONE_NUMBER = replace(HOLDER, noise=1.6, runs=2400, size=1)
 
 
 def one_run(kind, noise, cohort="all", sure=0.95):
