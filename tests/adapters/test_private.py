@@ -18,6 +18,7 @@ from umbel.core.randomness import Key, normals
 from umbel.entropy import SYSTEM
 from umbel.errors import AppError, UnusedCorrection
 from umbel.privacy import ExamplePrivacy, example_privacy_spent
+from umbel.privacy.audit import gaussian_epsilon, many_run_bounds
 
 torch = pytest.importorskip("torch", exc_type=ImportError)
 pytest.importorskip("opacus")
@@ -301,6 +302,59 @@ def test_modules_are_left_as_they_were():
     assert {name for w in net.parameters() for name in vars(w)} == names
     assert not any(layer._forward_hooks or layer._backward_hooks for layer in net.modules())
     umbel.torch.fit(net, (X, Y), context())
+
+
+# Put to the test
+
+SURE = 1 - 2e-5
+"""Of all keys of noise at most so many would have an audit refute what is right."""
+
+
+class Halved(ExamplePrivacy):
+    def drawn_noise(self, size, own=SYSTEM):
+        return super().drawn_noise(size, own) / 2
+
+
+def audited(privacy, batch, runs=1600):
+    """Bounds of epsilon at two deltas and what is claimed there, and of mu; from two steps with an example whose
+    gradient is a thousand times the bound, whatever the weights are, beside ones without any, and from two without it.
+    """
+    direction = np.full((1, 6), 1000 / math.sqrt(6), np.float32)
+
+    def score(rows):
+        ctx, net = context(), nn.Linear(6, 1, bias=False)
+        start = net.weight.detach().numpy().copy()
+        update = umbel.torch.fit(
+            net, (rows, np.zeros(len(rows), np.float32)), ctx, loss=lambda net, b: net(b[0]).mean(), lr=1.0,
+            batch=batch, epochs=batch * 2 // privacy.examples, privacy=privacy,
+        )  # fmt: skip
+        return float((start - update.arrays["weight"])[0] @ direction[0]), ctx.state
+
+    others = np.zeros((privacy.examples - 1, 6), np.float32)
+    present = np.array([[score(np.concatenate([others, direction]))[0]] for _ in range(runs // 2)])
+    absent = np.array([[score(others)[0]] for _ in range(runs // 2)])
+    state = score(others)[1]
+    claims = {delta: example_privacy_spent(state, delta).epsilon for delta in (1e-5, 0.1)}
+    found, mu, _ = many_run_bounds(present, absent, claims, SURE, batch == privacy.examples)
+    return found, claims, mu
+
+
+@pytest.mark.parametrize(("batch", "noise"), [(4, 1.13), (2, 0.6)])
+def test_an_example_is_found_again_no_better_than_is_claimed(pinned, batch, noise):
+    pytest.importorskip("dp_accounting")
+    pinned()
+    found, claims, mu = audited(ExamplePrivacy(norm=0.7, noise=noise, examples=4), batch)
+    assert all(found[delta] < claims[delta] for delta in claims)
+    assert found[1e-5] > 0, "what is heard of it is more than nothing"
+    assert batch < 4 or 0.4 < mu < math.sqrt(2) / noise
+
+
+def test_half_the_noise_is_found(pinned):
+    pytest.importorskip("dp_accounting")
+    pinned()
+    _, claims, mu = audited(Halved(norm=0.7, noise=1.13, examples=4), 4)
+    assert mu > math.sqrt(2) / 1.13
+    assert gaussian_epsilon(mu, 1e-5) > claims[1e-5]
 
 
 # In a run

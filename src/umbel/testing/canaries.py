@@ -5,8 +5,9 @@ is replaced. A canary's update is a direction of its own, a thousand times as lo
 round: so a clip that is forgotten is seen, and noise that is used twice cancels. (Where noise is correlated over
 rounds, so that sums have less of it, canaries that do not turn round are found better: `turns`.) All others answer that
 nothing has changed. Differential privacy holds for whatever others do, so the audit may choose it, and theirs is no
-noise. (Where holders add the noise, runs with one canary have nobody else, and those without it have its opposite: what
-is to hide each answer by itself gets no help of others' noise.)
+noise. (Where holders add the noise, runs with one canary have nobody else: what is to hide each answer by itself gets
+no help of others' noise.) A canary that does not take part is not there, or says that nothing has changed, or the
+opposite of what it would say, whichever is the furthest that neighbours may be apart.
 
 The seed decides canaries and their coins. Noise is drawn as in any run, from the operating system: an audit of pinned
 noise would be one of another mechanism.
@@ -95,7 +96,7 @@ class _Heard:
 
     answers: list[Arrays] = field(default_factory=list)
     closed: list[AskClosed] = field(default_factory=list)
-    came: set[Any] = field(default_factory=set)
+    came: list[set[Any]] = field(default_factory=list)
 
     def __call__(self, event: RunEvent) -> None:
         if isinstance(event, AskClosed) and event.reason is None:
@@ -131,7 +132,7 @@ class _Overheard(Strategy):
                     continue
                 for answer in reply if isinstance(reply, list) else [reply]:
                     self.heard.answers.append(answer.value)
-                    self.heard.came.update(receipt.client for receipt in answer.receipts)
+                    self.heard.came.append({receipt.client for receipt in answer.receipts})
                 asks = going.send(reply)
         except StopIteration as end:
             done: State = end.value
@@ -141,7 +142,7 @@ class _Overheard(Strategy):
 @dataclass(frozen=True)
 class Planted:
     """An app with canaries. `clients` others are there; `norm` is how long canaries' updates are, which turn round
-    every round, or not. With `replaces` neighbours are two values of one client: who is absent answers the opposite.
+    every round, or not. One that is absent answers `absent` times that.
     """
 
     app: App
@@ -151,7 +152,7 @@ class Planted:
     rounds: int
     turns: bool = True
     norm: float = 1.0
-    replaces: bool = False
+    absent: float = 0.0
 
     def alone(self) -> Planted:
         """Without others, and with everybody asked: holders' own noise is to hide each answer, and not their sum."""
@@ -161,10 +162,10 @@ class Planted:
 
     def heard(self, present: Sequence[int], absent: Sequence[int], seed: int) -> _Heard:
         """What is released in one run with the canaries that are present. Those that are absent are not there, or,
-        given as such, answer as all others do, or the opposite.
+        given as such, answer so.
         """
-        others = [(canary, -1.0) if self.replaces else None for canary in absent]
-        who = dict(enumerate([*((canary, 1.0) for canary in present), *others], start=self.clients))
+        told = [*((canary, 1.0) for canary in present), *((canary, self.absent) for canary in absent)]
+        who = dict(enumerate(told, start=self.clients))
         client, heard = Client(), _Heard()
         for kind in self.app.client.handlers:
             client._register(kind, partial(self._answer, who))
@@ -181,14 +182,14 @@ class Planted:
         refused = {tuple(row[:1]) for event in heard.closed for row in event.failed}
         if refused:
             raise SettingError(f"the audit's clients were not taken: {next(iter(refused))[0]}")
-        heard.came = {each[0] for client in heard.came if (each := who.get(client)) is not None}
+        heard.came = [{who[client][0] for client in came if client in who} for came in heard.came]
         return heard
 
-    def _answer(self, who: Mapping[int, tuple[int, float] | None], model: Arrays, data: Any, ctx: Any) -> Update:
+    def _answer(self, who: Mapping[int, tuple[int, float]], model: Arrays, data: Any, ctx: Any) -> Update:
         if ctx.correction is not None:
             ctx.correction.take()  # whatever it is, a client need not do it
-        canary, side = who.get(ctx.client) or (None, 1.0)
-        return Update(self.directions.arrays(canary, side * self._turn(ctx.round) * self.norm, model), delta=True)
+        canary, share = who.get(ctx.client, (None, 0.0))
+        return Update(self.directions.arrays(canary, share * self._turn(ctx.round) * self.norm, model), delta=True)
 
     def _turn(self, round: int) -> float:
         return -1.0 if self.turns and round % 2 == 0 else 1.0
@@ -224,7 +225,7 @@ def planted(
     made = Planted(
         app, model, Directions(model, canaries, key.derive("directions")), clients, rounds or app.rounds, turns
     )
-    heard = made.heard([], [], seed)
+    heard = made.heard([], [] if clients else [0], seed)
     if not all(event.releases for event in heard.closed):
         raise SettingError(
             "the app hides nobody: its answers are told as they are, so there is no claim to audit",
@@ -232,8 +233,9 @@ def planted(
         )
     if any(release.unit != "client" for release in heard.releases):
         raise SettingError("the app hides examples, and canaries are clients: this audit would say nothing of it")
-    replaces = any(release.neighbours == REPLACE for release in heard.releases)
-    return replace(made, norm=LOUD * max(release.norm for release in heard.releases), replaces=replaces), heard
+    opposite = all(release.neighbours == REPLACE for release in heard.releases)
+    norm = LOUD * max(release.norm for release in heard.releases)
+    return replace(made, norm=norm, absent=-1.0 if opposite else 0.0), heard
 
 
 def audit_one_run(
@@ -257,14 +259,14 @@ def audit_one_run(
     coins = Key.from_seed(seed).derive("coins").generator().random(made.directions.count) < 0.5
     present, absent = np.flatnonzero(coins).tolist(), np.flatnonzero(~coins).tolist()
     heard = made.heard(present, [] if _can_leave(first) else absent, seed + 1)
-    _check_came(len(heard.came))
+    _check_came(sum(map(len, heard.came)))
     scores, claim = made.scores(heard)[0], max(spent(h.releases, delta, accountant).epsilon for h in (first, heard))
 
     def bound(present: Floats, absent: Floats) -> float:
         return one_run_bound(present, absent, delta, confidence)
 
     found, mu = bound(scores[present], scores[absent]), gaussian_mu(claim, delta)
-    if made.replaces:  # a canary is heard in a sum with the noise of all
+    if made.absent:  # a canary is heard in a sum with the noise of all
         mu /= math.sqrt(made.clients + len(scores))
     return PrivacyAudit(
         kind="one run",
@@ -301,7 +303,7 @@ def audit_many_runs(
     """
     check_confidence(confidence)
     made, first = planted(app, 1, clients, rounds, seed, turns)
-    made = made.alone() if made.replaces else made
+    made = made.alone() if made.absent else made
     rows: dict[bool, list[list[float]]] = {True: [], False: []}
     by_round: dict[bool, list[Floats]] = {True: [], False: []}
     claimed, came = {_claim_of(first): first.releases}, 0
@@ -310,14 +312,16 @@ def audit_many_runs(
         heard = made.heard([0] if taken else [], [] if taken or _can_leave(first) else [0], seed + 1 + i)
         (ratio,), along, energy = made.scores(heard)
         rows[taken].append([ratio, float(along.sum()), energy])
-        by_round[taken].append(along[:, 0])
-        came += len(heard.came)
+        by_round[taken].append(along[:, 0] if _can_leave(first) else _by_asked(along[:, 0], heard.came))
+        came += sum(map(len, heard.came))
         claimed.setdefault(_claim_of(heard), heard.releases)
         on_run()
     _check_came(came)
     deltas = sorted({delta, *DELTAS})
     claims = {d: max(spent(each, d, accountant).epsilon for each in claimed.values()) for d in deltas}
-    fitted = discriminant(np.array(by_round[True]), np.array(by_round[False]))
+    shown = np.array(by_round[True] + by_round[False])
+    shown = shown[:, shown.any(0)]
+    fitted = discriminant(*np.split(shown, [len(by_round[True])]))
     present, absent = (
         np.column_stack([rows[taken], found]) for taken, found in zip((True, False), fitted, strict=True)
     )
@@ -350,6 +354,14 @@ def audit_many_runs(
 def _can_leave(heard: _Heard) -> bool:
     """Whether neighbours are with and without one, rather than with and without what one says."""
     return all(release.neighbours == ADD_OR_REMOVE for release in heard.releases)
+
+
+def _by_asked(along: Floats, came: Sequence[set[Any]]) -> Floats:
+    """What each round shows where the canary was asked, and where it was not, which no noise hides: noise of the one
+    may show in the other.
+    """
+    asked = np.array([bool(each) for each in came])
+    return np.concatenate([np.where(asked, along, 0.0), np.where(asked, 0.0, along)])
 
 
 def _claim_of(heard: _Heard) -> str:
