@@ -31,7 +31,7 @@ def draw_audits(audits: Sequence[PrivacyAudit], path: str | Path | None = None) 
         for found, name, colour in ((audit.absent, "absent", COLOURS[0]), (audit.present, "present", COLOURS[1])):
             scores.hist(np.clip(found, low, high), marks.tolist(), alpha=0.6, color=colour, label=f"canary {name}")
         scores.set_xlabel("score of a canary")
-        scores.set_title(f"{audit.kind}, {audit.confidence:.0%} confidence", fontsize=10)
+        scores.set_title(f"{audit.kind}, {100 * audit.confidence:.4g} % confidence", fontsize=10)
         scores.legend(frameon=False, fontsize=8)
         values = {"claimed": audit.claim, "if just true": audit.ideal, "proved": audit.epsilon}
         if audit.gaussian is not None:
