@@ -9,7 +9,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 from typing import Any
 
@@ -18,13 +18,18 @@ PROCESSES = 2
 
 def main() -> None:
     """Start the other process, do all rounds, print what they took, and leave the model in the folder of this run."""
+    in_processes("pfl_side", simulate)
+
+
+def in_processes(side: str, simulate: Callable[[], None]) -> None:
+    """Do a side's rounds in this process and in another."""
     os.environ["PFL_PYTORCH_DEVICE"] = "cpu"
     if "PFL_WORKER_RANK" in os.environ:
         simulate()
         return
     addresses = ",".join(f"127.0.0.1:{port}" for port in free_ports(PROCESSES))
     os.environ.update(PFL_WORKER_ADDRESSES=addresses, GLOO_SOCKET_IFNAME="lo", PFL_WORKER_RANK="1")
-    other = subprocess.Popen([sys.executable, "-c", "from benchmarks.peers import pfl_side; pfl_side.main()"])
+    other = subprocess.Popen([sys.executable, "-c", f"from benchmarks.peers import {side}; {side}.main()"])
     os.environ["PFL_WORKER_RANK"] = "0"
     try:
         simulate()

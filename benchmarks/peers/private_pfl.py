@@ -8,31 +8,16 @@ fixed number to divide by. It is run in pfl's own environment.
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 from . import digits
-from .pfl_side import PROCESSES, free_ports
+from .pfl_side import PROCESSES, in_processes
 
 
 def main() -> None:
     """Start the other process, do all rounds, print what they took, and leave the model in the folder of this run."""
-    os.environ["PFL_PYTORCH_DEVICE"] = "cpu"
-    if "PFL_WORKER_RANK" in os.environ:
-        simulate()
-        return
-    addresses = ",".join(f"127.0.0.1:{port}" for port in free_ports(PROCESSES))
-    os.environ.update(PFL_WORKER_ADDRESSES=addresses, GLOO_SOCKET_IFNAME="lo", PFL_WORKER_RANK="1")
-    other = subprocess.Popen([sys.executable, "-c", "from benchmarks.peers import private_pfl; private_pfl.main()"])
-    os.environ["PFL_WORKER_RANK"] = "0"
-    try:
-        simulate()
-        other.wait(60)
-    finally:
-        other.kill()
-        other.wait()
+    in_processes("private_pfl", simulate)
 
 
 def simulate() -> None:

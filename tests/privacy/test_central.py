@@ -157,6 +157,7 @@ def test_whom_the_dice_take_does_not_follow_from_the_seed(tmp_path):
     took(private, 1000, folder=tmp_path)
     (secret,) = tmp_path.glob("*/secret")
     assert len(secret.read_bytes()) == 32
+    assert secret.stat().st_mode & 0o077 == 0  # for whoever runs it alone
     secret.write_bytes(b"another")
     with pytest.raises(CorruptFile, match="a secret has 32 bytes, and it has 7"):
         umbel.resume(app_of(private), secret.parent, on=Simulation(1000), rounds=2)

@@ -117,7 +117,7 @@ def audit(
     ] = None,
     clients: Annotated[
         int | None,
-        typer.Option("--clients", metavar="N", min=0, help="Clients beside them: the app's by default, or 10."),
+        typer.Option("--clients", metavar="N", min=1, help="Clients beside them: the app's by default, or 10."),
     ] = None,
     rounds: Rounds = None,
     delta: Annotated[

@@ -162,7 +162,7 @@ class Journal:
             else:
                 raw = SYSTEM.words(4).tobytes()
                 if path is not None:
-                    self._patience(write_whole, path, raw)
+                    self._patience(_write_secret, path, raw)
             if len(raw) != 32:
                 raise CorruptFile(f"{path} is not what the run wrote: a secret has 32 bytes, and it has {len(raw)}")
             self._secret = Key(raw)
@@ -443,6 +443,12 @@ def finder(folder: Path, *, check: bool = False) -> Callable[[str], Arrays]:
         return found
 
     return find
+
+
+def _write_secret(path: Path, raw: bytes) -> None:
+    write_whole(path, raw)
+    with files.writing(path):
+        path.chmod(0o600)
 
 
 def write_whole(path: Path, data: bytes, *, durable: bool = True) -> None:
