@@ -22,7 +22,7 @@ from scipy import stats
 from umbel.core.randomness import Key
 from umbel.entropy import SYSTEM, Entropy
 from umbel.privacy import discrete
-from umbel.privacy.discrete import bernoulli_exp, discrete_gaussian, discrete_laplace, uniform_integers
+from umbel.privacy.discrete import _stairs, bernoulli_exp, discrete_gaussian, discrete_laplace, uniform_integers
 
 UNLIKELY = 1e-6
 EVERYTHING = 2.0**33  # as a margin: floats decide nothing
@@ -121,6 +121,14 @@ class Paper:
             y = self.laplace(Fraction(t))
             if self.bernoulli_exp((abs(y) - variance / t) ** 2 / (2 * variance)):
                 return y
+
+
+def curve_of(kind: str, setting: Fraction | int) -> discrete._Curve:
+    return (
+        discrete._Curve(2, 1 / (2 * Fraction(setting)))
+        if kind == "gaussian"
+        else discrete._Curve(1, 1 / Fraction(setting))
+    )
 
 
 def exp_floor(gamma: Fraction, size: int) -> int:
@@ -230,25 +238,66 @@ def test_floats_decide_as_integers_do(kind: str, setting: Fraction, n: int, seed
         assert draw(kind, setting, n, pinned(seed)).tolist() == wanted.tolist()
 
 
-@given(kinds, rationals, st.integers(0, 2**32))
-def test_what_is_close_to_the_edge_is_on_the_right_side_of_it(kind: str, setting: Fraction, seed: int) -> None:
-    setting = setting**2 if kind == "gaussian" and setting > 1 else setting
-    asked: list[tuple[Any, ...]] = []
-    below_exp, geometric = discrete._below_exp, discrete._geometric
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(discrete, "_below_exp", lambda bits, *more: asked.append(more) or below_exp(bits, *more))
-        patch.setattr(discrete, "_geometric", lambda bits, *more: asked.append(more) or geometric(bits, *more))
-        draw(kind, setting, 2, pinned(seed))
-    rate, (gamma, at, exact, _) = asked[0][0], asked[1]
-    floors = [exp_floor(gamma(*(int(a[i]) for a in at), *exact), 32) for i in range(at[0].size)]
-    steps = np.array([exp_floor(k * rate, 32) for k in range(1, int(20 / rate))], np.int64)
+@given(kinds, rationals)
+def test_what_is_close_to_the_curve_is_on_the_right_side_of_it(kind: str, setting: Fraction) -> None:
+    curve = curve_of(kind, setting)
+    stairs = _stairs(curve)
+    sizes = np.unique(np.concatenate([np.arange(40), np.linspace(0, stairs.far, 60).astype(np.int64)]))
+    floors = np.array([exp_floor(curve.gamma(int(x)), 32) for x in sizes])
     for off in (-4, -3, -2, -1, 1, 2, 3, 4):
-        bits = np.clip(np.array(floors) + off, 0, 2**32 - 1)
-        seen = below_exp(bits.astype(np.uint32), gamma, at, exact, SYSTEM)
+        bits = np.clip(floors + off, 0, 2**32 - 1)
+        seen = curve.above(bits.astype(np.uint32), sizes, SYSTEM)
         clear = bits != floors
         assert (seen == (bits < floors))[clear].all()
-        counts = geometric((steps + off).astype(np.uint32), rate, SYSTEM)
-        assert counts.tolist() == [(steps > each + off).sum() for each in steps]
+
+
+@given(kinds, rationals)
+def test_the_stairs_stand_above_the_curve(kind: str, setting: Fraction) -> None:
+    curve = curve_of(kind, setting)
+    stairs = _stairs(curve)
+    first, *heights, slabs = (int(each) for each in np.diff(stairs.starts))
+    assert first == 2**32  # so that 32 bits hold what is below it
+    assert stairs.far == (1 + len(heights)) << stairs.bits
+    assert slabs == 2 << (stairs.tail_bits - stairs.bits)
+    for k, (height, sure) in enumerate(zip([first, *heights], stairs.sure[:-1].tolist(), strict=True)):
+        assert height == first or height == exp_floor(curve.gamma(k << stairs.bits), 32) + 1
+        assert sure <= exp_floor(curve.gamma((k + 1 << stairs.bits) - 1), 32)
+    assert stairs.sure[-1] == 0
+    for slab in range(80):
+        assert exp_floor(curve.gamma(stairs.far + (slab << stairs.tail_bits)), 32 + slab) == 0
+    edges = np.unique(np.concatenate([stairs.starts[:-1], stairs.starts[1:] - np.uint64(1)]))
+    areas = np.concatenate([edges, uniform_integers(stairs.area, 1000, SYSTEM).view(np.uint64)])
+    assert stairs.at(areas).tolist() == (np.searchsorted(stairs.starts, areas, "right") - 1).tolist()
+    assert len(stairs.bucket) <= 1 << 12
+
+
+TAILS = [("gaussian", Fraction(15, 2)), ("gaussian", 3000), ("laplace", Fraction(7, 3)), ("laplace", 300)]
+
+
+def tail(kind: str, setting: Fraction | int, module: ModuleType = discrete, n: int = 2_000) -> float:
+    """The p-value of what is drawn far out."""
+    curve, own = module._Curve(*curve_of(kind, setting)), pinned("tail", kind)
+    stairs = module._stairs(curve)
+    drawn = (module._in_the_tail(curve, stairs, own) for _ in range(n))
+    values = [size - stairs.far for size, kept in drawn if kept]
+    if len(values) < n / 20:
+        return 0.0
+    rate, far = float(curve.rate), stairs.far
+    weights = {x: math.exp(rate * (far**curve.power - (far + x) ** curve.power)) for x in range(9999)}
+    total = math.fsum(weights.values())
+    return odds_of(values, {x: each / total for x, each in weights.items()})
+
+
+@pytest.mark.parametrize(("kind", "setting"), TAILS)
+def test_what_is_far_out_has_the_probabilities_too(kind: str, setting: Fraction | int) -> None:
+    assert tail(kind, setting) > UNLIKELY
+
+
+@pytest.mark.parametrize(("kind", "setting"), TAILS)
+def test_what_is_on_the_slabs_is_drawn_there(kind: str, setting: Fraction | int) -> None:
+    stairs = _stairs(curve_of(kind, setting))
+    [drawn] = draw(kind, setting, 1, planted(*[stairs.area - 1] * 9, *[1 << 63] * 9)).tolist()
+    assert drawn <= -stairs.far
 
 
 @given(st.fractions(0, 60, max_denominator=10**9), st.integers(32, 200))
@@ -277,10 +326,10 @@ def test_what_no_bits_so_far_decide_further_ones_do(numerator: int, denominator:
             assert bernoulli_exp([numerator], denominator, own).tolist() == [off < 0]
 
 
-def test_whoever_has_no_random_words_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(discrete, "_MOST_STEPS", 20)
+def test_whoever_has_no_random_words_is_told() -> None:
+    curve = curve_of("laplace", 3)
     with pytest.raises(OverflowError, match="not random"):
-        discrete_laplace(3, 1, Entropy(lambda n: np.zeros(n, np.uint64)))
+        discrete._in_the_tail(curve, _stairs(curve), Entropy(lambda n: np.zeros(n, np.uint64)))
 
 
 # What would be wrong
@@ -295,20 +344,27 @@ def broken(old: str, new: str) -> ModuleType:
     return module
 
 
+ONE_ZERO = "kept &= (size > 0) | (negative == 0)"
 BUGS = {
-    "zero twice": ("kept &= ~negative | (size > 0)", "pass", "laplace", 1),
-    "zero twice, of the Gaussian": ("kept &= ~negative | (size > 0)", "pass", "gaussian", 1),
-    "no zero": ("~negative | (size > 0)", "size > 0", "laplace", 20),
-    "kept as if proposals were uniform": ("square - v +", "square +", "gaussian", Fraction(15, 2)),
-    "variance for its double": ("(1 / (2 * variance),", "(1 / variance,", "gaussian", 100),
-    "a scale too large by one": ("(1 / scale,)", "(1 / (scale + 1),)", "laplace", Fraction(7, 3)),
-    "a rate that is not the step's": ("step / scale, _product", "Fraction(1), _product", "laplace", Fraction(7, 3)),
-    "the sign's bit used twice": ("u >> 1", "u // 4 * 2 + (u & 1)", "gaussian", 100),
-    "one word used twice": ("_below_exp(second,", "_below_exp(first,", "gaussian", 100),
+    "zero twice": (ONE_ZERO, "pass", "laplace", 1),
+    "zero twice, of the Gaussian": (ONE_ZERO, "pass", "gaussian", 1),
+    "no zero": (ONE_ZERO, "kept &= size > 0", "laplace", 20),
+    "variance for its double": ("(2 * _rational", "(_rational", "gaussian", 100),
+    "a scale too large by one": ("1 / _rational(scale", "1 / _rational(scale + 1", "laplace", Fraction(7, 3)),
+    "a curve of the other power": ("int(x**self.power)", "x**2", "laplace", 20),
+    "the sign's bit used twice": ("words >> np.uint64(63)", "words & np.uint64(1)", "gaussian", 10_000),
+    "nothing kept where it is close": ("kept[unsure] = curve", "curve", "gaussian", 10_000),
+    "all kept where it is close": ("kept[unsure] = curve", "kept[unsure] = True | curve", "gaussian", 10_000),
+    "heights of the stair before": ("stairs.starts.take(stair)", "stairs.starts.take(stair - 1)", "gaussian", 10_000),
+    "the same numbers on each stair": ("(stair << stairs.bits) + (", "(", "gaussian", 10_000),
+    "a sum that is too large": ("high += 1  #", "high = low = low + low // 9  #", "gaussian", 1),
 }
-INTEGER_BUGS = {
-    "a step too many": ("(k + 1) * rate", "k * rate", "gaussian", 1),
-    "a sum that is too large": ("high += 1  #", "high = low = low + low // 99  #", "gaussian", 1),
+TAIL_BUGS = {
+    "slabs that all are as high": ("slab += 64 - word.bit_length()", "pass"),
+    "slabs with one too many": ("64 - word.bit_length()", "65 - word.bit_length()"),
+    "a slab without its right half": ("(1 << stairs.tail_bits) - 1", "(1 << stairs.tail_bits >> 1) - 1"),
+    "all kept": (".below_exp(curve.gamma(size))", ".below_exp(Fraction(0))"),
+    "as high as the first one": ("32 + slab, own", "32, own"),
 }
 
 
@@ -316,15 +372,12 @@ INTEGER_BUGS = {
 def test_a_wrong_sampler_is_found(bug: str) -> None:
     old, new, kind, setting = BUGS[bug]
     module = broken(old, new)
-    assert odds(kind, setting, draw(kind, setting, 20_000, pinned(bug), module)) < UNLIKELY
+    assert odds(kind, setting, draw(kind, setting, 500_000, pinned(bug), module)) < UNLIKELY
 
 
-@pytest.mark.parametrize("bug", INTEGER_BUGS)
-def test_wrong_integers_are_found(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    old, new, kind, setting = INTEGER_BUGS[bug]
-    module = broken(old, new)
-    monkeypatch.setattr(module, "_MARGIN", EVERYTHING)
-    assert draw(kind, setting, 100, pinned(bug), module).tolist() != draw(kind, setting, 100, pinned(bug)).tolist()
+@pytest.mark.parametrize("bug", TAIL_BUGS)
+def test_a_wrong_tail_is_found(bug: str) -> None:
+    assert min(tail(*each, broken(*TAIL_BUGS[bug])) for each in TAILS) < UNLIKELY
 
 
 # What is refused

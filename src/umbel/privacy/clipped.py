@@ -23,8 +23,8 @@ from .discrete import Integers
 
 GRID_BITS = 23
 """A clip bound is at most so many powers of two above the grid, so that float32 has all its multiples."""
-SLACK = 1e-7
-"""How far below the bound, by its share, updates stay: more than float64 can err by in a norm."""
+SLACK = 3e-7
+"""How far below the bound, by its share, updates stay: twice and more what float32 can err by as it scales them."""
 _PART = 1 << 14
 """So many elements are rounded at a time."""
 
@@ -123,10 +123,14 @@ class Clipped(Transform):
         """The mean with its noise, in steps of the grid, which `draw` gives for so many elements at a time, by name."""
         noised, step = dict[str, Array](), grid(self._sent(state))
         for name, (shape, dtype) in sorted(state["looks"].items()):
-            steps = draw(math.prod(shape)).reshape(shape)
-            if name in answer.value:  # else nobody came, whose sum is zero
-                steps += np.rint(answer.value[name] / step).astype(np.int64)
-            noised[name] = np.asarray(steps * (step / self.expected), dtype)
+            steps = draw(math.prod(shape))
+            made, total = np.empty(len(steps), dtype), np.ravel(answer.value[name]) if name in answer.value else None
+            for at in range(0, len(steps), _PART):
+                part = steps[at : at + _PART]
+                if total is not None:  # else nobody came, whose sum is zero
+                    part += np.rint(total[at : at + _PART] / step).astype(np.int64)
+                np.multiply(part, step / self.expected, out=made[at : at + _PART], casting="same_kind")
+            noised[name] = made.reshape(shape)
         value = Arrays.trusted(noised, dict.fromkeys(noised, "parameter"))
         return replace(answer, value=value, aux=Arrays(), metrics={}, weight=0.0)
 
@@ -143,22 +147,26 @@ def _limit(bound: float, size: int) -> float:
 
 def _rounded(array: Array, factor: float, step: float) -> Array:
     """The array times a factor, rounded to whole steps, as floats: part by part, so that all stays in the cache."""
-    flat = np.ravel(array)
-    made, room = np.empty(len(flat), wide(array.dtype)), np.empty(min(len(flat), _PART))
+    flat, kind = np.ravel(array), _kind(array, step)
+    made, room = np.empty(len(flat), wide(array.dtype)), np.empty(min(len(flat), _PART), kind)
     for at in range(0, len(flat), _PART):
         part = flat[at : at + _PART]
-        steps = np.multiply(part, factor, out=room[: len(part)], dtype=np.float64)
+        steps = np.multiply(part, kind.type(factor), out=room[: len(part)], dtype=kind)
         np.rint(steps, out=steps)
-        np.multiply(steps, step, out=made[at : at + _PART], casting="same_kind")
+        np.multiply(steps, kind.type(step), out=made[at : at + _PART], casting="same_kind")
     return made.reshape(array.shape)
 
 
 def _on_grid(array: Array, step: float) -> bool:
     """Whether all elements are multiples of the step, a power of two; part by part, so that all stays in the cache."""
-    flat, exact = np.ravel(array), array.dtype == np.float32 and 2.0**-100 <= step <= 1.0  # in which nothing gets small
-    kind = np.dtype(np.float32 if exact else np.float64)
+    flat, kind = np.ravel(array), _kind(array, step)
     for at in range(0, len(flat), _PART):
         steps = np.multiply(flat[at : at + _PART], kind.type(1 / step), dtype=kind)
         if not np.array_equal(np.rint(steps), steps):
             return False
     return True
+
+
+def _kind(array: Array, step: float) -> np.dtype[Any]:
+    """In which floats whole steps are counted: those that the array has, where nothing gets too small for them."""
+    return np.dtype(np.float32 if array.dtype == np.float32 and 2.0**-100 <= step <= 1.0 else np.float64)

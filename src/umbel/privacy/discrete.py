@@ -1,20 +1,21 @@
 """Noise through which floating point leaks nothing: exact discrete Gaussian, discrete Laplace and Bernoulli draws.
 
 Samplers in floating point have gaps and odds that tell apart what they should hide (Mironov 2012). Here every draw has
-just the probability that stands there, if the words of `Entropy` are uniform. As in Canonne, Kamath & Steinke 2020
-(arXiv 2004.00010), proposals with a geometric tail are kept by Bernoulli draws of probability exp(-gamma), gamma
-rational. Each compares a uniform real number, of whose bits as many are drawn as it takes, with exp(-gamma). The first
-32 bits nearly always decide, against a float that has to be right to 2^-32 only; where they may not, integers do. So
-what is drawn from given words is the same on every machine. How long it takes tells something about it.
+just the probability that stands there, if the words of `Entropy` are uniform. As in a ziggurat of integers (Buchmann et
+al. 2013, IACR 2013/510), a point is drawn below a flight of stairs that stands above the curve, and kept where it is
+below the curve itself. Its height is a uniform real number, of whose bits as many are drawn as it takes: the first 32
+nearly always decide, against integers, or against a float that has to be right to 2^-32 only; where they may not,
+further integers do. So what is drawn from given words is the same on every machine. How long it takes tells something
+about it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from fractions import Fraction
+from functools import lru_cache
 from operator import index
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,34 +27,28 @@ Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 Halves = npt.NDArray[np.uint32]
 
-_BLOCK = 1 << 14  # tries made at a time: a block and its temporaries stay in the cache
+_BLOCK = 1 << 13  # tries made at a time: a block and its temporaries stay in the cache
 _MARGIN = 2.0  # in units of 2^-32: one for the width of what 32 bits leave open, one for the error of floats
-_MOST_STEPS = 1 << 10  # more have odds below exp(-500), and with steps up to 2^50 int64 holds all results
+_BUCKETS = 12  # so many bits of a number say, nearly always, which stair it is on
+_MOST_SLABS = 1 << 10  # further out have odds below exp(-700), and with slabs up to 2^52 int64 holds all results
 
 
 def discrete_gaussian(variance: Fraction | int, n: int, own: Entropy) -> Integers:
-    """`n` integers x, each of probability proportional to exp(-x^2 / (2 variance)) (Canonne et al. 2020, algorithm 3).
+    """`n` integers x, each of probability proportional to exp(-x^2 / (2 variance)) (Canonne, Kamath & Steinke 2020,
+    arXiv 2004.00010).
 
     `variance` is that parameter, which the variance of the draws is never above. It is from 2^-100 to 2^100, anything
     else is a ValueError. Takes memory for the result and one block.
     """
-    variance = _rational(variance, "variance", 100)
-    step = math.isqrt(math.floor(variance)) + 1
-
-    def gamma(u: Any, v: Any, square: Any, constant: Any) -> Any:
-        return (u + step * v) ** 2 * square - v + constant  # = u / step + (|x| - variance / step)^2 / (2 variance)
-
-    return _two_sided(n, step, Fraction(1), gamma, (1 / (2 * variance), variance / (2 * step**2)), own)
+    return _two_sided(n, _Curve(2, 1 / (2 * _rational(variance, "variance", 100))), own)
 
 
 def discrete_laplace(scale: Fraction | int, n: int, own: Entropy) -> Integers:
-    """`n` integers x, each of probability proportional to exp(-|x| / scale) (Canonne et al. 2020, algorithm 2).
+    """`n` integers x, each of probability proportional to exp(-|x| / scale).
 
     `scale` is from 2^-100 to 2^50, anything else is a ValueError. Takes memory for the result and one block.
     """
-    scale = _rational(scale, "scale", 50)
-    step = max(1, math.floor(scale))
-    return _two_sided(n, step, step / scale, _product, (1 / scale,), own)
+    return _two_sided(n, _Curve(1, 1 / _rational(scale, "scale", 50)), own)
 
 
 def bernoulli_exp(numerators: npt.ArrayLike, denominator: int, own: Entropy) -> Bools:
@@ -67,11 +62,12 @@ def bernoulli_exp(numerators: npt.ArrayLike, denominator: int, own: Entropy) -> 
         raise ValueError(f"numerators must be integers of at least 0, in an array of integers, not of {given.dtype}")
     if type(denominator) is not int or denominator < 1:
         raise ValueError("denominator must be an int above 0")
-    flat, unit = given.ravel(), Fraction(1, denominator)
+    flat, curve = given.ravel(), _Curve(1, Fraction(1, denominator))
     result = np.empty(flat.size, np.bool_)
     for start in range(0, flat.size, _BLOCK):
         part = flat[start : start + _BLOCK]
-        result[start : start + part.size] = _below_exp(_halves(part.size, own)[0], _product, (part,), (unit,), own)
+        bits = (own.words(part.size) >> np.uint64(32)).astype(np.uint32)
+        result[start : start + part.size] = curve.above(bits, part, own)
     return result.reshape(given.shape)
 
 
@@ -103,22 +99,13 @@ def uniform_integers(bound: int, n: int, own: Entropy) -> Integers:
     return (words - words // np.uint64(bound) * np.uint64(bound)).view(np.int64)
 
 
-def _halves(n: int, own: Entropy) -> tuple[Halves, Halves]:
-    words = own.words(n)
-    return (words >> np.uint64(32)).astype(np.uint32), words.astype(np.uint32)
-
-
-def _product(u: Any, *others: Any) -> Any:
-    return u * others[-1]
-
-
 class _Uniform:
-    """A uniform real number in [0, 1), of which those bits are drawn that it takes; the first 32 are given."""
+    """A uniform real number in [0, 1), of which those bits are drawn that it takes; the first `size` are given."""
 
     __slots__ = ("_bits", "_own", "_size")
 
-    def __init__(self, bits: int, own: Entropy) -> None:
-        self._bits, self._size, self._own = bits, 32, own
+    def __init__(self, bits: int, size: int, own: Entropy) -> None:
+        self._bits, self._size, self._own = bits, size, own
 
     def below_exp(self, gamma: Fraction) -> bool:
         """Whether it is below exp(-gamma), which is 1 or irrational: so it never takes bits without end."""
@@ -150,59 +137,107 @@ def _exp_floor(gamma: Fraction, size: int) -> int:
         guard *= 2
 
 
-def _below_exp(
-    bits: Halves, gamma: Callable[..., Any], at: tuple[npt.NDArray[Any], ...], exact: tuple[Fraction, ...], own: Entropy
-) -> Bools:
-    """Which uniform numbers, given by their first 32 bits, are below exp(-gamma(*at, *exact)): `at` are integers for
-    each of them. Floats, if they decide, are off by less than 2^-40, and gamma matters up to 23 only.
+class _Curve(NamedTuple):
+    """exp(-rate x^power), for integers x of at least 0."""
+
+    power: int
+    rate: Fraction
+
+    def gamma(self, x: int) -> Fraction:
+        return self.rate * int(x**self.power)
+
+    def above(self, bits: Halves, at: npt.NDArray[Any], own: Entropy) -> Bools:
+        """At which of these x it is above a uniform number, given by its first 32 bits. Floats, where they decide, are
+        off by less than 2^-40: a gamma matters up to 23 only.
+        """
+        with np.errstate(under="ignore"):
+            edges = np.exp(-float(self.rate) * at.astype(np.float64) ** self.power) * 2.0**32
+        above: Bools = bits < edges - _MARGIN
+        for i in np.flatnonzero(above != (bits < edges + _MARGIN)).tolist():
+            above[i] = _Uniform(int(bits[i]), 32, own).below_exp(self.gamma(int(at[i])))
+        return above
+
+
+class _Stairs(NamedTuple):
+    """What stands above a curve: stairs of one width, 2^`bits`, whose heights are whole numbers of 2^-32, and after the
+    last one, at `far`, slabs of the width 2^`tail_bits`, of which each is half as high as the one before it.
     """
-    rounded = gamma(*(each.astype(np.float64) for each in at), *(float(each) for each in exact))
-    with np.errstate(under="ignore"):
-        edges = np.exp(-rounded) * 2.0**32
-    below: Bools = bits < edges - _MARGIN
-    for i in np.flatnonzero(below != (bits < edges + _MARGIN)).tolist():
-        below[i] = _Uniform(int(bits[i]), own).below_exp(gamma(*(int(each[i]) for each in at), *exact))
-    return below
+
+    bits: int
+    tail_bits: int
+    far: int
+    starts: npt.NDArray[np.uint64]
+    """The area, in units of a width times 2^-32, before each stair, before the slabs, and that of all."""
+    sure: npt.NDArray[np.uint64]
+    """So much of each stair's height, in units of 2^-32, is below the curve all over."""
+    shift: int
+    bucket: Integers
+    """Which stair the first one of so many (2^`shift`) units of area is on."""
+
+    @property
+    def area(self) -> int:
+        return int(self.starts[-1])
+
+    def at(self, areas: npt.NDArray[np.uint64]) -> Integers:
+        """Which stair each of these units of area is on; the slabs are the last one."""
+        found = self.bucket.take((areas >> np.uint64(self.shift)).view(np.int64))
+        later = np.flatnonzero(areas >= self.starts.take(found + 1))
+        found[later] = np.searchsorted(self.starts, areas[later], "right") - 1
+        return found
 
 
-def _geometric(bits: Halves, rate: Fraction, own: Entropy) -> Integers:
-    """For each uniform number, by its first 32 bits, how many of exp(-rate), exp(-2 rate), ... it is below: that is
-    k or more with probability exp(-k rate).
-    """
-    with np.errstate(under="ignore"):  # so many that the last one is below 2^-32
-        edges = np.exp(-float(rate) * np.arange(int(32 * math.log(2) / rate) + 1, 0, -1)) * 2.0**32
-    below: Integers = edges.size - np.searchsorted(edges - _MARGIN, bits, "right")
-    for i in np.flatnonzero(below != edges.size - np.searchsorted(edges + _MARGIN, bits, "right")).tolist():
-        uniform, k = _Uniform(int(bits[i]), own), int(below[i])
-        while uniform.below_exp((k + 1) * rate):
-            k += 1
-            if k > _MOST_STEPS:
-                raise OverflowError("a draw is so large as none ever is: the words of the entropy are not random")
-        below[i] = k
-    return below
+@lru_cache(64)
+def _stairs(curve: _Curve) -> _Stairs:
+    bits = max(0, (math.floor(1 / curve.rate).bit_length() - 1) // curve.power - 2 - curve.power)
+    floors = [1 << 32]
+    while floors[-1]:
+        floors.append(_exp_floor(curve.gamma(len(floors) << bits), 32))
+    stairs = len(floors) - 1
+    far, tail_bits = stairs << bits, bits
+    while curve.gamma(far + (1 << tail_bits)) - curve.gamma(far) < Fraction(7, 10):  # ln 2 is below that
+        tail_bits += 1
+    heights = [floors[0], *(each + 1 for each in floors[1:stairs])]
+    starts = np.cumsum([0, *heights, 2 << (tail_bits - bits)]).astype(np.uint64)
+    shift = max(0, int(starts[-1]).bit_length() - _BUCKETS)
+    firsts = np.arange((int(starts[-1]) - 1 >> shift) + 1, dtype=np.uint64) << np.uint64(shift)
+    sure = np.array([*(floors[1:] if bits else floors[:stairs]), 0], np.uint64)
+    return _Stairs(bits, tail_bits, far, starts, sure, shift, np.searchsorted(starts, firsts, "right") - 1)
 
 
-def _two_sided(
-    n: int, step: int, rate: Fraction, gamma: Callable[..., Any], exact: tuple[Fraction, ...], own: Entropy
-) -> Integers:
-    """`n` integers +-(u + step v), where u is uniform below `step`, v geometric by `rate`, and both are kept with
-    probability exp(-gamma(u, v, *exact)).
-    """
-    result = np.empty(_count(n), np.int64)
-    done = 0
+def _two_sided(n: int, curve: _Curve, own: Entropy) -> Integers:
+    """`n` integers, each of a probability proportional to the curve at its size."""
+    result, stairs, done = np.empty(_count(n), np.int64), _stairs(curve), 0
     while done < n:
-        tries = min(3 * (n - done) + 8, _BLOCK)
-        first, second = _halves(tries, own)
-        v = _geometric(first, rate, own)
-        u = uniform_integers(2 * step, tries, own)
-        negative, u = (u & 1).astype(np.bool_), u >> 1
-        kept = _below_exp(second, gamma, (u, v), exact, own)
-        size = u + step * v
-        kept &= ~negative | (size > 0)  # there is one zero, not two
-        drawn = np.where(negative, -size, size)[kept][: n - done]
+        tries = min((n - done) * 9 // 8 + 8, _BLOCK)
+        areas = uniform_integers(stairs.area, tries, own).view(np.uint64)
+        stair = stairs.at(areas)
+        height = areas - stairs.starts.take(stair)
+        words = own.words(tries)
+        negative = (words >> np.uint64(63)).view(np.int64)
+        size = (stair << stairs.bits) + (words & np.uint64((1 << stairs.bits) - 1)).view(np.int64)
+        kept = height < stairs.sure.take(stair)
+        unsure = np.flatnonzero(~kept)
+        kept[unsure] = curve.above(height[unsure].astype(np.uint32), size[unsure], own)
+        for i in np.flatnonzero(stair == stairs.sure.size - 1).tolist():
+            size[i], kept[i] = _in_the_tail(curve, stairs, own)
+        kept &= (size > 0) | (negative == 0)  # there is one zero, not two
+        drawn = ((size ^ -negative) + negative)[kept][: n - done]
         result[done : done + drawn.size] = drawn
         done += drawn.size
     return result
+
+
+def _in_the_tail(curve: _Curve, stairs: _Stairs, own: Entropy) -> tuple[int, bool]:
+    """A number on the slabs, and whether it is kept."""
+    slab = 0
+    while not (word := int(own.words(1)[0])):
+        slab += 64
+        if slab > _MOST_SLABS:
+            raise OverflowError("a draw is so large as none ever is: the words of the entropy are not random")
+    slab += 64 - word.bit_length()
+    offset = int(own.words(1)[0]) & (1 << stairs.tail_bits) - 1
+    size = stairs.far + (slab << stairs.tail_bits) + offset
+    return size, _Uniform(0, 32 + slab, own).below_exp(curve.gamma(size))
 
 
 def _count(n: int) -> int:
