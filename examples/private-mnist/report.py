@@ -1,4 +1,4 @@
-"""Train, and print how good the model is and what it has spent of its clients' privacy.
+"""Train, and print how good the model is, what it has spent of its clients' privacy, and what an attack still finds.
 
 python examples/private-mnist/report.py
 """
@@ -6,13 +6,15 @@ python examples/private-mnist/report.py
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 from app import app
 
 import umbel
 
-QUESTIONS = ("show",)
-"""Of `umbel privacy`: what was spent."""
+APP = str(Path(__file__).with_name("app.py"))
+QUESTIONS = (["show", "last"], ["attack", "last", "--app", APP])
+"""Of `umbel privacy`: what was spent, and what an attack still finds."""
 
 
 def main():
@@ -20,7 +22,7 @@ def main():
         result = umbel.run(app, folder=folder)
         print(f"accuracy {result.metrics['test.accuracy']:.3f} on images that nobody has trained on", flush=True)
         for question in QUESTIONS:
-            command = [sys.executable, "-m", "umbel.cli", "privacy", question, "last", "--folder", folder]
+            command = [sys.executable, "-m", "umbel.cli", "privacy", *question, "--folder", folder]
             subprocess.run(command, check=True)
 
 

@@ -29,7 +29,7 @@ WORDS = {
 def attack(reference: str, folder: Path, round: int | None, app: str | None, *, json: bool) -> None:
     """Print what attacks find. Raises `SettingError` for a run that was no simulation."""
     record = find(reference, folder)
-    loaded = app_of(record, app)
+    loaded = app_of(record, app, "privacy attack")
     federation = Wanted.again(record.log.started.app, 0).federation(loaded)
     if not isinstance(federation, Simulation):
         raise SettingError(f"the clients of {record.id} are elsewhere, and only simulated ones can be attacked here")

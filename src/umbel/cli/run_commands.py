@@ -119,7 +119,7 @@ def resume(
     """Find a run and its app, go on with it and print what came out."""
     with stop_signals():
         record = find(reference, folder)
-        loaded = app_of(record, app)
+        loaded = app_of(record, app, "resume")
         changed = settings.apply(loaded.app, record.log.started.settings.get("set", ()))
         federation = Wanted.again(record.log.started.app, workers).federation(loaded)
         trackings = _again(record.log.started.settings.get("track", ()), track)
@@ -153,19 +153,21 @@ def _again(known: Sequence[str], track: Sequence[str]) -> list[Tracking]:
     return trackings
 
 
-def app_of(record: PastRun, app: str | None) -> LoadedApp:
-    """The app of a run, as its log says, or from where else. Raises `AppError` and `SettingError`."""
+def app_of(record: PastRun, app: str | None, to: str) -> LoadedApp:
+    """The app of a run, as its log says, or from where else, for the command `to`. Raises `AppError` and
+    `SettingError`.
+    """
     source = record.log.started.app
     if app is None and "path" not in source:
         raise SettingError(
             f"the log of {record.id} does not say which app it ran: it was not started by `umbel run`",
-            hint=f"Name the app's file: umbel resume {record.id} --app app.py",
+            hint=f"Name the app's file: umbel {to} {record.id} --app app.py",
         )
     named = f":{source['name']}" if source.get("name") else ""
     if app is None and not Path(source["path"]).exists():
         raise AppError(
             f"the app of {record.id} is not at {source['path']} any more",
-            hint=f"Say where it is now: umbel resume {record.id} --app FILE",
+            hint=f"Say where it is now: umbel {to} {record.id} --app FILE",
         )
     loaded = load(app or f"{source['path']}{named}")
     if source.get("sha256") not in (None, loaded.sha256):
