@@ -40,6 +40,10 @@ SENT = Sent._fields
 """The fields of an ask that its clients get, each a value or a function of the client."""
 
 
+SEALED = "sealed:"
+"""What the names of those arrays of an inbox begin with that are for the step that seals updates."""
+
+
 @dataclass(frozen=True, slots=True)
 class Outgoing:
     """A function of the client whose value leaves the run as the `field` of an ask. Raises `StrategyError` where the
@@ -124,10 +128,10 @@ class Ask:
     lane: str | None = None
 
     def __post_init__(self) -> None:
-        query = self.kind.startswith("query:") and len(self.kind) > len("query:")
-        if self.kind not in ("train", "evaluate") and not query:
-            raise StrategyError(f"an ask is of kind 'train', 'evaluate' or 'query:<name>', not {self.kind!r}")
         transforms = chain(self.transforms)
+        query = self.kind.startswith("query:") and len(self.kind) > len("query:")
+        if self.kind not in ("train", "evaluate", *phases(transforms)) and not query:
+            raise StrategyError(f"an ask is of kind 'train', 'evaluate' or 'query:<name>', not {self.kind!r}")
         object.__setattr__(self, "transforms", transforms)
         for name in SENT:
             object.__setattr__(self, name, _outgoing(name, getattr(self, name)))
@@ -238,6 +242,11 @@ class Ask:
         if (weight := for_client(self.weight, first)) is not None:
             parts.append(weight)
         return hashlib.sha256(json.dumps(parts, default=repr).encode()).hexdigest()
+
+
+def phases(transforms: Chain) -> tuple[str, ...]:
+    """The kinds of asks that a step of a chain answers by itself."""
+    return () if transforms.sealing is None else transforms.sealing.phases
 
 
 def _with_aux(expects: PerClient[Expectation]) -> PerClient[Expectation]:

@@ -42,6 +42,8 @@ class Transform:
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
+    linear: ClassVar[bool] = False
+    """Whether sums of what it encodes, by one key, are decoded to sums, and it does nothing after the fold."""
 
     @property
     def bound(self) -> float:
@@ -262,8 +264,22 @@ class Chain(Transform):
             schema = part.encoded(schema, sent)
         return schema
 
+    @property
+    def sealing(self) -> Sealing | None:
+        """Its last part, where that seals updates."""
+        last = self.parts[-1] if self.parts else None
+        return last if isinstance(last, Sealing) else None
+
     def check(self, fold: Fold, expects: Expectation) -> None:
-        if self.private and len(self.parts) > 1:
+        for part in self.parts[:-1]:
+            if isinstance(part, Sealing):
+                raise StrategyError(f"{part.name} stands before other steps", hint=f"Put {part.name} last.")
+            if self.sealing is not None and not part.linear:
+                raise StrategyError(
+                    f"{part.name} cannot be undone of a sum of sealed updates",
+                    hint="Before it is sealed an update may go through clip_by_norm, rotate and random_k.",
+                )
+        if self.private and len(self.parts) > 1 and self.sealing is None:
             names = [part.name for part in self.parts]
             own = next(part.name for part in self.parts if part.private)
             raise StrategyError(
@@ -347,7 +363,8 @@ class Chain(Transform):
         left, schemas = [], []
         before = local if local is not None else (None,) * len(self.parts)
         for i, (part, sent, old) in enumerate(zip(self.parts, params, before, strict=True)):
-            update, kept = part.encode(update, sent, old, key.derive("part", i), own)
+            shared = key if self.sealing is None or part is self.parts[-1] else self.sealing.key
+            update, kept = part.encode(update, sent, old, shared.derive("part", i), own)
             left.append(kept)
             schemas.append(as_arrays(update).schema)
         for i, part in enumerate(self.parts):
@@ -356,6 +373,8 @@ class Chain(Transform):
         return update, None if all(kept is None for kept in left) else tuple(left)
 
     def decode(self, update: Update, params: Any, schema: Schema | None = None) -> Update:
+        if self.sealing is not None:  # what comes before it is undone of the sum
+            return self.parts[-1].decode(update, params[-1], schema)
         schemas, arrays = [], as_arrays(update)
         for part in self.parts:
             schemas.append(schema)
@@ -420,6 +439,29 @@ class Named(Protocol):
 
     def named(self, state: Any, own: Entropy) -> Any:
         """The state that `init` gave, with a name that `own` gives."""
+
+
+@runtime_checkable
+class Sealing(Protocol):
+    """A step, the last of its chain, that takes part in a protocol by which updates are summed and nobody sees one.
+
+    Asks of the kinds in `phases` are answered by it alone, without data or a handler. What it keeps from phase to
+    phase, its secrets, stays at the holder, beside what handlers and other steps keep.
+    """
+
+    phases: tuple[str, ...]
+
+    @property
+    def key(self) -> Key:
+        """By which the steps before it draw, the same at all holders, so that what they encode can be summed."""
+
+    def take_part(
+        self, kind: str, update: Update, inbox: Mapping[str, Array], secrets: Any, own: Entropy
+    ) -> tuple[Update, Any]:
+        """At the holder: what to send in an ask of this kind, and the next secrets, None to wipe them. `update` is what
+        the steps before it have encoded, with its weight and metrics, and empty in a phase of its own; `inbox` is what
+        came for this client. Raises `ClientError` where what came is not as it has to be.
+        """
 
 
 def named(step: Transform, state: Any, own: Entropy) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 from ..core.answer import Answer
 from ..core.app import App, EarlyStop, KeepBest
 from ..core.arrays import Arrays
-from ..core.ask import Ask
+from ..core.ask import Ask, phases
 from ..core.randomness import Key
 from ..core.strategy import State
 from ..errors import NothingToFold, SettingError, StrategyError, UmbelError
@@ -275,7 +275,7 @@ class Conductor:
         seconds, self._since = now - self._since + spent.replayed, now
         self._seconds += seconds
         metrics: dict[str, float] = {}
-        counts = [item.counts for item in served]
+        counts = [item.counts for item in served if item.ask.kind not in phases(item.ask.transform)]
         for item in served:
             metrics.update(item.reply.metrics if isinstance(item.reply, Answer) else {})
         self._publisher.count_warnings(r)

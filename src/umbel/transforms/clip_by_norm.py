@@ -33,6 +33,7 @@ class clip_by_norm(Transform):
     """
 
     name: ClassVar[str] = "clip_by_norm"
+    linear: ClassVar[bool] = True
     norm: float = 1.0
 
     def __post_init__(self) -> None:

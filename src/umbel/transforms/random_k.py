@@ -28,6 +28,7 @@ class random_k(Compression):
     """
 
     name: ClassVar[str] = "random_k"
+    linear: ClassVar[bool] = True
     seeded: ClassVar[bool] = True
     fraction: float = 0.01
     unbiased: bool = True

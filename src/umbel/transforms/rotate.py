@@ -29,6 +29,7 @@ class rotate(Compression):
     """
 
     name: ClassVar[str] = "rotate"
+    linear: ClassVar[bool] = True
     seeded: ClassVar[bool] = True
     block: int = 4096
 

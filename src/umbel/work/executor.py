@@ -14,7 +14,7 @@ import numpy as np
 from ..core import encoding
 from ..core.answer import Receipts
 from ..core.arrays import Arrays
-from ..core.ask import Ask, Sent
+from ..core.ask import SEALED, Ask, Sent, phases
 from ..core.client import Client, Context, LocalCorrection, Unwanted
 from ..core.correction import check_reports
 from ..core.randomness import Key
@@ -33,6 +33,7 @@ from ..core.update import (
     check_metrics,
     check_values,
 )
+from ..entropy import SYSTEM
 from ..errors import (
     AppError,
     CallerError,
@@ -219,7 +220,7 @@ class Executor(Intake):
 
         Raises `AppError` when the client has no handler for it.
         """
-        if ask.kind not in self._client.handlers:
+        if ask.kind not in (*self._client.handlers, *phases(ask.transform)):
             kinds = ", ".join(self._client.handlers) or "none"
             decorator = f'query("{ask.kind[6:]}")' if ask.kind.startswith("query:") else ask.kind
             raise AppError(
@@ -358,7 +359,7 @@ class Executor(Intake):
             kind=ask.kind,
             config={**self._config, **sent.config},
             key=key,
-            inbox=NO_ARRAYS if sent.inbox is None else sent.inbox,
+            inbox=NO_ARRAYS if sent.inbox is None else _inbox(sent.inbox)[0],
             state=kept.get("user", {}) if kept else {},
             correction=None if correction is None else LocalCorrection(correction, opened.given(model)),
             personal=opened.personal(model),
@@ -371,7 +372,8 @@ class Executor(Intake):
         """Have a task's handler run, and take in what it returns, which may be changed by the next."""
         ctx, began = job.ctx, time.perf_counter()
         try:
-            returned = self._call(ctx.kind, job.opened.given(job.sent.model), ctx, job.seed)
+            own = ctx.kind in phases(job.opened.ask.transform)
+            returned = Update() if own else self._call(ctx.kind, job.opened.given(job.sent.model), ctx, job.seed)
         finally:
             job.seconds = time.perf_counter() - began
         weight = getattr(returned, "weight", 1.0)
@@ -393,6 +395,7 @@ class Executor(Intake):
     def _take(self, job: Job, returned: Any, room: Stacking | None, at: int) -> None:
         """Stack what a handler returned, or bring it into the form that the ask expects."""
         ask, kept, ctx = job.opened.ask, job.kept, job.ctx
+        secrets = kept.get("secrets") if kept else None
         update = _as_update(returned, ask.kind)
         job.metrics = check_metrics(update.metrics, "the update's metrics")
         if ctx.correction is not None:
@@ -407,13 +410,17 @@ class Executor(Intake):
             with np.errstate(all="ignore"):  # what is not finite is rejected by name
                 if ask.kind != "evaluate":
                     update = as_delta(update, expects, model, at_once=job.at_once)
-                if ask.transform.parts:
+                if ask.transform.parts and ask.kind not in phases(ask.transform):
                     where = place(str(ask.lane), ask.transform, expects.schema(model))
                     update, local = self._encode(ask, update, job.opened.params, local, where, ctx.key)
                     job.metrics = {} if ask.transform.private else job.metrics
+                if (sealing := ask.transform.sealing) is not None:
+                    inbox = NO_ARRAYS if job.sent.inbox is None else _inbox(job.sent.inbox)[1]
+                    update, secrets = sealing.take_part(ask.kind, update, inbox, secrets, SYSTEM)
+                    job.metrics = {}
             job.update = update
         user = dict(ctx.state) if ctx.state else {}
-        job.state = _encoded(user, local, ctx.client) if kept or user or local else None
+        job.state = _encoded(user, local, secrets, ctx.client) if kept or user or local or secrets is not None else None
 
     def _check(self, job: Job) -> Contribution:
         update, client, expects = job.update, job.ctx.client, job.sent.expects
@@ -452,10 +459,20 @@ def _local(kept: dict[str, Any]) -> dict[str, Any]:
     return kept.get("local", {}) if kept else {}
 
 
-def _encoded(user: dict[str, Any], local: dict[str, Any], client: ClientId) -> bytes:
+def _inbox(given: Arrays) -> tuple[Arrays, Arrays]:
+    """What of an ask's inbox is for the handler, and what is for the step that seals, under the names that it has for
+    it.
+    """
+    names = [name for name in given if name.startswith(SEALED)]
+    sealed = {name.removeprefix(SEALED): given[name] for name in names}
+    return given.select(name for name in given if name not in names) if names else given, Arrays(sealed)
+
+
+def _encoded(user: dict[str, Any], local: dict[str, Any], secrets: Any, client: ClientId) -> bytes:
     """A client's next state. Raises `UpdateRejected` where it cannot be kept."""
+    kept = {} if secrets is None else {"secrets": secrets}
     try:
-        pieces = list(encoding.pieces({"user": keepable(user), "local": local}))
+        pieces = list(encoding.pieces({"user": keepable(user), "local": local, **kept}))
     except StrategyError as error:
         raise UpdateRejected(f"what it left in ctx.state cannot be kept: {error.message}", hint=error.hint) from error
     size = sum(map(len, pieces))

@@ -1,0 +1,104 @@
+"""The server's side of secure aggregation: the masks that did not cancel are taken off a sum."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..core.arrays import Array
+from ..errors import ClientId, UpdateRejected
+from . import shamir
+from .masks import KEY_BYTES, add_masks
+from .secure_sum import own_mask, pairwise, public_key
+
+
+@dataclass(slots=True)
+class Session:
+    """What a server knows of one session of `secure_sum`: the clients' points, neighbours and public keys, who has
+    shared its secrets, and who is in the sum.
+    """
+
+    name: str
+    threshold: int
+    points: Mapping[ClientId, int]
+    neighbours: Mapping[ClientId, Sequence[ClientId]]
+    keys: Mapping[ClientId, Array]
+    shares: dict[ClientId, Mapping[ClientId, Array]] = field(default_factory=dict)
+    summed: frozenset[ClientId] = frozenset()
+
+    def asked(self, client: ClientId) -> dict[str, Array]:
+        """What a client gets when it is to share its secrets."""
+        peers = self.neighbours[client]
+        keys = np.stack([self.keys[peer] for peer in peers])
+        return {"point": np.array(self.points[client]), "points": self._points(peers), "keys": keys}
+
+    def take_shares(self, told: Mapping[ClientId, Array]) -> None:
+        """What clients have encrypted for their neighbours; who has not done so for each of them has dropped out."""
+        for client, rows in told.items():
+            if rows.ndim == 2 and len(rows) == len(self.neighbours[client]):
+                self.shares[client] = dict(zip(self.neighbours[client], rows, strict=True))
+
+    def received(self, client: ClientId) -> dict[str, Array]:
+        """What a client gets when it is to mask its update: the shares that its neighbours have for it."""
+        peers = self.sharing(client)
+        return {"points": self._points(peers), "shares": np.stack([self.shares[peer][client] for peer in peers])}
+
+    def told(self, client: ClientId) -> dict[str, Array]:
+        """What a client gets when it is to tell the shares that it has: which neighbours are in the sum."""
+        peers = self.sharing(client)
+        there = [peer for peer in peers if peer in self.summed]
+        gone = [peer for peer in peers if peer not in self.summed]
+        return {"there": self._points(there), "gone": self._points(gone)}
+
+    def sharing(self, client: ClientId) -> list[ClientId]:
+        """The neighbours of a client that have shared their secrets."""
+        return [peer for peer in self.neighbours[client] if peer in self.shares]
+
+    def enough(self, clients: Iterable[ClientId]) -> frozenset[ClientId]:
+        """Those of these who have as many neighbours among them as the threshold says."""
+        left = frozenset(clients)
+        counts = Counter(peer for client in left for peer in self.neighbours[client])
+        return frozenset(client for client in left if counts[client] >= self.threshold)
+
+    def unmask(self, vectors: Sequence[Array], opened: Mapping[ClientId, Mapping[str, Array]]) -> None:
+        """Take the masks off a sum, in place, with what clients have told. Raises `UpdateRejected` where it is too
+        little, or not what they were given.
+        """
+        seeds, masks = dict[ClientId, dict[int, Array]](), dict[ClientId, dict[int, Array]]()
+        for client, parts in opened.items():
+            peers = self.sharing(client)
+            for name, kept, stays in (("seeds", seeds, True), ("masks", masks, False)):
+                about = [peer for peer in peers if (peer in self.summed) is stays]
+                if name not in parts or len(parts[name]) != len(about):
+                    raise UpdateRejected(f"client {client} has told other shares than it was asked for")
+                for peer, share in zip(about, parts[name], strict=True):
+                    kept.setdefault(peer, {})[self.points[client]] = share
+        for client in self.summed:
+            seed = self._recovered(client, seeds)
+            add_masks(vectors, own_mask(seed, self.name), negative=True)
+        for gone in self.shares.keys() - self.summed:
+            there = [peer for peer in self.neighbours[gone] if peer in self.summed]
+            if there:
+                self._cancel(gone, self._recovered(gone, masks), there, vectors)
+
+    def _recovered(self, client: ClientId, shares: Mapping[ClientId, Mapping[int, Array]]) -> bytes:
+        own = shares.get(client, {})
+        if len(own) < self.threshold:
+            raise UpdateRejected(
+                f"{len(own)} neighbours have told a share of a secret of client {client}, fewer than {self.threshold}"
+            )
+        return shamir.recover(own, self.threshold, KEY_BYTES)
+
+    def _cancel(self, gone: ClientId, private: bytes, there: Iterable[ClientId], vectors: Sequence[Array]) -> None:
+        """Take off the masks that others have for a client that is not in the sum."""
+        if public_key(private) != self.keys[gone][KEY_BYTES:].tobytes():
+            raise UpdateRejected(f"the shares of client {gone}'s secret are not of the key that it has told")
+        for peer in there:
+            key = pairwise(private, self.keys[peer][KEY_BYTES:].tobytes(), self.name)
+            add_masks(vectors, key, negative=self.points[peer] < self.points[gone])
+
+    def _points(self, clients: Iterable[ClientId]) -> Array:
+        return np.array([self.points[client] for client in clients], np.int64)
