@@ -10,6 +10,7 @@ import umbel
 from umbel import folds, transforms
 from umbel.entropy import Entropy
 from umbel.privacy import central_gaussian
+from umbel.privacy import secure as secured
 from umbel.samplers import FairRate
 from umbel.strategies import AFL, FedNova, Scaffold
 
@@ -151,6 +152,7 @@ plain = app(umbel.FedAvg(cohort=3))
 long = app(umbel.FedAvg(cohort=3), rounds=40)
 own = app(Own())
 sparse = app(umbel.FedAvg(cohort=4, transforms=(umbel.top_k(0.3, error_feedback=True),)))
+secure = app(secured(umbel.FedAvg(cohort=4, transforms=transforms.rotate()), weight=1000.0, metrics=["noise"]))
 variates = app(Scaffold(cohort="all", transforms=umbel.top_k(0.5)))
 steps = app(FedNova(cohort="all"))
 shares = app(AFL(lr=0.01))

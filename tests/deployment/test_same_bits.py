@@ -35,7 +35,7 @@ def test_a_run_on_four_nodes_ends_with_the_simulations_bits(four):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["own", "sparse", "shapes", "shares", "robust", "steps", "variates"])
+@pytest.mark.parametrize("name", ["own", "secure", "sparse", "shapes", "shares", "robust", "steps", "variates"])
 def test_so_does_one_that_asks_in_other_ways(four, name):
     run = four.submit(f"{APP}:{name}", 3)
     with four.office() as office:

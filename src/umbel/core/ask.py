@@ -40,6 +40,8 @@ SENT = Sent._fields
 """The fields of an ask that its clients get, each a value or a function of the client."""
 
 
+PHASE = "phase:"
+"""What the kinds of asks begin with that a step answers by itself: see `Sealing`."""
 SEALED = "sealed:"
 """What the names of those arrays of an inbox begin with that are for the step that seals updates."""
 
@@ -148,7 +150,7 @@ class Ask:
         else:
             if transforms.brings_aux:
                 object.__setattr__(self, "expects", _with_aux(self.expects))
-            if not callable(self.expects):
+            if not callable(self.expects) and self.kind not in phases(transforms):
                 self._check(self.expects)
         if self.lane is None:
             object.__setattr__(self, "lane", self.kind)

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import StrategyError, UmbelError
 from .arrays import Arrays
-from .ask import Ask
+from .ask import PHASE, Ask
 from .strategy import Strategy
 
 VERSION = 1
@@ -28,7 +28,7 @@ def contract(
     asks = first_asks(strategy, model)
     sent = [ask.model for ask in asks if isinstance(ask.model, Arrays)]
     schema = sent[0].schema if sent and sent[0].keys() == model.keys() else model.schema  # it knows what is personal
-    kinds = {ask.kind for ask in asks} | set(handlers)
+    kinds = {ask.kind for ask in asks if not ask.kind.startswith(PHASE)} | set(handlers)
     if not evaluates and all(ask.kind != "evaluate" for ask in asks):
         kinds.discard("evaluate")
     return {

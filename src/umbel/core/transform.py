@@ -446,10 +446,12 @@ class Sealing(Protocol):
     """A step, the last of its chain, that takes part in a protocol by which updates are summed and nobody sees one.
 
     Asks of the kinds in `phases` are answered by it alone, without data or a handler. What it keeps from phase to
-    phase, its secrets, stays at the holder, beside what handlers and other steps keep.
+    phase, its secrets, stays at the holder, beside what handlers and other steps keep. A holder answers each kind of
+    ask of one `session` once.
     """
 
     phases: tuple[str, ...]
+    session: str
 
     @property
     def key(self) -> Key:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ..core.ask import PHASE
 from ..wire import messages as m
 from ..work import retries
 from .holdings import REASON_LETTERS, NeededBlobs
@@ -145,7 +146,7 @@ class RunHosting:
         self._against.pop(ask, None)
 
     def _judge(self, ask: m.AskSpec) -> str:
-        if ask.kind not in self._kinds:
+        if ask.kind not in self._kinds and not ask.kind.startswith(PHASE):
             return f"the client has no handler for {ask.kind} (it has: {', '.join(sorted(self._kinds)) or 'none'})"
         for name, version in steps_of(ask):
             if (name, version) not in self._steps:

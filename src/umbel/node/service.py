@@ -54,6 +54,7 @@ from .limits import Limits
 from .machine import NodeMachine
 from .orders import blob_of
 from .run_host import ChildSettings, Program, holder
+from .sessions import SecureSessions
 from .signals import (
     Approved,
     Denied,
@@ -203,6 +204,7 @@ class NodeService:
         self._audit = NodeAudit(spool, settings.folder)
         known_as = lambda: settings.server.known_as  # noqa: E731
         self._ledger = PrivacyLedger(self._audit.records, settings.key, settings.budget, server=known_as)
+        self._sessions = SecureSessions(self._audit.records)
         self._patience = Patience(None, self._waits, rest=settings.rest)
         self._machine = NodeMachine(
             spool,
@@ -211,7 +213,7 @@ class NodeService:
             allows=self._audit.against_ask(settings.gate.against_ask),
             admits=settings.gate.against_run,
             largest=self._largest(),
-            account=self._ledger.commit,
+            account=self._account,
         )
         for run, sha in self._machine.needed():
             self._blobs.hold(sha, holder(run, sha))
@@ -322,6 +324,11 @@ class NodeService:
 
     # the machine
 
+    def _account(self, task: m.Task, ask: m.AskSpec) -> None:
+        """The answer of a task is put into the spool: so is what is kept of it."""
+        self._ledger.commit(task, ask)
+        self._sessions.commit(task, ask)
+
     def _told(self, event: Event) -> None:
         """Take an event from anywhere but the server; what goes wrong then is the node's own fault, and its end."""
         try:
@@ -335,6 +342,7 @@ class NodeService:
                     event = HostRefused(event.run, reason)
             self._handle(event)
             self._ledger.over(event)
+            self._sessions.over(event)
         except Exception as error:
             if not self.fault.done():
                 self.fault.set_exception(error)
@@ -388,7 +396,7 @@ class NodeService:
             case Start():
                 gate, spec, path = self._settings.gate, self._specs[effect.run], self._blobs.path
                 reason = against_start(gate, effect, spec.config, path)
-                if reason := reason or self._ledger.begin(effect, spec.name, path):
+                if reason := reason or self._sessions.begin(effect) or self._ledger.begin(effect, spec.name, path):
                     task = effect.task
                     self._audit.against_task(task, reason)
                     failed = TaskFailed(effect.run, task.task, task.attempt, reason, False)
@@ -400,6 +408,7 @@ class NodeService:
             case EndRun(run):
                 self._audit.ended(run)
                 self._ledger.ended(run)
+                self._sessions.ended(run)
                 self._specs.pop(run, None)
                 if (preparing := self._preparing.pop(run, None)) is not None:
                     preparing.cancel()

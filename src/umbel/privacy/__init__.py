@@ -8,8 +8,10 @@ from .local import local_gaussian, local_laplace
 from .metrics import central_metrics
 from .privunit import privunit
 from .randomised_response import randomised_response
+from .secure import secure
+from .secure_sum import secure_sum
 
 __all__ = [
     "ExamplePrivacy", "central_counts", "central_gaussian", "central_metrics", "dp_ftrl", "example_privacy_spent",
-    "local_gaussian", "local_laplace", "privunit", "randomised_response",
+    "local_gaussian", "local_laplace", "privunit", "randomised_response", "secure", "secure_sum",
 ]  # fmt: skip

@@ -98,7 +98,8 @@ class Secured(Strategy):
         def phase(kind: str, clients: Any, inbox: Callable[[ClientId], Mapping[str, Array]] | None = None) -> Ask:
             return Ask(
                 kind=kind, clients=clients, inbox=inbox and _sealed(inbox), expects=Free(), fold=collect(),
-                transforms=step, window=Window(deadline=ask.window.deadline), lane=f"{ask.lane}:{kind}",
+                transforms=chain(ask.transforms, step), window=Window(deadline=ask.window.deadline),
+                lane=f"{ask.lane}:{kind}",
             )  # fmt: skip
 
         step = secure_sum(name, 2, 2, self.clip)

@@ -56,6 +56,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ..core.ask import PHASE
 from ..core.settings import not_negative, positive
 from ..core.transform import accounts, chain_from_spec, transform_from_spec
 from ..core.update import Like
@@ -314,7 +315,8 @@ class Policy:
 
     def check_ask(self, spec: m.AskSpec) -> list[str]:
         """Why an ask is not answered here, as far as that is known without what clients are sent; empty if it is."""
-        reasons = self._check_kinds([spec.kind])
+        phase = spec.kind.startswith(PHASE)  # answered without data, by a step that is looked at below
+        reasons = [] if phase else self._check_kinds([spec.kind])
         if spec.cohort < self.smallest_cohort:
             reasons.append(f"a cohort of {spec.cohort} is asked, and here it has to be at least {self.smallest_cohort}")
         if spec.kind != "evaluate":
@@ -330,7 +332,7 @@ class Policy:
         if "config" in self.require and sent["laid_over"]:
             names = ", ".join(map(repr, sent["laid_over"][:5]))
             reasons.append(f"the ask lays other settings over those that the author has signed: {names:.200}")
-        if reasons or spec.kind == "evaluate":
+        if reasons or spec.kind == "evaluate" or spec.kind.startswith(PHASE):
             return reasons
         required = {step.name for step in self.transforms}
         parts = chain_from_spec(json.loads(spec.transforms)).parts if required else ()
