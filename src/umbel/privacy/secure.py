@@ -111,7 +111,8 @@ class Secured(Strategy):
         degree, threshold = neighbourhood(len(clients), self.corrupt, self.dropped)
         seed = hashlib.sha256(b"".join(keys[client].tobytes() for client in clients)).digest()
         points = {client: at for at, client in enumerate(clients, 1)}
-        session = Session(name, threshold, points, graph(clients, degree, seed), keys)
+        around = [tuple(clients[at] for at in peers) for peers in graph(len(clients), degree, seed)]
+        session = Session(name, threshold, points, dict(zip(clients, around, strict=True)), keys)
         step = self._step(ask, name, threshold, len(clients))
         shared = yield phase(SHARES, tuple(clients), session.asked)
         session.take_shares(_checked(shared, "shares"))
