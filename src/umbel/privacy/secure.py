@@ -137,8 +137,10 @@ class Secured(Strategy):
             whole = replace(answer, asked=told.asked, failed={**told.failed, **answer.failed})
             return self._answer(ask, step, whole, *vectors)
 
+        if not (left := session.enough(session.summed)):
+            raise _too_few(f"{answer.count} clients have sent updates, too few for {threshold} neighbours each", answer)
         step = _Opening(**vars(step), opened=opened)
-        return (yield phase(UNMASK, _in_order(session.enough(session.summed), points), session.told))
+        return (yield phase(UNMASK, _in_order(left, points), session.told))
 
     def _answer(self, ask: Ask, step: secure_sum, answer: Answer, head: Array, body: Array) -> Answer:
         """The answer that the strategy would have had of its own ask, made of the sums alone."""

@@ -1,0 +1,172 @@
+"""Secure sums of whole runs, against the same runs without."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import umbel
+from umbel.errors import RunFailed, SettingError, StrategyError
+from umbel.folds import median, total
+from umbel.privacy import secure, secure_sum
+from umbel.privacy.secure import Secured
+from umbel.strategies import Scaffold
+from umbel.transforms import clip_by_norm, random_k, rotate, top_k
+
+client = umbel.Client()
+MODEL = {"w": np.zeros((8, 4), np.float32), "b": np.zeros(3, np.float32)}
+
+
+@client.train
+def train(model: Any, data: Any, ctx: Any) -> umbel.Update:
+    if ctx.client in ctx.config.get("gone", ()):
+        raise RuntimeError("gone")
+    assert not [name for name in ctx.inbox if name.startswith("sealed")]
+    rng = np.random.default_rng([ctx.client, ctx.round])
+    step = {name: (array + rng.normal(size=array.shape)).astype("f4") for name, array in model.items()}
+    ctx.state["rounds"] = ctx.state.get("rounds", 0) + 1
+    return umbel.Update(
+        step, weight=ctx.client % 4 + 1, metrics={"loss": float(ctx.client), "rounds": ctx.state["rounds"]}
+    )
+
+
+def run(strategy: Any, clients: int = 6, rounds: int = 2, workers: int = 0, **settings: Any) -> Any:
+    app = umbel.App(client, model=MODEL, strategy=strategy, rounds=rounds, config=settings)
+    return umbel.run(app, on=umbel.Simulation(clients, workers=workers), folder=None, seed=4)
+
+
+def everyone(**settings: Any) -> umbel.FedAvg:
+    return umbel.FedAvg(cohort="all", **settings)
+
+
+KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "weighted": (everyone(), {"weight": 4.0}),
+    "alike": (everyone(fold=umbel.mean()), {}),
+    "total": (everyone(fold=total()), {}),
+    "clipped": (everyone(fold=umbel.mean(), transforms=clip_by_norm(1.0)), {}),
+    "rotated": (everyone(transforms=(rotate(block=16),)), {"weight": 7.0}),
+    "adam": (umbel.FedAdam(cohort="all", fold=umbel.mean()), {}),
+    "prox": (umbel.FedAvg(cohort=4, fold=umbel.mean()), {}),
+    "16 bits": (everyone(fold=umbel.mean()), {"bits": 9}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("gone", [(), (1, 4)])
+def test_a_secure_run_comes_to_what_the_plain_one_does(kind: str, gone: tuple[int, ...]) -> None:
+    strategy, settings = KINDS[kind]
+    plain, sealed = run(strategy, gone=gone), run(secure(strategy, **settings), gone=gone)
+    step = 4.0 / 2 ** (settings.get("bits", 24) - 1) * 2 * (6 if kind == "total" else 1)
+    for name in MODEL:
+        assert abs(plain.model[name] - sealed.model[name]).max() < max(step * 8, 2e-5), name
+        assert abs(sealed.model[name]).max() > 0.01
+    assert sealed.history.columns()["clients"] == plain.history.columns()["clients"]
+    assert sealed.metrics["train.secure.cut"] < 0.01
+
+
+@pytest.mark.parametrize("kind", ["weighted", "rotated", "16 bits"])
+def test_masks_do_not_show_in_a_sum(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the last bit it is the sum of what was quantised, whoever dropped out."""
+    strategy, settings = KINDS[kind]
+    sealed = run(secure(strategy, **settings), gone=(2,))
+    monkeypatch.setattr(sys.modules[secure_sum.__module__], "add_masks", lambda *_, **__: None)
+    monkeypatch.setattr("umbel.privacy.unmasking.add_masks", lambda *_, **__: None)
+    assert run(secure(strategy, **settings), gone=(2,)).model_sha256 == sealed.model_sha256
+    monkeypatch.undo()
+    monkeypatch.setattr("umbel.privacy.unmasking.add_masks", lambda *_, **__: None)
+    assert run(secure(strategy, **settings), gone=(2,)).model_sha256 != sealed.model_sha256
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_come_to_the_same_bits(workers: int) -> None:
+    strategy = secure(everyone(), weight=4.0, metrics=["loss"])
+    one, other = run(strategy, gone=(3,)), run(strategy, workers=workers, gone=(3,))
+    assert one.model_sha256 == other.model_sha256
+    assert one.metrics == other.metrics
+
+
+def test_metrics_that_are_named_are_told_as_means_and_no_others() -> None:
+    sealed = run(secure(everyone(), weight=4.0, metrics=["loss"]))
+    weights = np.arange(6) % 4 + 1
+    assert sealed.metrics["train.loss"] == pytest.approx((weights * np.arange(6)).sum() / weights.sum(), abs=1e-5)
+    assert sealed.metrics.keys() == {"train.loss", "train.secure.cut"}
+    assert all(not receipt.metrics for receipt in getattr(sealed, "receipts", ()))
+
+
+def test_what_is_cut_off_is_told() -> None:
+    assert run(secure(everyone(fold=umbel.mean()), clip=0.01)).metrics["train.secure.cut"] > 0.9
+
+
+def test_states_of_clients_go_on() -> None:
+    sealed = run(secure(everyone(fold=umbel.mean()), metrics=["rounds"]), rounds=3)
+    assert sealed.metrics["train.rounds"] == 3.0
+
+
+def test_thinned_out_updates_are_thinned_out_alike() -> None:
+    """All clients send the same entries, drawn anew each round: so those of a sum are there, and all others are 0."""
+    sealed = run(secure(everyone(fold=umbel.mean(), transforms=random_k(0.25))), rounds=1)
+    assert np.count_nonzero(sealed.model["w"]) == 8
+    again = run(secure(everyone(fold=umbel.mean(), transforms=random_k(0.25))), rounds=2)
+    assert 8 < np.count_nonzero(again.model["w"]) < 17
+
+
+def test_buffers_stay_as_they_are() -> None:
+    model = umbel.Arrays(
+        {**MODEL, "seen": np.zeros(2, np.float32)}, {"w": "parameter", "b": "parameter", "seen": "buffer"}
+    )
+    app = umbel.App(client, model=model, strategy=secure(everyone(fold=umbel.mean())), rounds=1)
+    done = umbel.run(app, on=umbel.Simulation(4, workers=0), folder=None)
+    assert not done.model["seen"].any()
+    assert done.model["w"].any()
+
+
+def test_a_run_that_is_interrupted_goes_on(tmp_path: Path) -> None:
+    strategy = secure(everyone(), weight=4.0)
+    app = umbel.App(client, model=MODEL, strategy=strategy, rounds=2)
+    half = umbel.run(app, on=umbel.Simulation(6, workers=0), folder=tmp_path, seed=4)
+    whole = umbel.resume(app, tmp_path / half.run, rounds=4, on=umbel.Simulation(6, workers=0))
+    assert whole.model_sha256 == run(strategy, rounds=4).model_sha256
+
+
+# What comes to nothing
+
+
+def test_too_few_that_stay_come_to_nothing() -> None:
+    with pytest.raises(RunFailed, match=r"brought no update"):
+        run(secure(everyone(fold=umbel.mean())), clients=10, gone=tuple(range(1, 10)))
+
+
+def test_two_clients_have_no_secret_sum() -> None:
+    with pytest.raises(RunFailed, match="2 clients have sent keys, and secure sums are of 3 at least"):
+        run(secure(everyone(fold=umbel.mean())), clients=2)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "settings", "says"),
+    [
+        (everyone(fold=median()), {}, "median has to see single updates"),
+        (everyone(), {}, "weighted_mean takes weights"),
+        (everyone(fold=umbel.mean(), transforms=top_k(0.5)), {}, "top_k cannot be undone of a sum"),
+        (everyone(fold=umbel.mean(), window=umbel.Window(late="keep")), {}, "late updates"),
+        (Scaffold(cohort="all"), {"weight": 9.0}, "aux arrays|cannot be undone"),
+    ],
+)
+def test_what_cannot_be_summed_securely_is_said(strategy: Any, settings: Any, says: str) -> None:
+    with pytest.raises(StrategyError, match=says):
+        run(secure(strategy, **settings))
+
+
+@pytest.mark.parametrize("settings", [{"clip": -1.0}, {"attempts": 0}, {"bits": 40}, {"corrupt": 0.7, "dropped": 0.6}])
+def test_settings_that_cannot_be_are_refused(settings: Any) -> None:
+    with pytest.raises(SettingError):
+        run(secure(everyone(fold=umbel.mean()), **settings))
+
+
+def test_it_wraps_strategies_and_nothing_else() -> None:
+    with pytest.raises(StrategyError, match="secure wraps a strategy"):
+        secure("FedAvg")  # type: ignore[arg-type]
+    assert isinstance(secure(everyone(fold=umbel.mean())), Secured)
