@@ -19,8 +19,6 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from fractions import Fraction
-from functools import lru_cache
 from hashlib import sha256
 from typing import NamedTuple
 
@@ -33,7 +31,6 @@ _MARGIN = 1 - 1e-9  # rounding errors of probabilities are below 1e-11 of them
 _LABEL = b"umbel neighbours 1"
 
 
-@lru_cache(256)
 def neighbourhood(
     clients: int,
     corrupt: float,
@@ -176,5 +173,5 @@ def _risks(clients: int, corrupt: float, dropped: float, security: int, correctn
     for name, share in (("corrupt", corrupt), ("dropped", dropped)):
         if not 0 <= share < 1:
             raise SettingError(f"{name} is a share of the clients from 0 to below 1, not {share!r:.60}")
-    counts = (math.floor(Fraction(repr(float(each))) * clients) for each in (corrupt, dropped))  # 0.29 of 100 is 29
-    return _Risks(clients, *counts, _MARGIN * 2.0**-security, _MARGIN * 2.0**-correctness, malicious)
+    corrupted, gone = (math.floor(each * clients * (1 + 1e-12)) for each in (corrupt, dropped))  # 0.29 of 100 is 29
+    return _Risks(clients, corrupted, gone, _MARGIN * 2.0**-security, _MARGIN * 2.0**-correctness, malicious)

@@ -101,9 +101,9 @@ def _checked(point: int, share: Any, limbs: int) -> Elements:
 
 def _product(a: Elements, b: Elements) -> Elements:
     """The product of two matrices; the second one's entries are cut at 16 bits."""
-    low = a @ (b & np.uint64(0xFFFF)) % _PRIME
-    high = a @ (b >> np.uint64(16)) % _PRIME
-    return (low + (high << np.uint64(16))) % _PRIME
+    low, high = a @ (b & np.uint64(0xFFFF)), a @ (b >> np.uint64(16)) % _PRIME
+    product: Elements = (low + (high << np.uint64(16))) % _PRIME  # below 2^63 + 2^47
+    return product
 
 
 def _powers(x: Elements, count: int) -> Elements:
@@ -124,7 +124,8 @@ def _total(factors: Elements) -> Elements:
         half = n // 2
         paired = factors[..., :half] * factors[..., half : 2 * half] % _PRIME
         factors = np.concatenate([paired, factors[..., 2 * half :]], -1)
-    return factors[..., 0]
+    total: Elements = factors[..., 0]
+    return total
 
 
 def _inverse(a: Elements) -> Elements:
