@@ -40,7 +40,9 @@ def neighbourhood(
     correctness: int = 20,
     malicious: bool = False,
 ) -> tuple[int, int]:
-    """The least degree for so many clients, and the least threshold with it: (degree, threshold).
+    """The least degree for so many clients, and the largest threshold with it: (degree, threshold).
+
+    The larger a threshold, the more clients have to conspire; the least one would let more drop out than was stated.
 
     At most the shares `corrupt` and `dropped` of the clients in the graph, rounded down, are corrupted and drop out in
     any phase. Except with a probability of 2^-`security` (1 to 256) the sum hides what it should, and except with one
@@ -78,13 +80,13 @@ def neighbourhood(
     )
     while degree < clients - 1:
         if possible := risks.thresholds(degree, risks.insecure - risks.apart(degree)):
-            return degree, possible.start
+            return degree, possible.stop - 1
         # One more neighbour is at most one more that is corrupted, and at most one more that drops out. So either end
         # of the range moves by 0 or 1, and it takes as many more neighbours as ends are too far apart, or more.
         most = risks.thresholds(degree, risks.insecure)
         missing = most.start - most.stop + 1
         degree += max(2, missing + missing % 2)
-    return clients - 1, complete.start
+    return clients - 1, complete.stop - 1
 
 
 def graph(clients: int, degree: int, seed: bytes) -> list[tuple[int, ...]]:

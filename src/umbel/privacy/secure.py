@@ -140,7 +140,8 @@ class Secured(Strategy):
         if not (left := session.enough(session.summed)):
             raise _too_few(f"{answer.count} clients have sent updates, too few for {threshold} neighbours each", answer)
         step = _Opening(**vars(step), opened=opened)
-        return (yield phase(UNMASK, _in_order(left, points), session.told))
+        whole: Answer = yield phase(UNMASK, _in_order(left, points), session.told)
+        return whole
 
     def _answer(self, ask: Ask, step: secure_sum, answer: Answer, head: Array, body: Array) -> Answer:
         """The answer that the strategy would have had of its own ask, made of the sums alone."""
