@@ -25,6 +25,8 @@ GRID_BITS = 23
 """A clip bound is at most so many powers of two above the grid, so that float32 has all its multiples."""
 SLACK = 3e-7
 """How far below the bound, by its share, updates stay: twice and more what float32 can err by as it scales them."""
+LEAST_SLACK = 5e-8
+"""How far they have to: more than float64 can err by in a norm."""
 _PART = 1 << 14
 """So many elements are rounded at a time."""
 
@@ -89,7 +91,7 @@ class Clipped(Transform):
     def decode(self, update: Update, params: Any, schema: Schema | None = None) -> Update:
         arrays, bound = with_roles(as_arrays(update), schema), self._sent(params)
         parameters, step = arrays.of_role("parameter"), grid(bound)
-        if not (norm := parameter_norm(arrays)) <= bound * (1 - SLACK / 2):
+        if not (norm := parameter_norm(arrays)) <= bound * (1 - LEAST_SLACK):
             raise UpdateRejected(f"the update's norm is {norm:.9g}, but it had to be clipped to {bound:.9g}")
         for name, array in parameters.items():
             if not _on_grid(array, step):
