@@ -115,7 +115,7 @@ def test_stating_more_takes_no_smaller_degree(
 def test_hundreds_of_clients_suit_too_and_two_neighbours_less_do_not(
     clients: int, shares: tuple[float, float], malicious: bool
 ) -> None:
-    c, d = (round(each * clients - 1 / 3) for each in shares)  # a third is rounded down, and 0.29 of 100 is 29
+    c, d = (round(each * clients - 1 / 3) for each in shares)  # a third is rounded down
     if clients - 1 <= c + (1 + malicious) * d:
         with pytest.raises(SettingError):
             neighbourhood(clients, *shares, malicious=malicious)
@@ -275,6 +275,7 @@ def test_every_ring_is_as_likely() -> None:
         (lambda: neighbourhood(10, 0, 0, security=0), "security is a whole number of bits from 1 to 256"),
         (lambda: neighbourhood(10, 0, 0, correctness=257), "correctness is a whole number"),
         (lambda: neighbourhood(100, 0.5, 0.5), "would have to be from 51 to 49"),
+        (lambda: neighbourhood(100, 0.29, 0.8), "of which 29 are corrupted and 80 drop out"),  # 0.29 * 100 < 29
         (lambda: neighbourhood(100, 0.34, 0.33, malicious=True), "or trust the server"),
         (lambda: graph(10, 3, SEED), "10 clients cannot have 3 neighbours"),
         (lambda: graph(10, 10, SEED), "cannot have 10"),
