@@ -14,7 +14,7 @@ from itertools import combinations, product
 from typing import Any
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -80,6 +80,8 @@ def found(n: int, c: int, d: int, bits: tuple[int, int], malicious: bool) -> tup
 
 
 @given(settings())
+@example((20, 3, 3, (1, 5), False))  # what the second of the events takes of the odds decides
+@example((31, 7, 4, (2, 3), False))
 def test_it_is_the_least_that_suits_by_exact_fractions(given: tuple[int, int, int, tuple[int, int], bool]) -> None:
     assert found(*given) == least(*given)
 
@@ -107,13 +109,13 @@ def test_stating_more_takes_no_smaller_degree(
     assert there is None or there[0] >= here[0]
 
 
-@pytest.mark.parametrize("clients", [60, 200, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("clients", [100, pytest.param(1000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("shares", [(0.0, 0.0), (0.1, 0.05), (0.05, 0.3), (1 / 3, 1 / 3), (0.29, 0.0), (0.0, 0.45)])
 @pytest.mark.parametrize("malicious", [False, True])
 def test_hundreds_of_clients_suit_too_and_two_neighbours_less_do_not(
     clients: int, shares: tuple[float, float], malicious: bool
 ) -> None:
-    c, d = (round(each * clients - 1 / 3) for each in shares)  # a third is rounded down, and 0.29 of 200 is 58
+    c, d = (round(each * clients - 1 / 3) for each in shares)  # a third is rounded down
     if clients - 1 <= c + (1 + malicious) * d:
         with pytest.raises(SettingError):
             neighbourhood(clients, *shares, malicious=malicious)
@@ -182,7 +184,8 @@ def test_graphs_are_good_as_often_as_promised(n: int, c: int, d: int, bits: tupl
 @pytest.mark.parametrize(
     ("corrupt", "dropped", "degrees"),
     [
-        (0.45, 0.45, {100: 92, 1000: 822, 10**4: 3494, 10**5: 5508, 10**6: 6240}),
+        (0.45, 0.45, {100: 92, 1000: 822, 10**4: 3494}),
+        pytest.param(0.45, 0.45, {10**5: 5508, 10**6: 6240}, marks=pytest.mark.slow),
         (0.33, 0.33, {10: 8, 100: 68, 1000: 286, 10**4: 422, 10**5: 480, 10**6: 518}),
         (0.05, 0.33, {100: 28, 1000: 72, 10**4: 86, 10**5: 96, 10**6: 102}),
         (0.33, 0.05, {10: 4, 100: 34, 1000: 78, 10**4: 92, 10**5: 102, 10**6: 110}),
@@ -272,6 +275,7 @@ def test_every_ring_is_as_likely() -> None:
         (lambda: neighbourhood(10, 0, 0, security=0), "security is a whole number of bits from 1 to 256"),
         (lambda: neighbourhood(10, 0, 0, correctness=257), "correctness is a whole number"),
         (lambda: neighbourhood(100, 0.5, 0.5), "would have to be from 51 to 49"),
+        (lambda: neighbourhood(100, 0.29, 0.8), "of which 29 are corrupted and 80 drop out"),  # 0.29 * 100 < 29
         (lambda: neighbourhood(100, 0.34, 0.33, malicious=True), "or trust the server"),
         (lambda: graph(10, 3, SEED), "10 clients cannot have 3 neighbours"),
         (lambda: graph(10, 10, SEED), "cannot have 10"),

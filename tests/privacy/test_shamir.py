@@ -21,7 +21,7 @@ from umbel.privacy.shamir import recover, split
 
 PRIME = 2**31 - 1
 FARTHEST = PRIME - 1
-POINTS = st.lists(st.integers(1, 40) | st.integers(1, FARTHEST), min_size=2, max_size=12, unique=True)
+POINTS = st.lists(st.integers(1, 40) | st.integers(1, FARTHEST), min_size=2, max_size=8, unique=True)
 
 
 def planted(words: Sequence[int]) -> Entropy:

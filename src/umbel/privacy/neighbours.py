@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from ..errors import SettingError
 
-_MARGIN = 1 - 1e-9  # rounding errors of probabilities are below 1e-11 of them
+_MARGIN = 1 - 1e-9  # for rounding, which moves probabilities by 3e-12 of themselves for hundreds of neighbours
 _LABEL = b"umbel neighbours 1"
 
 
@@ -49,18 +49,18 @@ def neighbourhood(
     of 2^-`correctness` (likewise) it comes about. The degree is even, or that of the complete graph, clients - 1.
 
     By default the server is honest but curious, and who drops out does not depend on the order; then 1 and 2 above hold
-    with the one probability, and 3 with the other. With `malicious` the server may name whomever it likes as dropped
-    out once it knows the graph, and other ones to each client. Then 1 is that no honest client's two secrets can both
-    be recovered though every honest neighbour gives away one of them: 2 threshold > degree + its corrupted neighbours.
-    And 2 holds whichever clients the server names, of that share at most. Therefore the degree is above their number:
-    the paper has another graph for such a server, of fewer neighbours, with which a sum may be over a part of the
-    clients. What it takes for granted: honest clients give shares only once they have seen that all of them were told
-    one list of survivors, of at least clients - dropped (as in the consistency check of Bonawitz et al. 2017), and the
-    seed of `graph` was nobody's choice: whoever can try 2^g seeds takes g bits from the security. That corrupted
-    clients refuse to answer is for nobody to bound.
+    with the one probability, and 3 with the other. With `malicious` the server may lie, and once it knows the graph
+    name whomever it likes as dropped out. Then 1 is that no honest client's two secrets can both be recovered, even if
+    its neighbours are told different things and each gives away one of them: 2 threshold > degree + its corrupted
+    neighbours. And 2 holds whichever clients the server names, up to that share. Therefore the degree is above their
+    number: the paper has another graph for such a server, of fewer neighbours, with which a sum may be over a part of
+    the clients. Taken for granted is that honest clients give shares for one list of survivors alone, the same for all
+    of them, of at least clients - dropped (as the consistency check of Bonawitz et al. 2017 sees to), and that the seed
+    of `graph` is nobody's choice: whoever can try 2^g of them takes g bits from the security. Corrupted clients that do
+    not answer are among those that drop out.
 
-    On the complete graph that comes to threshold > corrupted clients, or 2 threshold > clients - 1 + corrupted clients
-    with `malicious`, and threshold <= clients - 1 - dropped ones, as in Bonawitz et al. 2017, where a client also holds
+    For the complete graph this says threshold > corrupted clients, or 2 threshold > clients - 1 + corrupted clients
+    with `malicious`, and threshold <= clients - 1 - dropped ones: as in Bonawitz et al. 2017, where a client also holds
     a share of its own. `SettingError` where not even that is possible, and for settings out of their range.
     """
     risks = _risks(clients, corrupt, dropped, security, correctness, malicious)
