@@ -1,5 +1,6 @@
 """An app whose updates are summed securely; clients of a node wait to be killed where the settings say so."""
 
+import sys
 import threading
 from pathlib import Path
 
@@ -22,13 +23,13 @@ def train(model, data, ctx):
     return umbel.Update({"w": model["w"] + step}, weight=ctx.client + 1)
 
 
-def wait_in(phase):
-    """Have the clients wait in an ask of this kind: there is nothing of theirs in a phase that could."""
+def have_wait():
+    """Have these clients wait in asks of the kind that the settings say: nothing of an app's own is in a phase."""
     handle = Executor._handle
 
     def waiting(self, job, *rest):
         ctx = job.ctx
-        if ctx.kind == ctx.config["at"] and ctx.round == 2 and ctx.client in WHO:
+        if ctx.kind == ctx.config.get("at") and ctx.round == 2 and ctx.client in WHO:
             Path(ctx.config["flags"], f"{ctx.client}").touch()
             while True:
                 ctx.step()
@@ -38,7 +39,8 @@ def wait_in(phase):
     Executor._handle = waiting
 
 
-wait_in("at")
+if getattr(sys.modules["__main__"].__spec__, "name", "") == "umbel.node.child":
+    have_wait()
 strategy = secure(umbel.FedAvg(cohort="all", window=umbel.Window(deadline=15.0)), weight=100.0)
 app = umbel.App(
     client, model={"w": np.zeros(1000)}, strategy=strategy, rounds=2, config={"at": "", "flags": "", "gone": False}
