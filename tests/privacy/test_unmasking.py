@@ -19,7 +19,7 @@ from umbel.core.update import Update
 from umbel.entropy import SYSTEM, Entropy
 from umbel.errors import UpdateRejected
 from umbel.privacy.secure_sum import BODY, HEAD, KEYS, SHARES, UNMASK, own_mask, pairwise, secure_sum
-from umbel.privacy.unmasking import Session
+from umbel.privacy.unmasking import SumSession
 
 module = sys.modules[secure_sum.__module__]
 NOTHING = Update()
@@ -35,8 +35,8 @@ def ring(n: int, degree: int) -> dict[Any, tuple[Any, ...]]:
     return {at: tuple(sorted({(at + step) % n for step in near})) for at in range(n)}
 
 
-class Session1:
-    """A session of clients 0, 1, ..., whose updates are `values`, as it goes on by phases."""
+class Sitting:
+    """A session with clients 0, 1, ..., whose updates are `values`, as it goes on by phases."""
 
     def __init__(self, step: secure_sum, values: Iterable[Any], degree: int = 0, own: Entropy = SYSTEM) -> None:
         self.step, self.own = step, own
@@ -61,7 +61,7 @@ class Session1:
         told = {client: self.ask(KEYS, client, {}).arrays["keys"] for client in self.values if client not in dropped}
         points = {client: client + 1 for client in self.values}
         around = {client: tuple(peer for peer in self.around[client] if peer in told) for client in told}
-        self.server = Session("1.0.1", self.step.threshold, points, around, told)
+        self.server = SumSession("1.0.1", self.step.threshold, points, around, told)
 
     def shares(self, dropped: Iterable[Any] = ()) -> None:
         there = [client for client in self.server.keys if client not in dropped]
@@ -93,13 +93,13 @@ class Session1:
 
 
 @st.composite
-def sessions(draw: Any) -> tuple[Session1, list[set[int]]]:
+def sessions(draw: Any) -> tuple[Sitting, list[set[int]]]:
     """Sessions of which everybody has enough neighbours to the end."""
     n = draw(st.integers(3, 9))
     degree = draw(st.sampled_from([each for each in (0, 2, 4, 6) if each < n]))
     step = step_of(2, clients=n, bits=draw(st.integers(2, 20)), clip=draw(st.sampled_from([0.5, 8.0])))
     values = draw(st.lists(st.lists(st.floats(-9, 9, width=32), min_size=5, max_size=5), min_size=n, max_size=n))
-    session = Session1(step, values, degree)
+    session = Sitting(step, values, degree)
     left, gone = set(range(n)), list[set[int]]()
     for _ in range(4):
         less = {each for each in draw(st.sets(st.sampled_from(sorted(left)), max_size=2)) if left - {each}}
@@ -114,7 +114,7 @@ def sessions(draw: Any) -> tuple[Session1, list[set[int]]]:
 
 
 @given(sessions())
-def test_the_sum_is_that_of_those_who_stayed_exactly(given: tuple[Session1, list[set[int]]]) -> None:
+def test_the_sum_is_that_of_those_who_stayed_exactly(given: tuple[Sitting, list[set[int]]]) -> None:
     session, gone = given
     opened = session.through(*gone)
     expected = session.total([session.plain(client) for client in session.sent])
@@ -131,7 +131,7 @@ def test_the_sum_is_that_of_those_who_stayed_exactly(given: tuple[Session1, list
 @pytest.mark.parametrize("missing", range(4))
 def test_what_is_sent_says_nothing_by_itself(missing: int) -> None:
     """Each masked update, and each sum of some of them, is as good as uniform."""
-    session = Session1(step_of(bits=16), np.zeros((4, 5000)))
+    session = Sitting(step_of(bits=16), np.zeros((4, 5000)))
     for phase in (session.keys, session.shares, session.masked):
         phase()
     some = [update for client, update in session.sent.items() if client != missing]
@@ -161,7 +161,7 @@ def test_the_servers_view_is_that_of_any_updates_of_the_same_sum(
     """By a small modulus, with three clients, for all masks that there are: what is masked, and what is opened."""
 
     def views(*values: int) -> Counter[Any]:
-        session = Session1(step_of(bits=3, clip=3.0), [[value] for value in values])
+        session = Sitting(step_of(bits=3, clip=3.0), [[value] for value in values])
         session.keys()
         session.shares()
         begun = dict(session.secrets)
@@ -189,7 +189,7 @@ def test_the_servers_view_is_that_of_any_updates_of_the_same_sum(
 
 def test_masks_that_are_left_out_are_seen() -> None:
     """The test above sees what it is there for."""
-    session = Session1(step_of(bits=16), np.zeros((3, 100)))
+    session = Sitting(step_of(bits=16), np.zeros((3, 100)))
     session.keys()
     session.shares()
     with pytest.MonkeyPatch.context() as patch:
@@ -198,14 +198,14 @@ def test_masks_that_are_left_out_are_seen() -> None:
     assert not session.sent[0].arrays[BODY].any()
 
 
-def changed(session: Session1, kind: str, client: Any = 0, **changes: Any) -> None:
+def changed(session: Sitting, kind: str, client: Any = 0, **changes: Any) -> None:
     """Ask a client with something changed in what it gets."""
     inbox = {SHARES: session.server.asked, "train": session.server.received, UNMASK: session.server.told}[kind](client)
     session.ask(kind, client, {**inbox, **changes})
 
 
-def upto(phase: str, n: int = 5, threshold: int = 3, gone: Iterable[Any] = ()) -> Session1:
-    session = Session1(step_of(threshold), np.zeros((n, 3)))
+def upto(phase: str, n: int = 5, threshold: int = 3, gone: Iterable[Any] = ()) -> Sitting:
+    session = Sitting(step_of(threshold), np.zeros((n, 3)))
     session.keys()
     if phase in ("train", UNMASK):
         session.shares()
@@ -282,7 +282,7 @@ def test_keys_are_for_one_session_and_one_threshold(kind: str) -> None:
 
 
 def test_who_never_sent_keys_has_none() -> None:
-    session = Session1(step_of(), np.zeros((3, 2)))
+    session = Sitting(step_of(), np.zeros((3, 2)))
     with pytest.raises(UpdateRejected, match="has no keys"):
         session.ask(SHARES, 0, {})
 

@@ -24,7 +24,7 @@ from ..folds.collect import collect
 from ..folds.total import total
 from .neighbours import graph, neighbourhood
 from .secure_sum import BODY, FIXED, HEAD, KEYS, SHARES, UNMASK, secure_sum
-from .unmasking import Session
+from .unmasking import SumSession
 
 FOLDS = ("mean", "weighted_mean", "total")
 MOST_BITS = 24
@@ -112,7 +112,7 @@ class Secured(Strategy):
         seed = hashlib.sha256(b"".join(keys[client].tobytes() for client in clients)).digest()
         points = {client: at for at, client in enumerate(clients, 1)}
         around = [tuple(clients[at] for at in peers) for peers in graph(len(clients), degree, seed)]
-        session = Session(name, threshold, points, dict(zip(clients, around, strict=True)), keys)
+        session = SumSession(name, threshold, points, dict(zip(clients, around, strict=True)), keys)
         step = self._step(ask, name, threshold, len(clients))
         shared = yield phase(SHARES, tuple(clients), session.asked)
         session.take_shares(_checked(shared, "shares"))

@@ -16,7 +16,7 @@ from .secure_sum import own_mask, pairwise, public_key
 
 
 @dataclass(slots=True)
-class Session:
+class SumSession:
     """What a server knows of one session of `secure_sum`: the clients' points, neighbours and public keys, who has
     shared its secrets, and who is in the sum.
     """
