@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import NoReturn
 
-from . import deployment, ledger, machines, pages, private, simulated, splitting, trackers
+from . import deployment, ledger, machines, pages, private, secure, simulated, splitting, trackers
 from .figures import VOID, Row, machine, plain
 
 NAMED: dict[str, tuple[Callable[[bool, int], Iterator[Row]], int]] = {
@@ -29,6 +29,7 @@ NAMED: dict[str, tuple[Callable[[bool, int], Iterator[Row]], int]] = {
     "ledger": (ledger.ledger, 5),
     "machines": (machines.rows, 5),
     "private": (private.rows, 5),
+    "secure": (secure.rows, 3),
     **deployment.PARTS,
 }
 """What can be measured, and in how many turns unless said otherwise."""

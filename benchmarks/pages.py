@@ -25,7 +25,7 @@ SECTIONS: Mapping[str, tuple[str, tuple[str, ...]]] = {
         ("round-2", "round-10", "round-50", "thousand", "machines", "slow-disk", "results", "idle", "hostile", "ready"),
     ),
     "data": ("Splitting data", ("partition",)),
-    "privacy": ("Privacy", ("private", "ledger")),
+    "privacy": ("Privacy", ("private", "ledger", "secure")),
     "models": ("Large models", ("two-nodes", "gigabyte", "changed", "stream")),
 }
 PREFACE = """# Benchmarks

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from ..core.arrays import Array, Arrays, Schema
 from ..core.fold import Fold
-from ..core.randomness import Key
+from ..core.randomness import Draws, Key
 from ..core.settings import positive, whole
 from ..core.transform import Transform, as_arrays, register_transform
 from ..core.update import Expectation, Like, Update, finite
@@ -93,23 +94,20 @@ class secure_sum(Transform):
     # At the holder
 
     def encode(self, update: Update, params: Any, local: Any, key: Key, own: Entropy = SYSTEM) -> tuple[Update, Any]:
-        arrays = as_arrays(update)
-        parameters = [arrays[name] for name in arrays if arrays.roles[name] == "parameter"]
-        share = self._share(update.weight)
-        body, at, cut = np.empty(sum(array.size for array in parameters), self.dtype), 0, 0
-        draws = key.draws()
-        for name, array in zip(arrays.of_role("parameter"), parameters, strict=True):
-            finite(array, name)
+        arrays = as_arrays(update).of_role("parameter")
+        share, body, cut, at = self._share(update.weight), np.empty(_size(arrays), self.dtype), 0, 0
+        signed, draws = body.view(self.dtype.str.replace("u", "i")), key.draws()
+        for name, array in arrays.items():
+            beyond = finite(array, name) > self.clip
             flat = np.ravel(array)
             for start in range(0, flat.size, _PART):
                 part = flat[start : start + _PART].astype(np.float64)
-                cut += int(np.count_nonzero(np.abs(part) > self.clip))
-                np.clip(part, -self.clip, self.clip, out=part)
+                if beyond:
+                    cut += int(np.count_nonzero(np.abs(part) > self.clip))
+                    np.clip(part, -self.clip, self.clip, out=part)
                 part *= share * self.levels / self.clip
-                part += draws.uniform(part.size)
-                np.floor(part, out=part)
-                np.clip(part, -self.levels, self.levels, out=part)
-                body[at : at + part.size] = part.astype(np.int64).astype(self.dtype)
+                part += _thresholds(draws, part.size)
+                signed[at : at + part.size] = np.floor(part, out=part)
                 at += part.size
         head = [share * FIXED, cut, *(self._metric(update.metrics, name) * share * FIXED for name in self.metrics)]
         sealed = {HEAD: np.rint(head).astype(np.int64).astype("<u8"), BODY: body}
@@ -127,10 +125,10 @@ class secure_sum(Transform):
 
     def _keys(self, own: Entropy) -> tuple[Update, Any]:
         """Draw two key pairs: one to agree on what shares are encrypted with, one on masks."""
-        private = [_bytes(own) for _ in range(2)]
-        public = np.concatenate([_array(public_key(each)) for each in private])
-        agree, mask = map(_array, private)
-        return Update({"keys": public}), {"session": self.session, "stage": KEYS, "agree": agree, "mask": mask}
+        agree, mask = _bytes(own), _bytes(own)
+        public = _array(KeyPair(agree).public + KeyPair(mask).public)
+        kept = {"session": self.session, "stage": KEYS, "agree": _array(agree), "mask": _array(mask)}
+        return Update({"keys": public}), kept
 
     def _shares(self, inbox: Mapping[str, Array], secrets: Any, own: Entropy) -> tuple[Update, Any]:
         """Share the masks' secrets among the neighbours that are told, encrypted for each."""
@@ -138,18 +136,21 @@ class secure_sum(Transform):
         point, points, keys = int(inbox["point"]), inbox["points"].tolist(), inbox["keys"]
         if keys.shape != (len(points), 2 * KEY_BYTES) or len({*points, point}) <= len(points) or min(points) < 1:
             raise UpdateRejected("the neighbours that secure_sum was told are not distinct points with their keys")
-        if len({key.tobytes()[part] for key in keys for part in _HALVES}) < 2 * len(points):
+        if len({half.tobytes() for half in keys.reshape(-1, KEY_BYTES)}) < 2 * len(points):
             raise UpdateRejected("two of the neighbours that secure_sum was told have the same key")
         if len(points) < self.threshold:
             raise UpdateRejected(f"{len(points)} neighbours are fewer than the threshold of {self.threshold}")
         seed = _bytes(own)
         shares = shamir.split([secrets["mask"].tobytes(), seed], self.threshold, points, own).astype("<u4", copy=False)
+        pair = KeyPair(secrets["agree"].tobytes())
+        agreed = [pair.agreed(key.tobytes()[:KEY_BYTES]) for key in keys]
         sealed = [
-            _array(self._cipher(secrets, key, point, peer).encrypt(_NONCE, shares[:, at].tobytes(), None))
-            for at, (peer, key) in enumerate(zip(points, keys, strict=True))
+            _array(self._cipher(secret, point, peer).encrypt(_NONCE, shares[:, at].tobytes(), None))
+            for at, (peer, secret) in enumerate(zip(points, agreed, strict=True))
         ]
-        kept = {**secrets, "stage": SHARES, "threshold": self.threshold, "point": point}
-        kept |= {"points": points, "keys": keys, "seed": _array(seed)}
+        kept = {name: secrets[name] for name in ("session", "mask")}
+        kept |= {"stage": SHARES, "threshold": self.threshold, "point": point, "points": points, "seed": _array(seed)}
+        kept |= {"agreed": np.stack([_array(each) for each in agreed]), "keys": keys[:, KEY_BYTES:]}
         return Update({"shares": np.stack(sealed)}), kept
 
     def _masked(self, update: Update, inbox: Mapping[str, Array], secrets: Any) -> tuple[Update, Any]:
@@ -162,14 +163,16 @@ class secure_sum(Transform):
             raise UpdateRejected(
                 f"{len(points)} neighbours have shared their secrets, fewer than the threshold of {self.threshold}"
             )
-        vectors = [array.copy() for array in (update.arrays[HEAD], update.arrays[BODY])]
-        add_masks(vectors, own_mask(secrets["seed"].tobytes(), self.session))
-        received, mine = [], secrets["point"]
+        mask, mine = KeyPair(secrets["mask"].tobytes()), secrets["point"]
+        received, keys = [], dict[int, bytes]()
         for peer, sealed in zip(points, inbox["shares"], strict=True):
-            key = secrets["keys"][known.index(peer)]
-            received.append(self._opened(self._cipher(secrets, key, peer, mine), sealed.tobytes(), peer))
-            public = key.tobytes()[_HALVES[1]]
-            add_masks(vectors, pairwise(secrets["mask"].tobytes(), public, self.session), negative=mine > peer)
+            at = known.index(peer)
+            cipher = self._cipher(secrets["agreed"][at].tobytes(), peer, mine)
+            received.append(self._opened(cipher, sealed.tobytes(), peer))
+            keys[peer] = pairwise(mask, secrets["keys"][at].tobytes(), self.session)
+        vectors = [array.copy() for array in (update.arrays[HEAD], update.arrays[BODY])]
+        plus = [own_mask(secrets["seed"].tobytes(), self.session), *(keys[peer] for peer in points if peer > mine)]
+        add_masks(vectors, plus=plus, minus=[keys[peer] for peer in points if peer < mine])
         kept = {name: secrets[name] for name in ("session", "threshold")}
         kept |= {"stage": "masked", "points": points, "shares": np.stack(received)}
         sent = dict(zip((HEAD, BODY), vectors, strict=True))
@@ -225,11 +228,10 @@ class secure_sum(Transform):
         if secrets["stage"] != stage:
             raise UpdateRejected(f"this client has answered for the session {self.session!r} already, and does so once")
 
-    def _cipher(self, secrets: Any, key: Array, sender: int, receiver: int) -> Any:
+    def _cipher(self, secret: bytes, sender: int, receiver: int) -> Any:
         """What encrypts shares from one point to another: a key is for one message."""
         from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
-        secret = agreed(secrets["agree"].tobytes(), key.tobytes()[_HALVES[0]])
         way = f"{sender} to {receiver}".encode()
         return ChaCha20Poly1305(derived(secret, "shares", self.session.encode(), way))
 
@@ -243,8 +245,28 @@ class secure_sum(Transform):
             raise UpdateRejected(f"the shares of the neighbour at point {peer} were changed on their way") from None
 
 
-_HALVES = (slice(0, KEY_BYTES), slice(KEY_BYTES, None))
 _NONCE = bytes(12)
+
+
+class KeyPair:
+    """A key pair of X25519, by its private key."""
+
+    __slots__ = ("_private", "public")
+
+    def __init__(self, private: bytes) -> None:
+        from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+        self._private = X25519PrivateKey.from_private_bytes(private)
+        self.public = self._private.public_key().public_bytes_raw()
+
+    def agreed(self, public: bytes) -> bytes:
+        """What both agree on. Raises `UpdateRejected` for a public key with which nothing secret is agreed."""
+        from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
+
+        try:
+            return self._private.exchange(X25519PublicKey.from_public_bytes(public))
+        except ValueError as error:
+            raise UpdateRejected("a neighbour's public key is one with which nothing secret can be agreed") from error
 
 
 def own_mask(seed: bytes, session: str) -> bytes:
@@ -252,26 +274,19 @@ def own_mask(seed: bytes, session: str) -> bytes:
     return derived(seed, "own mask", session.encode())
 
 
-def pairwise(private: bytes, public: bytes, session: str) -> bytes:
-    """The key of the mask that two clients have in common."""
-    return derived(agreed(private, public), "pairwise mask", session.encode())
+def pairwise(mask: KeyPair, public: bytes, session: str) -> bytes:
+    """The key of the mask that a client has in common with another one, of this public key."""
+    return derived(mask.agreed(public), "pairwise mask", session.encode())
 
 
-def public_key(private: bytes) -> bytes:
-    """The public key of a private one, of X25519."""
-    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-
-    return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+def _size(arrays: Arrays) -> int:
+    return sum(math.prod(spec.shape) for spec in arrays.schema.values())
 
 
-def agreed(private: bytes, public: bytes) -> bytes:
-    """What two agree on by X25519. Raises `UpdateRejected` for a public key that agrees on nothing."""
-    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
-
-    try:
-        return X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(public))
-    except ValueError as error:
-        raise UpdateRejected("a neighbour's public key is one with which nothing secret can be agreed") from error
+def _thresholds(draws: Draws, size: int) -> npt.NDArray[np.float64]:
+    """What is added before numbers are rounded down, so that the mean is right: the middles of 2^16 parts of [0, 1)."""
+    quarters = draws.words(-(-size // 4)).astype("<u8", copy=False).view("<u2")[:size]
+    return (quarters + 0.5) * 2.0**-16
 
 
 def _bytes(own: Entropy) -> bytes:

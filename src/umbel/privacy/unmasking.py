@@ -12,7 +12,7 @@ from ..core.arrays import Array
 from ..errors import ClientId, UpdateRejected
 from . import shamir
 from .masks import KEY_BYTES, add_masks
-from .secure_sum import own_mask, pairwise, public_key
+from .secure_sum import KeyPair, own_mask, pairwise
 
 
 @dataclass(slots=True)
@@ -76,13 +76,13 @@ class SumSession:
                     raise UpdateRejected(f"client {client} has told other shares than it was asked for")
                 for peer, share in zip(about, parts[name], strict=True):
                     kept.setdefault(peer, {})[self.points[client]] = share
-        for client in self.summed:
-            seed = self._recovered(client, seeds)
-            add_masks(vectors, own_mask(seed, self.name), negative=True)
+        plus, minus = list[bytes](), [own_mask(self._recovered(client, seeds), self.name) for client in self.summed]
         for gone in self.shares.keys() - self.summed:
-            there = [peer for peer in self.neighbours[gone] if peer in self.summed]
-            if there:
-                self._cancel(gone, self._recovered(gone, masks), there, vectors)
+            if there := [peer for peer in self.neighbours[gone] if peer in self.summed]:
+                keys = self._pairwise(gone, self._recovered(gone, masks), there)
+                plus += [key for peer, key in keys.items() if self.points[peer] > self.points[gone]]
+                minus += [key for peer, key in keys.items() if self.points[peer] < self.points[gone]]
+        add_masks(vectors, plus=plus, minus=minus)
 
     def _recovered(self, client: ClientId, shares: Mapping[ClientId, Mapping[int, Array]]) -> bytes:
         own = shares.get(client, {})
@@ -92,13 +92,12 @@ class SumSession:
             )
         return shamir.recover(own, self.threshold, KEY_BYTES)
 
-    def _cancel(self, gone: ClientId, private: bytes, there: Iterable[ClientId], vectors: Sequence[Array]) -> None:
-        """Take off the masks that others have for a client that is not in the sum."""
-        if public_key(private) != self.keys[gone][KEY_BYTES:].tobytes():
+    def _pairwise(self, gone: ClientId, private: bytes, there: Iterable[ClientId]) -> dict[ClientId, bytes]:
+        """The keys of the masks that others have for a client that is not in the sum."""
+        pair = KeyPair(private)
+        if pair.public != self.keys[gone][KEY_BYTES:].tobytes():
             raise UpdateRejected(f"the shares of client {gone}'s secret are not of the key that it has told")
-        for peer in there:
-            key = pairwise(private, self.keys[peer][KEY_BYTES:].tobytes(), self.name)
-            add_masks(vectors, key, negative=self.points[peer] < self.points[gone])
+        return {peer: pairwise(pair, self.keys[peer][KEY_BYTES:].tobytes(), self.name) for peer in there}
 
     def _points(self, clients: Iterable[ClientId]) -> Array:
         return np.array([self.points[client] for client in clients], np.int64)
