@@ -14,6 +14,7 @@ from umbel.errors import RunFailed, SettingError, StrategyError
 from umbel.folds import median, total
 from umbel.privacy import secure, secure_sum
 from umbel.privacy.secure import Secured
+from umbel.runs.preflight import preflight
 from umbel.strategies import Scaffold
 from umbel.transforms import clip_by_norm, random_k, rotate, top_k
 
@@ -43,6 +44,7 @@ def everyone(**settings: Any) -> umbel.FedAvg:
     return umbel.FedAvg(cohort="all", **settings)
 
 
+ALIKE = everyone(fold=umbel.mean())
 KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
     "weighted": (everyone(), {"weight": 4.0}),
     "alike": (everyone(fold=umbel.mean()), {}),
@@ -134,6 +136,13 @@ def test_a_run_that_is_interrupted_goes_on(tmp_path: Path) -> None:
     half = umbel.run(app, on=umbel.Simulation(6, workers=0), folder=tmp_path, seed=4)
     whole = umbel.resume(app, tmp_path / half.run, rounds=4, on=umbel.Simulation(6, workers=0))
     assert whole.model_sha256 == run(strategy, rounds=4).model_sha256
+
+
+def test_a_plan_is_that_of_what_clients_train() -> None:
+    plain, sealed = (umbel.App(client, model=MODEL, strategy=s, rounds=2) for s in (ALIKE, secure(ALIKE)))
+    found, expected = (preflight(app, on=umbel.Simulation(6, workers=1)) for app in (sealed, plain))
+    assert [part.kind for part in found.parts] == ["train"]
+    assert (found.bytes_up, found.bytes_down) == (expected.bytes_up, expected.bytes_down)
 
 
 # What comes to nothing

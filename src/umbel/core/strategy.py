@@ -78,6 +78,11 @@ class Strategy(ABC):
         model: Arrays = state.model
         return model
 
+    @property
+    def wrapped(self) -> Strategy:
+        """The strategy that this one wraps, by which clients train; itself if it wraps none."""
+        return self
+
     def in_round(self, r: int) -> Strategy:
         """The strategy of round `r`, whose `round` is called: itself, or with the settings that change by then."""
         return self

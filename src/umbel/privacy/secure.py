@@ -59,6 +59,10 @@ class Secured(Strategy):
     def served(self, state: State) -> PerClient[Arrays]:
         return self.strategy.served(state)
 
+    @property
+    def wrapped(self) -> Strategy:
+        return self.strategy.wrapped
+
     def in_round(self, r: int) -> Strategy:
         inner = self.strategy.in_round(r)
         return self if inner is self.strategy else replace(self, strategy=inner)

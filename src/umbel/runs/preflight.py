@@ -111,7 +111,7 @@ def preflight(
     with generators_kept():
         seed_generators(key.derive("model"))
         model = app.initial_model()
-        asks = first_asks(app.strategy, model)
+        asks = first_asks(app.strategy.wrapped, model)
         if not asks:
             raise StrategyError("the strategy's first round asks nobody anything")
         ask = asks[0]
