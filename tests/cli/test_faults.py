@@ -145,6 +145,7 @@ FAILING = {
     ("logs",): ("logs", "last"),
     ("compare",): ("compare", "last"),
     **{(name,): (name, "gone") for name in ("strategies", "folds", "transforms", "samplers", "partitioners")},
+    ("privacy", "explain"): ("privacy", "explain", "gone.py"),
     ("privacy", "show"): ("privacy", "show", "last"),
     ("privacy", "check"): ("privacy", "check", "gone"),
     ("privacy", "audit"): ("privacy", "audit", "gone.py"),

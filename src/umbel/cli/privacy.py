@@ -17,7 +17,7 @@ Accountant = Annotated[
     ),
 ]
 
-privacy = group("privacy", "Plan noise, show what was spent, audit it and attack it.")
+privacy = group("privacy", "Plan noise, explain who sees what, show what was spent, audit and attack.")
 
 
 def register(program: typer.Typer) -> None:
@@ -48,6 +48,23 @@ def plan(
         from .privacy_commands import plan
 
         plan((epsilon, delta, rounds, population, cohort, accountant), separation, plot=plot, json=json)
+
+
+@privacy.command()
+def explain(
+    app: App,
+    clients: Annotated[
+        int | None, typer.Option("--clients", metavar="N", min=1, help="Of so many clients; the app's by default.")
+    ] = None,
+    plot: Plot = None,
+    json: TableJson = False,
+    debug: Debug = False,
+) -> None:
+    """Say who sees what of an app's rounds, phase by phase, and what follows if clients vanish or conspire."""
+    with reported(debug, json):
+        from .explain_commands import explained
+
+        explained(app, clients, plot=plot, json=json)
 
 
 @privacy.command()

@@ -117,7 +117,7 @@ class Secured(Strategy):
         points = {client: at for at, client in enumerate(clients, 1)}
         around = [tuple(clients[at] for at in peers) for peers in graph(len(clients), degree, seed)]
         session = SumSession(name, threshold, points, dict(zip(clients, around, strict=True)), keys)
-        step = self._step(ask, name, threshold, len(clients))
+        step = self.step(ask, name, threshold, len(clients))
         shared = yield phase(SHARES, tuple(clients), session.asked)
         session.take_shares(_checked(shared, "shares"))
         able = session.enough(session.shares)
@@ -179,7 +179,8 @@ class Secured(Strategy):
                 update = part.decode(update, None, before)
         return as_arrays(update)
 
-    def _step(self, ask: Ask, name: str, threshold: int, clients: int) -> secure_sum:
+    def step(self, ask: Ask, name: str, threshold: int, clients: int) -> secure_sum:
+        """What an ask of so many clients is sealed by, in the session of this name."""
         weight = self.weight if ask.fold.name == "weighted_mean" else 0.0
         bits = self.bits or max(8, min(MOST_BITS, 32 - clients.bit_length()))
         return secure_sum(name, threshold, clients, self.clip, bits, weight, self.metrics)
