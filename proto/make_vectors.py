@@ -29,8 +29,11 @@ from umbel.core.randomness import Key
 from umbel.core.sums import ArraySum, ExactScalar
 from umbel.core.transform import Transform, chain
 from umbel.core.update import Free, Like, Receipt, Update, as_delta, check
+from umbel.entropy import Entropy
 from umbel.errors import UpdateRejected
 from umbel.folds.total import total
+from umbel.privacy import secure_sum
+from umbel.privacy.unmasking import SumSession
 from umbel.transforms import (
     clip_by_norm,
     count_sketch,
@@ -1154,6 +1157,54 @@ def _refusal(task: Any) -> Any:
     return m.Result(run=RUN, task=task.task, ask=task.ask, client=task.client, attempt=task.attempt, failure=failure)
 
 
+# Secure sums: four clients through the phases of a session, of whom one is gone when it comes to the last.
+
+
+def secure_vectors() -> dict[str, Any]:
+    step, points = secure_sum("3.0.1", 2, 4, 1.5, 8, 10.0, ("loss",)), {client: client + 1 for client in range(4)}
+    values = [[0.5, -1.0, 2.0], [0.25, 0.0, -0.75], [1.0, 1.0, 1.0]]
+    words = {client: Key.from_seed(40 + client).draws() for client in points}
+    secrets: dict[int, Any] = dict.fromkeys(points)
+    server = SumSession("3.0.1", 2, points, {c: tuple(d for d in points if d != c) for c in points}, {})
+    rows: list[dict[str, Any]] = []
+
+    def asked(kind: str, client: int, inbox: Mapping[str, Any], update: Update | None = None) -> Arrays:
+        drawn: list[str] = []
+
+        def own(n: int) -> Any:
+            found = words[client].words(n).astype("<u8")
+            drawn.append(found.tobytes().hex())
+            return found
+
+        told, secrets[client] = step.take_part(kind, update or Update(), Arrays(inbox), secrets[client], Entropy(own))
+        row = {"name": f"{kind} of {client}", "kind": kind, "client": client, "own": drawn}
+        plain = {} if update is None else {name: described_array(array) for name, array in update.arrays.items()}
+        rows.append({**row, "inbox": described(Arrays(inbox)), **plain, "answer": described(Arrays(told.arrays))})
+        return Arrays(told.arrays)
+
+    server.keys = {client: asked("phase:keys", client, {})["keys"] for client in points}
+    server.take_shares({c: asked("phase:shares", c, server.asked(c))["shares"] for c in points})
+    sent = {}
+    for client in range(3):
+        update = Update(Arrays({"w": np.float32(values[client])}), 5.0 + client, {"loss": 0.5}, delta=True)
+        sealed = step.encode(update, None, None, Key.from_seed(client))[0]
+        sent[client] = asked("train", client, server.received(client), sealed)
+    server.summed = frozenset(sent)
+    opened = {client: asked("phase:unmask", client, server.told(client)) for client in sent}
+    vectors = [sent[0][name] + sent[1][name] + sent[2][name] for name in ("head", "body")]
+    server.unmask(vectors, opened)
+    return {
+        "about": "Four clients in a session of secure_sum, at the points 1 to 4, each a neighbour of all others; "
+        "client 3 is gone after phase:shares. `own` are the words of each one's own randomness, in hexadecimal, as it "
+        "draws them: 32 bytes for each private key and the seed, and 64-bit words for the coefficients, first those of "
+        "degree 1, the key's limbs before the seed's, each word modulo 2^31 - 1 unless it is 2^64 - 4 or more. "
+        "`head` and `body` are the update before the masks. `sum` is what the server has in the end.",
+        "settings": chain(step).spec(),
+        "vectors": rows,
+        "sum": {"head": described_array(vectors[0]), "body": described_array(vectors[1])},
+    }
+
+
 FILES: dict[str, Callable[[], dict[str, Any]]] = {
     "arrays": arrays_vectors,
     "trees": trees_vectors,
@@ -1165,6 +1216,7 @@ FILES: dict[str, Callable[[], dict[str, Any]]] = {
     "handshake": handshake_vectors,
     "exchange": exchange_vectors,
     "task": task_vectors,
+    "secure": secure_vectors,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import sys
 from functools import cache
@@ -11,6 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from google.protobuf import json_format
 
 from umbel.core import encoding
@@ -342,3 +348,84 @@ def test_a_transfer_brings_its_blob_within_credit() -> None:
                 assert len(message.chunk.data) <= min(credit, file["limits"]["chunk_bytes"])
                 held, credit = held + message.chunk.data, credit - len(message.chunk.data)
     assert held == data
+
+
+class Outsider:
+    """A client of a secure sum, by the protocol's page alone: with the cipher's library, and integers."""
+
+    session, prime = "3.0.1", (1 << 31) - 1
+
+    def __init__(self, rows: list[dict[str, Any]]) -> None:
+        self.rows = {row["kind"]: row for row in rows}
+        drawn = [bytes.fromhex(text) for kind in ("phase:keys", "phase:shares") for text in self.rows[kind]["own"]]
+        _, self.mask, self.seed = drawn[:3]
+        self.agree, self.mask_pair = map(X25519PrivateKey.from_private_bytes, drawn[:2])
+
+    def got(self, kind: str, name: str) -> Any:
+        return make.tree_of(self.rows[kind]["inbox"])[name]
+
+    def said(self, kind: str, name: str) -> Any:
+        return make.tree_of(self.rows[kind]["answer"])[name]
+
+    def derived(self, secret: bytes, purpose: str, *parts: str) -> bytes:
+        more = b"".join(len(part.encode()).to_bytes(4, "little") + part.encode() for part in parts)
+        return HKDF(SHA256(), 32, None, f"umbel {purpose}".encode() + more).derive(secret)
+
+    def opened(self, sealed: bytes, peer: int, mine: int, public: bytes) -> list[list[int]]:
+        secret = self.agree.exchange(X25519PublicKey.from_public_bytes(public))
+        cipher = ChaCha20Poly1305(self.derived(secret, "shares", self.session, f"{peer} to {mine}"))
+        plain = cipher.decrypt(bytes(12), sealed, None)
+        limbs = [int.from_bytes(plain[at : at + 4], "little") for at in range(0, len(plain), 4)]
+        return [limbs[:9], limbs[9:]]
+
+    def keystream(self, key: bytes, size: int) -> bytes:
+        return Cipher(algorithms.AES256(key), modes.CTR(bytes(16))).encryptor().update(bytes(size))
+
+
+def at_zero(shares: dict[int, int], prime: int) -> int:
+    """What a polynomial through these points is at 0."""
+    total = 0
+    for x, y in shares.items():
+        for other in shares:
+            y = y * other * pow(other - x, -1, prime) % prime if other != x else y
+        total += y
+    return total % prime
+
+
+def test_an_outsider_can_take_part_in_a_secure_sum() -> None:
+    """What the vectors of all phases say follows from the page, by code that is not Umbel's."""
+    file = read("secure")
+    clients = {at: Outsider([row for row in file["vectors"] if row["client"] == at]) for at in range(4)}
+    keys = {at: each.said("phase:keys", "keys").tobytes() for at, each in clients.items()}
+    held: dict[int, dict[int, list[list[int]]]] = {at: {} for at in clients}
+    for at, each in clients.items():
+        assert keys[at] == b"".join(pair.public_key().public_bytes_raw() for pair in (each.agree, each.mask_pair))
+        peers = [point - 1 for point in each.got("phase:shares", "points").tolist()]
+        for peer, sealed in zip(peers, each.said("phase:shares", "shares"), strict=True):
+            held[peer][at] = clients[peer].opened(sealed.tobytes(), at + 1, peer + 1, keys[at][:32])
+    for at, each in clients.items():  # any two of the others have both secrets
+        for which, secret in ((0, each.mask), (1, each.seed)):
+            for pair in itertools.combinations([peer for peer in clients if peer != at], 2):
+                limbs = [{peer + 1: held[peer][at][which][i] for peer in pair} for i in range(9)]
+                whole = sum(at_zero(limb, each.prime) << 30 * i for i, limb in enumerate(limbs))
+                assert whole.to_bytes(32, "little") == secret
+    total: dict[str, Any] = dict.fromkeys(("head", "body"), 0)
+    for at in range(3):
+        each, row = clients[at], clients[at].rows["train"]
+        streams = [(1, each.derived(each.seed, "own mask", each.session))]
+        for point in each.got("train", "points").tolist():
+            secret = each.mask_pair.exchange(X25519PublicKey.from_public_bytes(keys[point - 1][32:]))
+            streams.append((-1 if at + 1 > point else 1, each.derived(secret, "pairwise mask", each.session)))
+        for name, skipped, dtype in (("head", 0, "<u8"), ("body", 24, "<u2")):
+            plain = np.frombuffer(bytes.fromhex(row[name]["data"]), dtype)
+            made = plain.copy()
+            for sign, key in streams:
+                stream = np.frombuffer(each.keystream(key, skipped + plain.nbytes)[skipped:], dtype)
+                made = made + stream if sign > 0 else made - stream
+            assert made.tolist() == each.said("train", name).tolist()
+            total[name] = total[name] + plain
+        there = [point - 1 for point in each.got("phase:unmask", "there").tolist()]
+        assert each.said("phase:unmask", "seeds").tolist() == [held[at][peer][1] for peer in there]
+        assert each.said("phase:unmask", "masks").tolist() == [held[at][3][0]]
+    for name, row in file["sum"].items():
+        assert total[name].tolist() == row["values"]
