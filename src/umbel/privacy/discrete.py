@@ -12,7 +12,7 @@ about it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from fractions import Fraction
 from functools import lru_cache, partial
 from operator import index
@@ -151,16 +151,19 @@ def _exp_floor(gamma: Fraction, size: int) -> int:
         guard *= 2
 
 
-class _LogConcave(Protocol):
+class _LogConcave(Hashable, Protocol):
     """A curve over integers x of at least 0, which is 1 at 0 and irrational elsewhere, and falls ever faster."""
 
     @property
     def stair_bits(self) -> int:
         """How wide its stairs are to be: a power of two."""
+
     def floor(self, x: int, size: int) -> int:
         """2^size times the curve at x, rounded down."""
+
     def halves(self, x: int, width: int) -> bool:
         """Whether it is known to be half as high, or less, after such a width."""
+
     def above(self, bits: Halves, at: npt.NDArray[Any], own: Entropy) -> Bools:
         """At which of these x it is above a uniform number, given by its first 32 bits."""
 
@@ -263,7 +266,6 @@ class _Waves(NamedTuple):
         return (cosine * now >> self.bits) - last + self.weights[0]
 
 
-@lru_cache(256)
 def _waves(variance: Fraction, x_bits: int, size: int) -> _Waves:
     """Such that for x of so many bits `off` is about 2^-size of the sum at 0, or less."""
     most, points = math.ceil(variance), 1 << x_bits + 1
@@ -273,9 +275,13 @@ def _waves(variance: Fraction, x_bits: int, size: int) -> _Waves:
         # Bernstein: what is `reach` away has a probability of at most 2 exp(-reach^2 / 2(variance + reach / 3)). Times
         # points, that is below 2^-bits.
         if 15 * reach**2 >= (3 * most + reach) * 7 * (bits + points.bit_length() + 1):
-            break
+            return _weighed(variance, points, bits)
         points *= 2
-    one, weights = 1 << bits, [1 << bits]
+
+
+@lru_cache(256)
+def _weighed(variance: Fraction, points: int, bits: int) -> _Waves:
+    one, weights, most = 1 << bits, [1 << bits], math.ceil(variance)
     for j in range(1, points // 2 + 1):
         fall = max(0, one - _cosine(j, points, bits)) * variance.numerator
         weight = _exp_floor(Fraction(fall, variance.denominator << bits), bits)
@@ -283,9 +289,9 @@ def _waves(variance: Fraction, x_bits: int, size: int) -> _Waves:
             break
         weights.append(2 * weight if 2 * j < points else weight)
     # In units of 2^-bits: a weight is off by most + 1, as its cosine is by 1, and those left out are no larger than
-    # that; then the steps of the algorithm, each of which counts up to j times; its cosine; and what is further out.
+    # that; each step of Clenshaw's algorithm is off by 1, and the sum moves by up to 2 j^2 for each j with its cosine.
     j = len(weights)
-    off = points * (most + 2) + 2 * j * (most + 1) + 4 * j**2 + j**3 + 1
+    off = points * (most + 2) + 2 * j * (most + 2) + j**3
     total = sum(weights)
     return _Waves(points, bits, tuple(weights), off, tuple(weight / total for weight in weights))
 
@@ -297,8 +303,8 @@ def _cosine(part: int, points: int, bits: int) -> int:
     angle = 2 * min(part, points - part) * _pi(bits) // points
     square, term, total, k = angle**2 >> bits, 1 << bits, 0, 0
     while term:
-        total, k = total + term, k + 2
-        term = -(term * square >> bits) // (k * (k - 1)) if term > 0 else (-term * square >> bits) // (k * (k - 1))
+        total, k = total + (term if k % 4 == 0 else -term), k + 2
+        term = (term * square >> bits) // (k * (k - 1))
     return total >> 32
 
 
