@@ -257,6 +257,8 @@ def test_coarse_shares_cost_more_and_by_renyi_divergences_only(accountant: str) 
         assert spent([shared("gaussian", **nothing)], 1e-6, accountant).epsilon == math.inf
     one = shared("gaussian", share=8.0, shares=1)  # of one share nothing is off, however coarse
     assert spent([one], 1e-6, "rdp").epsilon == spent([fine], 1e-6, "rdp").epsilon
+    few = spent([shared("gaussian", shares=1, steps=1.5)], 1e-6, accountant).epsilon  # too few for distributions
+    assert few == pytest.approx(spent([fine], 1e-6, "rdp").epsilon, rel=0.01)
     assert spent([shared("skellam", noise=0.0)], 1e-6, accountant).epsilon == math.inf
 
 

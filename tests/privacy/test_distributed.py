@@ -19,6 +19,7 @@ from umbel.core.randomness import Key
 from umbel.entropy import Entropy
 from umbel.errors import SettingError
 from umbel.privacy import distributed
+from umbel.privacy.discrete import discrete_gaussian, skellam
 from umbel.privacy.distributed import (
     DistributedNoise,
     gaussian_rho,
@@ -156,6 +157,8 @@ def test_shares_add_up_to_the_noise(mechanism: str) -> None:
     noise, size = DistributedNoise(mechanism, 1.5, 10.0, 40_000, 20), 40_000
     shares = [noise.share(pinned(mechanism, i)) for i in range(20)]
     assert all(share.dtype == np.int64 and share.shape == (size,) for share in shares)
+    draw = discrete_gaussian if mechanism == GAUSSIAN else skellam
+    assert shares[3].tolist() == draw(Fraction(45, 4), size, pinned(mechanism, 3)).tolist()
     total = np.sum(shares, axis=0)
     assert abs(total.var() / 225 - 1) < 5 * math.sqrt(2 / size)  # five standard errors: 6e-7
     assert abs(total.mean()) < 5 * 15 / math.sqrt(size)
