@@ -362,7 +362,7 @@ def bessel_floor(x: int, variance: Fraction, size: int) -> int:
         return int(sums[0] / sums[1] * 2**size)
 
 
-@pytest.mark.parametrize("variance", [Fraction(1, 50), *VARIANCES, 500])
+@pytest.mark.parametrize("variance", [Fraction(1, 50), 1, Fraction(15, 2), 100])
 def test_skellam_draws_are_differences_of_poisson_variables(variance: Fraction | int) -> None:
     values = skellam(variance, 50_000, pinned("skellam", str(variance)))
     assert odds_of(values, poissons(variance)) > UNLIKELY
@@ -383,7 +383,9 @@ def test_sums_of_skellam_draws_are_skellam() -> None:
     assert odds_of(sum(shares), poissons(20)) > UNLIKELY
 
 
-@pytest.mark.parametrize("variance", [2**20, 2**40 + Fraction(1, 3), pytest.param(2**100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "variance", [2**40 + Fraction(1, 3), *(pytest.param(2**i, marks=pytest.mark.slow) for i in (20, 100))]
+)
 def test_a_large_skellam_is_nearly_normal_with_no_gaps(variance: Fraction | int) -> None:
     n, sigma = 50_000, math.sqrt(variance)
     values = skellam(variance, n, pinned("large skellam", str(variance)))

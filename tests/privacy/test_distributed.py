@@ -72,7 +72,7 @@ def divergence(logs: Any, shift: int, order: float) -> float:
 
 
 @pytest.mark.parametrize("variance", [0.25, 0.5, 1.0, 2.0])
-@pytest.mark.parametrize("sharers", [1, 2, 7])
+@pytest.mark.parametrize("sharers", [1, 2, pytest.param(7, marks=pytest.mark.slow)])
 def test_sums_of_discrete_gaussians_diverge_no_more_than_the_bound(variance: float, sharers: int) -> None:
     logs, one = gaussians(variance, sharers), normalised(-(X**2) / (2 * variance * sharers))
     inner = np.abs(X) <= 10 * math.sqrt(variance * sharers)  # further out the window's edge is felt
@@ -93,7 +93,7 @@ def test_sums_of_discrete_gaussians_diverge_no_more_than_the_bound(variance: flo
             assert 30 * exact <= order * gaussian_rho(shift * math.sqrt(30), variance, sharers, 30) * (1 + 1e-9)
 
 
-@pytest.mark.parametrize("variance", [0.3, 1.0, 5.0, 40.0, 200.0])
+@pytest.mark.parametrize("variance", [0.3, *(pytest.param(v, marks=pytest.mark.slow) for v in (1.0, 5.0, 40.0)), 200.0])
 def test_skellam_noise_diverges_no_more_than_the_bound(variance: float) -> None:
     logs = skellams(variance)
     assert special.logsumexp(logs) == pytest.approx(0, abs=1e-9)
@@ -213,8 +213,8 @@ def test_a_sum_never_wraps(
 
 
 @pytest.mark.parametrize("total", [0.5, 3.0, 60.0])
-@pytest.mark.parametrize("failure", [1e-2, 1e-9, 1e-20])
-@pytest.mark.parametrize("size", [1, 1000])
+@pytest.mark.parametrize("failure", [pytest.param(1e-2, marks=pytest.mark.slow), 1e-20])
+@pytest.mark.parametrize("size", [1, pytest.param(1000, marks=pytest.mark.slow)])
 def test_what_is_largest_is_exceeded_as_rarely_as_it_says(total: float, failure: float, size: int) -> None:
     for mechanism, logs in ((GAUSSIAN, gaussians(total / 2, 2)), (SKELLAM, skellams(total))):
         noise = DistributedNoise(mechanism, math.sqrt(total), 1.0, size, 2)
