@@ -404,13 +404,13 @@ def test_the_sum_of_waves_is_right_to_the_last_bit(variance: Fraction, x: int, s
 
 
 @pytest.mark.slow
-@given(rationals, st.floats(0, 12), st.integers(32, 200))
+@given(rationals, st.floats(0, 12), st.integers(0, 32))
 def test_the_sum_of_waves_keeps_the_recurrence_of_bessels_functions(v: Fraction, out: float, size: int) -> None:
     """I_(x - 1) - I_(x + 1) = 2 x / v I_x: with what it is at 0, and far out, no other function does."""
     v = min(v * v if v > 1 else v, Fraction(2**100))
     curve, x = _Bessel(v), 1 + math.floor(out * math.sqrt(v))
     before, there, after = (curve.floor(each, size + 64) for each in (x - 1, x, x + 1))
-    assert before > there > after or there == 0
+    assert before >= there >= after
     assert abs((before - after) * v - 2 * x * there) <= v + 2 * x
 
 
