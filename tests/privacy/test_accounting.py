@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from umbel.errors import CallerError, SettingError
 from umbel.privacy import accounting
-from umbel.privacy.accounting import against_zeros, epsilon_curve, epsilon_of, spent
+from umbel.privacy.accounting import against_zeros, epsilon_curve, epsilon_of, spent, to_outsiders
+from umbel.privacy.distributed import DistributedNoise
 from umbel.privacy.release import NoisyRelease
 
 dp = pytest.importorskip("dp_accounting")
@@ -203,6 +204,71 @@ def test_discrete_noise_counts_as_much_as_is_proven(accountant: str) -> None:
     assert coarse.sampling == ("Poisson(0.05): not counted",)
     unsampled = spent([release(1.0)] * 3, 1e-6, accountant).epsilon
     assert coarse.epsilon == (unsampled if accountant == "rdp" else math.inf)
+
+
+def shared(mechanism: str, sampling: dict[str, Any] = EVERYONE, share: float = 8.0, **changes: Any) -> NoisyRelease:
+    """Of a hundred shares of which each has such a standard deviation."""
+    plain = DistributedNoise(f"distributed_{mechanism}", 2.0, 5 * share, 10**6, 100).release(100)
+    return NoisyRelease(**{**plain, **changes}, sampling=sampling, denominator=100)
+
+
+@BUT_SLOW
+def test_shared_noise_costs_what_central_noise_does_and_nothing_is_gained_of_the_server(accountant: str) -> None:
+    for sampling in (EVERYONE, UNKNOWN, poisson(0.01), FIXED):
+        found = spent([shared("gaussian", sampling)] * 5, 1e-6, accountant)
+        central = release(shared("gaussian").noise, EVERYONE, ZERO, "discrete_gaussian", steps=80.0)
+        assert found.epsilon == spent([central] * 5, 1e-6, accountant).epsilon
+        assert any("the server" in why for why in found.why) == (sampling in (poisson(0.01), FIXED))
+    sampled = release(shared("gaussian").noise, poisson(0.01), ZERO, "discrete_gaussian", steps=80.0)
+    outside = spent(to_outsiders([shared("gaussian", poisson(0.01))] * 5), 1e-6, accountant)
+    assert outside.epsilon == spent([sampled] * 5, 1e-6, accountant).epsilon
+    replaced = spent([shared("gaussian", neighbours=REPLACE)], 1e-6, accountant).epsilon
+    half = release(shared("gaussian").noise / 2, EVERYONE, ZERO)
+    assert replaced == pytest.approx(spent([half], 1e-6, accountant).epsilon, rel=2e-3)
+
+
+@BOTH
+def test_skellam_noise_costs_a_little_more(accountant: str) -> None:
+    found = spent([shared("skellam", poisson(0.01))] * 5, 1e-6, accountant)
+    gaussian = spent([shared("gaussian")] * 5, 1e-6, "rdp").epsilon
+    assert gaussian < found.epsilon < gaussian * 1.05
+    assert any("Renyi divergences only" in why for why in found.why) == (accountant == "pld")
+    assert to_outsiders([shared("skellam")]) == [shared("skellam")]
+    mixed = spent([shared("skellam"), release(3.0, EVERYONE, ZERO)], 1e-6, accountant).epsilon
+    assert mixed > spent([shared("skellam")], 1e-6, accountant).epsilon
+    # By the library, of whole orders.
+    made, rho = (
+        dp.rdp.RdpAccountant([*range(2, 65)]),
+        DistributedNoise("distributed_skellam", 2.0, 40.0, 10**6, 100).rho(100),
+    )
+    assert found.epsilon == pytest.approx(made.compose(dp.ZCDpEvent(rho), 5).get_epsilon(1e-6), rel=1e-9)
+
+
+@BOTH
+def test_coarse_shares_cost_more_and_by_renyi_divergences_only(accountant: str) -> None:
+    fine, epsilon = shared("gaussian"), 0.0
+    for share in (1.5, 0.8, 0.6):
+        coarse = shared("gaussian", share=share)
+        assert to_outsiders([coarse]) == [coarse]
+        before, epsilon = epsilon, spent([coarse], 1e-6, accountant).epsilon
+        assert epsilon > before
+        assert epsilon > spent([fine], 1e-6, "rdp").epsilon
+    for nothing in ({"steps": 3.0}, {"noise": 0.0}, {"steps": 0.0}):
+        assert spent([shared("gaussian", **nothing)], 1e-6, accountant).epsilon == math.inf
+    one = shared("gaussian", share=8.0, shares=1)  # of one share nothing is off, however coarse
+    assert spent([one], 1e-6, "rdp").epsilon == spent([fine], 1e-6, "rdp").epsilon
+    few = spent([shared("gaussian", shares=1, steps=1.5)], 1e-6, accountant).epsilon  # too few for distributions
+    assert few == pytest.approx(spent([fine], 1e-6, "rdp").epsilon, rel=0.01)
+    assert spent([shared("skellam", noise=0.0)], 1e-6, accountant).epsilon == math.inf
+
+
+def test_where_fewer_are_there_a_sum_costs_more() -> None:
+    for mechanism in ("distributed_gaussian", "distributed_skellam"):
+        noise = DistributedNoise(mechanism, 2.0, 50.0, 1000, 80)
+        told = [NoisyRelease(**noise.release(n, 5), sampling=EVERYONE, denominator=None) for n in (100, 85, 60, 20)]
+        found = [spent([each], 1e-6).epsilon for each in told]
+        assert found == sorted(found)
+        assert found[1] == pytest.approx(spent([release(2.0, EVERYONE, ZERO)], 1e-6).epsilon, rel=0.1)
 
 
 @given(st.floats(2.1, 6.0), st.floats(0, 1))

@@ -17,12 +17,20 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import special, stats
 
 from umbel.core.randomness import Key
 from umbel.entropy import SYSTEM, Entropy
 from umbel.privacy import discrete
-from umbel.privacy.discrete import _stairs, bernoulli_exp, discrete_gaussian, discrete_laplace, uniform_integers
+from umbel.privacy.discrete import (
+    _Bessel,
+    _stairs,
+    bernoulli_exp,
+    discrete_gaussian,
+    discrete_laplace,
+    skellam,
+    uniform_integers,
+)
 
 UNLIKELY = 1e-6
 EVERYTHING = 2.0**33  # as a margin: floats decide nothing
@@ -332,6 +340,136 @@ def test_whoever_has_no_random_words_is_told() -> None:
         discrete._in_the_tail(curve, _stairs(curve), Entropy(lambda n: np.zeros(n, np.uint64)))
 
 
+# Skellam noise
+
+
+def poissons(variance: Fraction | float, most: int = 1500) -> dict[int, float]:
+    """The probabilities of the difference of two Poisson variables."""
+    one = stats.poisson.pmf(np.arange(most + 1), float(variance) / 2)
+    return dict(zip(range(-most, most + 1), np.convolve(one, one[::-1]).tolist(), strict=True))
+
+
+def bessel_floor(x: int, variance: Fraction, size: int) -> int:
+    """2^size I_x / I_0 at the variance, rounded down, by the power series in the decimal module."""
+    with localcontext(prec=size + 100, Emin=-(10**6)):
+        half, sums = Decimal(variance.numerator) / (2 * variance.denominator), []
+        for order in (x, 0):
+            term, total, j = half**order / math.factorial(order), Decimal(0), 0
+            while term > total / 2 ** (size + 200) or j <= half:
+                total, j = total + term, j + 1
+                term *= half * half / (j * (j + order))
+            sums.append(total)
+        return int(sums[0] / sums[1] * 2**size)
+
+
+@pytest.mark.parametrize("variance", [Fraction(1, 50), 1, Fraction(15, 2), 100])
+def test_skellam_draws_are_differences_of_poisson_variables(variance: Fraction | int) -> None:
+    values = skellam(variance, 50_000, pinned("skellam", str(variance)))
+    assert odds_of(values, poissons(variance)) > UNLIKELY
+    assert odds_of(values, {x: float(special.ive(x, float(variance))) for x in range(-1500, 1501)}) > UNLIKELY
+
+
+@pytest.mark.parametrize("variance", [Fraction(1, 3), 100])
+@pytest.mark.parametrize("n", [300, pytest.param(20_000, marks=pytest.mark.slow)])
+def test_integers_alone_give_skellam_draws_too(
+    variance: Fraction | int, n: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(discrete, "_MARGIN", EVERYTHING)
+    assert odds_of(skellam(variance, n, pinned("skellam integers", n)), poissons(variance)) > UNLIKELY
+
+
+def test_sums_of_skellam_draws_are_skellam() -> None:
+    shares = [skellam(Fraction(5, 2), 50_000, pinned("share", i)) for i in range(8)]
+    assert odds_of(sum(shares), poissons(20)) > UNLIKELY
+
+
+@pytest.mark.parametrize(
+    "variance", [2**40 + Fraction(1, 3), *(pytest.param(2**i, marks=pytest.mark.slow) for i in (20, 100))]
+)
+def test_a_large_skellam_is_nearly_normal_with_no_gaps(variance: Fraction | int) -> None:
+    n, sigma = 50_000, math.sqrt(variance)
+    values = skellam(variance, n, pinned("large skellam", str(variance)))
+    z = values / sigma
+    assert abs(z.mean()) < 5 / math.sqrt(n)  # five standard errors: 6e-7
+    assert abs((z**2).mean() - 1) < 5 * math.sqrt(2 / n)
+    cuts = np.floor(sigma * stats.norm.ppf(np.arange(1, 64) / 64)).astype(np.int64)
+    parts = np.diff(stats.norm.cdf((cuts + 0.5) / sigma), prepend=0, append=1)  # of the true ones within 1 / variance
+    assert odds_of(np.searchsorted(cuts, values), dict(enumerate(parts))) > UNLIKELY
+    assert odds_of(values % 16, dict.fromkeys(range(16), 1 / 16)) > UNLIKELY
+
+
+@given(st.fractions(Fraction(1, 2**100), 150, max_denominator=2**100), st.integers(0, 60), st.integers(32, 160))
+def test_the_sum_of_waves_is_right_to_the_last_bit(variance: Fraction, x: int, size: int) -> None:
+    assert _Bessel(variance).floor(x, size) == bessel_floor(x, variance, size)
+
+
+@pytest.mark.slow
+@given(rationals, st.floats(0, 12), st.integers(0, 32))
+def test_the_sum_of_waves_keeps_the_recurrence_of_bessels_functions(v: Fraction, out: float, size: int) -> None:
+    """I_(x - 1) - I_(x + 1) = 2 x / v I_x: with what it is at 0, and far out, no other function does."""
+    v = min(v * v if v > 1 else v, Fraction(2**100))
+    curve, x = _Bessel(v), 1 + math.floor(out * math.sqrt(v))
+    before, there, after = (curve.floor(each, size + 64) for each in (x - 1, x, x + 1))
+    assert before >= there >= after
+    assert abs((before - after) * v - 2 * x * there) <= v + 2 * x
+
+
+@pytest.mark.slow
+@given(rationals, st.integers(0, 5), st.integers(0, 2**32))
+def test_floats_decide_as_integers_do_of_skellam_draws(v: Fraction, n: int, seed: int) -> None:
+    v = min(v * v if v > 1 else v, Fraction(2**100))
+    wanted = skellam(v, n, pinned(seed))
+    assert (wanted.shape, wanted.dtype) == ((n,), np.int64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(discrete, "_MARGIN", EVERYTHING)
+        patch.setattr(discrete.np, "cos", lambda x: np.zeros_like(x, np.float64))  # and none is used
+        assert skellam(v, n, pinned(seed)).tolist() == wanted.tolist()
+
+
+@pytest.mark.slow
+@given(rationals)
+def test_floats_are_close_to_the_sum_of_waves(v: Fraction) -> None:
+    v = min(v * v if v > 1 else v, Fraction(2**100))
+    curve = _Bessel(v)
+    at = np.unique(np.concatenate([np.arange(5), np.linspace(0, _stairs(curve).far, 12).astype(np.int64)]))
+    floors = np.array([curve.floor(int(x), 36) for x in at])
+    with pytest.MonkeyPatch.context() as patch:
+        seen: list[Any] = []
+        patch.setattr(discrete, "_decided", lambda curve, heights, *rest: seen.append(heights))
+        curve.above(np.zeros(at.size, np.uint32), at, SYSTEM)
+    assert (np.abs(seen[0] * 2.0**36 - floors - 0.5) < 1.5).all()
+
+
+@pytest.mark.slow
+@given(rationals)
+def test_the_stairs_stand_above_the_skellam_curve(v: Fraction) -> None:
+    v = min(v * v if v > 1 else v, Fraction(2**100))
+    curve = _Bessel(v)
+    stairs = _stairs(curve)
+    first, *heights, slabs = (int(each) for each in np.diff(stairs.starts))
+    assert first == 2**32
+    assert stairs.far == (1 + len(heights)) << stairs.bits
+    assert slabs == 2 << (stairs.tail_bits - stairs.bits)
+    assert stairs.tail_bits <= stairs.bits + 4  # else nearly all there is refused
+    for k in {*range(0, len(heights), 9), len(heights) - 1} - {-1}:
+        assert heights[k] == curve.floor((k + 1) << stairs.bits, 32) + 1
+        assert int(stairs.sure[k]) <= curve.floor((k + 1 << stairs.bits) - 1, 32)
+    for slab in (0, 1, 7, 30):
+        assert curve.floor(stairs.far + (slab << stairs.tail_bits), 32 + slab) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variance", [Fraction(15, 2), 3000])
+def test_what_is_far_out_of_a_skellam_has_the_probabilities_too(variance: Fraction | int) -> None:
+    curve, own = _Bessel(Fraction(variance)), pinned("skellam tail")
+    stairs = _stairs(curve)
+    drawn = (discrete._in_the_tail(curve, stairs, own) for _ in range(2_000))
+    values = [size - stairs.far for size, kept in drawn if kept]
+    assert len(values) > 100
+    floors = [curve.floor(stairs.far + x, 128) for x in range(400)]
+    assert odds_of(values, {x: each / sum(floors) for x, each in enumerate(floors)}) > UNLIKELY
+
+
 # What would be wrong
 
 
@@ -363,9 +501,30 @@ TAIL_BUGS = {
     "slabs that all are as high": ("slab += 64 - word.bit_length()", "pass"),
     "slabs with one too many": ("64 - word.bit_length()", "65 - word.bit_length()"),
     "a slab without its right half": ("(1 << stairs.tail_bits) - 1", "(1 << stairs.tail_bits >> 1) - 1"),
-    "all kept": (".below_exp(curve.gamma(size))", ".below_exp(Fraction(0))"),
+    "all kept": (".below(partial(curve.floor, size))", ".below(lambda size: 1 << size)"),
     "as high as the first one": ("32 + slab, own", "32, own"),
 }
+
+
+WAVE_BUGS = {
+    "waves of a Gaussian": ("one - _cosine(j, points, bits)", "(_pi(bits) * 2 * j // points) ** 2 >> bits + 1"),
+    "the first wave left out": ("self.weights[:0:-1]", "self.weights[:1:-1]"),
+    "a cosine with other factorials": ("(k * (k - 1))", "(k * (k + 1))"),
+    "too few points": ("15 * reach**2", "150 * reach**2"),
+    "too few waves": ("if not weight:", "if weight < 1 << bits // 2:"),
+}
+
+
+@pytest.mark.parametrize("bug", WAVE_BUGS)
+def test_wrong_waves_are_found(bug: str) -> None:
+    module = broken(*WAVE_BUGS[bug])
+    tried = [(Fraction(v), x) for v in (Fraction(7, 3), 300) for x in range(1, 12)]
+    assert any(module._Bessel(v).floor(x, 64) != bessel_floor(x, v, 64) for v, x in tried)
+
+
+def test_half_the_variance_is_found() -> None:
+    module = broken('_Bessel(_rational(variance, "variance", 100)', '_Bessel(_rational(variance, "variance", 100) / 2')
+    assert odds_of(module.skellam(2, 50_000, pinned("half")), poissons(2)) < UNLIKELY
 
 
 @pytest.mark.parametrize("bug", BUGS)
@@ -383,14 +542,14 @@ def test_a_wrong_tail_is_found(bug: str) -> None:
 # What is refused
 
 
-@pytest.mark.parametrize("sampler", [discrete_gaussian, discrete_laplace])
+@pytest.mark.parametrize("sampler", [discrete_gaussian, discrete_laplace, skellam])
 @pytest.mark.parametrize("setting", [0, -1, Fraction(-1, 3), 2**100 + 1, Fraction(1, 2**101), 10**400])
 def test_what_int64_or_floats_do_not_hold_is_refused(sampler: Callable[..., Any], setting: Fraction | int) -> None:
     with pytest.raises(ValueError, match=r"must be from 2\*\*-100 to 2"):
         sampler(setting, 1, SYSTEM)
 
 
-@pytest.mark.parametrize("sampler", [discrete_gaussian, discrete_laplace])
+@pytest.mark.parametrize("sampler", [discrete_gaussian, discrete_laplace, skellam])
 @pytest.mark.parametrize("setting", [1.0, True, "1", None, np.int64(3), math.inf])
 def test_what_is_no_rational_is_refused(sampler: Callable[..., Any], setting: Any) -> None:
     with pytest.raises(ValueError, match="must be an int or a Fraction"):
@@ -416,6 +575,7 @@ CALLS = [
     ("bound must be", lambda: uniform_integers(2**63 + 1, 1, SYSTEM)),
     ("n must not be negative", lambda: discrete_gaussian(1, -1, SYSTEM)),
     ("n must not be negative", lambda: discrete_laplace(1, -1, SYSTEM)),
+    ("n must not be negative", lambda: skellam(1, -1, SYSTEM)),
     ("n must not be negative", lambda: uniform_integers(1, -1, SYSTEM)),
 ]
 

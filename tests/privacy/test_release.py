@@ -20,6 +20,13 @@ PLAIN: dict[str, Any] = {
     "denominator": 1000,
     "steps": 2.0**20,
 }
+SHARED: dict[str, Any] = {
+    **PLAIN,
+    "mechanism": "distributed_skellam",
+    "neighbours": "zero out one",
+    "shares": 7,
+    "size": 9,
+}
 SAMPLINGS = st.one_of(
     st.fixed_dictionaries({"kind": st.just("poisson"), "rate": st.floats(0, 1, exclude_min=True)}),
     st.integers(1, 99).map(lambda n: {"kind": "fixed", "count": n, "of": n + 7}),
@@ -80,6 +87,26 @@ def test_a_release_survives_json(fields: tuple[Any, ...]) -> None:
 def test_nonsense_is_refused_by_name(change: dict[str, Any], named: str) -> None:
     with pytest.raises(SettingError, match=rf"\b{named}\b"):
         NoisyRelease.of({**PLAIN, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"shares": None}, "shares"),
+        ({"size": None}, "size"),
+        ({"steps": None}, "steps"),
+        ({"shares": 0}, "shares"),
+        ({"size": 2.0}, "size"),
+        ({"mechanism": "discrete_gaussian"}, "shares"),
+        ({"neighbours": "add or remove one"}, "added or removed"),
+        ({"stream": "a"}, "stream"),
+    ],
+)
+def test_nonsense_of_shared_noise_is_refused_by_name(change: dict[str, Any], named: str) -> None:
+    assert NoisyRelease.of(json.loads(json.dumps(NoisyRelease.of(SHARED).plain()))) == NoisyRelease.of(SHARED)
+    assert "shares" not in NoisyRelease.of(PLAIN).plain()  # as in logs from before there were shares
+    with pytest.raises(SettingError, match=rf"\b{named}\b"):
+        NoisyRelease.of({**SHARED, **change})
 
 
 @pytest.mark.parametrize("missing", PLAIN)

@@ -16,7 +16,8 @@ from functools import lru_cache
 from typing import Any
 
 from ..errors import CallerError, SettingError
-from .release import ADD_OR_REMOVE, GAUSSIAN, REPLACE, ZERO_OUT, NoisyRelease
+from .distributed import gaussian_rho, inflation, skellam_rho
+from .release import ADD_OR_REMOVE, DISTRIBUTED, GAUSSIAN, REPLACE, ZERO_OUT, NoisyRelease
 
 ACCOUNTANTS = ("pld", "rdp")
 
@@ -33,6 +34,8 @@ post-processing of a continuous one, sampled or not, in any composition; over 10
 stays within 1 +- 1e-18, which is beyond the digits of an epsilon.
 """
 
+NEGLIGIBLE = 1e-18
+"""Odds that are off by so much, in logarithm and in all elements together, are off beyond the digits of an epsilon."""
 FINEST = 1e-4
 LEAST_NOISE, LEAST_LAPLACE, MOST_NOISE = 1e-6, 1e-2, 1e9
 """Less noise counts as none, and more as this, so that no square of it overflows."""
@@ -40,6 +43,8 @@ VAST = 500.0
 """Losses above this are too large for privacy loss distributions in floating point: Renyi divergences bound them."""
 QUICK = "quick"
 """An accountant of few orders of Renyi divergences: a bound to begin with."""
+WHOLE_ORDERS = (*range(2, 65), 96, 128, 192, 256, 512, 1024)
+"""Those at which what is known of Skellam noise holds."""
 QUICK_ORDERS = (1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256)
 
 
@@ -127,6 +132,25 @@ def _against_zeros(release: NoisyRelease) -> NoisyRelease:
     return replace(release, neighbours=ZERO_OUT)
 
 
+def to_outsiders(releases: Iterable[NoisyRelease]) -> list[NoisyRelease]:
+    """The same releases as they hide a client from whoever gets them, and does not see who was asked, as the server
+    does: what sampling gains counts of distributed Gaussian noise there, too, where it is as good as central noise.
+    """
+    return [*map(_to_outsiders, releases)]
+
+
+def _to_outsiders(release: NoisyRelease) -> NoisyRelease:
+    if release.mechanism != "distributed_gaussian" or not _as_one(release):
+        return release
+    return replace(release, mechanism="discrete_gaussian", shares=None, size=None)
+
+
+def _as_one(release: NoisyRelease) -> bool:
+    """Whether shares of discrete Gaussian noise make one, beyond all digits."""
+    steps, shares, size = release.steps or 0.0, release.shares or 1, release.size or 1
+    return inflation(steps**2 / shares, shares) * size <= NEGLIGIBLE
+
+
 def epsilon_curve(
     releases: Sequence[NoisyRelease], delta: float, accountant: str = "pld", at: Iterable[int] | None = None
 ) -> list[tuple[int, float]]:
@@ -158,6 +182,11 @@ class _Seen:
             self.counted, self.why = False, [
                 "what is told with correlated noise counts once, and as a whole, however many answers there are; what "
                 "sampling gains is not counted of it"
+            ]  # fmt: skip
+        if release.mechanism in DISTRIBUTED and kind in ("poisson", "fixed"):
+            self.counted, self.why = False, [
+                "what sampling gains is not counted of distributed noise, for the server, from which it hides, sees "
+                "who was asked"
             ]  # fmt: skip
         self.event = self._event()
         words = {
@@ -193,13 +222,17 @@ class _Seen:
         if release.denominator is None and release.neighbours == ADD_OR_REMOVE:
             self.why.append("how many came is told as it is, which shows whether one was added: nothing holds")
             return ("nothing",)
-        noise = release.noise / self._change()
+        noise, kind = release.noise / self._change(), release.mechanism
         if release.mechanism == "discrete_gaussian":
             noise = self._continuous(noise)
-        if noise < (LEAST_NOISE if release.mechanism in GAUSSIAN else LEAST_LAPLACE):
+        if release.mechanism in DISTRIBUTED:
+            kind, noise = self._shared(noise)
+        if noise < (LEAST_LAPLACE if release.mechanism in ("laplace", "pure") else LEAST_NOISE):
             self.why.append("a release has next to no noise: nothing holds")
             return ("nothing",)
         noise = min(noise, MOST_NOISE)
+        if release.mechanism in DISTRIBUTED:
+            return (kind, noise)
         if release.mechanism in GAUSSIAN:
             return self._sampled("gaussian", noise)
         if release.mechanism == "laplace":
@@ -230,6 +263,19 @@ class _Seen:
             f"discrete noise of {steps:g} steps of its grid counts by Renyi divergences only, and without sampling"
         )
         return noise if self.accountant == "rdp" else 0.0
+
+    def _shared(self, noise: float) -> tuple[str, float]:
+        """The noise of a continuous Gaussian that shares are as good as, and whether by Renyi divergences alone."""
+        release, gaussian = self.release, self.release.mechanism == "distributed_gaussian"
+        steps, shares, size = release.steps or 0.0, release.shares or 1, release.size or 1
+        if gaussian and _as_one(release) and (steps > ROUNDING or self.accountant == "rdp"):
+            return "gaussian", self._continuous(noise)
+        if self.accountant == "pld":
+            self.why.append("distributed noise of so few steps, and Skellam noise, counts by Renyi divergences only")
+        if not (noise and steps):
+            return "concentrated", 0.0
+        rho = (gaussian_rho if gaussian else skellam_rho)(steps / noise, steps**2 / shares, shares, size)
+        return "concentrated", 1 / math.sqrt(2 * rho)
 
     def _sampled(self, kind: str, noise: float) -> Event:
         sampling = self.release.sampling
@@ -277,7 +323,7 @@ def _epsilon(events: tuple[tuple[Event, int], ...], delta: float, accountant: st
             return _renyi(events, delta, QUICK_ORDERS)
         dp, found = library(), 0.0
         bound, before = _renyi(events, delta, QUICK_ORDERS), math.inf
-        if max(bound, _widest(events)) > VAST:
+        if max(bound, _widest(events)) > VAST or any(event[0] == "concentrated" for event, _ in events):
             return _renyi(events, delta)
         while before > (step := _step(bound, events)):
             made = dp.pld.PLDAccountant(value_discretization_interval=step)
@@ -310,9 +356,12 @@ def _without_sampling(events: Iterable[tuple[Event, int]]) -> tuple[tuple[Event,
     return tuple((("gaussian", event[-1]) if event[0] == "fixed" else event, count) for event, count in events)
 
 
-def _renyi(events: Iterable[tuple[Event, int]], delta: float, orders: Sequence[float] | None = None) -> float:
+def _renyi(events: Sequence[tuple[Event, int]], delta: float, orders: Sequence[float] | None = None) -> float:
     dp = library()
-    replaced = any(event[0] == "fixed" for event, _ in events)
+    kinds = {event[0] for event, _ in events}
+    replaced = "fixed" in kinds
+    if "concentrated" in kinds:
+        orders = [order for order in orders or WHOLE_ORDERS if order in WHOLE_ORDERS]
     relation = dp.NeighboringRelation.REPLACE_ONE if replaced else dp.NeighboringRelation.ADD_OR_REMOVE_ONE
     return float(_composed(dp.rdp.RdpAccountant(orders, relation), events).get_epsilon(delta))
 
@@ -324,7 +373,7 @@ def _composed(accountant: Any, events: Iterable[tuple[Event, int]]) -> Any:
     rdp = isinstance(accountant, dp.rdp.RdpAccountant)
     for (kind, *numbers), count in events:
         noise = numbers[-1]
-        if kind in ("gaussian", "poisson gaussian", "fixed"):
+        if kind in ("gaussian", "poisson gaussian", "fixed", "concentrated"):
             event: Any = dp.GaussianDpEvent(noise)
         elif kind == "laplace" or (not rdp and kind == "poisson laplace"):
             event = dp.LaplaceDpEvent(noise)

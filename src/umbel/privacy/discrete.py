@@ -1,4 +1,4 @@
-"""Noise through which floating point leaks nothing: exact discrete Gaussian, discrete Laplace and Bernoulli draws.
+"""Noise through which floating point leaks nothing: exact discrete Gaussian, Laplace, Skellam and Bernoulli draws.
 
 Samplers in floating point have gaps and odds that tell apart what they should hide (Mironov 2012). Here every draw has
 just the probability that stands there, if the words of `Entropy` are uniform. As in a ziggurat of integers (Buchmann et
@@ -12,10 +12,11 @@ about it.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Hashable
 from fractions import Fraction
-from functools import lru_cache
+from functools import lru_cache, partial
 from operator import index
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +50,17 @@ def discrete_laplace(scale: Fraction | int, n: int, own: Entropy) -> Integers:
     `scale` is from 2^-100 to 2^50, anything else is a ValueError. Takes memory for the result and one block.
     """
     return _two_sided(n, _Curve(1, 1 / _rational(scale, "scale", 50)), own)
+
+
+def skellam(variance: Fraction | int, n: int, own: Entropy) -> Integers:
+    """`n` integers, each the difference of two Poisson variables of the mean variance / 2: x has the probability
+    exp(-variance) I_x(variance), of the modified Bessel function. Sums of Skellam variables are Skellam, of the sum of
+    the variances (Agarwal, Kairouz & Liu 2021, arXiv 2110.04995).
+
+    `variance`, which is that of the draws, is from 2^-100 to 2^100, anything else is a ValueError. Takes memory for the
+    result and one block, and time that hardly depends on the variance.
+    """
+    return _two_sided(n, _Bessel(_rational(variance, "variance", 100)), own)
 
 
 def bernoulli_exp(numerators: npt.ArrayLike, denominator: int, own: Entropy) -> Bools:
@@ -107,9 +119,11 @@ class _Uniform:
     def __init__(self, bits: int, size: int, own: Entropy) -> None:
         self._bits, self._size, self._own = bits, size, own
 
-    def below_exp(self, gamma: Fraction) -> bool:
-        """Whether it is below exp(-gamma), which is 1 or irrational: so it never takes bits without end."""
-        while (floor := _exp_floor(gamma, self._size)) == self._bits:
+    def below(self, floor_of: Callable[[int], int]) -> bool:
+        """Whether it is below a number, which is 1 or irrational: so it never takes bits without end. `floor_of` a size
+        is 2^size times that, rounded down.
+        """
+        while (floor := floor_of(self._size)) == self._bits:
             self._bits = self._bits << 64 | int(self._own.words(1)[0])
             self._size += 64
         return self._bits < floor
@@ -137,25 +151,174 @@ def _exp_floor(gamma: Fraction, size: int) -> int:
         guard *= 2
 
 
+class _LogConcave(Hashable, Protocol):
+    """A curve over integers x of at least 0, which is 1 at 0 and irrational elsewhere, and falls ever faster."""
+
+    @property
+    def stair_bits(self) -> int:
+        """How wide its stairs are to be: a power of two."""
+
+    def floor(self, x: int, size: int) -> int:
+        """2^size times the curve at x, rounded down."""
+
+    def halves(self, x: int, width: int) -> bool:
+        """Whether it is known to be half as high, or less, after such a width."""
+
+    def above(self, bits: Halves, at: npt.NDArray[Any], own: Entropy) -> Bools:
+        """At which of these x it is above a uniform number, given by its first 32 bits."""
+
+
 class _Curve(NamedTuple):
     """exp(-rate x^power), for integers x of at least 0."""
 
     power: int
     rate: Fraction
 
+    @property
+    def stair_bits(self) -> int:
+        return max(0, (math.floor(1 / self.rate).bit_length() - 1) // self.power - 2 - self.power)
+
     def gamma(self, x: int) -> Fraction:
         return self.rate * int(x**self.power)
 
+    def floor(self, x: int, size: int) -> int:
+        return _exp_floor(self.gamma(x), size)
+
+    def halves(self, x: int, width: int) -> bool:
+        return self.gamma(x + width) - self.gamma(x) >= Fraction(7, 10)  # ln 2 is below that
+
     def above(self, bits: Halves, at: npt.NDArray[Any], own: Entropy) -> Bools:
-        """At which of these x it is above a uniform number, given by its first 32 bits. Floats, where they decide, are
-        off by less than 2^-40: a gamma matters up to 23 only.
-        """
+        """Floats, where they decide, are off by less than 2^-40: a gamma matters up to 23 only."""
         with np.errstate(under="ignore"):
-            edges = np.exp(-float(self.rate) * at.astype(np.float64) ** self.power) * 2.0**32
-        above: Bools = bits < edges - _MARGIN
-        for i in np.flatnonzero(above != (bits < edges + _MARGIN)).tolist():
-            above[i] = _Uniform(int(bits[i]), 32, own).below_exp(self.gamma(int(at[i])))
-        return above
+            heights = np.exp(-float(self.rate) * at.astype(np.float64) ** self.power)
+        return _decided(self, heights, bits, at, own)
+
+
+class _Bessel(NamedTuple):
+    """I_x(variance) / I_0(variance), for integers x of at least 0, by its sum of waves.
+
+    It is log-concave, as the Poisson distribution is, and irrational: it is a polynomial in 1 / variance plus another
+    one, whose coefficients all have one sign, times I_1 / I_0, which is transcendental (Siegel 1929).
+    """
+
+    variance: Fraction
+
+    @property
+    def stair_bits(self) -> int:
+        return _Curve(2, 1 / (2 * self.variance)).stair_bits
+
+    def floor(self, x: int, size: int) -> int:
+        if x == 0:
+            return 1 << size
+        guard = 32
+        while True:
+            waves = _waves(self.variance, x.bit_length(), size + guard)
+            high, crest = waves.at(x), sum(waves.weights)
+            floor = max(0, high - waves.off << size) // (crest + waves.off)
+            if floor == (high + waves.off << size) // (crest - waves.off):
+                return floor
+            guard *= 2
+
+    def halves(self, x: int, width: int) -> bool:
+        size = 64
+        while (high := self.floor(x, size)) < 1 << 32:
+            size *= 2
+        return 2 * self.floor(x + width, size) + 2 <= high
+
+    def above(self, bits: Halves, at: npt.NDArray[Any], own: Entropy) -> Bools:
+        """Floats, where they decide, are off by less than 2^-36."""
+        waves = _waves(self.variance, int(at.max(initial=0)).bit_length(), 48)
+        twice, last, now = 2 * np.cos(at * (2 * math.pi / waves.points)), np.zeros(at.size), np.zeros(at.size)
+        for weight in waves.shares[:0:-1]:  # Clenshaw's algorithm
+            last, now = now, twice * now - last + weight
+        return _decided(self, twice / 2 * now - last + waves.shares[0], bits, at, own)
+
+
+def _decided(curve: _LogConcave, heights: Floats, bits: Halves, at: npt.NDArray[Any], own: Entropy) -> Bools:
+    """What `above` is, by floats that are right to 2^-32, and by integers where these may not be enough."""
+    edges = heights * 2.0**32
+    above: Bools = bits < edges - _MARGIN
+    for i in np.flatnonzero(above != (bits < edges + _MARGIN)).tolist():
+        above[i] = _Uniform(int(bits[i]), 32, own).below(partial(curve.floor, int(at[i])))
+    return above
+
+
+class _Waves(NamedTuple):
+    """The sum over j of weights[j] cos(2 pi j x / points), in units that are the same for all x: in them the
+    probabilities of a Skellam variable, but for an error of at most `off`.
+
+    With the angles t = 2 pi j / points, j from 0 to points - 1, exp(variance (cos t - 1)) cos(x t) adds up to `points`
+    times the probability of x and of all that differ from it by multiples of `points`, which are so far out that they
+    hardly count (the trapezoidal rule on Bessel's integral). Most of these weights vanish.
+    """
+
+    points: int
+    bits: int
+    weights: tuple[int, ...]
+    off: int
+    shares: tuple[float, ...]
+
+    def at(self, x: int) -> int:
+        """The sum, by Clenshaw's algorithm."""
+        cosine, last, now = _cosine(x, self.points, self.bits), 0, 0
+        for weight in self.weights[:0:-1]:
+            last, now = now, (2 * cosine * now >> self.bits) - last + weight
+        return (cosine * now >> self.bits) - last + self.weights[0]
+
+
+def _waves(variance: Fraction, x_bits: int, size: int) -> _Waves:
+    """Such that for x of so many bits `off` is about 2^-size of the sum at 0, or less."""
+    most, points = math.ceil(variance), 1 << x_bits + 1
+    while True:
+        bits = size + points.bit_length() + most.bit_length() + 8
+        reach = points - (1 << x_bits)
+        # Bernstein: what is `reach` away has a probability of at most 2 exp(-reach^2 / 2(variance + reach / 3)). Times
+        # points, that is below 2^-bits.
+        if 15 * reach**2 >= (3 * most + reach) * 7 * (bits + points.bit_length() + 1):
+            return _weighed(variance, points, bits)
+        points *= 2
+
+
+@lru_cache(256)
+def _weighed(variance: Fraction, points: int, bits: int) -> _Waves:
+    one, weights, most = 1 << bits, [1 << bits], math.ceil(variance)
+    for j in range(1, points // 2 + 1):
+        fall = max(0, one - _cosine(j, points, bits)) * variance.numerator
+        weight = _exp_floor(Fraction(fall, variance.denominator << bits), bits)
+        if not weight:
+            break
+        weights.append(2 * weight if 2 * j < points else weight)
+    # In units of 2^-bits: a weight is off by most + 1, as its cosine is by 1, and those left out are no larger than
+    # that; each step of Clenshaw's algorithm is off by 1, and the sum moves by up to 2 j^2 for each j with its cosine.
+    j = len(weights)
+    off = points * (most + 2) + 2 * j * (most + 2) + j**3
+    total = sum(weights)
+    return _Waves(points, bits, tuple(weights), off, tuple(weight / total for weight in weights))
+
+
+def _cosine(part: int, points: int, bits: int) -> int:
+    """2^bits cos(2 pi part / points), off by 1 at most."""
+    bits += 32
+    part %= points
+    angle = 2 * min(part, points - part) * _pi(bits) // points
+    square, term, total, k = angle**2 >> bits, 1 << bits, 0, 0
+    while term:
+        total, k = total + (term if k % 4 == 0 else -term), k + 2
+        term = (term * square >> bits) // (k * (k - 1))
+    return total >> 32
+
+
+@lru_cache(64)
+def _pi(bits: int) -> int:
+    """2^bits pi, off by less than 1: Machin's formula."""
+
+    def arctan(inverse: int) -> int:
+        term, total, k = (1 << bits + 16) // inverse, 0, 1
+        while term:
+            total, term, k = total + (term // k if k % 4 == 1 else -(term // k)), term // inverse**2, k + 2
+        return total
+
+    return 16 * arctan(5) - 4 * arctan(239) >> 16
 
 
 class _Stairs(NamedTuple):
@@ -187,14 +350,14 @@ class _Stairs(NamedTuple):
 
 
 @lru_cache(64)
-def _stairs(curve: _Curve) -> _Stairs:
-    bits = max(0, (math.floor(1 / curve.rate).bit_length() - 1) // curve.power - 2 - curve.power)
+def _stairs(curve: _LogConcave) -> _Stairs:
+    bits = curve.stair_bits
     floors = [1 << 32]
     while floors[-1]:
-        floors.append(_exp_floor(curve.gamma(len(floors) << bits), 32))
+        floors.append(curve.floor(len(floors) << bits, 32))
     stairs = len(floors) - 1
     far, tail_bits = stairs << bits, bits
-    while curve.gamma(far + (1 << tail_bits)) - curve.gamma(far) < Fraction(7, 10):  # ln 2 is below that
+    while not curve.halves(far, 1 << tail_bits):
         tail_bits += 1
     heights = [floors[0], *(each + 1 for each in floors[1:stairs])]
     starts = np.cumsum([0, *heights, 2 << (tail_bits - bits)]).astype(np.uint64)
@@ -204,7 +367,7 @@ def _stairs(curve: _Curve) -> _Stairs:
     return _Stairs(bits, tail_bits, far, starts, sure, shift, np.searchsorted(starts, firsts, "right") - 1)
 
 
-def _two_sided(n: int, curve: _Curve, own: Entropy) -> Integers:
+def _two_sided(n: int, curve: _LogConcave, own: Entropy) -> Integers:
     """`n` integers, each of a probability proportional to the curve at its size."""
     result, stairs, done = np.empty(_count(n), np.int64), _stairs(curve), 0
     while done < n:
@@ -227,7 +390,7 @@ def _two_sided(n: int, curve: _Curve, own: Entropy) -> Integers:
     return result
 
 
-def _in_the_tail(curve: _Curve, stairs: _Stairs, own: Entropy) -> tuple[int, bool]:
+def _in_the_tail(curve: _LogConcave, stairs: _Stairs, own: Entropy) -> tuple[int, bool]:
     """A number on the slabs, and whether it is kept."""
     slab = 0
     while not (word := int(own.words(1)[0])):
@@ -237,7 +400,7 @@ def _in_the_tail(curve: _Curve, stairs: _Stairs, own: Entropy) -> tuple[int, boo
     slab += 64 - word.bit_length()
     offset = int(own.words(1)[0]) & (1 << stairs.tail_bits) - 1
     size = stairs.far + (slab << stairs.tail_bits) + offset
-    return size, _Uniform(0, 32 + slab, own).below_exp(curve.gamma(size))
+    return size, _Uniform(0, 32 + slab, own).below(partial(curve.floor, size))
 
 
 def _count(n: int) -> int:

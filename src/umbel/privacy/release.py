@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 from ..core.settings import not_negative, positive, whole
 from ..errors import SettingError
 
-MECHANISMS = ("gaussian", "discrete_gaussian", "laplace", "pure")
-GAUSSIAN = MECHANISMS[:2]
+MECHANISMS = ("gaussian", "discrete_gaussian", "laplace", "pure", "distributed_gaussian", "distributed_skellam")
+GAUSSIAN, DISTRIBUTED = MECHANISMS[:2], MECHANISMS[4:]
 UNITS = ("client", "example")
 ADD_OR_REMOVE, ZERO_OUT, REPLACE = NEIGHBOURS = ("add or remove one", "zero out one", "replace one")
 SAMPLINGS = {"poisson": {"rate"}, "fixed": {"count", "of"}, "everyone": set[str](), "unknown": {"why"}}
@@ -28,7 +28,9 @@ class NoisyRelease:
 
     `mechanism` is ``gaussian``; ``discrete_gaussian``, whose standard deviation in steps of its grid is `steps`;
     ``laplace``; or ``pure``, any mechanism that by itself, between neighbours, is 1/`noise`-differentially private, as
-    PrivUnit and randomised response are.
+    PrivUnit and randomised response are. Of ``distributed_gaussian`` and ``distributed_skellam`` noise there are
+    `shares`, each of a client that does not tell it to whoever sees the sum, on `size` elements; `steps` are those of
+    all together. There one client cannot be added or removed: it would bring a share, and is seen.
 
     `sampling` says how a release's units were taken: ``{"kind": "poisson", "rate": q}`` each by its own throw of the
     dice, of which nobody who sees the release learns anything; ``{"kind": "fixed", "count": n, "of": N}`` so many, each
@@ -52,6 +54,8 @@ class NoisyRelease:
     denominator: float | None
     steps: float | None = None
     stream: str | None = None
+    shares: int | None = None
+    size: int | None = None
 
     def __post_init__(self) -> None:
         for name, known in (("mechanism", MECHANISMS), ("unit", UNITS), ("neighbours", NEIGHBOURS)):
@@ -59,8 +63,19 @@ class NoisyRelease:
                 raise SettingError(f"a release's {name} is one of {', '.join(known)}, not {getattr(self, name)!r:.60}")
         not_negative(self, "noise")
         positive(self, "norm", *(["denominator"] if self.denominator is not None else []))
-        if (self.mechanism == "discrete_gaussian") != (self.steps is not None):
-            raise SettingError("a release: steps go with discrete_gaussian, which cannot do without")
+        distributed = self.mechanism in DISTRIBUTED
+        if (distributed or self.mechanism == "discrete_gaussian") != (self.steps is not None):
+            raise SettingError("a release: steps go with discrete and distributed noise, which cannot do without")
+        for name, value in (("shares", self.shares), ("size", self.size)):
+            if distributed != (value is not None):
+                raise SettingError(f"a release: {name} goes with distributed noise, which cannot do without")
+            if distributed:
+                whole(self, **{name: 1})
+        if distributed and self.neighbours == ADD_OR_REMOVE:
+            raise SettingError(
+                "a release of distributed noise cannot hide that a client is added or removed: its share comes with it",
+                hint=f"Its neighbours are {ZERO_OUT!r} or {REPLACE!r}.",
+            )
         if self.steps is not None:
             not_negative(self, "steps")
         if self.stream is not None and not (isinstance(self.stream, str) and self.mechanism in GAUSSIAN):
@@ -71,7 +86,9 @@ class NoisyRelease:
 
     def plain(self) -> dict[str, Any]:
         """The release as JSON can hold it; `of` reads it."""
-        return {**{f.name: getattr(self, f.name) for f in fields(self)}, "sampling": dict(self.sampling)}
+        found = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("shares", "size")}
+        shared = {} if self.shares is None else {"shares": self.shares, "size": self.size}
+        return {**found, **shared, "sampling": dict(self.sampling)}
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> NoisyRelease:
@@ -79,7 +96,7 @@ class NoisyRelease:
         if not isinstance(plain, Mapping):
             raise SettingError(f"a release is described by a dict, not by {plain!r:.60}")
         names = {f.name for f in fields(cls)}
-        if wrong := sorted(map(str, (plain.keys() ^ names) - {"stream"})):  # which most have not
+        if wrong := sorted(map(str, (plain.keys() ^ names) - {"stream", "shares", "size"})):  # which most have not
             raise SettingError(f"a release is described by {', '.join(sorted(names))}; these do not fit: {wrong}")
         return cls(**plain)
 
