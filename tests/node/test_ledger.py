@@ -29,9 +29,10 @@ from umbel.node.audit import NodeAudit
 from umbel.node.ledger import BUDGET, SPENT, PrivacyLedger, entry_of, promises, signed_by
 from umbel.node.signals import Start, TaskDone, TaskFailed
 from umbel.node.spool import Spool, StoredAnswer
-from umbel.privacy import central_gaussian, dp_ftrl, local_gaussian
+from umbel.privacy import central_gaussian, dp_ftrl, local_gaussian, noised_sum
 from umbel.privacy.release import NoisyRelease
 from umbel.testing.deployment import Deployment
+from umbel.transforms import rotate
 from umbel.trust import audit
 from umbel.trust.identity import SigningKey
 from umbel.trust.policy import PrivacyBudget
@@ -127,6 +128,23 @@ def test_a_bound_that_moves_is_that_which_was_sent():
     asked = noised(transforms=moving, params=({"norm": 0.25},))
     ((release,),) = [promises(asked, lambda sha: None)[1]]
     assert (release["norm"], release["noise"]) == (0.25, 4.0)
+
+
+def test_of_a_noised_sum_the_update_counts_and_its_phases_do_not(desk):
+    step = noised_sum("1.0.1", 2, 10, 1.0, 16, noise=2.0, size=5, sharers=6, colluding=1)
+    for number, kind in enumerate(("phase:keys", "phase:shares", "train", "phase:unmask"), 1):
+        asked = start(number=number, transforms=(rotate(), step), params=(None, None))
+        asked.ask.kind = kind
+        assert desk.ledger.begin(asked, "app", lambda sha: None) == ""
+        event = TaskDone("r", asked.task.task, 1, m.Done(), None, ())
+        assert desk.ledger.done(event) == ""
+        desk.ledger.commit(asked.task, asked.ask)
+        desk.ledger.over(event)
+    (row,) = desk.rows()
+    (release,) = entry_of(row)[0].releases
+    assert (release["mechanism"], release["shares"]) == ("distributed_gaussian", 6)
+    assert release["noise"] == pytest.approx(2.0, rel=1e-3)
+    assert not desk.ledger._phases
 
 
 class Bare(Transform):

@@ -8,6 +8,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from ..core.ask import PHASE
 from ..errors import SettingError
 from ..privacy.accounting import against_zeros, spent
 from ..privacy.release import NoisyRelease
@@ -20,6 +21,7 @@ def show(reference: str, folder: Path, delta: float | None, accountant: str, *, 
     """Print what the answers of a run have cost together. Raises `SettingError` for a run that hides nobody."""
     record = find(reference, folder)
     closed = [e for e in record.log.events if isinstance(e, AskClosed) and e.reason is None]
+    closed = [event for event in closed if not event.kind.startswith(PHASE)]  # in which nothing is told of data
     clients = record.log.started.clients
     releases = [NoisyRelease.of(each) for event in closed for each in event.releases]
     bare = sum(not event.releases for event in closed)

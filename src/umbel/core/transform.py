@@ -395,7 +395,7 @@ class Chain(Transform):
         return [event for event in told if event is not None] or None
 
     def promises(self, params: Any) -> Any:
-        if not self.private or len(self.parts) > 1:
+        if not self.private or (len(self.parts) > 1 and self.sealing is None):
             return None  # something would be told beside it, as it is
         told = (part.promises(sent) for part, sent in zip(self.parts, params, strict=True))
         return [release for release in told if release is not None] or None
@@ -478,7 +478,7 @@ def named(step: Transform, state: Any, own: Entropy) -> Any:
 def accounts(step: Transform) -> bool:
     """Whether a step says what its noise costs, which is then all that is told of a client; a chain, if it is all."""
     if isinstance(step, Chain):
-        return len(step.parts) == 1 and accounts(step.parts[0])
+        return (len(step.parts) == 1 or step.sealing is not None) and accounts(step.parts[-1])
     kind = type(step)
     return step.private and not (kind.event is Transform.event and kind.promises is Transform.promises)
 

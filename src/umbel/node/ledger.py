@@ -17,6 +17,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from ..core.ask import PHASE
 from ..core.transform import accounts, chain_from_spec
 from ..privacy.account import ALL, LedgerEntry, PrivacyAccount, Scope, held
 from ..privacy.accounting import library
@@ -65,6 +66,7 @@ class PrivacyLedger:
         self._last: dict[tuple[str, str], tuple[tuple[Mapping[str, Any], int], ...]] = {}
         self._promised: OrderedDict[bytes, tuple[tuple[str, ...], tuple[Any, ...]]] = OrderedDict()
         self._begun: dict[Task, LedgerEntry] = {}
+        self._phases = set[Task]()
         for row in audit.of(SPENT):
             self._count(*entry_of(row))
         told = {} if budget is None else {name: value for name, value in asdict(budget).items() if value is not None}
@@ -74,6 +76,9 @@ class PrivacyLedger:
     def begin(self, start: Start, app: str, path: Callable[[bytes], Path | None]) -> str:
         """A task is about to begin: why it must not, empty where it may. `path` gives the files of blobs."""
         task = start.task
+        if start.ask.kind.startswith(PHASE):
+            self._phases.add((task.run, task.task, task.attempt))
+            return ""  # in which nothing is told of data
         by, releases = self._promises(start.ask, path)
         digest = start.ask.digest.hex()
         entry = LedgerEntry(task.client, self._server(), app, task.run, task.task, digest, by, releases)
@@ -88,6 +93,8 @@ class PrivacyLedger:
     def done(self, event: TaskDone) -> str:
         """A task is done: why its answer must not be given, empty where it may."""
         at = (event.run, event.task, event.attempt)
+        if at in self._phases:
+            return ""
         entry = replace(self._begun.pop(at), examples=event.accounted)
         reason = self._against(entry)
         self._begun[at] = entry
@@ -95,6 +102,8 @@ class PrivacyLedger:
 
     def commit(self, task: m.Task, ask: m.AskSpec) -> None:
         """The answer of a task is put into the spool: so is its entry."""
+        if ask.kind.startswith(PHASE):
+            return
         entry, now = self._begun.pop((task.run, task.task, task.attempt)), self._clock()
         year = _year(now)
         if _bare(entry, year) in self._bare:
@@ -107,10 +116,12 @@ class PrivacyLedger:
         """A task has ended, and its answer is in the spool, or is nobody's."""
         if isinstance(event, TaskDone | TaskFailed):
             self._begun.pop((event.run, event.task, event.attempt), None)
+            self._phases.discard((event.run, event.task, event.attempt))
 
     def ended(self, run: str) -> None:
         """A run is not hosted any more."""
         self._begun = {task: entry for task, entry in self._begun.items() if task[0] != run}
+        self._phases = {task for task in self._phases if task[0] != run}
 
     def _count(self, entry: LedgerEntry, year: int) -> None:
         self._account.add(entry, year)

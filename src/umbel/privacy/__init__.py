@@ -6,6 +6,7 @@ from .example import ExamplePrivacy, example_privacy_spent
 from .ftrl import dp_ftrl
 from .local import local_gaussian, local_laplace
 from .metrics import central_metrics
+from .noised_sum import noised_sum
 from .privunit import privunit
 from .randomised_response import randomised_response
 from .secure import secure
@@ -13,5 +14,5 @@ from .secure_sum import secure_sum
 
 __all__ = [
     "ExamplePrivacy", "central_counts", "central_gaussian", "central_metrics", "dp_ftrl", "example_privacy_spent",
-    "local_gaussian", "local_laplace", "privunit", "randomised_response", "secure", "secure_sum",
+    "local_gaussian", "local_laplace", "noised_sum", "privunit", "randomised_response", "secure", "secure_sum",
 ]  # fmt: skip

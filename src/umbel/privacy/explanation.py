@@ -77,7 +77,7 @@ def _follows(asks: Sequence[Ask]) -> tuple[tuple[str, str], ...]:
 def _secured(strategy: Secured, asks: Sequence[Ask], model: Arrays, clients: int) -> Explanation:
     degree, threshold = neighbourhood(clients, strategy.corrupt, strategy.dropped)
     size = f"{sum(_sealed_bytes(strategy, ask, model, clients) for ask in asks):,} bytes"
-    gone = int(strategy.dropped * clients)
+    gone, shares = int(strategy.dropped * clients), " with a share of noise" if strategy.noise else ""
     phases = (
         PhaseView("phase:keys", "two public keys, 64 bytes", "who takes part", "the keys of their neighbours"),
         PhaseView(
@@ -87,22 +87,26 @@ def _secured(strategy: Secured, asks: Sequence[Ask], model: Arrays, clients: int
             "a share each, of their neighbours' secrets",
         ),
         PhaseView(
-            asks[0].kind if asks else "train", f"its update under masks, {size}", "numbers like noise", "nothing"
+            asks[0].kind if asks else "train",
+            f"its update{shares} under masks, {size}",
+            "numbers like noise",
+            "nothing",
         ),
         PhaseView(
             "phase:unmask",
             f"up to {degree} x 36 bytes: the shares that it got",
-            "the sum over those who stayed",
+            "the sum over those who stayed, with its noise" if strategy.noise else "the sum over those who stayed",
             "nothing",
         ),
     )
+    hardly = "hardly tells what a client sent: umbel privacy show"
     follows = (
         (f"up to {gone} of {clients} vanish", "the sum is over those whose masked updates came"),
         ("more vanish", f"after {strategy.attempts} sessions, each with fresh keys, nothing comes of it"),
         (f"fewer than {threshold} neighbours of a client conspire", "with the server they learn the sum, and no more"),
         (f"{threshold} or more do", "with the server they can have that client's update"),
         ("the server invents clients", "they count as conspirators: nobody vouches for keys"),
-        ("the model is looked at", "may tell of single clients: there is no noise"),
+        ("the model is looked at", hardly if strategy.noise else "may tell of single clients: there is no noise"),
     )
     return Explanation(clients, degree, threshold, phases, follows)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from ..core.answer import Answer, client_order
 from ..core.arrays import Array, Arrays, Schema, wide
 from ..core.ask import SEALED, Ask, PerClient, for_client
 from ..core.randomness import Key
-from ..core.settings import positive, whole
+from ..core.settings import not_negative, positive, whole
 from ..core.strategy import Asks, State, Strategy
 from ..core.transform import as_arrays, chain
 from ..core.update import Free, Like, Update
@@ -23,10 +25,12 @@ from ..errors import ClientId, NothingToFold, StrategyError, UpdateRejected
 from ..folds.collect import collect
 from ..folds.total import total
 from .neighbours import graph, neighbourhood
+from .noised_sum import noised_sum
 from .secure_sum import BODY, FIXED, HEAD, KEYS, SHARES, UNMASK, secure_sum
 from .unmasking import SumSession
 
 FOLDS = ("mean", "weighted_mean", "total")
+NO_KEY = Key.from_seed(0)
 MOST_BITS = 24
 """More bits a value do not have by default: float32 has no more."""
 
@@ -43,9 +47,12 @@ class Secured(Strategy):
     corrupt: float
     dropped: float
     attempts: int
+    noise: float
+    mechanism: str
 
     def __post_init__(self) -> None:
         positive(self, "clip")
+        not_negative(self, "noise")
         whole(self, attempts=1)
         if not isinstance(self.strategy, Strategy):
             raise StrategyError(f"secure wraps a strategy, not {self.strategy!r:.60}")
@@ -106,7 +113,7 @@ class Secured(Strategy):
                 lane=f"{ask.lane}:{kind}",
             )  # fmt: skip
 
-        step = secure_sum(name, 2, 2, self.clip)
+        step = self.step(ask, name, 2, 3)
         told = yield phase(KEYS, ask.clients)
         keys = _checked(told, "keys")
         if len(keys) < 3:
@@ -130,6 +137,8 @@ class Secured(Strategy):
             ask, clients=_in_order(able, points), fold=total(), transforms=chain(ask.transforms, step),
             inbox=_sealed(session.received, inner), window=replace(ask.window, late="drop"),
         )  # fmt: skip
+        if isinstance(step, noised_sum) and answer.count < step.fewest:
+            raise _too_few(f"{answer.count} clients have sent updates, and the noise is for {step.fewest}", answer)
         session.summed = frozenset(answer.clients)
 
         def opened(last: Answer) -> Answer:
@@ -143,7 +152,7 @@ class Secured(Strategy):
 
         if not (left := session.enough(session.summed)):
             raise _too_few(f"{answer.count} clients have sent updates, too few for {threshold} neighbours each", answer)
-        step = _Opening(**vars(step), opened=opened)
+        step = _opening(step, opened)
         whole: Answer = yield phase(UNMASK, _in_order(left, points), session.told)
         return whole
 
@@ -157,33 +166,53 @@ class Secured(Strategy):
         if ask.fold.name == "total":
             value = value.map(lambda name, array: array * share)
         found = {name: each / share for name, each in zip(step.metrics, metrics, strict=True)}
-        found["secure.cut"] = cut * FIXED / (answer.count * body.size)
+        if not self.noise:
+            found["secure.cut"] = cut * FIXED / (answer.count * body.size)
         weight = share * (step.weight or 1.0)
         return replace(answer, value=value, metrics=found, weight=weight)
 
     def _decoded(self, ask: Ask, step: secure_sum, values: Array) -> Arrays:
         """The mean of what clients encoded, as it was before they encoded it."""
-        parts, schemas, looks = ask.transform.parts, list[Schema](), ask.schema(None) or Schema({})
-        zeros = {n: np.zeros(shape, wide(dtype)) for n, (shape, dtype, role) in looks.items() if role == "parameter"}
-        update = Update(Arrays(zeros, dict.fromkeys(zeros, "parameter")), delta=True)
-        for i, part in enumerate(parts):
-            schemas.append(as_arrays(update).schema)
-            update, _ = part.encode(update, None, None, step.key.derive("part", i))
+        update, schemas = self._zeros(ask, step.key)
         arrays, at, made = as_arrays(update), 0, dict[str, Array]()
         for name, array in arrays.of_role("parameter").items():
             made[name] = values[at : at + array.size].reshape(array.shape).astype(array.dtype)
             at += array.size
         update = replace(update, arrays=arrays.replace(made))
-        for part, before in reversed([*zip(parts, schemas, strict=True)]):
+        for part, before in reversed([*zip(ask.transform.parts, schemas, strict=True)]):
             if part.encoded(before) != before:
                 update = part.decode(update, None, before)
         return as_arrays(update)
 
+    def _zeros(self, ask: Ask, key: Key = NO_KEY) -> tuple[Update, list[Schema]]:
+        """What the steps of an ask make of an update of zeros, and what it looks like before each of them."""
+        looks, schemas = ask.schema(None) or Schema({}), list[Schema]()
+        zeros = {n: np.zeros(shape, wide(dtype)) for n, (shape, dtype, role) in looks.items() if role == "parameter"}
+        update = Update(Arrays(zeros, dict.fromkeys(zeros, "parameter")), delta=True)
+        for i, part in enumerate(ask.transform.parts):
+            schemas.append(as_arrays(update).schema)
+            update, _ = part.encode(update, None, None, key.derive("part", i))
+        return update, schemas
+
     def step(self, ask: Ask, name: str, threshold: int, clients: int) -> secure_sum:
         """What an ask of so many clients is sealed by, in the session of this name."""
         weight = self.weight if ask.fold.name == "weighted_mean" else 0.0
-        bits = self.bits or max(8, min(MOST_BITS, 32 - clients.bit_length()))
-        return secure_sum(name, threshold, clients, self.clip, bits, weight, self.metrics)
+        if not self.noise:
+            bits = self.bits or max(8, min(MOST_BITS, 32 - clients.bit_length()))
+            return secure_sum(name, threshold, clients, self.clip, bits, weight, self.metrics)
+        colluding = math.floor(self.corrupt * clients)
+        sharers = max(1, clients - math.floor(self.dropped * clients) - colluding)
+        size = sum(array.size for array in as_arrays(self._zeros(ask)[0]).of_role("parameter").values())
+
+        def noised(bits: int) -> noised_sum:
+            return noised_sum(
+                name, threshold, clients, self.clip, bits, weight, self.metrics, noise=self.noise, size=size,
+                sharers=sharers, colluding=colluding, mechanism=self.mechanism,
+            )  # fmt: skip
+
+        if self.bits is not None:
+            return noised(self.bits)
+        return next((step for bits in range(MOST_BITS, 8, -1) if (step := noised(bits)).modulus_bits <= 32), noised(8))
 
     def _check(self, ask: Ask) -> None:
         """Raise `StrategyError` for an ask that cannot be summed securely."""
@@ -192,6 +221,10 @@ class Secured(Strategy):
             raise StrategyError(
                 "weighted_mean takes weights, and a secure sum has to know the largest there may be",
                 hint="Write secure(..., weight=1000), or fold with mean().",
+            )
+        if ask.fold.name == "weighted_mean" and self.noise:
+            raise StrategyError(
+                "under noise all clients count alike, and weighted_mean takes weights", hint="Fold with mean()."
             )
         if callable(ask.model) or callable(ask.expects) or not (isinstance(ask.expects, Like) and ask.expects.delta):
             raise StrategyError("secure sums are of differences to one model, the same for all clients of an ask")
@@ -208,24 +241,22 @@ class Secured(Strategy):
             )
 
 
-@dataclass(frozen=True)
-class _Opening(secure_sum):
-    """The step of the last phase, as the run has it: what shares came is made the sum."""
+def _opening(step: secure_sum, opened: Callable[[Answer], Answer]) -> secure_sum:
+    """The step of the last phase, as the run has it: what shares came is made the sum. Clients have the plain one."""
+    kind, settings = type(step), {each.name: getattr(step, each.name) for each in fields(step)}
 
-    opened: Callable[[Answer], Answer] = field(kw_only=True, compare=False)
+    class Opening(kind):  # type: ignore[valid-type, misc]
+        def finish(self, answer: Answer, state: Any, key: Key, own: Entropy = SYSTEM) -> tuple[Answer, Any]:
+            return opened(answer), state
 
-    def finish(self, answer: Answer, state: Any, key: Key, own: Entropy = SYSTEM) -> tuple[Answer, Any]:
-        return self.opened(answer), state
+        def event(self, answer: Answer, state: Any) -> Any:
+            return None  # it was told of with the masked sum
 
-    def plain(self) -> secure_sum:
-        """As clients have it."""
-        return secure_sum(**{each.name: getattr(self, each.name) for each in fields(secure_sum)})
+        def __reduce__(self) -> tuple[Any, ...]:
+            return partial(kind, **settings), ()
 
-    def spec(self) -> Any:
-        return self.plain().spec()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return secure_sum, tuple(getattr(self, each.name) for each in fields(secure_sum))
+    made: secure_sum = Opening(**settings)
+    return made
 
 
 def secure(
@@ -238,6 +269,8 @@ def secure(
     corrupt: float = 0.1,
     dropped: float = 0.3,
     attempts: int = 2,
+    noise: float = 0.0,
+    mechanism: str = "distributed_gaussian",
 ) -> Secured:
     """The strategy with each of its asks summed securely: the server learns the sum of the updates of those who stay,
     and of no client's alone (Bonawitz et al. 2017, IACR 2017/281; Bell et al. 2020, IACR 2020/704).
@@ -252,10 +285,17 @@ def secure(
     by default as many, up to 24, as make sums fit in 32. Under `weighted_mean` `weight` is the largest there may be. Of
     metrics only those named are told, as means. Buffers are not sent: the model keeps its own. Folds are `mean`,
     `weighted_mean` and `total`, transforms `clip_by_norm`, `rotate` and `random_k`; anything else is a `StrategyError`.
+
+    With `noise` the sum that the server learns has noise in it, of which each client adds a share (`noised_sum`): a
+    standard deviation of `noise` times the norm that an update may have, which `clip` bounds then, as a whole, and
+    rounding makes a little longer. So much is there as long as no more clients have dropped out, or are corrupt, than
+    was stated; where more are gone, there is no sum. The `mechanism` is ``distributed_gaussian``, or
+    ``distributed_skellam``, which a coarse grid takes. Who was asked is not hidden, all count alike, and metrics are
+    not told.
     """
     return Secured(
         strategy=strategy, clip=clip, bits=bits, weight=weight, metrics=tuple(metrics), corrupt=corrupt,
-        dropped=dropped, attempts=attempts,
+        dropped=dropped, attempts=attempts, noise=noise, mechanism=mechanism,
     )  # fmt: skip
 
 

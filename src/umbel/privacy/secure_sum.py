@@ -94,9 +94,16 @@ class secure_sum(Transform):
     # At the holder
 
     def encode(self, update: Update, params: Any, local: Any, key: Key, own: Entropy = SYSTEM) -> tuple[Update, Any]:
-        arrays = as_arrays(update).of_role("parameter")
-        share, body, cut, at = self._share(update.weight), np.empty(_size(arrays), self.dtype), 0, 0
-        signed, draws = body.view(self.dtype.str.replace("u", "i")), key.draws()
+        arrays, share = as_arrays(update).of_role("parameter"), self._share(update.weight)
+        steps = np.empty(_size(arrays), self.dtype.str.replace("u", "i"))
+        cut = self._fill(steps, arrays, share, key, own)
+        head = [share * FIXED, cut, *(self._metric(update.metrics, name) * share * FIXED for name in self.metrics)]
+        sealed = {HEAD: np.rint(head).astype(np.int64).astype("<u8"), BODY: steps.view(self.dtype)}
+        return Update(Arrays(sealed, dict.fromkeys(sealed, "buffer"))), local
+
+    def _fill(self, steps: Array, arrays: Arrays, share: float, key: Key, own: Entropy) -> int:
+        """Write all elements as steps, one after the other, and say how many were beyond the bound."""
+        at, cut, draws = 0, 0, key.draws()
         for name, array in arrays.items():
             beyond = finite(array, name) > self.clip
             flat = np.ravel(array)
@@ -106,12 +113,10 @@ class secure_sum(Transform):
                     cut += int(np.count_nonzero(np.abs(part) > self.clip))
                     np.clip(part, -self.clip, self.clip, out=part)
                 part *= share * self.levels / self.clip
-                part += _thresholds(draws, part.size)
-                signed[at : at + part.size] = np.floor(part, out=part)
+                part += thresholds(draws, part.size)
+                steps[at : at + part.size] = np.floor(part, out=part)
                 at += part.size
-        head = [share * FIXED, cut, *(self._metric(update.metrics, name) * share * FIXED for name in self.metrics)]
-        sealed = {HEAD: np.rint(head).astype(np.int64).astype("<u8"), BODY: body}
-        return Update(Arrays(sealed, dict.fromkeys(sealed, "buffer"))), local
+        return cut
 
     def take_part(
         self, kind: str, update: Update, inbox: Mapping[str, Array], secrets: Any, own: Entropy
@@ -283,7 +288,7 @@ def _size(arrays: Arrays) -> int:
     return sum(math.prod(spec.shape) for spec in arrays.schema.values())
 
 
-def _thresholds(draws: Draws, size: int) -> npt.NDArray[np.float64]:
+def thresholds(draws: Draws, size: int) -> npt.NDArray[np.float64]:
     """What is added before numbers are rounded down, so that the mean is right: the middles of 2^16 parts of [0, 1)."""
     quarters = draws.words(-(-size // 4)).astype("<u8", copy=False).view("<u2")[:size]
     return (quarters + 0.5) * 2.0**-16
