@@ -235,6 +235,17 @@ def test_private_hospitals_spend_what_they_planned_and_attacks_find_less() -> No
 
 @pytest.mark.slow
 @with_heart
+def test_secure_hospitals_learn_from_sums_with_noise_in_them(tmp_path: Path) -> None:
+    pytest.importorskip("dp_accounting")
+    summary = umbel_run(EXAMPLES / "secure-hospitals" / "app.py", tmp_path, HEART=HEART)
+    assert summary["metrics"].keys() == {"test.accuracy"}  # nothing of a patient is told beside the sums
+    assert summary["metrics"]["test.accuracy"] > 0.77  # it is 0.80, with a deviation of 0.006
+    told = python("-m", "umbel.cli", "privacy", "show", "last", "--folder", tmp_path, "--delta", "1e-4", "--json")
+    assert json.loads(told)["spent"]["epsilon"] == pytest.approx(2.89, abs=0.02)
+
+
+@pytest.mark.slow
+@with_heart
 def test_four_hospitals_have_nobody_to_hide_behind() -> None:
     pytest.importorskip("dp_accounting")
     said = python("whole.py", folder=EXAMPLES / "private-hospitals", HEART=HEART)
