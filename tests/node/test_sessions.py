@@ -9,7 +9,7 @@ import pytest
 from umbel.core.transform import chain
 from umbel.node.audit import NodeAudit
 from umbel.node.sessions import ANSWERED, KEPT_ASKS, SecureSessions
-from umbel.node.signals import Start, TaskFailed
+from umbel.node.signals import Start, TaskDone, TaskFailed
 from umbel.node.spool import Spool
 from umbel.privacy import secure_sum
 from umbel.transforms import rotate
@@ -39,7 +39,12 @@ class Desk:
 
     def answer(self, *given, **more):
         begun = start(*given, **more)
-        if reason := self.sessions.begin(begun):
+        reason = self.sessions.begin(begun) or self.done(begun)
+        self.sessions.over(TaskFailed(begun.run, begun.task.task, begun.task.attempt, "", False))
+        return reason
+
+    def done(self, begun):
+        if reason := self.sessions.done(TaskDone(begun.run, begun.task.task, begun.task.attempt, m.Done(), None)):
             return reason
         self.sessions.commit(begun.task, begun.ask)
         return ""
@@ -84,17 +89,24 @@ def test_what_is_no_secure_sum_is_not_counted(desk):
     assert not desk.notes.records.of(ANSWERED)
 
 
-def test_what_is_being_answered_is_not_begun_a_second_time(desk):
+def test_of_two_that_are_done_side_by_side_one_is_given(desk):
+    one, other = start(), start(number=2)
+    assert [desk.sessions.begin(each) for each in (one, other)] == ["", ""]
+    assert desk.done(other) == ""
+    assert "does so once" in desk.done(one)
+
+
+def test_a_task_that_has_failed_has_told_nothing(desk):
     assert desk.sessions.begin(start()) == ""
-    assert "does so once" in desk.sessions.begin(start(number=2))
-    desk.sessions.over(TaskFailed("r", "1.a", 1, "gone", False))  # nothing has left
-    assert desk.answer(number=2) == ""
+    desk.sessions.over(TaskFailed("r", "1.a", 1, "gone", False))
+    assert not desk.sessions._begun
+    assert desk.answer(attempt=2) == ""
 
 
-def test_what_was_begun_in_a_run_that_is_over_is_begun_no_more(desk):
+def test_what_was_begun_in_a_run_that_is_over_is_forgotten(desk):
     assert desk.sessions.begin(start()) == ""
     desk.sessions.ended("r")
-    assert desk.sessions.begin(start(number=2)) == ""
+    assert not desk.sessions._begun
 
 
 def test_what_was_not_put_on_disk_was_not_said(desk):

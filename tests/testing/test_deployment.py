@@ -16,6 +16,7 @@ from tests.conftest import some
 import umbel
 from umbel.errors import RunFailed
 from umbel.node.spool import Spool
+from umbel.privacy import secure
 from umbel.store.sql import SqlStore
 from umbel.testing.deployment import Deployment, Faults
 
@@ -48,6 +49,8 @@ def app_of(kind):
 
     settings = {"transforms": (umbel.top_k(0.3),)} if kind == "top_k" else {}
     strategy = Twice() if kind == "twice" else umbel.FedAvg(cohort=3, **settings)
+    if kind == "sums":
+        strategy = secure(umbel.FedAvg(cohort=4), weight=5.0, metrics=["count"])
     return umbel.App(client, model={"w": np.zeros(40)}, strategy=strategy, rounds=2)
 
 
@@ -69,7 +72,7 @@ NODES = {"a": {"0": SOURCES["0"], "1": SOURCES["1"]}, "b": {"2": SOURCES["2"]}, 
 def undisturbed():
     """What simulations of the same clients end with."""
     found = {}
-    for kind in ("plain", "top_k", "twice", "alike"):
+    for kind in ("plain", "top_k", "twice", "alike", "sums"):
         result = umbel.run(app_of(kind), on=umbel.Simulation(clients=4), seed=5, folder=None)
         found[kind] = (result.model_sha256, {name: result.history.series(name) for name in result.history.names})
     return found
@@ -101,6 +104,12 @@ def test_whatever_happens_the_bits_are_those_of_the_simulation(tmp_path, batch, 
 def test_so_are_they_where_all_clients_answer_alike(tmp_path, undisturbed):
     for seed in range(40):
         live(tmp_path, seed, undisturbed, "alike")
+
+
+@pytest.mark.parametrize("batch", some(range(10), 1))
+def test_so_are_those_of_sums_that_show_no_single_update(tmp_path, batch, undisturbed):
+    for seed in range(20_000 + 10 * batch, 20_010 + 10 * batch):
+        live(tmp_path, seed, undisturbed, "sums")
 
 
 @pytest.mark.parametrize("batch", some(range(5), 1))

@@ -333,7 +333,7 @@ class NodeService:
         """Take an event from anywhere but the server; what goes wrong then is the node's own fault, and its end."""
         try:
             self._audit.told(event)
-            if isinstance(event, TaskDone) and (reason := self._ledger.done(event)):
+            if isinstance(event, TaskDone) and (reason := self._sessions.done(event) or self._ledger.done(event)):
                 event = self._withheld(event, reason)
             if isinstance(event, HostReady):
                 reason = against_client(self._specs[event.run].contract, event)

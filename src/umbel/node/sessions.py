@@ -40,10 +40,13 @@ class SecureSessions:
         """A task is about to begin: why it must not, empty where it may."""
         if (phase := self._phase(start.task, start.ask)) is None:
             return ""
-        if phase in self._answered or phase in self._begun.values():
-            return f"client {phase[1]} has answered {phase[3]} of the session {phase[2]} already, and does so once"
         self._begun[start.task.run, start.task.task, start.task.attempt] = phase
-        return ""
+        return self._against(phase)
+
+    def done(self, event: TaskDone) -> str:
+        """A task is done: why its answer must not be given, empty where it may."""
+        phase = self._begun.get((event.run, event.task, event.attempt))
+        return "" if phase is None else self._against(phase)
 
     def commit(self, task: m.Task, ask: m.AskSpec) -> None:
         """The answer of a task is put into the spool: so is its entry."""
@@ -60,6 +63,12 @@ class SecureSessions:
     def ended(self, run: str) -> None:
         """A run is not hosted any more."""
         self._begun = {task: phase for task, phase in self._begun.items() if task[0] != run}
+
+    def _against(self, phase: Phase) -> str:
+        _, client, session, kind = phase
+        if phase not in self._answered:
+            return ""
+        return f"client {client} has answered {kind} of the session {session} already, and does so once"
 
     def _phase(self, task: m.Task, ask: m.AskSpec) -> Phase | None:
         """What a task answers of a secure sum; None where it is not of one."""

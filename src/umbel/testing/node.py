@@ -16,6 +16,7 @@ from ..node.audit import SpooledRecords
 from ..node.child import ChildProgram, Message
 from ..node.ledger import PrivacyLedger
 from ..node.machine import NodeMachine
+from ..node.sessions import SecureSessions
 from ..server.signals import Connected
 from ..trust.audit import Audit
 from ..trust.identity import SigningKey
@@ -158,7 +159,8 @@ class SimulatedNode(WireEnd):
         records: Any = SpooledRecords(spool)
         self.audit = Audit(records, self._network.clock)
         self._ledger = PrivacyLedger(self.audit, SigningKey.of_seed(bytes(32)), clock=self._network.clock)
-        self._machine = NodeMachine(spool, self._sources, slots=self._slots, account=self._ledger.commit)
+        self._sessions = SecureSessions(self.audit)
+        self._machine = NodeMachine(spool, self._sources, slots=self._slots, account=self._account)
         self.preparing: dict[str, nodes.Prepare] = {}
         self.busy: dict[tuple[str, str, int], nodes.Start] = {}
         self._children: dict[str, LocalChild] = {}
@@ -242,17 +244,23 @@ class SimulatedNode(WireEnd):
     def _tell(self, event: nodes.Event) -> None:
         if isinstance(event, nodes.TaskDone):
             self._ledger.done(event)
+            if reason := self._sessions.done(event):
+                event = nodes.TaskFailed(event.run, event.task, event.attempt, reason, False)
         self._carry_out(event)
         self._ledger.over(event)
+        self._sessions.over(event)
+
+    def _account(self, task: m.Task, ask: m.AskSpec) -> None:
+        self._ledger.commit(task, ask)
+        self._sessions.commit(task, ask)
 
     def _carry_out(self, event: nodes.Event) -> None:
         for effect in self._machine.handle(event, self._network.clock()):
             if isinstance(effect, nodes.SayToServer):
-                self._note(effect.message)
                 if effect.durable and self._wire.peer:
                     self._durable.append(effect.message)
                 else:
-                    self._wire.send(effect.message)
+                    self._send(effect.message)
             elif isinstance(effect, nodes.FetchBlob):
                 if effect.blob.sha256 in self.blobs:
                     self._tell(Fetched(effect.run, effect.blob.sha256))
@@ -262,11 +270,16 @@ class SimulatedNode(WireEnd):
                 self.preparing[effect.run] = effect
             elif isinstance(effect, nodes.Start):
                 self._ledger.begin(effect, "", self.blobs.file)
-                self.busy[effect.run, effect.task.task, effect.task.attempt] = effect
+                at = effect.run, effect.task.task, effect.task.attempt
+                if reason := self._sessions.begin(effect):
+                    self._tell(nodes.TaskFailed(*at, reason, False))
+                else:
+                    self.busy[at] = effect
             elif isinstance(effect, nodes.Stop):
                 self._stopped.add((effect.run, effect.task, effect.attempt))
             elif isinstance(effect, nodes.EndRun):
                 self._ledger.ended(effect.run)
+                self._sessions.ended(effect.run)
                 self.preparing.pop(effect.run, None)
                 self._children.pop(effect.run, None)
                 self.busy = {key: start for key, start in self.busy.items() if key[0] != effect.run}
@@ -288,7 +301,12 @@ class SimulatedNode(WireEnd):
         self._spool.commit()
         durable, self._durable = self._durable, []
         for message in durable:
-            self._wire.send(message)
+            self._send(message)
+
+    def _send(self, message: m.Message) -> None:
+        if self._wire.peer:  # else nobody hears it
+            self._note(message)
+        self._wire.send(message)
 
 
 def _inline(data: bytes) -> Message:
