@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ import pytest
 from umbel import Arrays, Free, Like
 from umbel.core.transform import chain
 from umbel.errors import CorruptFile, SettingError, StorageError
-from umbel.privacy import central_gaussian
+from umbel.privacy import central_gaussian, noised_sum, secure_sum
 from umbel.transforms.clip_by_norm import clip_by_norm
 from umbel.transforms.quantise import quantise
+from umbel.transforms.rotate import rotate
 from umbel.transforms.top_k import top_k
 from umbel.trust.policy import Approvals, Policy, PrivacyBudget, Range, RequiredStep, archive_sha256
 from umbel.wire import messages as m
@@ -64,6 +66,25 @@ def test_a_file_says_it_all():
     assert Policy.read("") == Policy()
     told = "[budget]\nepsilon = 4\ndelta = 1e-6\nper_app = 2.0"
     assert Policy.read(told).budget == PrivacyBudget(4.0, 1e-6, per_app=2.0)
+
+
+def test_sums_that_show_no_update_can_be_required_and_bring_noise_of_their_own():
+    noised = noised_sum("1.0.1", 17, 100, 1.0, 16, noise=2.0, size=5, sharers=60)
+    needs = RequiredStep("noised_sum", {"noise": Range(1.5), "threshold": Range(10), "clip": Range(most=1.0)})
+    policy = Policy(
+        allow=("any",), kinds=("train",), smallest_cohort=50, transforms=(needs,), budget=PrivacyBudget(4.0, 1e-6)
+    )
+    assert policy.check_ask(asked(rotate(), noised)) == []
+    (reason,) = policy.check_ask(asked(replace(noised, threshold=9)))
+    assert "threshold" in reason
+    (reason,) = policy.check_ask(asked(replace(noised, noise=1.0)))
+    assert "noise" in reason
+    plain = secure_sum("1.0.1", 17, 100, 1.0)
+    assert any("have to be hidden" in reason for reason in policy.check_ask(asked(plain)))
+    # in a phase of its own nothing is told of data, and not all settings are known; but who is asked counts there, too
+    assert policy.check_ask(asked(replace(noised, threshold=2), kind="phase:keys")) == []
+    assert "a cohort of 49" in policy.check_ask(asked(noised, kind="phase:keys", cohort=49))[0]
+    assert "query:facts is not answered here" in policy.check_ask(asked(noised, kind="query:facts"))[0]
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from ..core.transform import as_arrays, chain
 from ..core.update import Free, Like, Update
 from ..core.window import Window
 from ..entropy import SYSTEM, Entropy
-from ..errors import ClientId, NothingToFold, StrategyError, UpdateRejected
+from ..errors import ClientId, NothingToFold, SettingError, StrategyError, UpdateRejected
 from ..folds.collect import collect
 from ..folds.total import total
 from .neighbours import graph, neighbourhood
@@ -119,7 +119,7 @@ class Secured(Strategy):
         if len(keys) < 3:
             raise _too_few(f"{len(keys)} clients have sent keys, and secure sums are of 3 at least", told)
         clients = sorted(keys, key=client_order)
-        degree, threshold = neighbourhood(len(clients), self.corrupt, self.dropped)
+        degree, threshold = self._neighbourhood(len(clients), told)
         seed = hashlib.sha256(b"".join(keys[client].tobytes() for client in clients)).digest()
         points = {client: at for at, client in enumerate(clients, 1)}
         around = [tuple(clients[at] for at in peers) for peers in graph(len(clients), degree, seed)]
@@ -155,6 +155,15 @@ class Secured(Strategy):
         step = _opening(step, opened)
         whole: Answer = yield phase(UNMASK, _in_order(left, points), session.told)
         return whole
+
+    def _neighbourhood(self, clients: int, told: Answer) -> tuple[int, int]:
+        """How many neighbours each has, and how many of them have to stay."""
+        try:
+            return neighbourhood(clients, self.corrupt, self.dropped)
+        except SettingError as error:
+            if clients == told.asked:
+                raise
+            raise _too_few(f"{clients} clients have sent keys: {error.message}", told) from error
 
     def _answer(self, ask: Ask, step: secure_sum, answer: Answer, head: Array, body: Array) -> Answer:
         """The answer that the strategy would have had of its own ask, made of the sums alone."""

@@ -315,10 +315,12 @@ class Policy:
 
     def check_ask(self, spec: m.AskSpec) -> list[str]:
         """Why an ask is not answered here, as far as that is known without what clients are sent; empty if it is."""
-        phase = spec.kind.startswith(PHASE)  # answered without data, by a step that is looked at below
+        phase = spec.kind.startswith(PHASE)  # answered without data; the update comes in an ask of another kind
         reasons = [] if phase else self._check_kinds([spec.kind])
         if spec.cohort < self.smallest_cohort:
             reasons.append(f"a cohort of {spec.cohort} is asked, and here it has to be at least {self.smallest_cohort}")
+        if phase:
+            return reasons
         if spec.kind != "evaluate":
             reasons += self._check_steps(spec.transforms)
         return reasons + self._check_promises(spec.transforms)
