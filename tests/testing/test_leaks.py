@@ -6,7 +6,7 @@ import pytest
 import umbel
 from umbel import App, Arrays, FedAvg, Simulation, Update
 from umbel.errors import AppError, SettingError
-from umbel.privacy import central_gaussian
+from umbel.privacy import central_gaussian, secure
 from umbel.testing.leaks import Victims
 
 pytest.importorskip("scipy")
@@ -65,6 +65,19 @@ def test_central_noise_leaves_the_server_the_input_and_all_others_nothing(more):
     assert np.linalg.norm(sent["w"]) <= 0.1 < np.linalg.norm(trained["w"])
     assert np.abs(found["released"]).max() < 0.3  # of 400 elements, and a bias: 5 standard deviations
     assert len(victims.inversion(app.initial_model(), [3])["sent"]) == 1
+
+
+@pytest.mark.parametrize("noise", [0.0, 2.0])
+def test_of_masked_updates_the_server_has_nothing_and_others_what_noise_leaves(noise):
+    app = app_of()
+    app.strategy = secure(app.strategy, clip=1.0, noise=noise)
+    found = Victims(app, Simulation(20, workers=0), app.config).inversion(app.initial_model())
+    np.testing.assert_allclose(found["trained"], np.ones(20), atol=1e-9)
+    assert not found["sent"].any()
+    if noise:
+        assert found["released"].max() < 0.5
+    else:
+        assert found["released"].min() > 0.99
 
 
 def test_an_app_that_does_not_say_what_to_attack_is_told_how_to():

@@ -14,6 +14,7 @@ import numpy as np
 from ..core.answer import Answer, client_order
 from ..core.arrays import Array, Arrays, Schema, wide
 from ..core.ask import SEALED, Ask, PerClient, for_client
+from ..core.contract import first_asks
 from ..core.randomness import Key
 from ..core.settings import not_negative, positive, whole
 from ..core.strategy import Asks, State, Strategy
@@ -222,6 +223,20 @@ class Secured(Strategy):
         if self.bits is not None:
             return noised(self.bits)
         return next((step for bits in range(MOST_BITS, 8, -1) if (step := noised(bits)).modulus_bits <= 32), noised(8))
+
+    def alone(self, update: Update, model: Arrays, clients: int, key: Key) -> Arrays:
+        """What a sum shows of one client's difference to a model to whoever knows all others', with the noise of the
+        fewest who have to stay of so many: for attacks.
+        """
+        ask = first_asks(self.wrapped, model)[0]
+        step = self.step(ask, "alone", 2, clients)
+        steps = chain(ask.transforms, step)
+        params = steps.send(steps.init(ask.schema(None)))
+        body = as_arrays(steps.encode(replace(update, weight=self.weight or 1.0), params, None, key)[0])[BODY]
+        values = body.view(body.dtype.str.replace("u", "i")).astype(np.int64)
+        if isinstance(step, noised_sum):
+            values = values + sum(step.shares.share() for _ in range(step.fewest - 1))
+        return self._decoded(ask, step, values * (step.clip / step.levels))
 
     def _check(self, ask: Ask) -> None:
         """Raise `StrategyError` for an ask that cannot be summed securely."""

@@ -25,6 +25,7 @@ from ..core.update import NO_ARRAYS, Like, Receipt, Update, as_delta
 from ..errors import AppError, ClientId
 from ..privacy.inversion import invert, likeness
 from ..privacy.membership import MembershipInference, infer_membership
+from ..privacy.secure import Secured
 from ..simulation.federation import Simulation
 
 STAGES = ("trained", "sent", "released")
@@ -66,8 +67,9 @@ class Victims:
 
     def inversion(self, model: Arrays, clients: Iterable[ClientId] | None = None) -> dict[str, np.ndarray[Any, Any]]:
         """For each example of clients (the first 100, by default) the largest cosine between it and what its client's
-        update gives away: as it was `trained`, as it is `sent` to whoever adds up, and as it would be `released` if
-        nobody else had come, which is all that is left where all others are known. Empty where there are no `inputs`.
+        update gives away: as it was `trained`, as it is `sent` to whoever adds up (nothing, under masks), and as it
+        would be `released` if nobody else had come, which is all that is left where all others are known. Empty where
+        there are no `inputs`.
         """
         found: dict[str, list[Any]] = {stage: [] for stage in STAGES}
         for client in [*self.federation.clients][:100] if clients is None else clients:
@@ -82,9 +84,12 @@ class Victims:
         return {stage: np.hstack(each) if each else np.zeros(0) for stage, each in found.items()}
 
     def _stages(self, client: ClientId, model: Arrays) -> tuple[Mapping[str, Any], ...]:
-        steps = chain(getattr(self.app.strategy, "transforms", ()))
         expects, key = Like(aux=None), Key.from_seed(0)
         trained = as_delta(self.told(client, "train", model), expects, model)
+        if isinstance(self.app.strategy, Secured):
+            clients = len(self.federation.clients)
+            return trained.arrays, NO_ARRAYS, self.app.strategy.alone(trained, model, clients, key)
+        steps = chain(getattr(self.app.strategy, "transforms", ()))
         state = steps.init(expects.schema(model))
         params = steps.send(state)
         sent = steps.decode(steps.encode(trained, params, None, key)[0], params, expects.schema(model))
