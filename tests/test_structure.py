@@ -132,6 +132,7 @@ TESTED_ELSEWHERE = {
     "node.signals": "node/test_machine.py",
     "cli.privacy": "cli/test_privacy_commands.py",
     "privacy.audit_picture": "cli/test_canary_commands.py",
+    "privacy.explanation_picture": "privacy/test_explanation.py",
     "privacy.plan_picture": "privacy/test_plan.py",
     **{f"samplers.{name}": "samplers/test_samplers.py" for name in SAMPLERS},
     **{f"samplers.{name}": "samplers/test_adaptive.py" for name in ADAPTIVE},

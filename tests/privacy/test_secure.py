@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import umbel
-from umbel.errors import RunFailed, SettingError, StrategyError
+from umbel.errors import RunFailed, SettingError, StrategyError, UpdateRejected
 from umbel.folds import median, total
 from umbel.privacy import secure, secure_sum
 from umbel.privacy.secure import Secured
@@ -151,6 +151,25 @@ def test_a_plan_is_that_of_what_clients_train() -> None:
 def test_too_few_that_stay_come_to_nothing() -> None:
     with pytest.raises(RunFailed, match=r"brought no update"):
         run(secure(everyone(fold=umbel.mean())), clients=10, gone=tuple(range(1, 10)))
+
+
+def test_what_cannot_be_unmasked_is_done_again_with_fresh_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    unmask, sessions = secure_sum._unmask, set[str]()
+
+    def gone(self: secure_sum, *given: Any) -> Any:
+        sessions.add(self.session)
+        if self.session.endswith(".1"):
+            raise UpdateRejected("gone")
+        return unmask(self, *given)
+
+    monkeypatch.setattr(secure_sum, "_unmask", gone)
+    plain, sealed = run(ALIKE), run(secure(ALIKE, metrics=["rounds"]))
+    assert sessions == {"1.0.1", "1.0.2", "2.0.1", "2.0.2"}
+    assert abs(plain.model["w"] - sealed.model["w"]).max() < 2e-5
+    assert sealed.metrics["train.rounds"] == 4.0  # what clients keep goes on
+    assert sealed.history[-1].clients == 12
+    with pytest.raises(RunFailed, match="brought no update"):
+        run(secure(ALIKE, attempts=1))
 
 
 def test_two_clients_have_no_secret_sum() -> None:
