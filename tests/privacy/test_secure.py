@@ -14,6 +14,7 @@ from umbel.errors import RunFailed, SettingError, StrategyError
 from umbel.folds import median, total
 from umbel.privacy import secure, secure_sum
 from umbel.privacy.secure import Secured
+from umbel.privacy.secure_sum import KEYS, SHARES, UNMASK
 from umbel.strategies import Scaffold
 from umbel.transforms import clip_by_norm, random_k, rotate, top_k
 
@@ -147,6 +148,42 @@ def test_too_few_that_stay_come_to_nothing() -> None:
 def test_two_clients_have_no_secret_sum() -> None:
     with pytest.raises(RunFailed, match="2 clients have sent keys, and secure sums are of 3 at least"):
         run(secure(everyone(fold=umbel.mean())), clients=2)
+
+
+def arrays(**given: Any) -> umbel.Update:
+    return umbel.Update(umbel.Arrays(given, dict.fromkeys(given, "buffer")))
+
+
+HOSTILE: dict[str, tuple[str, Any]] = {
+    "short keys": (KEYS, lambda told: arrays(keys=told["keys"][:10].copy())),
+    "a key for keys": (KEYS, lambda told: arrays(keys=told["keys"][0])),
+    "rows of keys": (KEYS, lambda told: arrays(keys=told["keys"][None].copy())),
+    "large keys": (KEYS, lambda told: arrays(keys=told["keys"].astype(np.uint64))),
+    "something else": (KEYS, lambda told: arrays(shares=told["keys"])),
+    "more beside": (KEYS, lambda told: arrays(keys=told["keys"], w=np.zeros(1000))),
+    "short shares": (SHARES, lambda told: arrays(shares=told["shares"][:, :50].copy())),
+    "flat shares": (SHARES, lambda told: arrays(shares=told["shares"].ravel())),
+    "too many shares": (SHARES, lambda told: arrays(shares=np.zeros((6, 88), np.uint8))),
+    "no row": (UNMASK, lambda told: arrays(masks=np.uint32(1) * np.ones((), np.uint32), seeds=told["seeds"])),
+    "short rows": (UNMASK, lambda told: arrays(masks=told["masks"], seeds=told["seeds"][:, :4].copy())),
+    "nothing": (UNMASK, lambda told: umbel.Update({})),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_who_tells_what_is_not_asked_for_drops_out(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    phase, made = HOSTILE[kind]
+    honest, order = secure_sum.take_part, list[int]()
+
+    def hostile(self: Any, asked: str, update: Any, *rest: Any) -> Any:
+        told, secrets = honest(self, asked, update, *rest)
+        order.extend([1] if asked == phase else [])
+        return (made(told.arrays) if asked == phase and len(order) == 4 else told), secrets
+
+    monkeypatch.setattr(secure_sum, "take_part", hostile)
+    done = run(secure(everyone(fold=umbel.mean())), rounds=1)
+    assert len(order) == 6  # in the first attempt
+    assert done.history.columns()["clients"] == [6 if phase == UNMASK else 5]
 
 
 @pytest.mark.parametrize(

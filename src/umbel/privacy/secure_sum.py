@@ -193,9 +193,10 @@ class secure_sum(Transform):
         return Update({"masks": masks, "seeds": seeds}), None
 
     def decode(self, update: Update, params: Any, schema: Schema | None = None) -> Update:
-        if schema is None:  # a phase of its own
-            return update
         arrays = as_arrays(update)
+        if schema is None:
+            self._check_told(arrays)
+            return update
         if {*arrays} != {HEAD, BODY} or update.delta:
             raise UpdateRejected("a sealed update has a head and a body")
         head, body = arrays[HEAD], arrays[BODY]
@@ -204,6 +205,17 @@ class secure_sum(Transform):
         if body.dtype != self.dtype or body.ndim != 1:
             raise UpdateRejected(f"the body of a sealed update is not a vector of {self.dtype.name}")
         return replace(update, weight=1.0, metrics={})
+
+    def _check_told(self, arrays: Arrays) -> None:
+        """Raise `UpdateRejected` for what is no answer of a phase of its own."""
+        if {*arrays} not in ({"keys"}, {"shares"}, {"masks", "seeds"}):
+            raise UpdateRejected("the update is not what secure_sum asks for in any phase")
+        for name, array in arrays.items():
+            dimensions, width, dtype = _TOLD[name]
+            if array.dtype != dtype or array.ndim != dimensions or array.shape[-1] != width:
+                raise UpdateRejected(f"the {name} are not what secure_sum asks for")
+            if dimensions == 2 and len(array) >= self.clients:
+                raise UpdateRejected(f"the {name} are of more neighbours than there are")
 
     def _share(self, weight: Any) -> float:
         """The share of the largest weight that an update counts, to a whole part of `FIXED`."""
@@ -245,6 +257,8 @@ class secure_sum(Transform):
 
 _HALVES = (slice(0, KEY_BYTES), slice(KEY_BYTES, None))
 _NONCE = bytes(12)
+_TOLD = {"keys": (1, 64, np.uint8), "shares": (2, 88, np.uint8), "masks": (2, 9, np.uint32), "seeds": (2, 9, np.uint32)}
+"""How many dimensions, columns and which numbers clients tell in phases of their own."""
 
 
 def own_mask(seed: bytes, session: str) -> bytes:
