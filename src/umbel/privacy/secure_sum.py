@@ -28,6 +28,7 @@ FIXED = 1 << 20
 LARGEST_METRIC = 2.0**30
 """Metrics beyond are cut off there."""
 _PART = 1 << 14
+_LONGEST_NAME = 200
 
 
 @register_transform
@@ -61,6 +62,8 @@ class secure_sum(Transform):
         whole(self, bits=2, clients=2, threshold=2)
         if self.bits > 32 or self.modulus_bits > 64:
             raise SettingError(f"secure_sum sums values of up to 32 bits, of up to 2^32 clients, not of {self.bits}")
+        if not isinstance(self.session, str) or not self.session.isascii() or len(self.session) > _LONGEST_NAME:
+            raise SettingError(f"a session of secure_sum has a name of up to {_LONGEST_NAME} characters of ASCII")
         if not 0 <= self.weight < 2.0**40:
             raise SettingError(f"the largest weight of secure_sum is a number from 0 on, not {self.weight!r}")
 
