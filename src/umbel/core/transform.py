@@ -446,8 +446,8 @@ class Sealing(Protocol):
     """A step, the last of its chain, that takes part in a protocol by which updates are summed and nobody sees one.
 
     Asks of the kinds in `phases` are answered by it alone, without data or a handler. What it keeps from phase to
-    phase, its secrets, stays at the holder, beside what handlers and other steps keep. A holder answers each kind of
-    ask of one `session` once.
+    phase, its secrets, stays at the holder, beside what handlers and other steps keep. A holder answers each phase of
+    one `session` once, and one ask of any other kind.
     """
 
     phases: tuple[str, ...]
