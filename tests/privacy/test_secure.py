@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import umbel
-from umbel.errors import RunFailed, SettingError, StrategyError
+from umbel.errors import NothingToFold, RunFailed, SettingError, StrategyError
 from umbel.folds import median, total
 from umbel.privacy import secure, secure_sum
 from umbel.privacy.secure import Secured
@@ -135,6 +135,37 @@ def test_a_run_that_is_interrupted_goes_on(tmp_path: Path) -> None:
     half = umbel.run(app, on=umbel.Simulation(6, workers=0), folder=tmp_path, seed=4)
     whole = umbel.resume(app, tmp_path / half.run, rounds=4, on=umbel.Simulation(6, workers=0))
     assert whole.model_sha256 == run(strategy, rounds=4).model_sha256
+
+
+class Again(umbel.FedAvg):
+    """Asks once more where an ask came to nothing."""
+
+    def round(self, state: Any, r: int) -> Any:
+        inner = super().round(state, r)
+        ask = next(inner)
+        try:
+            answer = yield ask
+        except NothingToFold:
+            answer = yield ask
+        try:
+            inner.send(answer)
+        except StopIteration as over:
+            return over.value
+
+
+def test_a_session_that_came_to_nothing_is_not_begun_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients answer each phase of a session once."""
+    begun, whole = list[str](), Secured._session
+
+    def session(self: Any, ask: Any, name: str) -> Any:
+        begun.append(name)
+        if len(begun) < 3:
+            raise NothingToFold("nobody", asked=6, came=0)
+        return whole(self, ask, name)
+
+    monkeypatch.setattr(Secured, "_session", session)
+    run(secure(Again(cohort="all", fold=umbel.mean())), rounds=1)
+    assert begun == ["1.0.1", "1.0.2", "1.1.1"]
 
 
 # What comes to nothing

@@ -71,8 +71,8 @@ class Secured(Strategy):
                 asks, answers = [asked] if isinstance(asked, Ask) else list(asked), []
                 try:
                     for ask in asks:
-                        answers.append((yield from self._summed(ask, f"{r}.{number}")))
-                        number += 1
+                        number += 1  # first: what comes to nothing has used up its sessions
+                        answers.append((yield from self._summed(ask, f"{r}.{number - 1}")))
                 except NothingToFold as error:
                     asked = inner.throw(error)
                 else:
