@@ -232,6 +232,18 @@ def test_what_cannot_be_summed_securely_is_said(strategy: Any, settings: Any, sa
         run(secure(strategy, **settings))
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"clip": -1.0}, {"clip": "4"}, {"attempts": 0}, {"bits": 40}, {"bits": 0}, {"weight": -1.0}, {"corrupt": 1.0},
+        {"dropped": -0.1}, {"metrics": "loss"},
+    ],
+)  # fmt: skip
+def test_settings_that_cannot_be_are_refused_before_anybody_is_asked(settings: Any) -> None:
+    with pytest.raises(SettingError):
+        secure(everyone(fold=umbel.mean()), **settings)
+
+
 @pytest.mark.parametrize("settings", [{"clip": -1.0}, {"attempts": 0}, {"bits": 40}, {"corrupt": 0.7, "dropped": 0.6}])
 def test_settings_that_cannot_be_are_refused(settings: Any) -> None:
     with pytest.raises(SettingError):

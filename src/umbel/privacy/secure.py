@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -13,13 +14,13 @@ from ..core.answer import Answer, client_order
 from ..core.arrays import Array, Arrays, Schema, wide
 from ..core.ask import SEALED, Ask, PerClient, for_client
 from ..core.randomness import Key
-from ..core.settings import positive, whole
+from ..core.settings import not_negative, whole
 from ..core.strategy import Asks, State, Strategy
 from ..core.transform import as_arrays, chain
 from ..core.update import Free, Like, Update
 from ..core.window import Window
 from ..entropy import SYSTEM, Entropy
-from ..errors import ClientId, NothingToFold, StrategyError, UpdateRejected
+from ..errors import ClientId, NothingToFold, SettingError, StrategyError, UpdateRejected
 from ..folds.collect import collect
 from ..folds.total import total
 from .neighbours import graph, neighbourhood
@@ -45,8 +46,10 @@ class Secured(Strategy):
     attempts: int
 
     def __post_init__(self) -> None:
-        positive(self, "clip")
         whole(self, attempts=1)
+        not_negative(self, "corrupt", "dropped", most=math.nextafter(1, 0))
+        bits = MOST_BITS if self.bits is None else self.bits
+        secure_sum("", 2, 3, self.clip, bits, self.weight, self.metrics)  # which looks at these
         if not isinstance(self.strategy, Strategy):
             raise StrategyError(f"secure wraps a strategy, not {self.strategy!r:.60}")
         fold = getattr(self.strategy, "fold", None)
@@ -248,6 +251,8 @@ def secure(
     metrics only those named are told, as means. Buffers are not sent: the model keeps its own. Folds are `mean`,
     `weighted_mean` and `total`, transforms `clip_by_norm`, `rotate` and `random_k`; anything else is a `StrategyError`.
     """
+    if isinstance(metrics, str):
+        raise SettingError(f"metrics are names in a list, not {metrics!r:.60}")
     return Secured(
         strategy=strategy, clip=clip, bits=bits, weight=weight, metrics=tuple(metrics), corrupt=corrupt,
         dropped=dropped, attempts=attempts,
