@@ -84,6 +84,9 @@ def test_a_weight_is_a_share_of_the_largest() -> None:
     [
         ({"weight": 50.0}, 51.0, {}, "weight is 51, and secure_sum takes 50 at most"),
         ({"weight": 50.0}, float("nan"), {}, "weight is nan"),
+        ({"weight": 50.0}, -1.0, {}, "weight is -1"),
+        ({}, -1.0, {}, "weight is -1"),
+        ({}, float("nan"), {}, "weight is nan"),
         ({"metrics": ("loss",)}, 1.0, {}, "metric 'loss', which secure_sum adds up, is missing"),
         ({"metrics": ("loss",)}, 1.0, {"loss": float("inf")}, "missing or not finite"),
     ],

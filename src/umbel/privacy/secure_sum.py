@@ -222,6 +222,8 @@ class secure_sum(Transform):
 
     def _share(self, weight: Any) -> float:
         """The share of the largest weight that an update counts, to a whole part of `FIXED`."""
+        if not weight >= 0:
+            raise UpdateRejected(f"the update's weight is {weight}", hint="A weight is zero or positive.")
         if not self.weight:
             return 1.0
         if not weight <= self.weight:
