@@ -17,6 +17,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from ..core.ask import PHASE
 from ..core.transform import accounts, chain_from_spec
 from ..privacy.account import ALL, LedgerEntry, PrivacyAccount, Scope, held
 from ..privacy.accounting import library
@@ -74,6 +75,8 @@ class PrivacyLedger:
     def begin(self, start: Start, app: str, path: Callable[[bytes], Path | None]) -> str:
         """A task is about to begin: why it must not, empty where it may. `path` gives the files of blobs."""
         task = start.task
+        if start.ask.kind.startswith(PHASE):  # answered without data: there is nothing to count
+            return ""
         by, releases = self._promises(start.ask, path)
         digest = start.ask.digest.hex()
         entry = LedgerEntry(task.client, self._server(), app, task.run, task.task, digest, by, releases)
@@ -88,6 +91,8 @@ class PrivacyLedger:
     def done(self, event: TaskDone) -> str:
         """A task is done: why its answer must not be given, empty where it may."""
         at = (event.run, event.task, event.attempt)
+        if at not in self._begun:  # a phase's; without an entry no other answer is committed
+            return ""
         entry = replace(self._begun.pop(at), examples=event.accounted)
         reason = self._against(entry)
         self._begun[at] = entry
@@ -95,6 +100,8 @@ class PrivacyLedger:
 
     def commit(self, task: m.Task, ask: m.AskSpec) -> None:
         """The answer of a task is put into the spool: so is its entry."""
+        if ask.kind.startswith(PHASE):
+            return
         entry, now = self._begun.pop((task.run, task.task, task.attempt)), self._clock()
         year = _year(now)
         if _bare(entry, year) in self._bare:
