@@ -68,7 +68,7 @@ class Sitting:
         self.server.take_shares({c: self.ask(SHARES, c, self.server.asked(c)).arrays["shares"] for c in there})
 
     def masked(self, dropped: Iterable[Any] = ()) -> None:
-        there = [client for client in self.server.enough(self.server.shares) if client not in dropped]
+        there = [client for client in self.server.able() if client not in dropped]
         self.sent = {client: self.ask("train", client, self.server.received(client)) for client in there}
         self.server.summed = frozenset(self.sent)
 
@@ -319,6 +319,17 @@ def test_shares_of_another_secret_are_found() -> None:
             session.server.unmask([each.copy() for each in vectors], {**told, **parts})
     session.server.unmask(vectors, told)
     assert not vectors[1].any()
+
+
+def test_who_has_too_few_neighbours_that_shared_costs_its_update_alone() -> None:
+    session = Sitting(step_of(3), np.ones((12, 3)), degree=6)
+    session.keys()
+    session.shares([1, 2, 3, 11])  # 0 has two neighbours left
+    session.masked()
+    assert sorted(session.sent) == [4, 5, 6, 7, 8, 9, 10]
+    vectors = session.opened()
+    expected = session.total([session.plain(client) for client in session.sent])
+    assert [vector.tolist() for vector in vectors] == [plain.tolist() for plain in expected]
 
 
 def test_who_has_not_shared_with_everybody_has_dropped_out() -> None:

@@ -119,11 +119,9 @@ class Secured(Strategy):
         step = self._step(ask, name, threshold, len(clients))
         shared = yield phase(SHARES, tuple(clients), session.asked)
         session.take_shares(_checked(shared, "shares"))
-        able = session.enough(session.shares)
-        if not able:
-            raise _too_few(
-                f"{len(session.shares)} clients have shared their keys, too few for {threshold} each", shared
-            )
+        told_shares = len(session.shares)
+        if not (able := session.able()):
+            raise _too_few(f"{told_shares} clients have shared their keys, too few for {threshold} each", shared)
         inner = ask.inbox
         answer: Answer = yield replace(
             ask, clients=_in_order(able, points), fold=total(), transforms=chain(ask.transforms, step),
