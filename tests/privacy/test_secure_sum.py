@@ -82,7 +82,7 @@ def test_a_weight_is_a_share_of_the_largest() -> None:
 @pytest.mark.parametrize(
     ("settings", "weight", "metrics", "says"),
     [
-        ({"weight": 50.0}, 51.0, {}, "weight is 51, and secure_sum takes 50 at most"),
+        ({"weight": 50.0}, 51.0, {}, "weight is above 50, the most that secure_sum takes"),
         ({"weight": 50.0}, float("nan"), {}, "weight is nan"),
         ({"weight": 50.0}, -1.0, {}, "weight is -1"),
         ({}, -1.0, {}, "weight is -1"),

@@ -227,7 +227,7 @@ class secure_sum(Transform):
         if not self.weight:
             return 1.0
         if not weight <= self.weight:
-            raise UpdateRejected(f"the update's weight is {weight:g}, and secure_sum takes {self.weight:g} at most")
+            raise UpdateRejected(f"the update's weight is above {self.weight:g}, the most that secure_sum takes")
         return round(float(weight) / self.weight * FIXED) / FIXED
 
     def _metric(self, metrics: Mapping[str, float], name: str) -> float:
