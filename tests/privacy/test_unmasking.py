@@ -18,6 +18,8 @@ from umbel.core.randomness import Key
 from umbel.core.update import Update
 from umbel.entropy import SYSTEM, Entropy
 from umbel.errors import UpdateRejected
+from umbel.privacy import shamir
+from umbel.privacy.neighbours import neighbourhood
 from umbel.privacy.secure_sum import BODY, HEAD, KEYS, SHARES, UNMASK, own_mask, pairwise, secure_sum
 from umbel.privacy.unmasking import SumSession
 
@@ -294,6 +296,43 @@ def test_keys_with_which_nothing_is_agreed_are_refused(weak: bytes) -> None:
     keys[1, :32] = np.frombuffer(weak, np.uint8)
     with pytest.raises(UpdateRejected, match="nothing secret can be agreed"):
         changed(session, SHARES, keys=keys)
+
+
+# What docs/privacy.md says that a server can do that lies
+
+
+def unmasked(session: Sitting, victim: int, seed: Any, keys: dict[int, Any]) -> bool:
+    """Whether a client's update comes of shares of its seed, and of those of its own key or all its neighbours'."""
+    vectors = [session.sent[victim].arrays[name].copy() for name in (HEAD, BODY)]
+    module.add_masks(vectors, own_mask(shamir.recover(seed, session.step.threshold, 32), "1.0.1"), negative=True)
+    for peer in session.around[victim]:
+        mine, theirs = (victim, peer) if victim in keys else (peer, victim)
+        private = shamir.recover(keys[mine], session.step.threshold, 32)
+        key = pairwise(private, session.server.keys[theirs][32:].tobytes(), "1.0.1")
+        module.add_masks(vectors, key, negative=victim < peer)
+    return bool((vectors[1] == session.plain(victim).arrays[BODY]).all())
+
+
+@pytest.mark.parametrize(("same", "clients"), [(False, 10), (True, 20)])
+def test_a_server_that_lies_has_one_clients_update(same: bool, clients: int) -> None:
+    """It tells half of its neighbours that it stayed, and half that it is gone; or everybody that these are gone."""
+    degree, threshold = neighbourhood(clients, 0.1, 0.3)
+    session = Sitting(step_of(threshold, clients=clients, bits=16), np.arange(clients)[:, None] / 7, degree)
+    for phase in (session.keys, session.shares, session.masked):
+        phase()
+    seed, keys = dict[int, Any](), dict[int, dict[int, Any]]()
+    for place, peer in enumerate(session.around[0] if not same else range(1, clients)):
+        gone = {*session.around[0]} if same else {0} if place >= threshold else set()
+        session.server.summed = frozenset({*range(clients)} - gone)
+        inbox = session.server.told(peer)
+        if len(inbox["there"]) < threshold:
+            continue
+        told = session.ask(UNMASK, peer, inbox).arrays
+        for point, share in zip(inbox["there"].tolist(), told["seeds"], strict=True):
+            seed |= {peer + 1: share} if point == 1 else {}
+        for point, share in zip(inbox["gone"].tolist(), told["masks"], strict=True):
+            keys.setdefault(point - 1, {})[peer + 1] = share
+    assert unmasked(session, 0, seed, keys)
 
 
 # At the server
