@@ -15,7 +15,7 @@ from umbel.folds import median, total
 from umbel.privacy import secure, secure_sum
 from umbel.privacy.secure import Secured
 from umbel.privacy.secure_sum import KEYS, SHARES, UNMASK
-from umbel.strategies import Scaffold
+from umbel.strategies import AFL, FedDyn, Scaffold
 from umbel.transforms import clip_by_norm, random_k, rotate, top_k
 
 client = umbel.Client()
@@ -225,6 +225,8 @@ def test_who_tells_what_is_not_asked_for_drops_out(kind: str, monkeypatch: pytes
         (everyone(fold=umbel.mean(), transforms=top_k(0.5)), {}, "top_k cannot be undone of a sum"),
         (everyone(fold=umbel.mean(), window=umbel.Window(late="keep")), {}, "late updates"),
         (Scaffold(cohort="all"), {"weight": 9.0}, "aux arrays|cannot be undone"),
+        (FedDyn(cohort="all", fold=umbel.mean()), {}, "cannot be undone"),
+        (AFL(), {"weight": 1.0}, "of each client, and none are told"),
     ],
 )
 def test_what_cannot_be_summed_securely_is_said(strategy: Any, settings: Any, says: str) -> None:

@@ -195,6 +195,9 @@ class Secured(Strategy):
             raise StrategyError("metrics of evaluations, and aux arrays, are not summed securely")
         if ask.window.late == "keep":
             raise StrategyError("late updates are masked for a sum that is over", hint="Use a window with late='drop'.")
+        if reports := getattr(ask.correction, "reports", ()):
+            raise StrategyError(f"the strategy needs metrics ({', '.join(reports)}) of each client, and none are told")
+        replace(ask, fold=total(), transforms=chain(ask.transforms, self._step(ask, "", 2, 3)))  # looks at its steps
 
     def _check_fold(self, name: str) -> None:
         if name not in FOLDS:
