@@ -24,7 +24,7 @@ from .arrays import Array, Arrays, Schema, is_floating
 from .correction import Correction
 from .fold import Fold
 from .randomness import Key
-from .update import Expectation, Update
+from .update import Expectation, Free, Update
 from .update import as_arrays as arrays_of
 
 _registry: dict[tuple[str, int], type[Any]] = {}
@@ -269,6 +269,10 @@ class Chain(Transform):
         """Its last part, where that seals updates."""
         last = self.parts[-1] if self.parts else None
         return last if isinstance(last, Sealing) else None
+
+    def folded(self, expects: Expectation) -> Expectation:
+        """What updates look like as they are folded: those that are sealed stay as they came."""
+        return expects if self.sealing is None else Free()
 
     def check(self, fold: Fold, expects: Expectation) -> None:
         for part in self.parts[:-1]:
