@@ -217,6 +217,42 @@ def test_who_tells_what_is_not_asked_for_drops_out(kind: str, monkeypatch: pytes
     assert done.history.columns()["clients"] == [6 if phase == UNMASK else 5]
 
 
+FORGED = {
+    "more than there can be": (0, 9 << 20, 0.0),
+    "a small weight": (0, 1000 - (13 << 18), 4.0),  # of which the others' updates would be many times their mean
+    "none of those that all have": (0, -1 << 20, 0.0),
+    "large values": (1, 1 << 30, 4.0),
+}
+
+
+@pytest.mark.parametrize("kind", FORGED)
+def test_a_sum_that_no_updates_have_comes_to_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one client can send is bounded by the others' weights, and not by the modulus alone."""
+    place, change, weight = FORGED[kind]
+    honest, order = secure_sum.take_part, list[int]()
+
+    def hostile(self: Any, asked: str, update: Any, *rest: Any) -> Any:
+        told, secrets = honest(self, asked, update, *rest)
+        if asked == "train" and not (order.append(1) or len(order) % 6):
+            head, body = told.arrays["head"].copy(), told.arrays["body"].copy()
+            vector = (head, body)[place]
+            vector[0] += vector.dtype.type(change % (1 << 8 * vector.itemsize))
+            told = arrays(head=head, body=body)
+        return told, secrets
+
+    monkeypatch.setattr(secure_sum, "take_part", hostile)
+    with pytest.raises(RunFailed, match="one that no such updates have"):
+        run(secure(everyone(**({} if weight else {"fold": umbel.mean()})), weight=weight), rounds=1)
+
+
+def test_a_model_without_an_element_is_summed_too() -> None:
+    app = umbel.App(
+        client, model={"w": np.zeros((0, 2), np.float32)}, strategy=secure(everyone(fold=umbel.mean())), rounds=1
+    )
+    done = umbel.run(app, on=umbel.Simulation(4, workers=0), folder=None)
+    assert done.metrics["train.secure.cut"] == 0.0
+
+
 @pytest.mark.parametrize(
     ("strategy", "settings", "says"),
     [

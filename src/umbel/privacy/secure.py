@@ -149,12 +149,16 @@ class Secured(Strategy):
         share, cut, *metrics = (head.view("<i8") / FIXED).tolist()
         if not share > 0:
             raise _too_few(f"the weights of {answer.count} updates are 0", answer)
-        values = body.view(body.dtype.str.replace("u", "i")) * (step.clip / step.levels / share)
+        steps, alike = body.view(body.dtype.str.replace("u", "i")), not step.weight
+        most = step.levels * share + answer.count  # each is rounded by less than a step
+        if share > answer.count or (alike and share != answer.count) or np.abs(steps, dtype="f8").max(initial=0) > most:
+            raise _too_few(f"the sum of {answer.count} updates is one that no such updates have", answer)
+        values = steps * (step.clip / step.levels / share)
         value = self._decoded(ask, step, values)
         if ask.fold.name == "total":
             value = value.map(lambda name, array: array * share)
         found = {name: each / share for name, each in zip(step.metrics, metrics, strict=True)}
-        found["secure.cut"] = cut * FIXED / (answer.count * body.size)
+        found["secure.cut"] = cut * FIXED / max(1, answer.count * body.size)
         weight = share * (step.weight or 1.0)
         return replace(answer, value=value, metrics=found, weight=weight)
 
