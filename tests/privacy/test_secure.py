@@ -245,6 +245,22 @@ def test_a_sum_that_no_updates_have_comes_to_nothing(kind: str, monkeypatch: pyt
         run(secure(everyone(**({} if weight else {"fold": umbel.mean()})), weight=weight), rounds=1)
 
 
+@pytest.mark.parametrize("more", [-3, 2])
+def test_a_sum_of_another_size_comes_to_nothing(more: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of so many who lie in the same way that theirs is what most updates look like."""
+    honest = secure_sum.take_part
+
+    def hostile(self: Any, asked: str, update: Any, *rest: Any) -> Any:
+        if asked == "train":
+            head, body = update.arrays["head"], update.arrays["body"]
+            update = arrays(head=head, body=np.resize(body, len(body) + more))
+        return honest(self, asked, update, *rest)
+
+    monkeypatch.setattr(secure_sum, "take_part", hostile)
+    with pytest.raises(RunFailed, match=r"it is of \d+ elements, and the model has 35"):
+        run(secure(everyone(fold=umbel.mean())), rounds=1)
+
+
 def test_a_model_without_an_element_is_summed_too() -> None:
     app = umbel.App(
         client, model={"w": np.zeros((0, 2), np.float32)}, strategy=secure(everyone(fold=umbel.mean())), rounds=1
