@@ -29,7 +29,7 @@ from umbel.node.audit import NodeAudit
 from umbel.node.ledger import BUDGET, SPENT, PrivacyLedger, entry_of, promises, signed_by
 from umbel.node.signals import Start, TaskDone, TaskFailed
 from umbel.node.spool import Spool, StoredAnswer
-from umbel.privacy import central_gaussian, dp_ftrl, local_gaussian, noised_sum
+from umbel.privacy import central_gaussian, dp_ftrl, local_gaussian, noised_sum, secure_sum
 from umbel.privacy.release import NoisyRelease
 from umbel.testing.deployment import Deployment
 from umbel.transforms import rotate
@@ -211,6 +211,21 @@ def test_what_cannot_be_read_promises_nothing():
     assert not accounts(Bare())
     with patch.dict(registry, {("bare", 1): Bare}):
         assert promises(noised(transforms=Bare()), lambda sha: None) == (("bare",), ())
+
+
+@BUDGETS
+@pytest.mark.parametrize("unit", ["example", "client"])
+def test_a_phase_of_a_secure_sum_is_answered_without_data_and_costs_nothing(unit, tmp_path):
+    desk = Desk(tmp_path, PrivacyBudget(epsilon=4.0, delta=1e-6, unit=unit))
+    step = secure_sum("1.0.1", 2, 3, 1.0)
+    for number, kind in enumerate(step.phases):
+        desk.last = start("a", number, transforms=step, params=(None,))
+        desk.last.ask.kind = kind
+        assert desk.ledger.begin(desk.last, "app", lambda sha: None) == ""
+        assert desk.done() == ""
+    assert not desk.rows()
+    assert "nothing that is promised" in desk.answer("a", 9, transforms=step, params=(None,))  # where there is data
+    desk.spool.close()
 
 
 def test_of_what_nothing_holds_one_entry_a_run_client_and_year_is_kept(desk):

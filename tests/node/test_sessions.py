@@ -69,7 +69,7 @@ def test_a_phase_is_answered_once_whatever_the_number_of_its_ask(desk):
     for again in (False, True):
         if again:
             desk.again()
-        says = "client a has answered train of the session 1.0.1 already, and does so once"
+        says = "client a has answered update of the session 1.0.1 already, and does so once"
         assert desk.answer(number=9) == says
         assert desk.answer(attempt=2) == says
 
@@ -80,6 +80,12 @@ def test_a_phase_is_answered_once_whatever_the_number_of_its_ask(desk):
 def test_other_clients_phases_sessions_and_runs_are_other_matters(desk, other):
     assert desk.answer() == ""
     assert desk.answer(**other) == ""
+
+
+@pytest.mark.parametrize("kind", ["evaluate", "query:attack"])
+def test_updates_of_two_kinds_are_masked_by_the_same_keys_and_one_is_answered(desk, kind):
+    assert desk.answer(kind="train") == ""
+    assert "does so once" in desk.answer(number=2, kind=kind)
 
 
 def test_what_is_no_secure_sum_is_not_counted(desk):

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 import umbel
-from umbel.errors import RunFailed, SettingError, StrategyError, UpdateRejected
+from umbel.errors import NothingToFold, RunFailed, SettingError, StrategyError, UpdateRejected
 from umbel.folds import median, total
 from umbel.privacy import secure, secure_sum
 from umbel.privacy.secure import Secured
+from umbel.privacy.secure_sum import KEYS, SHARES, UNMASK
 from umbel.runs.preflight import preflight
-from umbel.strategies import Scaffold
+from umbel.strategies import AFL, FedDyn, Scaffold
 from umbel.transforms import clip_by_norm, random_k, rotate, top_k
 
 client = umbel.Client()
@@ -145,6 +146,37 @@ def test_a_plan_is_that_of_what_clients_train() -> None:
     assert (found.bytes_up, found.bytes_down) == (expected.bytes_up, expected.bytes_down)
 
 
+class Again(umbel.FedAvg):
+    """Asks once more where an ask came to nothing."""
+
+    def round(self, state: Any, r: int) -> Any:
+        inner = super().round(state, r)
+        ask = next(inner)
+        try:
+            answer = yield ask
+        except NothingToFold:
+            answer = yield ask
+        try:
+            inner.send(answer)
+        except StopIteration as over:
+            return over.value
+
+
+def test_a_session_that_came_to_nothing_is_not_begun_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients answer each phase of a session once."""
+    begun, whole = list[str](), Secured._session
+
+    def session(self: Any, ask: Any, name: str) -> Any:
+        begun.append(name)
+        if len(begun) < 3:
+            raise NothingToFold("nobody", asked=6, came=0)
+        return whole(self, ask, name)
+
+    monkeypatch.setattr(Secured, "_session", session)
+    run(secure(Again(cohort="all", fold=umbel.mean())), rounds=1)
+    assert begun == ["1.0.1", "1.0.2", "1.1.1"]
+
+
 # What comes to nothing
 
 
@@ -177,6 +209,94 @@ def test_two_clients_have_no_secret_sum() -> None:
         run(secure(everyone(fold=umbel.mean())), clients=2)
 
 
+def arrays(**given: Any) -> umbel.Update:
+    return umbel.Update(umbel.Arrays(given, dict.fromkeys(given, "buffer")))
+
+
+HOSTILE: dict[str, tuple[str, Any]] = {
+    "short keys": (KEYS, lambda told: arrays(keys=told["keys"][:10].copy())),
+    "a key for keys": (KEYS, lambda told: arrays(keys=told["keys"][0])),
+    "rows of keys": (KEYS, lambda told: arrays(keys=told["keys"][None].copy())),
+    "large keys": (KEYS, lambda told: arrays(keys=told["keys"].astype(np.uint64))),
+    "something else": (KEYS, lambda told: arrays(shares=told["keys"])),
+    "more beside": (KEYS, lambda told: arrays(keys=told["keys"], w=np.zeros(1000))),
+    "short shares": (SHARES, lambda told: arrays(shares=told["shares"][:, :50].copy())),
+    "flat shares": (SHARES, lambda told: arrays(shares=told["shares"].ravel())),
+    "too many shares": (SHARES, lambda told: arrays(shares=np.zeros((6, 88), np.uint8))),
+    "no row": (UNMASK, lambda told: arrays(masks=np.uint32(1) * np.ones((), np.uint32), seeds=told["seeds"])),
+    "short rows": (UNMASK, lambda told: arrays(masks=told["masks"], seeds=told["seeds"][:, :4].copy())),
+    "nothing": (UNMASK, lambda told: umbel.Update({})),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_who_tells_what_is_not_asked_for_drops_out(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    phase, made = HOSTILE[kind]
+    honest, order = secure_sum.take_part, list[int]()
+
+    def hostile(self: Any, asked: str, update: Any, *rest: Any) -> Any:
+        told, secrets = honest(self, asked, update, *rest)
+        order.extend([1] if asked == phase else [])
+        return (made(told.arrays) if asked == phase and len(order) == 4 else told), secrets
+
+    monkeypatch.setattr(secure_sum, "take_part", hostile)
+    done = run(secure(everyone(fold=umbel.mean())), rounds=1)
+    assert len(order) == 6  # in the first attempt
+    assert done.history.columns()["clients"] == [6 if phase == UNMASK else 5]
+
+
+FORGED = {
+    "more than there can be": (0, 9 << 20, 0.0),
+    "a small weight": (0, 1000 - (13 << 18), 4.0),  # of which the others' updates would be many times their mean
+    "none of those that all have": (0, -1 << 20, 0.0),
+    "large values": (1, 1 << 30, 4.0),
+}
+
+
+@pytest.mark.parametrize("kind", FORGED)
+def test_a_sum_that_no_updates_have_comes_to_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one client can send is bounded by the others' weights, and not by the modulus alone."""
+    place, change, weight = FORGED[kind]
+    honest, order = secure_sum.take_part, list[int]()
+
+    def hostile(self: Any, asked: str, update: Any, *rest: Any) -> Any:
+        told, secrets = honest(self, asked, update, *rest)
+        if asked == "train" and not (order.append(1) or len(order) % 6):
+            head, body = told.arrays["head"].copy(), told.arrays["body"].copy()
+            vector = (head, body)[place]
+            vector[0] += vector.dtype.type(change % (1 << 8 * vector.itemsize))
+            told = arrays(head=head, body=body)
+        return told, secrets
+
+    monkeypatch.setattr(secure_sum, "take_part", hostile)
+    with pytest.raises(RunFailed, match="one that no such updates have"):
+        run(secure(everyone(**({} if weight else {"fold": umbel.mean()})), weight=weight), rounds=1)
+
+
+@pytest.mark.parametrize("more", [-3, 2])
+def test_a_sum_of_another_size_comes_to_nothing(more: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of so many who lie in the same way that theirs is what most updates look like."""
+    honest = secure_sum.take_part
+
+    def hostile(self: Any, asked: str, update: Any, *rest: Any) -> Any:
+        if asked == "train":
+            head, body = update.arrays["head"], update.arrays["body"]
+            update = arrays(head=head, body=np.resize(body, len(body) + more))
+        return honest(self, asked, update, *rest)
+
+    monkeypatch.setattr(secure_sum, "take_part", hostile)
+    with pytest.raises(RunFailed, match=r"it is of \d+ elements, and the model has 35"):
+        run(secure(everyone(fold=umbel.mean())), rounds=1)
+
+
+def test_a_model_without_an_element_is_summed_too() -> None:
+    app = umbel.App(
+        client, model={"w": np.zeros((0, 2), np.float32)}, strategy=secure(everyone(fold=umbel.mean())), rounds=1
+    )
+    done = umbel.run(app, on=umbel.Simulation(4, workers=0), folder=None)
+    assert done.metrics["train.secure.cut"] == 0.0
+
+
 @pytest.mark.parametrize(
     ("strategy", "settings", "says"),
     [
@@ -185,11 +305,25 @@ def test_two_clients_have_no_secret_sum() -> None:
         (everyone(fold=umbel.mean(), transforms=top_k(0.5)), {}, "top_k cannot be undone of a sum"),
         (everyone(fold=umbel.mean(), window=umbel.Window(late="keep")), {}, "late updates"),
         (Scaffold(cohort="all"), {"weight": 9.0}, "aux arrays|cannot be undone"),
+        (FedDyn(cohort="all", fold=umbel.mean()), {}, "cannot be undone"),
+        (AFL(), {"weight": 1.0}, "of each client, and none are told"),
     ],
 )
 def test_what_cannot_be_summed_securely_is_said(strategy: Any, settings: Any, says: str) -> None:
     with pytest.raises(StrategyError, match=says):
         run(secure(strategy, **settings))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"clip": -1.0}, {"clip": "4"}, {"attempts": 0}, {"bits": 40}, {"bits": 0}, {"weight": -1.0}, {"corrupt": 1.0},
+        {"dropped": -0.1}, {"metrics": "loss"},
+    ],
+)  # fmt: skip
+def test_settings_that_cannot_be_are_refused_before_anybody_is_asked(settings: Any) -> None:
+    with pytest.raises(SettingError):
+        secure(everyone(fold=umbel.mean()), **settings)
 
 
 @pytest.mark.parametrize("settings", [{"clip": -1.0}, {"attempts": 0}, {"bits": 40}, {"corrupt": 0.7, "dropped": 0.6}])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import umbel
 from umbel.core.arrays import Arrays
 from umbel.core.randomness import Key
-from umbel.core.transform import Transform, as_arrays, chain, transform_from_spec
+from umbel.core.transform import Transform, as_arrays, chain, chain_from_spec, transform_from_spec
 from umbel.core.update import Free, Like, Update
 from umbel.errors import SettingError, StrategyError, UpdateRejected
 from umbel.folds import collect, total
@@ -82,8 +82,11 @@ def test_a_weight_is_a_share_of_the_largest() -> None:
 @pytest.mark.parametrize(
     ("settings", "weight", "metrics", "says"),
     [
-        ({"weight": 50.0}, 51.0, {}, "weight is 51, and secure_sum takes 50 at most"),
+        ({"weight": 50.0}, 51.0, {}, "weight is above 50, the most that secure_sum takes"),
         ({"weight": 50.0}, float("nan"), {}, "weight is nan"),
+        ({"weight": 50.0}, -1.0, {}, "weight is -1"),
+        ({}, -1.0, {}, "weight is -1"),
+        ({}, float("nan"), {}, "weight is nan"),
         ({"metrics": ("loss",)}, 1.0, {}, "metric 'loss', which secure_sum adds up, is missing"),
         ({"metrics": ("loss",)}, 1.0, {"loss": float("inf")}, "missing or not finite"),
     ],
@@ -109,6 +112,14 @@ def test_what_is_not_finite_is_refused(value: float) -> None:
 def test_settings_that_cannot_be_are_refused(settings: Any) -> None:
     with pytest.raises(SettingError):
         step_of(**settings)
+
+
+@pytest.mark.parametrize("session", [5, None, ["1.0.1"], True, "\ud800", "x" * 201])
+def test_a_session_that_has_no_name_is_refused_and_not_taken_for_none(session: Any) -> None:
+    """Else updates would be encoded by a step that nobody sees is one that seals, and sent without masks."""
+    [spec] = chain(step_of()).spec()
+    with pytest.raises(SettingError, match="a session of secure_sum has a name"):
+        chain_from_spec([{**spec, "settings": {**spec["settings"], "session": session}}])
 
 
 def test_it_crosses_the_wire() -> None:

@@ -18,6 +18,8 @@ from umbel.core.randomness import Key
 from umbel.core.update import Update
 from umbel.entropy import SYSTEM, Entropy
 from umbel.errors import UpdateRejected
+from umbel.privacy import shamir
+from umbel.privacy.neighbours import neighbourhood
 from umbel.privacy.secure_sum import BODY, HEAD, KEYS, SHARES, UNMASK, KeyPair, own_mask, pairwise, secure_sum
 from umbel.privacy.unmasking import SumSession
 
@@ -68,7 +70,7 @@ class Sitting:
         self.server.take_shares({c: self.ask(SHARES, c, self.server.asked(c)).arrays["shares"] for c in there})
 
     def masked(self, dropped: Iterable[Any] = ()) -> None:
-        there = [client for client in self.server.enough(self.server.shares) if client not in dropped]
+        there = [client for client in self.server.able() if client not in dropped]
         self.sent = {client: self.ask("train", client, self.server.received(client)) for client in there}
         self.server.summed = frozenset(self.sent)
 
@@ -296,6 +298,43 @@ def test_keys_with_which_nothing_is_agreed_are_refused(weak: bytes) -> None:
         changed(session, SHARES, keys=keys)
 
 
+# What docs/privacy.md says that a server can do that lies
+
+
+def unmasked(session: Sitting, victim: int, seed: Any, keys: dict[int, Any]) -> bool:
+    """Whether a client's update comes of shares of its seed, and of those of its own key or all its neighbours'."""
+    vectors = [session.sent[victim].arrays[name].copy() for name in (HEAD, BODY)]
+    module.add_masks(vectors, own_mask(shamir.recover(seed, session.step.threshold, 32), "1.0.1"), negative=True)
+    for peer in session.around[victim]:
+        mine, theirs = (victim, peer) if victim in keys else (peer, victim)
+        private = shamir.recover(keys[mine], session.step.threshold, 32)
+        key = pairwise(private, session.server.keys[theirs][32:].tobytes(), "1.0.1")
+        module.add_masks(vectors, key, negative=victim < peer)
+    return bool((vectors[1] == session.plain(victim).arrays[BODY]).all())
+
+
+@pytest.mark.parametrize(("same", "clients"), [(False, 10), (True, 20)])
+def test_a_server_that_lies_has_one_clients_update(same: bool, clients: int) -> None:
+    """It tells half of its neighbours that it stayed, and half that it is gone; or everybody that these are gone."""
+    degree, threshold = neighbourhood(clients, 0.1, 0.3)
+    session = Sitting(step_of(threshold, clients=clients, bits=16), np.arange(clients)[:, None] / 7, degree)
+    for phase in (session.keys, session.shares, session.masked):
+        phase()
+    seed, keys = dict[int, Any](), dict[int, dict[int, Any]]()
+    for place, peer in enumerate(session.around[0] if not same else range(1, clients)):
+        gone = {*session.around[0]} if same else {0} if place >= threshold else set()
+        session.server.summed = frozenset({*range(clients)} - gone)
+        inbox = session.server.told(peer)
+        if len(inbox["there"]) < threshold:
+            continue
+        told = session.ask(UNMASK, peer, inbox).arrays
+        for point, share in zip(inbox["there"].tolist(), told["seeds"], strict=True):
+            seed |= {peer + 1: share} if point == 1 else {}
+        for point, share in zip(inbox["gone"].tolist(), told["masks"], strict=True):
+            keys.setdefault(point - 1, {})[peer + 1] = share
+    assert unmasked(session, 0, seed, keys)
+
+
 # At the server
 
 
@@ -319,6 +358,17 @@ def test_shares_of_another_secret_are_found() -> None:
             session.server.unmask([each.copy() for each in vectors], {**told, **parts})
     session.server.unmask(vectors, told)
     assert not vectors[1].any()
+
+
+def test_who_has_too_few_neighbours_that_shared_costs_its_update_alone() -> None:
+    session = Sitting(step_of(3), np.ones((12, 3)), degree=6)
+    session.keys()
+    session.shares([1, 2, 3, 11])  # 0 has two neighbours left
+    session.masked()
+    assert sorted(session.sent) == [4, 5, 6, 7, 8, 9, 10]
+    vectors = session.opened()
+    expected = session.total([session.plain(client) for client in session.sent])
+    assert [vector.tolist() for vector in vectors] == [plain.tolist() for plain in expected]
 
 
 def test_who_has_not_shared_with_everybody_has_dropped_out() -> None:

@@ -11,6 +11,7 @@ from tests.server.relays import CLIENTS, OFFLINE, SPEC, World, ask_of, done_of, 
 
 import umbel
 from umbel.errors import ProtocolError
+from umbel.privacy import secure
 from umbel.server.relayed import OWNER
 from umbel.server.relaying import Relaying
 from umbel.server.signals import Connected, Hosting, Reached, SayAbove
@@ -97,7 +98,7 @@ SHAPES = (
 )
 
 
-def app_of():
+def app_of(strategy=None):
     client = umbel.Client()
 
     @client.train
@@ -111,7 +112,7 @@ def app_of():
     def data(source):
         return source
 
-    return umbel.App(client, model={"w": np.zeros(40)}, strategy=umbel.FedAvg(cohort=5), rounds=2)
+    return umbel.App(client, model={"w": np.zeros(40)}, strategy=strategy or umbel.FedAvg(cohort=5), rounds=2)
 
 
 @pytest.fixture(scope="module")
@@ -151,3 +152,11 @@ def test_without_faults_a_relay_sends_partials_alone(tmp_path, undisturbed, monk
     assert world.run(tmp_path, seed=5).model_sha256 == undisturbed[0]
     assert said.count("partial") == 2
     assert "result" not in said
+
+
+@pytest.mark.parametrize("place", range(len(SHAPES)))
+def test_relays_add_up_what_is_masked(tmp_path, place):
+    sealed = secure(umbel.FedAvg(cohort=5, fold=umbel.mean(), transforms=umbel.clip_by_norm(1.0)))
+    there = umbel.run(app_of(sealed), on=umbel.Simulation(clients=6), seed=5, folder=None)
+    world = Deployment(app_of(sealed), NODES, relays=SHAPES[place], seed=place, scratch=tmp_path, faults=Faults(most=0))
+    assert world.run(tmp_path, seed=5).model_sha256 == there.model_sha256

@@ -24,7 +24,7 @@ from .arrays import Array, Arrays, Schema, is_floating
 from .correction import Correction
 from .fold import Fold
 from .randomness import Key
-from .update import Expectation, Update
+from .update import Expectation, Free, Update
 from .update import as_arrays as arrays_of
 
 _registry: dict[tuple[str, int], type[Any]] = {}
@@ -270,6 +270,10 @@ class Chain(Transform):
         last: Any = self.parts[-1] if self.parts else None
         return last if hasattr(last, "take_part") else None  # a `Sealing`, which would take long to see
 
+    def folded(self, expects: Expectation) -> Expectation:
+        """What updates look like as they are folded: those that are sealed stay as they came."""
+        return expects if self.sealing is None else Free()
+
     def check(self, fold: Fold, expects: Expectation) -> None:
         for part in self.parts[:-1]:
             if isinstance(part, Sealing):
@@ -446,8 +450,8 @@ class Sealing(Protocol):
     """A step, the last of its chain, that takes part in a protocol by which updates are summed and nobody sees one.
 
     Asks of the kinds in `phases` are answered by it alone, without data or a handler. What it keeps from phase to
-    phase, its secrets, stays at the holder, beside what handlers and other steps keep. A holder answers each kind of
-    ask of one `session` once.
+    phase, its secrets, stays at the holder, beside what handlers and other steps keep. A holder answers each phase of
+    one `session` once, and one ask of any other kind.
     """
 
     phases: tuple[str, ...]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 
+from ..core.ask import PHASE
 from ..core.transform import chain_from_spec
 from ..trust.audit import Audit
 from ..wire import messages as m
@@ -18,11 +19,13 @@ from .signals import Event, Start, TaskDone, TaskFailed
 
 ANSWERED = "secure.answered"
 """The kind of record."""
+UPDATE = "update"
+"""The phase in which updates are masked, whatever the kind of the ask: by the same keys, so one of them is answered."""
 KEPT_ASKS = 64
 """Of so many asks it is kept which session they are of."""
 
 Phase = tuple[str, str, str, str]
-"""A run, a client, a session and a kind of ask."""
+"""A run, a client, a session and a phase of it."""
 
 
 class SecureSessions:
@@ -73,7 +76,9 @@ class SecureSessions:
     def _phase(self, task: m.Task, ask: m.AskSpec) -> Phase | None:
         """What a task answers of a secure sum; None where it is not of one."""
         session = self._session(ask.transforms)
-        return None if session is None else (task.run, task.client, session, ask.kind)
+        if session is None:
+            return None
+        return task.run, task.client, session, ask.kind if ask.kind.startswith(PHASE) else UPDATE
 
     def _session(self, transforms: str) -> str | None:
         if transforms not in self._known:

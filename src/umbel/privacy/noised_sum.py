@@ -72,6 +72,9 @@ class noised_sum(secure_sum):
     def modulus_bits(self) -> int:
         return self.shares.modulus_bits(self.clients)
 
+    def most(self, share: float, count: int) -> float:
+        return count * math.floor(self.longest) + self.shares.largest(count, 1e-9)
+
     @property
     def fewest(self) -> int:
         """So many clients have to be in a sum."""

@@ -16,7 +16,7 @@ from ..core.arrays import Array, Arrays, Schema, wide
 from ..core.ask import SEALED, Ask, PerClient, for_client
 from ..core.contract import first_asks
 from ..core.randomness import Key
-from ..core.settings import not_negative, positive, whole
+from ..core.settings import not_negative, whole
 from ..core.strategy import Asks, State, Strategy
 from ..core.transform import as_arrays, chain
 from ..core.update import Free, Like, Update
@@ -52,9 +52,11 @@ class Secured(Strategy):
     mechanism: str
 
     def __post_init__(self) -> None:
-        positive(self, "clip")
         not_negative(self, "noise")
         whole(self, attempts=1)
+        not_negative(self, "corrupt", "dropped", most=math.nextafter(1, 0))
+        bits = MOST_BITS if self.bits is None else self.bits
+        secure_sum("", 2, 3, self.clip, bits, self.weight, self.metrics)  # which looks at these
         if not isinstance(self.strategy, Strategy):
             raise StrategyError(f"secure wraps a strategy, not {self.strategy!r:.60}")
         fold = getattr(self.strategy, "fold", None)
@@ -83,8 +85,8 @@ class Secured(Strategy):
                 asks, answers = [asked] if isinstance(asked, Ask) else list(asked), []
                 try:
                     for ask in asks:
-                        answers.append((yield from self._summed(ask, f"{r}.{number}")))
-                        number += 1
+                        number += 1  # first: what comes to nothing has used up its sessions
+                        answers.append((yield from self._summed(ask, f"{r}.{number - 1}")))
                 except NothingToFold as error:
                     asked = inner.throw(error)
                 else:
@@ -128,11 +130,9 @@ class Secured(Strategy):
         step = self.step(ask, name, threshold, len(clients))
         shared = yield phase(SHARES, tuple(clients), session.asked)
         session.take_shares(_checked(shared, "shares"))
-        able = session.enough(session.shares)
-        if not able:
-            raise _too_few(
-                f"{len(session.shares)} clients have shared their keys, too few for {threshold} each", shared
-            )
+        told_shares = len(session.shares)
+        if not (able := session.able()):
+            raise _too_few(f"{told_shares} clients have shared their keys, too few for {threshold} each", shared)
         inner = ask.inbox
         answer: Answer = yield replace(
             ask, clients=_in_order(able, points), fold=total(), transforms=chain(ask.transforms, step),
@@ -143,13 +143,14 @@ class Secured(Strategy):
         session.summed = frozenset(answer.clients)
 
         def opened(last: Answer) -> Answer:
-            vectors = [answer.value[HEAD].copy(), answer.value[BODY].copy()]
+            whole = replace(answer, asked=told.asked, failed={**told.failed, **shared.failed, **answer.failed})
             try:
+                step.decode(Update(answer.value), None, Schema({}))  # a relay's sum may look like anything
+                vectors = [answer.value[HEAD].copy(), answer.value[BODY].copy()]
                 session.unmask(vectors, {client: update.arrays for client, update in last.value.items()})
+                return self._answer(ask, step, whole, *vectors)
             except UpdateRejected as error:
                 raise _too_few(f"the sum could not be unmasked: {error.message}", last) from error
-            whole = replace(answer, asked=told.asked, failed={**told.failed, **answer.failed})
-            return self._answer(ask, step, whole, *vectors)
 
         if not (left := session.enough(session.summed)):
             raise _too_few(f"{answer.count} clients have sent updates, too few for {threshold} neighbours each", answer)
@@ -171,13 +172,17 @@ class Secured(Strategy):
         share, cut, *metrics = (head.view("<i8") / FIXED).tolist()
         if not share > 0:
             raise _too_few(f"the weights of {answer.count} updates are 0", answer)
-        values = body.view(body.dtype.str.replace("u", "i")) * (step.clip / step.levels / share)
+        steps, alike = body.view(body.dtype.str.replace("u", "i")), not step.weight
+        most, largest = step.most(share, answer.count), np.abs(steps, dtype="f8").max(initial=0)
+        if share > answer.count or (alike and share != answer.count) or largest > most:
+            raise _too_few(f"the sum of {answer.count} updates is one that no such updates have", answer)
+        values = steps * (step.clip / step.levels / share)
         value = self._decoded(ask, step, values)
         if ask.fold.name == "total":
             value = value.map(lambda name, array: array * share)
         found = {name: each / share for name, each in zip(step.metrics, metrics, strict=True)}
         if not self.noise:
-            found["secure.cut"] = cut * FIXED / (answer.count * body.size)
+            found["secure.cut"] = cut * FIXED / max(1, answer.count * body.size)
         weight = share * (step.weight or 1.0)
         return replace(answer, value=value, metrics=found, weight=weight)
 
@@ -185,7 +190,10 @@ class Secured(Strategy):
         """The mean of what clients encoded, as it was before they encoded it."""
         update, schemas = self._zeros(ask, step.key)
         arrays, at, made = as_arrays(update), 0, dict[str, Array]()
-        for name, array in arrays.of_role("parameter").items():
+        parameters = arrays.of_role("parameter")
+        if values.size != (size := sum(array.size for array in parameters.values())):
+            raise UpdateRejected(f"it is of {values.size} elements, and the model has {size}")
+        for name, array in parameters.items():
             made[name] = values[at : at + array.size].reshape(array.shape).astype(array.dtype)
             at += array.size
         update = replace(update, arrays=arrays.replace(made))
@@ -256,6 +264,9 @@ class Secured(Strategy):
             raise StrategyError("metrics of evaluations, and aux arrays, are not summed securely")
         if ask.window.late == "keep":
             raise StrategyError("late updates are masked for a sum that is over", hint="Use a window with late='drop'.")
+        if reports := getattr(ask.correction, "reports", ()):
+            raise StrategyError(f"the strategy needs metrics ({', '.join(reports)}) of each client, and none are told")
+        replace(ask, fold=total(), transforms=chain(ask.transforms, self.step(ask, "", 2, 3)))  # looks at its steps
 
     def _check_fold(self, name: str) -> None:
         if name not in FOLDS:
@@ -317,6 +328,8 @@ def secure(
     ``distributed_skellam``, which a coarse grid takes. Who was asked is not hidden, all count alike, and metrics are
     not told.
     """
+    if isinstance(metrics, str):
+        raise SettingError(f"metrics are names in a list, not {metrics!r:.60}")
     return Secured(
         strategy=strategy, clip=clip, bits=bits, weight=weight, metrics=tuple(metrics), corrupt=corrupt,
         dropped=dropped, attempts=attempts, noise=noise, mechanism=mechanism,

@@ -29,6 +29,7 @@ FIXED = 1 << 20
 LARGEST_METRIC = 2.0**30
 """Metrics beyond are cut off there."""
 _PART = 1 << 14
+_LONGEST_NAME = 200
 
 
 @register_transform
@@ -62,6 +63,8 @@ class secure_sum(Transform):
         whole(self, bits=2, clients=2, threshold=2)
         if self.bits > 32 or self.modulus_bits > 64:
             raise SettingError(f"secure_sum sums values of up to 32 bits, of up to 2^32 clients, not of {self.bits}")
+        if not isinstance(self.session, str) or not self.session.isascii() or len(self.session) > _LONGEST_NAME:
+            raise SettingError(f"a session of secure_sum has a name of up to {_LONGEST_NAME} characters of ASCII")
         if not 0 <= self.weight < 2.0**40:
             raise SettingError(f"the largest weight of secure_sum is a number from 0 on, not {self.weight!r}")
 
@@ -74,6 +77,10 @@ class secure_sum(Transform):
     def levels(self) -> int:
         """A value is at most so many steps above or below zero."""
         return (1 << self.bits - 1) - 1
+
+    def most(self, share: float, count: int) -> float:
+        """What no element of a sum of so many updates, that count so much, is larger than in size, in steps."""
+        return self.levels * share + count  # each is rounded by less than a step
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -201,9 +208,10 @@ class secure_sum(Transform):
         return Update({"masks": masks, "seeds": seeds}), None
 
     def decode(self, update: Update, params: Any, schema: Schema | None = None) -> Update:
-        if schema is None:  # a phase of its own
-            return update
         arrays = as_arrays(update)
+        if schema is None:
+            self._check_told(arrays)
+            return update
         if {*arrays} != {HEAD, BODY} or update.delta:
             raise UpdateRejected("a sealed update has a head and a body")
         head, body = arrays[HEAD], arrays[BODY]
@@ -213,12 +221,25 @@ class secure_sum(Transform):
             raise UpdateRejected(f"the body of a sealed update is not a vector of {self.dtype.name}")
         return replace(update, weight=1.0, metrics={})
 
+    def _check_told(self, arrays: Arrays) -> None:
+        """Raise `UpdateRejected` for what is no answer of a phase of its own."""
+        if {*arrays} not in ({"keys"}, {"shares"}, {"masks", "seeds"}):
+            raise UpdateRejected("the update is not what secure_sum asks for in any phase")
+        for name, array in arrays.items():
+            dimensions, width, dtype = _TOLD[name]
+            if array.dtype != dtype or array.ndim != dimensions or array.shape[-1] != width:
+                raise UpdateRejected(f"the {name} are not what secure_sum asks for")
+            if dimensions == 2 and len(array) >= self.clients:
+                raise UpdateRejected(f"the {name} are of more neighbours than there are")
+
     def _share(self, weight: Any) -> float:
         """The share of the largest weight that an update counts, to a whole part of `FIXED`."""
+        if not weight >= 0:
+            raise UpdateRejected(f"the update's weight is {weight}", hint="A weight is zero or positive.")
         if not self.weight:
             return 1.0
         if not weight <= self.weight:
-            raise UpdateRejected(f"the update's weight is {weight:g}, and secure_sum takes {self.weight:g} at most")
+            raise UpdateRejected(f"the update's weight is above {self.weight:g}, the most that secure_sum takes")
         return round(float(weight) / self.weight * FIXED) / FIXED
 
     def _metric(self, metrics: Mapping[str, float], name: str) -> float:
@@ -251,6 +272,8 @@ class secure_sum(Transform):
 
 
 _NONCE = bytes(12)
+_TOLD = {"keys": (1, 64, np.uint8), "shares": (2, 88, np.uint8), "masks": (2, 9, np.uint32), "seeds": (2, 9, np.uint32)}
+"""How many dimensions, columns and which numbers clients tell in phases of their own."""
 
 
 class KeyPair:

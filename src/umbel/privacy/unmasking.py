@@ -63,6 +63,14 @@ class SumSession:
         counts = Counter(peer for client in left for peer in self.neighbours[client])
         return frozenset(client for client in left if counts[client] >= self.threshold)
 
+    def able(self) -> frozenset[ClientId]:
+        """Those who can be asked for updates. Who has too few neighbours that have shared is left out with its shares,
+        as if it had dropped out: nobody could take its masks off, and so nobody makes any with it.
+        """
+        while len(left := self.enough(self.shares)) < len(self.shares):
+            self.shares = {client: rows for client, rows in self.shares.items() if client in left}
+        return left
+
     def unmask(self, vectors: Sequence[Array], opened: Mapping[ClientId, Mapping[str, Array]]) -> None:
         """Take the masks off a sum, in place, with what clients have told. Raises `UpdateRejected` where it is too
         little, or not what they were given.

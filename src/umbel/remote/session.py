@@ -454,6 +454,7 @@ class RemoteSession(Session):
             if not sent.whole:
                 raise UpdateRejected("the window of this ask does not take partials")
             expects, model = for_client(sent.ask.expects, None), for_client(sent.ask.model, None)
+            expects = sent.ask.transform.folded(expects)
             bound = sent.ask.transform.bound
             tree = contents.answer(body.partial, path)
             partial = Partial.from_tree(sent.ask.fold, tree, expects, model, bound)

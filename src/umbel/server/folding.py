@@ -109,8 +109,8 @@ def _admit(intake: Intake, result: m.Result, update: Any, *, mapped: bool) -> No
 
 
 def _merge(intake: Intake, number: int, ask: Ask, body: m.Partial, tree: Any) -> None:
-    bound = ask.transform.bound
-    found = Partial.from_tree(ask.fold, tree, ask.expects, ask.model, bound)  # type: ignore[arg-type]
+    expects, bound = ask.transform.folded(ask.expects), ask.transform.bound  # type: ignore[arg-type]
+    found = Partial.from_tree(ask.fold, tree, expects, ask.model, bound)  # type: ignore[arg-type]
     if sorted(found.receipts) != sorted(receipt.task for receipt in body.receipts):
         raise UpdateRejected("a partial does not hold what its receipts say")
     intake.merge(number, found, {})

@@ -15,7 +15,7 @@ from ..core.ask import SENT, Ask, Sent, for_client
 from ..core.correction import check_reports
 from ..core.partial import Partial
 from ..core.task import Admit, Failed, Finished, Task
-from ..core.update import Contribution, Free, Like, Receipt, Stack, Stacking, Update, check, check_metrics
+from ..core.update import Contribution, Like, Receipt, Stack, Stacking, Update, check, check_metrics
 from ..errors import CallerError, ClientError, ClientId, UmbelError, UpdateRejected
 from .account import Account
 from .blame import traced
@@ -188,9 +188,7 @@ class Intake:
                     self._account.update_bytes += update_bytes(encoded)
                     self._account.plain_bytes += update_bytes(update)
                 step = "checked"
-                if transform.sealing is not None:  # which has checked what it decodes
-                    return check(update, Free(), None, client)
-                return check(update, sent.expects, sent.model, client)
+                return check(update, transform.folded(sent.expects), sent.model, client)
         except ClientError:
             raise
         except Exception as error:  # whatever it is, it comes of what one client sent, and costs its update alone
