@@ -304,12 +304,13 @@ def test_keys_with_which_nothing_is_agreed_are_refused(weak: bytes) -> None:
 def unmasked(session: Sitting, victim: int, seed: Any, keys: dict[int, Any]) -> bool:
     """Whether a client's update comes of shares of its seed, and of those of its own key or all its neighbours'."""
     vectors = [session.sent[victim].arrays[name].copy() for name in (HEAD, BODY)]
-    module.add_masks(vectors, own_mask(shamir.recover(seed, session.step.threshold, 32), "1.0.1"), negative=True)
+    plus, minus = list[bytes](), [own_mask(shamir.recover(seed, session.step.threshold, 32), "1.0.1")]
     for peer in session.around[victim]:
         mine, theirs = (victim, peer) if victim in keys else (peer, victim)
         private = shamir.recover(keys[mine], session.step.threshold, 32)
-        key = pairwise(private, session.server.keys[theirs][32:].tobytes(), "1.0.1")
-        module.add_masks(vectors, key, negative=victim < peer)
+        key = pairwise(KeyPair(private), session.server.keys[theirs][32:].tobytes(), "1.0.1")
+        (minus if victim < peer else plus).append(key)
+    module.add_masks(vectors, plus=plus, minus=minus)
     return bool((vectors[1] == session.plain(victim).arrays[BODY]).all())
 
 
