@@ -105,7 +105,7 @@ def _secured(strategy: Secured, asks: Sequence[Ask], model: Arrays, clients: int
         ("more vanish", f"after {strategy.attempts} sessions, each with fresh keys, nothing comes of it"),
         (f"fewer than {threshold} neighbours of a client conspire", "with the server they learn the sum, and no more"),
         (f"{threshold} or more do", "with the server they can have that client's update"),
-        ("the server invents clients", "they count as conspirators: nobody vouches for keys"),
+        ("the server lies", "it can have one client's update: against that there is nothing yet"),
         ("the model is looked at", hardly if strategy.noise else "may tell of single clients: there is no noise"),
     )
     return Explanation(clients, degree, threshold, phases, follows)
