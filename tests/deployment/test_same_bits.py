@@ -119,9 +119,10 @@ def test_a_relay_between_changes_no_bit(tmp_path_factory):
             machines.start_node(str(index), "--source", f"index={index}", join=machines.invitation())
         for index in range(4):
             machines.nodes[str(index)].wait_for("connected to")
-        run = machines.submit(f"{APP}:plain", 5, "--only", "0", "--only", "1", "--only", "2", "--only", "3")
-        with machines.office() as office:
-            assert machines.finished(run, office)["model_sha256"] == simulated("plain", 5).model_sha256
+        for name in ("plain", "secure"):
+            run = machines.submit(f"{APP}:{name}", 5, "--only", "0", "--only", "1", "--only", "2", "--only", "3")
+            with machines.office() as office:
+                assert machines.finished(run, office)["model_sha256"] == simulated(name, 5).model_sha256
         machines.stop()
     finally:
         machines.kill()
