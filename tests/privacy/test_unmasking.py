@@ -21,7 +21,7 @@ from umbel.errors import UpdateRejected
 from umbel.privacy import shamir
 from umbel.privacy.neighbours import neighbourhood
 from umbel.privacy.secure_sum import BODY, HEAD, KEYS, SHARES, UNMASK, KeyPair, own_mask, pairwise, secure_sum
-from umbel.privacy.unmasking import SumSession
+from umbel.privacy.unmasking import SumSession, sound
 
 module = sys.modules[secure_sum.__module__]
 NOTHING = Update()
@@ -370,6 +370,16 @@ def test_who_has_too_few_neighbours_that_shared_costs_its_update_alone() -> None
     vectors = session.opened()
     expected = session.total([session.plain(client) for client in session.sent])
     assert [vector.tolist() for vector in vectors] == [plain.tolist() for plain in expected]
+
+
+def test_keys_that_somebody_else_has_are_nobodys() -> None:
+    session = upto(SHARES)
+    keys = dict(session.server.keys)
+    assert list(sound(keys)) == [0, 1, 2, 3, 4]
+    assert sound(keys)[2] is keys[2]
+    assert list(sound({**keys, 3: np.concatenate([keys[3][:32], keys[1][32:]])})) == [0, 2, 4]
+    assert list(sound({**keys, 3: np.roll(keys[1], 32)})) == [0, 2, 4]
+    assert sound({}) == {}
 
 
 def test_who_has_not_shared_with_everybody_has_dropped_out() -> None:

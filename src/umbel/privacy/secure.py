@@ -28,7 +28,7 @@ from ..folds.total import total
 from .neighbours import graph, neighbourhood
 from .noised_sum import noised_sum
 from .secure_sum import BODY, FIXED, HEAD, KEYS, SHARES, UNMASK, secure_sum
-from .unmasking import SumSession
+from .unmasking import SumSession, sound
 
 FOLDS = ("mean", "weighted_mean", "total")
 NO_KEY = Key.from_seed(0)
@@ -118,7 +118,7 @@ class Secured(Strategy):
 
         step = self.step(ask, name, 2, 3)
         told = yield phase(KEYS, ask.clients)
-        keys = _checked(told, "keys")
+        keys = sound(_checked(told, "keys"))
         if len(keys) < 3:
             raise _too_few(f"{len(keys)} clients have sent keys, and secure sums are of 3 at least", told)
         clients = sorted(keys, key=client_order)

@@ -14,6 +14,25 @@ from . import shamir
 from .masks import KEY_BYTES, add_masks
 from .secure_sum import KeyPair, own_mask, pairwise
 
+_ANY = bytes(31) + b"\1"
+
+
+def sound(keys: Mapping[ClientId, Array]) -> dict[ClientId, Array]:
+    """The public keys with which something secret can be agreed, and that nobody else has told: with others a client
+    would make its neighbours refuse, and not itself.
+    """
+    halves = Counter(half.tobytes() for each in keys.values() for half in each.reshape(2, -1))
+    pair, found = KeyPair(_ANY), dict[ClientId, Array]()
+    for client, both in keys.items():
+        mine = [half.tobytes() for half in both.reshape(2, -1)]
+        try:
+            agreed = [pair.agreed(each) for each in mine]
+        except UpdateRejected:
+            continue
+        if agreed and max(halves[each] for each in mine) == 1:
+            found[client] = both
+    return found
+
 
 @dataclass(slots=True)
 class SumSession:
