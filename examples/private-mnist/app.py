@@ -46,18 +46,6 @@ def train(model, data, ctx):
     return umbel.torch.fit(umbel.torch.load_(Net(), model), data, ctx)
 
 
-@client.query("attack")
-@torch.inference_mode()
-def attack(model, data, ctx):
-    """How likely the model finds what is true of this client's images, and of ten that nobody has trained on."""
-    _, _, x, y = images()
-    here = slice(10 * ctx.client, 10 * ctx.client + 10)
-    other = torch.from_numpy(x[here]), torch.from_numpy(y[here])
-    net = umbel.torch.load_(Net(), model)
-    members, others = (-nn.functional.cross_entropy(net(x), y, reduction="none") for x, y in (data, other))
-    return umbel.Update({"members": members.numpy(), "others": others.numpy()})
-
-
 app = umbel.App(
     client,
     model=umbel.torch.model(Net),

@@ -12,8 +12,8 @@ from app import app
 
 import umbel
 
-APP = str(Path(__file__).with_name("app.py"))
-QUESTIONS = (["show", "last"], ["attack", "last", "--app", APP])
+ATTACK = str(Path(__file__).with_name("attack.py"))
+QUESTIONS = (["show", "last"], ["attack", "last", "--app", ATTACK])
 """Of `umbel privacy`: what was spent, and what an attack still finds."""
 
 

@@ -42,7 +42,7 @@ Commands:
   operators     Add, list and remove who may use a server.
   authority     Let another key take the place of the one by which a server...
   audit         Print who did what on a server; see whether that record is...
-  privacy       Plan noise, explain who sees what, show what was spent, audit it.
+  privacy       Plan noise, say who sees what and what was spent, audit, attack.
 
   Exit codes:
     0    done

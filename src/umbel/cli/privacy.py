@@ -17,7 +17,7 @@ Accountant = Annotated[
     ),
 ]
 
-privacy = group("privacy", "Plan noise, explain who sees what, show what was spent, audit and attack.")
+privacy = group("privacy", "Plan noise, say who sees what and what was spent, audit, attack.")
 
 
 def register(program: typer.Typer) -> None:
