@@ -52,7 +52,7 @@ def ran(step, folder, **settings):
 
 
 def test_what_is_pulled_of_a_run_tells_no_noise(tmp_path):
-    """Of each round's noise no 8 bytes are in any file, but for numbers so small that lengths in files are like them."""
+    """Of each round's noise no 8 bytes are in any file, but for numbers so small that lengths are like them."""
     step = dp_ftrl(norm=1.0, noise=1.0, expected=2, rounds=6, separation=4, bands=4)
     app, done = ran(step, tmp_path, cohort=Spaced(2, 4))
     (checkpoint,) = [path for path in (done.folder / "checkpoints").iterdir() if path.name.startswith("round-0003")]
