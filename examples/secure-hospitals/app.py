@@ -1,5 +1,5 @@
-"""Patients of four hospitals, behind noise that nobody has to be trusted with: each adds a share of it to its update,
-and the server learns nothing but sums.
+"""Patients of four hospitals, behind noise of which each adds a share to its update, and masks that cancel in the sum:
+of a server that follows the protocol, nobody has to believe that it adds noise.
 
 HEART=FOLDER umbel run examples/secure-hospitals/app.py
 """

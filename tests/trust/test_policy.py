@@ -81,6 +81,11 @@ def test_sums_that_show_no_update_can_be_required_and_bring_noise_of_their_own()
     assert "noise" in reason
     plain = secure_sum("1.0.1", 17, 100, 1.0)
     assert any("have to be hidden" in reason for reason in policy.check_ask(asked(plain)))
+    # what a run announces has the noise, and a threshold that follows from who takes part
+    announced = run(transforms=(replace(noised, threshold=2, clients=3, sharers=3),), kinds=("train",))
+    assert "threshold" in policy.check_run(announced, MANIFEST)[0]
+    needs = RequiredStep("noised_sum", {"noise": Range(1.5), "clip": Range(most=1.0)})
+    assert replace(policy, transforms=(needs,)).check_run(announced, MANIFEST) == []
     # in a phase of its own nothing is told of data, and not all settings are known; but who is asked counts there, too
     assert policy.check_ask(asked(replace(noised, threshold=2), kind="phase:keys")) == []
     assert "a cohort of 49" in policy.check_ask(asked(noised, kind="phase:keys", cohort=49))[0]
